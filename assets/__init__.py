@@ -1,0 +1,1 @@
+"""The asset graph: short doors into the library."""

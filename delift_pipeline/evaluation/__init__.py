@@ -1,0 +1,1 @@
+"""Metrics on the held-out set, reports and the leaderboard."""

@@ -1,0 +1,1 @@
+"""Prompt templates as data, and the exact tokens that are scored."""

@@ -1,0 +1,1 @@
+"""From files to typed, identified records and immutable dataset versions."""

@@ -1,0 +1,1 @@
+"""Teacher-forced log-probabilities of answers, alone and after a demonstration."""

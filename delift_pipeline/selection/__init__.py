@@ -1,0 +1,1 @@
+"""Submodular objectives, greedy optimizers and the selectors made of them."""

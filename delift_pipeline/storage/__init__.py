@@ -1,0 +1,1 @@
+"""The home directory: paths, atomic writes, manifests."""

@@ -1,0 +1,55 @@
+"""BLAKE2b digests of values, frames and files."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+DIGEST_BYTES = 16
+_CHUNK = 1 << 20
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """32 hexadecimal characters (BLAKE2b-128) over length-prefixed parts.
+
+    The length prefix keeps ("ab", "c") and ("a", "bc") apart.
+    """
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_text(*parts: str) -> str:
+    """`digest_bytes` of UTF-8 texts."""
+    return digest_bytes(*(part.encode("utf-8", "surrogatepass") for part in parts))
+
+
+def digest_json(value: Any) -> str:
+    """Digest of a JSON value, independent of key order."""
+    return digest_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def digest_frame(frame: pl.DataFrame) -> str:
+    """Digest of a frame's columns, row order included, independent of Parquet's encoding."""
+    return digest_text(
+        *(f"{name}:{frame[name].dtype}" for name in frame.columns), frame.write_ndjson()
+    )
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes, read in chunks."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def digest_files(root: Path, paths: list[Path]) -> str:
+    """Digest of several files by their names below `root` and their bytes."""
+    named = sorted((path.relative_to(root).as_posix(), digest_file(path)) for path in paths)
+    return digest_json(named)

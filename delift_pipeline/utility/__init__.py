@@ -1,0 +1,1 @@
+"""Pairwise utilities and the kernels built from them."""

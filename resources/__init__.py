@@ -1,0 +1,1 @@
+"""The configurable resources that assets depend on."""
