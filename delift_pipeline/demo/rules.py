@@ -1,0 +1,185 @@
+"""What a task of the demo world does: seven families of rules over words.
+
+A rule turns a *content* (the words of an input, each concept by its plain word) into an answer. The
+base model learns the families; which rule a mode word stands for it can learn only from records.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from delift_pipeline.demo import words as w
+
+FAMILIES: tuple[str, ...] = ("lookup", "translate", "group", "order", "format", "shift", "who")
+MAPPED: frozenset[str] = frozenset({"lookup", "translate", "group"})
+"""Families whose answers are codes that a map assigns to concepts or categories."""
+
+Content = tuple[str, ...]
+
+OPERATIONS: dict[str, Callable[[Content], Content]] = {
+    "copy": lambda words: words,
+    "reverse": lambda words: words[::-1],
+    "rotate": lambda words: words[1:] + words[:1],
+    "swap": lambda words: (words[1], words[0], *words[2:]),
+    "first": lambda words: words[:1],
+    "last": lambda words: words[-1:],
+    "double": lambda words: tuple(word for word in words for _ in range(2)),
+}
+SHIFTS: tuple[int, ...] = (-3, -2, -1, 1, 2, 3)
+ALL_FORMS: tuple[str, ...] = (*w.CONCEPTS, *w.SYNONYMS.values())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a family.
+
+    Attributes:
+        family: One of `FAMILIES`.
+        mode: The word that names the rule in an instruction.
+        codes: For mapped families: concept (or, for `group`, category) -> code.
+        operation: For `order`: a key of `OPERATIONS`.
+        marks: For `format`: what opens, separates and closes the list.
+        step: For `shift`: what is added to the number.
+        style: For `who`: 0 to 3, the form of the answer.
+        ending: For `who`: the code that ends every answer.
+    """
+
+    family: str
+    mode: str
+    codes: dict[str, str] = field(default_factory=dict)
+    operation: str = "copy"
+    marks: tuple[str, str, str] = ("[", ",", "]")
+    step: int = 1
+    style: int = 0
+    ending: str = ""
+
+
+def draw_map(keys: Sequence[str], codes: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """Give each key another code."""
+    return dict(zip(keys, rng.sample(list(codes), len(keys)), strict=True))
+
+
+def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = None) -> Rule:
+    """Draw a fresh rule.
+
+    Args:
+        family: One of `FAMILIES`.
+        mode: The mode word that will name it.
+        rng: Source of chance.
+        keys: How many concepts or categories a map holds; 2 to 5 (`group`: 2 or 3) by default.
+
+    Raises:
+        ValueError: The family is unknown.
+    """
+    if family in ("lookup", "translate"):
+        drawn = rng.sample(w.CONCEPTS, keys or rng.randint(2, 5))
+        return Rule(family, mode, codes=draw_map(drawn, w.CODES, rng))
+    if family == "group":
+        drawn = rng.sample(list(w.CATEGORIES), keys or rng.randint(2, 3))
+        return Rule(family, mode, codes=draw_map(drawn, w.CODES, rng))
+    if family == "order":
+        return Rule(family, mode, operation=rng.choice(list(OPERATIONS)))
+    if family == "format":
+        marks = (rng.choice(w.OPENERS), rng.choice(w.SEPARATORS), rng.choice(w.CLOSERS))
+        return Rule(family, mode, marks=marks)
+    if family == "shift":
+        return Rule(family, mode, step=rng.choice(SHIFTS))
+    if family == "who":
+        return Rule(family, mode, style=rng.randint(0, 3), ending=rng.choice(w.CODES))
+    raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
+
+
+def draw_content(
+    rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORMS
+) -> Content:
+    """Draw an input for a rule, every possible one as likely.
+
+    Args:
+        rule: The rule.
+        rng: Source of chance.
+        forms: The words that lists and questions are made of; at least four.
+    """
+    if rule.family == "lookup":
+        return (rng.choice(list(rule.codes)),)
+    if rule.family == "translate":
+        return tuple(rng.sample(list(rule.codes), rng.randint(1, min(3, len(rule.codes)))))
+    if rule.family == "group":
+        return (rng.choice(w.CATEGORIES[rng.choice(list(rule.codes))]),)
+    if rule.family == "order":
+        return tuple(rng.sample(forms, rng.randint(2, 4)))
+    if rule.family == "format":
+        return tuple(rng.sample(forms, rng.randint(1, 3)))
+    if rule.family == "shift":
+        return (str(rng.randint(3, 16)),)
+    return _question(rng, forms)
+
+
+def _question(rng: random.Random, forms: Sequence[str]) -> Content:
+    first, second = rng.sample(w.NAMES, 2)
+    thing, other = rng.sample(forms, 2)
+    asked = rng.choice((thing, other))
+    story = f"{first} has the {thing} . {second} has the {other} . who has the {asked} ?"
+    return tuple(story.split())
+
+
+def answer(rule: Rule, content: Content) -> str:
+    """The right answer to a content, as text.
+
+    Raises:
+        KeyError: The map holds no code for a concept of the content.
+    """
+    return " ".join(_ANSWERS[rule.family](rule, content))
+
+
+def _group(rule: Rule, content: Content) -> Content:
+    return tuple(rule.codes[w.CATEGORY_OF[word]] for word in content)
+
+
+def _mapped(rule: Rule, content: Content) -> Content:
+    return tuple(rule.codes[word] for word in content)
+
+
+def _ordered(rule: Rule, content: Content) -> Content:
+    return OPERATIONS[rule.operation](content)
+
+
+def _formatted(rule: Rule, content: Content) -> Content:
+    opener, separator, closer = rule.marks
+    return (opener, *f" {separator} ".join(content).split(), closer)
+
+
+def _shifted(rule: Rule, content: Content) -> Content:
+    return (str(int(content[0]) + rule.step),)
+
+
+def _told(rule: Rule, content: Content) -> Content:
+    asked = content[-2]
+    person = content[0] if content[3] == asked else content[5]
+    styles = (f"{person}", f"it is {person}", f"{person} has the {asked}", f"i say {person}")
+    return (*styles[rule.style].split(), rule.ending)
+
+
+_ANSWERS: dict[str, Callable[[Rule, Content], Content]] = {
+    "lookup": _mapped,
+    "translate": _mapped,
+    "group": _group,
+    "order": _ordered,
+    "format": _formatted,
+    "shift": _shifted,
+    "who": _told,
+}
+
+
+def draw_instruction(rule: Rule, rng: random.Random) -> str:
+    """One of the wordings of the rule's instruction, half of the time with an opening phrase."""
+    greeting = rng.choice(w.GREETINGS) if rng.random() < 0.4 else ""
+    address = rng.choice(w.ADDRESSES) if rng.random() < 0.2 else ""
+    wording = rng.choice(w.TEMPLATES[rule.family]).format(mode=rule.mode)
+    return " ".join(f"{greeting} {address} {wording}".split())
+
+
+def draw_input(rule: Rule, content: Content, rng: random.Random) -> str:
+    """A content as text; in mapped families each concept by either of its two words."""
+    if rule.family not in MAPPED:
+        return " ".join(content)
+    return " ".join(rng.choice((word, w.SYNONYMS[word])) for word in content)
