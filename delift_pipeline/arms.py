@@ -1,0 +1,214 @@
+"""Arms: one tracked experiment cell each (stage x selector x options), read from `arms.yaml`."""
+
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.selection.registry import SELECTORS
+from delift_pipeline.storage.home import ARM_PATTERN, Home
+from delift_pipeline.training.options import TrainingOptions
+
+STAGES = ("instruction_tuning", "task_specific", "continual")
+Stage = Literal["instruction_tuning", "task_specific", "continual"]
+Budget = float | int | Literal["full"]
+
+T = TypeVar("T", bound=BaseModel)
+
+SECTIONS = {"plan", "defaults", "selectors", "arms"}
+
+COMPARISONS = ("random", "full")
+"""Selectors that every other arm's report is read beside, so they are made first."""
+
+
+class PlanOptions(BaseModel):
+    """How pairs are planned for a version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dense_limit: int = Field(
+        2000, ge=1, description="Largest pool for which every pair is scored when an arm needs it."
+    )
+    neighbours: int = Field(20, ge=1, description="Nearest prompts scored per record.")
+    embedder: str = Field(
+        "tfidf", description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id."
+    )
+
+
+class Arm(BaseModel):
+    """One arm: what is selected, how it is trained and how it is measured.
+
+    Attributes:
+        name: `stage.selector[-variant]`; never renamed.
+        enabled: False keeps a retired arm listed and asks for no more runs of it.
+        budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all.
+        seed: Seeds the selector (where it draws) and the training.
+        options: The selector's options, complete and validated by its own model.
+        training: Fine-tuning options.
+        evaluation: Evaluation options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    enabled: bool = True
+    budget: Budget = 0.3
+    seed: int = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingOptions
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+
+    @property
+    def stage(self) -> str:
+        """The part of the name before the first dot."""
+        return self.name.split(".", 1)[0]
+
+    @property
+    def selector(self) -> str:
+        """The selector's name, without the variant."""
+        return _selector_of(self.name)
+
+    @property
+    def kin(self) -> str:
+        """The instruction-tuning arm with the same selector and variant: what a first version has."""
+        return f"instruction_tuning.{self.name.split('.', 1)[1]}"
+
+
+class Arms(BaseModel):
+    """All arms and the plan options they share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plan: PlanOptions = Field(default_factory=PlanOptions)
+    arms: tuple[Arm, ...]
+
+    def __iter__(self) -> Iterator[Arm]:  # type: ignore[override]
+        return iter(self.arms)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, enabled or not, in the file's order."""
+        return [arm.name for arm in self.arms]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name.
+
+        Raises:
+            Refused: there is none; the sentence names those there are.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise Refused(
+            Fault(f"no arm is named {name!r}; arms.yaml has: {', '.join(self.names)}", field="arm")
+        )
+
+    def of_stages(self, stages: tuple[str, ...]) -> list[Arm]:
+        """Enabled arms of these stages, the comparisons (random, full) first."""
+        chosen = [arm for arm in self.arms if arm.enabled and arm.stage in stages]
+        return sorted(chosen, key=lambda arm: arm.selector not in COMPARISONS)
+
+
+def load_arms(home: Home | None = None) -> Arms:
+    """The arms of a home: its own `arms.yaml` where there is one, else the package's.
+
+    Raises:
+        Refused: every fault of the file at once, each with its field.
+    """
+    own = (home or Home.at()).arms_file if home or os.environ.get("DELIFT_HOME") else None
+    if own and own.is_file():
+        return read_arms(own.read_text(encoding="utf-8"), str(own.name))
+    return read_arms(default_text(), "arms.yaml (package default)")
+
+
+def default_text() -> str:
+    """The shipped `arms.yaml`."""
+    return resources.files("delift_pipeline.defaults").joinpath("arms.yaml").read_text("utf-8")
+
+
+def load_arms_file(path: Path) -> Arms:
+    """The arms of one file."""
+    return read_arms(path.read_text(encoding="utf-8"), str(path))
+
+
+def read_arms(text: str, file: str) -> Arms:
+    """Parse and validate the whole of an `arms.yaml`.
+
+    Raises:
+        Refused: every fault at once.
+    """
+    try:
+        document = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise Refused(Fault(f"not YAML: {error}", file=file)) from error
+    if not isinstance(document, dict) or not isinstance(document.get("arms"), dict):
+        raise Refused(Fault("needs a mapping `arms:` from arm name to its settings", file=file))
+    arms, faults = _parse_arms(document, file)
+    plan = _validated(PlanOptions, document.get("plan") or {}, file, "plan", faults)
+    unknown = set(document) - SECTIONS
+    reason = f"is not a section; there are {', '.join(sorted(SECTIONS))}"
+    faults += [Fault(reason, file, field=str(key)) for key in unknown]
+    if faults:
+        raise Refused(*faults)
+    return Arms(plan=plan or PlanOptions(), arms=tuple(arms))
+
+
+def _parse_arms(document: dict[str, Any], file: str) -> tuple[list[Arm], list[Fault]]:
+    arms: list[Arm] = []
+    faults: list[Fault] = []
+    selectors = document.get("selectors") or {}
+    for name, settings in document["arms"].items():
+        where = f"arms.{name}"
+        reason = _name_fault(str(name))
+        if reason:
+            faults.append(Fault(reason, file, field=where))
+            continue
+        merged = _merged(document.get("defaults") or {}, settings or {}) | {"name": name}
+        selector = _selector_of(name)
+        given = _merged(selectors.get(selector) or {}, merged.get("options") or {})
+        options = _validated(
+            SELECTORS[selector].options_model, given, file, f"{where}.options", faults
+        )
+        merged["options"] = options.model_dump(mode="json") if options else {}
+        arm = _validated(Arm, merged, file, where, faults)
+        if arm is not None:
+            arms.append(arm)
+    return arms, faults
+
+
+def _selector_of(name: str) -> str:
+    return name.split(".", 1)[1].split("-", 1)[0]
+
+
+def _name_fault(name: str) -> str | None:
+    if not ARM_PATTERN.fullmatch(name):
+        return f"is no arm name: write stage.selector[-variant], stage one of {', '.join(STAGES)}"
+    if _selector_of(name) not in SELECTORS:
+        known = ", ".join(sorted(SELECTORS))
+        return f"selector {_selector_of(name)!r} is unknown; there are: {known}"
+    return None
+
+
+def _validated(model: type[T], value: Any, file: str, where: str, faults: list[Fault]) -> T | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        for item in error.errors():
+            field = ".".join(str(part) for part in (where, *item["loc"]))
+            faults.append(Fault(f"{item['msg']} (got {item['input']!r})", file, field=field))
+        return None
+
+
+def _merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` over `defaults`, mapping by mapping."""
+    result = dict(defaults)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,56 @@
+"""The `delift` program: exit status 0 done, 1 the work failed, 2 the input was refused."""
+
+import os
+import sys
+
+import click
+import typer
+
+from delift_pipeline.cli import data, demo, inspection, runs
+from delift_pipeline.errors import DeliftError, Refused
+
+app = typer.Typer(
+    help="Choose the part of an instruction data set worth fine-tuning on, and say why.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("ingest")(data.ingest)
+app.command("select")(data.select)
+app.command("score")(inspection.score)
+app.command("prompt")(inspection.prompt)
+app.command("run")(runs.run)
+app.command("ui")(runs.ui)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program and exit with its status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the program; the exit status instead of exceptions."""
+    try:
+        app(args=arguments, standalone_mode=False)
+    except Refused as refused:
+        for fault in refused.faults:
+            print(fault, file=sys.stderr)
+        return 2
+    except DeliftError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    main()

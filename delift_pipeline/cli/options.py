@@ -1,0 +1,69 @@
+"""Options that several commands share."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from delift_pipeline.progress import Progress, progress_for
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="DELIFT_HOME", help="The home directory [./delift_home]."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="DELIFT_MODEL",
+        help="A model folder, a hub id, or `demo` (the packaged one).",
+    ),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="The hub revision to load.")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Prompt template: plain, paper, world, a file.")
+]
+WindowOption = Annotated[
+    int | None, typer.Option(help="Tokens a prompt may take [the model's, <= 2048].")
+]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Load the good records and say how many were left out.")
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", help="FIELD=COLUMN, for a file with columns of other names; repeatable."
+    ),
+]
+
+
+def progress() -> Progress:
+    """A bar where standard error is a terminal, plain lines elsewhere."""
+    return progress_for(sys.stderr.isatty())
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def column_mapping(columns: list[str] | None) -> dict[str, str] | None:
+    """`["instruction=q"]` as `{"instruction": "q"}`.
+
+    Raises:
+        typer.BadParameter: an item has no `=`.
+    """
+    if not columns:
+        return None
+    pairs = [item.partition("=") for item in columns]
+    bad = [field for field, equals, column in pairs if not (field and equals and column)]
+    if bad:
+        raise typer.BadParameter(f"write --column FIELD=COLUMN, not {', '.join(bad)}")
+    return {field: column for field, _, column in pairs}

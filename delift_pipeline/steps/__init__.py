@@ -1,0 +1,1 @@
+"""One module per asset: read a home, do what is missing, write, say what to show."""

@@ -1,0 +1,56 @@
+"""What a step of the graph did, in plain data that an asset or a command can show."""
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from delift_pipeline.storage.manifest import Manifest
+
+PREVIEW_ROWS = 20
+PREVIEW_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check on what a step wrote.
+
+    Attributes:
+        passed: Whether it holds.
+        note: One sentence, with numbers.
+        facts: Numbers worth plotting over time.
+    """
+
+    passed: bool
+    note: str
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did.
+
+    Attributes:
+        manifest: The manifest of what was written or found.
+        path: Where it lies, relative to the home.
+        reused: Whether it was found whole, so that nothing had to be done.
+        facts: Numbers and names to show.
+        plots: PNG images by title.
+        tables: Small tables to show by title, at most `PREVIEW_ROWS` rows each.
+        checks: Check results by name.
+        links: Addresses by title.
+    """
+
+    manifest: Manifest
+    path: str
+    reused: bool = False
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+    plots: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+
+
+def preview(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
+    """The first rows of some columns with texts shortened: what metadata may hold."""
+    short = frame.select(columns).head(PREVIEW_ROWS)
+    return short.with_columns(pl.col(pl.String).str.slice(0, PREVIEW_CHARACTERS))
