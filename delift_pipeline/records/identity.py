@@ -1,0 +1,43 @@
+"""What makes two records the same: the exact text of prompt and answer."""
+
+from collections.abc import Collection
+
+import polars as pl
+
+from delift_pipeline.storage.hashing import digest_json, digest_text
+
+
+def record_id(instruction: str, input: str, output: str) -> str:
+    """The identity of a record: 32 hexadecimal characters, BLAKE2b-128.
+
+    The canonical form is the exact UTF-8 text of the three fields, each preceded by its length in
+    bytes. Nothing is trimmed or normalised: every difference that reaches the tokens the model
+    scores is a different record, so one id always stands for the same scores.
+    """
+    return digest_text(instruction, input, output)
+
+
+def content_hash(frame: pl.DataFrame, derived: Collection[str] = ()) -> str:
+    """The identity of a set of records: 32 hexadecimal characters.
+
+    It covers which records there are and what the file says of each (source, task, source ids),
+    and neither their order nor their copies: a file that repeats or reorders another hashes like
+    it.
+
+    Args:
+        frame: n records (`RECORD_SCHEMA`).
+        derived: Those of `source` and `source_ids` that only repeat the file's name, and so say
+            nothing about the records.
+    """
+    rows = [
+        (
+            record,
+            "" if "source" in derived else source,
+            task,
+            [] if "source_ids" in derived else sorted(set(source_ids)),
+        )
+        for record, source, task, source_ids in frame.select(
+            "record_id", "source", "task", "source_ids"
+        ).iter_rows()
+    ]
+    return digest_json(sorted(rows))

@@ -1,0 +1,210 @@
+"""Ingesting files as an immutable dataset version."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.parts import Parts, settle
+from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.stored import (
+    Changes,
+    DatasetVersion,
+    changes,
+    known_manifest,
+    load_version,
+    pool_ids,
+)
+from delift_pipeline.storage.atomic import replacing_folder, write_parquet
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.home import Home, checked_version
+from delift_pipeline.storage.manifest import Manifest, read_manifest
+
+__all__ = ["Changes", "DatasetVersion", "changes", "ingest", "load_version"]
+
+COVERAGES = ("auto", "neighbours", "all")
+EXISTING = ("subset", "pool")
+DATASET_CODE_VERSION = "1"
+
+
+def ingest(
+    home: Home,
+    file: Path,
+    *,
+    version: str,
+    parents: Sequence[str] = (),
+    target: Path | None = None,
+    heldout: Path | None = None,
+    dataset: str | None = None,
+    skip_bad: bool = False,
+    mapping: Mapping[str, str] | None = None,
+    coverage: str = "auto",
+    existing: str = "subset",
+    model: str | None = None,
+    template: str | None = None,
+) -> Manifest:
+    """Store a file, with its target and held-out sets, as a new version.
+
+    Without a held-out file the first parent's held-out set is taken; without parents a seeded
+    tenth of the pool is set aside. Records of a parent's set-aside that turn up again in the pool
+    are withheld from it and counted, since no file could have left them out.
+
+    Args:
+        home: Where to store it, as `datasets/<version>`.
+        file: The pool.
+        version: Its name, for ever: storing the same again does nothing.
+        parents: Stored versions it follows.
+        target: Records of the task to select for.
+        heldout: Records for evaluation only.
+        dataset: The data set it is a version of; else the first parent's, else the version's name
+            up to its last `-`.
+        skip_bad: Leave faulty rows out (of all three files) and count them.
+        mapping: Column mapping of all three files, see `read_records`.
+        coverage: Which pairs to score: `auto`, `neighbours` or `all`.
+        existing: What continual selection compares with: the parents' `subset` or whole `pool`.
+        model: The scorer model, if the version has its own.
+        template: The prompt template, if the version has its own.
+
+    Returns:
+        The manifest; its content hash depends on the records, not on their order or copies.
+
+    Raises:
+        Refused: every fault of names, options and files at once; nothing is written.
+    """
+    settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
+    files = _read_all({"pool": file, "target": target, "heldout": heldout}, mapping, skip_bad)
+    faults = _name_faults(home, version, parents, settings) + files.faults
+    if faults:
+        raise Refused(*faults)
+    parts = settle(home, files.read, tuple(parents))
+    manifest = _manifest(home, version, dataset, tuple(parents), settings, files.read, parts)
+    return _store(home, version, manifest, parts.frames)
+
+
+@dataclass(frozen=True)
+class _Files:
+    read: dict[str, RecordsFile]
+    faults: list[Fault]
+
+
+def _read_all(
+    paths: Mapping[str, Path | None], mapping: Mapping[str, str] | None, skip_bad: bool
+) -> _Files:
+    read: dict[str, RecordsFile] = {}
+    faults: list[Fault] = []
+    for part, path in paths.items():
+        if path is None:
+            continue
+        try:
+            read[part] = read_records(path, mapping=mapping, skip_bad=skip_bad)
+        except Refused as refused:
+            # A fault of the mapping would come once for each file.
+            faults += [fault for fault in refused.faults if fault not in faults]
+    return _Files(read, faults)
+
+
+def _name_faults(
+    home: Home, version: str, parents: Sequence[str], settings: Mapping[str, Any]
+) -> list[Fault]:
+    faults: list[Fault] = []
+    for name in dict.fromkeys((version, *parents)):
+        try:
+            checked_version(name)
+            if name in parents and name != version:
+                known_manifest(home, name)
+        except Refused as refused:
+            field = "parent" if name in parents else "version"
+            faults += [Fault(fault.reason, field=field) for fault in refused.faults]
+    if version in parents:
+        faults.append(Fault(f"{version!r} cannot be its own parent", field="parent"))
+    twice = sorted({name for name in parents if list(parents).count(name) > 1})
+    faults += [Fault(f"{name!r} is named twice", field="parent") for name in twice]
+    for option, known in (("coverage", COVERAGES), ("existing", EXISTING)):
+        if settings[option] not in known:
+            reason = f"{settings[option]!r} is none of {', '.join(known)}"
+            faults.append(Fault(reason, field=option))
+    return faults
+
+
+def _manifest(
+    home: Home,
+    version: str,
+    dataset: str | None,
+    parents: tuple[str, ...],
+    settings: Mapping[str, Any],
+    files: Mapping[str, RecordsFile],
+    parts: Parts,
+) -> Manifest:
+    named = dataset or _dataset_name(home, version, parents)
+    about = {"dataset": named, "version": version, "parents": list(parents), **settings}
+    hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
+    left_out = sum(file.left_out for file in files.values())
+    return Manifest(
+        kind="dataset",
+        content_hash=digest_json(parts.hashes),
+        parents={f"dataset:{name}": known_manifest(home, name).content_hash for name in parents},
+        counts=_counts(home, parents, files, parts),
+        details={
+            **about,
+            "shape": files["pool"].shape,
+            **hashes,
+            "left_out": left_out,
+            **parts.details,
+        },
+        request=about,
+        code_version=DATASET_CODE_VERSION,
+    )
+
+
+def _dataset_name(home: Home, version: str, parents: tuple[str, ...]) -> str:
+    if parents:
+        return known_manifest(home, parents[0]).details["dataset"]
+    return version.rpartition("-")[0] or version
+
+
+def _counts(
+    home: Home, parents: tuple[str, ...], files: Mapping[str, RecordsFile], parts: Parts
+) -> dict[str, int]:
+    sizes = {part: 0 if frame is None else frame.height for part, frame in parts.frames.items()}
+    new = (~parts.pool["record_id"].is_in(pool_ids(home, parents).implode())).sum()
+    return {
+        **sizes,
+        "read": sum(file.read for file in files.values()),
+        "folded": sum(file.folded for file in files.values()),
+        "left_out": sum(file.left_out for file in files.values()),
+        "withheld": parts.withheld,
+        "new": int(new),
+    }
+
+
+def _store(
+    home: Home, version: str, manifest: Manifest, frames: Mapping[str, pl.DataFrame | None]
+) -> Manifest:
+    """Write the version's folder whole, unless it is there already."""
+    home.datasets.mkdir(parents=True, exist_ok=True)
+    with FileLock(home.datasets / f".{version}.lock"):
+        stored = read_manifest(home.dataset(version))
+        if stored is not None:
+            return _same(stored, manifest, version)
+        with replacing_folder(home.dataset(version)) as folder:
+            for part, frame in frames.items():
+                if frame is not None:
+                    write_parquet(folder / f"{part}.parquet", frame)
+            manifest.write(folder)
+    return manifest
+
+
+def _same(stored: Manifest, manifest: Manifest, version: str) -> Manifest:
+    different = [] if stored.content_hash == manifest.content_hash else ["records"]
+    different += [key for key, value in manifest.request.items() if stored.request[key] != value]
+    if different:
+        reason = (
+            f"version {version!r} is stored with other {', '.join(different)}, and a version "
+            "never changes: choose another name"
+        )
+        raise Refused(Fault(reason, field="version"))
+    return stored
