@@ -89,9 +89,7 @@ def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = Non
     raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
 
 
-def draw_content(
-    rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORMS
-) -> Content:
+def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORMS) -> Content:
     """Draw an input for a rule, every possible one as likely.
 
     Args:

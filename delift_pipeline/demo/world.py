@@ -1,0 +1,165 @@
+"""The demo world: ten tasks with fixed rules that the base model has never seen.
+
+It is synthetic, and was decided before any selector was tried on it. What makes it fair:
+
+- every concept has two words, and a fact is asked with either: equal facts need not share words;
+- all tasks share one small set of concepts and codes: shared words do not mean a shared fact;
+- the sizes of tasks and of facts are skewed, so that a random choice repeats the frequent ones;
+- most records repeat a fact in another wording, so that much of a pool is redundant, and known;
+- a share of the outputs is wrong, each independently, and which ones is known too.
+
+The mode word names the task, so a bag of words finds the task of most records: this is not a world
+hostile to embeddings. Its answers are short and exact; nothing measured on it says how long free
+text behaves.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from delift_pipeline.demo import words as w
+from delift_pipeline.demo.rules import (
+    MAPPED,
+    OPERATIONS,
+    Content,
+    Rule,
+    draw_content,
+    draw_map,
+    draw_rule,
+)
+
+PLAN: tuple[tuple[str, int], ...] = (
+    ("lookup", 10),
+    ("lookup", 8),
+    ("translate", 8),
+    ("translate", 6),
+    ("group", 12),
+    ("order", 8),
+    ("order", 8),
+    ("format", 8),
+    ("shift", 8),
+    ("who", 8),
+)
+"""Family and number of facts of each task."""
+
+TASK_NAMES: tuple[str, ...] = tuple(
+    f"{family}-{1 + sum(other == family for other, _ in PLAN[:index])}"
+    for index, (family, _) in enumerate(PLAN)
+)
+"""The tasks of every world, by family; which of them is frequent differs from world to world."""
+
+SHARED_CATEGORIES, PER_CATEGORY, SHARED_CODES, PER_GROUP = 4, 5, 20, 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: Such as `lookup-1`.
+        rule: What its right answers follow.
+        facts: The distinct inputs that a pool repeats, the most frequent first.
+    """
+
+    name: str
+    rule: Rule
+    facts: tuple[Content, ...]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the facts are all there is to know; else the rule applies to any input."""
+        return self.rule.family in MAPPED
+
+
+@dataclass(frozen=True)
+class World:
+    """Ten tasks over shared concepts and codes.
+
+    Attributes:
+        seed: What it was drawn from.
+        tasks: The tasks, the most frequent first.
+        concepts: The plain words of the shared concepts.
+        codes: The shared answer codes.
+    """
+
+    seed: int
+    tasks: tuple[Task, ...]
+    concepts: tuple[str, ...]
+    codes: tuple[str, ...]
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Both words of every shared concept."""
+        return (*self.concepts, *(w.SYNONYMS[concept] for concept in self.concepts))
+
+    def task(self, name: str) -> Task:
+        """The task of a name.
+
+        Raises:
+            ValueError: No task has it.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"task {name!r} is none of {', '.join(sorted(TASK_NAMES))}")
+
+
+def fact_key(task: Task, content: Content) -> str:
+    """The name of a fact, such as `lookup-1: cat`."""
+    return f"{task.name}: {' '.join(content)}"
+
+
+def make_world(seed: int) -> World:
+    """Draw the rules, facts and frequencies of the ten tasks."""
+    rng = random.Random(f"world {seed}")
+    categories = rng.sample(list(w.CATEGORIES), SHARED_CATEGORIES)
+    shared = {name: rng.sample(w.CATEGORIES[name], PER_CATEGORY) for name in categories}
+    concepts = tuple(concept for drawn in shared.values() for concept in drawn)
+    codes = tuple(rng.sample(w.CODES, SHARED_CODES))
+    draft = World(seed, (), concepts, codes)
+    rules = _draw_rules(draft, shared, rng)
+    tasks = [
+        Task(name, rule, _draw_facts(draft, rule, count, shared, rng))
+        for name, rule, (_, count) in zip(TASK_NAMES, rules, PLAN, strict=True)
+    ]
+    rng.shuffle(tasks)
+    return World(seed, tuple(tasks), concepts, codes)
+
+
+def _draw_rules(world: World, shared: dict[str, list[str]], rng: random.Random) -> list[Rule]:
+    modes = rng.sample(w.MODES, len(PLAN))
+    operations = iter(rng.sample(list(OPERATIONS), len(OPERATIONS)))
+    rules = []
+    for (family, count), mode in zip(PLAN, modes, strict=True):
+        rule = draw_rule(family, mode, rng)
+        if family in MAPPED:
+            keys = list(shared) if family == "group" else rng.sample(world.concepts, count)
+            rule = replace(rule, codes=draw_map(keys, world.codes, rng))
+        elif family == "order":
+            rule = replace(rule, operation=next(operations))
+        elif family == "who":
+            rule = replace(rule, ending=rng.choice(world.codes))
+        rules.append(rule)
+    return rules
+
+
+def _draw_facts(
+    world: World, rule: Rule, count: int, shared: dict[str, list[str]], rng: random.Random
+) -> tuple[Content, ...]:
+    if rule.family == "lookup":
+        return tuple((key,) for key in rule.codes)
+    if rule.family == "translate":
+        return tuple(_phrase(key, rule, rng) for key in rule.codes)
+    if rule.family == "group":
+        facts = [(word,) for drawn in shared.values() for word in rng.sample(drawn, PER_GROUP)]
+        rng.shuffle(facts)
+        return tuple(facts)
+    found: dict[Content, None] = {}
+    while len(found) < count:
+        found[draw_content(rule, rng, world.forms)] = None
+    return tuple(found)
+
+
+def _phrase(key: str, rule: Rule, rng: random.Random) -> Content:
+    if rng.random() < 0.5:
+        return (key,)
+    return (key, rng.choice([other for other in rule.codes if other != key]))
