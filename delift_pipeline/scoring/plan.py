@@ -1,0 +1,266 @@
+"""Build, write and read pair plans: which pairs a dataset version's arms need."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.scoring.neighbours import Neighbours
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.storage.atomic import read_json, replacing_folder, write_json, write_parquet
+from delift_pipeline.storage.hashing import digest_bytes, digest_json, digest_text
+from delift_pipeline.storage.manifest import Manifest
+
+SelfPairs = Literal["none", "neighbours", "all"]
+NO_NEIGHBOUR = "no other prompt has a positive similarity to this one"
+_BLOCKS = "blocks.json"
+
+
+def build_plan(
+    pool: pl.DataFrame,
+    target: pl.DataFrame | None,
+    existing: pl.DataFrame | None,
+    *,
+    self_pairs: SelfPairs,
+    target_pairs: bool,
+    existing_pairs: bool,
+    neighbours: Neighbours | None,
+    existing_rows: pl.DataFrame | None = None,
+) -> PairPlan:
+    """The pairs wanted, block by block; rows are targets, columns demonstrations.
+
+    Args:
+        pool: The records of D: rows and columns of `self`, columns of `target`.
+        target: The records of D_T: rows of `target`.
+        existing: The records of D_E: columns of `existing`.
+        self_pairs: `all` wants D x D with its diagonal; `neighbours` wants (i, j) and (j, i)
+            wherever one is a neighbour of the other, at most 2 m n pairs and no diagonal.
+        target_pairs: Whether D_T x D is wanted.
+        existing_pairs: Whether D x D_E is wanted.
+        neighbours: The pool's neighbours, aligned with `pool`; read for `neighbours` only.
+        existing_rows: The rows of `existing` where they are fewer than the pool (the records in
+            no parent, while another stage selects from all of them).
+
+    Raises:
+        Refused: a wanted block lacks its records or neighbours.
+    """
+    ids = _ids(pool)
+    blocks = []
+    if self_pairs == "all":
+        blocks.append(PairBlock("self", ids, ids))
+    elif self_pairs == "neighbours":
+        blocks.append(neighbour_block(ids, _given(neighbours, "self", "neighbours")))
+    if target_pairs:
+        blocks.append(PairBlock("target", _ids(_given(target, "target", "a target set")), ids))
+    if existing_pairs:
+        rows = ids if existing_rows is None else _ids(existing_rows)
+        columns = _ids(_given(existing, "existing", "what the parents trained on"))
+        blocks.append(PairBlock("existing", rows, columns))
+    return PairPlan(tuple(blocks))
+
+
+def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
+    """The `self` block of near pairs: both directions of each neighbourhood, united.
+
+    Args:
+        ids: n record_ids.
+        neighbours: Their neighbours, row for row.
+
+    Raises:
+        Refused: the neighbours were found for another number of records.
+    """
+    from scipy.sparse import csc_matrix
+
+    n = len(ids)
+    if len(neighbours.indices) != n:
+        raise Refused(f"neighbours of {len(neighbours.indices)} records were given for {n} records")
+    rows, slots = np.nonzero(neighbours.indices >= 0)
+    columns = neighbours.indices[rows, slots]
+    ones = np.ones(len(rows), dtype=np.int8)
+    near = csc_matrix((ones, (rows, columns)), shape=(n, n))
+    both = (near + near.T).tocsc()
+    both.sort_indices()
+    return PairBlock(
+        "self",
+        tuple(ids),
+        tuple(ids),
+        both.indptr.astype(np.int64),
+        both.indices.astype(np.int32),
+    )
+
+
+def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
+    return tuple(frame["record_id"].to_list())
+
+
+def _given(value: Any, block: str, what: str) -> Any:
+    if value is None:
+        raise Refused(
+            Fault(f"the {block} pairs need {what}, which this version has not", field=block)
+        )
+    return value
+
+
+def write_plan(
+    folder: Path,
+    plan: PairPlan,
+    *,
+    pool: pl.DataFrame | None = None,
+    neighbours: Neighbours | None = None,
+    embeddings: Any = None,
+    request: dict[str, Any] | None = None,
+    parents: dict[str, str] | None = None,
+    code_version: str = "1",
+    run_id: str | None = None,
+) -> Manifest:
+    """Write a plan's folder whole; equal plans give equal bytes (but for the manifest's date).
+
+    Args:
+        folder: Where; a former plan there is replaced.
+        plan: The pairs.
+        pool: D, to list which records have no neighbours and why (`records.parquet`).
+        neighbours: The pool's neighbours, kept for later reading.
+        embeddings: The pool's embeddings (array or CSR matrix), kept for later reading.
+        request: What was asked for, kept in the manifest.
+        parents: The hashes of what the plan was made of.
+        code_version: The asset's code version.
+        run_id: The Dagster run.
+    """
+    with replacing_folder(folder) as temporary:
+        for block in plan.blocks:
+            _write_block(temporary, block)
+        write_json(temporary / _BLOCKS, [_described(block) for block in plan.blocks])
+        alone = _write_neighbours(temporary, pool, neighbours, embeddings)
+        manifest = Manifest(
+            kind="plan",
+            content_hash=plan_hash(plan, neighbours),
+            parents=parents or {},
+            counts={"pairs": plan.pairs, "without_neighbours": alone},
+            details={"blocks": {block.name: _described(block) for block in plan.blocks}},
+            request=request or {},
+            code_version=code_version,
+            run_id=run_id,
+        )
+        manifest.write(temporary)
+    return manifest
+
+
+def plan_hash(plan: PairPlan, neighbours: Neighbours | None = None) -> str:
+    """The content hash of a plan and its neighbours."""
+    parts = [_block_hash(block) for block in plan.blocks]
+    if neighbours is not None:
+        parts.append(digest_bytes(neighbours.indices.tobytes(), neighbours.cosine.tobytes()))
+    return digest_json(parts)
+
+
+def _block_hash(block: PairBlock) -> str:
+    arrays = [a.tobytes() for a in (block.indptr, block.indices) if a is not None]
+    return digest_json(
+        [
+            block.name,
+            digest_text(*block.targets),
+            digest_text(*block.demonstrations),
+            digest_bytes(*arrays),
+        ]
+    )
+
+
+def _described(block: PairBlock) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "form": "dense" if block.dense else "csc",
+        "rows": len(block.targets),
+        "columns": len(block.demonstrations),
+        "pairs": block.pairs,
+    }
+
+
+def _write_block(folder: Path, block: PairBlock) -> None:
+    for role, ids in (("targets", block.targets), ("demonstrations", block.demonstrations)):
+        frame = pl.DataFrame({"record_id": ids}, schema={"record_id": pl.String})
+        write_parquet(folder / f"{block.name}.{role}.parquet", frame)
+    if block.indptr is not None and block.indices is not None:
+        np.save(folder / f"{block.name}.indptr.npy", block.indptr)
+        np.save(folder / f"{block.name}.indices.npy", block.indices)
+
+
+def _write_neighbours(
+    folder: Path, pool: pl.DataFrame | None, neighbours: Neighbours | None, embeddings: Any
+) -> int:
+    """Write what was found about the pool; returns how many records have no neighbour."""
+    if embeddings is not None:
+        _write_embeddings(folder / "embeddings", embeddings)
+    if neighbours is None:
+        return 0
+    np.save(folder / "neighbours.npy", neighbours.indices)
+    np.save(folder / "cosine.npy", neighbours.cosine)
+    counts = neighbours.counts
+    if pool is not None:
+        reasons = [None if count else NO_NEIGHBOUR for count in counts]
+        frame = pl.DataFrame(
+            {"record_id": pool["record_id"], "neighbours": counts, "reason": reasons},
+            schema_overrides={"neighbours": pl.Int32, "reason": pl.String},
+        )
+        write_parquet(folder / "records.parquet", frame)
+    return int((counts == 0).sum())
+
+
+def _write_embeddings(folder: Path, embeddings: Any) -> None:
+    folder.mkdir()
+    if isinstance(embeddings, np.ndarray):
+        np.save(folder / "rows.npy", embeddings)
+        return
+    for part in ("indptr", "indices", "data"):
+        np.save(folder / f"{part}.npy", getattr(embeddings, part))
+    np.save(folder / "shape.npy", np.array(embeddings.shape, dtype=np.int64))
+
+
+def read_plan(folder: Path) -> PairPlan:
+    """The plan in a folder.
+
+    Raises:
+        DeliftError: there is none, or it is damaged.
+    """
+    try:
+        names = [entry["name"] for entry in read_json(folder / _BLOCKS)]
+        return PairPlan(tuple(_read_block(folder, name) for name in names))
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise DeliftError(
+            f"no readable pair plan at {folder.name} ({error}); plan it again"
+        ) from error
+
+
+def _read_block(folder: Path, name: Any) -> PairBlock:
+    targets, demonstrations = (
+        tuple(pl.read_parquet(folder / f"{name}.{role}.parquet")["record_id"].to_list())
+        for role in ("targets", "demonstrations")
+    )
+    if not (folder / f"{name}.indptr.npy").exists():
+        return PairBlock(name, targets, demonstrations)
+    indptr, indices = (np.load(folder / f"{name}.{part}.npy") for part in ("indptr", "indices"))
+    return PairBlock(name, targets, demonstrations, indptr, indices)
+
+
+def read_neighbours(folder: Path) -> Neighbours | None:
+    """The neighbours kept with a plan, or None where it was made without."""
+    if not (folder / "neighbours.npy").exists():
+        return None
+    return Neighbours(np.load(folder / "neighbours.npy"), np.load(folder / "cosine.npy"))
+
+
+def read_embeddings(folder: Path) -> Any:
+    """The embeddings kept with a plan: an array, a SciPy CSR matrix, or None."""
+    kept = folder / "embeddings"
+    if (kept / "rows.npy").exists():
+        return np.load(kept / "rows.npy")
+    if not kept.is_dir():
+        return None
+    from scipy.sparse import csr_matrix
+
+    data, indices, indptr, shape = (
+        np.load(kept / f"{part}.npy") for part in ("data", "indices", "indptr", "shape")
+    )
+    return csr_matrix((data, indices, indptr), shape=tuple(shape))

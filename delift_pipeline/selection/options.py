@@ -1,0 +1,90 @@
+"""What can be set on a selector, validated whole; no arrays are touched here."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from delift_pipeline.errors import Fault, Refused
+
+Stage = Literal["instruction_tuning", "task_specific", "continual"]
+STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
+
+UtilityForm = Literal["distance", "kl", "kl_mean"]
+Scaling = Literal["clip", "min_max"]
+Diagonal = Literal["mask", "keep"]
+ObjectiveName = Literal["fl", "flmi", "fl1mi", "fl2mi", "flcg"]
+OptimizerName = Literal["naive", "lazy", "stochastic", "submodlib"]
+
+STAGE_OBJECTIVE: dict[Stage, ObjectiveName] = {
+    "instruction_tuning": "fl",
+    "task_specific": "flmi",
+    "continual": "flcg",
+}
+
+
+class NoOptions(BaseModel):
+    """The options of a selector that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SelectorOptions(BaseModel):
+    """The options of `delift`; the defaults are the paper's objectives, clipped and masked.
+
+    Attributes:
+        utility: `distance` (d without minus d with the demonstration), `kl` (summed log-probability
+            gain) or `kl_mean` (the same per answer token).
+        scaling: `clip` keeps max(U, 0); `min_max` maps the least and greatest utility of all blocks
+            read to 0 and 1 (the published behaviour).
+        diagonal: `mask` hides a record, and exact copies of it, as its own demonstration; `keep`
+            leaves them (the published behaviour).
+        objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
+        eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
+        nu: Weight of what the existing records already cover (flcg).
+        optimizer: `lazy`, `naive`, `stochastic`, or `submodlib` to cross-check.
+        sample: Share of the candidates that `stochastic` looks at in each step.
+        pairs: `all` reads every pair of the pool, `neighbours` only near ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    utility: UtilityForm = "distance"
+    scaling: Scaling = "clip"
+    diagonal: Diagonal = "mask"
+    objective: ObjectiveName | None = None
+    eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    optimizer: OptimizerName = "lazy"
+    sample: float = Field(default=0.1, gt=0, le=1)
+    pairs: Literal["all", "neighbours"] = "all"
+
+    def objective_of(self, stage: Stage) -> ObjectiveName:
+        """The objective maximised at a stage."""
+        return self.objective or STAGE_OBJECTIVE[stage]
+
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def checked_options(model: type[Options], values: Mapping[str, Any] | BaseModel) -> Options:
+    """Options of the given kind.
+
+    Args:
+        model: The selector's options model.
+        values: Options by name, or options already validated.
+
+    Raises:
+        Refused: one fault for each option that is unknown or out of range.
+    """
+    if isinstance(values, BaseModel):
+        values = values.model_dump()
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise Refused(
+            *(
+                Fault(fault["msg"], field=".".join(str(part) for part in fault["loc"]))
+                for fault in error.errors()
+            )
+        ) from error

@@ -1,0 +1,145 @@
+"""A ranking, why each record is in it, and why the others are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.utility.columns import Columns
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Who covers whom in the final subset.
+
+    Attributes:
+        covers: For each selected record, the targets whose best cover it is.
+        covered_by: Target -> the selected record that covers it best.
+        coverage: Target -> how well, the kernel's value of that pair, above 0.
+    """
+
+    covers: tuple[tuple[str, ...], ...] = ()
+    covered_by: dict[str, str] = field(default_factory=dict, repr=False)
+    coverage: dict[str, float] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector chose.
+
+    Attributes:
+        selector: Its name.
+        ranking: record_ids, best first; a smaller budget is a prefix.
+        gains: float64 [selected], the objective's marginal gain at each pick; None where nothing
+            was maximised.
+        reasons: Who covers whom.
+        objective: Name of the objective, or None.
+        value: The objective's value of the whole subset, or None.
+        value_random: Mean value of random subsets of the same size, or None.
+        blocks: Kernel blocks read -> their hashes.
+        details: What else decides the result and is worth recording (the scaling map).
+        notes: Sentences for the user: what could not be ranked, and why the ranking is shorter.
+    """
+
+    selector: str
+    ranking: tuple[str, ...]
+    gains: np.ndarray | None = field(default=None, repr=False)
+    reasons: Reasons = field(default_factory=Reasons, repr=False)
+    objective: str | None = None
+    value: float | None = None
+    value_random: float | None = None
+    blocks: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def reasons_of(
+    kernel: Columns, picks: Sequence[int], rows: Sequence[str], columns: Sequence[str]
+) -> Reasons:
+    """Assign every target to the pick that covers it best.
+
+    Args:
+        kernel: Non-negative similarities [rows, columns].
+        picks: Column numbers in rank order.
+        rows: record_ids of the targets.
+        columns: record_ids of the demonstrations.
+
+    Returns:
+        The reasons; a target that no pick covers with a positive value is covered by none, and of
+        two that cover it equally the better-ranked one is named.
+    """
+    best = np.zeros(len(rows))
+    owner = np.full(len(rows), -1, dtype=np.int64)
+    for rank, pick in enumerate(picks):
+        where, values = kernel.column(pick)
+        numbers = np.arange(len(rows)) if where is None else where
+        better = values > best[numbers]
+        best[numbers[better]] = values[better]
+        owner[numbers[better]] = rank
+    covered = np.flatnonzero(owner >= 0)
+    covers: list[list[str]] = [[] for _ in picks]
+    for row in covered:
+        covers[owner[row]].append(rows[row])
+    return Reasons(
+        tuple(tuple(targets) for targets in covers),
+        {rows[row]: columns[picks[owner[row]]] for row in covered},
+        {rows[row]: float(best[row]) for row in covered},
+    )
+
+
+def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The selected and the dropped records as tables.
+
+    Args:
+        selection: What was chosen from `pool`.
+        pool: The records selected from, in file order.
+
+    Returns:
+        The subset in rank order (record_id, source_id, rank from 0, gain, covers) and the dropped
+        in file order (record_id, source_id, covered_by, coverage); gain is null where nothing was
+        maximised, covered_by and coverage where no selected record covers it.
+    """
+    sources = dict(zip(pool["record_id"], pool["source_ids"].list.first(), strict=True))
+    return _subset_frame(selection, sources), _dropped_frame(selection, sources)
+
+
+def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
+    ranking, reasons = selection.ranking, selection.reasons
+    nothing = [()] * len(ranking)
+    return pl.DataFrame(
+        {
+            "record_id": ranking,
+            "source_id": [sources[record] for record in ranking],
+            "rank": range(len(ranking)),
+            "gain": [None] * len(ranking) if selection.gains is None else selection.gains,
+            "covers": [list(targets) for targets in reasons.covers or nothing],
+        },
+        schema={
+            "record_id": pl.String,
+            "source_id": pl.String,
+            "rank": pl.UInt32,
+            "gain": pl.Float64,
+            "covers": pl.List(pl.String),
+        },
+    )
+
+
+def _dropped_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
+    selected, reasons = set(selection.ranking), selection.reasons
+    dropped = [record for record in sources if record not in selected]
+    return pl.DataFrame(
+        {
+            "record_id": dropped,
+            "source_id": [sources[record] for record in dropped],
+            "covered_by": [reasons.covered_by.get(record) for record in dropped],
+            "coverage": [reasons.coverage.get(record) for record in dropped],
+        },
+        schema={
+            "record_id": pl.String,
+            "source_id": pl.String,
+            "covered_by": pl.String,
+            "coverage": pl.Float64,
+        },
+    )

@@ -1,0 +1,78 @@
+"""What a selector is given and what it promises."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import polars as pl
+from pydantic import BaseModel
+
+from delift_pipeline.selection.options import Stage, UtilityForm
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.utility.block import Block
+
+BlockLoader = Callable[[str, UtilityForm], Block]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which scores a selector reads at a stage.
+
+    Attributes:
+        self_pairs: `all` of D x D, the `neighbours` only, or `none`.
+        target_pairs: Whether D_T x D is read.
+        existing_pairs: Whether D x D_E is read.
+    """
+
+    self_pairs: Literal["none", "neighbours", "all"] = "none"
+    target_pairs: bool = False
+    existing_pairs: bool = False
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the kernel blocks read."""
+        named = {"neighbours": "neighbours", "all": "self"}.get(self.self_pairs)
+        wanted = [named] if named else []
+        wanted += ["target"] * self.target_pairs + ["existing"] * self.existing_pairs
+        return tuple(wanted)
+
+
+def _no_block(name: str, form: UtilityForm) -> Block:
+    raise LookupError(f"no kernel was given, and the block {name} ({form}) is wanted")
+
+
+@dataclass(frozen=True)
+class SelectionInputs:
+    """What a selector chooses from.
+
+    Attributes:
+        stage: The training stage.
+        pool: D, in file order; in the continual stage the records in no parent.
+        block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`) and form.
+        existing: record_ids of D_E, what this arm's parents trained on (continual only).
+    """
+
+    stage: Stage
+    pool: pl.DataFrame
+    block: BlockLoader = field(default=_no_block, repr=False)
+    existing: tuple[str, ...] = ()
+
+
+class Selector(Protocol):
+    """Turns a pool into a ranking.
+
+    Attributes:
+        name: The registry's name.
+        options_model: The pydantic model of its options.
+    """
+
+    name: str
+    options_model: type[BaseModel]
+
+    def needs(self, stage: Stage, options: Any) -> Needs:
+        """Which scores are read at a stage under these options."""
+        ...
+
+    def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
+        """Rank `budget` records (fewer where fewer can be ranked, and the notes say so)."""
+        ...

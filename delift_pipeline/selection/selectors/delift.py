@@ -1,0 +1,179 @@
+"""The paper's selector: submodular objectives on the utility kernel."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.selection.objectives import (
+    FL1MI,
+    FL2MI,
+    FLCG,
+    FLMI,
+    FacilityLocation,
+    Objective,
+    objective_of_random,
+)
+from delift_pipeline.selection.optimizers import (
+    Optimizer,
+    lazy_greedy,
+    naive_greedy,
+    order_of,
+    stochastic_greedy,
+)
+from delift_pipeline.selection.options import SelectorOptions, Stage
+from delift_pipeline.selection.result import Reasons, Selection, reasons_of
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.utility.block import Block
+from delift_pipeline.utility.columns import Columns, materialised
+from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
+
+_SELF_BLOCKS = ("self", "neighbours")
+
+
+class DeliftSelector:
+    """FL, FLMI or FLCG on max(U, 0), by stage, with the diagonal masked (Agarwal et al. 2025)."""
+
+    name = "delift"
+    options_model: type[BaseModel] = SelectorOptions
+
+    def needs(self, stage: Stage, options: SelectorOptions) -> Needs:
+        """The blocks that the objective reads.
+
+        Raises:
+            Refused: the objective needs a target set or existing records that the stage has not.
+        """
+        objective = options.objective_of(stage)
+        wanted = {"flmi": "task_specific", "fl1mi": "task_specific", "fl2mi": "task_specific"}
+        right_stage = (wanted | {"flcg": "continual"}).get(objective, stage)
+        if right_stage != stage:
+            raise Refused(
+                Fault(
+                    f"{objective} belongs to the stage {right_stage}, not {stage}",
+                    field="objective",
+                )
+            )
+        return Needs(
+            "none" if objective == "fl2mi" else options.pairs,
+            target_pairs=right_stage == "task_specific" and objective in wanted,
+            existing_pairs=objective == "flcg",
+        )
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: SelectorOptions
+    ) -> Selection:
+        """Maximise the stage's objective greedily over the scorable records.
+
+        Raises:
+            DeliftError: a block lacks records, or nothing in the pool could be scored.
+        """
+        blocks = self._blocks(inputs, options)
+        candidates = next(iter(blocks.values())).columns if blocks else ()
+        if not candidates:
+            raise DeliftError("no record of the pool has scores, so delift cannot rank any")
+        kernels, details = _kernels(blocks, inputs, options)
+        objective = _objective(kernels, inputs.stage, options)
+        count = min(budget, len(candidates))
+        ranking = _optimizer(options, seed)(objective, count, order_of(candidates))
+        value = objective.value if options.optimizer != "submodlib" else float(ranking.gains.sum())
+        picks = [int(j) for j in ranking.picks]
+        return Selection(
+            selector=self.name,
+            ranking=tuple(candidates[j] for j in picks),
+            gains=ranking.gains,
+            reasons=_reasons(blocks, kernels, picks),
+            objective=objective.name,
+            value=value,
+            value_random=objective_of_random(objective, count, seed),
+            blocks={name: block.hash for name, block in blocks.items()},
+            details=details,
+            notes=_notes(inputs, candidates, budget),
+        )
+
+    def _blocks(self, inputs: SelectionInputs, options: SelectorOptions) -> dict[str, Block]:
+        """The blocks read, restricted to the records of this stage."""
+        pool = tuple(inputs.pool["record_id"])
+        blocks = {}
+        for name in self.needs(inputs.stage, options).blocks:
+            block = inputs.block(name, options.utility)
+            rows = block.rows if name == "target" else pool
+            columns = inputs.existing if name == "existing" else pool
+            blocks[name] = block.restricted(rows, columns)
+        return blocks
+
+
+def _kernels(
+    blocks: dict[str, Block], inputs: SelectionInputs, options: SelectorOptions
+) -> tuple[dict[str, Columns], dict[str, Any]]:
+    """Non-negative kernels by block (`neighbours` under `self`), and the scaling for the record."""
+    similarities = {}
+    for name, block in blocks.items():
+        masked = name in _SELF_BLOCKS and options.diagonal == "mask"
+        groups = _groups(block, duplicate_groups(inputs.pool)) if masked else None
+        similarities["self" if masked or name in _SELF_BLOCKS else name] = (block.matrix, groups)
+    details: dict[str, Any] = {"scaling": {"kind": options.scaling}}
+    affine = None
+    if options.scaling == "min_max":
+        affine = common_affine(Similarity(matrix, None, g) for matrix, g in similarities.values())
+        details["scaling"] |= {"low": affine.low, "high": affine.high}
+    kernels = {
+        name: materialised(Similarity(matrix, affine, groups))
+        for name, (matrix, groups) in similarities.items()
+    }
+    return kernels, details
+
+
+def _groups(block: Block, group_of: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = (
+        np.array([group_of[record] for record in ids], dtype=np.int64)
+        for ids in (block.rows, block.columns)
+    )
+    return rows, columns
+
+
+def _objective(kernels: dict[str, Columns], stage: Stage, options: SelectorOptions) -> Objective:
+    match options.objective_of(stage):
+        case "flmi":
+            return FLMI(kernels["self"], kernels["target"], options.eta)
+        case "fl1mi":
+            return FL1MI(kernels["self"], kernels["target"], options.eta)
+        case "fl2mi":
+            return FL2MI(kernels["target"], options.eta)
+        case "flcg":
+            return FLCG(kernels["self"], kernels["existing"], options.nu)
+        case _:
+            return FacilityLocation(kernels["self"])
+
+
+def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
+    match options.optimizer:
+        case "naive":
+            return naive_greedy
+        case "stochastic":
+            return functools.partial(stochastic_greedy, seed=seed, sample=options.sample)
+        case "submodlib":
+            from delift_pipeline.selection.submodlib_engine import submodlib_greedy
+
+            return submodlib_greedy
+        case _:
+            return lazy_greedy
+
+
+def _reasons(blocks: dict[str, Block], kernels: dict[str, Columns], picks: list[int]) -> Reasons:
+    """Who covers whom, among pool records; where only the target set was read, among its records."""
+    name = next((name for name in _SELF_BLOCKS if name in blocks), "target")
+    kernel = kernels["target" if name == "target" else "self"]
+    return reasons_of(kernel, picks, blocks[name].rows, blocks[name].columns)
+
+
+def _notes(inputs: SelectionInputs, candidates: tuple[str, ...], budget: int) -> tuple[str, ...]:
+    notes = []
+    if unscorable := inputs.pool.height - len(candidates):
+        notes.append(f"{unscorable:,} records have no scores and cannot be ranked by delift")
+    if budget > len(candidates):
+        notes.append(
+            f"the ranking has {len(candidates):,} records, fewer than the {budget:,} of the budget"
+        )
+    return tuple(notes)

@@ -1,0 +1,30 @@
+"""The selector that every other must beat."""
+
+import numpy as np
+from pydantic import BaseModel
+
+from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+
+
+class RandomSelector:
+    """A seeded permutation of the records in order of record_id, cut at the budget.
+
+    The order of the file does not matter, a smaller budget is a prefix, and no score is needed.
+    """
+
+    name = "random"
+    options_model: type[BaseModel] = NoOptions
+
+    def needs(self, stage: Stage, options: BaseModel) -> Needs:
+        """Nothing."""
+        return Needs()
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
+    ) -> Selection:
+        """The first `budget` records of the permutation drawn with `seed`."""
+        ids = sorted(inputs.pool["record_id"])
+        order = np.random.default_rng(seed).permutation(len(ids))
+        return Selection(self.name, tuple(ids[number] for number in order[:budget]))

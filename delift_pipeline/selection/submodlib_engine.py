@@ -1,0 +1,108 @@
+"""submodlib as a cross-check of our own optimizers.
+
+Everything is handed over as row-ordered float32 arrays: it reads column-ordered and strided ones as
+other matrices without a word. It holds dense kernels in memory several times over, so it is for
+small pools.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from delift_pipeline.errors import Refused
+from delift_pipeline.selection.objectives import (
+    FL1MI,
+    FL2MI,
+    FLCG,
+    FLMI,
+    Coverage,
+    FacilityLocation,
+    Objective,
+    evaluate,
+)
+from delift_pipeline.selection.optimizers import Ranking
+from delift_pipeline.utility.columns import Columns, to_dense
+
+
+def submodlib_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ranking:
+    """submodlib's lazy greedy on the same objective; its ties fall as they fall.
+
+    Raises:
+        Refused: submodlib has no such function, or the budget is above n.
+    """
+    if budget < 0 or budget > objective.n:
+        raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
+    function = _function(objective)
+    # It refuses a budget of n, whose last pick is whatever remains.
+    picked = function.maximize(
+        min(budget, objective.n - 1), optimizer="LazyGreedy", show_progress=False
+    )
+    picks = [int(j) for j, _ in picked]
+    gains = [float(gain) for _, gain in picked]
+    if budget == objective.n:
+        rest = sorted(set(range(objective.n)) - set(picks), key=lambda j: tie_order[j])
+        for j in rest:
+            before = evaluate(objective, picks)
+            picks.append(j)
+            gains.append(evaluate(objective, picks) - before)
+    return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
+
+
+def _function(objective: Objective) -> Any:
+    if isinstance(objective, Coverage) and objective.weighted:
+        raise Refused("submodlib has no weights per target; choose another optimizer")
+    match objective:
+        case FacilityLocation():
+            return _facility_location(_rows(objective.kernel))
+        case FLMI():
+            # It has no such function; but a bonus is one more row that only its column covers.
+            bonus = np.diag(objective.bonus)
+            return _facility_location(np.vstack([_rows(objective.kernel), bonus]))
+        case FL1MI():
+            from submodlib import FacilityLocationMutualInformationFunction as Fl1mi
+
+            query = _rows(objective.target).T
+            return Fl1mi(
+                objective.n,
+                query.shape[1],
+                data_sijs=_square(objective.kernel),
+                query_sijs=np.ascontiguousarray(query),
+                magnificationEta=objective.eta,
+            )
+        case FL2MI():
+            from submodlib import FacilityLocationVariantMutualInformationFunction as Fl2mi
+
+            query = np.ascontiguousarray(_rows(objective.kernel).T)
+            return Fl2mi(
+                objective.n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta
+            )
+        case FLCG():
+            from submodlib import FacilityLocationConditionalGainFunction as Flcg
+
+            private = _rows(objective.existing)
+            return Flcg(
+                objective.n,
+                private.shape[1],
+                data_sijs=_square(objective.kernel),
+                private_sijs=private,
+                privacyHardness=objective.nu,
+            )
+    raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
+
+
+def _facility_location(kernel: np.ndarray) -> Any:
+    from submodlib import FacilityLocationFunction
+
+    rows, n = kernel.shape
+    kernel = np.ascontiguousarray(kernel, dtype=np.float32)
+    return FacilityLocationFunction(n, mode="dense", separate_rep=True, n_rep=rows, sijs=kernel)
+
+
+def _rows(kernel: Columns) -> np.ndarray:
+    return np.ascontiguousarray(to_dense(kernel), dtype=np.float32)
+
+
+def _square(kernel: Columns) -> np.ndarray:
+    if kernel.shape[0] != kernel.shape[1]:
+        raise Refused(f"submodlib needs a square kernel here, not {kernel.shape}")
+    return _rows(kernel)

@@ -1,0 +1,221 @@
+"""Matrices read column by column: dense or compressed sparse, in memory or mapped from a file.
+
+Greedy maximisation asks what adding one demonstration does to every target, which is one column of
+a kernel. Everything that selects reads kernels through this interface alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from delift_pipeline.errors import Refused
+
+FLOATS = (np.float16, np.float32, np.float64)
+# Kernels below this are copied once into memory, in the order they are read; larger ones are read
+# from where they lie.
+MATERIALISE_BYTES = 1 << 30
+
+Column = tuple[np.ndarray | None, np.ndarray]
+
+
+class Columns(Protocol):
+    """A matrix of shape [rows, columns] that hands out columns."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        ...
+
+    @property
+    def stored(self) -> int:
+        """How many entries are stored; all others are 0."""
+        ...
+
+    def column(self, j: int) -> Column:
+        """Column j as (sorted int row numbers or None for all rows, values); not to be written to."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseColumns:
+    """An array or memory map [rows, columns] of any memory order."""
+
+    matrix: np.ndarray = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def stored(self) -> int:
+        """Every entry is stored."""
+        return self.matrix.size
+
+    def column(self, j: int) -> Column:
+        """Column j, all rows."""
+        return None, np.asarray(self.matrix[:, j])
+
+
+@dataclass(frozen=True)
+class SparseColumns:
+    """Compressed sparse columns; absent entries are 0.
+
+    Attributes:
+        indptr: int64 [columns + 1].
+        indices: int32 [stored], row numbers, sorted within a column.
+        data: float [stored].
+        rows: Number of rows.
+    """
+
+    indptr: np.ndarray = field(repr=False)
+    indices: np.ndarray = field(repr=False)
+    data: np.ndarray = field(repr=False)
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows, len(self.indptr) - 1
+
+    @property
+    def stored(self) -> int:
+        """Number of stored entries."""
+        return len(self.data)
+
+    def column(self, j: int) -> Column:
+        """Column j, its stored rows."""
+        part = slice(int(self.indptr[j]), int(self.indptr[j + 1]))
+        return np.asarray(self.indices[part]), np.asarray(self.data[part])
+
+
+class RestrictedColumns:
+    """Some rows and columns of a matrix, in a given order; nothing is copied beforehand.
+
+    Args:
+        source: The matrix.
+        rows: int [r], distinct row numbers of the source, or None for all.
+        columns: int [c], column numbers of the source, or None for all.
+    """
+
+    def __init__(
+        self, source: Columns, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    ) -> None:
+        self._source = source
+        n_rows, n_columns = source.shape
+        self._rows = None if _is_everything(rows, n_rows) else rows
+        self._columns = np.arange(n_columns) if columns is None else np.asarray(columns)
+        self._place = np.full(n_rows, -1, dtype=np.int64)
+        kept = np.arange(n_rows) if rows is None else np.asarray(rows)
+        self._place[kept] = np.arange(len(kept))
+        self.shape = (len(kept), len(self._columns))
+
+    @property
+    def stored(self) -> int:
+        """Stored entries: all of a dense source's, at most those of a sparse one."""
+        return min(self._source.stored, self.shape[0] * self.shape[1])
+
+    def column(self, j: int) -> Column:
+        """Column j of the restriction."""
+        rows, values = self._source.column(int(self._columns[j]))
+        if self._rows is None:
+            return rows, values
+        if rows is None:
+            return None, values[self._rows]
+        places = self._place[rows]
+        order = np.argsort(places, kind="stable")
+        order = order[places[order] >= 0]
+        return places[order], values[order]
+
+
+def _is_everything(rows: np.ndarray | None, n: int) -> bool:
+    return rows is None or (len(rows) == n and bool((np.asarray(rows) == np.arange(n)).all()))
+
+
+def as_columns(kernel: Any) -> Columns:
+    """A kernel given as array, memory map, SciPy sparse matrix or `Columns`, ready to be read.
+
+    A row-ordered array in memory is copied once into column order; a memory map is left as it is.
+
+    Raises:
+        Refused: it is no matrix of floats.
+    """
+    if hasattr(kernel, "tocsc"):
+        sparse = kernel.tocsc()
+        if not sparse.has_canonical_format:
+            sparse = sparse.copy()
+            sparse.sum_duplicates()
+        _check_floats(sparse.dtype, 2)
+        return SparseColumns(sparse.indptr, sparse.indices, sparse.data, sparse.shape[0])
+    if hasattr(kernel, "column"):
+        return kernel
+    if not isinstance(kernel, np.ndarray):
+        raise Refused(f"a kernel is a NumPy array or sparse matrix, not a {type(kernel).__name__}")
+    _check_floats(kernel.dtype, kernel.ndim)
+    if isinstance(kernel, np.memmap) or kernel.flags.f_contiguous:
+        return DenseColumns(kernel)
+    return DenseColumns(np.asfortranarray(kernel))
+
+
+def _check_floats(dtype: Any, dimensions: int) -> None:
+    if dimensions != 2:
+        raise Refused(f"a kernel has 2 dimensions (targets x demonstrations), not {dimensions}")
+    if dtype not in FLOATS:
+        raise Refused(f"a kernel holds floats, not {dtype}")
+
+
+def each_column(matrix: Columns) -> Iterator[Column]:
+    """All columns in order."""
+    return (matrix.column(j) for j in range(matrix.shape[1]))
+
+
+def column_maxima(matrix: Columns) -> np.ndarray:
+    """The greatest value of each column, float64 [columns]; absent entries count as 0."""
+    n_rows = matrix.shape[0]
+    best = np.zeros(matrix.shape[1])
+    for j, (rows, values) in enumerate(each_column(matrix)):
+        if len(values):
+            best[j] = values.max() if rows is None or len(rows) == n_rows else max(values.max(), 0)
+    return best
+
+
+def row_maxima(matrix: Columns) -> np.ndarray:
+    """The greatest value of each row and 0, float64 [rows]; absent entries count as 0."""
+    best = np.zeros(matrix.shape[0])
+    for rows, values in each_column(matrix):
+        if rows is None:
+            np.maximum(best, values, out=best)
+        else:
+            best[rows] = np.maximum(best[rows], values)
+    return best
+
+
+def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:
+    """The whole matrix as a column-ordered array, absent entries 0."""
+    dense = np.zeros(matrix.shape, dtype=dtype, order="F")
+    for j, (rows, values) in enumerate(each_column(matrix)):
+        dense[slice(None) if rows is None else rows, j] = values
+    return dense
+
+
+def to_sparse(matrix: Columns) -> SparseColumns:
+    """The stored entries of a sparse matrix, copied into memory."""
+    parts = [
+        (np.arange(matrix.shape[0]) if rows is None else rows, values)
+        for rows, values in each_column(matrix)
+    ]
+    indptr = np.zeros(matrix.shape[1] + 1, dtype=np.int64)
+    np.cumsum([len(values) for _, values in parts], out=indptr[1:])
+    indices = np.concatenate([np.zeros(0, np.int32), *(rows for rows, _ in parts)])
+    data = np.concatenate([np.zeros(0, np.float32), *(values for _, values in parts)])
+    return SparseColumns(indptr, indices.astype(np.int32), data, matrix.shape[0])
+
+
+def materialised(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
+    """A copy in memory where it fits below `limit` bytes, so that it is computed once; else itself."""
+    cells = matrix.shape[0] * matrix.shape[1]
+    if matrix.stored < cells:
+        return to_sparse(matrix) if matrix.stored * 8 <= limit else matrix
+    return DenseColumns(to_dense(matrix)) if cells * 4 <= limit else matrix
