@@ -1,0 +1,96 @@
+"""What can be asked of evaluation, and what its metrics mean. Holds no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MetricName = Literal["answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is read.
+
+    Attributes:
+        title: Its name for people.
+        better: Which direction is better, `lower` or `higher`.
+        generated: Whether it needs the model's generated answer.
+        meaning: One sentence for reports.
+    """
+
+    title: str
+    better: Literal["lower", "higher"]
+    generated: bool
+    meaning: str
+
+    def improvement(self, value: float, reference: float) -> float:
+        """By how much `value` is better than `reference`, in the metric's own units."""
+        return reference - value if self.better == "lower" else value - reference
+
+
+METRICS: dict[MetricName, Metric] = {
+    "answer_loss": Metric(
+        "answer loss",
+        "lower",
+        False,
+        "mean negative log-probability per reference answer token (nats, end-of-text token "
+        "included, teacher-forced), averaged over records",
+    ),
+    "exact_match": Metric(
+        "exact match",
+        "higher",
+        True,
+        "share of greedy answers equal to the reference once white space at the ends is stripped "
+        "and runs of it are one space; letter case and punctuation count",
+    ),
+    "rouge1": Metric(
+        "ROUGE-1", "higher", True, "F1 of words shared with the reference, stemmed (rouge-score)"
+    ),
+    "rougeL": Metric(
+        "ROUGE-L",
+        "higher",
+        True,
+        "F1 of the longest common subsequence of words, stemmed (rouge-score)",
+    ),
+    "embedding_similarity": Metric(
+        "embedding similarity",
+        "higher",
+        True,
+        "cosine of the sentence embeddings of answer and reference; an empty answer counts 0",
+    ),
+}
+"""Every metric by name, in the order tables show them."""
+
+
+class EvaluationOptions(BaseModel):
+    """How a model is measured on the held-out set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metrics: tuple[MetricName, ...] = Field(
+        default=tuple(METRICS), min_length=1, description="The metrics to compute."
+    )
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest answer to generate; by default the longest reference and a margin.",
+    )
+    max_new_tokens_cap: int = Field(
+        default=512, ge=1, description="Upper limit of that default, in tokens."
+    )
+    embedder: str = Field(
+        default="minilm",
+        description="minilm for the packaged all-MiniLM-L6-v2, else a sentence-transformers model.",
+    )
+    batch_size: int = Field(
+        default=32, ge=1, description="Records in one forward pass; results do not depend on it."
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Measure only the first so many held-out records."
+    )
+
+    @property
+    def generates(self) -> bool:
+        """Whether any metric needs generated answers."""
+        return any(METRICS[name].generated for name in self.metrics)

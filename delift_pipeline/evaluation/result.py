@@ -1,0 +1,121 @@
+"""One model's metrics on one held-out set, in memory and on disk. Holds no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+
+from delift_pipeline.evaluation.options import METRICS, MetricName
+from delift_pipeline.storage.atomic import read_json, write_json, write_parquet
+from delift_pipeline.storage.hashing import digest_frame, digest_json
+
+REPORT, SAMPLES = "report.json", "samples.parquet"
+
+SAMPLE_SCHEMA = pl.Schema(
+    {
+        "record_id": pl.String(),
+        "instruction": pl.String(),
+        "input": pl.String(),
+        "reference": pl.String(),
+        "generated": pl.String(),  # null where no metric needs it
+        **{name: pl.Float64() for name in METRICS},  # null where not asked for
+    }
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluation measured.
+
+    Attributes:
+        metrics: Mean of each metric over the measured records, and its standard error as
+            `<metric>_se` (sample standard deviation over the root of the count; 0 for one record).
+        samples: One row a measured record (`SAMPLE_SCHEMA`), in held-out order.
+        counts: `heldout` records given, `records` measured, `unscorable` among the rest (their
+            answer does not fit), `past_limit` (left out by `limit`), `unfinished` (generated
+            answers that reached the longest length without an end-of-text token).
+        details: `max_new_tokens`, `cuts` and `unscorable` (record_id -> why).
+        seconds: Wall time.
+    """
+
+    metrics: dict[str, float]
+    samples: pl.DataFrame
+    counts: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def content_hash(self) -> str:
+        """Digest of the metrics and samples, times left out."""
+        return digest_json([self.metrics, self.counts, digest_frame(self.samples)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the samples."""
+        return {
+            "metrics": self.metrics,
+            "counts": self.counts,
+            "details": self.details,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired comparison of two models on the records both were measured on.
+
+    Attributes:
+        mean: Mean of ours minus theirs, in the metric's own units.
+        se: Its standard error over the records.
+        improvement: The mean with the sign turned so that positive is better.
+        records: Records compared.
+    """
+
+    mean: float
+    se: float
+    improvement: float
+    records: int
+
+
+def summarise(samples: pl.DataFrame) -> dict[str, float]:
+    """Mean and standard error of every metric that was computed."""
+    metrics: dict[str, float] = {}
+    for name in METRICS:
+        values = samples[name].drop_nulls()
+        if values.len():
+            metrics[name], metrics[f"{name}_se"] = mean_and_error(values)
+    return metrics
+
+
+def mean_and_error(values: pl.Series) -> tuple[float, float]:
+    """Mean and standard error; the error of a single value is 0."""
+    deviation = cast(float | None, values.std()) or 0.0
+    return float(cast(float, values.mean())), deviation / math.sqrt(values.len())
+
+
+def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
+    """Each metric's paired difference, records joined by `record_id`."""
+    both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
+    found: dict[MetricName, Difference] = {}
+    for name, metric in METRICS.items():
+        gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
+        if gaps.len():
+            mean, error = mean_and_error(gaps)
+            found[name] = Difference(mean, error, metric.improvement(mean, 0.0), gaps.len())
+    return found
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, Any]) -> None:
+    """Write `report.json` (the facts and everything but the samples) and `samples.parquet`."""
+    write_json(folder / REPORT, dict(facts) | {"evaluation": evaluation.as_json()})
+    write_parquet(folder / SAMPLES, evaluation.samples)
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """The evaluation stored in a report's folder, or None where there is none."""
+    if not ((folder / REPORT).is_file() and (folder / SAMPLES).is_file()):
+        return None
+    stored = read_json(folder / REPORT)["evaluation"]
+    return Evaluation(samples=pl.read_parquet(folder / SAMPLES), **stored)

@@ -1,0 +1,120 @@
+"""Encoded records as padded batches, and the loss on their answer tokens.
+
+Training and evaluation share these functions and the scoring encoder, so that all three see the
+same tokens: head, prompt and answer, the end-of-text token included, without a demonstration.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encode import EncodedRecords, Encoder
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record's tokens.
+
+    Attributes:
+        record_id: The record.
+        prompt: Head and prompt, int32.
+        answer: The answer and its end-of-text token, int32.
+    """
+
+    record_id: str
+    prompt: np.ndarray
+    answer: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right to one width.
+
+    Attributes:
+        input_ids: Token ids, `[examples, width]`.
+        attention_mask: 1 on tokens, 0 on padding, `[examples, width]`.
+        rows: The example of each answer token, `[answer tokens]`.
+        columns: The position whose logits predict that answer token, `[answer tokens]`.
+        labels: The answer tokens, `[answer tokens]`.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def encode_examples(
+    encoder: "Encoder", records: pl.DataFrame
+) -> tuple[list[Example], "EncodedRecords"]:
+    """The scorable records' tokens in the frame's order, and the encoder's account of the rest."""
+    encoded = encoder.encode(records)
+    head = np.asarray(encoder.head, dtype=np.int32)
+    examples = [
+        Example(record_id, np.concatenate([head, encoded.prompt(i)]), encoded.answer(i))
+        for i, record_id in enumerate(encoded.ids)
+    ]
+    return examples, encoded
+
+
+def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
+    """Pad examples on the right and say where their answer tokens are predicted."""
+    width = max(len(example) for example in examples)
+    ids = np.full((len(examples), width), padding, dtype=np.int64)
+    mask = np.zeros((len(examples), width), dtype=np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example)] = np.concatenate([example.prompt, example.answer])
+        mask[row, : len(example)] = 1
+    rows = [np.full(len(e.answer), row) for row, e in enumerate(examples)]
+    columns = [np.arange(len(e.prompt) - 1, len(e) - 1) for e in examples]
+    labels = [e.answer.astype(np.int64) for e in examples]
+    flat = (torch.from_numpy(np.concatenate(part)) for part in (rows, columns, labels))
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), *flat)
+
+
+def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Negative log-probability of every answer token, nats, float32, `[answer tokens]`.
+
+    Logits are asked for at the positions that predict an answer token only: at a vocabulary of
+    100,000 the others would take most of the memory.
+    """
+    keep, where = torch.unique(batch.columns, return_inverse=True)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if _keeps_logits(type(unwrapped(model))):
+        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+    else:
+        logits = model(**inputs, use_cache=False).logits[:, keep]
+    picked = logits[batch.rows, where].float()
+    return functional.cross_entropy(picked, batch.labels, reduction="none")
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model under its adapters, if it has any."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
+@lru_cache(maxsize=16)
+def _keeps_logits(kind: type) -> bool:
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters

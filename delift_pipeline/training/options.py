@@ -1,0 +1,142 @@
+"""What can be asked of training. Holds no torch, so that arms are validated in milliseconds."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Strong enough for the demo model (under a million parameters) to memorise facts.
+    "demo": {
+        "method": "lora",
+        "rank": 16,
+        "alpha": 32.0,
+        "learning_rate": 5e-3,
+        "schedule": "linear",
+        "floor": 0.1,
+        "warmup_steps": 10,
+        "batch_size": 16,
+        "steps": 200,
+    },
+    # Agarwal et al. (arXiv 2411.04425, published code). Its loss also covers the prompt and packs
+    # records; here the loss covers the answer only, and every record is its own sequence.
+    "paper": {
+        "method": "qlora",
+        "rank": 8,
+        "alpha": 32.0,
+        "dropout": 0.1,
+        "learning_rate": 2.5e-5,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "batch_size": 1,
+        "epochs": 20.0,
+        "gradient_checkpointing": True,
+    },
+}
+"""Named sets of values: `preset: NAME` takes them, and a value given beside it wins."""
+
+
+class TrainingOptions(BaseModel):
+    """How a model is fine-tuned on a subset.
+
+    Compute is said in exactly one way: `steps` (the same work for every arm) or `epochs` (the same
+    passes over every arm's own records). The seed comes from the arm.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Literal["demo", "paper"] | None = Field(
+        default=None, description="Named set of values that the other fields override."
+    )
+    method: Literal["lora", "qlora", "full"] = Field(
+        default="lora",
+        description="lora: low-rank adapters; qlora: the same on a 4-bit base; full: every weight.",
+    )
+    rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="Adapters are scaled by alpha divided by rank."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of an adapter.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        description="Layers that get an adapter: every linear one but the output head, or by name.",
+    )
+    learning_rate: float = Field(default=5e-3, gt=0, description="Highest learning rate.")
+    schedule: Literal["linear", "constant", "cosine"] = Field(
+        default="linear", description="How the learning rate falls after the warm-up."
+    )
+    floor: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the learning rate that linear and cosine end on.",
+    )
+    warmup_steps: int = Field(default=10, ge=0, description="Steps of linear rise from zero.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="AdamW's decay of matrices; norms and biases have none."
+    )
+    gradient_clip: float | None = Field(
+        default=1.0, gt=0, description="Largest gradient norm; none for no limit."
+    )
+    batch_size: int = Field(default=16, ge=1, description="Records in one forward pass.")
+    accumulation: int = Field(
+        default=1, ge=1, description="Forward passes in one step; the loss is that of one batch."
+    )
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the records.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass to save memory."
+    )
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints that a killed run resumes from."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+            return given
+        base = dict(PRESETS[given["preset"]])
+        if given.get("steps") is not None or given.get("epochs") is not None:
+            base.pop("steps", None)
+            base.pop("epochs", None)
+        return base | {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in ("steps", "epochs")
+        }
+
+    @model_validator(mode="after")
+    def _one_measure_of_compute(self) -> "TrainingOptions":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @property
+    def records_per_step(self) -> int:
+        """Records that one optimizer step sees."""
+        return self.batch_size * self.accumulation
+
+    def total_steps(self, records: int) -> int:
+        """Optimizer steps on `records` records: `steps`, or as many as `epochs` fill."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil(self.presentations(records) / self.records_per_step)
+
+    def presentations(self, records: int) -> int:
+        """How many records are shown in all, repeats counted."""
+        if self.steps is not None:
+            return self.steps * self.records_per_step
+        assert self.epochs is not None
+        return max(1, round(records * self.epochs))
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """The learning rate of a step (from 0) out of `total`."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (self.floor + (1 - self.floor) * left)
