@@ -74,27 +74,31 @@ def read_records(
     """
     path = Path(path)
     table = read_table(path)
-    shape, whole = _shape_for(table, mapping, str(path))
+    shape, whole = _shape_for(table, mapping, str(path), skip_bad)
     if shape is None or whole or table.fatal:
         raise Refused(*whole, *_in_order(_unreadable(table, str(path)) + table.fatal))
     folded, faults = _fold(table, shape, path)
-    if folded.frame.is_empty():
-        raise Refused(Fault("no good record", str(path)), *faults)
     if faults and not skip_bad:
         raise Refused(*faults)
+    if folded.frame.is_empty():
+        raise Refused(_none_good(str(path)), *faults)
     return _records_file(table, shape, folded, faults)
 
 
 def _shape_for(
-    table: Table, mapping: Mapping[str, str] | None, file: str
+    table: Table, mapping: Mapping[str, str] | None, file: str, skip_bad: bool
 ) -> tuple[Shape | None, list[Fault]]:
     readable = any(row.value is not None for row in table.rows)
     shape = mapped_shape(mapping) if mapping else None
     if not readable:
-        return None, [] if table.fatal else [Fault("no good record", file)]
+        return None, [] if table.fatal or (table.rows and not skip_bad) else [_none_good(file)]
     if shape is not None:
         return shape, missing_columns(shape, table.rows, file)
     return recognise(table.rows, file)
+
+
+def _none_good(file: str) -> Fault:
+    return Fault("no good record", file)
 
 
 def _unreadable(table: Table, file: str) -> list[Fault]:
