@@ -6,11 +6,11 @@ pool and new records, three quarters of them on five new tasks, one quarter on t
 held-out set is the first one and as much for the new tasks. Its parent is `demo-v1`.
 
 Why these sizes: exact scoring of 160 records takes 25,600 pairs, of 100 new ones 10,000 and at most
-16,000 with the existing ones, seconds each on one core; that leaves most of a few minutes to about
-a dozen fine-tunings. At 160 records the most frequent task has about 65 and the rarest about 15, so
-that a budget of 30 % (48) can neither hold all 30-odd facts twice nor miss a task by chance alone.
-24 held-out records a task put the standard error of an exact-match rate at .10 a task and .05 over
-all five; differences smaller than that are not resolved by one run, and no report should say so.
+16,000 with the existing ones: well under a minute on one core, which leaves most of a few minutes
+to about a dozen fine-tunings. Of 160 records the most frequent task has about 65 and the rarest
+about 15, on about 40 facts, so that a budget of 30 % (48) cannot hold each fact twice and has to
+choose. 24 held-out records a task put the standard error of an exact-match rate at .10 a task and
+.05 over all five; differences smaller than that are not resolved by one run.
 """
 
 import json

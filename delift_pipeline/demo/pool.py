@@ -45,6 +45,15 @@ def _draw_facts(task: Task, count: int, rng: random.Random) -> list[Content]:
     return [*used, *used, *extra]
 
 
+def _draw_plan(tasks: Sequence[Task], size: int, rng: random.Random) -> list[tuple[Task, Content]]:
+    sizes = task_sizes(tasks, size)
+    plan = [
+        (task, content) for task in tasks for content in _draw_facts(task, sizes[task.name], rng)
+    ]
+    rng.shuffle(plan)
+    return plan
+
+
 def make_pool(
     world: World,
     size: int,
@@ -63,7 +72,8 @@ def make_pool(
         world: The rules.
         size: Number of records; prompts are all distinct.
         seed: Of the pool.
-        wrong_share: Share of wrong outputs; rounded to whole records, each task alike at risk.
+        wrong_share: Share of wrong outputs; rounded to whole records, drawn at random from
+            all.
         tasks: Names of the tasks to draw from; all by default.
         after: Records that this pool continues: no prompt of theirs is repeated, and the numbers of
             the ids go on from their count.
@@ -74,31 +84,29 @@ def make_pool(
     """
     if not 0 <= wrong_share <= 1:
         raise ValueError(f"wrong_share {wrong_share} is not within 0 and 1")
-    chosen = _chosen(world, tasks)
     rng = random.Random(f"pool {world.seed} {seed}")
-    plan = [
-        (task, content)
-        for task in chosen
-        for content in _draw_facts(task, task_sizes(chosen, size)[task.name], rng)
-    ]
-    rng.shuffle(plan)
+    plan = _draw_plan(_chosen(world, tasks), size, rng)
     seen = prompts_of(after)
     records = [
         draw_record(task, content, "pool", number, seen, rng)
         for number, (task, content) in enumerate(plan, start=len(after))
     ]
     truths = [
-        Truth(
-            id=record["id"],
-            task=task.name,
-            fact=fact_key(task, content),
-            correct=True,
-            right_output=record["output"],
-        )
+        _right_truth(record, fact_key(task, content))
         for record, (task, content) in zip(records, plan, strict=True)
     ]
     _spoil(world, plan, records, truths, wrong_share, random.Random(f"wrong {world.seed} {seed}"))
     return records, truths
+
+
+def _right_truth(record: Record, fact: str) -> Truth:
+    return Truth(
+        id=record["id"],
+        task=record["task"],
+        fact=fact,
+        correct=True,
+        right_output=record["output"],
+    )
 
 
 def _chosen(world: World, names: Collection[str] | None) -> list[Task]:
