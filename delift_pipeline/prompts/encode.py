@@ -1,0 +1,222 @@
+"""From records to the exact tokens that are scored, within caps that never look at the partner."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.plain_text import PlainText
+from delift_pipeline.prompts.segments import Segment
+from delift_pipeline.prompts.template import PROMPT_FIELDS, Template, compose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 2048
+_EMPTY = {"instruction": "", "input": "", "output": ""}
+
+
+class Unscorable(Exception):
+    """A record's answer does not fit, or its text cannot be tokenised as plain text."""
+
+
+@dataclass
+class Example:
+    """One record, tokenised: its segments as a target and as a demonstration, within the caps."""
+
+    prompt: Segment
+    answer: Segment
+    shown_prompt: Segment
+    shown_answer: Segment
+    cuts: list[str] = field(default_factory=list)
+
+
+class Encoder:
+    """Turns records into token ids.
+
+    Attributes:
+        template: The prompt template.
+        window: Most tokens in one sequence.
+        head: Ids before a target without demonstration: begin-of-text and the template's `alone`.
+        start: Ids before the first demonstration: begin-of-text and the template's `lead`.
+        eos: The end-of-text id.
+        demonstration_cap: Most tokens of a demonstration; with `start`, half the window.
+        target_cap: Most tokens of a target's prompt and answer: the other half.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: Template, window: int
+    ) -> None:
+        """Prepare an encoder.
+
+        Raises:
+            Refused: the tokenizer has no end-of-text token or no fast backend, or the window does
+                not even hold the template's own words.
+        """
+        self.tokenizer, self.template, self.window = tokenizer, template, window
+        self.plain = PlainText(tokenizer)
+        self.eos = _end_of_text(tokenizer)
+        self.bos = [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
+        self.head: list[int] = [*self.bos, *self.plain.ids(template.alone).tolist()]
+        self.start: list[int] = [*self.bos, *self.plain.ids(template.lead).tolist()]
+        close = self.plain.ids(template.demonstration.close).tolist()
+        self.close: list[int] = [*close, *([self.eos] * template.demonstration.end_of_text)]
+        half = window // 2
+        self.target_cap = window - half
+        self.demonstration_cap = half - len(self.start)
+        self._check_window(half)
+
+    def encode(self, frame: pl.DataFrame) -> EncodedRecords:
+        """Tokenise records.
+
+        Args:
+            frame: Records with the columns of `RECORD_SCHEMA`.
+
+        Returns:
+            The scorable records as arrays, what was cut, and which records cannot be scored.
+        """
+        ids: list[str] = []
+        kept: list[Example] = []
+        unscorable: dict[str, str] = {}
+        columns = frame.select("record_id", "instruction", "input", "output")
+        for chunk in columns.iter_slices(_CHUNK):
+            records = chunk.to_dicts()
+            for record, example in zip(records, self.examples(records), strict=True):
+                if isinstance(example, Unscorable):
+                    unscorable[record["record_id"]] = str(example)
+                else:
+                    ids.append(record["record_id"])
+                    kept.append(example)
+        return self._flat(ids, kept, unscorable)
+
+    def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:
+        """Tokenise records and fit each into the caps."""
+        template = self.template
+        columns = [
+            self._segments(records, template.prompt),
+            self._segments(records, template.answer),
+        ]
+        own = template.demonstration
+        shown_prompts = self._segments(records, own.prompt) if own.prompt else columns[0]
+        shown_answers = self._segments(records, own.answer) if own.answer else columns[1]
+        rows = zip(*columns, shown_prompts, shown_answers, strict=True)
+        return [self._fitted(Example(*segments)) for segments in rows]
+
+    def _segments(
+        self, records: Sequence[Mapping[str, Any]], pieces: tuple[str, ...]
+    ) -> list[Segment]:
+        written = [compose(pieces, record) for record in records]
+        encodings = self.plain.encode([text for text, _ in written])
+        return [
+            Segment(text, spans, encoding)
+            for (text, spans), encoding in zip(written, encodings, strict=True)
+        ]
+
+    def _fitted(self, example: Example) -> Example | Unscorable:
+        try:
+            for segment in (example.prompt, example.answer):
+                self._check_plain(segment)
+            # The demonstration is cut on its own copy: the caps of the two roles differ.
+            shown = (example.shown_prompt.copy(), example.shown_answer.copy())
+            example.shown_prompt, example.shown_answer = shown
+            self._fit_target(example)
+            self._fit_demonstration(example)
+        except Unscorable as reason:
+            return reason
+        return example
+
+    def _check_plain(self, segment: Segment) -> None:
+        if not self.plain.markers.isdisjoint(segment.encoding.ids):
+            raise Unscorable("its text reads as a special token of this model's tokenizer")
+
+    def _fit_target(self, example: Example) -> None:
+        answer = len(example.answer) + 1
+        over = len(example.prompt) + answer - self.target_cap
+        for name in ("input", "instruction"):
+            if over > 0 and (cut := example.prompt.cut_middle(name, over)):
+                example.cuts.append(f"target_{name}")
+                over -= cut
+        if over > 0:
+            room = self.target_cap - len(example.prompt)
+            raise Unscorable(
+                f"its answer takes {answer:,} tokens and {room:,} fit beside the prompt's fixed "
+                f"words in half of the window of {self.window:,}"
+            )
+
+    def _fit_demonstration(self, example: Example) -> None:
+        prompt, answer = example.shown_prompt, example.shown_answer
+        over = len(prompt) + len(answer) + len(self.close) - self.demonstration_cap
+        if over > 0 and (cut := prompt.cut_middle(PROMPT_FIELDS, over)):
+            example.cuts.append("demonstration_prompt")
+            over -= cut
+        if over > 0:
+            example.cuts.append("demonstration_answer")
+            answer.cut_end(over)
+
+    def _flat(
+        self, ids: list[str], kept: list[Example], unscorable: dict[str, str]
+    ) -> EncodedRecords:
+        end = np.asarray([self.eos], dtype=np.int32)
+        close = np.asarray(self.close, dtype=np.int32)
+        targets = [np.concatenate([e.prompt.ids, e.answer.ids, end]) for e in kept]
+        shown = [np.concatenate([e.shown_prompt.ids, e.shown_answer.ids, close]) for e in kept]
+        return EncodedRecords(
+            ids=tuple(ids),
+            head=np.asarray(self.head, dtype=np.int32),
+            start=np.asarray(self.start, dtype=np.int32),
+            target_tokens=_joined(targets),
+            target_starts=_starts(targets),
+            prompt_lengths=np.asarray([len(e.prompt) for e in kept], dtype=np.int32),
+            demonstration_tokens=_joined(shown),
+            demonstration_starts=_starts(shown),
+            unscorable=unscorable,
+            cuts=dict(Counter(cut for example in kept for cut in example.cuts)),
+        )
+
+    def _check_window(self, half: int) -> None:
+        fixed = [
+            self.plain.ids(compose(pieces, {**_EMPTY, "input": " "})[0]).size
+            for pieces in (
+                self.template.prompt + self.template.answer,
+                self.template.demonstration_prompt + self.template.demonstration_answer,
+            )
+        ]
+        needed = max(
+            len(self.head) + 1,
+            fixed[0] + 2,
+            fixed[1] + 2 + len(self.start) + len(self.close),
+        )
+        if needed > half:
+            raise Refused(
+                Fault(
+                    f"a window of {self.window} tokens is too small: the template's own words "
+                    f"take {needed} of its half",
+                    field="window",
+                )
+            )
+
+
+def _end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise Refused(
+            Fault(
+                "the tokenizer has no end-of-text token (eos_token), and an answer must end",
+                field="model",
+            )
+        )
+    return eos
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
+
+
+def _starts(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.asarray([0, *accumulate(len(array) for array in arrays)], dtype=np.int64)

@@ -1,0 +1,121 @@
+"""Tokenise text as plain text: nothing in it is read as a special token.
+
+A model's tokenizer turns "</s>" in a text into the end-of-text token, and many put a blank before
+every text. Both are switched off in a copy: tokens that mark structure get names that no text
+holds, so that their surface falls apart into ordinary tokens, and a segment is tokenised exactly as
+it is written. Ids stay those of the model.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from delift_pipeline.errors import Fault, Refused
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_MARKER = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
+
+
+class PlainText:
+    """Tokenises segments of text without special tokens.
+
+    Attributes:
+        markers: Ids of the tokens that mark structure and that no text may produce.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Copy a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of transformers with a `tokenizers` backend.
+
+        Raises:
+            Refused: it has no such backend.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise Refused(
+                Fault(
+                    f"the tokenizer {type(tokenizer).__name__} has no fast backend "
+                    "(tokenizer.json); convert it first",
+                    field="model",
+                )
+            )
+        state = json.loads(backend.to_str())
+        renamed: set[str] = {t["content"] for t in state["added_tokens"] if _marks(t)}
+        renamed.discard(str(tokenizer.unk_token))
+        self.markers = frozenset(
+            t["id"] for t in state["added_tokens"] if t["content"] in renamed
+        ) | frozenset(_special_ids(tokenizer))
+        self._backend = _rebuilt(state, renamed)
+
+    def encode(self, texts: Sequence[str]) -> "list[Encoding]":
+        """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters."""
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def ids(self, text: str) -> np.ndarray:
+        """Token ids of one text, int32 [tokens]."""
+        return np.asarray(self.encode([text])[0].ids, dtype=np.int32)
+
+
+def _marks(token: dict[str, Any]) -> bool:
+    return bool(token["special"]) or _MARKER.match(token["content"]) is not None
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    unknown = tokenizer.unk_token_id
+    return [token for token in named if isinstance(token, int) and token != unknown]
+
+
+def _rebuilt(state: dict[str, Any], renamed: set[str]) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    # The names change from run to run so that no data can hold them; ids do not depend on them.
+    secret = uuid.uuid4().hex
+    names = {content: f"\ue000{secret}{place}" for place, content in enumerate(sorted(renamed))}
+    _rename_in_vocabulary(state["model"], names)
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    state["normalizer"] = _without_added_blank(state["normalizer"], "normalizers")
+    state["pre_tokenizer"] = _without_added_blank(state["pre_tokenizer"], "pretokenizers")
+    state["post_processor"] = state["truncation"] = state["padding"] = None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
+    merged = _merged(model.get("merges") or [])
+    free = {old: new for old, new in names.items() if old not in merged}
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {free.get(token, token): place for token, place in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[free.get(token, token), score] for token, score in vocabulary]
+
+
+def _merged(merges: list[Any]) -> set[str]:
+    found: set[str] = set()
+    for merge in merges:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        found |= {left, right, left + right}
+    return found
+
+
+def _without_added_blank(part: dict[str, Any] | None, members: str) -> dict[str, Any] | None:
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Sequence":
+        kept = [_without_added_blank(member, members) for member in part[members]]
+        return {**part, members: [member for member in kept if member is not None]}
+    if part["type"] == "Metaspace":
+        part = {**part, "prepend_scheme": "never"}
+    if "add_prefix_space" in part:
+        part = {**part, "add_prefix_space": False}
+    return part

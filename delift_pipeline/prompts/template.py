@@ -1,0 +1,178 @@
+"""Prompt templates as data: how a record becomes the text that is scored."""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.storage.hashing import digest_json
+
+FIELDS = ("instruction", "input", "output")
+PROMPT_FIELDS = ("instruction", "input")
+CHAT = "chat"
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+Spans = dict[str, tuple[int, int]]
+"""Field -> where its text lies, [start, stop) in characters."""
+
+
+class Demonstration(BaseModel):
+    """How a demonstration is written.
+
+    Attributes:
+        prompt: Its own prompt pieces; None for those of the target.
+        answer: Its own answer pieces; None for those of the target.
+        close: Text after its answer.
+        end_of_text: Whether the end-of-text token closes it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: tuple[str, ...] | None = None
+    answer: tuple[str, ...] | None = None
+    close: str = ""
+    end_of_text: bool = False
+
+
+class Template(BaseModel):
+    """A prompt template; `defaults/templates/plain.yaml` explains every field.
+
+    Attributes:
+        name: What a user calls it.
+        version: Counted up with every change of wording.
+        prompt: Pieces of the target's prompt, joined as they are.
+        answer: Pieces of the answer; the end-of-text token follows.
+        alone: Text in the place of the demonstrations where there are none.
+        lead: Text before the first demonstration.
+        demonstration: How a demonstration is written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: int = Field(ge=1)
+    prompt: tuple[str, ...]
+    answer: tuple[str, ...]
+    alone: str = ""
+    lead: str = ""
+    demonstration: Demonstration = Demonstration()
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "Template":
+        faults = list(_placeholder_faults(self))
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the text; part of the fingerprint."""
+        return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def demonstration_prompt(self) -> tuple[str, ...]:
+        """The prompt pieces of a demonstration."""
+        return self.demonstration.prompt or self.prompt
+
+    @property
+    def demonstration_answer(self) -> tuple[str, ...]:
+        """The answer pieces of a demonstration."""
+        return self.demonstration.answer or self.answer
+
+
+def _placeholder_faults(template: Template) -> list[str]:
+    parts = {
+        "prompt": (template.prompt, PROMPT_FIELDS),
+        "answer": (template.answer, ("output",)),
+        "demonstration.prompt": (template.demonstration_prompt, PROMPT_FIELDS),
+        "demonstration.answer": (template.demonstration_answer, ("output",)),
+        "alone": ((template.alone,), ()),
+        "lead": ((template.lead,), ()),
+        "demonstration.close": ((template.demonstration.close,), ()),
+    }
+    faults = []
+    for name, (pieces, expected) in parts.items():
+        found = _PLACEHOLDER.findall("".join(pieces))
+        if sorted(found) != sorted(expected):
+            wanted = " and ".join(f"{{{field}}}" for field in expected) or "no placeholder"
+            faults.append(
+                f"{name} holds {found or 'no placeholder'} where {wanted} must stand once"
+            )
+    return faults
+
+
+def compose(pieces: tuple[str, ...], record: Mapping[str, Any]) -> tuple[str, Spans]:
+    """Write pieces with a record's text in place of the placeholders.
+
+    The text of a record is copied, never read: braces in it mean nothing.
+
+    Args:
+        pieces: Template pieces; one with `{input}` is left out where the input is empty.
+        record: Holds the fields the pieces name.
+
+    Returns:
+        The text, and where each field's own text lies in it.
+    """
+    text, spans = "", Spans()
+    for piece in pieces:
+        if "{input}" in piece and not record["input"]:
+            continue
+        parts = _PLACEHOLDER.split(piece)
+        for literal, name in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            text += literal
+            value = record[name] if name else ""
+            if name:
+                spans[name] = (len(text), len(text) + len(value))
+            text += value
+    return text, spans
+
+
+def shipped_templates() -> list[str]:
+    """The names of the templates that come with the package."""
+    folder = resources.files("delift_pipeline") / "defaults" / "templates"
+    names = (Path(entry.name) for entry in folder.iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".yaml")
+
+
+def load_template(name_or_path: str) -> Template:
+    """Load a shipped template by name, or any template from a YAML file.
+
+    Raises:
+        Refused: there is no such template or it is not valid; every fault is named.
+    """
+    if name_or_path == CHAT:
+        raise Refused(
+            Fault(
+                "a model's own chat template is not supported; use one of "
+                f"{', '.join(shipped_templates())} or a YAML file",
+                field="template",
+            )
+        )
+    if name_or_path in shipped_templates():
+        folder = resources.files("delift_pipeline") / "defaults" / "templates"
+        return _parse((folder / f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        known = ", ".join(shipped_templates())
+        raise Refused(
+            Fault(f"no template {name_or_path!r}: use {known} or a YAML file", field="template")
+        )
+    return _parse(path.read_text("utf-8"), name_or_path)
+
+
+def _parse(text: str, file: str) -> Template:
+    try:
+        return Template.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise Refused(Fault(f"this is not YAML: {error}", file=file)) from error
+    except ValidationError as error:
+        faults = (
+            Fault(found["msg"], file=file, field=".".join(str(part) for part in found["loc"]))
+            for found in error.errors()
+        )
+        raise Refused(*faults) from error

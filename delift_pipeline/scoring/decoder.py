@@ -1,0 +1,97 @@
+"""One causal language model taken apart: body, cache, head, and what it does to its logits."""
+
+import copy
+import inspect
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# A chunk of logits holds at most this many numbers (64 MiB in float32).
+_LOGITS_IN_A_CHUNK = 1 << 24
+_SHAREABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+class Decoder:
+    """The parts of a model that scoring needs."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.model, self.config = model, model.config.get_text_config(decoder=True)
+        self.body = model.base_model
+        self.head = model.get_output_embeddings()
+        named = inspect.signature(self.body.forward).parameters
+        self._takes_positions = "position_ids" in named
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go."""
+        return self.model.get_input_embeddings().weight.device  # pyright: ignore
+
+    def prefill(self, prefix: torch.Tensor) -> DynamicCache:
+        """Keys and values of a prefix, ids int64 [1, tokens]."""
+        cache = DynamicCache(config=self.model.config)
+        self.hidden(prefix, cache)
+        return cache
+
+    def hidden(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
+        """Last hidden states [rows, tokens, width] of ids that follow what is in the cache.
+
+        No attention mask is given: rows are padded on the right, so that under the causal mask no
+        real token ever sees padding, and the whole prefix is real.
+        """
+        seen = 0 if cache is None else cache.get_seq_length()
+        inputs: dict[str, object] = {"input_ids": ids, "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if self._takes_positions:
+            steps = torch.arange(seen, seen + ids.shape[1], device=ids.device)
+            inputs["position_ids"] = steps.expand(ids.shape[0], -1)
+        return self.body(**inputs).last_hidden_state
+
+    def logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Log p of `tokens` [n] given hidden states [n, width], float32, in chunks of logits."""
+        step = max(1, _LOGITS_IN_A_CHUNK // int(self.head.weight.shape[0]))  # pyright: ignore
+        pieces = []
+        for start in range(0, len(tokens), step):
+            logits = self._finished(self.head(hidden[start : start + step])).float()  # pyright: ignore
+            true = logits.gather(1, tokens[start : start + step, None])[:, 0]
+            pieces.append(true - torch.logsumexp(logits, dim=-1))
+        return torch.cat(pieces)
+
+    def _finished(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some models do to their logits after the head."""
+        if scale := getattr(self.config, "logit_scale", None):
+            logits = logits * scale
+        if divisor := getattr(self.config, "logits_scaling", None):
+            logits = logits / divisor
+        if cap := getattr(self.config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+
+def shareable(cache: DynamicCache) -> bool:
+    """Whether every layer of a filled cache can serve several batches by `expanded`."""
+    return all(type(layer) in _SHAREABLE for layer in cache.layers)
+
+
+def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A cache of `rows` copies of a prefix, in the same memory.
+
+    A forward pass puts new tensors into the layers of the cache it is given and leaves the old
+    tensors alone; fresh layer objects around the prefix's own tensors keep the prefix clean.
+    """
+    fresh = copy.copy(cache)
+    fresh.layers = [_expanded_layer(layer, rows) for layer in cache.layers]  # pyright: ignore
+    return fresh
+
+
+def _expanded_layer(layer: DynamicLayer, rows: int) -> DynamicLayer:
+    fresh = copy.copy(layer)
+    if layer.keys is not None and layer.values is not None:
+        fresh.keys = layer.keys.expand(rows, -1, -1, -1)
+        fresh.values = layer.values.expand(rows, -1, -1, -1)
+    return fresh

@@ -1,0 +1,67 @@
+"""What every scoring engine offers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from delift_pipeline.prompts.encoded import EncodedRecords
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prefix and the targets scored after it.
+
+    Attributes:
+        prefix: What stands before every target: `EncodedRecords.prefix(...)`, int32 [tokens].
+        rows: Rows of the targets in the encoded records, int [targets].
+    """
+
+    prefix: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Teacher-forced log-probabilities of one job's answers.
+
+    Attributes:
+        logprobs: log p of every true answer token, in nats, float32, target after target.
+        lengths: Answer tokens of each target, int32 [targets].
+        halved: How many batches had to be halved for memory.
+    """
+
+    logprobs: np.ndarray
+    lengths: np.ndarray
+    halved: int = 0
+
+
+class Engine(Protocol):
+    """Scores answers after prefixes.
+
+    The result of a job is a function of the job and the engine's options alone, bit for bit; which
+    other jobs come in the same call, and in what order, makes no difference.
+    """
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide batches; recorded with the scores."""
+        ...
+
+    def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
+        """Score jobs.
+
+        Args:
+            records: The encoded records the rows refer to.
+            jobs: What to score; several at once let an engine fill a large device.
+
+        Returns:
+            One result a job, in order.
+
+        Raises:
+            DeliftError: a single pair does not fit in memory, or the model gives no numbers.
+        """
+        ...

@@ -1,0 +1,84 @@
+"""Choose the engine for a model, after trying that its cache really can be shared."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.decoder import shareable
+from delift_pipeline.scoring.engine import Engine, Job
+from delift_pipeline.scoring.naive import NaiveEngine
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from delift_pipeline.scoring.model import LoadedModel
+
+_LENGTH_DEPENDENT = ("longrope", "dynamic")
+_TRIAL_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+
+
+def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engine:
+    """The engine the options ask for, or the naive one where a shared prefix would be wrong.
+
+    A short trial compares the two: a model with a kind of cache, position or head that the shared
+    path does not know is found here and never scored wrongly.
+    """
+    model, options = loaded.model, loaded.options
+    if options.engine == "naive":
+        return NaiveEngine(model)
+    engine = TransformersEngine(model, options.batch_tokens)
+    reason = why_not_shareable(engine, model, loaded.encoder.window)
+    if reason is None:
+        return engine
+    line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
+    (progress or SilentProgress()).say(line)
+    return NaiveEngine(model)
+
+
+def why_not_shareable(
+    engine: TransformersEngine, model: "PreTrainedModel", window: int
+) -> str | None:
+    """Why a prefix's cache cannot serve several targets, or None where it can."""
+    rope = getattr(engine.decoder.config, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") or 0
+    if rope.get("rope_type") in _LENGTH_DEPENDENT and window > trained:
+        return "its positions depend on the length of the whole sequence"
+    records = _trial_records(int(engine.decoder.config.vocab_size))
+    job = Job(records.prefix(0), np.asarray([1, 2]))
+    try:
+        # Twice, because a cache that a pass has changed gives itself away the second time.
+        with torch.inference_mode():
+            cache = engine._prefilled(job.prefix)
+        if cache is None or not shareable(cache):
+            return "its cache cannot be shared"
+        found = engine.score(records, [job, job])[1].logprobs
+    except _TRIAL_FAULTS as error:
+        return f"its cache cannot be shared ({type(error).__name__})"
+    expected = NaiveEngine(model).score(records, [job])[0].logprobs
+    bound = 1e-3 if model.dtype == torch.float32 else 0.25
+    if not np.allclose(found, expected, atol=bound):
+        return "sharing its cache changes its log-probabilities"
+    return None
+
+
+def _trial_records(vocabulary: int) -> EncodedRecords:
+    """Three made-up records of 13, 9 and 6 tokens."""
+    ids = (np.arange(28) * 7919 % max(vocabulary - 8, 1) + 4).astype(np.int32)
+    starts = np.asarray([0, 13, 22, 28], dtype=np.int64)
+    nothing = ids[:1]
+    return EncodedRecords(
+        ids=("a", "b", "c"),
+        head=nothing,
+        start=nothing,
+        target_tokens=ids,
+        target_starts=starts,
+        prompt_lengths=np.asarray([6, 4, 3], dtype=np.int32),
+        demonstration_tokens=ids,
+        demonstration_starts=starts,
+        unscorable={},
+        cuts={},
+    )

@@ -1,0 +1,95 @@
+"""What scores depend on, as one digest; two runs share scores only where it is equal.
+
+Nothing here loads torch: a pipeline asks for the fingerprint long before it needs the model.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delift_pipeline.prompts.template import load_template
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.source import (
+    model_folder,
+    read_config,
+    resolve_window,
+    weight_files,
+)
+from delift_pipeline.storage.hashing import digest_json
+
+SCORING_VERSION = 1
+"""Counted up when the meaning of a stored score changes."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+# These change when a model is saved again and mean nothing for its scores.
+_IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_known_digests: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The digest (32 hexadecimal characters) and what it covers."""
+
+    digest: str
+    parts: dict[str, Any]
+
+
+def fingerprint_of(options: ModelOptions) -> Fingerprint:
+    """The fingerprint of scores made with these options.
+
+    It covers the bytes of weights and tokenizer, the model's config, the prompt template, the
+    length caps, the number format and the definition of a score; not the path, the device, the
+    engine or the batch size, which leave scores within the stated bounds.
+
+    Raises:
+        Refused: the model or the template cannot be used; the reason is given.
+    """
+    folder = model_folder(options)
+    config, template = read_config(folder), load_template(options.template)
+    window = resolve_window(options, config)
+    parts: dict[str, Any] = {
+        "weights": {path.name: content_digest(path) for path in weight_files(folder)},
+        "config": digest_json({k: v for k, v in config.items() if k not in _IGNORED_CONFIG}),
+        "tokenizer": {
+            name: content_digest(folder / name)
+            for name in TOKENIZER_FILES
+            if (folder / name).is_file()
+        },
+        "template": {
+            "name": template.name,
+            "version": template.version,
+            "digest": template.digest,
+        },
+        "caps": {"window": window, "demonstration": window // 2, "target": window - window // 2},
+        "dtype": options.dtype,
+        "scoring": {"version": SCORING_VERSION, "distance": "squared, mean over answer tokens"},
+    }
+    return Fingerprint(digest_json(parts), parts)
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; computed once per process and state of the file.
+
+    The hub's cache names large files by their SHA-256, which spares reading them.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+        return real.name
+    state = real.stat()
+    key = (str(real), state.st_size, state.st_mtime_ns)
+    if key not in _known_digests:
+        with real.open("rb") as handle:
+            _known_digests[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return _known_digests[key]

@@ -1,0 +1,170 @@
+"""Load a language model to score with: safetensors only, no remote code unless asked for."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.prompts.encode import Encoder
+from delift_pipeline.prompts.template import load_template
+from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to score.
+
+    Attributes:
+        model: In evaluation mode, on its device, no gradients.
+        tokenizer: Its tokenizer.
+        encoder: Turns records into its token ids.
+        options: What was asked for.
+        fingerprint: Of every score it makes.
+        folder: Where its files lie.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    encoder: Encoder
+    options: ModelOptions
+    fingerprint: Fingerprint
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input ids go."""
+        return self.model.get_input_embeddings().weight.device  # pyright: ignore
+
+
+def load_model(options: ModelOptions) -> LoadedModel:
+    """Load a model, its tokenizer and its prompt template.
+
+    Raises:
+        Refused: the model cannot be used, and why.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    fingerprint = fingerprint_of(options)
+    folder = model_folder(options)
+    tokenizer = load_tokenizer(folder, options)
+    window = resolve_window(options, read_config(folder))
+    encoder = Encoder(tokenizer, load_template(options.template), window)
+    model = _load_weights(folder, options)
+    _check_vocabulary(model, tokenizer, options)
+    return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
+
+
+def load_encoder(options: ModelOptions) -> Encoder:
+    """The encoder alone, without the weights.
+
+    Raises:
+        Refused: the model, its tokenizer or the template cannot be used, and why.
+    """
+    folder = model_folder(options)
+    window = resolve_window(options, read_config(folder))
+    tokenizer = load_tokenizer(folder, options)
+    return Encoder(tokenizer, load_template(options.template), window)
+
+
+def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer from a model's folder.
+
+    Raises:
+        Refused: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(
+            Fault(f"{options.model}: no tokenizer could be loaded ({reason})", field="model")
+        ) from error
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        Refused: a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused(Fault("no CUDA device can be used here", field="device"))
+    return torch.device(device)
+
+
+def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    device = resolve_device(options.device)
+    try:
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, options.dtype),
+                use_safetensors=True,
+                trust_remote_code=options.trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+            )  # pyright: ignore
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(
+            Fault(f"{options.model}: the model could not be loaded ({reason})", field="model")
+        ) from error
+    _check_complete(info, options)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
+    # Weights that are missing get random numbers and a warning: scores would mean nothing.
+    lacking = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
+    if lacking:
+        raise Refused(
+            Fault(
+                f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
+                f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
+                field="model",
+            )
+        )
+
+
+def _check_vocabulary(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: ModelOptions
+) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= int(rows):  # pyright: ignore
+        raise Refused(
+            Fault(
+                f"{options.model}: the tokenizer knows {largest + 1:,} tokens and the model "
+                f"only {rows:,}; they do not belong together",
+                field="model",
+            )
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
