@@ -64,7 +64,8 @@ def _tfidf(texts: Sequence[str]) -> Any:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", dtype=np.float32)
+    kind: Any = np.float32  # the library is annotated for its default alone
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", dtype=kind)
     words = vectorizer.build_analyzer()
     if not any(words(text) for text in texts):
         return csr_matrix((len(texts), 1), dtype=np.float32)
@@ -128,7 +129,7 @@ def nearest(embeddings: Any, m: int) -> Neighbours:
         _keep_nearest(distances, start, indices, cosine)
 
     if n > 1:
-        chunks: Iterable[None] = pairwise_distances_chunked(
+        chunks: Iterable[Any] = pairwise_distances_chunked(
             embeddings, reduce_func=keep, metric="cosine", working_memory=_CHUNK_MIB
         )
         for _ in chunks:

@@ -25,7 +25,7 @@ def resolve_budget(budget: float | int | str, n: int) -> int:
     if n < 1:
         raise Refused(Fault("the pool is empty: nothing can be selected", field="budget"))
     parsed = _parsed(budget)
-    if parsed == FULL:
+    if parsed is None:
         return n
     if isinstance(parsed, Decimal):
         return max(1, int((parsed * n).quantize(Decimal(1), rounding=ROUND_HALF_UP)))
@@ -34,11 +34,11 @@ def resolve_budget(budget: float | int | str, n: int) -> int:
     return parsed
 
 
-def _parsed(budget: float | int | str) -> Decimal | int | str:
-    """A share as Decimal, a count as int, or `full`."""
+def _parsed(budget: float | int | str) -> Decimal | int | None:
+    """A share as Decimal, a count as int, None for `full`."""
     if isinstance(budget, str):
         if budget.strip().lower() == FULL:
-            return FULL
+            return None
         budget = _number(budget.strip())
     if isinstance(budget, bool) or not math.isfinite(budget):
         raise _refused(budget)

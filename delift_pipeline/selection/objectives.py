@@ -11,7 +11,7 @@ and Fisher 1978). Kernels may be dense (any memory order, memory maps), sparse o
 rectangular. They must hold finite values of at least 0: a negative or missing value is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -277,7 +277,7 @@ def _factor(value: float, called: str) -> float:
     return float(value)
 
 
-def evaluate(objective: Objective, subset: Sequence[int]) -> float:
+def evaluate(objective: Objective, subset: Iterable[int]) -> float:
     """The value of a subset; the objective's own chosen set is emptied."""
     objective.reset()
     for j in subset:

@@ -6,7 +6,7 @@ twice, and give a ranking whose prefixes are the answers for smaller budgets.
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,7 @@ class Ranking:
 Optimizer = Callable[[Objective, int, np.ndarray], Ranking]
 
 
-def order_of(ids: "list[str] | tuple[str, ...]") -> np.ndarray:
+def order_of(ids: Sequence[str]) -> np.ndarray:
     """Place of each id in the sorted order of all, int64; what ties are broken by."""
     order = np.empty(len(ids), dtype=np.int64)
     order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
@@ -62,9 +62,7 @@ def lazy_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ran
     """
     _start(objective, budget, tie_order)
     first = objective.gains(np.arange(objective.n))
-    heap = [
-        (-float(g), int(t), j, 0) for j, (g, t) in enumerate(zip(first, tie_order, strict=True))
-    ]
+    heap = [(-float(first[j]), int(tie_order[j]), j, 0) for j in range(objective.n)]
     heapq.heapify(heap)
     picks: list[int] = []
     gains: list[float] = []

@@ -6,11 +6,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.utility.forms import UtilityForm
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
 STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
 
-UtilityForm = Literal["distance", "kl", "kl_mean"]
 Scaling = Literal["clip", "min_max"]
 Diagonal = Literal["mask", "keep"]
 ObjectiveName = Literal["fl", "flmi", "fl1mi", "fl2mi", "flcg"]

@@ -78,13 +78,14 @@ def reasons_of(
         better = values > best[numbers]
         best[numbers[better]] = values[better]
         owner[numbers[better]] = rank
-    covered = np.flatnonzero(owner >= 0)
+    covered = [int(row) for row in np.flatnonzero(owner >= 0)]
     covers: list[list[str]] = [[] for _ in picks]
     for row in covered:
         covers[owner[row]].append(rows[row])
+    owned = {row: columns[picks[int(owner[row])]] for row in covered}
     return Reasons(
         tuple(tuple(targets) for targets in covers),
-        {rows[row]: columns[picks[owner[row]]] for row in covered},
+        {str(rows[row]): str(record) for row, record in owned.items()},
         {rows[row]: float(best[row]) for row in covered},
     )
 

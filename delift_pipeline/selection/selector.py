@@ -7,9 +7,10 @@ from typing import Any, Literal, Protocol
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.selection.options import Stage, UtilityForm
+from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.utility.block import Block
+from delift_pipeline.utility.forms import UtilityForm
 
 BlockLoader = Callable[[str, UtilityForm], Block]
 

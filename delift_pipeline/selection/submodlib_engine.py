@@ -25,7 +25,7 @@ from delift_pipeline.utility.columns import Columns, to_dense
 
 
 def submodlib_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ranking:
-    """submodlib's lazy greedy on the same objective; its ties fall as they fall.
+    """Lazy greedy by submodlib on the same objective; its ties fall as they fall.
 
     Raises:
         Refused: submodlib has no such function, or the budget is above n.
@@ -49,6 +49,8 @@ def submodlib_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -
 
 
 def _function(objective: Objective) -> Any:
+    # Its annotations say int where any number will do.
+    factor: Any = getattr(objective, "eta", getattr(objective, "nu", None))
     if isinstance(objective, Coverage) and objective.weighted:
         raise Refused("submodlib has no weights per target; choose another optimizer")
     match objective:
@@ -67,15 +69,13 @@ def _function(objective: Objective) -> Any:
                 query.shape[1],
                 data_sijs=_square(objective.kernel),
                 query_sijs=np.ascontiguousarray(query),
-                magnificationEta=objective.eta,
+                magnificationEta=factor,
             )
         case FL2MI():
             from submodlib import FacilityLocationVariantMutualInformationFunction as Fl2mi
 
             query = np.ascontiguousarray(_rows(objective.kernel).T)
-            return Fl2mi(
-                objective.n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta
-            )
+            return Fl2mi(objective.n, query.shape[1], query_sijs=query, queryDiversityEta=factor)
         case FLCG():
             from submodlib import FacilityLocationConditionalGainFunction as Flcg
 
@@ -85,7 +85,7 @@ def _function(objective: Objective) -> Any:
                 private.shape[1],
                 data_sijs=_square(objective.kernel),
                 private_sijs=private,
-                privacyHardness=objective.nu,
+                privacyHardness=factor,
             )
     raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
 

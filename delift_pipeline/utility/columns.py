@@ -34,7 +34,7 @@ class Columns(Protocol):
         ...
 
     def column(self, j: int) -> Column:
-        """Column j as (sorted int row numbers or None for all rows, values); not to be written to."""
+        """Column j, not to be written to: (sorted row numbers, or None for all rows; values)."""
         ...
 
 
@@ -214,7 +214,7 @@ def to_sparse(matrix: Columns) -> SparseColumns:
 
 
 def materialised(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
-    """A copy in memory where it fits below `limit` bytes, so that it is computed once; else itself."""
+    """A copy in memory, computed once, where it fits below `limit` bytes; else the matrix."""
     cells = matrix.shape[0] * matrix.shape[1]
     if matrix.stored < cells:
         return to_sparse(matrix) if matrix.stored * 8 <= limit else matrix

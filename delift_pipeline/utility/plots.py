@@ -33,7 +33,7 @@ def heat_map_png(block: Block, max_side: int = 200) -> bytes:
 
 
 def cell_means(block: Block, max_side: int) -> np.ndarray:
-    """The block averaged down to at most `max_side` cells a side, float64; read column by column."""
+    """The block averaged down to at most `max_side` cells a side, float64 [down, across]."""
     rows, columns = block.matrix.shape
     if not rows or not columns:
         return np.zeros((1, 1))

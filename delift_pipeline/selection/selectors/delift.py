@@ -23,7 +23,7 @@ from delift_pipeline.selection.optimizers import (
     order_of,
     stochastic_greedy,
 )
-from delift_pipeline.selection.options import SelectorOptions, Stage
+from delift_pipeline.selection.options import ObjectiveName, SelectorOptions, Stage
 from delift_pipeline.selection.result import Reasons, Selection, reasons_of
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.utility.block import Block
@@ -31,6 +31,12 @@ from delift_pipeline.utility.columns import Columns, materialised
 from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
 
 _SELF_BLOCKS = ("self", "neighbours")
+_ONLY_STAGE: dict[ObjectiveName, Stage] = {
+    "flmi": "task_specific",
+    "fl1mi": "task_specific",
+    "fl2mi": "task_specific",
+    "flcg": "continual",
+}
 
 
 class DeliftSelector:
@@ -46,18 +52,13 @@ class DeliftSelector:
             Refused: the objective needs a target set or existing records that the stage has not.
         """
         objective = options.objective_of(stage)
-        wanted = {"flmi": "task_specific", "fl1mi": "task_specific", "fl2mi": "task_specific"}
-        right_stage = (wanted | {"flcg": "continual"}).get(objective, stage)
-        if right_stage != stage:
-            raise Refused(
-                Fault(
-                    f"{objective} belongs to the stage {right_stage}, not {stage}",
-                    field="objective",
-                )
-            )
+        only = _ONLY_STAGE.get(objective, stage)
+        if only != stage:
+            sentence = f"{objective} belongs to the stage {only}, not {stage}"
+            raise Refused(Fault(sentence, field="objective"))
         return Needs(
             "none" if objective == "fl2mi" else options.pairs,
-            target_pairs=right_stage == "task_specific" and objective in wanted,
+            target_pairs=objective in ("flmi", "fl1mi", "fl2mi"),
             existing_pairs=objective == "flcg",
         )
 
@@ -112,7 +113,7 @@ def _kernels(
     for name, block in blocks.items():
         masked = name in _SELF_BLOCKS and options.diagonal == "mask"
         groups = _groups(block, duplicate_groups(inputs.pool)) if masked else None
-        similarities["self" if masked or name in _SELF_BLOCKS else name] = (block.matrix, groups)
+        similarities["self" if name in _SELF_BLOCKS else name] = (block.matrix, groups)
     details: dict[str, Any] = {"scaling": {"kind": options.scaling}}
     affine = None
     if options.scaling == "min_max":
@@ -162,7 +163,7 @@ def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
 
 
 def _reasons(blocks: dict[str, Block], kernels: dict[str, Columns], picks: list[int]) -> Reasons:
-    """Who covers whom, among pool records; where only the target set was read, among its records."""
+    """Who covers which pool record, or which target record where only that block was read."""
     name = next((name for name in _SELF_BLOCKS if name in blocks), "target")
     kernel = kernels["target" if name == "target" else "self"]
     return reasons_of(kernel, picks, blocks[name].rows, blocks[name].columns)

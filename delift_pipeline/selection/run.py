@@ -1,0 +1,132 @@
+"""Select and keep what was selected: the one door for the asset and the command line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel
+
+from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.registry import options_of, selector_named
+from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.storage.atomic import replacing_folder, write_parquet
+from delift_pipeline.storage.hashing import digest_text
+from delift_pipeline.storage.manifest import Manifest
+
+SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
+
+
+def select(
+    inputs: SelectionInputs,
+    selector: str,
+    budget: float | int | str,
+    seed: int,
+    options: Mapping[str, Any] | BaseModel,
+) -> Selection:
+    """Rank the records of a pool under a budget.
+
+    Args:
+        inputs: The pool and where its kernel blocks come from.
+        selector: A name in the registry.
+        budget: A share, a count or `full`, of the whole pool.
+        seed: Decides everything random.
+        options: The selector's options.
+
+    Raises:
+        Refused: the selector, an option or the budget is not possible.
+        DeliftError: scores that the selector reads are missing.
+    """
+    checked = options_of(selector, options)
+    count = resolve_budget(budget, inputs.pool.height)
+    return selector_named(selector).select(inputs, count, seed, checked)
+
+
+def selection_request(
+    stage: Stage,
+    selector: str,
+    budget: float | int | str,
+    seed: int,
+    options: Mapping[str, Any] | BaseModel,
+) -> dict[str, Any]:
+    """What was asked for, as the subset's manifest records it; defaults are spelled out.
+
+    Raises:
+        Refused: the selector or an option is not possible.
+    """
+    return {
+        "stage": stage,
+        "selector": selector,
+        "budget": budget,
+        "seed": seed,
+        "options": options_of(selector, options).model_dump(mode="json"),
+    }
+
+
+def subset_parents(
+    version: str, pool_hash: str, blocks: Mapping[str, str], extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a subset is made of: the version's records and the kernel blocks read, nothing else.
+
+    Args:
+        version: The dataset version.
+        pool_hash: The content hash of the version.
+        blocks: Kernel block -> hash, for the blocks the selector reads.
+        extra: Other parents, such as the parent's subset that gave D_E.
+    """
+    kernels = {f"kernel:{version}:{name}": value for name, value in blocks.items()}
+    return {f"dataset:{version}": pool_hash, **kernels, **(extra or {})}
+
+
+def write_subset(
+    folder: Path,
+    selection: Selection,
+    pool: pl.DataFrame,
+    *,
+    request: dict[str, Any],
+    parents: dict[str, str],
+    fingerprint: str | None = None,
+    code_version: str = "1",
+    run_id: str | None = None,
+) -> Manifest:
+    """Write `subset.parquet`, `dropped.parquet` and the manifest, whole.
+
+    The content hash covers the records and their order, which is all that training reads: a gain
+    that moves in its last digit trains nothing again.
+
+    Args:
+        folder: Where; a former subset there is replaced.
+        selection: What was chosen.
+        pool: The records it was chosen from.
+        request: See `selection_request`.
+        parents: See `subset_parents`.
+        fingerprint: The scoring fingerprint, where scores were read.
+        code_version: The asset's code version.
+        run_id: The Dagster run.
+    """
+    subset, dropped = subset_frames(selection, pool)
+    manifest = Manifest(
+        kind="subset",
+        content_hash=digest_text(*selection.ranking),
+        parents=parents,
+        fingerprint=fingerprint,
+        counts={"pool": pool.height, "selected": subset.height, "dropped": dropped.height},
+        details={
+            "objective": selection.objective,
+            "value": selection.value,
+            "value_random": selection.value_random,
+            "blocks": selection.blocks,
+            "notes": list(selection.notes),
+            **selection.details,
+        },
+        request=request,
+        code_version=code_version,
+        run_id=run_id,
+    )
+    with replacing_folder(folder) as temporary:
+        write_parquet(temporary / SUBSET, subset)
+        write_parquet(temporary / DROPPED, dropped)
+        manifest.write(temporary)
+    return manifest
