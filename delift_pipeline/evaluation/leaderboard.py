@@ -164,8 +164,12 @@ def _gaps(folder: Path, random: Path | None) -> dict[str, dict[str, float]]:
 
 def _order(row: Row) -> tuple[Any, ...]:
     stage = STAGES.index(row["stage"]) if row["stage"] in STAGES else len(STAGES)
-    first = next((name for name in METRICS if name in row["metrics"]), None)
-    worst = 0.0 if first is None else -METRICS[first].improvement(row["metrics"][first], 0.0)
+    goodness = [
+        metric.improvement(row["metrics"][name], 0.0)
+        for name, metric in METRICS.items()
+        if name in row["metrics"]
+    ]
+    worst = -goodness[0] if goodness else 0.0
     return (row["version"], stage, row["stage"], worst, row["arm"])
 
 
@@ -229,7 +233,7 @@ def _page_row(row: Row, names: Sequence[MetricName]) -> dict[str, Any]:
         "budget": budget,
         "records": records,
         "seed": ABSENT if row["seed"] is None else row["seed"],
-        "values": [with_error(*_measurement(row, name)) for name in names],
+        "measurements": [with_error(*_measurement(row, name)) for name in names],
         "differences": [_difference(row, name) for name in names],
         "seconds": number(row["seconds"], 1),
     }

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import polars as pl
@@ -112,7 +112,7 @@ def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model under its adapters, if it has any."""
     inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
+    return cast(torch.nn.Module, inner()) if callable(inner) else model
 
 
 @lru_cache(maxsize=16)

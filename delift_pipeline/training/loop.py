@@ -1,0 +1,170 @@
+"""The optimizer's steps of one training run."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.progress import Progress
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.training.batches import Example, answer_losses, collate
+from delift_pipeline.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
+from delift_pipeline.training.options import TrainingOptions
+from delift_pipeline.training.order import step_records
+from delift_pipeline.training.setup import Trainable
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Called after each step (from 0) with `loss` and `learning_rate`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where and how often the state is kept."""
+
+    folder: Path | None
+    key: str
+    every: int | None
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether the state after `step` steps is to be kept."""
+        if self.folder is None or self.every is None:
+            return False
+        return step % self.every == 0 and step < total
+
+
+class Run:
+    """The optimizer's steps over one set of examples."""
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        seed: int,
+        trainable: Trainable,
+        examples: Sequence[Example],
+        kept: Kept,
+    ) -> None:
+        self.options, self.seed, self.trainable = options, seed, trainable
+        self.examples, self.kept = examples, kept
+        self.total = options.total_steps(len(examples))
+        self.optimizer = _optimizer(options, trainable.model)
+        self.done, self.resumed_at = Progressed(), None
+        if kept.folder is not None:
+            found = load_checkpoint(kept.folder, kept.key, trainable.model, self.optimizer)
+            self.done, self.resumed_at = (found, found.step) if found else (self.done, None)
+
+    def go(self, progress: Progress, on_step: OnStep | None) -> None:
+        """Do the steps that are left."""
+        self.trainable.model.train()
+        with progress.track("train", self.total, "steps") as meter:
+            meter.advance(self.done.step)
+            for step, chosen in enumerate(self._chosen()):
+                if step < self.done.step:
+                    continue
+                started = time.monotonic()
+                loss, rate = self._step(step, chosen)
+                self.done.seconds += time.monotonic() - started
+                if on_step:
+                    on_step(step, {"loss": loss, "learning_rate": rate})
+                meter.advance()
+                self._keep()
+
+    def account(self) -> dict[str, Any]:
+        """What the run did, for the log."""
+        model, done = self.trainable.model, self.done
+        return {
+            "losses": done.losses,
+            "learning_rates": done.learning_rates,
+            "steps": done.step,
+            "seconds": done.seconds,
+            "tokens": done.tokens,
+            "answer_tokens": done.answer_tokens,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "resumed_at": self.resumed_at,
+        }
+
+    def _chosen(self) -> Iterator[list[Example]]:
+        for positions in step_records(self.options, len(self.examples), self.seed):
+            # Near lengths share a forward pass; the step's loss does not depend on the split.
+            yield sorted((self.examples[i] for i in positions), key=len)
+
+    def _step(self, step: int, chosen: list[Example]) -> tuple[float, float]:
+        torch.manual_seed(_step_seed(self.seed, step))
+        rate = self.options.learning_rate_at(step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with _memory_errors(self.options):
+            loss = self._backward(step, chosen)
+            self._clip(step)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done.step = step + 1
+        self.done.losses.append(loss)
+        self.done.learning_rates.append(rate)
+        return loss, rate
+
+    def _backward(self, step: int, chosen: list[Example]) -> float:
+        """Accumulate the gradient of the step's mean loss per answer token; returns that loss."""
+        answer_tokens = sum(len(example.answer) for example in chosen)
+        total = 0.0
+        for start in range(0, len(chosen), self.options.batch_size):
+            batch = collate(chosen[start : start + self.options.batch_size])
+            self.done.tokens += batch.tokens
+            with self.trainable.autocast():
+                losses = answer_losses(self.trainable.model, batch.to(self.trainable.device))
+            loss = losses.sum() / answer_tokens
+            total += float(loss.detach())
+            _refuse_non_finite(total, "loss", step, self.total)
+            loss.backward()
+        self.done.answer_tokens += answer_tokens
+        return total
+
+    def _clip(self, step: int) -> None:
+        parameters = [p for p in self.trainable.model.parameters() if p.grad is not None]
+        limit = self.options.gradient_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        _refuse_non_finite(float(norm), "gradient", step, self.total)
+
+    def _keep(self) -> None:
+        kept = self.kept
+        if kept.folder is not None and kept.due(self.done.step, self.total):
+            save_checkpoint(kept.folder, kept.key, self.trainable.model, self.optimizer, self.done)
+
+
+def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(digest_json([seed, step])[:15], 16)
+
+
+def _refuse_non_finite(value: float, what: str, step: int, total: int) -> None:
+    if value - value != 0:
+        raise DeliftError(
+            f"the {what} is {value} at training step {step + 1} of {total}: lower learning_rate, "
+            "or give a gradient_clip"
+        )
+
+
+@contextmanager
+def _memory_errors(options: TrainingOptions) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeliftError(
+            f"training ran out of memory at batch_size {options.batch_size}: lower batch_size and "
+            "raise accumulation, or set gradient_checkpointing"
+        ) from error

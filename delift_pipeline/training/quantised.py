@@ -1,0 +1,43 @@
+"""A base model in 4 bits for QLoRA (Dettmers et al., arXiv 2305.14314)."""
+
+import importlib.util
+
+import torch
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_tokenizer, resolve_device
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.source import model_folder
+
+
+def load_quantised(options: ModelOptions) -> LoadedModel:
+    """Load a model with its linear weights in nf4, doubly quantised, computing in `dtype`.
+
+    Raises:
+        Refused: bitsandbytes is not installed, or the model cannot be used.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        why = "qlora needs bitsandbytes: pip install 'delift-pipeline[qlora]', or use method lora"
+        raise Refused(Fault(why, field="method"))
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, compute = model_folder(options), getattr(torch, options.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=compute,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        ),
+        device_map={"": resolve_device(options.device)},
+        use_safetensors=True,
+        trust_remote_code=options.trust_remote_code,
+        local_files_only=True,
+    )
+    tokenizer = load_tokenizer(folder, options)
+    return LoadedModel(
+        model, tokenizer, load_encoder(options), options, fingerprint_of(options), folder
+    )
