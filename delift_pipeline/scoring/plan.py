@@ -227,7 +227,7 @@ def read_plan(folder: Path) -> PairPlan:
     try:
         names = [entry["name"] for entry in read_json(folder / _BLOCKS)]
         return PairPlan(tuple(_read_block(folder, name) for name in names))
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, EOFError, KeyError, pl.exceptions.PolarsError) as error:
         raise DeliftError(
             f"no readable pair plan at {folder.name} ({error}); plan it again"
         ) from error

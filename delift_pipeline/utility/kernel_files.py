@@ -154,7 +154,7 @@ def read_index(folder: Path, name: str) -> BlockIndex:
             indptr = np.load(folder / f"{name}.csc" / "indptr.npy")
             indices = _mapped(folder / f"{name}.csc" / "indices.npy")
         return BlockIndex(name, rows, columns, tokens, indptr, indices)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DeliftError(
             f"the kernel block {name} is damaged ({error}); build it again"
         ) from error
@@ -174,7 +174,7 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
     path = _path(folder, index, form)
     try:
         values = _mapped(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DeliftError(f"{path.name} is damaged ({error}); build the kernel again") from error
     if values.shape != index.shape:
         raise DeliftError(
