@@ -32,6 +32,11 @@ class PlanOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    coverage: Literal["auto", "neighbours", "all"] | None = Field(
+        None,
+        description="Overrides the versions' own coverage: `neighbours`, `all`, or `auto` (all "
+        "where an enabled arm needs every pair and the pool is within dense_limit).",
+    )
     dense_limit: int = Field(
         2000, ge=1, description="Largest pool for which every pair is scored when an arm needs it."
     )
@@ -76,7 +81,7 @@ class Arm(BaseModel):
 
     @property
     def kin(self) -> str:
-        """The instruction-tuning arm with the same selector and variant: what a first version has."""
+        """The instruction-tuning arm of the same selector and variant, as first versions have."""
         return f"instruction_tuning.{self.name.split('.', 1)[1]}"
 
 

@@ -1,5 +1,7 @@
 """Which machine resources the work may take."""
 
+from typing import Any
+
 import dagster as dg
 from pydantic import Field
 
@@ -10,5 +12,15 @@ class ComputeResource(dg.ConfigurableResource):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves PyTorch's own choice.")
     batch_tokens: int = Field(
-        default=4096, ge=1, description="Target tokens scored in one batch; more needs more memory."
+        default=0,
+        ge=0,
+        description="Most target tokens scored in one batch; 0 takes the device's own.",
     )
+
+    def model_settings(self) -> dict[str, Any]:
+        """These settings by the names of `ModelOptions`."""
+        return {
+            "device": self.device,
+            "threads": self.threads or None,
+            "batch_tokens": self.batch_tokens or None,
+        }

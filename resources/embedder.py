@@ -1,7 +1,9 @@
-"""The sentence embedder that plans and reports use."""
+"""The sentence embedder that neighbour plans use."""
 
 import dagster as dg
 from pydantic import Field
+
+from delift_pipeline.arms import Arms
 
 
 class EmbedderResource(dg.ConfigurableResource):
@@ -10,5 +12,12 @@ class EmbedderResource(dg.ConfigurableResource):
     name: str = Field(
         default="",
         description="tfidf, minilm, or a sentence-transformers folder or hub id; "
-        "empty takes the `plan.embedder` of arms.yaml.",
+        "empty takes `plan.embedder` of arms.yaml.",
     )
+
+    def applied_to(self, arms: Arms) -> Arms:
+        """The arms with this embedder in their plan options, where one is named."""
+        if not self.name:
+            return arms
+        plan = arms.plan.model_copy(update={"embedder": self.name})
+        return arms.model_copy(update={"plan": plan})

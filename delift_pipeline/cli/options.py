@@ -3,11 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, progress_for
+
+if TYPE_CHECKING:
+    from delift_pipeline.scoring.options import ModelOptions
 
 HomeOption = Annotated[
     Path | None,
@@ -33,6 +38,7 @@ WindowOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads [PyTorch's own choice].")]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Load the good records and say how many were left out.")
 ]
@@ -52,6 +58,45 @@ def progress() -> Progress:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(value, ensure_ascii=False))
+
+
+def model_options(
+    model: str,
+    revision: str | None,
+    template: str | None,
+    window: int | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+) -> "ModelOptions":
+    """The model's options, validated.
+
+    Raises:
+        Refused: one fault for each option out of range.
+    """
+    from delift_pipeline.scoring.options import ModelOptions
+
+    given = {
+        "model": model,
+        "revision": revision,
+        "template": template or "plain",
+        "window": window,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+    }
+    try:
+        return ModelOptions.model_validate(given)
+    except ValidationError as error:
+        raise Refused(
+            *(Fault(item["msg"], field=f"--{item['loc'][0]}") for item in error.errors())
+        ) from error
+
+
+def portable_model(model: str) -> str:
+    """A local folder by its full path, since a home is used from anywhere; else the name as is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str] | None:

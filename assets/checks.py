@@ -1,0 +1,51 @@
+"""What is checked of every asset; B blocks what follows, W warns."""
+
+import dagster as dg
+
+BLOCKING: dict[str, dict[str, str]] = {
+    "raw_dataset": {
+        "schema": "Columns and types are those every later step reads.",
+        "not_empty": "Pool, held-out and target sets hold records.",
+        "disjoint": "Pool (the parents' included), target and held-out set share no record.",
+    },
+    "pair_plan": {"neighbours": "Every record has its neighbours or says why not."},
+    "baseline_logprobs": {
+        "complete": "Every record of the plan has its score alone, or is reported unscorable.",
+        "finite": "Log-probabilities are finite and at most 0.",
+    },
+    "in_context_logprobs": {
+        "complete": "Every planned pair is scored, or one of its records is unscorable.",
+        "finite": "Log-probabilities are finite and at most 0.",
+    },
+    "utility_kernel": {"shape": "Blocks have the plan's shape and only finite values."},
+    "subset": {
+        "budget": "The subset is as large as the budget, or says why it is shorter.",
+        "known": "Every picked record stands in the pool.",
+        "unique": "No record is picked twice.",
+    },
+    "adapter": {"loads": "The weights are readable safetensors with finite values."},
+}
+
+WARNING: dict[str, dict[str, str]] = {
+    "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
+    "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},
+    "eval_report": {
+        "beats_base": "The answer loss is not above the base model's.",
+        "beats_random": "The answer loss is not above the random arm's of the same stage.",
+    },
+}
+
+
+def specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """The check specifications of one asset."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset, description=text, blocking=blocking)
+        for group, blocking in ((BLOCKING, True), (WARNING, False))
+        for name, text in group.get(asset, {}).items()
+    ]
+
+
+def severity(asset: str, check: str) -> dg.AssetCheckSeverity:
+    """ERROR for broken data, WARN for quality."""
+    blocking = check in BLOCKING.get(asset, {})
+    return dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN

@@ -1,0 +1,129 @@
+"""The door between the graph and the library: outcomes become materialisations."""
+
+import base64
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+import polars as pl
+
+from assets.checks import severity
+from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.progress import BarProgress, LineProgress, Progress
+from delift_pipeline.steps.outcome import Outcome
+
+BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
+
+
+def progress(context: dg.AssetExecutionContext) -> Progress:
+    """Log lines every half minute; a bar where a person runs this in a terminal."""
+    if os.environ.get(BAR_VARIABLE) and sys.stderr.isatty():
+        return BarProgress()
+    return LineProgress(context.log.info)
+
+
+def enter(
+    context: dg.AssetExecutionContext, step: Callable[[], Outcome]
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    """Run a step of the library and yield what Dagster is to know of it.
+
+    Raises:
+        dagster.Failure: the step refused or failed; it is not retried, since the same input fails
+            again.
+    """
+    name = context.asset_key.path[-1]
+    started = time.monotonic()
+    try:
+        outcome = step()
+    except Refused as refused:
+        yield from _refusal_checks(name, refused)
+        raise dg.Failure(
+            description=str(refused), metadata=_fault_metadata(refused), allow_retries=False
+        ) from refused
+    except DeliftError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    seconds = time.monotonic() - started
+    context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
+    yield _materialized(name, outcome, seconds)
+
+
+def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.MaterializeResult:
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.manifest.content_hash),
+        metadata=_metadata(outcome, seconds),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=check_name,
+                passed=check.passed,
+                severity=severity(name, check_name),
+                description=check.note,
+                metadata=dict(check.facts),
+            )
+            for check_name, check in outcome.checks.items()
+        ],
+    )
+
+
+def _metadata(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
+    manifest = outcome.manifest
+    metadata: dict[str, dg.MetadataValue] = {
+        "path": dg.MetadataValue.text(outcome.path),
+        "reused": dg.MetadataValue.bool(outcome.reused),
+        "seconds": dg.MetadataValue.float(round(seconds, 3)),
+        "parents": dg.MetadataValue.json(manifest.parents),
+    }
+    if manifest.fingerprint:
+        metadata["fingerprint"] = dg.MetadataValue.text(manifest.fingerprint)
+    if manifest.git_commit:
+        metadata["git_commit"] = dg.MetadataValue.text(manifest.git_commit)
+    metadata |= {title: _fact(value) for title, value in outcome.facts.items()}
+    metadata |= {title: dg.MetadataValue.url(url) for title, url in outcome.links.items()}
+    metadata |= {title: _table(frame) for title, frame in outcome.tables.items() if frame.height}
+    metadata |= {title: _image(title, png) for title, png in outcome.plots.items()}
+    return metadata
+
+
+def _fact(value: float | int | str) -> dg.MetadataValue:
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    return (
+        dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
+    )
+
+
+def _table(frame: pl.DataFrame) -> dg.MetadataValue:
+    plain = frame.with_columns(pl.col(pl.List).list.join(", ")) if frame.width else frame
+    records = [
+        dg.TableRecord({k: "" if v is None else v for k, v in row.items()})
+        for row in plain.iter_rows(named=True)
+    ]
+    return dg.MetadataValue.table(records)
+
+
+def _image(title: str, png: bytes) -> dg.MetadataValue:
+    return dg.MetadataValue.md(
+        f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+    )
+
+
+def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult]:
+    """A refused data set shows as a failed check, so that the faults are seen in the UI."""
+    if name == "raw_dataset":
+        yield dg.AssetCheckResult(
+            check_name="schema",
+            passed=False,
+            description=f"{len(refused.faults)} faults; nothing was stored",
+            metadata=_fault_metadata(refused),
+        )
+
+
+def _fault_metadata(refused: Refused) -> dict[str, dg.MetadataValue]:
+    shown = "\n".join(f"- `{fault}`" for fault in refused.faults[:20])
+    return {
+        "faults": dg.MetadataValue.int(len(refused.faults)),
+        "first faults": dg.MetadataValue.md(shown),
+    }

@@ -1,0 +1,68 @@
+"""Evaluation: every arm on the held-out set, and all of them in one table."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.checks import specs
+from assets.door import enter, progress
+from assets.ingest import raw_dataset
+from assets.scoring import GPU_POOL
+from assets.training import adapter
+from delift_pipeline.partitions import version_and_arm, version_and_arm_of
+from delift_pipeline.steps import leaderboard as leaderboard_step
+from delift_pipeline.steps import report
+from resources.compute import ComputeResource
+from resources.language_model import LanguageModelResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+
+
+@dg.asset(
+    deps=[raw_dataset, adapter],
+    partitions_def=version_and_arm,
+    group_name="evaluation",
+    kinds={"pytorch", "huggingface", "mlflow"},
+    owners=["team:delift"],
+    pool=GPU_POOL,
+    code_version=report.CODE_VERSION,
+    check_specs=specs("eval_report"),
+)
+def eval_report(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+    tracking: TrackingResource,
+) -> Iterator[Any]:
+    """The arm on the held-out set, beside the base model and the stage's random and full arms."""
+    home = store.open()
+    version, arm = version_and_arm_of(context)
+    options = language_model.options(home, version, compute)
+    yield from enter(
+        context,
+        lambda: report.make_report(
+            home,
+            version,
+            store.arms().arm(arm),
+            options,
+            tracking.tracker(home) if tracking.enabled else None,
+            progress(context),
+            context.run_id,
+        ),
+    )
+
+
+@dg.asset(
+    deps=[eval_report],
+    group_name="evaluation",
+    kinds={"polars", "duckdb"},
+    owners=["team:delift"],
+    code_version=leaderboard_step.CODE_VERSION,
+)
+def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
+    """All reports in one table: stage, selector, metrics, and differences to random."""
+    yield from enter(
+        context, lambda: leaderboard_step.make_leaderboard(store.open(), context.run_id)
+    )

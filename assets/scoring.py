@@ -1,0 +1,84 @@
+"""Scoring: which pairs, each record's answer alone, and after each demonstration."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.checks import specs
+from assets.door import enter, progress
+from assets.ingest import raw_dataset
+from delift_pipeline.partitions import dataset_version
+from delift_pipeline.steps import plan, score
+from resources.compute import ComputeResource
+from resources.embedder import EmbedderResource
+from resources.language_model import LanguageModelResource
+from resources.store import StoreResource
+
+GPU_POOL = "gpu"
+
+
+@dg.asset(
+    deps=[raw_dataset],
+    partitions_def=dataset_version,
+    group_name="scoring",
+    kinds={"scikitlearn", "numpy"},
+    owners=["team:delift"],
+    code_version=plan.CODE_VERSION,
+    check_specs=specs("pair_plan"),
+)
+def pair_plan(
+    context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
+) -> Iterator[Any]:
+    """Which (target, demonstration) pairs the enabled arms of this version need scored."""
+    arms = embedder.applied_to(store.arms())
+    yield from enter(
+        context,
+        lambda: plan.plan_pairs(store.open(), context.partition_key, arms, context.run_id),
+    )
+
+
+@dg.asset(
+    deps=[pair_plan],
+    partitions_def=dataset_version,
+    group_name="scoring",
+    kinds={"pytorch", "huggingface"},
+    owners=["team:delift"],
+    pool=GPU_POOL,
+    code_version=score.CODE_VERSION,
+    check_specs=specs("baseline_logprobs"),
+)
+def baseline_logprobs(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> Iterator[Any]:
+    """Teacher-forced log-probabilities of each record's answer without a demonstration."""
+    home, version = store.open(), context.partition_key
+    options = language_model.options(home, version, compute)
+    yield from enter(context, lambda: score.score_alone(home, version, options, progress(context)))
+
+
+@dg.asset(
+    deps=[pair_plan, baseline_logprobs],
+    partitions_def=dataset_version,
+    group_name="scoring",
+    kinds={"pytorch", "huggingface"},
+    owners=["team:delift"],
+    pool=GPU_POOL,
+    code_version=score.CODE_VERSION,
+    check_specs=specs("in_context_logprobs"),
+)
+def in_context_logprobs(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> Iterator[Any]:
+    """The same log-probabilities after each planned demonstration; resumes at the first gap."""
+    home, version = store.open(), context.partition_key
+    options = language_model.options(home, version, compute)
+    yield from enter(
+        context, lambda: score.score_in_context(home, version, options, progress(context))
+    )

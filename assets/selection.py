@@ -1,0 +1,65 @@
+"""Selection: the utility kernel, and the subset each arm takes from it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.checks import specs
+from assets.door import enter
+from assets.ingest import raw_dataset
+from assets.scoring import baseline_logprobs, in_context_logprobs
+from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
+from delift_pipeline.steps import kernel
+from delift_pipeline.steps import subset as subset_step
+from resources.compute import ComputeResource
+from resources.language_model import LanguageModelResource
+from resources.store import StoreResource
+
+
+@dg.asset(
+    deps=[baseline_logprobs, in_context_logprobs],
+    partitions_def=dataset_version,
+    group_name="selection",
+    kinds={"numpy"},
+    owners=["team:delift"],
+    code_version=kernel.CODE_VERSION,
+    check_specs=specs("utility_kernel"),
+)
+def utility_kernel(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> Iterator[Any]:
+    """How much showing record j helps the model answer record i, as memory-mapped blocks."""
+    home, version = store.open(), context.partition_key
+    options = language_model.options(home, version, compute)
+    yield from enter(context, lambda: kernel.make_kernel(home, version, options, context.run_id))
+
+
+@dg.asset(
+    deps=[raw_dataset, utility_kernel],
+    partitions_def=version_and_arm,
+    group_name="selection",
+    kinds={"numpy", "parquet"},
+    owners=["team:delift"],
+    code_version=subset_step.CODE_VERSION,
+    check_specs=specs("subset"),
+)
+def subset(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> Iterator[Any]:
+    """The records an arm chose: a ranking with marginal gains, and why each is in or out."""
+    home = store.open()
+    version, arm = version_and_arm_of(context)
+    options = language_model.options(home, version, compute)
+    yield from enter(
+        context,
+        lambda: subset_step.make_subset(
+            home, version, store.arms().arm(arm), options, context.run_id
+        ),
+    )

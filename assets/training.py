@@ -1,0 +1,53 @@
+"""Training: the base model fine-tuned on a subset."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.checks import specs
+from assets.door import enter, progress
+from assets.ingest import raw_dataset
+from assets.scoring import GPU_POOL
+from assets.selection import subset
+from delift_pipeline.partitions import version_and_arm, version_and_arm_of
+from delift_pipeline.steps import adapter as adapter_step
+from resources.compute import ComputeResource
+from resources.language_model import LanguageModelResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+
+
+@dg.asset(
+    deps=[raw_dataset, subset],
+    partitions_def=version_and_arm,
+    group_name="training",
+    kinds={"pytorch", "huggingface", "mlflow"},
+    owners=["team:delift"],
+    pool=GPU_POOL,
+    code_version=adapter_step.CODE_VERSION,
+    check_specs=specs("adapter"),
+)
+def adapter(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+    tracking: TrackingResource,
+) -> Iterator[Any]:
+    """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
+    home = store.open()
+    version, arm = version_and_arm_of(context)
+    options = language_model.options(home, version, compute)
+    yield from enter(
+        context,
+        lambda: adapter_step.make_adapter(
+            home,
+            version,
+            store.arms().arm(arm),
+            options,
+            tracking.tracker(home) if tracking.enabled else None,
+            progress(context),
+            context.run_id,
+        ),
+    )

@@ -1,0 +1,170 @@
+"""`delift ingest` and `delift select`: data in, the part worth training on out."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from delift_pipeline.cli.options import (
+    ColumnOption,
+    DeviceOption,
+    DtypeOption,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    SkipBadOption,
+    TemplateOption,
+    ThreadsOption,
+    WindowOption,
+    column_mapping,
+    model_options,
+    portable_model,
+    print_json,
+    progress,
+)
+from delift_pipeline.storage.home import Home
+
+FileArgument = Annotated[Path, typer.Argument(help="JSON Lines, JSON, CSV or Parquet (.gz, .zst).")]
+
+
+def ingest(
+    file: FileArgument,
+    version: Annotated[str, typer.Option(help="The new version's name, e.g. mydata-v1.")],
+    parent: Annotated[
+        list[str] | None, typer.Option(help="A version this one follows; repeatable.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="Examples of the task to choose for.")] = None,
+    heldout: Annotated[
+        Path | None,
+        typer.Option(help="Records for evaluation only [the parent's, else a seeded tenth]."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="The data set it is a version of.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(envvar="DELIFT_MODEL", help="The model that scores this version."),
+    ] = None,
+    template: TemplateOption = None,
+    coverage: Annotated[
+        str, typer.Option(help="Pairs to score: auto, neighbours or all.")
+    ] = "auto",
+    existing: Annotated[
+        str, typer.Option(help="What the continual stage adds to: the parents' subset or pool.")
+    ] = "subset",
+    column: ColumnOption = None,
+    skip_bad: SkipBadOption = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a file as an immutable dataset version."""
+    from delift_pipeline.records.versions import ingest as store
+
+    place = Home.at(home)
+    manifest = store(
+        place,
+        file,
+        version=version,
+        parents=parent or (),
+        target=target,
+        heldout=heldout,
+        dataset=dataset,
+        skip_bad=skip_bad,
+        mapping=column_mapping(column),
+        coverage=coverage,
+        existing=existing,
+        model=portable_model(model) if model else None,
+        template=template,
+    )
+    counts = manifest.counts
+    if counts["left_out"]:
+        print(f"{counts['left_out']:,} faulty rows were left out", file=sys.stderr)
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    print(
+        f"{version}: {counts['pool']:,} records in the pool ({counts['new']:,} in no parent, "
+        f"{counts['folded']:,} copies folded), {counts['heldout']:,} held out, "
+        f"{counts['target']:,} targets\nnext: delift run --version {version} --home {place.root}"
+    )
+
+
+def select(
+    file: FileArgument,
+    model: ModelOption,
+    budget: Annotated[
+        str, typer.Option(help="Below 1 a share, an integer from 1 a count, or full.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the chosen records go [./FILE.selected.jsonl]."),
+    ] = None,
+    why: Annotated[Path | None, typer.Option(help="Where the reasons go, as JSON Lines.")] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="instruction_tuning, task_specific or continual "
+            "[by what is given: --target, --existing]."
+        ),
+    ] = None,
+    selector: Annotated[str, typer.Option(help="delift, random or full.")] = "delift",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="Examples of the task to choose for.")] = None,
+    existing: Annotated[
+        Path | None, typer.Option(help="Records the model is trained on already.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
+    column: ColumnOption = None,
+    skip_bad: SkipBadOption = False,
+    revision: RevisionOption = None,
+    template: TemplateOption = None,
+    window: WindowOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the records of a file worth fine-tuning on; no Dagster involved."""
+    from delift_pipeline.steps.select_file import Request, select_file
+
+    request = Request(
+        file=file,
+        target=target,
+        existing=existing,
+        stage=stage,
+        selector=selector,
+        options=_options(option),
+        budget=budget,
+        seed=seed,
+        mapping=column_mapping(column),
+        skip_bad=skip_bad,
+        out=out or _default_out(file),
+        why=why,
+    )
+    options = model_options(model, revision, template, window, dtype, device, threads)
+    report = select_file(Home.at(home), request, options, progress())
+    for note in report.notes:
+        print(note, file=sys.stderr)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print(report.text())
+
+
+def _default_out(file: Path) -> Path:
+    return Path(f"{file.name.split('.')[0]}.selected.jsonl")
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    """`["eta=2", "diagonal=keep"]` as `{"eta": 2, "diagonal": "keep"}`, values read as YAML."""
+    import yaml
+
+    pairs = [item.partition("=") for item in given or ()]
+    bad = [name or "?" for name, equals, value in pairs if not (name and equals and value)]
+    if bad:
+        raise typer.BadParameter(f"write --option NAME=VALUE, not {', '.join(bad)}")
+    return {name: yaml.safe_load(value) for name, _, value in pairs}

@@ -1,0 +1,112 @@
+"""`delift demo`: the whole pipeline on the embedded example, through the same assets."""
+
+import os
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from delift_pipeline.cli.options import JsonOption, print_json
+from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.cli.graph import Tally
+
+DEMO_HOME = "delift_demo"
+TEMPLATE = "world"
+
+
+def demo(
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", envvar="DELIFT_HOME", help=f"The home directory [./{DEMO_HOME}]."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
+    from delift_pipeline.cli.graph import Tally
+    from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows
+
+    started, tally = time.monotonic(), Tally()
+    place = Home.at(home or DEMO_HOME)
+    if sys.stderr.isatty():
+        os.environ["DELIFT_PROGRESS_BAR"] = "1"
+    prepare(place)
+    materialise(place, tally)
+    rows, page = leaderboard_rows(place), place.leaderboard / PAGE
+    tally.seconds["total"] = round(time.monotonic() - started, 2)
+    result = {
+        "leaderboard": rows,
+        "report": str(page),
+        "seconds": tally.seconds,
+        "pairs_scored": tally.pairs_scored,
+        "pairs_reused": tally.pairs_reused,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        show(rows, page, tally)
+
+
+def prepare(home: Home) -> None:
+    """Write the demonstration's files and arms, and store both versions; again changes nothing."""
+    from delift_pipeline.demo import verify_demo_model
+    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
+    from delift_pipeline.records.versions import ingest
+    from delift_pipeline.scoring.options import MODEL_DEMO
+
+    verify_demo_model()
+    if not home.arms_file.is_file():
+        arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
+        write_text(home.arms_file, arms)
+    files = write_demo_files(home.root / "demo_files")
+    model = {"model": MODEL_DEMO, "template": TEMPLATE, "dataset": "demo"}
+    ingest(
+        home,
+        files.first_pool,
+        version=FIRST_VERSION,
+        target=files.first_target,
+        heldout=files.first_heldout,
+        **model,
+    )
+    ingest(
+        home,
+        files.second_pool,
+        version=SECOND_VERSION,
+        parents=(FIRST_VERSION,),
+        heldout=files.second_heldout,
+        **model,
+    )
+
+
+def materialise(home: Home, tally: "Tally") -> None:
+    """Every asset: the first version's two stages, the second version's continual one."""
+    from delift_pipeline.arms import load_arms
+    from delift_pipeline.cli.graph import materialise_leaderboard, opened_instance, run_version
+    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
+
+    continual = [arm.name for arm in load_arms(home) if arm.stage == "continual"]
+    others = [arm.name for arm in load_arms(home) if arm.stage != "continual"]
+    with opened_instance(home) as instance:
+        run_version(home, instance, FIRST_VERSION, others, {}, tally)
+        run_version(home, instance, SECOND_VERSION, continual, {}, tally)
+        materialise_leaderboard(instance, {}, tally)
+
+
+def show(rows: list[dict[str, Any]], page: Path, tally: "Tally") -> None:
+    """Print the leaderboard and where to look next."""
+    from rich.console import Console
+
+    from delift_pipeline.evaluation.leaderboard import print_leaderboard
+
+    console = Console()
+    print_leaderboard(rows, console)
+    print(
+        f"{tally.pairs_scored:,} pairs scored, {tally.pairs_reused:,} found, "
+        f"{tally.seconds['total']:.0f} s\nreport: {page}\n"
+        f"to look around: delift ui --home {page.parents[2]}"
+    )

@@ -1,0 +1,211 @@
+"""Materialising the graph in this process, for `delift run` and `delift demo`."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from delift_pipeline.arms import Arm, load_arms
+from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+RESOURCES = "resources"
+
+
+@dataclass
+class Tally:
+    """What the runs of one command did.
+
+    Attributes:
+        runs: Job, partition and Dagster run of each run, in order.
+        seconds: Wall seconds by job and partition.
+        pairs_scored: Pairs that went through the model.
+        pairs_reused: Pairs that were found in the store.
+    """
+
+    runs: list[dict[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pairs_scored: int = 0
+    pairs_reused: int = 0
+
+
+def prepare_dagster_home(home: Home) -> None:
+    """Write the default `dagster.yaml` into the home, where it has none yet."""
+    target = home.dagster / "dagster.yaml"
+    if not target.is_file():
+        text = resources.files("delift_pipeline.defaults").joinpath("dagster.yaml").read_text()
+        write_text(target, text)
+
+
+@contextmanager
+def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
+    """The home's Dagster instance; its versions are partitions in it.
+
+    `DELIFT_HOME` and `DAGSTER_HOME` are set for what runs inside.
+    """
+    prepare_dagster_home(home)
+    os.environ["DELIFT_HOME"], os.environ["DAGSTER_HOME"] = str(home.root), str(home.dagster)
+    import dagster as dg
+
+    from delift_pipeline.partitions import add_versions
+
+    logging.getLogger("dagster").setLevel(logging.ERROR)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        add_versions(instance, home)
+        yield instance
+
+
+def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -> list[Arm]:
+    """The named arms, or all enabled ones, that apply to a version; random and full first.
+
+    Raises:
+        Refused: a named arm does not exist or does not apply.
+    """
+    arms, stages = load_arms(home), dataset.stages()
+    faults = [
+        Fault(f"{arm.name} does not apply to {dataset.version}: {WHY[arm.stage]}", field="arm")
+        for arm in map(arms.arm, names)
+        if arm.stage not in stages
+    ]
+    if faults:
+        raise Refused(*faults)
+    chosen = arms.of_stages(stages)
+    if names:
+        chosen = [arm for arm in chosen if arm.name in names]
+        retired = set(names) - {arm.name for arm in chosen}
+        chosen += [arms.arm(name) for name in names if name in retired]
+    return chosen
+
+
+WHY = {
+    "task_specific": "it has no target set (delift ingest --target FILE)",
+    "continual": "it has no parent version (delift ingest --parent V)",
+}
+
+
+def materialise_version(
+    home: Home,
+    instance: "dg.DagsterInstance",
+    version: str,
+    config: Mapping[str, Any],
+    tally: Tally,
+) -> None:
+    """Materialise the assets of one version up to its kernel.
+
+    Raises:
+        DeliftError: a step failed; the message is the step's own.
+    """
+    _execute(instance, "score_version", version, config, tally)
+
+
+def materialise_arm(
+    home: Home,
+    instance: "dg.DagsterInstance",
+    version: str,
+    arm: str,
+    config: Mapping[str, Any],
+    tally: Tally,
+) -> None:
+    """Materialise subset, adapter and report of one arm of a version."""
+    from delift_pipeline.partitions import partition_of
+
+    _execute(instance, "finetune_arm", partition_of(version, arm), config, tally)
+
+
+def materialise_leaderboard(
+    instance: "dg.DagsterInstance", config: Mapping[str, Any], tally: Tally
+) -> None:
+    """Rebuild the leaderboard."""
+    _execute(instance, "refresh_leaderboard", None, config, tally)
+
+
+def run_version(
+    home: Home,
+    instance: "dg.DagsterInstance",
+    version: str,
+    names: Sequence[str],
+    config: Mapping[str, Any],
+    tally: Tally,
+) -> list[Arm]:
+    """Materialise one version and its arms (all that apply, or the named ones).
+
+    Raises:
+        Refused: the version is unknown, or a named arm does not apply to it.
+        DeliftError: a step failed.
+    """
+    if version in home.versions():
+        applicable_arms(home, load_version(home, version), names)
+    _add_partition(instance, version)
+    materialise_version(home, instance, version, config, tally)
+    arms = applicable_arms(home, load_version(home, version), names)
+    for arm in arms:
+        materialise_arm(home, instance, version, arm.name, config, tally)
+    return arms
+
+
+def _add_partition(instance: "dg.DagsterInstance", version: str) -> None:
+    from delift_pipeline.partitions import dataset_version
+
+    name = str(dataset_version.name)
+    if version not in instance.get_dynamic_partitions(name):
+        instance.add_dynamic_partitions(name, [version])
+
+
+def _execute(
+    instance: "dg.DagsterInstance",
+    job: str,
+    partition: Any,
+    config: Mapping[str, Any],
+    tally: Tally,
+) -> None:
+    from delift_pipeline.definitions import defs
+
+    started = time.monotonic()
+    run_config = {
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        RESOURCES: dict(config),
+    }
+    print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance, partition_key=partition, run_config=run_config, raise_on_error=False
+    )
+    label = f"{job}:{partition}" if partition else job
+    tally.seconds[label] = round(time.monotonic() - started, 2)
+    tally.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})
+    _count_pairs(result, tally)
+    if not result.success:
+        raise _failure(result, label)
+
+
+def _count_pairs(result: "dg.ExecuteInProcessResult", tally: Tally) -> None:
+    for event in result.get_asset_materialization_events():
+        materialization = event.step_materialization_data.materialization
+        if materialization.asset_key.path[-1] == "in_context_logprobs":
+            facts = materialization.metadata
+            tally.pairs_scored += int(facts["pairs_scored"].value)  # type: ignore[arg-type]
+            tally.pairs_reused += int(facts["pairs_reused"].value)  # type: ignore[arg-type]
+
+
+def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        data = event.step_failure_data
+        if data.user_failure_data is not None:
+            text = data.user_failure_data.description or "failed"
+            refused = "faults" in (data.user_failure_data.metadata or {})
+            return Refused(*text.splitlines()) if refused else DeliftError(text)
+        if data.error is not None:
+            cause = data.error.cause or data.error
+            return DeliftError(f"{label}, step {event.step_key}: {cause.message.strip()}")
+    return DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")

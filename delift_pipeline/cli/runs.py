@@ -1,0 +1,72 @@
+"""`delift run` and `delift ui`: the graph without and with its user interface."""
+
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.storage.home import Home
+
+
+def run(
+    version: Annotated[str, typer.Option(help="The dataset version to materialise.")],
+    arm: Annotated[
+        list[str] | None, typer.Option(help="An arm to run; repeatable [all that apply].")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(envvar="DELIFT_MODEL", help="The model [the version's own]."),
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="The prompt template.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Materialise a version and its arms through Dagster, in this process."""
+    from rich.console import Console
+
+    from delift_pipeline.cli.graph import (
+        Tally,
+        materialise_leaderboard,
+        opened_instance,
+        run_version,
+    )
+    from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
+
+    started, tally, place = time.monotonic(), Tally(), Home.at(home)
+    if sys.stderr.isatty():
+        os.environ["DELIFT_PROGRESS_BAR"] = "1"
+    chosen = {"model": model, "template": template}
+    given = {key: value for key, value in chosen.items() if value}
+    config = {"language_model": {"config": given}} if given else {}
+    with opened_instance(place) as instance:
+        arms = run_version(place, instance, version, arm or [], config, tally)
+        materialise_leaderboard(instance, {}, tally)
+    rows = [row for row in leaderboard_rows(place) if row["version"] == version]
+    if not as_json:
+        print_leaderboard(rows, Console())
+        return
+    print_json(
+        {
+            "version": version,
+            "arms": [one.name for one in arms],
+            "leaderboard": rows,
+            "pairs_scored": tally.pairs_scored,
+            "pairs_reused": tally.pairs_reused,
+            "runs": tally.runs,
+            "seconds": {**tally.seconds, "total": round(time.monotonic() - started, 2)},
+        }
+    )
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Dagster's port.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="MLflow's port.")] = 5000,
+    home: HomeOption = None,
+) -> None:
+    """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
+    from delift_pipeline.cli.serve import serve
+
+    raise typer.Exit(serve(Home.at(home), port, mlflow_port))

@@ -1,0 +1,86 @@
+"""D_E of the continual stage: what a version's parents trained on."""
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from delift_pipeline.arms import Arm
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import Manifest, read_manifest
+
+SUBSET_FILE = "subset.parquet"
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What the parents of a version trained on, for one arm.
+
+    Attributes:
+        records: The records, each once, parents in order.
+        parents: Name of each artifact it was read from -> its content hash.
+        arms: Parent version -> the arm whose subset was taken.
+    """
+
+    records: pl.DataFrame = field(repr=False)
+    parents: dict[str, str]
+    arms: dict[str, str]
+
+
+def existing_of(home: Home, dataset: DatasetVersion, arm: Arm) -> Existing:
+    """The records that the parents' models were trained on, under the same arm.
+
+    A parent without that arm (a first version has no continual one) counts with its
+    instruction-tuning arm of the same selector. What a parent's continual subset was added to
+    counts too, back to the first version. `existing: pool` takes the parents' whole pools.
+
+    Raises:
+        Refused: a parent has no such subset; the sentence says what to run.
+    """
+    frames: list[pl.DataFrame] = []
+    parents: dict[str, str] = {}
+    arms: dict[str, str] = {}
+    for name in dataset.parents:
+        parent = load_version(home, name)
+        if dataset.manifest.details["existing"] == "pool":
+            frames.append(parent.pool)
+            parents[f"dataset:{name}"] = parent.manifest.content_hash
+            continue
+        arms[name], manifest = _subset_of(home, name, arm, dataset.version)
+        parents[f"subset:{name}:{arms[name]}"] = manifest.content_hash
+        ids = pl.read_parquet(home.subset(name, arms[name]) / SUBSET_FILE)["record_id"]
+        frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
+        if arms[name] == arm.name:
+            before = existing_of(home, parent, arm)
+            frames.append(before.records)
+            parents |= before.parents
+    records = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    return Existing(records, parents, arms)
+
+
+def _subset_of(home: Home, parent: str, arm: Arm, version: str) -> tuple[str, Manifest]:
+    for name in (arm.name, arm.kin):
+        manifest = read_manifest(home.subset(parent, name))
+        if manifest is not None:
+            return name, manifest
+    raise Refused(
+        Fault(
+            f"arm {arm.name} of {version} continues what {parent} trained on, and {parent} has no "
+            f"subset of {arm.name} or {arm.kin}: `delift run --version {parent} --arm {arm.kin}` "
+            "first, or ingest the version with existing: pool",
+            field="existing",
+        )
+    )
+
+
+def ancestors(home: Home, dataset: DatasetVersion) -> list[str]:
+    """All versions a version descends from, nearest first, each once."""
+    found: list[str] = []
+    queue = list(dataset.parents)
+    while queue:
+        name = queue.pop(0)
+        if name not in found:
+            found.append(name)
+            queue.extend(load_version(home, name).parents)
+    return found

@@ -1,0 +1,43 @@
+"""The step behind `leaderboard`: all reports in one table and one page."""
+
+import polars as pl
+
+from delift_pipeline.evaluation.leaderboard import (
+    PAGE,
+    leaderboard_frame,
+    leaderboard_rows,
+    write_leaderboard,
+)
+from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.steps.outcome import PREVIEW_ROWS, Outcome
+from delift_pipeline.storage.hashing import digest_frame
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import Manifest
+
+CODE_VERSION = "1"
+SHOWN = ("version", "stage", "selector", "budget", "records", *METRICS)
+
+
+def make_leaderboard(home: Home, run_id: str | None = None) -> Outcome:
+    """Write `reports/leaderboard/` from the reports that are there."""
+    rows = leaderboard_rows(home)
+    page = write_leaderboard(home, rows)
+    frame = leaderboard_frame(rows)
+    manifest = Manifest(
+        kind="report",
+        content_hash=digest_frame(frame.drop("seconds")),
+        counts={"rows": frame.height, "versions": frame["version"].n_unique()},
+        code_version=CODE_VERSION,
+        run_id=run_id,
+    )
+    manifest.write(home.leaderboard)
+    return Outcome(
+        manifest=manifest,
+        path=page.relative_to(home.root).as_posix(),
+        facts={**manifest.counts, "page": PAGE},
+        tables={
+            "leaderboard": frame.select(SHOWN)
+            .with_columns(pl.col(pl.Float64).round(4))
+            .head(PREVIEW_ROWS)
+        },
+    )

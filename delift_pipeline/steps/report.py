@@ -1,0 +1,251 @@
+"""The step behind `eval_report`: an arm on the held-out set, beside base, random and full."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.arms import COMPARISONS, Arm, load_arms
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.base import base_evaluation
+from delift_pipeline.evaluation.report import ArmReport, write_report
+from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
+from delift_pipeline.lineage.existing import SUBSET_FILE
+from delift_pipeline.lineage.tracked import is_tracked, note_tracked, tracked
+from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.progress import Progress
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.names import portable_name
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.steps.adapter import subset_manifest
+from delift_pipeline.steps.outcome import Check, Outcome, preview
+from delift_pipeline.storage.atomic import replacing_folder
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.training.log import read_training_log
+
+CODE_VERSION = "1"
+PREVIEWED = ("instruction", "input", "reference", "generated", "answer_loss")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm's evaluation and those it is read beside.
+
+    Attributes:
+        own: The arm's.
+        beside: `initial`, and the stage's `random` and `full` arms (None: not evaluated yet).
+    """
+
+    own: Evaluation
+    beside: dict[str, Evaluation | None]
+
+
+def make_report(
+    home: Home,
+    version: str,
+    arm: Arm,
+    model: ModelOptions,
+    tracker: Tracker | None,
+    progress: Progress,
+    run_id: str | None = None,
+) -> Outcome:
+    """Evaluate an arm's adapter on the held-out set, unless the same was done before.
+
+    The page is written anew each time, since the arms it is read beside may be newer.
+
+    Raises:
+        Refused: there is no adapter yet.
+        DeliftError: no held-out record can be measured.
+    """
+    dataset = load_version(home, version)
+    adapter = _adapter_manifest(home, version, arm.name)
+    fingerprint = fingerprint_of(model).digest
+    base = base_evaluation(
+        home, version, model, fingerprint, dataset.heldout, arm.evaluation, progress
+    )
+    request = {"evaluation": arm.evaluation.model_dump(mode="json")}
+    parents = {
+        f"adapter:{version}:{arm.name}": adapter.content_hash,
+        f"heldout:{version}": dataset.manifest.details["heldout_hash"],
+    }
+    folder = home.report(version, arm.name)
+    stored = up_to_date(folder, request, parents, CODE_VERSION)
+    own = read_evaluation(folder) if stored else None
+    reused = own is not None
+    if own is None:
+        own = _evaluate(home, dataset, arm, model, progress)
+    measured = Measured(own, {"initial": base, **_comparisons(home, version, arm, fingerprint)})
+    report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
+    manifest = Manifest(
+        kind="report",
+        content_hash=own.content_hash,
+        parents=parents,
+        fingerprint=fingerprint,
+        counts=own.counts,
+        request=request,
+        code_version=CODE_VERSION,
+        run_id=stored.run_id if stored else run_id,
+    )
+    with replacing_folder(folder) as temporary:
+        write_report(temporary, report)
+        manifest.write(temporary)
+    links = _track(home, version, arm, tracker, adapter, manifest, measured) if tracker else {}
+    return _outcome(home, dataset, arm, manifest, measured, reused, links)
+
+
+def _track(
+    home: Home,
+    version: str,
+    arm: Arm,
+    tracker: Tracker,
+    adapter: Manifest,
+    manifest: Manifest,
+    measured: Measured,
+) -> dict[str, str]:
+    """Log metrics, differences and the report into the arm's MLflow run, once."""
+    folder = home.adapter(version, arm.name)
+    known = tracked(folder)
+    if not known:
+        return {}
+    hashes = {"adapter": adapter.content_hash, "report": manifest.content_hash}
+    if not is_tracked(tracker, folder, **hashes):
+        run = known["run_id"]
+        tracker.log_metrics(run, measured.own.metrics)
+        for name, other in measured.beside.items():
+            if other is not None:
+                gaps = differences(measured.own, other)
+                tracker.log_metrics(run, {f"{k}_minus_{name}": gap.mean for k, gap in gaps.items()})
+        tracker.log_artifacts(run, home.report(version, arm.name), "report")
+        tracker.set_tags(run, {"report": manifest.content_hash})
+        tracker.end_run(run)
+        note_tracked(folder, tracker, run, **hashes)
+    return {"MLflow": known["link"]}
+
+
+def _adapter_manifest(home: Home, version: str, arm: str) -> Manifest:
+    manifest = read_manifest(home.adapter(version, arm))
+    if manifest is None:
+        raise Refused(
+            Fault(f"{version} has no adapter of {arm} yet: materialise it first", field="arm")
+        )
+    return manifest
+
+
+def _evaluate(
+    home: Home, dataset: DatasetVersion, arm: Arm, model: ModelOptions, progress: Progress
+) -> Evaluation:
+    from delift_pipeline.evaluation.run import evaluate
+
+    folder = home.adapter(dataset.version, arm.name)
+    return evaluate(model, folder, dataset.heldout, arm.evaluation, progress)
+
+
+def _comparisons(
+    home: Home, version: str, arm: Arm, fingerprint: str
+) -> dict[str, Evaluation | None]:
+    """The stage's plain random and full arms, where they are evaluated with the same model."""
+    found: dict[str, Evaluation | None] = {}
+    known = load_arms(home).names
+    for selector in COMPARISONS:
+        name = f"{arm.stage}.{selector}"
+        if name == arm.name or name not in known:
+            continue
+        manifest = read_manifest(home.report(version, name))
+        same = manifest is not None and manifest.fingerprint == fingerprint
+        found[selector] = read_evaluation(home.report(version, name)) if same else None
+    return found
+
+
+def _report(
+    home: Home,
+    dataset: DatasetVersion,
+    arm: Arm,
+    model: ModelOptions,
+    fingerprint: str,
+    adapter: Manifest,
+    measured: Measured,
+) -> ArmReport:
+    version = dataset.version
+    subset = subset_manifest(home, version, arm.name)
+    log = read_training_log(home.adapter(version, arm.name))
+    return ArmReport(
+        version=version,
+        arm=arm.name,
+        stage=arm.stage,
+        selector=arm.selector,
+        seed=arm.seed,
+        budget=arm.budget,
+        model=portable_name(model.model),
+        fingerprint=fingerprint,
+        pool=subset.counts["pool"],
+        subset=pl.read_parquet(home.subset(version, arm.name) / SUBSET_FILE),
+        evaluation=measured.own,
+        beside=measured.beside,
+        asked={
+            "selector": arm.options,
+            "training": arm.training.model_dump(mode="json"),
+            "evaluation": arm.evaluation.model_dump(mode="json"),
+        },
+        objective=_objective(subset),
+        training=log,
+        lineage={
+            f"dataset:{version}": dataset.manifest.content_hash,
+            **{f"parent {name}": digest for name, digest in dataset.manifest.parents.items()},
+            f"subset:{version}:{arm.name}": subset.content_hash,
+            f"adapter:{version}:{arm.name}": adapter.content_hash,
+            "fingerprint": fingerprint,
+            **({"dagster_run": adapter.run_id} if adapter.run_id else {}),
+            **({"git_commit": adapter.git_commit} if adapter.git_commit else {}),
+        },
+        seconds={"training": log.seconds, "evaluation": measured.own.seconds},
+    )
+
+
+def _objective(subset: Manifest) -> dict[str, Any]:
+    named = ("objective", "value", "value_random", "notes")
+    return {key: subset.details[key] for key in named if subset.details.get(key)}
+
+
+def _outcome(
+    home: Home,
+    dataset: DatasetVersion,
+    arm: Arm,
+    manifest: Manifest,
+    measured: Measured,
+    reused: bool,
+    links: dict[str, str],
+) -> Outcome:
+    from delift_pipeline.evaluation.plots import metric_bars_png
+
+    folder = home.report(dataset.version, arm.name)
+    shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
+    return Outcome(
+        manifest=manifest,
+        path=folder.relative_to(home.root).as_posix(),
+        reused=reused,
+        facts={**measured.own.metrics, **measured.own.counts},
+        plots={"scores": metric_bars_png({name: e.metrics for name, e in shown.items()})},
+        tables={"samples": preview(measured.own.samples, PREVIEWED)},
+        checks={
+            "beats_base": _not_worse(measured, "initial"),
+            "beats_random": _not_worse(measured, "random"),
+        },
+        links=links,
+    )
+
+
+def _not_worse(measured: Measured, other: str) -> Check:
+    reference = measured.beside.get(other)
+    if reference is None:
+        return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
+    gaps = differences(measured.own, reference)
+    if "answer_loss" not in gaps:
+        return Check(True, "nothing to compare: the answer loss was not asked for")
+    gap = gaps["answer_loss"]
+    return Check(
+        gap.mean <= 0,
+        f"answer loss minus {other}'s: {gap.mean:+.4f} ± {gap.se:.4f} ({gap.records} records)",
+        {"difference": gap.mean, "standard_error": gap.se},
+    )

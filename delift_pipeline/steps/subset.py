@@ -1,0 +1,193 @@
+"""The step behind `subset`: the records an arm chooses, and why."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.arms import Arm
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.lineage.existing import SUBSET_FILE, existing_of
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.plots import gain_curve_png
+from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.run import select, selection_request, subset_parents, write_subset
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.steps.cost import cost_sentence
+from delift_pipeline.steps.outcome import Check, Outcome, preview
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.utility.kernel import block_hashes, load_block
+
+CODE_VERSION = "1"
+NOT_APPLICABLE = {
+    "task_specific": "it has no target set (ingest it with --target FILE)",
+    "continual": "it has no parent version (ingest it with --parent V)",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an arm chooses from on one version.
+
+    Attributes:
+        dataset: The version.
+        arm: The arm.
+        pool: D, in file order; in the continual stage the records in no parent.
+        existing: record_ids of D_E (continual only).
+        fingerprint: The scoring fingerprint, where scores are read.
+        parents: Name of each artifact read -> its hash.
+    """
+
+    dataset: DatasetVersion
+    arm: Arm
+    pool: pl.DataFrame = field(repr=False)
+    existing: tuple[str, ...]
+    fingerprint: str | None
+    parents: dict[str, str]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What is asked for, defaults spelled out."""
+        arm = self.arm
+        return selection_request(arm.stage, arm.selector, arm.budget, arm.seed, arm.options)  # type: ignore[arg-type]
+
+
+def make_subset(
+    home: Home, version: str, arm: Arm, model: ModelOptions, run_id: str | None = None
+) -> Outcome:
+    """Choose the arm's subset, unless the same was chosen from the same records and blocks.
+
+    Raises:
+        Refused: the arm does not apply to this version, what it continues is missing, or it needs
+            pairs that are not planned (with their cost).
+        DeliftError: scores or kernel are damaged or missing.
+    """
+    choice = choose_from(home, version, arm, model)
+    folder = home.subset(version, arm.name)
+    manifest = up_to_date(folder, choice.request, choice.parents, CODE_VERSION)
+    reused, plots = manifest is not None, {}
+    if manifest is None:
+        manifest, plots = _select(home, choice, run_id)
+    return _outcome(home, choice, manifest, reused, plots)
+
+
+def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
+    """Refuse an arm whose stage the version has no data for.
+
+    Raises:
+        Refused: it has none; the sentence says what is missing.
+    """
+    if arm.stage not in dataset.stages():
+        reason = f"{arm.name} does not apply to {dataset.version}: {NOT_APPLICABLE[arm.stage]}"
+        raise Refused(Fault(reason, field="arm"))
+
+
+def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
+    """Gather what an arm chooses from, and refuse what cannot be chosen."""
+    dataset = load_version(home, version)
+    refuse_inapplicable(dataset, arm)
+    pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
+    if pool.is_empty():
+        raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
+    needs = needs_of(arm.selector, arm.stage, arm.options)  # type: ignore[arg-type]
+    existing, extra = (), {}
+    if needs.existing_pairs:
+        found = existing_of(home, dataset, arm)
+        existing, extra = tuple(found.records["record_id"]), found.parents
+    fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
+    return Choice(
+        dataset=dataset,
+        arm=arm,
+        pool=pool,
+        existing=existing,
+        fingerprint=fingerprint,
+        parents=subset_parents(version, dataset.manifest.content_hash, hashes, extra),
+    )
+
+
+def _kernel(
+    home: Home, dataset: DatasetVersion, arm: Arm, model: ModelOptions, needs: Needs
+) -> tuple[str | None, dict[str, str]]:
+    """The fingerprint and the hashes of the blocks that the arm reads."""
+    if not needs.blocks:
+        return None, {}
+    fingerprint = fingerprint_of(model).digest
+    manifest = read_manifest(home.kernel(dataset.version, fingerprint))
+    if manifest is None:
+        reason = f"{dataset.version} has no kernel for this model yet: materialise utility_kernel"
+        raise Refused(Fault(reason, field="arm"))
+    known = block_hashes(manifest)
+    absent = [name for name in needs.blocks if name not in known]
+    if absent:
+        raise Refused(Fault(cost_sentence(home, dataset, arm, fingerprint, absent), field="arm"))
+    return fingerprint, {name: known[name] for name in needs.blocks}
+
+
+def _select(home: Home, choice: Choice, run_id: str | None) -> tuple[Manifest, dict[str, bytes]]:
+    version, arm = choice.dataset.version, choice.arm
+    inputs = SelectionInputs(
+        stage=arm.stage,  # type: ignore[arg-type]
+        pool=choice.pool,
+        block=lambda name, form: load_block(home, version, choice.fingerprint or "", name, form),
+        existing=choice.existing,
+    )
+    selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options)
+    manifest = write_subset(
+        home.subset(version, arm.name),
+        selection,
+        choice.pool,
+        request=choice.request,
+        parents=choice.parents,
+        fingerprint=choice.fingerprint,
+        code_version=CODE_VERSION,
+        run_id=run_id,
+    )
+    plots = {"gains": gain_curve_png(selection)} if selection.gains is not None else {}
+    return manifest, plots
+
+
+def _outcome(
+    home: Home, choice: Choice, manifest: Manifest, reused: bool, plots: dict[str, bytes]
+) -> Outcome:
+    folder = home.subset(choice.dataset.version, choice.arm.name)
+    subset = pl.read_parquet(folder / SUBSET_FILE)
+    texts = subset.join(choice.pool.drop("source_ids"), on="record_id", how="left")
+    shown = texts.with_columns(covers=pl.col("covers").list.len())
+    facts: dict[str, float | int | str] = {**manifest.counts}
+    for name in ("objective", "value", "value_random"):
+        if manifest.details.get(name) is not None:
+            facts[name] = manifest.details[name]
+    if manifest.details["notes"]:
+        facts["notes"] = " ".join(manifest.details["notes"])
+    columns = ("rank", "gain", "covers", "instruction", "input", "output", "task")
+    return Outcome(
+        manifest=manifest,
+        path=folder.relative_to(home.root).as_posix(),
+        reused=reused,
+        facts=facts,
+        plots=plots,
+        tables={"first picks": preview(shown.sort("rank"), columns)},
+        checks=_checks(choice, manifest, subset),
+    )
+
+
+def _checks(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> dict[str, Check]:
+    asked = resolve_budget(choice.arm.budget, choice.pool.height)
+    explained = bool(manifest.details["notes"])
+    known = subset["record_id"].is_in(choice.pool["record_id"].implode()).sum()
+    return {
+        "budget": Check(
+            subset.height == asked or explained,
+            f"{subset.height} of {asked} asked for {' '.join(manifest.details['notes'])}".strip(),
+            {"selected": subset.height, "asked": asked},
+        ),
+        "known": Check(known == subset.height, f"{known} of {subset.height} stand in the pool"),
+        "unique": Check(
+            subset["record_id"].n_unique() == subset.height,
+            f"{subset['record_id'].n_unique()} different records in {subset.height} picks",
+        ),
+    }
