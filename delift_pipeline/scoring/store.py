@@ -1,0 +1,264 @@
+"""The score store: every pair that was ever scored with one fingerprint, and never twice."""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.scoring.fingerprint import Fingerprint
+from delift_pipeline.scoring.ids import UNKNOWN, IdTable
+from delift_pipeline.scoring.index import ShardIndex, shard_names
+from delift_pipeline.scoring.leases import Leases
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.shards import BASELINE, SUFFIX, Shard, ShardDraft, write_shard
+from delift_pipeline.storage.hashing import digest_bytes
+from delift_pipeline.storage.manifest import Manifest, read_manifest
+
+
+class Column(NamedTuple):
+    """Scores of targets after one demonstration, float32 [targets], NaN where absent."""
+
+    squared_distance: np.ndarray
+    sum_logprob: np.ndarray
+
+
+class Baseline(NamedTuple):
+    """Scores of targets without a demonstration.
+
+    Attributes:
+        squared_distance: float32 [targets], NaN where absent.
+        sum_logprob: float32 [targets], NaN where absent.
+        tokens: Answer tokens, int32 [targets], 0 where absent.
+    """
+
+    squared_distance: np.ndarray
+    sum_logprob: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard that is not as it was written, and why."""
+
+    name: str
+    reason: str
+
+
+class ScoreStore:
+    """The scores of one fingerprint, under one folder.
+
+    manifest.json     the fingerprint's parts
+    records.ids       record_id -> id (`ids`)
+    shards/           immutable files of scores (`shards`)
+    leases/           who is scoring what (`leases`)
+    aside/            shards found damaged
+
+    A pair that stands in several shards keeps the oldest one's value.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a store; the folder need not exist yet."""
+        self.folder = folder
+        self.ids = IdTable(folder / "records.ids")
+        self.index = ShardIndex(folder / "shards")
+        self._asked: tuple[Sequence[str], np.ndarray] | None = None
+
+    def describe(self, fingerprint: Fingerprint) -> None:
+        """Write the manifest of a new store, or check that an old one is of this fingerprint.
+
+        Raises:
+            DeliftError: the store holds scores of another fingerprint.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = read_manifest(self.folder)
+        if found is None:
+            Manifest(
+                kind="scores",
+                content_hash=fingerprint.digest,
+                fingerprint=fingerprint.digest,
+                details=fingerprint.parts,
+            ).write(self.folder)
+        elif found.fingerprint != fingerprint.digest:
+            raise DeliftError(
+                f"{self.folder} holds scores of {found.fingerprint}, not of {fingerprint.digest}"
+            )
+
+    def refresh(self) -> None:
+        """See what other writers have added."""
+        self._asked = None
+        self.ids.refresh()
+        self.index.refresh()
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Every shard, oldest first."""
+        self.index.refresh()
+        return [self.index.shards[name] for name in sorted(self.index.shards)]
+
+    @property
+    def pairs_stored(self) -> int:
+        """Pairs in all shards, the baseline's not counted."""
+        return sum(s.pairs for s in self.shards if BASELINE not in s.demonstrations)
+
+    def leases(self) -> Leases:
+        """Leases on this store's demonstrations."""
+        return Leases(self.folder / "leases")
+
+    def write(self, draft: ShardDraft, settings: dict[str, Any]) -> None:
+        """Make a draft a shard."""
+        last = shard_names(self.index.folder)[-1:]
+        number = int(last[0].split("-")[0]) + 1 if last else 0
+        name = f"{number:08d}-{uuid.uuid4().hex[:8]}"
+        write_shard(self.index.folder / f"{name}{SUFFIX}", draft, settings)
+
+    # Reading
+
+    def column(self, demonstration: str, targets: Sequence[str]) -> Column:
+        """Scores of `targets` after `demonstration`, NaN where absent."""
+        numbers = self._numbers_of(targets)
+        number = int(self.ids.numbers([demonstration])[0])
+        return Column(*self._gathered(number, numbers)) if number != UNKNOWN else _absent(targets)
+
+    def columns(self, demonstrations: Sequence[str], targets: Sequence[str]) -> Iterator[Column]:
+        """`column` of each demonstration, one at a time, so that no matrix is held."""
+        for demonstration in demonstrations:
+            yield self.column(demonstration, targets)
+
+    def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> Column:
+        """A dense block: both arrays float32 [targets, demonstrations], column-major."""
+        shape = (len(targets), len(demonstrations))
+        block = Column(np.empty(shape, np.float32, "F"), np.empty(shape, np.float32, "F"))
+        for place, column in enumerate(self.columns(demonstrations, targets)):
+            block.squared_distance[:, place] = column.squared_distance
+            block.sum_logprob[:, place] = column.sum_logprob
+        return block
+
+    def read_pairs(self, block: PairBlock) -> Column:
+        """Scores of a block's pairs, float32 [pairs], demonstration after demonstration."""
+        numbers = self._numbers_of(block.targets)
+        known = self.ids.numbers(block.demonstrations)
+        found = [
+            self._gathered(int(number), numbers[block.targets_of(place)])
+            for place, number in enumerate(known)
+        ]
+        squared = [pair[0] for pair in found] or [np.empty(0, np.float32)]
+        logprob = [pair[1] for pair in found] or [np.empty(0, np.float32)]
+        return Column(np.concatenate(squared), np.concatenate(logprob))
+
+    def baseline(self, targets: Sequence[str]) -> Baseline:
+        """Scores of `targets` without a demonstration, and their answers' token counts."""
+        numbers = self._numbers_of(targets)
+        self.index.refresh()
+        squared, logprob = self._gathered(BASELINE, numbers)
+        tokens = np.zeros(len(numbers), dtype=np.int32)
+        for entry in self.index.places(BASELINE):
+            places, inside = _matched(entry.targets(), numbers)
+            tokens[inside] = entry.shard.tokens(entry.place)[places]
+        return Baseline(squared, logprob, tokens)
+
+    def digest(self, block: PairBlock) -> str:
+        """Digest of a block's pairs and their scores: equal scores give equal digests."""
+        parts: list[bytes] = []
+        numbers = self._numbers_of(block.targets)
+        names = digest_bytes(*(t.encode() for t in block.targets))
+        for place, number in enumerate(self.ids.numbers(block.demonstrations)):
+            rows = block.targets_of(place)
+            squared, logprob = self._gathered(int(number), numbers[rows])
+            raw = digest_bytes(rows.tobytes(), squared.tobytes(), logprob.tobytes())
+            parts += [block.demonstrations[place].encode(), raw.encode()]
+        return digest_bytes(names.encode(), *parts)
+
+    def digest_baseline(self, targets: Sequence[str]) -> str:
+        """Digest of targets and their scores without a demonstration."""
+        names = digest_bytes(*(target.encode() for target in targets))
+        return digest_bytes(names.encode(), *(part.tobytes() for part in self.baseline(targets)))
+
+    def _gathered(self, demonstration: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        squared = np.full(len(numbers), np.nan, dtype=np.float32)
+        logprob = squared.copy()
+        # The oldest shard is read last, so that its values stand.
+        for entry in reversed(self.index.places(demonstration)):
+            places, inside = _matched(entry.targets(), numbers)
+            scores = entry.shard.scores(entry.place)
+            squared[inside] = scores.squared_distance[places]
+            logprob[inside] = scores.sum_logprob[places]
+        return squared, logprob
+
+    def _numbers_of(self, targets: Sequence[str]) -> np.ndarray:
+        # A kernel is read column by column with one and the same sequence of targets.
+        if self._asked is None or self._asked[0] is not targets or isinstance(targets, list):
+            self.refresh()
+            self._asked = (targets, self.ids.numbers(targets))
+        return self._asked[1]
+
+    # What is missing
+
+    def missing(self, plan: PairPlan) -> PairPlan:
+        """The pairs of a plan that are not scored yet; blocks with none are left out."""
+        self.refresh()
+        blocks = (self._missing_block(block) for block in plan.blocks)
+        return PairPlan(tuple(block for block in blocks if block.pairs))
+
+    def _missing_block(self, block: PairBlock) -> PairBlock:
+        targets = self.ids.numbers(block.targets)
+        rows = [
+            self._missing_rows(int(number), targets, block.targets_of(place))
+            for place, number in enumerate(self.ids.numbers(block.demonstrations))
+        ]
+        kept = [place for place, found in enumerate(rows) if len(found)]
+        names = tuple(block.demonstrations[place] for place in kept)
+        if block.dense and all(len(rows[place]) == len(targets) for place in kept):
+            return PairBlock(block.name, block.targets, names)
+        sizes = [len(rows[place]) for place in kept]
+        indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        found = [rows[place] for place in kept] or [np.empty(0, np.int32)]
+        indices = np.concatenate(found).astype(np.int32)
+        return PairBlock(block.name, block.targets, names, indptr, indices)
+
+    def _missing_rows(self, number: int, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if number == UNKNOWN or not self.index.places(number):
+            return rows
+        return rows[~np.isin(targets[rows], self.index.present(number))]
+
+    # Care
+
+    def verify(self) -> list[BadShard]:
+        """Read every byte of every shard; the ones that are not as they were written."""
+        bad = []
+        for name in shard_names(self.index.folder):
+            try:
+                intact = Shard(self.index.folder / f"{name}{SUFFIX}").intact()
+                reason = "" if intact else "its checksum does not match its contents"
+            except (DeliftError, ValueError, KeyError) as error:
+                reason = str(error)
+            if reason:
+                bad.append(BadShard(name, reason))
+        return bad
+
+    def set_aside(self, name: str) -> Path:
+        """Move a shard out of the store, so that its pairs are missing and are scored again."""
+        aside = self.folder / "aside" / f"{name}{SUFFIX}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        moved = (self.index.folder / f"{name}{SUFFIX}").rename(aside)
+        self.index.shards.pop(name, None)
+        self.index = ShardIndex(self.index.folder)
+        return moved
+
+
+def _absent(targets: Sequence[str]) -> Column:
+    nothing = np.full(len(targets), np.nan, dtype=np.float32)
+    return Column(nothing, nothing.copy())
+
+
+def _matched(present: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the ascending `present` of those `wanted` that are there, and which those are."""
+    if len(present) == len(wanted) and np.array_equal(present, wanted):
+        everything = np.arange(len(wanted))
+        return everything, everything
+    places = np.minimum(np.searchsorted(present, wanted), max(len(present) - 1, 0))
+    inside = np.flatnonzero(present[places] == wanted) if len(present) else places[:0]
+    return places[inside], inside
