@@ -18,7 +18,13 @@ from delift_pipeline.evaluation.text_metrics import embedding_similarity, exact_
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
+from delift_pipeline.training.batches import (
+    Example,
+    answer_losses,
+    collate,
+    encode_examples,
+    target_cuts,
+)
 
 NEW_TOKENS_MARGIN = 8
 """How far past the longest reference an answer may run before it counts as unfinished."""
@@ -102,7 +108,7 @@ def evaluate_loaded(
     }
     details = {
         "max_new_tokens": longest if options.generates else None,
-        "cuts": dict(encoded.cuts),
+        "cuts": target_cuts(encoded),
         "unscorable": dict(encoded.unscorable),
     }
     return Evaluation(summarise(samples), samples, counts, details, time.monotonic() - started)

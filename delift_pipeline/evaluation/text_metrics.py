@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.training.quiet import quiet_loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +63,8 @@ def _model(embedder: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(_source(embedder), device="cpu")
+        with quiet_loading():
+            return SentenceTransformer(_source(embedder), device="cpu")
     except (OSError, ValueError) as error:
         raise DeliftError(f"the embedder {embedder!r} cannot be loaded: {error}") from error
 

@@ -78,6 +78,11 @@ def encode_examples(
     return examples, encoded
 
 
+def target_cuts(encoded: "EncodedRecords") -> dict[str, int]:
+    """What was cut of the texts as they are used here; nothing here is shown as a demonstration."""
+    return {kind: count for kind, count in encoded.cuts.items() if kind.startswith("target_")}
+
+
 def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
     """Pad examples on the right and say where their answer tokens are predicted."""
     width = max(len(example) for example in examples)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.progress import Progress
@@ -75,7 +76,8 @@ class Run:
 
     def account(self) -> dict[str, Any]:
         """What the run did, for the log."""
-        model, done = self.trainable.model, self.done
+        done = self.done
+        trained, parameters = _parameter_counts(self.trainable.model)
         return {
             "losses": done.losses,
             "learning_rates": done.learning_rates,
@@ -83,8 +85,8 @@ class Run:
             "seconds": done.seconds,
             "tokens": done.tokens,
             "answer_tokens": done.answer_tokens,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": trained,
+            "parameters": parameters,
             "resumed_at": self.resumed_at,
         }
 
@@ -145,6 +147,15 @@ def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
+
+
+def _parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Trained parameters and all parameters."""
+    if isinstance(model, PeftModel):
+        # PEFT knows how many weights a packed 4-bit tensor holds.
+        return model.get_nb_trainable_parameters()
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -9,6 +9,7 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_tokenizer, resolve_device
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.source import model_folder
+from delift_pipeline.training.quiet import quiet_loading
 
 
 def load_quantised(options: ModelOptions) -> LoadedModel:
@@ -23,20 +24,22 @@ def load_quantised(options: ModelOptions) -> LoadedModel:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     folder, compute = model_folder(options), getattr(torch, options.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=compute,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        ),
-        device_map={"": resolve_device(options.device)},
-        use_safetensors=True,
-        trust_remote_code=options.trust_remote_code,
-        local_files_only=True,
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
     )
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute,
+            quantization_config=quantisation,
+            device_map={"": resolve_device(options.device)},
+            use_safetensors=True,
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=True,
+        )
     tokenizer = load_tokenizer(folder, options)
     return LoadedModel(
         model, tokenizer, load_encoder(options), options, fingerprint_of(options), folder

@@ -11,7 +11,7 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.training.batches import Example, encode_examples
+from delift_pipeline.training.batches import Example, encode_examples, target_cuts
 from delift_pipeline.training.log import TrainingLog, weights_hash, write_training_log
 from delift_pipeline.training.loop import Kept, OnStep, Run
 from delift_pipeline.training.options import TrainingOptions
@@ -66,7 +66,7 @@ def train(
         epochs=options.presentations(len(examples)) / len(examples),
         records_used=len(examples),
         records_left_out=dict(encoded.unscorable),
-        cuts=dict(encoded.cuts),
+        cuts=target_cuts(encoded),
         seed=seed,
         started_from=None if start is None else start.name,
         **run.account(),

@@ -6,18 +6,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.storage.atomic import read_json, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-def portable_name(model: str) -> str:
-    """How a model is named in what is written: a hub id as given, a local folder by its name.
-
-    Which weights are meant is said by the fingerprint in the manifest, never by a path.
-    """
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_absolute() or path.exists() else model
 
 
 def save_adapter(model: PeftModel, base: str, out: Path) -> None:
