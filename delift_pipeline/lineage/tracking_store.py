@@ -9,10 +9,12 @@ import logging
 import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -81,15 +83,23 @@ def open_client(home: Home, uri: str | None) -> "MlflowClient":
 
 
 def _initialise(home: Home) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    database, artifacts = home.mlflow / DATABASE, str(home.mlflow / ARTIFACTS)
+    database = home.mlflow / DATABASE
     if database.exists():
         _follow_move(home)
-    else:
-        # Made by name rather than by the client, which would put the default experiment's
-        # artifacts into the working directory.
-        SqlAlchemyStore(local_uri(home), artifacts)
+        return
+    # Under another name until every migration is done: a kill in between leaves no half store.
+    with replacing(database) as temporary:
+        _migrate(temporary, home.mlflow / ARTIFACTS)
+
+
+def _migrate(database: Path, artifacts: Path) -> None:
+    """Make an MLflow database whose default experiment keeps its artifacts in the home.
+
+    A client would put them into the working directory.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{database}", str(artifacts)).engine.dispose()
 
 
 def _follow_move(home: Home) -> None:

@@ -187,7 +187,7 @@ def recognise(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]
     row, other = others[0]
     reason = (
         f"mixed shapes: {len(others)} of {len(rows)} rows are not {shape.name} but, here first, "
-        f"{other.name} ({_found([row])}); split the file or give a column mapping"
+        f"{other.name} ({_found([row])}); split the file, or: {_known()}"
     )
     return shape, [Fault(reason, file, row.line)]
 

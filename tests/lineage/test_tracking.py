@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.lineage import tracking_store
 from delift_pipeline.lineage.silent import SilentTracker
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.tracking_store import local_uri
@@ -289,6 +290,20 @@ def test_a_moved_home_finds_its_artifacts(home: Home, adapter: Path, tmp_path: P
     place = Path(model.artifact_location)
     assert (place / "deep" / "notes.txt").read_text() == "kept\n"
     assert not home.root.exists()
+
+
+def test_a_store_whose_making_failed_is_made_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(database: Path, artifacts: Path) -> None:
+        database.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking_store, "_migrate", fail)
+        with pytest.raises(KeyboardInterrupt):
+            Tracker(home)
+    assert Tracker(home).experiment_id
 
 
 def test_a_lazy_tracker_opens_nothing(home: Home) -> None:
