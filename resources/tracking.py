@@ -23,11 +23,8 @@ class TrackingResource(dg.ConfigurableResource):
     )
     enabled: bool = Field(default=True, description="Whether anything is tracked at all.")
 
-    def tracker(self, home: Home) -> "Tracker":
-        """The tracker for a home; one that keeps nothing where tracking is off."""
-        from delift_pipeline.lineage.silent import SilentTracker
+    def tracker(self, home: Home) -> "Tracker | None":
+        """The tracker for a home, or None where tracking is off."""
         from delift_pipeline.lineage.tracking import Tracker
 
-        if not self.enabled:
-            return SilentTracker(home)
-        return Tracker(home, self.uri or None, self.experiment, lazy=True)
+        return Tracker(home, self.uri or None, self.experiment, lazy=True) if self.enabled else None

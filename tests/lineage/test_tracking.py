@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage import tracking_store
-from delift_pipeline.lineage.silent import SilentTracker
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.tracking_store import local_uri
 from delift_pipeline.lineage.tracking_values import LONGEST_PARAM, param_text
@@ -309,20 +308,6 @@ def test_a_store_whose_making_failed_is_made_again(
 def test_a_lazy_tracker_opens_nothing(home: Home) -> None:
     Tracker(home, lazy=True)
     assert not home.mlflow.exists()
-
-
-def test_a_silent_tracker_keeps_nothing(home: Home, adapter: Path) -> None:
-    silent = SilentTracker(home)
-    run_id = silent.start_run("v1", ARM, {}, {"rank": 8})
-    silent.log_metrics(run_id, {"loss": float("nan")})
-    silent.log_series(run_id, "loss", [1.0])
-    silent.set_tags(run_id, {"a": 1})
-    silent.log_artifacts(run_id, adapter, "x")
-    silent.log_dataset(run_id, pl.DataFrame(), "n", "0" * 32, "pool")
-    silent.end_run(run_id)
-    assert (silent.log_adapter(run_id, adapter, "m"), silent.link(run_id)) == ("", "")
-    assert not silent.exists(run_id)
-    assert not home.root.exists()
 
 
 def test_a_server_that_is_not_there_is_one_sentence(
