@@ -127,8 +127,8 @@ class Tracker:
             version: The dataset version.
             arm: `stage.selector[-variant]`; stage and selector become tags of their own.
             tags: What leads back (`dagster_run_id`, `manifest`, ...) and `content`, the hash of
-                the subset and the training request; without it the hash of `params`. Names
-                without a dot get the prefix `delift.`.
+                the subset and the training request; without it the hash of `params`. All but
+                MLflow's own (`mlflow.`) get the prefix `delift.`.
             params: Everything that was asked for; nested mappings are spread out. A parameter
                 that the run has already stays as it is.
 
@@ -194,7 +194,7 @@ class Tracker:
 
     @_explained
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags; names without a dot get the prefix `delift.`."""
+        """Set tags; all but MLflow's own get the prefix `delift.`."""
         from mlflow.entities import RunTag
 
         named = [RunTag(name, value) for name, value in tag_names(tags).items()]

@@ -33,9 +33,9 @@ def model_name(name: str) -> str:
 
 
 def tag_names(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as text, names without a dot under our own prefix; those without a value left out."""
+    """Tags as text, all but MLflow's own under our prefix; those without a value left out."""
     return {
-        name if "." in name else PREFIX + name: str(value)
+        name if name.startswith((PREFIX, "mlflow.")) else PREFIX + name: str(value)
         for name, value in tags.items()
         if value is not None
     }

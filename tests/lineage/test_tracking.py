@@ -66,7 +66,7 @@ class TestRuns:
         assert len(ids) == 4
 
     def test_tags_lead_back(self, tracker: Tracker) -> None:
-        tags = {"dagster_run_id": "d1", "manifest": "h1", "other.own": 3, "absent": None}
+        tags = {"dagster_run_id": "d1", "manifest": "h1", "parent v1.2": 3, "absent": None}
         run = tracker.client.get_run(tracker.start_run("tags", ARM, tags, {"rank": 8}))
         found = run.data.tags
         expected = {
@@ -76,7 +76,7 @@ class TestRuns:
             "delift.selector": "delift",
             "delift.dagster_run_id": "d1",
             "delift.manifest": "h1",
-            "other.own": "3",
+            "delift.parent v1.2": "3",
         }
         assert expected.items() <= found.items()
         assert run.info.run_name == f"tags {ARM}"
