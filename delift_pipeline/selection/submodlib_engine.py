@@ -49,8 +49,6 @@ def submodlib_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -
 
 
 def _function(objective: Objective) -> Any:
-    # Its annotations say int where any number will do.
-    factor: Any = getattr(objective, "eta", getattr(objective, "nu", None))
     if isinstance(objective, Coverage) and objective.weighted:
         raise Refused("submodlib has no weights per target; choose another optimizer")
     match objective:
@@ -61,33 +59,52 @@ def _function(objective: Objective) -> Any:
             bonus = np.diag(objective.bonus)
             return _facility_location(np.vstack([_rows(objective.kernel), bonus]))
         case FL1MI():
-            from submodlib import FacilityLocationMutualInformationFunction as Fl1mi
-
-            query = _rows(objective.target).T
-            return Fl1mi(
-                objective.n,
-                query.shape[1],
-                data_sijs=_square(objective.kernel),
-                query_sijs=np.ascontiguousarray(query),
-                magnificationEta=factor,
-            )
+            return _fl1mi(objective)
         case FL2MI():
-            from submodlib import FacilityLocationVariantMutualInformationFunction as Fl2mi
-
-            query = np.ascontiguousarray(_rows(objective.kernel).T)
-            return Fl2mi(objective.n, query.shape[1], query_sijs=query, queryDiversityEta=factor)
+            return _fl2mi(objective)
         case FLCG():
-            from submodlib import FacilityLocationConditionalGainFunction as Flcg
-
-            private = _rows(objective.existing)
-            return Flcg(
-                objective.n,
-                private.shape[1],
-                data_sijs=_square(objective.kernel),
-                private_sijs=private,
-                privacyHardness=factor,
-            )
+            return _flcg(objective)
     raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
+
+
+def _fl1mi(objective: FL1MI) -> Any:
+    from submodlib import FacilityLocationMutualInformationFunction
+
+    query = np.ascontiguousarray(_rows(objective.target).T)
+    return FacilityLocationMutualInformationFunction(
+        objective.n,
+        query.shape[1],
+        data_sijs=_square(objective.kernel),
+        query_sijs=query,
+        magnificationEta=_number(objective.eta),
+    )
+
+
+def _fl2mi(objective: FL2MI) -> Any:
+    from submodlib import FacilityLocationVariantMutualInformationFunction
+
+    query = np.ascontiguousarray(_rows(objective.kernel).T)
+    return FacilityLocationVariantMutualInformationFunction(
+        objective.n, query.shape[1], query_sijs=query, queryDiversityEta=_number(objective.eta)
+    )
+
+
+def _flcg(objective: FLCG) -> Any:
+    from submodlib import FacilityLocationConditionalGainFunction
+
+    private = _rows(objective.existing)
+    return FacilityLocationConditionalGainFunction(
+        objective.n,
+        private.shape[1],
+        data_sijs=_square(objective.kernel),
+        private_sijs=private,
+        privacyHardness=_number(objective.nu),
+    )
+
+
+def _number(value: float) -> Any:
+    """A factor whose parameter is annotated as int, though any number will do."""
+    return value
 
 
 def _facility_location(kernel: np.ndarray) -> Any:

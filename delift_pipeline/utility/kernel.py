@@ -88,28 +88,20 @@ def build_kernel(
         DeliftError: scores of the plan are missing or not finite.
     """
     unscorable = dict(unscorable or {})
-    blocks = list(plan.blocks)
-    own = plan.block("self")
-    if neighbours is not None and own is not None and own.dense:
-        blocks.append(neighbours)
-    names = [NEIGHBOURS if block is neighbours else block.name for block in blocks]
+    shown = progress or SilentProgress()
     with replacing_folder(home.kernel(version, fingerprint)) as folder:
         described = {
-            name: _build_block(
-                folder, name, block, reader, unscorable, progress or SilentProgress()
-            )
-            for name, block in zip(names, blocks, strict=True)
+            name: _build_block(folder, name, block, reader, unscorable, shown)
+            for name, block in _named_blocks(plan, neighbours).items()
         }
         left_out = {record: unscorable[record] for record in plan.records() if record in unscorable}
+        pairs = sum(entry["pairs"] for entry in described.values())
         manifest = Manifest(
             kind="kernel",
             content_hash=digest_json({name: entry["hash"] for name, entry in described.items()}),
             parents=parents or {},
             fingerprint=fingerprint,
-            counts={
-                "pairs": sum(entry["pairs"] for entry in described.values()),
-                "unscorable": len(left_out),
-            },
+            counts={"pairs": pairs, "unscorable": len(left_out)},
             details={"blocks": described, "unscorable": left_out},
             request=request or {},
             code_version=code_version,
@@ -117,6 +109,15 @@ def build_kernel(
         )
         manifest.write(folder)
     return manifest
+
+
+def _named_blocks(plan: PairPlan, neighbours: PairBlock | None) -> dict[str, PairBlock]:
+    """The plan's blocks, and the near pairs beside a `self` block that holds every pair."""
+    blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
+    own = plan.block("self")
+    if neighbours is not None and own is not None and own.dense:
+        blocks[NEIGHBOURS] = neighbours
+    return blocks
 
 
 def _build_block(

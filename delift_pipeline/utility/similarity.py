@@ -94,7 +94,9 @@ def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:
     Identical records fold into one when they are read, so groups of two arise where only the split
     between instruction and input, or white space at the ends, differs.
     """
-    prompt = pl.concat_str([pl.col("instruction"), pl.col("input")], separator="\n")
+    prompt = pl.concat_str(
+        [pl.col("instruction"), pl.col("input")], separator="\n", ignore_nulls=True
+    )
     same = frame.select(
         "record_id", prompt.str.strip_chars().alias("prompt"), pl.col("output").str.strip_chars()
     )

@@ -13,6 +13,7 @@ from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selectors import delift
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import as_columns
 
@@ -260,3 +261,12 @@ def test_objectives_of_another_stage_and_bad_options_are_refused() -> None:
         needs_of("delift", "continual", {"eta": -1, "scalling": "clip", "optimizer": "best"})
     assert {fault.field for fault in refused.value.faults} == {"eta", "scalling", "optimizer"}
     assert SelectorOptions().objective_of("continual") == "flcg"
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_kernels_too_large_for_memory_are_read_from_where_they_lie(monkeypatch, thin) -> None:
+    in_memory = run("continual", "full", Blocks(thin=thin))
+    monkeypatch.setattr(delift, "materialised", lambda matrix: matrix)
+    read = run("continual", "full", Blocks(thin=thin))
+    assert read.ranking == in_memory.ranking
+    assert read.value == pytest.approx(in_memory.value, rel=1e-12)
