@@ -102,7 +102,7 @@ def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
         for row in group:
             values = [with_error(*_measurement(row, name)) for name in names]
             gap = _difference(row, names[0])["text"]
-            table.add_row(row["selector"], *_sizes(row), *values, gap)
+            table.add_row(_short(row), *_sizes(row), *values, gap)
         console.print(table)
 
 
@@ -198,6 +198,11 @@ def _measurement(row: Row, name: str) -> tuple[float | None, float | None]:
     return row["metrics"].get(name), row["metrics"].get(f"{name}_se")
 
 
+def _short(row: Row) -> str:
+    """The arm's name without its stage, which the table's title says."""
+    return row["arm"].split(".", 1)[-1]
+
+
 def _sizes(row: Row) -> tuple[str, str]:
     pool = "" if row["pool"] is None else f" of {row['pool']:,}"
     budget = ABSENT if row["budget"] is None else str(row["budget"])
@@ -229,21 +234,26 @@ def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
 def _page_row(row: Row, names: Sequence[MetricName]) -> dict[str, Any]:
     budget, records = _sizes(row)
     return {
-        "name": row["arm"],
+        "name": _short(row),
         "budget": budget,
         "records": records,
         "seed": ABSENT if row["seed"] is None else row["seed"],
-        "measurements": [with_error(*_measurement(row, name)) for name in names],
-        "differences": [_difference(row, name) for name in names],
+        "cells": [_page_cell(row, name) for name in names],
         "seconds": number(row["seconds"], 1),
     }
+
+
+def _page_cell(row: Row, name: MetricName) -> dict[str, str]:
+    gap = _difference(row, name)
+    value = with_error(*_measurement(row, name))
+    return {"value": value, "gap": gap["text"], "style": gap["style"]}
 
 
 def _page_plot(rows: Sequence[Row], name: MetricName) -> dict[str, Any]:
     kinds = {"initial": "plain", "random": "reference", "full": "plain"}
     bars = []
     for row in rows:
-        label, kind = row["arm"].split(".", 1)[-1], kinds.get(row["selector"], "chosen")
+        label, kind = _short(row), kinds.get(row["selector"], "chosen")
         bars.append(metric_bar(label, row["metrics"], name, kind))
     title = f"{METRICS[name].title}, {METRICS[name].better} is better"
     return {"title": title, "svg": bar_plot([bar for bar in bars if bar], title)}

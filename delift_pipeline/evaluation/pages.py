@@ -31,6 +31,17 @@ def with_error(value: float | None, error: float | None) -> str:
     return number(value) if error is None else f"{number(value)} ± {number(error)}"
 
 
+def plain(value: Any) -> str:
+    """An option's value for a table."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(part) for part in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
@@ -40,5 +51,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed)
+    environment.filters.update(number=number, plain=plain)
     return environment

@@ -38,6 +38,7 @@ from delift_pipeline.training.log import TrainingLog
 FORMAT = 1
 PAGE = "report.html"
 SAMPLES_SHOWN, TEXT_SHOWN = 20, 600
+HEADLINE: tuple[MetricName, ...] = ("answer_loss", "exact_match")
 CLEAR = 2.0
 """How many standard errors a difference must exceed to be called one."""
 
@@ -151,7 +152,7 @@ def report_page(report: ArmReport) -> str:
         metric_rows=[_metric_row(report, name, gaps) for name in _measured(report)],
         plots=[_metric_plot(report, name) for name in _measured(report)],
         gain_plot=line_plot(report.gains, "records chosen", "marginal gain"),
-        loss_plot=line_plot(losses, "step", "loss per answer token, nats"),
+        loss_plot=line_plot(losses, "step", "loss (nats per answer token)"),
         sample_rows=_sample_rows(report),
     )
 
@@ -168,21 +169,25 @@ def _measured(report: ArmReport) -> list[MetricName]:
     return [name for name in METRICS if name in report.evaluation.metrics]
 
 
-def _verdicts(gaps: Mapping[str, Mapping[MetricName, Difference]]) -> list[dict[str, str]]:
-    """One sentence per other arm, on the first metric both were measured by."""
-    lines = []
-    for other, found in gaps.items():
-        for name, gap in list(found.items())[:1]:
-            how = "better than" if gap.improvement > 0 else "worse than"
-            size = f"{number(abs(gap.mean))} ± {number(gap.se)}"
-            text = f"{METRICS[name].title}: {how} {other} by {size} (paired, {gap.records} records)"
-            if not _clear(gap):
-                text = (
-                    f"{METRICS[name].title}: no clear difference to {other} "
-                    f"({signed(gap.mean)} ± {number(gap.se)}, {gap.records} records)"
-                )
-            lines.append({"text": text, "style": _style(gap)})
-    return lines
+def _verdicts(gaps: Mapping[str, Mapping[MetricName, Difference]]) -> list[dict[str, Any]]:
+    """One line per other arm: better, worse or no clear difference, metric by metric."""
+    return [
+        {
+            "other": other,
+            "records": max(gap.records for gap in found.values()),
+            "parts": [_verdict(name, found[name]) for name in HEADLINE if name in found],
+        }
+        for other, found in gaps.items()
+        if found
+    ]
+
+
+def _verdict(name: MetricName, gap: Difference) -> dict[str, str]:
+    how = "better" if gap.improvement > 0 else "worse"
+    text = f"{number(abs(gap.mean))} ± {number(gap.se)} {how}"
+    if not _clear(gap):
+        text = f"no clear difference ({signed(gap.mean)} ± {number(gap.se)})"
+    return {"text": f"{METRICS[name].title} {text}", "style": _style(gap)}
 
 
 def _clear(gap: Difference) -> bool:

@@ -12,6 +12,17 @@ WIDTH, HEIGHT = 640.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 12.0, 34.0
 BAR_HEIGHT, BAR_LABEL, BAR_VALUE = 24.0, 190.0, 130.0
 MOST_POINTS = 400
+PLAIN_STYLES = {
+    # Where no style sheet applies (some viewers of artifacts); the page's own colours win.
+    "tick": 'font-size="12" fill="#5c6670"',
+    "label": 'font-size="13" fill="#333"',
+    "grid": 'stroke="#ddd"',
+    "error": 'stroke="#222" stroke-width="1.6"',
+    "curve": 'fill="none" stroke="#0b6e66" stroke-width="2"',
+    "bar plain": 'fill="#9db4bd"',
+    "bar chosen": 'fill="#0b6e66"',
+    "bar reference": 'fill="#c9a14a"',
+}
 
 
 @dataclass(frozen=True)
@@ -42,25 +53,17 @@ def line_plot(values: Sequence[float], x_title: str, y_title: str, first: int = 
         return Markup("")
     points = _thinned([(first + i, float(value)) for i, value in enumerate(values)])
     (x0, x1), (y0, y1) = _range([p[0] for p in points]), _range([0.0, *(p[1] for p in points)])
-    path = " ".join(f"{_x(x, x0, x1):.1f},{_y(y, y0, y1):.1f}" for x, y in points)
-    marks = "".join(
-        f'<text class="tick" x="{LEFT - 6}" y="{_y(y, y0, y1) + 4:.1f}" text-anchor="end">{y:.3g}'
-        f'</text><line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_y(y, y0, y1):.1f}" '
-        f'y2="{_y(y, y0, y1):.1f}"/>'
-        for y in (y0, (y0 + y1) / 2, y1)
-    )
-    ends = "".join(
-        f'<text class="tick" x="{_x(x, x0, x1):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-        f'text-anchor="{anchor}">{x:,.0f}</text>'
-        for x, anchor in ((points[0][0], "start"), (points[-1][0], "end"))
-    )
-    title = f'<text class="tick" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" '
-        f'aria-label="{escape(y_title)} by {escape(x_title)}">{marks}{ends}'
-        f"{title}{escape(y_title)} by {escape(x_title)}</text>"
-        f'<polyline class="curve" points="{path}"/></svg>'
-    )
+    shape = " ".join(f"{_x(x, x0, x1):.1f},{_y(y, y0, y1):.1f}" for x, y in points)
+    levels = [(value, _y(value, y0, y1)) for value in (y0, (y0 + y1) / 2, y1)]
+    parts = [_line("grid", (LEFT, y), (WIDTH - RIGHT, y)) for _, y in levels]
+    parts += [_text("tick", LEFT - 6, y + 4, f"{value:.3g}", "end") for value, y in levels]
+    below = HEIGHT - BOTTOM + 16
+    parts.append(_text("tick", LEFT, below, f"{points[0][0]:,.0f}", "start"))
+    parts.append(_text("tick", WIDTH - RIGHT, below, f"{points[-1][0]:,.0f}", "end"))
+    title = f"{y_title} by {x_title}"
+    parts.append(_text("tick", WIDTH / 2, HEIGHT - 6, title, "middle"))
+    parts.append(f'<polyline {_style("curve")} points="{shape}"/>')
+    return _drawing(HEIGHT, title, parts)
 
 
 def bar_plot(bars: Sequence[Bar], title: str) -> Markup:
@@ -69,15 +72,11 @@ def bar_plot(bars: Sequence[Bar], title: str) -> Markup:
         return Markup("")
     ends = [bar.value + sign * (bar.error or 0.0) for bar in bars for sign in (-1, 1)]
     low, high = _range([0.0, *ends])
-    height = BAR_HEIGHT * len(bars) + 8
-    rows = "".join(_bar(bar, i, low, high) for i, bar in enumerate(bars))
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"{rows}</svg>"
-    )
+    rows = [part for i, bar in enumerate(bars) for part in _bar(bar, i, low, high)]
+    return _drawing(BAR_HEIGHT * len(bars) + 8, title, rows)
 
 
-def _bar(bar: Bar, row: int, low: float, high: float) -> str:
+def _bar(bar: Bar, row: int, low: float, high: float) -> list[str]:
     span = WIDTH - BAR_LABEL - BAR_VALUE
 
     def at(value: float) -> float:
@@ -85,19 +84,35 @@ def _bar(bar: Bar, row: int, low: float, high: float) -> str:
 
     top, middle = 4 + BAR_HEIGHT * row, 4 + BAR_HEIGHT * (row + 0.5)
     start, end = sorted((at(0.0), at(bar.value)))
-    error = ""
+    box = f'x="{start:.1f}" y="{top + 3:.1f}" width="{max(end - start, 1):.1f}"'
+    parts = [
+        _text("label", BAR_LABEL - 8, middle + 4, bar.label, "end"),
+        f'<rect {_style(f"bar {bar.kind}")} {box} height="{BAR_HEIGHT - 6:.1f}"/>',
+        _text("tick", WIDTH - BAR_VALUE + 8, middle + 4, bar.text, "start"),
+    ]
     if bar.error:
-        error = (
-            f'<line class="error" x1="{at(bar.value - bar.error):.1f}" '
-            f'x2="{at(bar.value + bar.error):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
-        )
-    return (
-        f'<text class="label" x="{BAR_LABEL - 8}" y="{middle + 4:.1f}" text-anchor="end">'
-        f'{escape(bar.label)}</text><rect class="bar {escape(bar.kind)}" x="{start:.1f}" '
-        f'y="{top + 3:.1f}" width="{max(end - start, 1):.1f}" height="{BAR_HEIGHT - 6:.1f}"/>'
-        f'{error}<text class="tick" x="{WIDTH - BAR_VALUE + 8}" y="{middle + 4:.1f}">'
-        f"{escape(bar.text)}</text>"
-    )
+        ends = at(bar.value - bar.error), at(bar.value + bar.error)
+        parts.append(_line("error", (ends[0], middle), (ends[1], middle)))
+    return parts
+
+
+def _drawing(height: float, title: str, parts: Sequence[str]) -> Markup:
+    box = f'viewBox="0 0 {WIDTH:.0f} {height:.0f}"'
+    return Markup(f'<svg {box} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f"<text {_style(kind)} {place}>{escape(text)}</text>"
+
+
+def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line {_style(kind)} x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _style(kind: str) -> str:
+    return f'class="{kind}" {PLAIN_STYLES[kind]}'
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
