@@ -47,7 +47,7 @@ def eval_report(
             version,
             store.arms().arm(arm),
             options,
-            tracking.tracker(home) if tracking.enabled else None,
+            tracking.tracker(home),
             progress(context),
             context.run_id,
         ),

@@ -46,7 +46,7 @@ def adapter(
             version,
             store.arms().arm(arm),
             options,
-            tracking.tracker(home) if tracking.enabled else None,
+            tracking.tracker(home),
             progress(context),
             context.run_id,
         ),

@@ -4,19 +4,18 @@ import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.storage.home import ARM_PATTERN, Home
 from delift_pipeline.training.options import TrainingOptions
 
-STAGES = ("instruction_tuning", "task_specific", "continual")
-Stage = Literal["instruction_tuning", "task_specific", "continual"]
 Budget = float | int | Literal["full"]
 
 T = TypeVar("T", bound=BaseModel)
@@ -33,16 +32,19 @@ class PlanOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     coverage: Literal["auto", "neighbours", "all"] | None = Field(
-        None,
+        default=None,
         description="Overrides the versions' own coverage: `neighbours`, `all`, or `auto` (all "
         "where an enabled arm needs every pair and the pool is within dense_limit).",
     )
     dense_limit: int = Field(
-        2000, ge=1, description="Largest pool for which every pair is scored when an arm needs it."
+        default=2000,
+        ge=1,
+        description="Largest pool for which every pair is scored when an arm needs it.",
     )
-    neighbours: int = Field(20, ge=1, description="Nearest prompts scored per record.")
+    neighbours: int = Field(default=20, ge=1, description="Nearest prompts scored per record.")
     embedder: str = Field(
-        "tfidf", description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id."
+        default="tfidf",
+        description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id.",
     )
 
 
@@ -70,9 +72,9 @@ class Arm(BaseModel):
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
 
     @property
-    def stage(self) -> str:
+    def stage(self) -> Stage:
         """The part of the name before the first dot."""
-        return self.name.split(".", 1)[0]
+        return cast(Stage, self.name.split(".", 1)[0])
 
     @property
     def selector(self) -> str:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 DEMO_HOME = "delift_demo"
 TEMPLATE = "world"
+# The matrices of so small a model are not worth sharing between threads.
+ONE_THREAD = {"compute": {"config": {"threads": 1}}}
 
 
 def demo(
@@ -64,22 +67,18 @@ def prepare(home: Home) -> None:
         arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
         write_text(home.arms_file, arms)
     files = write_demo_files(home.root / "demo_files")
-    model = {"model": MODEL_DEMO, "template": TEMPLATE, "dataset": "demo"}
-    ingest(
-        home,
+    store = partial(ingest, home, model=MODEL_DEMO, template=TEMPLATE, dataset="demo")
+    store(
         files.first_pool,
         version=FIRST_VERSION,
         target=files.first_target,
         heldout=files.first_heldout,
-        **model,
     )
-    ingest(
-        home,
+    store(
         files.second_pool,
         version=SECOND_VERSION,
         parents=(FIRST_VERSION,),
         heldout=files.second_heldout,
-        **model,
     )
 
 
@@ -92,8 +91,8 @@ def materialise(home: Home, tally: "Tally") -> None:
     continual = [arm.name for arm in load_arms(home) if arm.stage == "continual"]
     others = [arm.name for arm in load_arms(home) if arm.stage != "continual"]
     with opened_instance(home) as instance:
-        run_version(home, instance, FIRST_VERSION, others, {}, tally)
-        run_version(home, instance, SECOND_VERSION, continual, {}, tally)
+        run_version(home, instance, FIRST_VERSION, others, ONE_THREAD, tally)
+        run_version(home, instance, SECOND_VERSION, continual, ONE_THREAD, tally)
         materialise_leaderboard(instance, {}, tally)
 
 

@@ -102,17 +102,24 @@ def _checks(home: Home, version: str, manifest: Manifest) -> dict[str, Check]:
         if blocks[block.name]["rows"] != len([r for r in block.targets if r not in left_out])
         or blocks[block.name]["columns"]
         != len([r for r in block.demonstrations if r not in left_out])
-        or not -1 <= blocks[block.name]["low"] <= blocks[block.name]["high"] <= 1
+        or not _in_range(blocks[block.name])
     ]
     own = blocks["self"]
+    share = own["share_positive"] or 0.0
     return {
         "shape": Check(
             not wrong,
             f"wrong shape or utilities outside [-1, 1]: {', '.join(wrong) or 'none'}",
         ),
         "positive": Check(
-            own["share_positive"] > 0,
-            f"{own['share_positive']:.1%} of the pool's utilities are above 0",
-            {"share_positive": own["share_positive"]},
+            share > 0,
+            f"{share:.1%} of the pool's utilities are above 0",
+            {"share_positive": share},
         ),
     }
+
+
+def _in_range(entry: dict[str, Any]) -> bool:
+    """Whether a block's utilities lie in [-1, 1]; a block without pairs has none."""
+    low, high = entry["low"], entry["high"]
+    return entry["pairs"] == 0 or -1 <= low <= high <= 1

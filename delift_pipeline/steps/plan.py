@@ -58,12 +58,12 @@ def plan_pairs(home: Home, version: str, arms: Arms, run_id: str | None = None) 
 def wanted_pairs(home: Home, dataset: DatasetVersion, arms: Arms) -> Wanted:
     """Unite what the enabled arms that apply to a version read."""
     applicable = arms.of_stages(dataset.stages())
-    needs = {arm: needs_of(arm.selector, arm.stage, arm.options) for arm in applicable}  # type: ignore[arg-type]
+    needs = [(arm, needs_of(arm.selector, arm.stage, arm.options)) for arm in applicable]
     self_pairs, notes = _self_pairs(dataset, needs, arms.plan)
     existing, parents, unresolved = _existing(home, dataset, needs)
     return Wanted(
         self_pairs=self_pairs,
-        target_pairs=any(need.target_pairs for need in needs.values()),
+        target_pairs=any(need.target_pairs for _, need in needs),
         existing=existing,
         parents=parents,
         notes=(*notes, *unresolved),
@@ -71,10 +71,10 @@ def wanted_pairs(home: Home, dataset: DatasetVersion, arms: Arms) -> Wanted:
 
 
 def _self_pairs(
-    dataset: DatasetVersion, needs: dict[Arm, Needs], plan: PlanOptions
+    dataset: DatasetVersion, needs: list[tuple[Arm, Needs]], plan: PlanOptions
 ) -> tuple[Literal["neighbours", "all"], list[str]]:
     coverage = plan.coverage or dataset.manifest.details["coverage"]
-    dense = [arm.name for arm, need in needs.items() if need.self_pairs == "all"]
+    dense = [arm.name for arm, need in needs if need.self_pairs == "all"]
     n = dataset.pool.height
     if coverage == "all" or (coverage == "auto" and dense and n <= plan.dense_limit):
         return "all", []
@@ -85,12 +85,12 @@ def _self_pairs(
 
 
 def _existing(
-    home: Home, dataset: DatasetVersion, needs: dict[Arm, Needs]
+    home: Home, dataset: DatasetVersion, needs: list[tuple[Arm, Needs]]
 ) -> tuple[pl.DataFrame | None, dict[str, str], list[str]]:
     frames: list[pl.DataFrame] = []
     parents: dict[str, str] = {}
     notes: list[str] = []
-    for arm in (arm for arm, need in needs.items() if need.existing_pairs):
+    for arm in (arm for arm, need in needs if need.existing_pairs):
         try:
             found = existing_of(home, dataset, arm)
         except Refused as refused:

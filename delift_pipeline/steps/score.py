@@ -165,10 +165,10 @@ def _missing(job: Job, part: Part, unscorable: dict[str, str]) -> bool:
     if part == "baseline":
         records = tuple(r for r in job.plan.records() if r not in unscorable)
         return bool((job.store.baseline(records).tokens == 0).any())
-    return any(_scorable_pairs(block, unscorable) for block in job.store.missing(job.plan).blocks)
+    return any(scorable_pairs(block, unscorable) for block in job.store.missing(job.plan).blocks)
 
 
-def _scorable_pairs(block: PairBlock, unscorable: dict[str, str]) -> int:
+def scorable_pairs(block: PairBlock, unscorable: dict[str, str]) -> int:
     """Pairs of a block in which both records can be scored."""
     good = np.array([record not in unscorable for record in block.targets], dtype=bool)
     return sum(

@@ -53,7 +53,7 @@ class Choice:
     def request(self) -> dict[str, Any]:
         """What is asked for, defaults spelled out."""
         arm = self.arm
-        return selection_request(arm.stage, arm.selector, arm.budget, arm.seed, arm.options)  # type: ignore[arg-type]
+        return selection_request(arm.stage, arm.selector, arm.budget, arm.seed, arm.options)
 
 
 def make_subset(
@@ -93,7 +93,7 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
     if pool.is_empty():
         raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
-    needs = needs_of(arm.selector, arm.stage, arm.options)  # type: ignore[arg-type]
+    needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, extra = (), {}
     if needs.existing_pairs:
         found = existing_of(home, dataset, arm)
@@ -130,7 +130,7 @@ def _kernel(
 def _select(home: Home, choice: Choice, run_id: str | None) -> tuple[Manifest, dict[str, bytes]]:
     version, arm = choice.dataset.version, choice.arm
     inputs = SelectionInputs(
-        stage=arm.stage,  # type: ignore[arg-type]
+        stage=arm.stage,
         pool=choice.pool,
         block=lambda name, form: load_block(home, version, choice.fingerprint or "", name, form),
         existing=choice.existing,

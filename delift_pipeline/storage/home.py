@@ -142,4 +142,5 @@ class Home:
         """The names of all stored dataset versions, sorted."""
         if not self.datasets.is_dir():
             return []
-        return sorted(p.parent.name for p in self.datasets.glob("*/manifest.json"))
+        names = (path.parent.name for path in self.datasets.glob("*/manifest.json"))
+        return sorted(name for name in names if NAME_PATTERN.fullmatch(name))

@@ -30,5 +30,8 @@ def test_home_is_taken_from_the_environment(
 def test_versions_lists_only_complete_ones(home: Home) -> None:
     (home.datasets / "half").mkdir(parents=True)
     (home.datasets / "whole").mkdir()
+    killed = home.datasets / ".tmp-0123abcd-killed"
+    killed.mkdir()
+    (killed / "manifest.json").write_text("{}")
     (home.datasets / "whole" / "manifest.json").write_text("{}")
     assert home.versions() == ["whole"]

@@ -1,0 +1,99 @@
+"""`delift score`, and the scores that `delift select` reads: files, not versions."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.progress import Progress
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.steps.score import scorable_pairs
+from delift_pipeline.storage.atomic import write_parquet
+from delift_pipeline.storage.home import Home
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring a plan found or made.
+
+    Attributes:
+        store: Where the scores are.
+        ids: Scorable records, in the frame's order.
+        unscorable: record_id -> why.
+        cuts: Kind of cut -> records.
+        pairs_scored: Pairs that went through the model.
+        pairs_reused: Pairs that were in the store.
+    """
+
+    store: ScoreStore
+    ids: tuple[str, ...]
+    unscorable: dict[str, str]
+    cuts: dict[str, int]
+    pairs_scored: int
+    pairs_reused: int
+
+
+def score_plan(
+    home: Home, options: ModelOptions, frame: pl.DataFrame, plan: PairPlan, progress: Progress
+) -> Scored:
+    """Score what is missing of a plan; the model is loaded only where something is.
+
+    Args:
+        home: Where scores are kept, by fingerprint.
+        options: The scorer.
+        frame: All records the plan names (`RECORD_SCHEMA`).
+        plan: The wanted pairs.
+        progress: Where progress is shown.
+
+    Raises:
+        Refused: the model cannot be used.
+        DeliftError: the model gives no numbers.
+    """
+    from delift_pipeline.scoring.model import load_encoder, load_model
+    from delift_pipeline.scoring.run import score_baseline, score_pairs
+
+    store = ScoreStore(home.scores(fingerprint_of(options).digest))
+    encoded = load_encoder(options).encode(frame)
+    unscorable = dict(encoded.unscorable)
+    wanted = sum(scorable_pairs(block, unscorable) for block in plan.blocks)
+    missing = any(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
+    alone = bool((store.baseline(encoded.ids).tokens == 0).any())
+    scored, reused = 0, wanted
+    if missing or alone:
+        model = load_model(options)
+        score_baseline(model, store, encoded, progress)
+        report = score_pairs(model, store, encoded, plan, progress)
+        scored, reused = report.pairs_scored, report.pairs_reused
+    return Scored(store, encoded.ids, unscorable, dict(encoded.cuts), scored, reused)
+
+
+def score_file(
+    home: Home, records: pl.DataFrame, options: ModelOptions, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Score all records against all and write one row a pair (`scoring.table.SCORE_SCHEMA`).
+
+    Returns:
+        Counts, seconds, the fingerprint, and where the table is.
+    """
+    from delift_pipeline.scoring.table import read_table
+
+    started = time.monotonic()
+    ids = tuple(records["record_id"])
+    plan = PairPlan((PairBlock("self", ids, ids),))
+    scored = score_plan(home, options, records, plan, progress)
+    write_parquet(out, read_table(scored.store, scored.ids))
+    return {
+        "records": len(ids),
+        "unscorable": len(scored.unscorable),
+        "pairs_scored": scored.pairs_scored,
+        "pairs_reused": scored.pairs_reused,
+        "cuts": scored.cuts,
+        "seconds": round(time.monotonic() - started, 3),
+        "fingerprint": fingerprint_of(options).digest,
+        "out": str(out),
+    }

@@ -1,0 +1,291 @@
+"""`delift select`: a file in, the part worth training on out; no versions, no Dagster."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.progress import Progress
+from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.write import write_chosen
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.plan import build_plan
+from delift_pipeline.selection.options import STAGES, Stage
+from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.run import select
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.steps.score_file import Scored, score_plan
+from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.home import Home
+from delift_pipeline.utility.block import Block
+from delift_pipeline.utility.kernel import build_kernel, load_block
+
+NEIGHBOURS = 20
+EMBEDDER = "tfidf"
+SCRATCH = "selected"
+SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `delift select` was asked for.
+
+    Attributes:
+        file: The pool.
+        target: Examples of the task to choose for, or None.
+        existing: Records the model is trained on already, or None.
+        stage: The stage; None takes the one that fits what is given.
+        selector: The selector's name.
+        options: Its options by name.
+        budget: A share, a count or `full`, as typed.
+        seed: Seeds whatever is drawn.
+        mapping: Column by field.
+        skip_bad: Leave faulty rows out.
+        out: Where the chosen records go.
+        why: Where the reasons go, or None.
+    """
+
+    file: Path
+    target: Path | None
+    existing: Path | None
+    stage: str | None
+    selector: str
+    options: Mapping[str, Any]
+    budget: str
+    seed: int
+    mapping: Mapping[str, str] | None
+    skip_bad: bool
+    out: Path
+    why: Path | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was chosen, at what cost."""
+
+    pool: int
+    selected: int
+    stage: str
+    selector: str
+    objective: float | None
+    objective_random: float | None
+    pairs_scored: int
+    pairs_reused: int
+    left_out: int
+    unscorable: int
+    cuts: dict[str, int]
+    seconds: float
+    fingerprint: str
+    out: str
+    why: str | None
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON document."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The report for people."""
+        lines = [f"{self.selected:,} of {self.pool:,} records ({self.stage}): {self.out}"]
+        if self.objective is not None:
+            lines.append(
+                f"objective {self.objective:.4f}, random subsets of this size "
+                f"{self.objective_random:.4f}"
+            )
+        lines.append(
+            f"{self.pairs_scored:,} pairs scored, {self.pairs_reused:,} found, {self.seconds:.1f} s"
+        )
+        if self.why:
+            lines.append(f"reasons: {self.why}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The records to choose from and those they are chosen for.
+
+    Attributes:
+        stage: The stage.
+        file: The pool's file, to write chosen rows back unchanged.
+        pool: D; in the continual stage the file's records that are not among the existing ones.
+        target: D_T, or None.
+        existing: D_E, or None.
+        left_out: Faulty rows left out of all files.
+    """
+
+    stage: Stage
+    file: RecordsFile
+    pool: pl.DataFrame
+    target: pl.DataFrame | None
+    existing: pl.DataFrame | None
+    left_out: int
+
+
+def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
+    """Choose records of a file and write them, in rank order, and perhaps the reasons.
+
+    Raises:
+        Refused: files, options or the model cannot be used; nothing is written.
+        DeliftError: scoring failed.
+    """
+    started = time.monotonic()
+    sets = _read(request)
+    needs = needs_of(request.selector, sets.stage, request.options)
+    fingerprint = fingerprint_of(model).digest
+    with tempfile.TemporaryDirectory() as scratch:
+        scored, inputs = None, SelectionInputs(stage=sets.stage, pool=sets.pool)
+        if needs.blocks:
+            scored, inputs = _scored(home, Home(Path(scratch)), sets, needs, model, progress)
+        selection = select(inputs, request.selector, request.budget, request.seed, request.options)
+    _write(request, sets, selection)
+    return _report(request, sets, selection, scored, fingerprint, time.monotonic() - started)
+
+
+def _read(request: Request) -> Sets:
+    """Read all files, every fault of all of them at once."""
+    read: dict[str, RecordsFile] = {}
+    faults: list[Fault] = []
+    for name in ("file", "target", "existing"):
+        path: Path | None = getattr(request, name)
+        if path is None:
+            continue
+        try:
+            read[name] = read_records(path, mapping=request.mapping, skip_bad=request.skip_bad)
+        except Refused as refused:
+            faults += [fault for fault in refused.faults if fault not in faults]
+    stage, wrong = _stage(request)
+    if faults or wrong:
+        raise Refused(*wrong, *faults)
+    pool = read["file"].frame
+    target, existing = _frame(read, "target"), _frame(read, "existing")
+    if target is not None:
+        _refuse_shared(pool, target)
+    if existing is not None:
+        pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
+    if pool.is_empty():
+        raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
+    left_out = sum(one.left_out for one in read.values())
+    return Sets(stage, read["file"], pool, target, existing, left_out)
+
+
+def _frame(read: Mapping[str, RecordsFile], name: str) -> pl.DataFrame | None:
+    return read[name].frame if name in read else None
+
+
+def _stage(request: Request) -> tuple[Stage, list[Fault]]:
+    """The stage asked for, or the one that fits the files given, and what contradicts it."""
+    fitting = "instruction_tuning"
+    if request.target is not None:
+        fitting = "task_specific"
+    if request.existing is not None:
+        fitting = "continual"
+    stage = request.stage or fitting
+    faults = []
+    if stage not in STAGES:
+        reason = f"{stage!r} is no stage; there are: {', '.join(STAGES)}"
+        return "instruction_tuning", [Fault(reason, field="--stage")]
+    for needed, name in (("task_specific", "target"), ("continual", "existing")):
+        given = getattr(request, name) is not None
+        if stage == needed and not given:
+            faults.append(Fault(f"the stage {stage} needs --{name} FILE", field="--stage"))
+        if stage != needed and given:
+            reason = f"is read in the stage {needed} only, not in {stage}"
+            faults.append(Fault(reason, field=f"--{name}"))
+    return cast(Stage, stage), faults
+
+
+def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
+    shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
+    if shared.height:
+        named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
+        reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
+        raise Refused(Fault(reason, field="--target"))
+
+
+def _scored(
+    home: Home,
+    scratch: Home,
+    sets: Sets,
+    needs: Needs,
+    model: ModelOptions,
+    progress: Progress,
+) -> tuple[Scored, SelectionInputs]:
+    """Score the pairs the selector reads, and build their kernel in a scratch folder."""
+    near: Neighbours | None = None
+    if needs.self_pairs == "neighbours":
+        near = nearest(embed(prompt_texts(sets.pool), EMBEDDER), NEIGHBOURS)
+    plan = build_plan(
+        sets.pool,
+        sets.target,
+        sets.existing,
+        self_pairs=needs.self_pairs,
+        target_pairs=needs.target_pairs,
+        existing_pairs=needs.existing_pairs,
+        neighbours=near,
+    )
+    frames = [frame for frame in (sets.pool, sets.target, sets.existing) if frame is not None]
+    everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    scored = score_plan(home, model, everything, plan, progress)
+    fingerprint = fingerprint_of(model).digest
+    build_kernel(scratch, SCRATCH, fingerprint, scored.store, plan, unscorable=scored.unscorable)
+
+    def block(name: str, form: Any) -> Block:
+        return load_block(scratch, SCRATCH, fingerprint, name, form)
+
+    existing = () if sets.existing is None else tuple(sets.existing["record_id"])
+    return scored, SelectionInputs(sets.stage, sets.pool, block, existing)
+
+
+def _write(request: Request, sets: Sets, selection: Selection) -> None:
+    write_chosen(request.out, sets.file, selection.ranking)
+    if request.why is not None:
+        write_text(request.why, _reasons(selection, sets.pool))
+
+
+def _reasons(selection: Selection, pool: pl.DataFrame) -> str:
+    """One JSON line a record: the chosen in rank order, then the dropped in file order."""
+    subset, dropped = subset_frames(selection, pool)
+    rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _report(
+    request: Request,
+    sets: Sets,
+    selection: Selection,
+    scored: Scored | None,
+    fingerprint: str,
+    seconds: float,
+) -> Report:
+    notes = list(selection.notes)
+    if sets.left_out:
+        notes.insert(0, f"{sets.left_out:,} faulty rows were left out")
+    if scored:
+        notes += [f"{count:,} records were cut ({kind})" for kind, count in scored.cuts.items()]
+    return Report(
+        pool=sets.pool.height,
+        selected=len(selection.ranking),
+        stage=sets.stage,
+        selector=request.selector,
+        objective=selection.value,
+        objective_random=selection.value_random,
+        pairs_scored=scored.pairs_scored if scored else 0,
+        pairs_reused=scored.pairs_reused if scored else 0,
+        left_out=sets.left_out,
+        unscorable=len(scored.unscorable) if scored else 0,
+        cuts=scored.cuts if scored else {},
+        seconds=round(seconds, 3),
+        fingerprint=fingerprint,
+        out=str(request.out),
+        why=str(request.why) if request.why else None,
+        notes=tuple(notes),
+    )
