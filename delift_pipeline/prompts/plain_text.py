@@ -50,7 +50,7 @@ class PlainText:
             )
         state = json.loads(backend.to_str())
         renamed: set[str] = {t["content"] for t in state["added_tokens"] if _marks(t)}
-        renamed.discard(str(tokenizer.unk_token))
+        renamed -= _plain_unknown(tokenizer)
         self.markers = frozenset(
             t["id"] for t in state["added_tokens"] if t["content"] in renamed
         ) | frozenset(_special_ids(tokenizer))
@@ -71,8 +71,14 @@ def _marks(token: dict[str, Any]) -> bool:
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    unknown = tokenizer.unk_token_id
-    return [token for token in named if isinstance(token, int) and token != unknown]
+    return [token for token in named if isinstance(token, int)]
+
+
+def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """The token for unknown text, unless it marks structure as well (GPT-2 has one for all)."""
+    marking = (tokenizer.bos_token, tokenizer.eos_token)
+    unknown = tokenizer.unk_token
+    return set() if unknown is None or unknown in marking else {str(unknown)}
 
 
 def _rebuilt(state: dict[str, Any], renamed: set[str]) -> "Tokenizer":
@@ -93,6 +99,8 @@ def _rebuilt(state: dict[str, Any], renamed: set[str]) -> "Tokenizer":
 def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
     merged = _merged(model.get("merges") or [])
     free = {old: new for old, new in names.items() if old not in merged}
+    if model.get("unk_token") in free:
+        model["unk_token"] = free[model["unk_token"]]
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
         model["vocab"] = {free.get(token, token): place for token, place in vocabulary.items()}

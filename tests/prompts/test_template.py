@@ -1,0 +1,80 @@
+"""Templates are data: shipped ones load, faulty ones are refused whole."""
+
+from pathlib import Path
+
+import pytest
+
+from delift_pipeline.errors import Refused
+from delift_pipeline.prompts.template import Template, compose, load_template, shipped_templates
+
+RECORD = {"instruction": "Name {input} animals.", "input": "two\nof {them}", "output": "cat {0}"}
+
+
+def test_the_shipped_templates_are_plain_paper_and_world() -> None:
+    assert shipped_templates() == ["paper", "plain", "world"]
+    digests = {load_template(name).digest for name in shipped_templates()}
+    assert len(digests) == 3
+
+
+def test_plain_writes_task_input_answer_on_lines_of_their_own() -> None:
+    plain = load_template("plain")
+    assert compose(plain.prompt, RECORD)[0] == (
+        "Task: Name {input} animals.\ntwo\nof {them}\nAnswer:"
+    )
+    assert compose(plain.answer, RECORD)[0] == " cat {0}"
+    assert plain.demonstration.close == "\n\n"
+
+
+@pytest.mark.parametrize("name", ["plain", "paper", "world"])
+def test_an_empty_input_leaves_out_its_line(name: str) -> None:
+    template = load_template(name)
+    full, spans = compose(template.prompt, RECORD)
+    short, rest = compose(template.prompt, {**RECORD, "input": ""})
+    assert "input" not in rest
+    assert RECORD["input"] in full and "\n\nAnswer" not in short and "Input" not in short
+    start, stop = spans["input"]
+    assert full[start:stop] == RECORD["input"]
+    start, stop = spans["instruction"]
+    assert full[start:stop] == RECORD["instruction"]
+
+
+def test_paper_has_the_papers_words_with_the_same_white_space_on_both_sides() -> None:
+    paper = load_template("paper")
+    assert paper.alone == "Instruction:\nPlease generate a response to the following query.\n\n\n"
+    assert paper.lead == (
+        "Instruction:\nUse the following example as a guide to answer the query in the same format "
+        "and style, providing a clear and concise response.\n\n\n"
+    )
+    assert compose(paper.prompt, RECORD)[0].startswith("Query:\nInstruction: Name")
+
+
+def test_every_fault_of_a_template_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: Mine!\nprompt: ['{instruction}']\nanswer: ['{outptu}']\nextra: 1\n")
+    with pytest.raises(Refused) as refused:
+        load_template(str(path))
+    fields = {fault.field for fault in refused.value.faults}
+    assert fields == {"name", "version", "extra"}
+    path.write_text("name: mine\nversion: 1\nprompt: ['{instruction}']\nanswer: ['{outptu}']\n")
+    with pytest.raises(Refused, match=r"\{input\}.*\{output\}"):
+        load_template(str(path))
+
+
+@pytest.mark.parametrize("name", ["chat", "nonesuch", "no/such.yaml"])
+def test_a_template_that_is_not_there_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(Refused, match="plain") as refused:
+        load_template(name)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_template_of_ones_own_can_be_written_and_its_digest_follows_the_wording(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nversion: 1\nprompt: ['Q: {instruction}', ' {input}']\nanswer: ['{output}']\n"
+    )
+    mine = load_template(str(path))
+    assert mine.digest == load_template(str(path)).digest
+    changed = Template.model_validate({**mine.model_dump(), "answer": (" {output}",)})
+    assert changed.digest != mine.digest
