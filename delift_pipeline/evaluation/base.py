@@ -56,7 +56,7 @@ def stored_base_evaluation(
 ) -> Evaluation:
     """The stored evaluation of this request, else what `measure` finds, stored."""
     folder = home.base_report(version, fingerprint)
-    request: dict[str, Any] = {"evaluation": options.model_dump(mode="json")}
+    request: dict[str, Any] = {"evaluation": options.request}
     parents = {"model": fingerprint, "heldout": digest_frame(heldout)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):

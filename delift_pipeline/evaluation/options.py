@@ -1,7 +1,7 @@
 """What can be asked of evaluation, and what its metrics mean. Holds no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -89,6 +89,11 @@ class EvaluationOptions(BaseModel):
     limit: int | None = Field(
         default=None, ge=1, description="Measure only the first so many held-out records."
     )
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What decides the results: everything but the batch size."""
+        return self.model_dump(mode="json", exclude={"batch_size"})
 
     @property
     def generates(self) -> bool:

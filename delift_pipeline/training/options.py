@@ -114,6 +114,12 @@ class TrainingOptions(BaseModel):
         return self
 
     @property
+    def request(self) -> dict[str, Any]:
+        """What decides the weights: everything but how it was said and how memory is spared."""
+        spared = {"preset", "checkpoint_every", "gradient_checkpointing"}
+        return self.model_dump(mode="json", exclude=spared)
+
+    @property
     def records_per_step(self) -> int:
         """Records that one optimizer step sees."""
         return self.batch_size * self.accumulation

@@ -83,10 +83,9 @@ def _run_key(
     start: Path | None,
 ) -> str:
     """Names one run, so that a checkpoint of another is not gone on from."""
-    asked = options.model_dump(mode="json", exclude={"preset", "checkpoint_every"})
     ids = [example.record_id for example in examples]
     before = None if start is None else weights_hash(start)
-    return digest_json([asked, seed, trainable.fingerprint, ids, before])
+    return digest_json([options.request, seed, trainable.fingerprint, ids, before])
 
 
 def _refuse_empty(records: pl.DataFrame, left_out: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ def test_the_base_model_is_measured_once(
 ) -> None:
     options = EvaluationOptions(metrics=("answer_loss", "exact_match"))
     first = base_evaluation(home, "v1", tiny, FINGERPRINT, records, options)
+    options = options.model_copy(update={"batch_size": 3})
     again = stored_base_evaluation(home, "v1", FINGERPRINT, records, options, never)
     assert again.metrics == first.metrics
     assert again.samples.equals(first.samples)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from delift_pipeline.errors import DeliftError, Refused
@@ -280,3 +281,19 @@ def test_qlora_without_its_package_is_refused(
 
 def test_loss_curve_is_a_png() -> None:
     assert loss_curve_png([3.0, 2.0, 1.0] * 20).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_training_of_a_short_dtype(
+    method: str, tiny: ModelOptions, records: pl.DataFrame, tmp_path: Path
+) -> None:
+    """Steps are kept in float32 even where the model computes, and is written, in 16 bits."""
+    short = tiny.model_copy(update={"dtype": "bfloat16"})
+    options = TrainingOptions.model_validate(
+        {"method": method, "steps": 60, "batch_size": 12, "learning_rate": 1e-2}
+    )
+    log = run(options, short, records, tmp_path / "a")
+    assert log.last_loss < log.first_loss / 2
+    weights = load_file(next((tmp_path / "a").glob("*.safetensors")))
+    expected = torch.float32 if method == "lora" else torch.bfloat16
+    assert {tensor.dtype for tensor in weights.values()} == {expected}
