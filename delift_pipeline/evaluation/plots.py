@@ -17,17 +17,16 @@ def metric_bars_png(metrics: Mapping[str, Mapping[str, float]]) -> bytes:
     Args:
         metrics: Model's name -> its metrics and their `_se`; the first is drawn in colour.
     """
-    shown = [name for name in METRICS if any(name in values for values in metrics.values())]
+    shown = [(n, m) for n, m in METRICS.items() if any(n in set(v) for v in metrics.values())]
     figure = Figure(figsize=(2.6 * max(1, len(shown)), 2.8), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(
-        figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False
-    ):
+    row = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
+    for axes, (name, metric) in zip(row, shown, strict=False):
         heights = [values.get(name, 0.0) for values in metrics.values()]
         errors = [values.get(f"{name}_se", 0.0) for values in metrics.values()]
         colours = [OWN, *[OTHER] * (len(metrics) - 1)]
         axes.bar(list(metrics), heights, yerr=errors, color=colours, capsize=3)
-        axes.set_title(f"{METRICS[name].title}\n({METRICS[name].better} is better)", fontsize=9)
+        axes.set_title(f"{metric.title}\n({metric.better} is better)", fontsize=9)
         axes.tick_params(axis="x", labelrotation=30, labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()

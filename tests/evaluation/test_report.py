@@ -13,6 +13,7 @@ from delift_pipeline.evaluation.leaderboard import (
     print_leaderboard,
     write_leaderboard,
 )
+from delift_pipeline.evaluation.plots import metric_bars_png
 from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
     SAMPLE_SCHEMA,
@@ -191,3 +192,9 @@ def test_printed_leaderboard(evaluated: Home) -> None:
     assert "instruction_tuning on v1" in text
     assert "3 of 10" in text
     assert "−0.500 ± 0.204" in text
+
+
+def test_score_bars_are_a_png() -> None:
+    picture = metric_bars_png({"delift": DELIFT.metrics, "random": RANDOM.metrics})
+    assert picture.startswith(b"\x89PNG")
+    assert metric_bars_png({}).startswith(b"\x89PNG")
