@@ -70,7 +70,10 @@ def _marks(token: dict[str, Any]) -> bool:
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id
+    named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    # Many models pad with the token for unknown text, which ordinary text may give.
+    named += [pad] if pad != tokenizer.unk_token_id else []
     return [token for token in named if isinstance(token, int)]
 
 

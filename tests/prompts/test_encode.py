@@ -39,10 +39,12 @@ def test_no_text_ever_becomes_a_special_token(tokenizer: PreTrainedTokenizerFast
     assert tokenizer.eos_token_id is not None
     asked = record(NASTY, NASTY, NASTY)
     rendered = render(encoder(tokenizer, window=2048), asked, asked)
-    markers = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
-    markers |= {tokenizer.eos_token_id}
+    unknown, end = tokenizer.unk_token_id, tokenizer.eos_token_id
+    markers = [
+        token for token in tokenizer.added_tokens_decoder if token == end or token != unknown
+    ]
     inner = rendered.token_ids[tokenizer.bos_token_id is not None : -1]
-    assert markers.isdisjoint(inner)
+    assert set(markers).isdisjoint(inner)
     assert rendered.token_ids[-1] == tokenizer.eos_token_id
 
 

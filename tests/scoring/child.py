@@ -1,7 +1,7 @@
 """A warm process that scores on request, each time in a fork that can be killed.
 
 `child.py MODEL FRAME`, then one request a line, `STORE SHARD_SECONDS`. The answers are the fork's
-process id and, when it has ended, its status and the pairs it scored without and with demonstration.
+process id and, when it has ended, its status and the pairs scored without and with demonstration.
 """
 
 import os

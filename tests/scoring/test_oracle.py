@@ -99,7 +99,8 @@ def test_a_model_without_a_shareable_cache_is_scored_pair_by_pair_and_says_so(
     model_of: ModelOf, made_up: Made
 ) -> None:
     class Listening:
-        lines: list[str] = []
+        def __init__(self) -> None:
+            self.lines: list[str] = []
 
         def say(self, line: str) -> None:
             self.lines.append(line)

@@ -68,7 +68,7 @@ class Scorer:
         return int(self.line())
 
     def ended(self) -> list[int]:
-        """Exit status and, if it was not killed, the pairs scored without and with demonstration."""
+        """Exit status and, if it was not killed, pairs scored without and with demonstration."""
         return [int(number) for number in self.line().split()]
 
 

@@ -219,5 +219,6 @@ def test_a_lease_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path) -> 
         lease = tmp_path / "5.lease"
         lease.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
         assert not third.claim("5")
-        os.utime(lease, (time.time() - 3600,) * 2)
+        long_ago = time.time() - 3600
+        os.utime(lease, (long_ago, long_ago))
         assert third.claim("5")
