@@ -1,6 +1,6 @@
 """Choose the engine for a model, after trying that its cache really can be shared."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,16 +43,14 @@ def why_not_shareable(
     engine: TransformersEngine, model: "PreTrainedModel", window: int
 ) -> str | None:
     """Why a prefix's cache cannot serve several targets, or None where it can."""
-    rope = getattr(engine.decoder.config, "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings") or 0
-    if rope.get("rope_type") in _LENGTH_DEPENDENT and window > trained:
+    if _positions_depend_on_length(engine.decoder.config, window):
         return "its positions depend on the length of the whole sequence"
     records = _trial_records(int(engine.decoder.config.vocab_size))
     job = Job(records.prefix(0), np.asarray([1, 2]))
     try:
         # Twice, because a cache that a pass has changed gives itself away the second time.
         with torch.inference_mode():
-            cache = engine._prefilled(job.prefix)
+            cache = engine.prefilled(job.prefix)
         if cache is None or not shareable(cache):
             return "its cache cannot be shared"
         found = engine.score(records, [job, job])[1].logprobs
@@ -63,6 +61,18 @@ def why_not_shareable(
     if not np.allclose(found, expected, atol=bound):
         return "sharing its cache changes its log-probabilities"
     return None
+
+
+def _positions_depend_on_length(config: Any, window: int) -> bool:
+    """Whether a sequence within the window can be long enough to change its rotary positions."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    own = getattr(config, "original_max_position_embeddings", None)
+    return any(
+        kind.get("rope_type") in _LENGTH_DEPENDENT
+        and window > (kind.get("original_max_position_embeddings") or own or 0)
+        for kind in kinds
+    )
 
 
 def _trial_records(vocabulary: int) -> EncodedRecords:

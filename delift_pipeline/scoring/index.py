@@ -1,5 +1,6 @@
 """Where each demonstration's scores lie; made from the shards, so it can always be made again."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from delift_pipeline.scoring.shards import SUFFIX, Shard
 
+SETTLED_NANOSECONDS = 1_000_000_000
 _NOTHING = np.empty(0, dtype=np.int32)
 
 
@@ -31,6 +33,7 @@ class ShardIndex:
         self.folder = folder
         self.shards: dict[str, Shard] = {}
         self._places: dict[int, list[Place]] = defaultdict(list)
+        self._listed = (0, 0)
 
     def refresh(self) -> None:
         """Take in shards that were added since, and forget all of it if one has gone.
@@ -38,6 +41,8 @@ class ShardIndex:
         Raises:
             DeliftError: a shard cannot be read.
         """
+        if self._unchanged():
+            return
         names = shard_names(self.folder)
         if not self.shards.keys() <= set(names):
             self.shards.clear()
@@ -50,6 +55,16 @@ class ShardIndex:
                 entries = self._places[demonstration]
                 entries.append(Place(shard, place))
                 entries.sort(key=lambda entry: entry.shard.name)
+
+    def _unchanged(self) -> bool:
+        """Whether the folder is as it was when last listed, judged by its modification time."""
+        if not self.folder.is_dir():
+            return False
+        listed, changed = self._listed
+        now, found = time.time_ns(), self.folder.stat().st_mtime_ns
+        self._listed = (now, found)
+        # Just after a change another one may carry the same time stamp.
+        return found == changed and listed - changed > SETTLED_NANOSECONDS
 
     def places(self, demonstration: int) -> list[Place]:
         """Where a demonstration's scores lie, oldest shard first."""

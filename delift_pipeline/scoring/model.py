@@ -58,7 +58,7 @@ def load_model(options: ModelOptions) -> LoadedModel:
     window = resolve_window(options, read_config(folder))
     encoder = Encoder(tokenizer, load_template(options.template), window)
     model = _load_weights(folder, options)
-    _check_vocabulary(model, tokenizer, options)
+    _check_vocabulary(model, encoder, options)
     return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
 
 
@@ -142,16 +142,16 @@ def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
         )
 
 
-def _check_vocabulary(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: ModelOptions
-) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= int(rows):  # pyright: ignore
+def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: ModelOptions) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+    # A marker beyond the model's rows does no harm where no prompt can hold it.
+    unused = encoder.plain.markers - {encoder.eos, *encoder.bos}
+    largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
+    if largest >= rows:
         raise Refused(
             Fault(
-                f"{options.model}: the tokenizer knows {largest + 1:,} tokens and the model "
-                f"only {rows:,}; they do not belong together",
+                f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
+                f"{rows:,} tokens; they do not belong together",
                 field="model",
             )
         )

@@ -15,7 +15,7 @@ from delift_pipeline.scoring.engine import Job, TokenScores
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-BATCH_TOKENS_CPU = 4096
+BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_GPU = 65536
 
 
@@ -52,7 +52,7 @@ class TransformersEngine:
     def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
         lengths = records.answer_lengths[job.rows]
         result = np.empty(int(lengths.sum()), dtype=np.float32)
-        cache = self._prefilled(job.prefix)
+        cache = self.prefilled(job.prefix)
         halved = 0
         pending = list(reversed(self._batches(records, job.rows)))
         while pending:
@@ -65,7 +65,8 @@ class TransformersEngine:
                 pending += [half.moved(self.decoder.device) for half in halves(records, batch)]
         return TokenScores(result, lengths, halved)
 
-    def _prefilled(self, prefix: np.ndarray) -> "DynamicCache | None":
+    def prefilled(self, prefix: np.ndarray) -> "DynamicCache | None":
+        """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`."""
         if not len(prefix):
             return None
         ids = torch.from_numpy(prefix.astype(np.int64))[None].to(self.decoder.device)

@@ -111,3 +111,9 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     """The kind that puts a blank before every text."""
     return byte_fallback()
+
+
+@pytest.fixture
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """The kind with one token a word."""
+    return words_with_ends()

@@ -226,3 +226,11 @@ def test_the_real_tokenizer_gives_back_the_text(stories: Path) -> None:
     rendered = render(encoder(tokenizer), asked, record("é", "ü", name="b"))
     assert str(tokenizer.decode(rendered.token_ids)) == rendered.text
     assert rendered.token_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_unknown_words_stay_scorable_where_a_model_pads_with_the_token_for_them(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    word_tokenizer.pad_token = word_tokenizer.unk_token
+    encoded = encoder(word_tokenizer).encode(frame(record("say zebra", "a zebra")))
+    assert encoded.unscorable == {}

@@ -130,3 +130,11 @@ def test_a_hub_model_that_is_not_in_the_cache_is_refused_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     line = refusal("nobody/no-such-model")
     assert "no such folder, and the hub" in line and "\n" not in line
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"]["zebra"] = 4000
+    path.write_text(json.dumps(state))
+    assert "do not belong together" in refusal(folder)

@@ -208,3 +208,25 @@ def test_the_distance_is_the_papers_root_mean_square_of_one_minus_p() -> None:
     expected = [np.mean((1 - p[:3].astype(np.float64)) ** 2), 0.0]
     np.testing.assert_allclose(scores.squared_distance, expected, rtol=1e-6)
     np.testing.assert_allclose(scores.sum_logprob, [np.log(p[:3]).sum(), 0.0], rtol=1e-6)
+
+
+def test_rotary_positions_that_change_with_the_length_are_not_shared(
+    model_of: ModelOf,
+) -> None:
+    loaded = model_of("phi3")
+    engine = TransformersEngine(loaded.model)
+    factors = [1.0] * 6
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 128,
+        "short_factor": factors,
+        "long_factor": factors,
+    }
+    before = loaded.model.config.rope_parameters
+    loaded.model.config.rope_parameters = rope
+    try:
+        assert "length" in str(why_not_shareable(engine, loaded.model, 256))
+        assert why_not_shareable(engine, loaded.model, 128) is None
+    finally:
+        loaded.model.config.rope_parameters = before
