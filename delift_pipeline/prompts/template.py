@@ -15,7 +15,7 @@ from delift_pipeline.storage.hashing import digest_json
 FIELDS = ("instruction", "input", "output")
 PROMPT_FIELDS = ("instruction", "input")
 CHAT = "chat"
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_FIELD = re.compile(r"\{([a-z_]+)\}")
 
 Spans = dict[str, tuple[int, int]]
 """Field -> where its text lies, [start, stop) in characters."""
@@ -63,8 +63,8 @@ class Template(BaseModel):
     demonstration: Demonstration = Demonstration()
 
     @model_validator(mode="after")
-    def _placeholders(self) -> "Template":
-        faults = list(_placeholder_faults(self))
+    def _fields_once(self) -> "Template":
+        faults = list(_field_faults(self))
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -85,7 +85,7 @@ class Template(BaseModel):
         return self.demonstration.answer or self.answer
 
 
-def _placeholder_faults(template: Template) -> list[str]:
+def _field_faults(template: Template) -> list[str]:
     parts = {
         "prompt": (template.prompt, PROMPT_FIELDS),
         "answer": (template.answer, ("output",)),
@@ -97,17 +97,15 @@ def _placeholder_faults(template: Template) -> list[str]:
     }
     faults = []
     for name, (pieces, expected) in parts.items():
-        found = _PLACEHOLDER.findall("".join(pieces))
+        found = _FIELD.findall("".join(pieces))
         if sorted(found) != sorted(expected):
-            wanted = " and ".join(f"{{{field}}}" for field in expected) or "no placeholder"
-            faults.append(
-                f"{name} holds {found or 'no placeholder'} where {wanted} must stand once"
-            )
+            wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
+            faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
     return faults
 
 
 def compose(pieces: tuple[str, ...], record: Mapping[str, Any]) -> tuple[str, Spans]:
-    """Write pieces with a record's text in place of the placeholders.
+    """Write pieces with a record's text in place of the fields.
 
     The text of a record is copied, never read: braces in it mean nothing.
 
@@ -122,7 +120,7 @@ def compose(pieces: tuple[str, ...], record: Mapping[str, Any]) -> tuple[str, Sp
     for piece in pieces:
         if "{input}" in piece and not record["input"]:
             continue
-        parts = _PLACEHOLDER.split(piece)
+        parts = _FIELD.split(piece)
         for literal, name in zip(parts[::2], [*parts[1::2], ""], strict=True):
             text += literal
             value = record[name] if name else ""
