@@ -176,7 +176,7 @@ def _parse_arms(document: dict[str, Any], file: str) -> tuple[list[Arm], list[Fa
         if reason:
             faults.append(Fault(reason, file, field=where))
             continue
-        merged = _merged(document.get("defaults") or {}, settings or {}) | {"name": name}
+        merged = _with_defaults(document.get("defaults") or {}, settings or {}) | {"name": name}
         selector = _selector_of(name)
         given = _merged(selectors.get(selector) or {}, merged.get("options") or {})
         options = _validated(
@@ -210,6 +210,23 @@ def _validated(model: type[T], value: Any, file: str, where: str, faults: list[F
             field = ".".join(str(part) for part in (where, *item["loc"]))
             faults.append(Fault(f"{item['msg']} (got {item['input']!r})", file, field=field))
         return None
+
+
+def _with_defaults(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """An arm's settings over the defaults.
+
+    `steps`, `epochs` and `preset` answer the same question (how much training), so that an arm
+    which gives one of them takes none of them from the defaults; a preset takes nothing else.
+    """
+    own = settings.get("training") or {}
+    base = dict(defaults)
+    if isinstance(own, dict) and isinstance(base.get("training"), dict):
+        if "preset" in own:
+            base["training"] = {}
+        elif {"steps", "epochs"} & set(own):
+            kept = base["training"].items()
+            base["training"] = {k: v for k, v in kept if k not in ("steps", "epochs")}
+    return _merged(base, settings)
 
 
 def _merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

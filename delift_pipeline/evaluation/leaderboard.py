@@ -10,7 +10,13 @@ import polars as pl
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.pages import ABSENT, number, render, signed, with_error
 from delift_pipeline.evaluation.report import CLEAR, metric_bar
-from delift_pipeline.evaluation.result import REPORT, differences, read_evaluation
+from delift_pipeline.evaluation.result import (
+    REPORT,
+    Evaluation,
+    differences,
+    read_evaluation,
+    restricted,
+)
 from delift_pipeline.evaluation.svg import bar_plot
 from delift_pipeline.storage.atomic import read_json, write_parquet, write_text
 from delift_pipeline.storage.home import Home
@@ -55,10 +61,13 @@ def leaderboard_rows(home: Home) -> list[Row]:
     arms = {folder: facts for folder, facts in folders.items() if facts.get("kind") == "arm"}
     rows = [_arm_row(folder, facts, arms) for folder, facts in arms.items()]
     for version, stage, fingerprint in sorted({_place(facts) for facts in arms.values()}):
-        folder = home.base_report(version, fingerprint)
-        if folder in folders:
-            random = _random_folder(arms, (version, stage, fingerprint))
-            rows.append(_initial_row(folder, folders[folder], stage, random))
+        folder, place = home.base_report(version, fingerprint), (version, stage, fingerprint)
+        base = read_evaluation(folder)
+        if base is not None:
+            base = _on_same_records(
+                base, [f for f, facts in arms.items() if _place(facts) == place]
+            )
+            rows.append(_initial_row(place, base, _random_folder(arms, place)))
     return sorted(rows, key=_order)
 
 
@@ -89,20 +98,21 @@ def leaderboard_page(rows: Sequence[Row]) -> str:
 
 def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
     """Print one table per version and stage."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     for group in _groups(rows):
         names = _measured(group)
-        table = Table(title=f"{group[0]['stage']} on {group[0]['version']}", title_justify="left")
-        for heading in ("arm", "budget", "records"):
-            table.add_column(heading, justify="left" if heading == "arm" else "right")
-        for name in names:
-            table.add_column(METRICS[name].title, justify="right")
-        table.add_column(f"{METRICS[names[0]].title} minus random", justify="right")
+        title = f"{group[0]['stage']} on {group[0]['version']}, {_heldout(group)} held-out records"
+        table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+        table.add_column("arm", no_wrap=True)
+        headings = [METRICS[name].heading for name in names]
+        for heading in ("records", *headings, f"{headings[0]} - random"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in group:
-            values = [with_error(*_measurement(row, name)) for name in names]
+            values = [number(row["metrics"].get(name)) for name in names]
             gap = _difference(row, names[0])["text"]
-            table.add_row(_short(row), *_sizes(row), *values, gap)
+            table.add_row(_short(row), _sizes(row)[1], *values, gap)
         console.print(table)
 
 
@@ -124,6 +134,7 @@ def _random_folder(
 def _arm_row(folder: Path, facts: Mapping[str, Any], arms: Mapping[Path, Mapping[str, Any]]) -> Row:
     same = ("version", "stage", "selector", "arm", "budget", "seed", "fingerprint")
     random = _random_folder(arms, _place(facts))
+    reference = read_evaluation(random) if random and random != folder else None
     evaluation = facts["evaluation"]
     return {
         **{name: facts[name] for name in same},
@@ -132,31 +143,37 @@ def _arm_row(folder: Path, facts: Mapping[str, Any], arms: Mapping[Path, Mapping
         "heldout": evaluation["counts"]["records"],
         "seconds": sum(facts["seconds"].values()),
         "metrics": evaluation["metrics"],
-        "minus_random": {} if random == folder else _gaps(folder, random),
+        "minus_random": _gaps(read_evaluation(folder), reference),
     }
 
 
-def _initial_row(folder: Path, facts: Mapping[str, Any], stage: str, random: Path | None) -> Row:
-    evaluation = facts["evaluation"]
+def _on_same_records(base: Evaluation, folders: Sequence[Path]) -> Evaluation:
+    """The base model on the records that the stage's arms are measured on."""
+    measured = [found.samples["record_id"] for f in folders if (found := read_evaluation(f))]
+    return restricted(base, max(measured, key=len)) if measured else base
+
+
+def _initial_row(place: tuple[str, str, str], base: Evaluation, random: Path | None) -> Row:
+    version, stage, fingerprint = place
+    reference = None if random is None else read_evaluation(random)
     return {
-        "version": facts["version"],
+        "version": version,
         "stage": stage,
         "selector": "initial",
         "arm": "initial",
         "budget": None,
         "seed": None,
-        "fingerprint": facts["fingerprint"],
+        "fingerprint": fingerprint,
         "records": 0,
         "pool": None,
-        "heldout": evaluation["counts"]["records"],
-        "seconds": evaluation["seconds"],
-        "metrics": evaluation["metrics"],
-        "minus_random": _gaps(folder, random),
+        "heldout": base.counts["records"],
+        "seconds": base.seconds,
+        "metrics": base.metrics,
+        "minus_random": _gaps(base, reference),
     }
 
 
-def _gaps(folder: Path, random: Path | None) -> dict[str, dict[str, float]]:
-    ours, theirs = read_evaluation(folder), None if random is None else read_evaluation(random)
+def _gaps(ours: Evaluation | None, theirs: Evaluation | None) -> dict[str, dict[str, float]]:
     if ours is None or theirs is None:
         return {}
     return {name: asdict(gap) for name, gap in differences(ours, theirs).items()}
@@ -188,6 +205,10 @@ def _flat(row: Row) -> Row:
         flat[f"{name}_minus_random_se"] = gap["se"]
     flat["budget"] = None if row["budget"] is None else str(row["budget"])
     return flat
+
+
+def _heldout(rows: Sequence[Row]) -> int:
+    return max(row["heldout"] for row in rows)
 
 
 def _measured(rows: Sequence[Row]) -> list[MetricName]:
@@ -225,7 +246,7 @@ def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
         "version": rows[0]["version"],
         "metrics": [METRICS[name] for name in names],
         "sorted_by": METRICS[names[0]].title if names else "arm",
-        "heldout": max(row["heldout"] for row in rows),
+        "heldout": _heldout(rows),
         "rows": [_page_row(row, names) for row in rows],
         "plots": [_page_plot(rows, name) for name in names],
     }

@@ -14,12 +14,14 @@ class Metric:
 
     Attributes:
         title: Its name for people.
+        heading: The same for a narrow table.
         better: Which direction is better, `lower` or `higher`.
         generated: Whether it needs the model's generated answer.
         meaning: One sentence for reports.
     """
 
     title: str
+    heading: str
     better: Literal["lower", "higher"]
     generated: bool
     meaning: str
@@ -32,6 +34,7 @@ class Metric:
 METRICS: dict[MetricName, Metric] = {
     "answer_loss": Metric(
         "answer loss",
+        "loss",
         "lower",
         False,
         "mean negative log-probability per reference answer token (nats, end-of-text token "
@@ -39,22 +42,29 @@ METRICS: dict[MetricName, Metric] = {
     ),
     "exact_match": Metric(
         "exact match",
+        "exact",
         "higher",
         True,
         "share of greedy answers equal to the reference once white space at the ends is stripped "
         "and runs of it are one space; letter case and punctuation count",
     ),
     "rouge1": Metric(
-        "ROUGE-1", "higher", True, "F1 of words shared with the reference, stemmed (rouge-score)"
+        "ROUGE-1",
+        "R-1",
+        "higher",
+        True,
+        "F1 of words shared with the reference, stemmed (rouge-score)",
     ),
     "rougeL": Metric(
         "ROUGE-L",
+        "R-L",
         "higher",
         True,
         "F1 of the longest common subsequence of words, stemmed (rouge-score)",
     ),
     "embedding_similarity": Metric(
         "embedding similarity",
+        "similar",
         "higher",
         True,
         "cosine of the sentence embeddings of answer and reference; an empty answer counts 0",
@@ -85,6 +95,11 @@ class EvaluationOptions(BaseModel):
     )
     batch_size: int = Field(
         default=32, ge=1, description="Records in one forward pass; results do not depend on it."
+    )
+    target_tasks_only: bool = Field(
+        default=True,
+        description="In the task-specific stage measure on the held-out records of the target "
+        "set's tasks, where the held-out set has any; else on all of them.",
     )
     limit: int | None = Field(
         default=None, ge=1, description="Measure only the first so many held-out records."

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +105,15 @@ def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Differ
             mean, error = mean_and_error(gaps)
             found[name] = Difference(mean, error, metric.improvement(mean, 0.0), gaps.len())
     return found
+
+
+def restricted(evaluation: Evaluation, record_ids: pl.Series) -> Evaluation:
+    """The same measurements on some of the records only, summarised anew."""
+    samples = evaluation.samples.filter(pl.col("record_id").is_in(record_ids.implode()))
+    if samples.height == evaluation.samples.height:
+        return evaluation
+    counts = evaluation.counts | {"heldout": record_ids.len(), "records": samples.height}
+    return replace(evaluation, metrics=summarise(samples), samples=samples, counts=counts)
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, Any]) -> None:

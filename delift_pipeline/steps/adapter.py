@@ -1,5 +1,6 @@
 """The step behind `adapter`: the base model fine-tuned on an arm's subset."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Job:
     def request(self) -> dict[str, Any]:
         """What is asked for, apart from the parents."""
         return {
-            "training": self.arm.training.model_dump(mode="json"),
+            "training": self.arm.training.request,
             "seed": self.arm.seed,
             "dtype": self.model.dtype,
         }
@@ -182,6 +183,7 @@ def _train(
     from delift_pipeline.training.run import train
 
     folder = home.adapter(job.dataset.version, job.arm.name)
+    checkpoints = folder.with_name(f".checkpoints-{folder.name}")
     with replacing_folder(folder) as temporary:
         log = train(
             job.arm.training,
@@ -192,6 +194,7 @@ def _train(
             start=job.start,
             progress=progress,
             on_step=on_step,
+            checkpoints=checkpoints if job.arm.training.checkpoint_every else None,
         )
         manifest = Manifest(
             kind="adapter",
@@ -213,6 +216,7 @@ def _train(
             run_id=run_id,
         )
         manifest.write(temporary)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return manifest
 
 

@@ -8,8 +8,14 @@ import polars as pl
 from delift_pipeline.arms import COMPARISONS, Arm, load_arms
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.base import base_evaluation
+from delift_pipeline.evaluation.heldout import stage_heldout
 from delift_pipeline.evaluation.report import ArmReport, write_report
-from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
+from delift_pipeline.evaluation.result import (
+    Evaluation,
+    differences,
+    read_evaluation,
+    restricted,
+)
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import is_tracked, note_tracked, tracked
 from delift_pipeline.lineage.tracking import Tracker
@@ -21,6 +27,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.outcome import Check, Outcome, preview
 from delift_pipeline.storage.atomic import replacing_folder
+from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import read_training_log
@@ -62,20 +69,22 @@ def make_report(
     dataset = load_version(home, version)
     adapter = _adapter_manifest(home, version, arm.name)
     fingerprint = fingerprint_of(model).digest
+    heldout = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)
     base = base_evaluation(
         home, version, model, fingerprint, dataset.heldout, arm.evaluation, progress
     )
-    request = {"evaluation": arm.evaluation.model_dump(mode="json")}
+    base = restricted(base, heldout["record_id"])
+    request = {"evaluation": arm.evaluation.request}
     parents = {
         f"adapter:{version}:{arm.name}": adapter.content_hash,
-        f"heldout:{version}": dataset.manifest.details["heldout_hash"],
+        f"heldout:{version}": digest_frame(heldout),
     }
     folder = home.report(version, arm.name)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
     own = read_evaluation(folder) if stored else None
     reused = own is not None
     if own is None:
-        own = _evaluate(home, dataset, arm, model, progress)
+        own = _evaluate(home, version, heldout, arm, model, progress)
     measured = Measured(own, {"initial": base, **_comparisons(home, version, arm, fingerprint)})
     report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
     manifest = Manifest(
@@ -134,12 +143,16 @@ def _adapter_manifest(home: Home, version: str, arm: str) -> Manifest:
 
 
 def _evaluate(
-    home: Home, dataset: DatasetVersion, arm: Arm, model: ModelOptions, progress: Progress
+    home: Home,
+    version: str,
+    heldout: pl.DataFrame,
+    arm: Arm,
+    model: ModelOptions,
+    progress: Progress,
 ) -> Evaluation:
     from delift_pipeline.evaluation.run import evaluate
 
-    folder = home.adapter(dataset.version, arm.name)
-    return evaluate(model, folder, dataset.heldout, arm.evaluation, progress)
+    return evaluate(model, home.adapter(version, arm.name), heldout, arm.evaluation, progress)
 
 
 def _comparisons(
