@@ -10,6 +10,7 @@ from assets.door import enter, progress
 from assets.ingest import raw_dataset
 from assets.scoring import GPU_POOL
 from assets.training import adapter
+from delift_pipeline.automation import on_any_report
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
@@ -59,6 +60,7 @@ def eval_report(
     group_name="evaluation",
     kinds={"polars", "duckdb"},
     owners=["team:delift"],
+    automation_condition=on_any_report,
     code_version=leaderboard_step.CODE_VERSION,
 )
 def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import dagster as dg
 from assets.checks import specs
 from assets.door import enter, progress
 from assets.ingest import raw_dataset
+from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
 from resources.compute import ComputeResource
@@ -24,6 +25,7 @@ GPU_POOL = "gpu"
     group_name="scoring",
     kinds={"scikitlearn", "numpy"},
     owners=["team:delift"],
+    automation_condition=on_new_data_version,
     code_version=plan.CODE_VERSION,
     check_specs=specs("pair_plan"),
 )
@@ -44,6 +46,7 @@ def pair_plan(
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     owners=["team:delift"],
+    automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
     check_specs=specs("baseline_logprobs"),
@@ -66,6 +69,7 @@ def baseline_logprobs(
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     owners=["team:delift"],
+    automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
     check_specs=specs("in_context_logprobs"),

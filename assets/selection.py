@@ -9,6 +9,7 @@ from assets.checks import specs
 from assets.door import enter
 from assets.ingest import raw_dataset
 from assets.scoring import baseline_logprobs, in_context_logprobs
+from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
@@ -23,6 +24,7 @@ from resources.store import StoreResource
     group_name="selection",
     kinds={"numpy"},
     owners=["team:delift"],
+    automation_condition=on_new_data_version,
     code_version=kernel.CODE_VERSION,
     check_specs=specs("utility_kernel"),
 )

@@ -20,7 +20,7 @@ Budget = float | int | Literal["full"]
 
 T = TypeVar("T", bound=BaseModel)
 
-SECTIONS = {"plan", "defaults", "selectors", "arms"}
+SECTIONS = {"plan", "automation", "defaults", "selectors", "arms"}
 
 COMPARISONS = ("random", "full")
 """Selectors that every other arm's report is read beside, so they are made first."""
@@ -45,6 +45,16 @@ class PlanOptions(BaseModel):
     embedder: str = Field(
         default="tfidf",
         description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id.",
+    )
+
+
+class AutomationOptions(BaseModel):
+    """What the sensors may start by themselves, once they are switched on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: bool = Field(
+        default=False, description="Train and evaluate the arms too, not only select."
     )
 
 
@@ -93,6 +103,7 @@ class Arms(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     plan: PlanOptions = Field(default_factory=PlanOptions)
+    automation: AutomationOptions = Field(default_factory=AutomationOptions)
     arms: tuple[Arm, ...]
 
     def __iter__(self) -> Iterator[Arm]:  # type: ignore[override]
@@ -158,12 +169,18 @@ def read_arms(text: str, file: str) -> Arms:
         raise Refused(Fault("needs a mapping `arms:` from arm name to its settings", file=file))
     arms, faults = _parse_arms(document, file)
     plan = _validated(PlanOptions, document.get("plan") or {}, file, "plan", faults)
+    given = document.get("automation") or {}
+    automation = _validated(AutomationOptions, given, file, "automation", faults)
     unknown = set(document) - SECTIONS
     reason = f"is not a section; there are {', '.join(sorted(SECTIONS))}"
     faults += [Fault(reason, file, field=str(key)) for key in unknown]
     if faults:
         raise Refused(*faults)
-    return Arms(plan=plan or PlanOptions(), arms=tuple(arms))
+    return Arms(
+        plan=plan or PlanOptions(),
+        automation=automation or AutomationOptions(),
+        arms=tuple(arms),
+    )
 
 
 def _parse_arms(document: dict[str, Any], file: str) -> tuple[list[Arm], list[Fault]]:

@@ -8,6 +8,8 @@ from assets.scoring import baseline_logprobs, in_context_logprobs, pair_plan
 from assets.selection import subset, utility_kernel
 from assets.training import adapter
 from delift_pipeline.jobs import ALL_JOBS
+from delift_pipeline.schedules import ALL_SCHEDULES
+from delift_pipeline.sensors import ALL_SENSORS
 from resources.compute import ComputeResource
 from resources.embedder import EmbedderResource
 from resources.language_model import LanguageModelResource
@@ -29,6 +31,8 @@ ALL_ASSETS = [
 defs = dg.Definitions(
     assets=ALL_ASSETS,
     jobs=ALL_JOBS,
+    sensors=ALL_SENSORS,
+    schedules=ALL_SCHEDULES,
     executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
     resources={
         "store": StoreResource(),

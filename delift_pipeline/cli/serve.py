@@ -81,6 +81,8 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
 
     os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
+    # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     with opened_instance(home):
         pass
     Tracker(home)

@@ -1,0 +1,17 @@
+"""When assets are redone by themselves. Everything here is shipped stopped."""
+
+import dagster as dg
+
+# As `eager`, but a parent that was made again with the same content asks for nothing, and a parent
+# whose blocking check failed launches nothing, in this run or in a later tick.
+on_new_data_version = (
+    dg.AutomationCondition.eager().replace(
+        "newly_updated", dg.AutomationCondition.data_version_changed()
+    )
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+).with_label("on_new_data_version")
+
+# An unpartitioned table over all partitions: `eager` would wait until none is missing.
+on_any_report = (
+    dg.AutomationCondition.any_deps_updated() & ~dg.AutomationCondition.in_progress()
+).with_label("on_any_report")
