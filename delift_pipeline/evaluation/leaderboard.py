@@ -112,7 +112,7 @@ def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
         for row in group:
             values = [number(row["metrics"].get(name)) for name in names]
             gap = _difference(row, names[0])["text"]
-            table.add_row(_short(row), _sizes(row)[1], *values, gap)
+            table.add_row(_short(row), f"{row['records']:,}", *values, gap)
         console.print(table)
 
 

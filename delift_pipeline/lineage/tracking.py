@@ -18,6 +18,7 @@ import polars as pl
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage.tracking_store import (
     experiment_id,
+    has_active_run,
     open_client,
     quiet,
     store_lock,
@@ -149,9 +150,12 @@ class Tracker:
         self._log_new(run, named, flat_params(params or {}))
         return run.info.run_id
 
-    @_explained
     def exists(self, run_id: str) -> bool:
         """Whether the store still has the run, and it is not deleted."""
+        return self._served(run_id) if self.uri else has_active_run(self.home, run_id)
+
+    @_explained
+    def _served(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:

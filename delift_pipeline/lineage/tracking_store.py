@@ -82,6 +82,20 @@ def open_client(home: Home, uri: str | None) -> "MlflowClient":
     return client
 
 
+def has_active_run(home: Home, run_id: str) -> bool:
+    """Whether the home's own store has a run that is not deleted, found without importing MLflow.
+
+    Finding that nothing is left to log must not take longer than logging it.
+    """
+    path = home.mlflow / DATABASE
+    if not path.is_file():
+        return False
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        query = "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?"
+        found = database.execute(query, (run_id,)).fetchone()
+    return found is not None and found[0] == "active"
+
+
 def _initialise(home: Home) -> None:
     database = home.mlflow / DATABASE
     if database.exists():

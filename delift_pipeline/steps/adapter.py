@@ -10,7 +10,7 @@ import polars as pl
 
 from delift_pipeline.arms import Arm
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.lineage.existing import SUBSET_FILE
+from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, tracked
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.progress import Progress
@@ -18,13 +18,14 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.outcome import Check, Outcome
+from delift_pipeline.steps.outcome import Check, Outcome, kept_plot
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
+FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def make_adapter(
     job = _job(home, version, arm, model)
     folder = home.adapter(version, arm.name)
     run = _tracked_arm(home, job, tracker, run_id) if tracker else None
-    stored = up_to_date(folder, job.request, job.parents, CODE_VERSION)
+    stored = _intact(folder, up_to_date(folder, job.request, job.parents, CODE_VERSION))
     manifest = stored or _train_tracked(home, job, run, progress, run_id)
     log = read_training_log(folder)
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
@@ -126,9 +127,16 @@ def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
 
 
 def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFrame:
-    """The subset's records (`RECORD_SCHEMA`) in rank order."""
+    """The subset's records (`RECORD_SCHEMA`) in rank order.
+
+    A record that is replayed and no longer in the pool is taken from the version it came with.
+    """
     ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET_FILE, columns=["record_id"])
-    return ranked.join(dataset.pool, on="record_id", how="left", maintain_order="left")
+    known = dataset.pool
+    if not ranked["record_id"].is_in(known["record_id"].implode()).all():
+        older = [load_version(home, name).pool for name in ancestors(home, dataset)]
+        known = pl.concat([known, *older]).unique("record_id", keep="first")
+    return ranked.join(known, on="record_id", how="left", maintain_order="left")
 
 
 def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, dict[str, str]]:
@@ -228,8 +236,6 @@ def _outcome(
     reused: bool,
     links: dict[str, str],
 ) -> Outcome:
-    from delift_pipeline.training.plots import loss_curve_png
-
     folder = home.adapter(job.dataset.version, job.arm.name)
     left_out = pl.DataFrame(
         list(log.records_left_out.items()), schema=["record_id", "why"], orient="row"
@@ -246,10 +252,10 @@ def _outcome(
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",
         },
-        plots={"loss": loss_curve_png(log.losses)},
+        plots={"loss": kept_plot(folder / "loss.png", lambda: _loss_png(log))},
         tables={"records left out": left_out.head(20)},
         checks={
-            "loads": _loads(folder),
+            "loads": FOUND_INTACT if reused else _loads(folder),
             "loss_fell": Check(
                 log.loss_fell,
                 f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats",
@@ -257,6 +263,20 @@ def _outcome(
         },
         links=links,
     )
+
+
+def _loss_png(log: TrainingLog) -> bytes:
+    from delift_pipeline.training.plots import loss_curve_png
+
+    return loss_curve_png(log.losses)
+
+
+def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:
+    """The stored manifest, if the weights are byte for byte those that were checked when made."""
+    try:
+        return stored if stored and weights_hash(folder) == stored.content_hash else None
+    except DeliftError:
+        return None
 
 
 def _loads(folder: Path) -> Check:

@@ -11,7 +11,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import neighbour_block, read_neighbours, read_plan
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.steps.outcome import Check, Outcome
+from delift_pipeline.steps.outcome import Check, Outcome, kept_plot
 from delift_pipeline.steps.score import scored_manifest
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
@@ -82,12 +82,16 @@ def _outcome(
             for block, entry in blocks.items()
         ]
     )
+
+    def draw() -> bytes:
+        return heat_map_png(load_block(home, version, fingerprint, name))
+
     return Outcome(
         manifest=manifest,
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
         facts=dict(manifest.counts),
-        plots={"utilities": heat_map_png(load_block(home, version, fingerprint, name))},
+        plots={"utilities": kept_plot(folder / "utilities.png", draw)},
         tables={"blocks": table},
         checks=_checks(home, version, manifest),
     )

@@ -1,9 +1,12 @@
 """What a step of the graph did, in plain data that an asset or a command can show."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 
+from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.manifest import Manifest
 
 PREVIEW_ROWS = 20
@@ -48,6 +51,18 @@ class Outcome:
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+
+
+def kept_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
+    """The PNG kept beside an artifact, drawn where it is not there yet.
+
+    An artifact's folder is replaced when it is made again, and its plots with it.
+    """
+    if not path.is_file():
+        png = draw()
+        with replacing(path) as temporary:
+            temporary.write_bytes(png)
+    return path.read_bytes()
 
 
 def preview(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:

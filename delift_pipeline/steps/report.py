@@ -25,7 +25,7 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.steps.adapter import subset_manifest
-from delift_pipeline.steps.outcome import Check, Outcome, preview
+from delift_pipeline.steps.outcome import Check, Outcome, kept_plot, preview
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
@@ -60,7 +60,7 @@ def make_report(
 ) -> Outcome:
     """Evaluate an arm's adapter on the held-out set, unless the same was done before.
 
-    The page is written anew each time, since the arms it is read beside may be newer.
+    The page is written anew where one of the evaluations it stands beside has changed.
 
     Raises:
         Refused: there is no adapter yet.
@@ -86,20 +86,25 @@ def make_report(
     if own is None:
         own = _evaluate(home, version, heldout, arm, model, progress)
     measured = Measured(own, {"initial": base, **_comparisons(home, version, arm, fingerprint)})
-    report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
+    beside = {
+        name: other.content_hash if other else None for name, other in measured.beside.items()
+    }
     manifest = Manifest(
         kind="report",
         content_hash=own.content_hash,
         parents=parents,
         fingerprint=fingerprint,
         counts=own.counts,
+        details={"beside": beside},
         request=request,
         code_version=CODE_VERSION,
         run_id=stored.run_id if stored else run_id,
     )
-    with replacing_folder(folder) as temporary:
-        write_report(temporary, report)
-        manifest.write(temporary)
+    if stored is None or stored.details != manifest.details or not reused:
+        report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
+        with replacing_folder(folder) as temporary:
+            write_report(temporary, report)
+            manifest.write(temporary)
     links = _track(home, version, arm, tracker, adapter, manifest, measured) if tracker else {}
     return _outcome(home, dataset, arm, manifest, measured, reused, links)
 
@@ -230,16 +235,20 @@ def _outcome(
     reused: bool,
     links: dict[str, str],
 ) -> Outcome:
-    from delift_pipeline.evaluation.plots import metric_bars_png
-
     folder = home.report(dataset.version, arm.name)
     shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
+
+    def draw() -> bytes:
+        from delift_pipeline.evaluation.plots import metric_bars_png
+
+        return metric_bars_png({name: e.metrics for name, e in shown.items()})
+
     return Outcome(
         manifest=manifest,
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
         facts={**measured.own.metrics, **measured.own.counts},
-        plots={"scores": metric_bars_png({name: e.metrics for name, e in shown.items()})},
+        plots={"scores": kept_plot(folder / "scores.png", draw)},
         tables={"samples": preview(measured.own.samples, PREVIEWED)},
         checks={
             "beats_base": _not_worse(measured, "initial"),

@@ -190,7 +190,7 @@ def test_printed_leaderboard(evaluated: Home) -> None:
     print_leaderboard(leaderboard_rows(evaluated), console)
     text = console.export_text()
     assert "instruction_tuning on v1" in text
-    assert "3 of 10" in text
+    assert "4 held-out records" in text
     assert "−0.500 ± 0.204" in text
 
 
