@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASE = "mlflow.db"
+# Opens the experiment on its runs instead of on traces of language-model calls.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 ARTIFACTS = "artifacts"
 LOCK = "store.lock"
 
@@ -138,7 +140,7 @@ def experiment_id(client: "MlflowClient", home: Home, uri: str | None, name: str
     if found is None:
         folder = None if uri else str(home.mlflow / ARTIFACTS / name)
         try:
-            return client.create_experiment(name, artifact_location=folder)
+            return client.create_experiment(name, artifact_location=folder, tags=MODEL_TRAINING)
         except MlflowException:
             # Another process made it in between.
             found = client.get_experiment_by_name(name)
