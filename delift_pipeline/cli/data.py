@@ -107,7 +107,9 @@ def select(
             "[by what is given: --target, --existing]."
         ),
     ] = None,
-    selector: Annotated[str, typer.Option(help="delift, random or full.")] = "delift",
+    selector: Annotated[
+        str, typer.Option(help="delift_trusted, delift, delift_se, random or full.")
+    ] = "delift_trusted",
     option: Annotated[
         list[str] | None,
         typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),

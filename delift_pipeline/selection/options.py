@@ -22,6 +22,14 @@ STAGE_OBJECTIVE: dict[Stage, ObjectiveName] = {
     "continual": "flcg",
 }
 
+ONLY_STAGE: dict[ObjectiveName, Stage] = {
+    "flmi": "task_specific",
+    "fl1mi": "task_specific",
+    "fl2mi": "task_specific",
+    "flcg": "continual",
+}
+"""Objectives that read what only one stage has."""
+
 
 class NoOptions(BaseModel):
     """The options of a selector that has none."""
@@ -58,6 +66,59 @@ class SelectorOptions(BaseModel):
     optimizer: OptimizerName = "lazy"
     sample: float = Field(default=0.1, gt=0, le=1)
     pairs: Literal["all", "neighbours"] = "all"
+
+    def objective_of(self, stage: Stage) -> ObjectiveName:
+        """The objective maximised at a stage."""
+        return self.objective or STAGE_OBJECTIVE[stage]
+
+
+class TrustedOptions(BaseModel):
+    """The options of `delift_trusted`; the defaults are those that were compared and measured.
+
+    Attributes:
+        embedder: Of prompts (trust) and of whole records (coverage): `tfidf`, `minilm`, or a
+            sentence-transformers folder or hub id.
+        floor: Least sum of neighbour weights (fourth powers of cosines) for which near prompts are
+            believed; a record below it has trust 1. The default is one prompt of cosine .47. Not
+            tuned: it only keeps records without near prompts from an arbitrary trust.
+        eta: Weight of each pick's own relevance to the target set (task-specific).
+        nu: Weight of what the existing records already cover (continual).
+        replay: Share of the picks replayed from the existing records (continual).
+        dense_limit: Up to this many records every similarity is kept.
+        coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedder: str = Field(default="tfidf", min_length=1)
+    floor: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    replay: float = Field(default=0.2, ge=0, lt=1)
+    dense_limit: int = Field(default=4000, ge=0)
+    coverage_neighbours: int = Field(default=100, ge=1)
+
+
+class EmbeddingOptions(BaseModel):
+    """The options of `delift_se`: the paper's objectives on embedding similarity, no model asked.
+
+    Attributes:
+        embedder: Of whole records: `minilm`, `tfidf`, or a sentence-transformers folder or hub id.
+        objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
+        eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
+        nu: Weight of what the existing records already cover (flcg).
+        dense_limit: Up to this many records every similarity is kept.
+        coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedder: str = Field(default="minilm", min_length=1)
+    objective: ObjectiveName | None = None
+    eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    dense_limit: int = Field(default=4000, ge=0)
+    coverage_neighbours: int = Field(default=100, ge=1)
 
     def objective_of(self, stage: Stage) -> ObjectiveName:
         """The objective maximised at a stage."""

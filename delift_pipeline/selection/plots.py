@@ -23,7 +23,7 @@ def gain_curve_png(selection: Selection) -> bytes:
     if selection.gains is None or not len(selection.gains):
         axes.set_title(f"{selection.selector} maximises no objective")
     else:
-        reached = np.concatenate([[0.0], np.cumsum(selection.gains)])
+        reached = np.concatenate([[0.0], np.nancumsum(selection.gains)])
         axes.plot(range(len(reached)), reached, label=selection.selector)
         if selection.value_random is not None:
             axes.plot(len(reached) - 1, selection.value_random, "o", label="random, same size")

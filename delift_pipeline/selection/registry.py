@@ -9,11 +9,20 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.options import Stage, checked_options
 from delift_pipeline.selection.selector import Needs, Selector
 from delift_pipeline.selection.selectors.delift import DeliftSelector
+from delift_pipeline.selection.selectors.delift_se import DeliftSeSelector
+from delift_pipeline.selection.selectors.delift_trusted import DeliftTrustedSelector
 from delift_pipeline.selection.selectors.full import FullSelector
 from delift_pipeline.selection.selectors.random import RandomSelector
 
 SELECTORS: dict[str, Selector] = {
-    selector.name: selector for selector in (DeliftSelector(), RandomSelector(), FullSelector())
+    selector.name: selector
+    for selector in (
+        DeliftTrustedSelector(),
+        DeliftSelector(),
+        DeliftSeSelector(),
+        RandomSelector(),
+        FullSelector(),
+    )
 }
 
 

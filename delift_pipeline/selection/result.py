@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from delift_pipeline.selection.trust import Trust
 from delift_pipeline.utility.columns import Columns
 
 
@@ -41,6 +42,10 @@ class Selection:
         blocks: Kernel blocks read -> their hashes.
         details: What else decides the result and is worth recording (the scaling map).
         notes: Sentences for the user: what could not be ranked, and why the ranking is shorter.
+        trust: Trust of the scored records, where near pairs were read.
+        self_shares: For each selected record the share of its gain that is its own row; None where
+            it covers no row of its own. Empty where nothing was maximised.
+        replayed: Selected records that are no part of the pool (continual only).
     """
 
     selector: str
@@ -53,6 +58,9 @@ class Selection:
     blocks: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trust: Trust | None = field(default=None, repr=False)
+    self_shares: tuple[float | None, ...] = field(default=(), repr=False)
+    replayed: pl.DataFrame | None = field(default=None, repr=False)
 
 
 def reasons_of(
@@ -90,6 +98,40 @@ def reasons_of(
     )
 
 
+def self_shares(
+    kernel: Columns,
+    picks: Sequence[int],
+    own_rows: Sequence[int],
+    gains: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    floor: np.ndarray | None = None,
+) -> tuple[float | None, ...]:
+    """How much of each pick's gain is its own row: near 1 it stands for nobody but itself.
+
+    Args:
+        kernel: Non-negative similarities [rows, columns].
+        picks: Column numbers in rank order.
+        own_rows: For each pick the row of the same record, -1 where there is none.
+        gains: float [picks].
+        weights: float [rows], or None for 1.
+        floor: float [rows], what was covered before the first pick, or None for nothing.
+
+    Returns:
+        Shares from 0 to 1; None without an own row or without gain.
+    """
+    best = np.zeros(kernel.shape[0]) if floor is None else np.array(floor, dtype=np.float64)
+    shares: list[float | None] = []
+    for pick, own, gain in zip(picks, own_rows, gains, strict=True):
+        rows, values = kernel.column(pick)
+        where = slice(None) if rows is None else rows
+        before = best[own] if own >= 0 else 0.0
+        best[where] = np.maximum(best[where], values)
+        lift = (best[own] - before) * (1.0 if weights is None else weights[own])
+        shares.append(min(1.0, float(lift / gain)) if own >= 0 and gain > 0 else None)
+    return tuple(shares)
+
+
 def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The selected and the dropped records as tables.
 
@@ -102,8 +144,14 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
         in file order (record_id, source_id, covered_by, coverage); gain is null where nothing was
         maximised, covered_by and coverage where no selected record covers it.
     """
-    sources = dict(zip(pool["record_id"], pool["source_ids"].list.first(), strict=True))
-    return _subset_frame(selection, sources), _dropped_frame(selection, sources)
+    sources = _sources(pool)
+    replayed = {} if selection.replayed is None else _sources(selection.replayed)
+    return _subset_frame(selection, {**replayed, **sources}), _dropped_frame(selection, sources)
+
+
+def _sources(frame: pl.DataFrame) -> dict[str, str | None]:
+    """record_id -> the file's own id of its first copy."""
+    return dict(zip(frame["record_id"], frame["source_ids"].list.first(), strict=True))
 
 
 def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
@@ -114,7 +162,7 @@ def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.Da
             "record_id": ranking,
             "source_id": [sources[record] for record in ranking],
             "rank": range(len(ranking)),
-            "gain": [None] * len(ranking) if selection.gains is None else selection.gains,
+            "gain": _gains(selection),
             "covers": [list(targets) for targets in reasons.covers or nothing],
         },
         schema={
@@ -125,6 +173,13 @@ def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.Da
             "covers": pl.List(pl.String),
         },
     )
+
+
+def _gains(selection: Selection) -> list[float | None]:
+    """Gains by rank; None where nothing was maximised, and for replayed records."""
+    if selection.gains is None:
+        return [None] * len(selection.ranking)
+    return [None if np.isnan(gain) else float(gain) for gain in selection.gains]
 
 
 def _dropped_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:

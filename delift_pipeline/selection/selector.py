@@ -23,11 +23,18 @@ class Needs:
         self_pairs: `all` of D x D, the `neighbours` only, or `none`.
         target_pairs: Whether D_T x D is read.
         existing_pairs: Whether D x D_E is read.
+        existing_records: Whether D_E itself is read, without scores (the pairs imply it).
     """
 
     self_pairs: Literal["none", "neighbours", "all"] = "none"
     target_pairs: bool = False
     existing_pairs: bool = False
+    existing_records: bool = False
+
+    @property
+    def reads_existing(self) -> bool:
+        """Whether D_E must be known."""
+        return self.existing_pairs or self.existing_records
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -51,12 +58,33 @@ class SelectionInputs:
         pool: D, in file order; in the continual stage the records in no parent.
         block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`) and form.
         existing: record_ids of D_E, what this arm's parents trained on (continual only).
+        existing_records: The records of D_E, where a selector reads their texts.
+        target: The records of D_T, where a selector reads their texts.
+        whole: All records that the block `neighbours` spans (a version's whole pool, while the
+            continual stage chooses from the new ones); None: the pool.
     """
 
     stage: Stage
     pool: pl.DataFrame
     block: BlockLoader = field(default=_no_block, repr=False)
     existing: tuple[str, ...] = ()
+    existing_records: pl.DataFrame | None = field(default=None, repr=False)
+    target: pl.DataFrame | None = field(default=None, repr=False)
+    whole: pl.DataFrame | None = field(default=None, repr=False)
+
+    @property
+    def neighbourhood(self) -> pl.DataFrame:
+        """The records that the block `neighbours` spans."""
+        return self.pool if self.whole is None else self.whole
+
+    @property
+    def records(self) -> pl.DataFrame:
+        """All records whose texts may be read but for the target set, each once."""
+        frames = [self.pool, self.neighbourhood]
+        if self.existing_records is not None:
+            frames.append(self.existing_records)
+        united = pl.concat(frames, how="diagonal_relaxed")
+        return united.unique("record_id", keep="first", maintain_order=True)
 
 
 class Selector(Protocol):

@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, promp
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import build_plan
 from delift_pipeline.selection.options import STAGES, Stage
-from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.registry import needs_of, options_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
@@ -119,6 +119,7 @@ class Sets:
         pool: D; in the continual stage the file's records that are not among the existing ones.
         target: D_T, or None.
         existing: D_E, or None.
+        existing_file: The file of D_E, to write replayed rows back, or None.
         left_out: Faulty rows left out of all files.
     """
 
@@ -127,7 +128,13 @@ class Sets:
     pool: pl.DataFrame
     target: pl.DataFrame | None
     existing: pl.DataFrame | None
+    existing_file: RecordsFile | None
     left_out: int
+
+    @property
+    def whole(self) -> pl.DataFrame:
+        """D and D_E together."""
+        return self.pool if self.existing is None else pl.concat([self.pool, self.existing])
 
 
 def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
@@ -139,12 +146,16 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     """
     started = time.monotonic()
     sets = _read(request)
-    needs = needs_of(request.selector, sets.stage, request.options)
+    options = options_of(request.selector, request.options)
+    needs = needs_of(request.selector, sets.stage, options)
     fingerprint = fingerprint_of(model).digest
     with tempfile.TemporaryDirectory() as scratch:
-        scored, inputs = None, SelectionInputs(stage=sets.stage, pool=sets.pool)
+        scored, inputs = None, _inputs(sets)
         if needs.blocks:
-            scored, inputs = _scored(home, Home(Path(scratch)), sets, needs, model, progress)
+            embedder = getattr(options, "embedder", EMBEDDER)
+            scored, inputs = _scored(
+                home, Home(Path(scratch)), sets, needs, model, embedder, progress
+            )
         selection = select(inputs, request.selector, request.budget, request.seed, request.options)
     _write(request, sets, selection)
     return _report(request, sets, selection, scored, fingerprint, time.monotonic() - started)
@@ -174,7 +185,7 @@ def _read(request: Request) -> Sets:
     if pool.is_empty():
         raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
     left_out = sum(one.left_out for one in read.values())
-    return Sets(stage, read["file"], pool, target, existing, left_out)
+    return Sets(stage, read["file"], pool, target, existing, read.get("existing"), left_out)
 
 
 def _frame(read: Mapping[str, RecordsFile], name: str) -> pl.DataFrame | None:
@@ -217,14 +228,16 @@ def _scored(
     sets: Sets,
     needs: Needs,
     model: ModelOptions,
+    embedder: str,
     progress: Progress,
 ) -> tuple[Scored, SelectionInputs]:
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
+    whole = sets.whole if needs.existing_records else sets.pool
     near: Neighbours | None = None
     if needs.self_pairs == "neighbours":
-        near = nearest(embed(prompt_texts(sets.pool), EMBEDDER), NEIGHBOURS)
+        near = nearest(embed(prompt_texts(whole), embedder), NEIGHBOURS)
     plan = build_plan(
-        sets.pool,
+        whole,
         sets.target,
         sets.existing,
         self_pairs=needs.self_pairs,
@@ -241,14 +254,41 @@ def _scored(
     def block(name: str, form: Any) -> Block:
         return load_block(scratch, SCRATCH, fingerprint, name, form)
 
-    existing = () if sets.existing is None else tuple(sets.existing["record_id"])
-    return scored, SelectionInputs(sets.stage, sets.pool, block, existing)
+    return scored, replace(_inputs(sets), block=block, whole=whole)
+
+
+def _inputs(sets: Sets) -> SelectionInputs:
+    """What is chosen from, before anything is scored."""
+    return SelectionInputs(
+        stage=sets.stage,
+        pool=sets.pool,
+        existing=() if sets.existing is None else tuple(sets.existing["record_id"]),
+        existing_records=sets.existing,
+        target=sets.target,
+    )
 
 
 def _write(request: Request, sets: Sets, selection: Selection) -> None:
-    write_chosen(request.out, sets.file, selection.ranking)
+    file = sets.file if selection.replayed is None else _with_existing(sets)
+    write_chosen(request.out, file, selection.ranking)
     if request.why is not None:
         write_text(request.why, _reasons(selection, sets.pool))
+
+
+def _with_existing(sets: Sets) -> RecordsFile:
+    """The pool's rows and those of the existing records, which may be replayed."""
+    file, other = sets.file, sets.existing_file
+    if other is None:
+        return file
+    raw = None if file.raw is None or other.raw is None else [*file.raw, *other.raw]
+    # Where both files hold a record, the later place is the one that is looked up.
+    return replace(
+        file,
+        frame=pl.concat([file.frame, other.frame]),
+        rows=[*file.rows, *other.rows],
+        raw=raw,
+        schema=None,
+    )
 
 
 def _reasons(selection: Selection, pool: pl.DataFrame) -> str:

@@ -37,7 +37,7 @@ class Choice:
         dataset: The version.
         arm: The arm.
         pool: D, in file order; in the continual stage the records in no parent.
-        existing: record_ids of D_E (continual only).
+        existing: D_E (continual only).
         fingerprint: The scoring fingerprint, where scores are read.
         parents: Name of each artifact read -> its hash.
     """
@@ -45,7 +45,7 @@ class Choice:
     dataset: DatasetVersion
     arm: Arm
     pool: pl.DataFrame = field(repr=False)
-    existing: tuple[str, ...]
+    existing: pl.DataFrame | None = field(repr=False)
     fingerprint: str | None
     parents: dict[str, str]
 
@@ -94,10 +94,10 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     if pool.is_empty():
         raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
     needs = needs_of(arm.selector, arm.stage, arm.options)
-    existing, extra = (), {}
-    if needs.existing_pairs:
+    existing, extra = None, {}
+    if needs.reads_existing:
         found = existing_of(home, dataset, arm)
-        existing, extra = tuple(found.records["record_id"]), found.parents
+        existing, extra = found.records, found.parents
     fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
     return Choice(
         dataset=dataset,
@@ -129,11 +129,15 @@ def _kernel(
 
 def _select(home: Home, choice: Choice, run_id: str | None) -> tuple[Manifest, dict[str, bytes]]:
     version, arm = choice.dataset.version, choice.arm
+    existing = choice.existing
     inputs = SelectionInputs(
         stage=arm.stage,
         pool=choice.pool,
         block=lambda name, form: load_block(home, version, choice.fingerprint or "", name, form),
-        existing=choice.existing,
+        existing=() if existing is None else tuple(existing["record_id"]),
+        existing_records=existing,
+        target=choice.dataset.target,
+        whole=choice.dataset.pool,
     )
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options)
     manifest = write_subset(
@@ -155,7 +159,7 @@ def _outcome(
 ) -> Outcome:
     folder = home.subset(choice.dataset.version, choice.arm.name)
     subset = pl.read_parquet(folder / SUBSET_FILE)
-    texts = subset.join(choice.pool.drop("source_ids"), on="record_id", how="left")
+    texts = subset.join(_records(choice).drop("source_ids"), on="record_id", how="left")
     shown = texts.with_columns(covers=pl.col("covers").list.len())
     facts: dict[str, float | int | str] = {**manifest.counts}
     for name in ("objective", "value", "value_random"):
@@ -175,17 +179,24 @@ def _outcome(
     )
 
 
+def _records(choice: Choice) -> pl.DataFrame:
+    """What picks may be: the pool, and in the continual stage what is replayed from D_E."""
+    if choice.existing is None:
+        return choice.pool
+    return pl.concat([choice.pool, choice.existing]).unique("record_id", keep="first")
+
+
 def _checks(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> dict[str, Check]:
     asked = resolve_budget(choice.arm.budget, choice.pool.height)
     explained = bool(manifest.details["notes"])
-    known = subset["record_id"].is_in(choice.pool["record_id"].implode()).sum()
+    known = subset["record_id"].is_in(_records(choice)["record_id"].implode()).sum()
     return {
         "budget": Check(
             subset.height == asked or explained,
             f"{subset.height} of {asked} asked for {' '.join(manifest.details['notes'])}".strip(),
             {"selected": subset.height, "asked": asked},
         ),
-        "known": Check(known == subset.height, f"{known} of {subset.height} stand in the pool"),
+        "known": Check(known == subset.height, f"{known} of {subset.height} are known records"),
         "unique": Check(
             subset["record_id"].n_unique() == subset.height,
             f"{subset['record_id'].n_unique()} different records in {subset.height} picks",

@@ -23,7 +23,7 @@ from delift_pipeline.selection.optimizers import (
     order_of,
     stochastic_greedy,
 )
-from delift_pipeline.selection.options import ObjectiveName, SelectorOptions, Stage
+from delift_pipeline.selection.options import ONLY_STAGE, SelectorOptions, Stage
 from delift_pipeline.selection.result import Reasons, Selection, reasons_of
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.utility.block import Block
@@ -31,12 +31,6 @@ from delift_pipeline.utility.columns import Columns, materialised
 from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
 
 _SELF_BLOCKS = ("self", "neighbours")
-_ONLY_STAGE: dict[ObjectiveName, Stage] = {
-    "flmi": "task_specific",
-    "fl1mi": "task_specific",
-    "fl2mi": "task_specific",
-    "flcg": "continual",
-}
 
 
 class DeliftSelector:
@@ -52,7 +46,7 @@ class DeliftSelector:
             Refused: the objective needs a target set or existing records that the stage has not.
         """
         objective = options.objective_of(stage)
-        only = _ONLY_STAGE.get(objective, stage)
+        only = ONLY_STAGE.get(objective, stage)
         if only != stage:
             sentence = f"{objective} belongs to the stage {only}, not {stage}"
             raise Refused(Fault(sentence, field="objective"))
