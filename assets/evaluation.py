@@ -14,6 +14,7 @@ from delift_pipeline.automation import on_any_report
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
+from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
@@ -38,21 +39,21 @@ def eval_report(
     tracking: TrackingResource,
 ) -> Iterator[Any]:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
-    home = store.open()
-    version, arm = version_and_arm_of(context)
-    options = language_model.options(home, version, compute)
-    yield from enter(
-        context,
-        lambda: report.make_report(
+
+    def step() -> Outcome:
+        home = store.open()
+        version, name = version_and_arm_of(context)
+        return report.make_report(
             home,
             version,
-            store.arms().arm(arm),
-            options,
+            store.arms().arm(name),
+            language_model.options(home, version, compute),
             tracking.tracker(home),
             progress(context),
             context.run_id,
-        ),
-    )
+        )
+
+    yield from enter(context, step)
 
 
 @dg.asset(

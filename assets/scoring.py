@@ -11,6 +11,7 @@ from assets.ingest import raw_dataset
 from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
+from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
 from resources.embedder import EmbedderResource
 from resources.language_model import LanguageModelResource
@@ -33,11 +34,12 @@ def pair_plan(
     context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
 ) -> Iterator[Any]:
     """Which (target, demonstration) pairs the enabled arms of this version need scored."""
-    arms = embedder.applied_to(store.arms())
-    yield from enter(
-        context,
-        lambda: plan.plan_pairs(store.open(), context.partition_key, arms, context.run_id),
-    )
+
+    def step() -> Outcome:
+        arms = embedder.applied_to(store.arms())
+        return plan.plan_pairs(store.open(), context.partition_key, arms, context.run_id)
+
+    yield from enter(context, step)
 
 
 @dg.asset(
@@ -58,9 +60,13 @@ def baseline_logprobs(
     compute: ComputeResource,
 ) -> Iterator[Any]:
     """Teacher-forced log-probabilities of each record's answer without a demonstration."""
-    home, version = store.open(), context.partition_key
-    options = language_model.options(home, version, compute)
-    yield from enter(context, lambda: score.score_alone(home, version, options, progress(context)))
+
+    def step() -> Outcome:
+        home, version = store.open(), context.partition_key
+        options = language_model.options(home, version, compute)
+        return score.score_alone(home, version, options, progress(context), context.run_id)
+
+    yield from enter(context, step)
 
 
 @dg.asset(
@@ -81,8 +87,10 @@ def in_context_logprobs(
     compute: ComputeResource,
 ) -> Iterator[Any]:
     """The same log-probabilities after each planned demonstration; resumes at the first gap."""
-    home, version = store.open(), context.partition_key
-    options = language_model.options(home, version, compute)
-    yield from enter(
-        context, lambda: score.score_in_context(home, version, options, progress(context))
-    )
+
+    def step() -> Outcome:
+        home, version = store.open(), context.partition_key
+        options = language_model.options(home, version, compute)
+        return score.score_in_context(home, version, options, progress(context), context.run_id)
+
+    yield from enter(context, step)

@@ -13,6 +13,7 @@ from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
+from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
@@ -35,9 +36,13 @@ def utility_kernel(
     compute: ComputeResource,
 ) -> Iterator[Any]:
     """How much showing record j helps the model answer record i, as memory-mapped blocks."""
-    home, version = store.open(), context.partition_key
-    options = language_model.options(home, version, compute)
-    yield from enter(context, lambda: kernel.make_kernel(home, version, options, context.run_id))
+
+    def step() -> Outcome:
+        home, version = store.open(), context.partition_key
+        options = language_model.options(home, version, compute)
+        return kernel.make_kernel(home, version, options, context.run_id)
+
+    yield from enter(context, step)
 
 
 @dg.asset(
@@ -56,12 +61,12 @@ def subset(
     compute: ComputeResource,
 ) -> Iterator[Any]:
     """The records an arm chose: a ranking with marginal gains, and why each is in or out."""
-    home = store.open()
-    version, arm = version_and_arm_of(context)
-    options = language_model.options(home, version, compute)
-    yield from enter(
-        context,
-        lambda: subset_step.make_subset(
-            home, version, store.arms().arm(arm), options, context.run_id
-        ),
-    )
+
+    def step() -> Outcome:
+        home = store.open()
+        version, name = version_and_arm_of(context)
+        arm = store.arms().arm(name)
+        options = language_model.options(home, version, compute)
+        return subset_step.make_subset(home, version, arm, options, context.run_id)
+
+    yield from enter(context, step)

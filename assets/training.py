@@ -12,6 +12,7 @@ from assets.scoring import GPU_POOL
 from assets.selection import subset
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import adapter as adapter_step
+from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
@@ -36,18 +37,18 @@ def adapter(
     tracking: TrackingResource,
 ) -> Iterator[Any]:
     """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
-    home = store.open()
-    version, arm = version_and_arm_of(context)
-    options = language_model.options(home, version, compute)
-    yield from enter(
-        context,
-        lambda: adapter_step.make_adapter(
+
+    def step() -> Outcome:
+        home = store.open()
+        version, name = version_and_arm_of(context)
+        return adapter_step.make_adapter(
             home,
             version,
-            store.arms().arm(arm),
-            options,
+            store.arms().arm(name),
+            language_model.options(home, version, compute),
             tracking.tracker(home),
             progress(context),
             context.run_id,
-        ),
-    )
+        )
+
+    yield from enter(context, step)

@@ -1,16 +1,18 @@
 """Arms: one tracked experiment cell each (stage x selector x options), read from `arms.yaml`."""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.storage.home import ARM_PATTERN, Home
@@ -80,6 +82,15 @@ class Arm(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     training: TrainingOptions
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+
+    @field_validator("budget")
+    @classmethod
+    def _means_something(cls, budget: Budget) -> Budget:
+        try:
+            resolve_budget(budget, sys.maxsize)
+        except Refused as refused:
+            raise ValueError(refused.faults[0].reason) from refused
+        return budget
 
     @property
     def stage(self) -> Stage:
@@ -225,7 +236,8 @@ def _validated(model: type[T], value: Any, file: str, where: str, faults: list[F
     except ValidationError as error:
         for item in error.errors():
             field = ".".join(str(part) for part in (where, *item["loc"]))
-            faults.append(Fault(f"{item['msg']} (got {item['input']!r})", file, field=field))
+            reason = f"{item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            faults.append(Fault(reason, file, field=field))
         return None
 
 

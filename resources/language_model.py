@@ -3,7 +3,7 @@
 import os
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.stored import known_manifest
@@ -54,14 +54,21 @@ class LanguageModelResource(dg.ConfigurableResource):
                     field="model",
                 )
             )
-        return ModelOptions.model_validate(
-            {
-                "model": model,
-                "revision": self.revision or None,
-                "template": self.template or own.get("template") or "plain",
-                "window": self.window or None,
-                "dtype": self.dtype,
-                "trust_remote_code": self.trust_remote_code,
-                **compute.model_settings(),
-            }
-        )
+        given = {
+            "model": model,
+            "revision": self.revision or None,
+            "template": self.template or own.get("template") or "plain",
+            "window": self.window or None,
+            "dtype": self.dtype,
+            "trust_remote_code": self.trust_remote_code,
+            **compute.model_settings(),
+        }
+        try:
+            return ModelOptions.model_validate(given)
+        except ValidationError as error:
+            raise Refused(
+                *(
+                    Fault(f"{item['msg']} (got {item['input']!r})", field=str(item["loc"][0]))
+                    for item in error.errors()
+                )
+            ) from error

@@ -44,7 +44,7 @@ def _facts(home: Home, dataset: DatasetVersion) -> dict[str, float | int | str]:
         "coverage": dataset.manifest.details["coverage"],
     }
     if dataset.parents:
-        facts["parents"] = ", ".join(dataset.parents)
+        facts["parent_versions"] = ", ".join(dataset.parents)
         facts |= {"added": compared.added, "removed": compared.removed, "changed": compared.changed}
     return facts
 

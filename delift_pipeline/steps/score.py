@@ -209,7 +209,7 @@ def _outcome(job: Job, part: Part, manifest: Manifest, report: ScoreReport | Non
         facts |= {
             "pairs_reused": report.pairs_reused,
             "pairs_per_second": report.pairs_per_second,
-            "engine": str(report.engine.get("name", "")),
+            "engine": str(report.engine.get("engine", "")),
             "halved_batches": report.halved,
         }
     cuts = manifest.details["cuts"]
