@@ -1,0 +1,135 @@
+"""Continual versions: what is new, what exists, and what training goes on from."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.demo.dataset import DemoFiles
+from delift_pipeline.records.stored import load_version
+from delift_pipeline.records.versions import ingest
+from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import read_manifest
+
+ARM, KIN = "continual.delift", "instruction_tuning.delift"
+
+
+def ids(folder: Path) -> list[str]:
+    return pl.read_parquet(folder / "subset.parquet")["record_id"].to_list()
+
+
+def test_the_pool_is_the_records_in_no_parent(world: Any) -> None:
+    dataset = load_version(world.home, "v2")
+    new = set(dataset.new_records(world.home)["record_id"])
+    assert len(new) == 20
+    assert not new & set(load_version(world.home, "v1").pool["record_id"])
+    for arm in ("continual.random", ARM):
+        assert set(ids(world.home.subset("v2", arm))) <= new
+
+
+def test_the_existing_records_are_the_kins_subset(world: Any) -> None:
+    block = read_plan(world.home.plan("v2")).block("existing")
+    assert block is not None
+    assert set(block.demonstrations) == set(ids(world.home.subset("v1", KIN)))
+    assert set(block.targets) == set(
+        load_version(world.home, "v2").new_records(world.home)["record_id"]
+    )
+    subset = read_manifest(world.home.subset("v2", ARM))
+    kin = read_manifest(world.home.subset("v1", KIN))
+    assert subset is not None and kin is not None
+    assert subset.parents[f"subset:v1:{KIN}"] == kin.content_hash
+
+
+def test_training_goes_on_from_the_parents_adapter(world: Any) -> None:
+    for arm, kin in ((ARM, KIN), ("continual.random", "instruction_tuning.random")):
+        made = read_manifest(world.home.adapter("v2", arm))
+        before = read_manifest(world.home.adapter("v1", kin))
+        assert made is not None and before is not None
+        assert made.details["started_from"] == f"adapter:v1:{kin}"
+        assert made.parents[f"adapter:v1:{kin}"] == before.content_hash
+
+
+def test_a_new_parent_adapter_retrains_the_child(world: Any, copied: Callable) -> None:
+    made = copied(world.home)
+    text = made.home.arms_file.read_text()
+    changed = text.replace("instruction_tuning.random: {}", "instruction_tuning.random: {seed: 7}")
+    made.write_arms(changed)
+    before = read_manifest(made.home.adapter("v2", "continual.random"))
+    made.succeed("finetune_arm", "v1", "instruction_tuning.random")
+    made.succeed("finetune_arm", "v2", "continual.random")
+    after = read_manifest(made.home.adapter("v2", "continual.random"))
+    assert before is not None and after is not None
+    assert after.content_hash != before.content_hash
+
+
+def test_only_pairs_of_new_records_are_scored(world: Any) -> None:
+    found = world.runs["score_version:v2"].facts("in_context_logprobs")
+    old, whole = 24, 44
+    assert found["pairs_scored"] == whole**2 - old**2
+    assert found["pairs_reused"] == old**2
+
+
+def test_without_the_parents_subset_the_arm_refuses_and_says_what_to_run(
+    ingested: Home, copied: Callable
+) -> None:
+    made = copied(ingested)
+    made.succeed("score_version", "v2")
+    said = made.execute("finetune_arm", "v2", ARM).failure
+    assert f"`delift run --version v1 --arm {KIN}`" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_after_the_parents_subset_is_made_the_child_is_planned_again(
+    ingested: Home, copied: Callable
+) -> None:
+    made = copied(ingested)
+    made.succeed("score_version", "v2")
+    made.succeed("score_version", "v1")
+    made.succeed("select_arm", "v1", KIN)
+    said = made.execute("select_arm", "v2", ARM).failure
+    assert "existing pairs" in said and "pair_plan" in said
+    made.succeed("score_version", "v2")
+    made.succeed("select_arm", "v2", ARM)
+
+
+def test_existing_pool_takes_the_parents_whole_pools(
+    ingested: Home, copied: Callable, demo_files: DemoFiles
+) -> None:
+    made = copied(ingested)
+    shutil.rmtree(made.home.dataset("v2"))
+    ingest(
+        made.home,
+        demo_files.second_pool,
+        version="v2",
+        parents=["v1"],
+        heldout=demo_files.second_heldout,
+        existing="pool",
+        model="demo",
+        template="world",
+    )
+    made.succeed("score_version", "v2")
+    block = read_plan(made.home.plan("v2")).block("existing")
+    assert block is not None
+    assert set(block.demonstrations) == set(load_version(made.home, "v1").pool["record_id"])
+    made.succeed("select_arm", "v2", ARM)
+
+
+def test_a_version_that_adds_nothing_refuses_the_continual_arm(
+    ingested: Home, copied: Callable, demo_files: DemoFiles
+) -> None:
+    made = copied(ingested)
+    ingest(
+        made.home,
+        demo_files.first_pool,
+        version="v1-again",
+        parents=["v1"],
+        model="demo",
+        template="world",
+    )
+    made.add_version("v1-again")
+    made.succeed("score_version", "v1-again")
+    said = made.execute("finetune_arm", "v1-again", "continual.random").failure
+    assert "adds no record to its parents" in said
