@@ -23,6 +23,7 @@ from delift_pipeline.cli.options import (
     portable_model,
     print_json,
     progress,
+    refuse_overwriting,
 )
 from delift_pipeline.storage.home import Home
 
@@ -147,6 +148,7 @@ def select(
         out=out or _default_out(file),
         why=why,
     )
+    refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
     options = model_options(model, revision, template, window, dtype, device, threads)
     report = select_file(Home.at(home), request, options, progress())
     for note in report.notes:

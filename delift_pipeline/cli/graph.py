@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
 from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.home import Home, checked_version
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -127,6 +127,16 @@ def materialise_leaderboard(
 ) -> None:
     """Rebuild the leaderboard."""
     _execute(instance, "refresh_leaderboard", None, config, tally)
+
+
+def refuse_unknown(home: Home, version: str) -> None:
+    """Refuse a version that is neither stored nor in the inbox, before anything is written.
+
+    Raises:
+        Refused: it is not; the sentence names those there are.
+    """
+    if not (home.inbox / checked_version(version)).is_dir():
+        known_manifest(home, version)
 
 
 def run_version(

@@ -23,6 +23,7 @@ from delift_pipeline.cli.options import (
     model_options,
     print_json,
     progress,
+    refuse_overwriting,
 )
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -47,6 +48,7 @@ def score(
     from delift_pipeline.records.read import read_records
     from delift_pipeline.steps.score_file import score_file
 
+    refuse_overwriting([file], {"--out": out})
     records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad)
     options = model_options(model, revision, template, window, dtype, device, threads)
     report = score_file(Home.at(home), records.frame, options, out, progress())

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import click
 import typer
 
 from delift_pipeline.cli import data, demo, inspection, runs
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the program; the exit status instead of exceptions."""
     try:
-        app(args=arguments, standalone_mode=False)
+        status = app(args=arguments, standalone_mode=False)
     except Refused as refused:
         for fault in refused.faults:
             print(fault, file=sys.stderr)
@@ -42,14 +41,13 @@ def run(arguments: list[str] | None = None) -> int:
     except DeliftError as error:
         print(error, file=sys.stderr)
         return 1
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    except click.Abort:
+    except typer.Abort:
         return 130
-    except click.ClickException as error:
-        print(error.format_message(), file=sys.stderr)
+    except typer.TyperException as error:
+        # A wrong command line; Typer's own exceptions, as it no longer builds on click's.
+        print(getattr(error, "format_message", error.__str__)(), file=sys.stderr)
         return 2
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,29 @@ def portable_model(model: str) -> str:
     """A local folder by its full path, since a home is used from anywhere; else the name as is."""
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model
+
+
+def refuse_overwriting(read: Iterable[Path | None], written: Mapping[str, Path | None]) -> None:
+    """Refuse output files that would replace an input file or each other.
+
+    Args:
+        read: The input files.
+        written: The output files by option.
+
+    Raises:
+        Refused: one fault for each such option.
+    """
+    taken = {path.resolve() for path in read if path is not None}
+    faults = []
+    for option, path in written.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            reason = f"{path} is read or written by this command already: choose another file"
+            faults.append(Fault(reason, field=option))
+        taken.add(path.resolve())
+    if faults:
+        raise Refused(*faults)
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str] | None:

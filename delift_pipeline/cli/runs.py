@@ -31,6 +31,7 @@ def run(
         Tally,
         materialise_leaderboard,
         opened_instance,
+        refuse_unknown,
         run_version,
     )
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
@@ -41,6 +42,7 @@ def run(
     chosen = {"model": model, "template": template}
     given = {key: value for key, value in chosen.items() if value}
     config = {"language_model": {"config": given}} if given else {}
+    refuse_unknown(place, version)
     with opened_instance(place) as instance:
         arms = run_version(place, instance, version, arm or [], config, tally)
         materialise_leaderboard(instance, {}, tally)
@@ -62,8 +64,8 @@ def run(
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Dagster's port.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="MLflow's port.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Dagster's port.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="MLflow's port.")] = 5000,
     home: HomeOption = None,
 ) -> None:
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
