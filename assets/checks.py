@@ -20,7 +20,7 @@ BLOCKING: dict[str, dict[str, str]] = {
     "utility_kernel": {"shape": "Blocks have the plan's shape and only finite values."},
     "subset": {
         "budget": "The subset is as large as the budget, or says why it is shorter.",
-        "known": "Every picked record stands in the pool.",
+        "known": "Every picked record stands in the pool, or is replayed (continual stage).",
         "unique": "No record is picked twice.",
     },
     "adapter": {"loads": "The weights are readable safetensors with finite values."},
@@ -28,6 +28,7 @@ BLOCKING: dict[str, dict[str, str]] = {
 
 WARNING: dict[str, dict[str, str]] = {
     "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
+    "subset": {"trust": "The picks are trusted no less than the pool, or trust is not known."},
     "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},
     "eval_report": {
         "beats_base": "The answer loss is not above the base model's.",

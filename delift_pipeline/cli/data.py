@@ -119,6 +119,10 @@ def select(
     existing: Annotated[
         Path | None, typer.Option(help="Records the model is trained on already.")
     ] = None,
+    balance: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to compare pool and subset by, beside task; repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
     column: ColumnOption = None,
     skip_bad: SkipBadOption = False,
@@ -147,11 +151,12 @@ def select(
         skip_bad=skip_bad,
         out=out or _default_out(file),
         why=why,
+        balance=tuple(balance or ()),
     )
     refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
     options = model_options(model, revision, template, window, dtype, device, threads)
     report = select_file(Home.at(home), request, options, progress())
-    for note in report.notes:
+    for note in (*report.notes, *report.said):
         print(note, file=sys.stderr)
     if as_json:
         print_json(report.as_json())

@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from delift_pipeline.selection.trust import Trust
 from delift_pipeline.utility.columns import Columns
+
+if TYPE_CHECKING:
+    from delift_pipeline.selection.diagnostics import Diagnostics
+
+SUBSET_REASONS: dict[str, Any] = {
+    "trust": pl.Float64,
+    "self_share": pl.Float64,
+    "near_duplicates": pl.UInt32,
+    "replayed": pl.Boolean,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Selection:
         self_shares: For each selected record the share of its gain that is its own row; None where
             it covers no row of its own. Empty where nothing was maximised.
         replayed: Selected records that are no part of the pool (continual only).
+        duplicates: record_id -> number of its group of near duplicates.
+        diagnostics: The selection beside its pool and beside random ones.
     """
 
     selector: str
@@ -61,6 +73,8 @@ class Selection:
     trust: Trust | None = field(default=None, repr=False)
     self_shares: tuple[float | None, ...] = field(default=(), repr=False)
     replayed: pl.DataFrame | None = field(default=None, repr=False)
+    duplicates: dict[str, int] = field(default_factory=dict, repr=False)
+    diagnostics: "Diagnostics | None" = None
 
 
 def reasons_of(
@@ -140,9 +154,11 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
         pool: The records selected from, in file order.
 
     Returns:
-        The subset in rank order (record_id, source_id, rank from 0, gain, covers) and the dropped
-        in file order (record_id, source_id, covered_by, coverage); gain is null where nothing was
-        maximised, covered_by and coverage where no selected record covers it.
+        The subset in rank order (record_id, source_id, rank from 0, gain, covers, then the columns
+        of `SUBSET_REASONS`) and the dropped in file order (record_id, source_id, covered_by,
+        coverage, trust, near_duplicates). Gain is null where nothing was maximised and for
+        replayed records, covered_by and coverage where no selected record covers it, trust where
+        no near pairs were scored, near_duplicates (the number of a group) where there are none.
     """
     sources = _sources(pool)
     replayed = {} if selection.replayed is None else _sources(selection.replayed)
@@ -157,6 +173,7 @@ def _sources(frame: pl.DataFrame) -> dict[str, str | None]:
 def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
     ranking, reasons = selection.ranking, selection.reasons
     nothing = [()] * len(ranking)
+    replayed = set() if selection.replayed is None else set(selection.replayed["record_id"])
     return pl.DataFrame(
         {
             "record_id": ranking,
@@ -164,6 +181,10 @@ def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.Da
             "rank": range(len(ranking)),
             "gain": _gains(selection),
             "covers": [list(targets) for targets in reasons.covers or nothing],
+            "trust": _trusts(selection, ranking),
+            "self_share": selection.self_shares or [None] * len(ranking),
+            "near_duplicates": [selection.duplicates.get(record) for record in ranking],
+            "replayed": [record in replayed for record in ranking],
         },
         schema={
             "record_id": pl.String,
@@ -171,6 +192,7 @@ def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.Da
             "rank": pl.UInt32,
             "gain": pl.Float64,
             "covers": pl.List(pl.String),
+            **SUBSET_REASONS,
         },
     )
 
@@ -182,6 +204,11 @@ def _gains(selection: Selection) -> list[float | None]:
     return [None if np.isnan(gain) else float(gain) for gain in selection.gains]
 
 
+def _trusts(selection: Selection, records: Sequence[str]) -> list[float | None]:
+    known = {} if selection.trust is None else selection.trust.by_id
+    return [known.get(record) for record in records]
+
+
 def _dropped_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
     selected, reasons = set(selection.ranking), selection.reasons
     dropped = [record for record in sources if record not in selected]
@@ -191,11 +218,15 @@ def _dropped_frame(selection: Selection, sources: dict[str, str | None]) -> pl.D
             "source_id": [sources[record] for record in dropped],
             "covered_by": [reasons.covered_by.get(record) for record in dropped],
             "coverage": [reasons.coverage.get(record) for record in dropped],
+            "trust": _trusts(selection, dropped),
+            "near_duplicates": [selection.duplicates.get(record) for record in dropped],
         },
         schema={
             "record_id": pl.String,
             "source_id": pl.String,
             "covered_by": pl.String,
             "coverage": pl.Float64,
+            "trust": pl.Float64,
+            "near_duplicates": pl.UInt32,
         },
     )

@@ -7,8 +7,10 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
+from delift_pipeline.selection.balance import balance
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.reasons_trust import suspects_frame
 from delift_pipeline.selection.registry import options_of, selector_named
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.selector import SelectionInputs
@@ -17,6 +19,7 @@ from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.manifest import Manifest
 
 SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
+SUSPECTS, BALANCE = "suspects.parquet", "balance.parquet"
 
 
 def select(
@@ -91,7 +94,10 @@ def write_subset(
     code_version: str = "1",
     run_id: str | None = None,
 ) -> Manifest:
-    """Write `subset.parquet`, `dropped.parquet` and the manifest, whole.
+    """Write the chosen, the dropped and the suspected records, the balance and the manifest, whole.
+
+    The files are `subset.parquet`, `dropped.parquet`, `suspects.parquet` (where near pairs were
+    scored) and `balance.parquet`.
 
     The content hash covers the records and their order, which is all that training reads: a gain
     that moves in its last digit trains nothing again.
@@ -119,6 +125,7 @@ def write_subset(
             "value_random": selection.value_random,
             "blocks": selection.blocks,
             "notes": list(selection.notes),
+            "diagnostics": selection.diagnostics.as_json() if selection.diagnostics else {},
             **selection.details,
         },
         request=request,
@@ -128,5 +135,9 @@ def write_subset(
     with replacing_folder(folder) as temporary:
         write_parquet(temporary / SUBSET, subset)
         write_parquet(temporary / DROPPED, dropped)
+        write_parquet(temporary / BALANCE, balance(pool, selection.ranking))
+        if selection.trust is not None:
+            suspects = suspects_frame(selection.trust, set(selection.ranking), pool)
+            write_parquet(temporary / SUSPECTS, suspects)
         manifest.write(temporary)
     return manifest

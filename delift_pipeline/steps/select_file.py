@@ -17,8 +17,11 @@ from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.plan import build_plan
+from delift_pipeline.scoring.plan import build_plan, neighbour_block
+from delift_pipeline.selection.balance import balance, vanished
+from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.options import STAGES, Stage
+from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.registry import needs_of, options_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.run import select
@@ -52,6 +55,7 @@ class Request:
         skip_bad: Leave faulty rows out.
         out: Where the chosen records go.
         why: Where the reasons go, or None.
+        balance: Columns of the file to compare pool and subset by, beside task and source.
     """
 
     file: Path
@@ -66,6 +70,7 @@ class Request:
     skip_bad: bool
     out: Path
     why: Path | None
+    balance: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,13 @@ class Report:
     out: str
     why: str | None
     notes: tuple[str, ...] = field(default=())
+    diagnostics: dict[str, float | None] = field(default_factory=dict)
+    balance: list[dict[str, Any]] = field(default_factory=list)
+    said: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """The report as one JSON document."""
-        return asdict(self)
+        """The report as one JSON document; what is said of it follows from its numbers."""
+        return {name: value for name, value in asdict(self).items() if name != "said"}
 
     def text(self) -> str:
         """The report for people."""
@@ -146,6 +154,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     """
     started = time.monotonic()
     sets = _read(request)
+    _columns(request, sets)
     options = options_of(request.selector, request.options)
     needs = needs_of(request.selector, sets.stage, options)
     fingerprint = fingerprint_of(model).digest
@@ -157,8 +166,11 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
                 home, Home(Path(scratch)), sets, needs, model, embedder, progress
             )
         selection = select(inputs, request.selector, request.budget, request.seed, request.options)
+        selection = diagnosed(inputs, selection, request.seed)
+    table = balance(sets.pool, selection.ranking, _columns(request, sets))
     _write(request, sets, selection)
-    return _report(request, sets, selection, scored, fingerprint, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return _report(request, sets, selection, table, scored, fingerprint, seconds)
 
 
 def _read(request: Request) -> Sets:
@@ -234,7 +246,7 @@ def _scored(
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
     whole = sets.whole if needs.existing_records else sets.pool
     near: Neighbours | None = None
-    if needs.self_pairs == "neighbours":
+    if needs.self_pairs != "none":
         near = nearest(embed(prompt_texts(whole), embedder), NEIGHBOURS)
     plan = build_plan(
         whole,
@@ -245,11 +257,20 @@ def _scored(
         existing_pairs=needs.existing_pairs,
         neighbours=near,
     )
+    beside = neighbour_block(tuple(whole["record_id"]), near) if near else None
     frames = [frame for frame in (sets.pool, sets.target, sets.existing) if frame is not None]
     everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
     scored = score_plan(home, model, everything, plan, progress)
     fingerprint = fingerprint_of(model).digest
-    build_kernel(scratch, SCRATCH, fingerprint, scored.store, plan, unscorable=scored.unscorable)
+    build_kernel(
+        scratch,
+        SCRATCH,
+        fingerprint,
+        scored.store,
+        plan,
+        unscorable=scored.unscorable,
+        neighbours=beside,
+    )
 
     def block(name: str, form: Any) -> Block:
         return load_block(scratch, SCRATCH, fingerprint, name, form)
@@ -272,7 +293,7 @@ def _write(request: Request, sets: Sets, selection: Selection) -> None:
     file = sets.file if selection.replayed is None else _with_existing(sets)
     write_chosen(request.out, file, selection.ranking)
     if request.why is not None:
-        write_text(request.why, _reasons(selection, sets.pool))
+        write_text(request.why, _reasons(selection, sets))
 
 
 def _with_existing(sets: Sets) -> RecordsFile:
@@ -291,17 +312,58 @@ def _with_existing(sets: Sets) -> RecordsFile:
     )
 
 
-def _reasons(selection: Selection, pool: pl.DataFrame) -> str:
-    """One JSON line a record: the chosen in rank order, then the dropped in file order."""
-    subset, dropped = subset_frames(selection, pool)
+def _reasons(selection: Selection, sets: Sets) -> str:
+    """One JSON line a record: the chosen in rank order, then the dropped in file order.
+
+    `suspected` holds the near prompts that speak most against a record with little trust, and is
+    null where nothing is suspected; in `near_duplicates` stand the other records of its group.
+    """
+    subset, dropped = subset_frames(selection, sets.pool)
     rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
+    groups: dict[int, list[str]] = {}
+    for record, group in selection.duplicates.items():
+        groups.setdefault(group, []).append(record)
+    texts = {row["record_id"]: row for row in sets.whole.iter_rows(named=True)}
+    for row in rows:
+        others = groups.get(row["near_duplicates"], ())
+        row["near_duplicates"] = [record for record in others if record != row["record_id"]]
+        row["suspected"] = _suspected(selection, row["record_id"], texts)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _suspected(
+    selection: Selection, record: str, texts: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]] | None:
+    evidence = evidence_of(selection.trust, record) if selection.trust else None
+    if evidence is None or not evidence.suspected:
+        return None
+    return [
+        {**asdict(neighbour), "text": text_of(texts, neighbour.record_id)}
+        for neighbour in evidence.neighbours
+    ]
+
+
+def _columns(request: Request, sets: Sets) -> dict[str, list[object]]:
+    """The named columns of the file, one value for each record of the pool.
+
+    Raises:
+        Refused: no row of the file has such a column.
+    """
+    known = {column for row in sets.file.rows for column in row}
+    if missing := [name for name in request.balance if name not in known]:
+        raise Refused(
+            *(Fault("no row of the file has this column", field=f"--balance {m}") for m in missing)
+        )
+    place = {record: at for at, record in enumerate(sets.file.frame["record_id"])}
+    rows = [sets.file.rows[place[record]] for record in sets.pool["record_id"]]
+    return {name: [row.get(name) for row in rows] for name in request.balance}
 
 
 def _report(
     request: Request,
     sets: Sets,
     selection: Selection,
+    table: pl.DataFrame,
     scored: Scored | None,
     fingerprint: str,
     seconds: float,
@@ -328,4 +390,7 @@ def _report(
         out=str(request.out),
         why=str(request.why) if request.why else None,
         notes=tuple(notes),
+        diagnostics=selection.diagnostics.as_json() if selection.diagnostics else {},
+        balance=table.to_dicts(),
+        said=(*(selection.diagnostics.lines() if selection.diagnostics else ()), *vanished(table)),
     )

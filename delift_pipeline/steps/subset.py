@@ -12,17 +12,27 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
 from delift_pipeline.selection.plots import gain_curve_png
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.run import select, selection_request, subset_parents, write_subset
+from delift_pipeline.selection.run import (
+    BALANCE,
+    SUSPECTS,
+    select,
+    selection_request,
+    subset_parents,
+    write_subset,
+)
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.cost import cost_sentence
-from delift_pipeline.steps.outcome import Check, Outcome, preview
+from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, preview
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.utility.block import Block
+from delift_pipeline.utility.forms import UtilityForm
 from delift_pipeline.utility.kernel import block_hashes, load_block
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 NOT_APPLICABLE = {
     "task_specific": "it has no target set (ingest it with --target FILE)",
     "continual": "it has no parent version (ingest it with --parent V)",
@@ -71,7 +81,7 @@ def make_subset(
     manifest = up_to_date(folder, choice.request, choice.parents, CODE_VERSION)
     reused, plots = manifest is not None, {}
     if manifest is None:
-        manifest, plots = _select(home, choice, run_id)
+        manifest, plots = _select(home, choice, model, run_id)
     return _outcome(home, choice, manifest, reused, plots)
 
 
@@ -127,19 +137,28 @@ def _kernel(
     return fingerprint, {name: known[name] for name in needs.blocks}
 
 
-def _select(home: Home, choice: Choice, run_id: str | None) -> tuple[Manifest, dict[str, bytes]]:
+def _select(
+    home: Home, choice: Choice, model: ModelOptions, run_id: str | None
+) -> tuple[Manifest, dict[str, bytes]]:
     version, arm = choice.dataset.version, choice.arm
+
+    def block(name: str, form: UtilityForm) -> Block:
+        # A selector without scores has none in its lineage, but its picks are diagnosed by them.
+        fingerprint = choice.fingerprint or fingerprint_of(model).digest
+        return load_block(home, version, fingerprint, name, form)
+
     existing = choice.existing
     inputs = SelectionInputs(
         stage=arm.stage,
         pool=choice.pool,
-        block=lambda name, form: load_block(home, version, choice.fingerprint or "", name, form),
+        block=block,
         existing=() if existing is None else tuple(existing["record_id"]),
         existing_records=existing,
         target=choice.dataset.target,
         whole=choice.dataset.pool,
     )
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options)
+    selection = diagnosed(inputs, selection, arm.seed)
     manifest = write_subset(
         home.subset(version, arm.name),
         selection,
@@ -167,16 +186,38 @@ def _outcome(
             facts[name] = manifest.details[name]
     if manifest.details["notes"]:
         facts["notes"] = " ".join(manifest.details["notes"])
-    columns = ("rank", "gain", "covers", "instruction", "input", "output", "task")
+    diagnostics = Diagnostics.from_json(manifest.details["diagnostics"])
+    facts |= {k: v for k, v in diagnostics.as_json().items() if v is not None}
+    columns = ("rank", "gain", "covers", "trust", "instruction", "input", "output", "task")
     return Outcome(
         manifest=manifest,
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
         facts=facts,
         plots=plots,
-        tables={"first picks": preview(shown.sort("rank"), columns)},
-        checks=_checks(choice, manifest, subset),
+        tables={"first picks": preview(shown.sort("rank"), columns), **_tables(home, choice)},
+        checks={**_checks(choice, manifest, subset), "trust": _trust_check(diagnostics)},
     )
+
+
+def _tables(home: Home, choice: Choice) -> dict[str, pl.DataFrame]:
+    """The balance, and the suspected wrong records where near pairs were scored."""
+    folder = home.subset(choice.dataset.version, choice.arm.name)
+    tables = {"balance": pl.read_parquet(folder / BALANCE).head(PREVIEW_ROWS)}
+    if (folder / SUSPECTS).exists():
+        suspects = pl.read_parquet(folder / SUSPECTS)
+        named = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
+        columns = ("record_id", "trust", "selected", "instruction", "input", "output")
+        tables["suspected wrong records"] = preview(named, columns)
+    return tables
+
+
+def _trust_check(diagnostics: Diagnostics) -> Check:
+    """Whether the picks are trusted at least as much as the pool; it warns and stops nothing."""
+    gap = diagnostics.trust_difference
+    if gap is None:
+        return Check(True, "no near pairs are scored, so trust is not known")
+    return Check(gap >= 0, diagnostics.lines()[0], {"trust_difference": gap})
 
 
 def _records(choice: Choice) -> pl.DataFrame:

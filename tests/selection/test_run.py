@@ -100,12 +100,14 @@ def test_a_budget_above_the_pool_is_refused() -> None:
 def test_subset_and_dropped_tables(tmp_path: Path) -> None:
     write(tmp_path / "s")
     subset, dropped = (pl.read_parquet(tmp_path / "s" / name) for name in (SUBSET, DROPPED))
-    assert subset.columns == ["record_id", "source_id", "rank", "gain", "covers"]
+    assert subset.columns[:5] == ["record_id", "source_id", "rank", "gain", "covers"]
+    assert subset.columns[5:] == ["trust", "self_share", "near_duplicates", "replayed"]
     # Column 3 helps three records by 0.7 in all; column 0 two by 0.6, of which 0.2 are new.
     assert subset.select("source_id", "rank").rows() == [("d", 0), ("first", 1)]
     assert subset["gain"].to_list() == pytest.approx([0.7, 0.2])
     assert subset["covers"].to_list() == [[IDS[0], IDS[2]], [IDS[1]]]
-    assert dropped.columns == ["record_id", "source_id", "covered_by", "coverage"]
+    assert dropped.columns[:4] == ["record_id", "source_id", "covered_by", "coverage"]
+    assert dropped.columns[4:] == ["trust", "near_duplicates"]
     assert dropped.select("source_id", "covered_by").rows() == [
         ("b", IDS[0]),
         ("c", IDS[3]),
