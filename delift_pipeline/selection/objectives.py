@@ -1,14 +1,7 @@
 """Monotone submodular objectives over utility kernels.
 
-All of them are coverage of rows: each row i has a value c_i that starts at a floor and rises to the
-best similarity among the chosen columns, at most to a cap; a column may bring a bonus of its own.
-
-    f(A) = sum_i w_i (clamp(max_{j in A} s_ij, floor_i, cap_i) - floor_i) + sum_{j in A} bonus_j
-
-With s, w, bonus >= 0 and floor <= cap this is normalised (f of nothing is 0), monotone and
-submodular, so greedy maximisation reaches 1 - 1/e of the best subset of any size (Nemhauser, Wolsey
-and Fisher 1978). Kernels may be dense (any memory order, memory maps), sparse or any `Columns`, and
-rectangular. They must hold finite values of at least 0: a negative or missing value is refused.
+All of them are coverage of rows by columns; see `coverage.Coverage` for the general form, what is
+assumed of kernels, and what is guaranteed. Weighted sums of them are in `combined`.
 """
 
 from collections.abc import Iterable
@@ -17,13 +10,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.utility.columns import (
-    Columns,
-    as_columns,
-    column_maxima,
-    each_column,
-    row_maxima,
-)
+from delift_pipeline.selection.coverage import Coverage, checked_kernel
+from delift_pipeline.utility.columns import column_maxima, row_maxima, row_sums
+
+__all__ = [
+    "FL1MI",
+    "FL2MI",
+    "FLCG",
+    "FLMI",
+    "Coverage",
+    "FacilityLocation",
+    "FoldCoverage",
+    "Objective",
+    "SaturatedCoverage",
+    "checked_kernel",
+    "evaluate",
+    "objective_of_random",
+]
 
 
 class Objective(Protocol):
@@ -57,87 +60,6 @@ class Objective(Protocol):
     def reset(self) -> None:
         """Choose nothing."""
         ...
-
-
-class Coverage:
-    """The general form above.
-
-    Args:
-        kernel: Similarities s [rows, n], finite and at least 0.
-        floor: float [rows], at least 0; None is 0.
-        cap: float [rows], at least the floor; None is no cap.
-        weights: float [rows], at least 0; None is 1.
-        bonus: float [n], at least 0; None is 0.
-
-    Raises:
-        Refused: a value is missing, infinite or negative, or a shape does not fit.
-    """
-
-    name = "coverage"
-
-    def __init__(
-        self,
-        kernel: Any,
-        *,
-        floor: np.ndarray | None = None,
-        cap: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
-        bonus: np.ndarray | None = None,
-    ) -> None:
-        self.kernel = checked_kernel(kernel)
-        rows, self.n = self.kernel.shape
-        self._floor = _vector(floor, rows, "floor", 0.0)
-        self._cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self._floor)
-        self._weights = None if weights is None else _vector(weights, rows, "weights")
-        self.bonus = _vector(bonus, self.n, "bonus", 0.0)
-        self.reset()
-
-    @property
-    def weighted(self) -> bool:
-        """Whether targets have weights."""
-        return self._weights is not None
-
-    def reset(self) -> None:
-        """Choose nothing."""
-        self._covered = self._floor.copy()
-        self._bonuses = 0.0
-
-    def gain(self, j: int) -> float:
-        """How much adding column j would raise the value."""
-        rows, values = self.kernel.column(j)
-        covered, cap, weights = self._covered, self._cap, self._weights
-        if rows is not None:
-            covered = covered[rows]
-            cap = None if cap is None else cap[rows]
-            weights = None if weights is None else weights[rows]
-        lift = (values if cap is None else np.minimum(values, cap)) - covered
-        np.maximum(lift, 0, out=lift)
-        if weights is not None:
-            lift *= weights
-        # NumPy sums in an order fixed by the length alone and subtraction rounds monotonically, so
-        # that a gain computed again later is never greater, to the last bit.
-        return float(lift.sum()) + float(self.bonus[j])
-
-    def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """`gain` of several columns, float64."""
-        return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
-
-    def add(self, j: int) -> None:
-        """Take column j into the chosen set."""
-        rows, values = self.kernel.column(j)
-        where = slice(None) if rows is None else rows
-        if self._cap is not None:
-            values = np.minimum(values, self._cap[where])
-        self._covered[where] = np.maximum(self._covered[where], values)
-        self._bonuses += float(self.bonus[j])
-
-    @property
-    def value(self) -> float:
-        """The value of the chosen set."""
-        lift = self._covered - self._floor
-        return float((lift if self._weights is None else lift * self._weights).sum()) + (
-            self._bonuses
-        )
 
 
 class FacilityLocation(Coverage):
@@ -242,33 +164,45 @@ class FLCG(Coverage):
         super().__init__(kernel, floor=self.nu * row_maxima(self.existing), weights=weights)
 
 
-def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
-    """The kernel, ready to be read, every value of it finite and at least 0.
+class FoldCoverage(Coverage):
+    """rFL(A) = sum_i (sum of the r greatest s_ij with j in A): r demonstrations for every target.
 
-    Raises:
-        Refused: it is not, with the first column at fault.
+    With r = 1 it is facility location. The sum of the r greatest of a set is the weighted rank of a
+    uniform matroid, which is monotone and submodular (Edmonds 1970; r-fold or fault-tolerant
+    facility location: Jain and Vazirani 2000). Assumes s >= 0.
+
+    Args:
+        kernel: s [targets, n].
+        fold: r, at least 1.
+        weights: Optional weight of each target.
     """
-    columns = as_columns(kernel)
-    for j, (_, values) in enumerate(each_column(columns)):
-        # NaN makes both comparisons false, and infinity the second one.
-        if len(values) and not (values.min() >= 0 and values.max() < np.inf):
-            fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
-            raise Refused(
-                f"the {called} has {fault} value in column {j}: objectives need finite values "
-                "of at least 0 (clip or scale the utilities)"
-            )
-    return columns
+
+    name = "rfl"
+
+    def __init__(self, kernel: Any, fold: int = 2, weights: np.ndarray | None = None) -> None:
+        super().__init__(kernel, weights=weights, fold=fold)
+        self.fold = fold
 
 
-def _vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
-    if values is None and default is not None:
-        return np.full(length, default)
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.shape != (length,):
-        raise Refused(f"{called} has shape {vector.shape}, and the kernel asks for ({length},)")
-    if not (np.isfinite(vector).all() and (vector >= 0).all()):
-        raise Refused(f"{called} holds a missing, infinite or negative value")
-    return vector
+class SaturatedCoverage(Coverage):
+    """SC(A) = sum_i min(sum_{j in A} s_ij, alpha sum_{j in D} s_ij).
+
+    A target is satisfied once it has a share alpha of all the help there is. A concave function of
+    a modular one is submodular. Assumes s >= 0 and alpha >= 0. Source: Lin and Bilmes 2011, "A
+    Class of Submodular Functions for Document Summarization".
+
+    Args:
+        kernel: s [targets, n].
+        alpha: The share of its column sum at which a target is satisfied.
+        weights: Optional weight of each target.
+    """
+
+    name = "saturated"
+
+    def __init__(self, kernel: Any, alpha: float = 0.1, weights: np.ndarray | None = None) -> None:
+        columns, self.alpha = checked_kernel(kernel), _factor(alpha, "alpha")
+        cap = self.alpha * row_sums(columns)
+        super().__init__(columns, cap=cap, weights=weights, saturating=True)
 
 
 def _factor(value: float, called: str) -> float:
@@ -280,8 +214,11 @@ def _factor(value: float, called: str) -> float:
 def evaluate(objective: Objective, subset: Iterable[int]) -> float:
     """The value of a subset; the objective's own chosen set is emptied."""
     objective.reset()
-    for j in subset:
-        objective.add(int(j))
+    if isinstance(objective, Coverage):
+        objective.add_all(np.fromiter(subset, dtype=np.int64))
+    else:
+        for j in subset:
+            objective.add(int(j))
     value = objective.value
     objective.reset()
     return value

@@ -1,17 +1,26 @@
-"""Greedy maximisation of any objective.
+"""Greedy maximisation of any objective, under any constraints.
 
 All optimizers break ties by gain, then by `tie_order` (the order of record_ids), pick no column
-twice, and give a ranking whose prefixes are the answers for smaller budgets.
+twice, and give a ranking whose prefixes are the answers for smaller budgets; quotas counted in
+shares, least counts and costs bind a ranking to its budget.
+
+Under a cost budget the ranking by gain and the one by gain a unit of cost are both made and the
+better is kept: 1/2 (1 - 1/e) of the best subset of that cost (Leskovec et al. 2007), while either
+alone can be arbitrarily bad. The gains of the second kind do not fall, its gains a unit of cost do.
 """
 
 import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from delift_pipeline.errors import Refused
+from delift_pipeline.selection import fused
+from delift_pipeline.selection.constraints import Constraints, Tracker
+from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.objectives import Objective
 
 
@@ -22,13 +31,30 @@ class Ranking:
     Attributes:
         picks: int64 [k], column numbers.
         gains: float64 [k], what each pick added.
+        computed: How many gains were computed on the way.
     """
 
     picks: np.ndarray = field(repr=False)
     gains: np.ndarray = field(repr=False)
+    computed: int = 0
 
 
-Optimizer = Callable[[Objective, int, np.ndarray], Ranking]
+class Optimizer(Protocol):
+    """Ranks columns: optimizer(objective, budget, tie_order, constraints)."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        budget: int,
+        tie_order: np.ndarray,
+        constraints: Constraints | None = None,
+    ) -> Ranking:
+        """The ranking; the objective is left with its picks chosen."""
+        ...
+
+
+# One greedy run over candidates in tie order, at most `budget` picks, counted by the tracker.
+Phase = Callable[[Objective, np.ndarray, int, Tracker], Ranking]
 
 
 def order_of(ids: Sequence[str]) -> np.ndarray:
@@ -38,50 +64,35 @@ def order_of(ids: Sequence[str]) -> np.ndarray:
     return order
 
 
-def naive_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ranking:
+def naive_greedy(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None = None,
+) -> Ranking:
     """Look at every candidate in every step: n gains a pick; the oracle for the others."""
-    _start(objective, budget, tie_order)
-    left = np.argsort(tie_order, kind="stable")
-    picks, gains = [], []
-    for _ in range(budget):
-        now = objective.gains(left)
-        # argmax takes the first of equals, and `left` stands in tie order.
-        best = int(np.argmax(now))
-        picks.append(int(left[best]))
-        gains.append(float(now[best]))
-        objective.add(picks[-1])
-        left = np.delete(left, best)
-    return _ranking(picks, gains)
+    return ranked(objective, budget, tie_order, constraints, lambda: _sampling(None))
 
 
-def lazy_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ranking:
+def lazy_greedy(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None = None,
+) -> Ranking:
     """The same ranking as `naive_greedy` with few gains computed (Minoux 1978).
 
     A gain never grows, so a candidate whose former gain is below the best fresh one need not be
     looked at again.
     """
-    _start(objective, budget, tie_order)
-    first = objective.gains(np.arange(objective.n))
-    heap = [(-float(first[j]), int(tie_order[j]), j, 0) for j in range(objective.n)]
-    heapq.heapify(heap)
-    picks: list[int] = []
-    gains: list[float] = []
-    while len(picks) < budget:
-        negative, place, j, seen = heap[0]
-        if seen < len(picks):
-            heapq.heapreplace(heap, (-objective.gain(j), place, j, len(picks)))
-            continue
-        heapq.heappop(heap)
-        picks.append(j)
-        gains.append(-negative)
-        objective.add(j)
-    return _ranking(picks, gains)
+    return ranked(objective, budget, tie_order, constraints, lambda: _lazy_phase)
 
 
 def stochastic_greedy(
     objective: Objective,
     budget: int,
     tie_order: np.ndarray,
+    constraints: Constraints | None = None,
     *,
     seed: int = 0,
     sample: float = 0.1,
@@ -93,29 +104,233 @@ def stochastic_greedy(
     of the best in expectation. Gains may rise from one pick to the next, since a better candidate
     may be met later.
     """
-    _start(objective, budget, tie_order)
-    random = np.random.default_rng(seed)
     size = max(1, math.ceil(sample * objective.n))
-    left = np.argsort(tie_order, kind="stable")
-    picks, gains = [], []
-    for _ in range(budget):
-        drawn = np.sort(random.choice(len(left), size=min(size, len(left)), replace=False))
-        now = objective.gains(left[drawn])
-        best = int(np.argmax(now))
-        picks.append(int(left[drawn[best]]))
-        gains.append(float(now[best]))
-        objective.add(picks[-1])
-        left = np.delete(left, drawn[best])
-    return _ranking(picks, gains)
+    return ranked(
+        objective,
+        budget,
+        tie_order,
+        constraints,
+        lambda: _sampling(_Sampler(np.random.default_rng(seed), size)),
+    )
 
 
-def _start(objective: Objective, budget: int, tie_order: np.ndarray) -> None:
+def lazier_than_lazy_greedy(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None = None,
+    *,
+    seed: int = 0,
+    sample: float = 0.1,
+) -> Ranking:
+    """The ranking of `stochastic_greedy` with fewer gains computed (Mirzasoleiman et al. 2015).
+
+    Within each sample, candidates are looked at from the greatest former gain down until none left
+    could be better than the best one seen.
+    """
+    size = max(1, math.ceil(sample * objective.n))
+    return ranked(
+        objective,
+        budget,
+        tie_order,
+        constraints,
+        lambda: _sampling(_Sampler(np.random.default_rng(seed), size), lazily=True),
+    )
+
+
+def ranked(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None,
+    phase: Callable[[], Phase],
+) -> Ranking:
+    """Rank under constraints with one kind of greedy run; the better of two under a cost budget.
+
+    Args:
+        objective: Left with the picks chosen.
+        budget: Picks at most, pinned ones included.
+        tie_order: int [n], what ties are broken by.
+        constraints: What is kept to.
+        phase: Makes the greedy run, anew for each ranking.
+
+    Raises:
+        Refused: the budget or the constraints are not possible.
+    """
     if budget < 0 or budget > objective.n:
         raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
     if len(tie_order) != objective.n:
         raise Refused(f"{len(tie_order):,} ids were given for {objective.n:,} candidates")
+    constraints = constraints or Constraints()
+    plain = _kept_to(objective, budget, tie_order, constraints, phase(), scaled=False)
+    if constraints.costs is None:
+        return plain
+    value = objective.value
+    scaled = _kept_to(objective, budget, tie_order, constraints, phase(), scaled=True)
+    if objective.value >= value:
+        return scaled
     objective.reset()
+    for j in plain.picks:
+        objective.add(int(j))
+    return plain
 
 
-def _ranking(picks: list[int], gains: list[float]) -> Ranking:
-    return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
+def _kept_to(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints,
+    phase: Phase,
+    scaled: bool,
+) -> Ranking:
+    """One ranking: pinned records first, then the rest."""
+    tracker = Tracker(constraints, objective.n, budget, scaled)
+    objective.reset()
+    order, free = np.argsort(tie_order, kind="stable"), np.ones(objective.n, bool)
+    free[list(constraints.pinned) + list(constraints.banned)] = False
+    pins = Ranking(np.zeros(0, np.int64), np.zeros(0))
+    if constraints.pinned:
+        chosen = order[np.isin(order, constraints.pinned)]
+        pins = phase(
+            objective, chosen, len(chosen), Tracker(Constraints(), objective.n, len(chosen))
+        )
+        for j in pins.picks:
+            tracker.spend(int(j))
+    rest = phase(objective, order[free[order]], budget - len(pins.picks), tracker)
+    tracker.check_done(len(pins.picks) + len(rest.picks))
+    return Ranking(
+        np.concatenate([pins.picks, rest.picks]),
+        np.concatenate([pins.gains, rest.gains]),
+        pins.computed + rest.computed,
+    )
+
+
+def _lazy_phase(
+    objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
+) -> Ranking:
+    if isinstance(objective, Coverage) and objective.engine is not None:
+        return _fused_phase(objective, candidates, budget, tracker)
+    first = objective.gains(candidates) / tracker.scale[candidates]
+    heap = [(-float(key), place, 0) for place, key in enumerate(first)]
+    heapq.heapify(heap)
+    picks, gains, computed = [], [], len(candidates)
+    while heap and len(picks) < budget:
+        _, place, seen = heap[0]
+        j = int(candidates[place])
+        if not tracker.admissible(np.array([j]))[0]:
+            heapq.heappop(heap)
+        elif seen < len(picks):
+            computed += 1
+            key = objective.gain(j) / tracker.scale[j]
+            heapq.heapreplace(heap, (-key, place, len(picks)))
+        elif not _take(objective, j, picks, gains, tracker):
+            break
+        else:
+            heapq.heappop(heap)
+    return _ranking(picks, gains, computed)
+
+
+def _fused_phase(
+    objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
+) -> Ranking:
+    from delift_pipeline.selection.kernels_numba import Limits
+
+    limits = Limits(
+        costs=tracker.costs,
+        scale=tracker.scale,
+        left=tracker.left,
+        groups=tracker.groups,
+        low=tracker.low,
+        high=tracker.high,
+        counts=tracker.counts,
+        wanted=tracker.wanted,
+        stop=tracker.constraints.stop,
+    )
+    done = objective.lazily(fused.Plan(candidates, budget, limits))
+    tracker.slots -= len(done.picks)
+    return Ranking(done.picks, done.gains, done.computed)
+
+
+class _Sampler:
+    """Draws candidates of one step; in tie order, so that the first of equals is taken."""
+
+    def __init__(self, random: np.random.Generator, size: int) -> None:
+        self._random, self._size = random, size
+
+    def __call__(self, count: int) -> np.ndarray:
+        size = min(self._size, count)
+        return np.sort(self._random.choice(count, size=size, replace=False))
+
+
+def _sampling(sampler: _Sampler | None, lazily: bool = False) -> Phase:
+    """A phase that looks at a sample of the candidates in each step, or at all of them."""
+
+    def phase(
+        objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
+    ) -> Ranking:
+        bounds = np.full(objective.n, np.inf)
+        left, picks, gains, computed = candidates, [], [], 0
+        while len(picks) < budget:
+            left = left[tracker.admissible(left)]
+            if not len(left):
+                break
+            drawn = np.arange(len(left)) if sampler is None else sampler(len(left))
+            best, looked = _best_of(objective, left[drawn], tracker.scale, bounds, lazily)
+            computed += looked
+            if not _take(objective, int(left[drawn[best]]), picks, gains, tracker):
+                break
+            left = np.delete(left, drawn[best])
+        return _ranking(picks, gains, computed)
+
+    return phase
+
+
+def _best_of(
+    objective: Objective, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, lazily: bool
+) -> tuple[int, int]:
+    """Place of the best of a sample, the first of equals, and how many gains were computed."""
+    keys = bounds[sample]
+    order = np.argsort(-keys, kind="stable")
+    chunk, done = 16 if lazily else len(sample), 0
+    fresh = np.full(len(sample), -np.inf)
+    while done < len(sample) and (done == 0 or keys[order[done]] >= fresh.max()):
+        part = order[done : done + chunk]
+        fresh[part] = objective.gains(sample[part]) / scale[sample[part]]
+        done, chunk = done + len(part), 2 * chunk
+    looked = order[:done]
+    bounds[sample[looked]] = fresh[looked]
+    return int(np.argmax(fresh)), done
+
+
+def _take(
+    objective: Objective, j: int, picks: list[int], gains: list[float], tracker: Tracker
+) -> bool:
+    """Pick j, unless its gain is under the share of the first at which to stop."""
+    gain = objective.gain(j)
+    if picks and gain < tracker.constraints.stop * gains[0]:
+        return False
+    objective.add(j)
+    tracker.spend(j)
+    picks.append(j)
+    gains.append(gain)
+    return True
+
+
+def _ranking(picks: list[int], gains: list[float], computed: int) -> Ranking:
+    return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64), computed)
+
+
+def knee_of(gains: Any) -> int:
+    """How many picks stand at the knee of the gain curve, at least 1 where there is any.
+
+    The point of the curve of summed gains that lies farthest above the straight line from its start
+    to its end (Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
+
+    Args:
+        gains: float [k].
+    """
+    summed = np.cumsum(np.asarray(gains, dtype=np.float64))
+    if len(summed) < 3 or summed[-1] <= 0:
+        return min(len(summed), 1) if len(summed) and summed[-1] <= 0 else len(summed)
+    picks = np.arange(1, len(summed) + 1)
+    return int(np.argmax(summed / summed[-1] - picks / len(summed))) + 1

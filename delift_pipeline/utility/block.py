@@ -58,10 +58,10 @@ class RowScaled:
     """A matrix with each row multiplied by a factor, applied as columns are read."""
 
     def __init__(self, source: Columns, factors: np.ndarray) -> None:
-        self._source, self._factors = source, factors.astype(np.float32)
+        self.source, self.factors = source, factors.astype(np.float32)
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
         """Column j, scaled."""
-        rows, values = self._source.column(j)
-        return rows, values * (self._factors if rows is None else self._factors[rows])
+        rows, values = self.source.column(j)
+        return rows, values * (self.factors if rows is None else self.factors[rows])

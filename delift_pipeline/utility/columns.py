@@ -103,27 +103,27 @@ class RestrictedColumns:
     def __init__(
         self, source: Columns, rows: np.ndarray | None = None, columns: np.ndarray | None = None
     ) -> None:
-        self._source = source
+        self.source = source
         n_rows, n_columns = source.shape
-        self._rows = None if _is_everything(rows, n_rows) else rows
-        self._columns = np.arange(n_columns) if columns is None else np.asarray(columns)
+        self.rows = None if _is_everything(rows, n_rows) else rows
+        self.columns = np.arange(n_columns) if columns is None else np.asarray(columns)
         self._place = np.full(n_rows, -1, dtype=np.int64)
         kept = np.arange(n_rows) if rows is None else np.asarray(rows)
         self._place[kept] = np.arange(len(kept))
-        self.shape = (len(kept), len(self._columns))
+        self.shape = (len(kept), len(self.columns))
 
     @property
     def stored(self) -> int:
         """Stored entries: all of a dense source's, at most those of a sparse one."""
-        return min(self._source.stored, self.shape[0] * self.shape[1])
+        return min(self.source.stored, self.shape[0] * self.shape[1])
 
     def column(self, j: int) -> Column:
         """Column j of the restriction."""
-        rows, values = self._source.column(int(self._columns[j]))
-        if self._rows is None:
+        rows, values = self.source.column(int(self.columns[j]))
+        if self.rows is None:
             return rows, values
         if rows is None:
-            return None, values[self._rows]
+            return None, values[self.rows]
         places = self._place[rows]
         order = np.argsort(places, kind="stable")
         order = order[places[order] >= 0]
@@ -190,6 +190,14 @@ def row_maxima(matrix: Columns) -> np.ndarray:
         else:
             best[rows] = np.maximum(best[rows], values)
     return best
+
+
+def row_sums(matrix: Columns) -> np.ndarray:
+    """The sum of each row, float64 [rows]."""
+    sums = np.zeros(matrix.shape[0])
+    for rows, values in each_column(matrix):
+        sums[slice(None) if rows is None else rows] += values
+    return sums
 
 
 def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:

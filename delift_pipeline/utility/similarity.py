@@ -21,7 +21,8 @@ class Affine:
     high: float
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Scaled values; all 0 where the utilities do not differ."""
+        """Scaled values, float32 at least; all 0 where the utilities do not differ."""
+        values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
         if self.high <= self.low:
             return np.zeros_like(values)
         return (values - values.dtype.type(self.low)) / values.dtype.type(self.high - self.low)
@@ -43,30 +44,30 @@ class Similarity:
         affine: Affine | None = None,
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        self._source, self._affine = source, affine
-        self._column_groups = None if groups is None else groups[1]
-        self._members = {} if groups is None else _members(groups[0])
+        self.source, self.affine = source, affine
+        self.column_groups = None if groups is None else groups[1]
+        self.members = {} if groups is None else _members(groups[0])
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
         """Column j of the similarity."""
-        rows, values = self._source.column(j)
-        scaled = values if self._affine is None else self._affine(values)
+        rows, values = self.source.column(j)
+        scaled = values if self.affine is None else self.affine(values)
         scaled = np.maximum(scaled, 0)
         scaled[self.masked(j, rows)] = 0
         return rows, scaled
 
     def masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
         """Positions in column j that are masked, int."""
-        if self._column_groups is None:
+        if self.column_groups is None:
             return np.zeros(0, dtype=np.int64)
-        members = self._members.get(int(self._column_groups[j]), np.zeros(0, dtype=np.int64))
+        members = self.members.get(int(self.column_groups[j]), np.zeros(0, dtype=np.int64))
         return members if rows is None else np.flatnonzero(np.isin(rows, members))
 
     def range(self) -> tuple[float, float]:
         """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
         low, high = np.inf, -np.inf
-        for j, (rows, values) in enumerate(each_column(self._source)):
+        for j, (rows, values) in enumerate(each_column(self.source)):
             masked = self.masked(j, rows)
             kept = np.delete(values, masked) if len(masked) else values
             if len(kept):

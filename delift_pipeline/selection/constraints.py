@@ -1,0 +1,178 @@
+"""What a subset must hold, must not hold, and may cost; every optimizer keeps to it.
+
+Quotas on one grouping are a partition matroid (with least counts, the sets that can still be
+completed: El Halabi et al. 2020), on which greedy reaches 1/2 of the best for a monotone submodular
+objective (Fisher, Nemhauser and Wolsey 1978); on p groupings at once it reaches 1/(p + 1) where
+only greatest counts are set. Records pinned in come first, so that this holds for what is chosen
+beside them.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from delift_pipeline.errors import Fault, Refused
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Quotas on the groups of one partition.
+
+    Attributes:
+        name: What the groups are, such as `task`.
+        groups: Names of the groups.
+        of: int64 [n], the group of each candidate.
+        low: int64 [groups], picks wanted of each at least.
+        high: int64 [groups], picks allowed of each.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    of: np.ndarray = field(repr=False)
+    low: np.ndarray = field(repr=False)
+    high: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Everything that a subset keeps to, in candidate numbers.
+
+    Attributes:
+        pinned: Candidates that are in, ranked before all others.
+        banned: Candidates that are out.
+        groupings: Quotas.
+        costs: float64 [n] above 0, or None where every record costs the same.
+        capacity: What the subset may cost, or None.
+        stop: Share of the first gain under which nothing more is picked; 0 picks on.
+    """
+
+    pinned: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+    groupings: tuple[Grouping, ...] = ()
+    costs: np.ndarray | None = field(default=None, repr=False)
+    capacity: float | None = None
+    stop: float = 0.0
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether fewer picks than the budget are a right answer."""
+        return self.capacity is not None or self.stop > 0
+
+
+class Tracker:
+    """Which candidates may still be picked; one that may not now may not later.
+
+    Args:
+        constraints: What is kept to.
+        n: Number of candidates.
+        budget: Picks to be made, pinned ones included.
+        scaled: Whether candidates are compared by gain a unit of cost.
+
+    Raises:
+        Refused: no set of that size keeps to the constraints.
+    """
+
+    def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
+        self.constraints, self.slots = constraints, budget
+        costs = _costs(constraints, n)
+        self.costs, self.scale = costs, costs if scaled else np.ones(n)
+        self.left = np.array([np.inf if constraints.capacity is None else constraints.capacity])
+        widest = max((len(grouping.groups) for grouping in constraints.groupings), default=0)
+        shape = (len(constraints.groupings), widest)
+        self.groups = np.zeros((shape[0], n), np.int64)
+        self.low, self.high, self.counts = (np.zeros(shape, np.int64) for _ in range(3))
+        for d, grouping in enumerate(constraints.groupings):
+            self.groups[d] = grouping.of
+            self.low[d, : len(grouping.low)] = grouping.low
+            self.high[d, : len(grouping.high)] = grouping.high
+        self.wanted = self.low.sum(axis=1)
+        _check_numbers(constraints, n, budget)
+        for grouping in constraints.groupings:
+            _check_feasible(grouping, constraints, n, budget)
+
+    def admissible(self, candidates: np.ndarray) -> np.ndarray:
+        """Which of the candidates may be picked next, bool."""
+        allowed = self.costs[candidates] <= self.left[0]
+        for d, of in enumerate(self.groups):
+            groups = of[candidates]
+            allowed &= (self.counts[d] < self.high[d])[groups]
+            if self.wanted[d] >= self.slots:
+                allowed &= (self.counts[d] < self.low[d])[groups]
+        return allowed
+
+    def spend(self, j: int) -> None:
+        """Count a pick."""
+        self.slots -= 1
+        self.left[0] -= self.costs[j]
+        for d, of in enumerate(self.groups):
+            group = of[j]
+            self.wanted[d] -= self.counts[d, group] < self.low[d, group]
+            self.counts[d, group] += 1
+
+    def check_done(self, made: int) -> None:
+        """Refuse a ranking that stopped before its budget or short of a quota.
+
+        Raises:
+            Refused: the constraints, each possible, are not possible together.
+        """
+        short = made > 0 and bool((self.wanted > 0).any())
+        if short or (self.slots > 0 and not self.constraints.open_ended):
+            raise Refused(
+                Fault(
+                    f"the constraints cannot be kept together: after {made:,} records no other "
+                    "may be picked; widen a quota or lower the budget",
+                    field="quota",
+                )
+            )
+
+
+def _costs(constraints: Constraints, n: int) -> np.ndarray:
+    if constraints.costs is None:
+        return np.ones(n)
+    costs = np.asarray(constraints.costs, dtype=np.float64)
+    if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
+        raise Refused(f"costs must be {n:,} finite numbers above 0")
+    return costs
+
+
+def _check_numbers(constraints: Constraints, n: int, budget: int) -> None:
+    pinned, banned = set(constraints.pinned), set(constraints.banned)
+    if not all(0 <= j < n for j in pinned | banned):
+        raise Refused(f"a pinned record is none of the {n:,} candidates")
+    if both := pinned & banned:
+        raise Refused(Fault(f"{len(both):,} records are pinned both in and out", field="pin"))
+    if len(pinned) > budget:
+        said = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
+        raise Refused(Fault(said, field="pin"))
+    if budget > n - len(banned) and not constraints.open_ended:
+        said = f"{budget:,} picks were asked for, and {n - len(banned):,} are not pinned out"
+        raise Refused(Fault(said, field="pin"))
+    costs = _costs(constraints, n)
+    spent = float(costs[list(pinned)].sum())
+    if constraints.capacity is not None and spent > constraints.capacity:
+        said = f"the records pinned in cost {spent:,.0f}, above {constraints.capacity:,.0f}"
+        raise Refused(Fault(said, field="budget"))
+
+
+def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget: int) -> None:
+    size, free = len(grouping.groups), np.ones(n, bool)
+    free[list(constraints.banned)] = False
+    there = np.bincount(grouping.of[free], minlength=size)
+    pinned = np.bincount(grouping.of[list(constraints.pinned)], minlength=size)
+    low, high = grouping.low, grouping.high
+    for group in np.flatnonzero((pinned > high) | (low > high) | (low > there)):
+        raise _refused(
+            grouping,
+            f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records, with "
+            f"{pinned[group]:,} pinned in and {there[group]:,} there",
+        )
+    if (least := int(np.maximum(low, pinned).sum())) > budget:
+        raise _refused(grouping, f"at least {least:,} records, and the budget is {budget:,}")
+    most = int(np.minimum(high, there).sum())
+    if most < budget and not constraints.open_ended:
+        raise _refused(grouping, f"at most {most:,} records, and the budget is {budget:,}")
+
+
+def _refused(grouping: Grouping, sentence: str) -> Refused:
+    said = f"the quota on {grouping.name} allows no subset: {sentence}"
+    return Refused(Fault(said, field="quota"))

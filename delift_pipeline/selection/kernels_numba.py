@@ -1,0 +1,500 @@
+"""Compiled inner loops of coverage objectives; imported when a kernel is large enough to pay.
+
+Everything that is compiled lies in this one file, because numba's cache looks at no other: a change
+elsewhere would go on running the old code.
+
+A dense kernel is read in blocks of rows. The lift of a column is the sum, in a fixed order, of the
+lifts of its blocks, and lazy greedy keeps those: a block in which no target's coverage has changed
+since is not read again. Every sum over the same rows runs in the same order wherever it is
+computed, so that a gain computed again is never greater, to the last bit, and every optimizer sees
+the same gains.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+# Values count above what is covered; the same under caps and weights; up to what is left.
+PLAIN, GENERAL, SATURATING = 0, 1, 2
+# What is done to a stored value before it counts.
+RAW, CLIP, SCALE, NOTHING = 0, 1, 2, 3
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function, **options: Any) -> Function:
+    """Compile without the interpreter lock, kept on disk where some cache folder can be written."""
+    compile_with: Any = numba.njit
+    try:
+        return compile_with(cache=True, nogil=True, **options)(function)
+    except RuntimeError:
+        return compile_with(nogil=True, **options)(function)
+
+
+def jit(function: Function) -> Function:
+    """Compile with sums in the order written."""
+    return compiled(function)
+
+
+def jit_sum(function: Function) -> Function:
+    """Compile with sums in vector order, fixed by their length; NaN keeps its meaning."""
+    return compiled(function, fastmath={"reassoc", "nsz"})
+
+
+class Dense(NamedTuple):
+    """A dense kernel and how it is read; made by `lowering`.
+
+    Attributes:
+        matrix: [source columns, source rows], float32, float64, or the bits of float16.
+        columns: int64 [n], source column of each column.
+        rows: int64 [height], source row of each row; empty for all in order.
+        factors: float32 [height], what each row is multiplied by; empty for nothing.
+        affine: (low, span), in the type that values are computed in.
+        group: int64 [n], group of each column whose members are masked, -1 for none.
+        starts: int64 [groups + 1], where each group's members start.
+        members: int64, rows, by group.
+        mode: RAW, CLIP, SCALE or NOTHING.
+        half: Whether `matrix` holds float16 bits.
+        plain: Whether values count as they are stored.
+        height: Number of rows.
+        block: Rows a block.
+    """
+
+    matrix: np.ndarray
+    columns: np.ndarray
+    rows: np.ndarray
+    factors: np.ndarray
+    affine: np.ndarray
+    group: np.ndarray
+    starts: np.ndarray
+    members: np.ndarray
+    mode: int
+    half: bool
+    plain: bool
+    height: int
+    block: int
+
+
+class Sparse(NamedTuple):
+    """Compressed sparse columns: int64 indptr [n + 1], int indices, float data."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    height: int
+
+
+class Terms(NamedTuple):
+    """The objective: its kind, and float64 [rows]: covered (or left), cap, weights; best [rows, r].
+
+    `cap` and `weights` are empty under PLAIN; `best` has r = 0 columns unless a target is covered
+    r-fold, and then `state` is the least of its r.
+    """
+
+    kind: int
+    state: np.ndarray
+    cap: np.ndarray
+    weights: np.ndarray
+    best: np.ndarray
+
+
+class Memory(NamedTuple):
+    """Lazy greedy's: lifts of blocks [n, blocks], step each column was seen, each block changed."""
+
+    sums: np.ndarray
+    seen: np.ndarray
+    changed: np.ndarray
+
+
+class Limits(NamedTuple):
+    """Constraints as arrays; see `constraints.Constraints`.
+
+    Attributes:
+        costs: float64 [n], what each column takes of `left`.
+        scale: float64 [n], above 0: candidates are compared by gain / scale.
+        left: float64 [1], what may still be spent.
+        groups: int64 [d, n], group of each column in each of d partitions.
+        low: int64 [d, g], picks wanted of each group.
+        high: int64 [d, g], picks allowed.
+        counts: int64 [d, g], picks made.
+        wanted: int64 [d], picks still owed to groups below their `low`.
+        stop: Share of the first gain under which nothing more is picked.
+    """
+
+    costs: np.ndarray
+    scale: np.ndarray
+    left: np.ndarray
+    groups: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    counts: np.ndarray
+    wanted: np.ndarray
+    stop: float
+
+
+@jit_sum
+def _refresh(values, low, seen, changed, block, sums, kind, state, cap, weights):
+    """Recompute the lifts of blocks that changed; `values` are those of row `low` onwards."""
+    # An unsigned index is never negative, and only then are these loops vectorised.
+    first, height = np.uint64(low), np.uint64(len(state))
+    for b in range(len(changed)):
+        if changed[b] <= seen:
+            continue
+        start = first + np.uint64(b * block)
+        end = min(start + np.uint64(block), height)
+        total = 0.0
+        if kind == PLAIN:
+            for i in range(start, end):
+                lift = np.float64(values[i - first]) - state[i]
+                total += lift if lift > 0.0 else 0.0
+        elif kind == SATURATING:
+            for i in range(start, end):
+                total += weights[i] * min(np.float64(values[i - first]), state[i])
+        else:
+            for i in range(start, end):
+                lift = min(np.float64(values[i - first]), cap[i]) - state[i]
+                total += weights[i] * (lift if lift > 0.0 else 0.0)
+        sums[b] = total
+
+
+@jit
+def _half(bits):
+    """The float32 of a float16's bits; NaN for all that is not finite."""
+    wide = np.uint32(bits)
+    shifted = np.uint32(((wide & np.uint32(0x8000)) << 16) | ((wide & np.uint32(0x7FFF)) << 13))
+    value = shifted.view(np.float32) * np.float32(2.0**112)
+    return np.float32(np.nan) if (wide & np.uint32(0x7C00)) == 0x7C00 else value
+
+
+@jit
+def _load(column, rows, half, low, high, buffer):
+    """Stored values of rows low to high."""
+    if len(rows) > 0:
+        wanted = rows[low:high]
+        for i in range(len(wanted)):
+            buffer[i] = _half(column[wanted[i]]) if half else column[wanted[i]]
+        return
+    part = column[low:high]
+    if half:
+        for i in range(len(part)):
+            buffer[i] = _half(part[i])
+    else:
+        for i in range(len(part)):
+            buffer[i] = part[i]
+
+
+@jit
+def _scale(factors, affine, mode, values):
+    """Row factors, the affine map and clipping, in place."""
+    for i in range(len(factors)):
+        values[i] = values[i] * factors[i]
+    if mode == SCALE:
+        base, span = affine[0], affine[1]
+        for i in range(len(values)):
+            values[i] = (values[i] - base) / span
+    if mode == NOTHING:
+        values[:] = 0.0
+    elif mode != RAW:
+        for i in range(len(values)):
+            values[i] = 0.0 if values[i] < 0.0 else values[i]
+
+
+@jit
+def _mask(starts, members, group, low, high, buffer, value):
+    """A value for the masked rows among low to high."""
+    if group >= 0:
+        for place in range(starts[group], starts[group + 1]):
+            row = members[place]
+            if low <= row < high:
+                buffer[row - low] = value
+
+
+@jit
+def _fill(kernel, column, j, low, high, buffer, masked):
+    """Rows low to high of column j as they count, into the buffer."""
+    _load(column, kernel.rows, kernel.half, low, high, buffer)
+    _scale(kernel.factors[low:high], kernel.affine, kernel.mode, buffer[: high - low])
+    _mask(kernel.starts, kernel.members, kernel.group[j], low, high, buffer, masked)
+
+
+@jit
+def _read_blocks(kernel, column, j, terms, seen, changed, sums):
+    """Recompute block lifts of a column that is converted, scaled or masked as it is read."""
+    kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
+    block, buffer = kernel.block, np.empty(kernel.block, kernel.affine.dtype)
+    for b in range(len(changed)):
+        if changed[b] > seen:
+            low = b * block
+            high = min(low + block, kernel.height)
+            _fill(kernel, column, j, low, high, buffer, 0.0)
+            one, part = changed[b : b + 1], sums[b : b + 1]
+            _refresh(buffer, low, seen, one, block, part, kind, state, cap, weights)
+
+
+@jit
+def _dense_lift(kernel, terms, memory, j, now):
+    """Lift of column j, by what changed after it was last seen."""
+    column = kernel.matrix[kernel.columns[j]]
+    seen, changed, sums = memory.seen[j], memory.changed, memory.sums[j % len(memory.sums)]
+    memory.seen[j] = now
+    if kernel.plain:
+        kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
+        _refresh(column, 0, seen, changed, kernel.block, sums, kind, state, cap, weights)
+    else:
+        _read_blocks(kernel, column, j, terms, seen, changed, sums)
+    total = 0.0
+    for b in range(len(sums)):
+        total += sums[b]
+    return total
+
+
+@jit
+def _sparse_sum(rows, values, start, end, kind, state, cap, weights):
+    total = 0.0
+    for place in range(start, end):
+        i, value = rows[place], np.float64(values[place])
+        if kind == PLAIN:
+            lift = value - state[i]
+            total += lift if lift > 0.0 else 0.0
+        elif kind == SATURATING:
+            total += weights[i] * min(value, state[i])
+        else:
+            lift = min(value, cap[i]) - state[i]
+            total += weights[i] * (lift if lift > 0.0 else 0.0)
+    return total
+
+
+@jit
+def _sparse_lift(kernel, terms, memory, j, now):
+    memory.seen[j] = now
+    start, end = kernel.indptr[j], kernel.indptr[j + 1]
+    kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
+    return _sparse_sum(kernel.indices, kernel.data, start, end, kind, state, cap, weights)
+
+
+@jit
+def _cover(kind, state, cap, best, i, stored):
+    """Let a value count for row i; whether that changed anything."""
+    value = np.float64(stored)
+    if kind == SATURATING:
+        used = min(value, state[i])
+        state[i] -= used
+        return used > 0.0
+    if kind == GENERAL:
+        value = min(value, cap[i])
+    if value <= state[i]:
+        return False
+    fold = best.shape[1]
+    if fold == 0:
+        state[i] = value
+        return True
+    place = fold - 1
+    while place > 0 and best[i, place - 1] < value:
+        best[i, place] = best[i, place - 1]
+        place -= 1
+    best[i, place] = value
+    state[i] = best[i, fold - 1]
+    return True
+
+
+@jit
+def _dense_take(kernel, terms, memory, j, now):
+    kind, state, cap, best = terms.kind, terms.state, terms.cap, terms.best
+    column = kernel.matrix[kernel.columns[j]]
+    buffer = np.empty(kernel.block, kernel.affine.dtype)
+    for b in range(len(memory.changed)):
+        low = b * kernel.block
+        high = min(low + kernel.block, kernel.height)
+        _fill(kernel, column, j, low, high, buffer, 0.0)
+        raised = False
+        for i in range(low, high):
+            raised |= _cover(kind, state, cap, best, i, buffer[i - low])
+        if raised:
+            memory.changed[b] = now
+
+
+@jit
+def _sparse_take(kernel, terms, memory, j, now):
+    kind, state, cap, best = terms.kind, terms.state, terms.cap, terms.best
+    for place in range(kernel.indptr[j], kernel.indptr[j + 1]):
+        _cover(kind, state, cap, best, kernel.indices[place], kernel.data[place])
+
+
+def _lift(kernel, terms, memory, j, now) -> Any:
+    """Lift of column j, by the kind of kernel."""
+
+
+def _take(kernel, terms, memory, j, now) -> Any:
+    """Raise what column j covers, by the kind of kernel."""
+
+
+def _of_kind(kernel, dense, sparse):
+    """The implementation for a kernel's type, with the arguments under the names asked for."""
+    chosen = sparse if "indptr" in kernel.fields else dense
+
+    def implementation(kernel, terms, memory, j, now):
+        return chosen(kernel, terms, memory, j, now)
+
+    return implementation
+
+
+@overload(_lift)
+def _lift_of_kind(kernel, terms, memory, j, now):
+    return _of_kind(kernel, _dense_lift, _sparse_lift)
+
+
+@overload(_take)
+def _take_of_kind(kernel, terms, memory, j, now):
+    return _of_kind(kernel, _dense_take, _sparse_take)
+
+
+@jit
+def lifts(kernel, terms, memory, candidates, out, now, start, end):
+    """Lifts of candidates[start:end] into `out`; step -1 keeps no memory of them."""
+    for place in range(start, end):
+        out[place] = _lift(kernel, terms, memory, candidates[place], now)
+
+
+@jit
+def take_all(kernel, terms, memory, picks):
+    """Cover with every pick."""
+    for j in picks:
+        _take(kernel, terms, memory, j, 0)
+
+
+@jit
+def dense_fault(kernel, start, end):
+    """The first of columns start to end with a value that is negative or not finite, or -1."""
+    buffer = np.empty(kernel.block, kernel.affine.dtype)
+    for j in range(start, end):
+        column = kernel.matrix[kernel.columns[j]]
+        for low in range(0, kernel.height, kernel.block):
+            high = min(low + kernel.block, kernel.height)
+            _fill(kernel, column, j, low, high, buffer, 0.0)
+            faults = 0
+            for i in range(high - low):
+                faults += not (buffer[i] >= 0.0 and buffer[i] < np.inf)
+            if faults:
+                return j
+    return -1
+
+
+@jit
+def sparse_fault(kernel):
+    """The first column with a value that is negative or not finite, or -1."""
+    for j in range(len(kernel.indptr) - 1):
+        for place in range(kernel.indptr[j], kernel.indptr[j + 1]):
+            if not (kernel.data[place] >= 0.0 and kernel.data[place] < np.inf):
+                return j
+    return -1
+
+
+@jit
+def dense_range(kernel, out, start, end):
+    """Least and greatest value that is not masked, of columns start to end, into out [2]."""
+    buffer = np.empty(kernel.block, kernel.affine.dtype)
+    for j in range(start, end):
+        column = kernel.matrix[kernel.columns[j]]
+        for low in range(0, kernel.height, kernel.block):
+            high = min(low + kernel.block, kernel.height)
+            _fill(kernel, column, j, low, high, buffer, np.nan)
+            for i in range(high - low):
+                # Comparisons with NaN are false, so that masked pairs count for nothing.
+                out[0] = buffer[i] if buffer[i] < out[0] else out[0]
+                out[1] = buffer[i] if buffer[i] > out[1] else out[1]
+
+
+@jit
+def _before(key, place, other_key, other_place):
+    return key > other_key or (key == other_key and place < other_place)
+
+
+@jit
+def _sink(keys, places, size, key, place):
+    """Put (key, place) where the top of the heap is and let it sink."""
+    hole = 0
+    while True:
+        child = 2 * hole + 1
+        if child >= size:
+            break
+        if child + 1 < size and _before(
+            keys[child + 1], places[child + 1], keys[child], places[child]
+        ):
+            child += 1
+        if _before(key, place, keys[child], places[child]):
+            break
+        keys[hole], places[hole] = keys[child], places[child]
+        hole = child
+    keys[hole], places[hole] = key, place
+
+
+@jit
+def _admits(limits, slots, j):
+    """Whether column j may be picked when `slots` picks are left; once it may not, never again."""
+    if limits.costs[j] > limits.left[0]:
+        return False
+    for d in range(limits.groups.shape[0]):
+        group = limits.groups[d, j]
+        if limits.counts[d, group] >= limits.high[d, group]:
+            return False
+        owed = limits.wanted[d] >= slots
+        if owed and limits.counts[d, group] >= limits.low[d, group]:
+            return False
+    return True
+
+
+@jit
+def _spend(limits, j):
+    limits.left[0] -= limits.costs[j]
+    for d in range(limits.groups.shape[0]):
+        group = limits.groups[d, j]
+        limits.wanted[d] -= limits.counts[d, group] < limits.low[d, group]
+        limits.counts[d, group] += 1
+
+
+@jit
+def lazy(kernel, terms, memory, bonus, limits, candidates, keys, places, picks, gains, now):
+    """Lazy greedy over `candidates`, which stand in the order that ties are broken in.
+
+    Args:
+        kernel: Dense or Sparse.
+        terms: Terms; covered in place.
+        memory: Memory, of gains at step `now`; each column's block lifts current at its step.
+        bonus: float64 [n].
+        limits: Limits; counted in place.
+        candidates: int64 [m].
+        keys: float64 [m], gain / scale, as a heap, best first.
+        places: int64 [m], the candidate's place, of each key.
+        picks: int64 [budget], filled.
+        gains: float64 [budget], filled.
+        now: The step, above every step of `memory.changed`.
+
+    Returns:
+        Picks made, gains computed.
+    """
+    size, made, computed = len(candidates), 0, 0
+    while made < len(picks) and size > 0:
+        place, key = places[0], keys[0]
+        j = candidates[place]
+        admitted = _admits(limits, len(picks) - made, j)
+        if admitted and memory.seen[j] != now:
+            gain = _lift(kernel, terms, memory, j, now) + bonus[j]
+            computed += 1
+            _sink(keys, places, size, gain / limits.scale[j], place)
+            continue
+        size -= 1
+        _sink(keys, places, size, keys[size], places[size])
+        if not admitted:
+            continue
+        gain = key if limits.scale[j] == 1.0 else _lift(kernel, terms, memory, j, now) + bonus[j]
+        if made > 0 and gain < limits.stop * gains[0]:
+            break
+        picks[made], gains[made] = j, gain
+        made += 1
+        now += 1
+        _take(kernel, terms, memory, j, now)
+        _spend(limits, j)
+    return made, computed
