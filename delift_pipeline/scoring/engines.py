@@ -11,6 +11,7 @@ from delift_pipeline.scoring.decoder import shareable
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from delift_pipeline.scoring.vllm_engine import vllm_engine_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,8 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     model, options = loaded.model, loaded.options
     if options.engine == "naive":
         return NaiveEngine(model)
+    if options.engine == "vllm":
+        return vllm_engine_for(loaded)
     engine = TransformersEngine(model, options.batch_tokens)
     reason = why_not_shareable(engine, model, loaded.encoder.window)
     if reason is None:

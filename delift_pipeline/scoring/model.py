@@ -1,6 +1,7 @@
 """Load a language model to score with: safetensors only, no remote code unless asked for."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
+from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,26 @@ def load_model(options: ModelOptions) -> LoadedModel:
     Raises:
         Refused: the model cannot be used, and why.
     """
+    return _loaded(options, _load_weights)
+
+
+def load_scorer(options: ModelOptions) -> LoadedModel:
+    """Load a model to score with; for engine vllm its shape alone.
+
+    vLLM loads the weights itself, and a second copy of a large model would not fit beside it.
+
+    Raises:
+        Refused: the model cannot be used, and why; or vLLM is asked for and not installed.
+    """
+    if options.engine != "vllm":
+        return load_model(options)
+    refuse_without_vllm()
+    return _loaded(options, _shape_only)
+
+
+def _loaded(
+    options: ModelOptions, weights: Callable[[Path, ModelOptions], "PreTrainedModel"]
+) -> LoadedModel:
     if options.threads:
         torch.set_num_threads(options.threads)
     fingerprint = fingerprint_of(options)
@@ -57,7 +79,7 @@ def load_model(options: ModelOptions) -> LoadedModel:
     tokenizer = load_tokenizer(folder, options)
     window = resolve_window(options, read_config(folder))
     encoder = Encoder(tokenizer, load_template(options.template), window)
-    model = _load_weights(folder, options)
+    model = weights(folder, options)
     _check_vocabulary(model, encoder, options)
     return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
 
@@ -127,6 +149,21 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
         ) from error
     _check_complete(info, options)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _shape_only(folder: Path, options: ModelOptions) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = options.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(
+            Fault(f"{options.model}: the model could not be loaded ({reason})", field="model")
+        ) from error
 
 
 def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["transformers", "naive"]
+EngineName = Literal["transformers", "naive", "vllm"]
 MODEL_DEMO = "demo"
 
 
@@ -22,10 +22,12 @@ class ModelOptions(BaseModel):
         window: Most tokens in one sequence; None for the model's own limit, at most 2,048.
         dtype: Number format of weights and activations.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        engine: `transformers`, or `naive` for the slow reference.
+        engine: `transformers`, `vllm`, or `naive` for the slow reference.
         batch_tokens: Most target tokens, padding included, in one batch; None for the device's own.
         threads: CPU threads for torch; None leaves torch's choice.
         trust_remote_code: Whether code that comes with the model may run.
+        tensor_parallel_size: GPUs that vLLM splits the model over.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM takes, all at its start.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,3 +42,5 @@ class ModelOptions(BaseModel):
     batch_tokens: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     trust_remote_code: bool = False
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)

@@ -136,10 +136,10 @@ def _score(job: Job, part: Part, progress: Progress, run_id: str | None) -> Outc
 
 
 def _run(job: Job, part: Part, progress: Progress) -> ScoreReport:
-    from delift_pipeline.scoring.model import load_model
+    from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
-    model = load_model(job.model)
+    model = load_scorer(job.model)
     encoded = model.encoder.encode(plan_records(job.home, job.version, job.plan))
     store = job.store
     if part == "baseline":

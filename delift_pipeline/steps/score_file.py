@@ -54,7 +54,7 @@ def score_plan(
         Refused: the model cannot be used.
         DeliftError: the model gives no numbers.
     """
-    from delift_pipeline.scoring.model import load_encoder, load_model
+    from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
     store = ScoreStore(home.scores(fingerprint_of(options).digest))
@@ -65,7 +65,7 @@ def score_plan(
     alone = bool((store.baseline(encoded.ids).tokens == 0).any())
     scored, reused = 0, wanted
     if missing or alone:
-        model = load_model(options)
+        model = load_scorer(options)
         score_baseline(model, store, encoded, progress)
         report = score_pairs(model, store, encoded, plan, progress)
         scored, reused = report.pairs_scored, report.pairs_reused

