@@ -13,8 +13,9 @@ BlockName = Literal["self", "target", "existing"]
 class PairBlock:
     """One block of pairs, demonstration-major.
 
-    `indptr` and `indices` are both None where every pair of the block is wanted; else demonstration
-    j is scored on the targets `indices[indptr[j]:indptr[j + 1]]` (compressed sparse columns), sorted.
+    `indptr` and `indices` are both None where every pair of the block is wanted; else
+    demonstration j is scored on the targets `indices[indptr[j]:indptr[j + 1]]`, sorted
+    (compressed sparse columns).
 
     Attributes:
         name: `self` (D x D), `target` (D_T x D) or `existing` (D x D_E); rows are targets.
