@@ -20,6 +20,7 @@ class Batch:
         answers: The true answer tokens, int64 [answer tokens].
         places: Where each answer token's result belongs in the job's flat result, int64.
         rows: The targets' rows in the encoded records.
+        lengths: Input tokens of each, without padding, int64 [rows].
     """
 
     ids: torch.Tensor
@@ -27,11 +28,12 @@ class Batch:
     answers: torch.Tensor
     places: np.ndarray
     rows: np.ndarray
+    lengths: np.ndarray
 
     def moved(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         move = (self.ids.to(device), self.positions.to(device), self.answers.to(device))
-        return Batch(*move, self.places, self.rows)
+        return Batch(*move, self.places, self.rows, self.lengths)
 
 
 def make_batches(records: EncodedRecords, rows: np.ndarray, batch_tokens: int) -> list[Batch]:
@@ -95,4 +97,5 @@ def _batch(records: EncodedRecords, rows: np.ndarray, ends: np.ndarray) -> Batch
         torch.from_numpy(tokens.astype(np.int64)),
         places,
         rows,
+        lengths,
     )

@@ -7,6 +7,7 @@ import torch
 
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.cache_path import CachePath
 from delift_pipeline.scoring.decoder import shareable
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.naive import NaiveEngine
@@ -33,10 +34,12 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
         return NaiveEngine(model)
     if options.engine == "vllm":
         return vllm_engine_for(loaded)
-    engine = TransformersEngine(model, options.batch_tokens)
-    reason = why_not_shareable(engine, model, loaded.encoder.window)
-    if reason is None:
-        return engine
+    window, reason = loaded.encoder.window, None
+    for layered in (True, False):
+        engine = TransformersEngine(model, options.batch_tokens, window=window, layered=layered)
+        reason = why_not_shareable(engine, model, window)
+        if reason is None:
+            return engine
     line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
     (progress or SilentProgress()).say(line)
     return NaiveEngine(model)
@@ -54,7 +57,7 @@ def why_not_shareable(
         # Twice, because a cache that a pass has changed gives itself away the second time.
         with torch.inference_mode():
             cache = engine.prefilled(job.prefix)
-        if cache is None or not shareable(cache):
+        if isinstance(engine.path, CachePath) and (cache is None or not shareable(cache)):
             return "its cache cannot be shared"
         found = engine.score(records, [job, job])[1].logprobs
     except _TRIAL_FAULTS as error:

@@ -10,6 +10,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
     GraniteConfig,
     LlamaConfig,
     MambaConfig,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from delift_pipeline.scoring.model import LoadedModel, load_model
@@ -37,6 +40,21 @@ _SMALL = {
 FAMILIES: dict[str, Callable[[dict], PretrainedConfig]] = {
     "llama": lambda c: LlamaConfig(**_SMALL, **c),
     "mistral": lambda c: MistralConfig(**_SMALL, sliding_window=None, **c),
+    "llama-tied": lambda c: LlamaConfig(
+        **_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, **c
+    ),
+    "qwen3": lambda c: Qwen3Config(**_SMALL, head_dim=16, **c),
+    "phi3-partial": lambda c: Phi3Config(
+        **_SMALL,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+        **c,
+    ),
+    "gpt2": lambda c: GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=256, **c),
+    "gemma": lambda c: GemmaConfig(**_SMALL, head_dim=12, **c),
     # Far shorter than any sequence, so that prefixes fall out of the window.
     "mistral-sliding": lambda c: MistralConfig(**_SMALL, sliding_window=7, **c),
     "qwen2": lambda c: Qwen2Config(**_SMALL, tie_word_embeddings=True, **c),
