@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from delift_pipeline.cli import data, demo, inspection, runs
+from delift_pipeline.cli import data, demo, explain, inspection, runs
 from delift_pipeline.errors import DeliftError, Refused
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("ingest")(data.ingest)
 app.command("select")(data.select)
 app.command("score")(inspection.score)
 app.command("prompt")(inspection.prompt)
+app.command("explain")(explain.explain)
 app.command("run")(runs.run)
 app.command("ui")(runs.ui)
 

@@ -66,6 +66,9 @@ class ArmReport:
         training: The training log, or None.
         lineage: Hash or id of what the arm was made of, by name.
         seconds: Wall times by name.
+        diagnostics: The subset beside its pool and beside random ones, by name.
+        suspects: Suspected wrong records: trust, selected, text, and the texts that disagree.
+        balance: Pool against subset by group, as `selection.balance` gives it.
     """
 
     version: str
@@ -85,6 +88,9 @@ class ArmReport:
     training: TrainingLog | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Mapping[str, float | None] = field(default_factory=dict)
+    suspects: list[dict[str, Any]] = field(default_factory=list)
+    balance: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def gains(self) -> list[float]:
@@ -121,6 +127,7 @@ def report_facts(report: ArmReport) -> dict[str, Any]:
         },
         "asked": {group: dict(options) for group, options in report.asked.items()},
         "objective": dict(report.objective),
+        "diagnostics": dict(report.diagnostics),
         "training": report.training.summary() if report.training else None,
         "beside": {
             name: None if other is None else _compared(report.evaluation, other)
@@ -154,6 +161,9 @@ def report_page(report: ArmReport) -> str:
         gain_plot=line_plot(report.gains, "records chosen", "marginal gain"),
         loss_plot=line_plot(losses, "step", "loss (nats per answer token)"),
         sample_rows=_sample_rows(report),
+        diagnostics={k: v for k, v in report.diagnostics.items() if v is not None},
+        suspects=report.suspects,
+        balance=report.balance,
     )
 
 

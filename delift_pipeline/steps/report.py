@@ -24,8 +24,10 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.reasons_trust import text_of
+from delift_pipeline.selection.run import BALANCE, SUSPECTS
 from delift_pipeline.steps.adapter import subset_manifest
-from delift_pipeline.steps.outcome import Check, Outcome, kept_plot, preview
+from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
@@ -218,7 +220,31 @@ def _report(
             **({"git_commit": adapter.git_commit} if adapter.git_commit else {}),
         },
         seconds={"training": log.seconds, "evaluation": measured.own.seconds},
+        diagnostics=subset.details.get("diagnostics", {}),
+        suspects=_suspects(home, dataset, arm),
+        balance=_stored(home, dataset, arm, BALANCE).to_dicts(),
     )
+
+
+def _stored(home: Home, dataset: DatasetVersion, arm: Arm, file: str) -> pl.DataFrame:
+    """A table beside the subset; empty where it was not written."""
+    path = home.subset(dataset.version, arm.name) / file
+    return pl.read_parquet(path) if path.exists() else pl.DataFrame()
+
+
+def _suspects(home: Home, dataset: DatasetVersion, arm: Arm) -> list[dict[str, Any]]:
+    """The least trusted records and the near prompts that disagree, in words."""
+    texts = {row["record_id"]: row for row in dataset.pool.iter_rows(named=True)}
+    rows = _stored(home, dataset, arm, SUSPECTS).head(PREVIEW_ROWS).iter_rows(named=True)
+    return [
+        {
+            "trust": row["trust"],
+            "selected": row["selected"],
+            "text": text_of(texts, row["record_id"]),
+            "neighbours": [text_of(texts, near["record_id"]) for near in row["neighbours"]],
+        }
+        for row in rows
+    ]
 
 
 def _objective(subset: Manifest) -> dict[str, Any]:
