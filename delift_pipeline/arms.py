@@ -173,15 +173,20 @@ def read_arms(text: str, file: str) -> Arms:
         Refused: every fault at once.
     """
     try:
-        document = yaml.safe_load(text) or {}
+        document = yaml.load(text, _UniqueKeys) or {}
     except yaml.YAMLError as error:
         raise Refused(Fault(f"not YAML: {error}", file=file)) from error
     if not isinstance(document, dict) or not isinstance(document.get("arms"), dict):
         raise Refused(Fault("needs a mapping `arms:` from arm name to its settings", file=file))
+    if wrong := _kind_faults(document, file):
+        raise Refused(*wrong)
     arms, faults = _parse_arms(document, file)
     plan = _validated(PlanOptions, document.get("plan") or {}, file, "plan", faults)
     given = document.get("automation") or {}
     automation = _validated(AutomationOptions, given, file, "automation", faults)
+    reason = f"is no selector; there are: {', '.join(sorted(SELECTORS))}"
+    strange = set(document.get("selectors") or {}) - set(SELECTORS)
+    faults += [Fault(reason, file, field=f"selectors.{name}") for name in strange]
     unknown = set(document) - SECTIONS
     reason = f"is not a section; there are {', '.join(sorted(SECTIONS))}"
     faults += [Fault(reason, file, field=str(key)) for key in unknown]
@@ -192,6 +197,36 @@ def read_arms(text: str, file: str) -> Arms:
         automation=automation or AutomationOptions(),
         arms=tuple(arms),
     )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key} stands twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _kind_faults(document: dict[str, Any], file: str) -> list[Fault]:
+    """Whatever has to be a mapping and is not; nothing else can be read then."""
+    given = {name: document.get(name) for name in ("defaults", "selectors")}
+    for name, settings in document["arms"].items():
+        given[f"arms.{name}"] = settings
+        if isinstance(settings, dict):
+            parts = ("training", "evaluation", "options")
+            given |= {f"arms.{name}.{part}": settings.get(part) for part in parts}
+    if isinstance(given["selectors"], dict):
+        given |= {f"selectors.{name}": options for name, options in given["selectors"].items()}
+    return [
+        Fault(f"is no mapping (got {value!r})", file, field=field)
+        for field, value in given.items()
+        if value is not None and not isinstance(value, dict)
+    ]
 
 
 def _parse_arms(document: dict[str, Any], file: str) -> tuple[list[Arm], list[Fault]]:
