@@ -1,12 +1,61 @@
-"""How many records a budget buys."""
+"""How many records a budget buys.
+
+Beside shares, counts and `full` there are two budgets whose number of records only the selection
+itself shows: `20000tokens`, what the subset may cost, and `auto` (`auto:0.05`), which stops where
+the gain of a pick falls under a share of the first pick's.
+"""
 
 import math
+import re
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 from delift_pipeline.errors import Fault, Refused
 
-FULL = "full"
+FULL, AUTO = "full", "auto"
+AUTO_SHARE = 0.01
+_TOKENS = re.compile(r"([0-9][0-9_,]*)\s*tokens?", re.IGNORECASE)
+_AUTO = re.compile(r"auto(?::([0-9.eE+-]+))?", re.IGNORECASE)
 _MEANING = "write a number below 1 for a share, an integer from 1 for a count, or full"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget allows.
+
+    Attributes:
+        count: Records at most.
+        tokens: What they may cost together, or None.
+        stop: Share of the first gain under which nothing more is picked; 0 picks on.
+    """
+
+    count: int
+    tokens: int | None = None
+    stop: float = 0.0
+
+
+def parse_budget(budget: float | int | str, n: int) -> Budget:
+    """What a budget of any kind allows from a pool of n.
+
+    Args:
+        budget: What `resolve_budget` reads, tokens such as `20000tokens`, `auto` or `auto:0.05`.
+        n: Records in the pool.
+
+    Raises:
+        Refused: the pool is empty, or the budget is none of these.
+    """
+    text = budget.strip() if isinstance(budget, str) else ""
+    if tokens := _TOKENS.fullmatch(text):
+        number = int(re.sub("[_,]", "", tokens[1]))
+        if number < 1:
+            raise _refused(budget)
+        return Budget(resolve_budget(FULL, n), tokens=number)
+    if auto := _AUTO.fullmatch(text):
+        share = AUTO_SHARE if auto[1] is None else _number(auto[1])
+        if not 0 < share < 1:
+            raise _refused(budget)
+        return Budget(resolve_budget(FULL, n), stop=float(share))
+    return Budget(resolve_budget(budget, n))
 
 
 def resolve_budget(budget: float | int | str, n: int) -> int:

@@ -39,6 +39,9 @@ class Coverage:
             the place of the best. Above 1 there is no floor.
         saturating: Whether rows add up what all chosen columns give, up to the cap, instead.
 
+    Attributes:
+        state: float64 [rows], x of the form above, for the columns chosen so far.
+
     Raises:
         Refused: a value is missing, infinite or negative, or a shape does not fit.
     """
@@ -61,28 +64,28 @@ class Coverage:
         if fold < 1 or (fold > 1 and floor is not None) or (saturating and cap is None):
             raise Refused(f"{fold} is no number of picks a target is covered by")
         self._floor = _vector(floor, rows, "floor", 0.0)
-        self._cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self._floor)
-        self._weights = None if weights is None else _vector(weights, rows, "weights")
+        self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self._floor)
+        self.weights = None if weights is None else _vector(weights, rows, "weights")
         self.bonus = _vector(bonus, self.n, "bonus", 0.0)
-        self._fold, self._saturating = fold, saturating
+        self._fold, self.saturating = fold, saturating
         self.engine = fused.engine_of(self.kernel)
         self.reset()
 
     @property
     def weighted(self) -> bool:
         """Whether targets have weights."""
-        return self._weights is not None
+        return self.weights is not None
 
     def reset(self) -> None:
         """Choose nothing."""
-        start = self._cap if self._saturating and self._cap is not None else self._floor
-        self._state = start.copy()
+        start = self.cap if self.saturating and self.cap is not None else self._floor
+        self.state = start.copy()
         # The r best values of each row, greatest first, where more than one counts.
         self._best = np.zeros((len(start), self._fold if self._fold > 1 else 0))
         self._bonuses = 0.0
         if self.engine is not None:
             self._terms = fused.terms_of(
-                self._state, self._cap, self._weights, self._best, self._saturating
+                self.state, self.cap, self.weights, self._best, self.saturating
             )
 
     def gain(self, j: int) -> float:
@@ -92,15 +95,15 @@ class Coverage:
         rows, values = self.kernel.column(j)
         where = slice(None) if rows is None else rows
         lift = self._lift(values, where)
-        if self._weights is not None:
-            lift *= self._weights[where]
+        if self.weights is not None:
+            lift *= self.weights[where]
         return float(lift.sum()) + float(self.bonus[j])
 
     def _lift(self, values: np.ndarray, where: Any) -> np.ndarray:
-        state = self._state[where]
-        if self._saturating:
+        state = self.state[where]
+        if self.saturating:
             return np.minimum(values, state, dtype=np.float64)
-        lift = (values if self._cap is None else np.minimum(values, self._cap[where])) - state
+        lift = (values if self.cap is None else np.minimum(values, self.cap[where])) - state
         return np.maximum(lift, 0, out=lift)
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
@@ -126,27 +129,27 @@ class Coverage:
 
     def _raise(self, j: int) -> None:
         rows, values = self.kernel.column(j)
-        where = np.arange(len(self._state)) if rows is None else rows
-        if self._saturating:
-            self._state[where] -= np.minimum(values, self._state[where])
+        where = np.arange(len(self.state)) if rows is None else rows
+        if self.saturating:
+            self.state[where] -= np.minimum(values, self.state[where])
             return
-        if self._cap is not None:
-            values = np.minimum(values, self._cap[where])
+        if self.cap is not None:
+            values = np.minimum(values, self.cap[where])
         if self._fold == 1:
-            self._state[where] = np.maximum(self._state[where], values)
+            self.state[where] = np.maximum(self.state[where], values)
             return
         kept = np.column_stack([self._best[where], values])
         self._best[where] = -np.sort(-kept, axis=1)[:, : self._fold]
-        self._state[where] = self._best[where, -1]
+        self.state[where] = self._best[where, -1]
 
     @property
     def value(self) -> float:
         """The value of the chosen set."""
-        if self._saturating and self._cap is not None:
-            lift = self._cap - self._state
+        if self.saturating and self.cap is not None:
+            lift = self.cap - self.state
         else:
-            lift = self._best.sum(axis=1) if self._fold > 1 else self._state - self._floor
-        return float((lift if self._weights is None else lift * self._weights).sum()) + (
+            lift = self._best.sum(axis=1) if self._fold > 1 else self.state - self._floor
+        return float((lift if self.weights is None else lift * self.weights).sum()) + (
             self._bonuses
         )
 

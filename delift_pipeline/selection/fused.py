@@ -109,7 +109,9 @@ def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Pi
     _in_threads(part, len(candidates), _column_size(engine))
     first += bonus[candidates]
     first /= plan.limits.scale[candidates]
-    places = np.argsort(-first, kind="stable").astype(np.int64)
+    places = np.argsort(-first, kind="stable")
+    # Best first is an order that a heap of any width allows.
+    heap = np.column_stack([first[places], places])
     budget = min(plan.budget, len(candidates))
     picks, gains = np.empty(budget, np.int64), np.empty(budget)
     made, computed = kernels_numba.lazy(
@@ -119,8 +121,7 @@ def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Pi
         bonus,
         plan.limits,
         candidates,
-        first[places],
-        places,
+        heap,
         picks,
         gains,
         0,
@@ -143,7 +144,7 @@ def first_fault(engine: "Lowered") -> int:
     return min((fault for fault in faults if fault >= 0), default=-1)
 
 
-def value_range(engine: "Lowered") -> tuple[float, float]:
+def value_range(engine: Any) -> tuple[float, float]:
     """Least and greatest value of a dense kernel that is not masked; (inf, -inf) without any."""
     from delift_pipeline.selection.kernels_numba import dense_range
 

@@ -408,27 +408,27 @@ def dense_range(kernel, out, start, end):
 
 
 @jit
-def _before(key, place, other_key, other_place):
-    return key > other_key or (key == other_key and place < other_place)
+def _sink(heap, size, key, place):
+    """Put (key, place) where the top of the heap is and let it sink.
 
-
-@jit
-def _sink(keys, places, size, key, place):
-    """Put (key, place) where the top of the heap is and let it sink."""
+    Entry i has its children at 4 i + 1 to 4 i + 4: half the depth of a binary heap, and the four
+    lie side by side in memory.
+    """
     hole = 0
     while True:
-        child = 2 * hole + 1
-        if child >= size:
+        first = 4 * hole + 1
+        if first >= size:
             break
-        if child + 1 < size and _before(
-            keys[child + 1], places[child + 1], keys[child], places[child]
-        ):
-            child += 1
-        if _before(key, place, keys[child], places[child]):
+        child = first
+        for other in range(first + 1, min(first + 4, size)):
+            better = heap[other, 0] > heap[child, 0]
+            tied = heap[other, 0] == heap[child, 0] and heap[other, 1] < heap[child, 1]
+            child = other if better or tied else child
+        if key > heap[child, 0] or (key == heap[child, 0] and place < heap[child, 1]):
             break
-        keys[hole], places[hole] = keys[child], places[child]
+        heap[hole, 0], heap[hole, 1] = heap[child, 0], heap[child, 1]
         hole = child
-    keys[hole], places[hole] = key, place
+    heap[hole, 0], heap[hole, 1] = key, place
 
 
 @jit
@@ -456,7 +456,7 @@ def _spend(limits, j):
 
 
 @jit
-def lazy(kernel, terms, memory, bonus, limits, candidates, keys, places, picks, gains, now):
+def lazy(kernel, terms, memory, bonus, limits, candidates, heap, picks, gains, now):
     """Lazy greedy over `candidates`, which stand in the order that ties are broken in.
 
     Args:
@@ -466,8 +466,7 @@ def lazy(kernel, terms, memory, bonus, limits, candidates, keys, places, picks, 
         bonus: float64 [n].
         limits: Limits; counted in place.
         candidates: int64 [m].
-        keys: float64 [m], gain / scale, as a heap, best first.
-        places: int64 [m], the candidate's place, of each key.
+        heap: float64 [m, 2], gain / scale and the candidate's place, ordered as `_sink` asks.
         picks: int64 [budget], filled.
         gains: float64 [budget], filled.
         now: The step, above every step of `memory.changed`.
@@ -477,16 +476,16 @@ def lazy(kernel, terms, memory, bonus, limits, candidates, keys, places, picks, 
     """
     size, made, computed = len(candidates), 0, 0
     while made < len(picks) and size > 0:
-        place, key = places[0], keys[0]
-        j = candidates[place]
+        key, place = heap[0, 0], heap[0, 1]
+        j = candidates[np.int64(place)]
         admitted = _admits(limits, len(picks) - made, j)
         if admitted and memory.seen[j] != now:
             gain = _lift(kernel, terms, memory, j, now) + bonus[j]
             computed += 1
-            _sink(keys, places, size, gain / limits.scale[j], place)
+            _sink(heap, size, gain / limits.scale[j], place)
             continue
         size -= 1
-        _sink(keys, places, size, keys[size], places[size])
+        _sink(heap, size, heap[size, 0], heap[size, 1])
         if not admitted:
             continue
         gain = key if limits.scale[j] == 1.0 else _lift(kernel, terms, memory, j, now) + bonus[j]

@@ -44,7 +44,7 @@ class Similarity:
         affine: Affine | None = None,
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        self.source, self.affine = source, affine
+        self.source, self.affine, self._groups = source, affine, groups
         self.column_groups = None if groups is None else groups[1]
         self.members = {} if groups is None else _members(groups[0])
         self.shape, self.stored = source.shape, source.stored
@@ -66,6 +66,8 @@ class Similarity:
 
     def range(self) -> tuple[float, float]:
         """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
+        if (compiled := self._compiled_range()) is not None:
+            return compiled
         low, high = np.inf, -np.inf
         for j, (rows, values) in enumerate(each_column(self.source)):
             masked = self.masked(j, rows)
@@ -73,6 +75,17 @@ class Similarity:
             if len(kept):
                 low, high = min(low, float(kept.min())), max(high, float(kept.max()))
         return low, high
+
+    def _compiled_range(self) -> tuple[float, float] | None:
+        """`range` of a large dense matrix, read by compiled loops without a copy; else None."""
+        from delift_pipeline.selection.fused import engine_of, value_range
+
+        raw = Similarity(self.source, None, self._groups)
+        engine = engine_of(raw)
+        if engine is None or not hasattr(engine, "matrix"):
+            return None
+        # Neither clipped nor scaled: the range of the utilities as they are.
+        return value_range(engine._replace(mode=0))
 
 
 def _members(groups: np.ndarray) -> dict[int, np.ndarray]:

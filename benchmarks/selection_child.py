@@ -1,0 +1,201 @@
+"""One measurement of `benchmarks.selection`; prints a line of JSON."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from delift_pipeline.selection import objectives
+from delift_pipeline.selection.blocked import blocked_greedy
+from delift_pipeline.selection.objectives import Coverage
+from delift_pipeline.selection.optimizers import (
+    Ranking,
+    lazier_than_lazy_greedy,
+    lazy_greedy,
+    naive_greedy,
+    stochastic_greedy,
+)
+from delift_pipeline.utility.columns import Columns, DenseColumns, SparseColumns
+from delift_pipeline.utility.similarity import Similarity
+
+OPTIMIZERS: dict[str, Any] = {
+    "naive": naive_greedy,
+    "lazy": lazy_greedy,
+    "blocked": blocked_greedy,
+    "stochastic": stochastic_greedy,
+    "lazier": lazier_than_lazy_greedy,
+}
+NEIGHBOURS, SIDE, STRIP = 32, 64, 500
+
+
+def make(n: int, kernel: str, folder: Path) -> dict[str, Any]:
+    """Write the kernel of a case, unless it is there."""
+    if kernel == "sparse":
+        return _make_sparse(n, folder)
+    name, dtype = _dense_file(n, kernel, folder), np.float16 if "half" in kernel else np.float32
+    if name.exists():
+        return {}
+    points = _points(n, 0)
+    # The transpose of a row-ordered file is the column-ordered kernel.
+    stored = np.lib.format.open_memmap(name, "w+", dtype, (n, n), fortran_order=True)
+    for start in range(0, n, STRIP):
+        stored[:, start : start + STRIP] = np.maximum(points @ points[start : start + STRIP].T, 0)
+    stored.flush()
+    return {}
+
+
+def _dense_file(n: int, kernel: str, folder: Path) -> Path:
+    return folder / f"{n}-{'half' if 'half' in kernel else 'single'}.npy"
+
+
+def _points(n: int, seed: int) -> np.ndarray:
+    points = np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def _make_sparse(n: int, folder: Path) -> dict[str, Any]:
+    if (folder / f"{n}-data.npy").exists():
+        return {}
+    rng, shape = np.random.default_rng(0), (n, NEIGHBOURS)
+    rows = np.lib.format.open_memmap(folder / f"{n}-rows.npy", "w+", np.int32, shape)
+    data = np.lib.format.open_memmap(folder / f"{n}-data.npy", "w+", np.float32, shape)
+    for start in range(0, n, 100_000):
+        size = min(100_000, n - start)
+        far = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
+        near = (np.arange(start, start + size)[:, None] + far) % n
+        rows[start : start + size] = np.sort(near, axis=1)
+        data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
+    return {}
+
+
+def _loaded(n: int, kernel: str, folder: Path) -> tuple[Columns, int, float]:
+    """The kernel, its bytes, and the seconds of one pass over it, in the page cache by then."""
+    if kernel == "sparse":
+        rows, data = (np.load(folder / f"{n}-{part}.npy").reshape(-1) for part in ("rows", "data"))
+        start = time.perf_counter()
+        rows.max()
+        data.max()
+        indptr = np.arange(0, NEIGHBOURS * n + 1, NEIGHBOURS)
+        return SparseColumns(indptr, rows, data, n), 8 * len(data), time.perf_counter() - start
+    name = _dense_file(n, kernel, folder)
+    _read(name)
+    seconds = _read(name)
+    mode = "r" if "mapped" in kernel else None
+    columns: Columns = DenseColumns(np.load(name, mmap_mode=mode))
+    if "masked" in kernel:
+        columns = Similarity(columns, None, (np.arange(n), np.arange(n)))
+    return columns, name.stat().st_size, seconds
+
+
+def _read(name: Path) -> float:
+    """Seconds of reading a whole file into one buffer."""
+    buffer, start = bytearray(1 << 24), time.perf_counter()
+    with name.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - start
+
+
+def _objective(name: str, kernel: Any, n: int) -> Coverage:
+    points = _points(n, 0) if name in ("flmi", "fl1mi", "fl2mi", "flcg") else np.zeros((0, 16))
+    other = np.maximum(_points(SIDE, 1) @ points.T, 0)
+    built: dict[str, Callable[[], Coverage]] = {
+        "fl": lambda: objectives.FacilityLocation(kernel),
+        "flmi": lambda: objectives.FLMI(kernel, other),
+        "fl1mi": lambda: objectives.FL1MI(kernel, other),
+        "fl2mi": lambda: objectives.FL2MI(other),
+        "flcg": lambda: objectives.FLCG(kernel, np.ascontiguousarray(other.T), 0.5),
+        "rfl": lambda: objectives.FoldCoverage(kernel, 2),
+        "saturated": lambda: objectives.SaturatedCoverage(kernel, 0.1),
+    }
+    return built[name]()
+
+
+def _ranked(engine: str, objective: Coverage, optimizer: str, budget: int) -> Ranking:
+    if engine == "submodlib":
+        from delift_pipeline.selection.submodlib_engine import submodlib_greedy
+
+        return submodlib_greedy(objective, budget, np.arange(objective.n))
+    return OPTIMIZERS[optimizer](objective, budget, np.arange(objective.n))
+
+
+def _apricot(kernel: Any, budget: int) -> Ranking:
+    from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
+
+    chooser = FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy")
+    chooser.fit(np.asarray(kernel.matrix, dtype=np.float64))
+    return Ranking(np.array(chooser.ranking), np.array(chooser.gains))
+
+
+def measure(
+    n: int, kernel: str, folder: Path, engine: str, name: str, optimizer: str, budget: float
+) -> dict[str, Any]:
+    """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
+    loaded, size, read = _loaded(n, kernel, folder)
+    if engine == "ours":
+        _warm(loaded, name, optimizer)
+    start = time.perf_counter()
+    if engine == "apricot":
+        ranking, value = _apricot(loaded, int(budget * n)), None
+    else:
+        objective = _objective(name, loaded, n)
+        start = time.perf_counter() if engine == "submodlib" else start
+        ranking = _ranked(engine, objective, optimizer, int(budget * n))
+        value = objectives.evaluate(objective, ranking.picks) if engine == "submodlib" else None
+        value = objective.value if value is None else value
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    mib = size / (1 << 20)
+    return {
+        "seconds": seconds,
+        "peak_rss_mib": peak,
+        "read_seconds": read,
+        "kernel_mib": mib,
+        "beyond_kernel_mib": peak - mib,
+        "value": value,
+        "computed": ranking.computed,
+        "picks": ranking.picks.tolist() if n <= 5_000 else None,
+        "gains": ranking.gains.tolist() if n <= 5_000 else None,
+    }
+
+
+def _warm(kernel: Columns, name: str, optimizer: str) -> None:
+    """Load the compiled loops for this type of kernel."""
+    from delift_pipeline.selection import fused
+    from delift_pipeline.utility.columns import RestrictedColumns
+
+    before, fused.FUSED_FROM = fused.FUSED_FROM, 0
+    some = np.arange(50)
+    if isinstance(kernel, SparseColumns):
+        small: Any = SparseColumns(
+            np.arange(51), np.arange(50, dtype=np.int32), kernel.data[:50], 50
+        )
+    elif isinstance(kernel, Similarity):
+        small = Similarity(RestrictedColumns(kernel.source, some, some), None, (some, some))
+    else:
+        small = DenseColumns(kernel.matrix[:, :50]) if isinstance(kernel, DenseColumns) else kernel
+    if name not in ("fl1mi", "flmi", "flcg", "fl2mi"):
+        OPTIMIZERS[optimizer](_objective(name, small, 50), 5, np.arange(small.shape[1]))
+    else:
+        OPTIMIZERS[optimizer](_objective("fl", small, 50), 5, np.arange(small.shape[1]))
+    fused.FUSED_FROM = before
+
+
+def main() -> None:
+    """Run what the arguments say."""
+    task, n, kernel, folder, *rest = sys.argv[1:]
+    if task == "make":
+        found = make(int(n), kernel, Path(folder))
+    else:
+        engine, name, optimizer, budget = rest
+        found = measure(int(n), kernel, Path(folder), engine, name, optimizer, float(budget))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

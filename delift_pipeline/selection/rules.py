@@ -1,0 +1,149 @@
+"""Constraints as a user writes them, in record_ids and columns of the pool.
+
+A quota is `COLUMN:LOW..HIGH` for every value of a column, or `COLUMN=VALUE:LOW..HIGH` for one of
+them. Either end may be left out; an end below 1 with a point in it is a share of the budget, a
+whole number is a count: `task:0.1..0.4`, `source:..500`, `task=math:0.2..`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.selection.budget import Budget
+from delift_pipeline.selection.constraints import Constraints, Grouping
+from delift_pipeline.selection.costs import token_costs
+
+_QUOTA = re.compile(r"([^:=]+)(?:=([^:]*))?:([0-9.]*?)\.\.([0-9.]*)")
+_FORM = "write a quota as column:low..high or column=value:low..high, such as task:0.1..0.4"
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many records of a group, from least to greatest.
+
+    Attributes:
+        column: The pool's column.
+        value: The one value meant, or None for each.
+        low: At least; a float is a share of the budget, an int a count.
+        high: At most, or None.
+    """
+
+    column: str
+    value: str | None = None
+    low: float | int = 0
+    high: float | int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Quota":
+        """A quota as written.
+
+        Raises:
+            Refused: it is not written as a quota.
+        """
+        found = _QUOTA.fullmatch(text.strip())
+        if found is None or not (found[3] or found[4]):
+            raise Refused(Fault(f"{text!r} is no quota: {_FORM}", field="quota"))
+        low = _end(found[3], text) if found[3] else 0
+        high = _end(found[4], text) if found[4] else None
+        return cls(found[1].strip(), found[2], low, high)
+
+    @property
+    def shares(self) -> bool:
+        """Whether an end is a share of the budget."""
+        return isinstance(self.low, float) or isinstance(self.high, float)
+
+
+def _end(text: str, quota: str) -> float | int:
+    try:
+        number = int(text) if text.isdigit() else float(text)
+    except ValueError as error:
+        raise Refused(Fault(f"{quota!r} is no quota: {_FORM}", field="quota")) from error
+    if isinstance(number, float) and number > 1:
+        raise Refused(Fault(f"{quota!r} has a share above 1: {_FORM}", field="quota"))
+    return number
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a user asks of a subset beside its size.
+
+    Attributes:
+        pin: record_ids that are in.
+        ban: record_ids that are out.
+        quotas: Shares or counts of groups; a cap on every source is `Quota("source", high=...)`.
+    """
+
+    pin: tuple[str, ...] = ()
+    ban: tuple[str, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+
+    def resolved(self, pool: pl.DataFrame, ids: Sequence[str], budget: Budget) -> Constraints:
+        """The rules in candidate numbers.
+
+        Args:
+            pool: Records with record_id and the columns of the quotas.
+            ids: record_ids of the candidates, in the order of the objective's columns.
+            budget: What shares are taken of.
+
+        Raises:
+            Refused: a record or column is not there, or shares are asked of a budget that has no
+                count.
+        """
+        number = {record: j for j, record in enumerate(ids)}
+        wanted = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
+        frame = wanted.join(pool, on="record_id", how="left", maintain_order="left")
+        columns = dict.fromkeys(quota.column for quota in self.quotas)
+        costs = None if budget.tokens is None else token_costs(frame)
+        return Constraints(
+            pinned=_numbers(self.pin, number, set()),
+            banned=_numbers(self.ban, number, set(pool["record_id"])),
+            groupings=tuple(self._grouping(frame, column, budget) for column in columns),
+            costs=costs,
+            capacity=budget.tokens,
+            stop=budget.stop,
+        )
+
+    def _grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
+        if column not in frame.columns:
+            said = f"the pool has no column {column}; there are {', '.join(sorted(frame.columns))}"
+            raise Refused(Fault(said, field="quota"))
+        values = frame[column].cast(pl.String).fill_null("")
+        names = sorted(set(values))
+        number = {name: place for place, name in enumerate(names)}
+        low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
+        for quota in (quota for quota in self.quotas if quota.column == column):
+            _check_shares(quota, budget)
+            for name in names if quota.value is None else [quota.value]:
+                if name not in number:
+                    raise Refused(Fault(f"no record has {column} {name!r}", field="quota"))
+                low[number[name]] = _count(quota.low, budget.count, up=True)
+                if quota.high is not None:
+                    high[number[name]] = _count(quota.high, budget.count, up=False)
+        return Grouping(column, tuple(names), np.array([number[v] for v in values]), low, high)
+
+
+def _check_shares(quota: Quota, budget: Budget) -> None:
+    if (budget.tokens is not None or budget.stop) and (quota.shares or quota.low):
+        said = "shares and least counts need a budget in records, not in tokens or auto"
+        raise Refused(Fault(said, field="quota"))
+
+
+def _count(end: float | int, count: int, up: bool) -> int:
+    """An end as a count; 1e-9 forgives shares that a float cannot hold."""
+    if isinstance(end, int):
+        return end
+    return math.ceil(end * count - 1e-9) if up else math.floor(end * count + 1e-9)
+
+
+def _numbers(records: Sequence[str], number: dict[str, int], known: set[str]) -> tuple[int, ...]:
+    """Candidate numbers; records that are known but no candidates are left out."""
+    absent = [r for r in records if r not in number and r not in known]
+    if absent:
+        said = f"{len(absent):,} pinned records are no candidates (the first is {absent[0]})"
+        raise Refused(Fault(said, field="pin"))
+    return tuple(dict.fromkeys(number[r] for r in records if r in number))

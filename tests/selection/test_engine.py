@@ -1,0 +1,169 @@
+"""The compiled loops against NumPy: the same gains, rankings and refusals from every kernel."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from delift_pipeline.errors import Refused
+from delift_pipeline.selection import fused
+from delift_pipeline.selection.combined import WeightedSum
+from delift_pipeline.selection.objectives import (
+    FL1MI,
+    FL2MI,
+    FLCG,
+    FLMI,
+    Coverage,
+    FacilityLocation,
+    FoldCoverage,
+    SaturatedCoverage,
+    evaluate,
+)
+from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
+from delift_pipeline.utility.block import RowScaled
+from delift_pipeline.utility.columns import (
+    Columns,
+    DenseColumns,
+    RestrictedColumns,
+    as_columns,
+    to_dense,
+)
+from delift_pipeline.utility.similarity import Affine, Similarity, common_affine
+from delift_pipeline.utility.sparse_forms import sparse_of
+
+KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg", "rfl", "saturated")
+
+
+@pytest.fixture(autouse=True)
+def whatever_was_set() -> Iterator[None]:
+    """Puts back from which size on kernels are read by compiled loops."""
+    before = fused.FUSED_FROM
+    yield
+    fused.FUSED_FROM = before
+
+
+def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -> Coverage:
+    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    rows, n = kernel.shape
+    target, existing, weights = rng.random((4, n)), rng.random((rows, 3)), rng.random(rows)
+    built = {
+        "fl": lambda: FacilityLocation(kernel),
+        "weighted": lambda: FacilityLocation(kernel, weights),
+        "flmi": lambda: FLMI(kernel, target, 0.7),
+        "fl1mi": lambda: FL1MI(kernel, target, 0.7),
+        "fl2mi": lambda: FL2MI(target, 0.5),
+        "flcg": lambda: FLCG(kernel, existing, 0.8),
+        "rfl": lambda: FoldCoverage(kernel, 3, weights),
+        "saturated": lambda: SaturatedCoverage(kernel, 0.15, weights),
+    }[kind]()
+    assert (built.engine is not None) == compiled
+    return built
+
+
+def kernel_of(seed: int) -> Columns:
+    """A kernel of some type, order, restriction, scaling and mask."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 300))
+    raw = (rng.random((n, n)) - 0.3).astype([np.float32, np.float16, np.float64][seed % 3])
+    source: Columns = DenseColumns(np.asfortranarray(raw) if seed % 2 else raw)
+    if seed % 4 == 0:
+        rows, columns = rng.permutation(n), rng.permutation(n)
+        source = RestrictedColumns(RowScaled(source, rng.random(n) + 0.5), rows, columns)
+    if seed % 5 == 1:
+        thin = np.where(rng.random((n, n)) < 0.1, raw.astype(np.float32), 0)
+        source = as_columns(sparse.csc_matrix(thin))
+    groups = rng.integers(0, n, n)
+    affine = Affine(-0.3, 0.7) if seed % 7 == 0 else Affine(1, 1) if seed % 7 == 3 else None
+    return Similarity(source, affine, (groups, groups) if seed % 3 else None)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_numpy_and_compiled_loops_agree(seed: int) -> None:
+    kernel = kernel_of(seed)
+    n = kernel.shape[1]
+    tie = np.random.default_rng(seed).permutation(n)
+    for kind in KINDS:
+        plain, quick = (make(kind, kernel, np.random.default_rng(seed), c) for c in (False, True))
+        everything = np.arange(n)
+        assert quick.gains(everything) == pytest.approx(plain.gains(everything), rel=1e-12)
+        short = naive_greedy(quick, min(n, 20), tie)
+        ours, theirs = (lazy_greedy(one, n // 2 + 1, tie) for one in (plain, quick))
+        assert theirs.picks[: len(short.picks)].tolist() == short.picks[: n // 2 + 1].tolist()
+        assert theirs.gains[: len(short.gains)].tolist() == short.gains[: n // 2 + 1].tolist()
+        assert ours.gains == pytest.approx(theirs.gains, rel=1e-9, abs=1e-12)
+        assert (np.diff(theirs.gains) <= 0).all()
+        assert quick.value == pytest.approx(plain.value, rel=1e-12)
+        assert evaluate(quick, theirs.picks) == pytest.approx(theirs.gains.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 6, 11])
+def test_sparse_wrappers_flatten_to_what_they_read(seed: int) -> None:
+    kernel = kernel_of(seed)
+    n = kernel.shape[1]
+    part = RestrictedColumns(kernel, np.arange(n)[::-2], np.arange(n)[::3])
+    for matrix in (kernel, part, RowScaled(part, np.linspace(0, 1, part.shape[0]))):
+        flat = sparse_of(matrix)
+        assert flat is not None
+        assert (to_dense(flat) == to_dense(matrix)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sparse.csc_matrix])
+def test_bad_values_are_named_by_the_compiled_check(value: float, dtype: type, form) -> None:
+    fused.FUSED_FROM = 0
+    kernel = np.full((5, 6), 0.5, dtype)
+    kernel[3, 4] = value
+    if form is sparse.csc_matrix and dtype is np.float16:
+        kernel = kernel.astype(np.float32)
+    with pytest.raises(Refused, match="value in column 4"):
+        FacilityLocation(form(kernel))
+
+
+def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
+    fused.FUSED_FROM = 0
+    alone = lazy_greedy(FacilityLocation(np.array([[0.5]])), 1, np.arange(1))
+    assert (alone.picks.tolist(), alone.gains.tolist()) == ([0], [0.5])
+    equal = lazy_greedy(FacilityLocation(np.full((4, 4), 0.5)), 4, np.array([3, 1, 2, 0]))
+    assert (equal.picks.tolist(), equal.gains.tolist()) == ([3, 1, 2, 0], [2.0, 0, 0, 0])
+
+
+def test_every_half_precision_number_is_read_exactly() -> None:
+    fused.FUSED_FROM = 0
+    every = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][None, :]
+    read = FacilityLocation(np.asfortranarray(finite)).gains(np.arange(finite.shape[1]))
+    assert (read == finite[0].astype(np.float64)).all()
+
+
+def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "k.npy", np.asfortranarray(rng.random((50, 40), np.float32) - 0.5))
+    mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
+    blocks = [Similarity(as_columns(mapped), None, (np.arange(50), np.arange(40)))]
+    plain = common_affine(blocks)
+    fused.FUSED_FROM = 0
+    assert common_affine(blocks) == plain
+    objective = FacilityLocation(Similarity(as_columns(mapped), plain, None))
+    assert np.shares_memory(objective.engine.matrix, mapped)  # pyright: ignore
+
+
+def test_sums_of_objectives_are_ranked_like_their_stacked_form() -> None:
+    rng = np.random.default_rng(3)
+    kernel, other = rng.random((2, 30, 30))
+    parts = [(0.5, FacilityLocation(kernel)), (2.0, SaturatedCoverage(other, 0.2))]
+    total = WeightedSum(parts)
+    naive, lazy = (run(total, 12, np.arange(30)) for run in (naive_greedy, lazy_greedy))
+    assert lazy.picks.tolist() == naive.picks.tolist()
+    apart = [a * evaluate(objective, lazy.picks) for a, objective in parts]
+    assert evaluate(total, lazy.picks) == pytest.approx(sum(apart))
+    stacked = WeightedSum([(1.0, FacilityLocation(kernel)), (1.0, FacilityLocation(other))])
+    whole = lazy_greedy(FacilityLocation(np.vstack([kernel, other])), 12, np.arange(30))
+    assert lazy_greedy(stacked, 12, np.arange(30)).picks.tolist() == whole.picks.tolist()
+
+
+@pytest.mark.parametrize("parts", [[], [(-1.0, FacilityLocation(np.eye(2)))]])
+def test_sums_that_are_not_submodular_are_refused(parts) -> None:
+    with pytest.raises(Refused, match="sum"):
+        WeightedSum(parts)
