@@ -1,0 +1,110 @@
+"""`delift demo`, twice in one home: what it promises, and that the second time is cheap."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from delift_pipeline.definitions import ALL_ASSETS
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("instruction_tuning", "task_specific", "continual")
+SELECTORS = ("initial", "random", "full", "delift")
+ROW_KEYS = {"stage", "selector", "budget", "seed", "metrics"}
+METRICS = {"answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demonstration is run."""
+    return tmp_path_factory.mktemp("demo") / "home"
+
+
+def run_demo(home: Path) -> dict[str, Any]:
+    environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-m", "delift_pipeline.cli.main", "demo", "--json", "--home", str(home)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def first(home: Path) -> dict[str, Any]:
+    """The first run."""
+    return run_demo(home)
+
+
+@pytest.fixture(scope="module")
+def second(home: Path, first: dict[str, Any]) -> dict[str, Any]:
+    """The second run in the same home."""
+    assert first
+    return run_demo(home)
+
+
+def test_json_has_the_promised_keys(first: dict[str, Any]) -> None:
+    assert set(first) == {"leaderboard", "report", "seconds", "pairs_scored", "pairs_reused"}
+    assert first["seconds"]["total"] > 0
+    assert first["pairs_scored"] > 160**2
+    for row in first["leaderboard"]:
+        assert set(row) >= ROW_KEYS
+        assert set(row["metrics"]) >= METRICS
+
+
+def test_leaderboard_has_every_stage_with_every_arm(first: dict[str, Any]) -> None:
+    found = [(row["stage"], row["selector"]) for row in first["leaderboard"]]
+    assert len(found) == len(set(found))
+    assert set(found) >= {(stage, selector) for stage in STAGES for selector in SELECTORS}
+
+
+def test_every_arm_trained_on_its_budget(first: dict[str, Any]) -> None:
+    for row in first["leaderboard"]:
+        pool = 100 if row["stage"] == "continual" else 160
+        expected = {"initial": 0, "full": pool}.get(row["selector"], round(0.3 * pool))
+        assert row["records"] == expected, row["arm"]
+
+
+def test_all_nine_assets_are_materialised_in_the_demos_home(
+    home: Path, first: dict[str, Any]
+) -> None:
+    assert first
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        for asset in ALL_ASSETS:
+            assert instance.get_latest_materialization_event(asset.key) is not None, asset.key
+
+
+def test_report_is_one_page_without_external_resources(first: dict[str, Any]) -> None:
+    page = Path(first["report"])
+    assert page.name == "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert all(stage.replace("_", " ") in text.replace("_", " ") for stage in STAGES)
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)([^"'\s>]+)""", text)
+    assert [one for one in loaded if one.startswith(("http", "//", "file"))] == []
+    assert not re.search(r"@import|url\(\s*[\"']?(?!data:|#)", text)
+    assert "<script" not in text
+
+
+def test_second_run_scores_nothing(second: dict[str, Any]) -> None:
+    assert second["pairs_scored"] == 0
+    assert second["pairs_reused"] > 0
+
+
+def test_second_run_gives_the_same_numbers(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert second["leaderboard"] == first["leaderboard"]
+
+
+def test_second_run_takes_less_than_a_quarter_of_the_time(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    assert second["seconds"]["total"] < first["seconds"]["total"] / 4
