@@ -33,6 +33,11 @@ class Budget:
     tokens: int | None = None
     stop: float = 0.0
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether only the selection shows how many records it buys."""
+        return self.tokens is not None or self.stop > 0
+
 
 def parse_budget(budget: float | int | str, n: int) -> Budget:
     """What a budget of any kind allows from a pool of n.

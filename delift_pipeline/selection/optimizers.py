@@ -138,6 +138,29 @@ def lazier_than_lazy_greedy(
     )
 
 
+def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
+    """The first candidates of an order that keep to the constraints, pinned ones first.
+
+    Args:
+        order: int [n], every candidate once.
+        budget: Picks at most.
+        constraints: What is kept to.
+
+    Raises:
+        Refused: the budget or the constraints are not possible.
+    """
+    constraints = constraints or Constraints()
+    tracker, picks = Tracker(constraints, len(order), budget), []
+    pinned, banned = set(constraints.pinned), set(constraints.banned)
+    first = [int(j) for j in order if int(j) in pinned]
+    for j in [*first, *(int(j) for j in order if int(j) not in pinned | banned)]:
+        if len(picks) < budget and (j in pinned or tracker.admissible(np.array([j]))[0]):
+            tracker.spend(j)
+            picks.append(j)
+    tracker.check_done(len(picks))
+    return np.array(picks, dtype=np.int64)
+
+
 def ranked(
     objective: Objective,
     budget: int,

@@ -14,7 +14,7 @@ STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
 Scaling = Literal["clip", "min_max"]
 Diagonal = Literal["mask", "keep"]
 ObjectiveName = Literal["fl", "flmi", "fl1mi", "fl2mi", "flcg"]
-OptimizerName = Literal["naive", "lazy", "stochastic", "submodlib"]
+OptimizerName = Literal["naive", "lazy", "stochastic", "lazier", "blocked", "submodlib"]
 
 STAGE_OBJECTIVE: dict[Stage, ObjectiveName] = {
     "instruction_tuning": "fl",
@@ -50,8 +50,9 @@ class SelectorOptions(BaseModel):
         objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
         eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
         nu: Weight of what the existing records already cover (flcg).
-        optimizer: `lazy`, `naive`, `stochastic`, or `submodlib` to cross-check.
-        sample: Share of the candidates that `stochastic` looks at in each step.
+        optimizer: `lazy`, `naive`, `stochastic`, `lazier` (its lazy form), `blocked`, or
+            `submodlib` to cross-check.
+        sample: Share of the candidates that `stochastic` and `lazier` look at in each step.
         pairs: `all` reads every pair of the pool, `neighbours` only near ones.
     """
 

@@ -1,18 +1,23 @@
 """Select and keep what was selected: the one door for the asset and the command line."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.balance import balance
-from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.reasons_trust import suspects_frame
 from delift_pipeline.selection.registry import options_of, selector_named
 from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_text
@@ -28,23 +33,44 @@ def select(
     budget: float | int | str,
     seed: int,
     options: Mapping[str, Any] | BaseModel,
+    rules: Rules | None = None,
 ) -> Selection:
     """Rank the records of a pool under a budget.
 
     Args:
         inputs: The pool and where its kernel blocks come from.
         selector: A name in the registry.
-        budget: A share, a count or `full`, of the whole pool.
+        budget: A share, a count or `full`, of the whole pool; tokens such as `20000tokens`; or
+            `auto`, which stops where picks no longer pay.
         seed: Decides everything random.
         options: The selector's options.
+        rules: Records pinned in or out, and quotas.
 
     Raises:
-        Refused: the selector, an option or the budget is not possible.
+        Refused: the selector, an option, the budget or a rule is not possible.
         DeliftError: scores that the selector reads are missing.
     """
     checked = options_of(selector, options)
-    count = resolve_budget(budget, inputs.pool.height)
-    return selector_named(selector).select(inputs, count, seed, checked)
+    allowed = parse_budget(budget, inputs.pool.height)
+    asked = replace(inputs, rules=rules or inputs.rules, allowance=allowed)
+    _check_possible(selector, asked, allowed)
+    selection = selector_named(selector).select(asked, allowed.count, seed, checked)
+    if selection.gains is None or not len(selection.gains):
+        return selection
+    knee = knee_of(selection.gains[~np.isnan(selection.gains)])
+    return replace(selection, details={**selection.details, "knee": knee})
+
+
+def _check_possible(selector: str, inputs: SelectionInputs, allowed: Budget) -> None:
+    """Refuse what a selector cannot keep to."""
+    if selector == "full" and (inputs.rules != Rules() or allowed.open_ended):
+        raise Refused(Fault("full takes every record; choose another selector", field="budget"))
+    if selector == "random" and allowed.stop:
+        raise Refused(Fault("random has no gains to stop at; give a count", field="budget"))
+    replays = selector == "delift_trusted" and inputs.stage == "continual"
+    if replays and allowed.open_ended:
+        said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        raise Refused(Fault(said, field="budget"))
 
 
 def selection_request(

@@ -1,14 +1,17 @@
 """What a selector is given and what it promises."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import polars as pl
 from pydantic import BaseModel
 
+from delift_pipeline.selection.budget import Budget
+from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.rules import Rules
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.forms import UtilityForm
 
@@ -62,6 +65,8 @@ class SelectionInputs:
         target: The records of D_T, where a selector reads their texts.
         whole: All records that the block `neighbours` spans (a version's whole pool, while the
             continual stage chooses from the new ones); None: the pool.
+        rules: Pins and quotas.
+        allowance: A budget in tokens or `auto`; None where the count is all there is to it.
     """
 
     stage: Stage
@@ -71,6 +76,23 @@ class SelectionInputs:
     existing_records: pl.DataFrame | None = field(default=None, repr=False)
     target: pl.DataFrame | None = field(default=None, repr=False)
     whole: pl.DataFrame | None = field(default=None, repr=False)
+    rules: Rules = field(default_factory=Rules)
+    allowance: Budget | None = None
+
+    def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
+        """What an optimizer must keep to, or None.
+
+        Args:
+            candidates: record_ids in the order of the objective's columns.
+            count: Picks asked for, what shares are taken of.
+
+        Raises:
+            Refused: a rule names what is not there.
+        """
+        allowance = self.allowance or Budget(count)
+        if self.rules == Rules() and not allowance.open_ended:
+            return None
+        return self.rules.resolved(self.pool, candidates, replace(allowance, count=count))
 
     @property
     def neighbourhood(self) -> pl.DataFrame:

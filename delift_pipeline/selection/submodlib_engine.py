@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from delift_pipeline.errors import Refused
+from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -24,12 +25,19 @@ from delift_pipeline.selection.optimizers import Ranking
 from delift_pipeline.utility.columns import Columns, to_dense
 
 
-def submodlib_greedy(objective: Objective, budget: int, tie_order: np.ndarray) -> Ranking:
+def submodlib_greedy(
+    objective: Objective,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None = None,
+) -> Ranking:
     """Lazy greedy by submodlib on the same objective; its ties fall as they fall.
 
     Raises:
-        Refused: submodlib has no such function, or the budget is above n.
+        Refused: submodlib has no such function, the budget is above n, or there are constraints.
     """
+    if constraints is not None:
+        raise Refused("submodlib keeps to no constraints; choose another optimizer")
     if budget < 0 or budget > objective.n:
         raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
     function = _function(objective)

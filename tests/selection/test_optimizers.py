@@ -115,7 +115,7 @@ def test_every_objective_dense_and_sparse_ranks_alike(seed: int) -> None:
     assert (rankings[0].picks[paying] == rankings[1].picks[paying]).all()
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(500))
 def test_greedy_keeps_its_bound_against_brute_force(seed: int) -> None:
     rng = np.random.default_rng(1000 + seed)
     n = int(rng.integers(2, 13))
@@ -178,14 +178,4 @@ def test_lazy_looks_at_few_candidates() -> None:
     rng = np.random.default_rng(4)
     points = rng.random((400, 2))
     objective = FacilityLocation(np.exp(-40 * ((points[:, None] - points[None]) ** 2).sum(-1)))
-    looked = 0
-    plain = objective.gain
-
-    def counted(j: int) -> float:
-        nonlocal looked
-        looked += 1
-        return plain(j)
-
-    objective.gain = counted
-    lazy_greedy(objective, 100, np.arange(400))
-    assert looked < 0.2 * 400 * 100
+    assert lazy_greedy(objective, 100, np.arange(400)).computed < 0.2 * 400 * 100

@@ -17,7 +17,7 @@ from delift_pipeline.selection.optimizers import lazy_greedy, order_of
 from delift_pipeline.selection.submodlib_engine import submodlib_greedy
 
 KINDS = ("fl", "rectangular fl", "flmi", "fl1mi", "fl2mi", "flcg")
-SEEDS = range(40)
+SEEDS = range(200)
 
 
 def float32(rng: np.random.Generator, *shape: int) -> np.ndarray:

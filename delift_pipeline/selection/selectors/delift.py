@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -18,6 +19,7 @@ from delift_pipeline.selection.objectives import (
 )
 from delift_pipeline.selection.optimizers import (
     Optimizer,
+    lazier_than_lazy_greedy,
     lazy_greedy,
     naive_greedy,
     order_of,
@@ -71,7 +73,9 @@ class DeliftSelector:
         kernels, details = _kernels(blocks, inputs, options)
         objective = _objective(kernels, inputs.stage, options)
         count = min(budget, len(candidates))
-        ranking = _optimizer(options, seed)(objective, count, order_of(candidates))
+        ranking = _optimizer(options, seed)(
+            objective, count, order_of(candidates), inputs.constraints(candidates, count)
+        )
         value = objective.value if options.optimizer != "submodlib" else float(ranking.gains.sum())
         picks = [int(j) for j in ranking.picks]
         return Selection(
@@ -81,7 +85,7 @@ class DeliftSelector:
             reasons=_reasons(blocks, kernels, picks),
             objective=objective.name,
             value=value,
-            value_random=objective_of_random(objective, count, seed),
+            value_random=objective_of_random(objective, len(picks), seed),
             blocks={name: block.hash for name, block in blocks.items()},
             details=details,
             notes=_notes(inputs, candidates, budget),
@@ -148,6 +152,10 @@ def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
             return naive_greedy
         case "stochastic":
             return functools.partial(stochastic_greedy, seed=seed, sample=options.sample)
+        case "lazier":
+            return functools.partial(lazier_than_lazy_greedy, seed=seed, sample=options.sample)
+        case "blocked":
+            return blocked_greedy
         case "submodlib":
             from delift_pipeline.selection.submodlib_engine import submodlib_greedy
 

@@ -61,7 +61,7 @@ class DeliftSeSelector:
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
         objective, kernel, rows = _objective(inputs, ids, options)
-        ranking = lazy_greedy(objective, budget, order_of(ids))
+        ranking = lazy_greedy(objective, budget, order_of(ids), inputs.constraints(ids, budget))
         picks = [int(j) for j in ranking.picks]
         return Selection(
             selector=self.name,

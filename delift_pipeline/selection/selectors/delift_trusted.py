@@ -22,6 +22,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.embedding import Similarities, similarities
 from delift_pipeline.selection.objectives import (
     FL2MI,
@@ -62,9 +63,9 @@ class Part:
     weights: np.ndarray | None = field(default=None, repr=False)
     floor: np.ndarray | None = field(default=None, repr=False)
 
-    def ranked(self, count: int) -> "Ranked":
+    def ranked(self, count: int, constraints: Constraints | None = None) -> "Ranked":
         """The first `count` picks with their reasons."""
-        ranking = lazy_greedy(self.objective, count, order_of(self.columns))
+        ranking = lazy_greedy(self.objective, count, order_of(self.columns), constraints)
         picks = [int(j) for j in ranking.picks]
         kernel = as_columns(self.kernel)
         own = {record: row for row, record in enumerate(self.rows)}
@@ -135,7 +136,7 @@ class DeliftTrustedSelector:
         budget, seed = asked
         replayable = len(parts[1].columns) if len(parts) > 1 else 0
         schedule = replay_schedule(budget, options.replay, len(parts[0].columns), replayable)
-        chosen = parts[0].ranked(schedule.new)
+        chosen = parts[0].ranked(schedule.new, inputs.constraints(parts[0].columns, schedule.new))
         replayed = parts[1].ranked(schedule.replayed) if schedule.replayed else None
         ranking, gains, reasons, shares = _joined(chosen, replayed, schedule)
         objective = parts[0].objective
@@ -146,7 +147,7 @@ class DeliftTrustedSelector:
             reasons=reasons,
             objective=PREFIX + objective.name,
             value=float(chosen.ranking.gains.sum()),
-            value_random=objective_of_random(objective, schedule.new, seed),
+            value_random=objective_of_random(objective, len(chosen.ids), seed),
             blocks=blocks,
             details={"replayed": schedule.replayed} if inputs.stage == "continual" else {},
             notes=_notes(inputs, parts[0].columns, schedule, budget),

@@ -3,6 +3,7 @@
 import numpy as np
 from pydantic import BaseModel
 
+from delift_pipeline.selection.optimizers import in_order
 from delift_pipeline.selection.options import NoOptions, Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs
@@ -27,4 +28,5 @@ class RandomSelector:
         """The first `budget` records of the permutation drawn with `seed`."""
         ids = sorted(inputs.pool["record_id"])
         order = np.random.default_rng(seed).permutation(len(ids))
-        return Selection(self.name, tuple(ids[number] for number in order[:budget]))
+        picks = in_order(order, budget, inputs.constraints(ids, budget))
+        return Selection(self.name, tuple(ids[number] for number in picks))
