@@ -104,6 +104,7 @@ class VllmEngine:
                 self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
+            _empty_gpu_cache()
 
     def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
         parts = [
@@ -162,6 +163,13 @@ def _forget(key: int) -> None:
     engine = _engines.pop(key, None)
     if engine is not None:
         engine.close()
+
+
+def _empty_gpu_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def refuse_without_vllm() -> None:

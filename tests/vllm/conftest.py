@@ -1,10 +1,9 @@
-"""A tiny random Llama, the real tiny model with heads that vLLM's CPU attention has, and records."""
+"""A tiny random Llama, the real tiny model with heads wide enough for vLLM, and records."""
 
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -120,6 +119,6 @@ def llama(asked: ModelOptions) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def wide_stories(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def wide_stories(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real tiny model, with wide heads."""
     return widen_heads(stories, tmp_path_factory.mktemp("wide") / "stories")

@@ -184,7 +184,7 @@ def test_a_device_that_this_vllm_does_not_have_is_refused(
     asked: ModelOptions, llama: LoadedModel
 ) -> None:
     options = asked.model_copy(update={"device": "cuda:1"})
-    with pytest.raises(Refused, match="device: this vLLM runs on .*, not on cuda:1"):
+    with pytest.raises(Refused, match=r"device: this vLLM runs on .*, not on cuda:1"):
         VllmEngine(llama.folder, options, llama.encoder.window)
 
 

@@ -1,0 +1,91 @@
+"""Pairs a second of vLLM's prompt_logprobs against the transformers engine, in one run.
+
+`make test-vllm` makes the environment; then, in the repository's root:
+
+    OMP_NUM_THREADS=1 .venv-vllm/bin/python -m benchmarks.against_vllm --threads 1
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from delift_pipeline.bench.scoring_shapes import LENGTHS, SHAPES, random_model, random_records
+from delift_pipeline.scoring.engine import Engine, Job, TokenScores
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from delift_pipeline.scoring.vllm_engine import VllmEngine
+
+WINDOW = 1024
+
+
+def main() -> None:
+    """Measure and print one JSON object: a row for each length."""
+    asked = _asked()
+    torch.set_num_threads(asked.threads)
+    device = torch.device("cpu" if asked.dtype == "float32" else "cuda")
+    model = random_model(asked.shape, getattr(torch, asked.dtype), device)
+    options = ModelOptions(model=asked.shape, dtype=asked.dtype, threads=asked.threads)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        engines = {
+            "vllm": VllmEngine(Path(folder), options, WINDOW),
+            "transformers": TransformersEngine(model, window=WINDOW),
+        }
+        torch.set_num_threads(asked.threads)
+        found = {name: _row(engines, name, asked) for name in LENGTHS}
+    print(json.dumps({"settings": engines["vllm"].settings, **found}, indent=2))
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="llama-10m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--targets", type=int, default=16, help="targets of a demonstration")
+    parser.add_argument("--demonstrations", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def _row(engines: dict[str, Engine], lengths: str, asked: argparse.Namespace) -> dict[str, Any]:
+    vocabulary = SHAPES[asked.shape]["vocab_size"]
+    records = random_records(asked.targets, *LENGTHS[lengths], vocabulary)
+    rows = np.arange(asked.targets)
+    jobs = [Job(records.prefix(place), rows) for place in range(asked.demonstrations)]
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    last: dict[str, Sequence[TokenScores]] = {}
+    # They take turns, so that a busy machine slows both; the first turn warms up.
+    for turn in range(asked.repeats + 1):
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            last[name] = engine.score(records, jobs)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return _figures(seconds, last, len(jobs) * len(rows))
+
+
+def _figures(
+    seconds: dict[str, list[float]], last: dict[str, Sequence[TokenScores]], pairs: int
+) -> dict[str, Any]:
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    flat = {
+        name: np.concatenate([score.logprobs for score in scores]) for name, scores in last.items()
+    }
+    return {
+        "pairs_per_second": {name: pairs / value for name, value in median.items()},
+        "spread": {name: max(times) / min(times) for name, times in seconds.items()},
+        "ratio_vs_vllm": median["vllm"] / median["transformers"],
+        "max_abs_logprob_difference": float(np.abs(flat["vllm"] - flat["transformers"]).max()),
+    }
+
+
+if __name__ == "__main__":
+    main()
