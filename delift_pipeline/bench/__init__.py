@@ -1,0 +1,1 @@
+"""Benchmarks: what is fast, and what is worth it."""

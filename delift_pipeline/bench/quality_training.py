@@ -1,0 +1,278 @@
+"""Many small LoRA runs at once: their adapters are stacked and trained in one batch.
+
+One run of the demo model leaves a processor mostly waiting for small operations. Here R runs share
+every operation: weights are [R, in, out], activations [R, records x tokens, width]. Each run has
+its own records, order, loss, gradient clipping and Adam state, so that it is the run that
+`delift_pipeline.training` would do alone with the same start; a test holds it to PEFT.
+
+Only what the demo model is: a Llama without biases, with tied embeddings and as many key heads as
+query heads.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from delift_pipeline.training.batches import Example
+from delift_pipeline.training.options import TrainingOptions
+from delift_pipeline.training.order import step_records
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+EVALUATED_AT_ONCE = 120
+
+Weights = list[dict[str, torch.Tensor]]
+"""Per layer and projection a matrix [in, out], or [R, in, out] where runs differ."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Padded batches of R runs.
+
+    Attributes:
+        ids: int64 [R, records, width], padded on the right.
+        at: int64 [R, answers], position in `records x width` that predicts an answer token.
+        labels: int64 [R, answers].
+        rows: int64 [R, answers], the record of each answer token.
+        real: float32 [R, answers], 0 on padding.
+    """
+
+    ids: torch.Tensor
+    at: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    real: torch.Tensor
+
+
+def stacked(batches: Sequence[Sequence[Example]]) -> Stack:
+    """Pad the batches of all runs to one shape."""
+    runs, records = len(batches), max(len(batch) for batch in batches)
+    width = max(len(example) for batch in batches for example in batch) - 1
+    answers = max(sum(len(example.answer) for example in batch) for batch in batches)
+    ids = np.zeros((runs, records, width), dtype=np.int64)
+    at, labels, rows = (np.zeros((runs, answers), dtype=np.int64) for _ in range(3))
+    real = np.zeros((runs, answers), dtype=np.float32)
+    for run, batch in enumerate(batches):
+        place = 0
+        for row, example in enumerate(batch):
+            tokens = np.concatenate([example.prompt, example.answer])
+            ids[run, row, : len(tokens) - 1] = tokens[:-1]
+            where = slice(place, place := place + len(example.answer))
+            start = row * width + len(example.prompt) - 1
+            at[run, where] = np.arange(start, start + len(example.answer))
+            labels[run, where], rows[run, where], real[run, where] = example.answer, row, 1
+    return Stack(*(torch.from_numpy(array) for array in (ids, at, labels, rows, real)))
+
+
+class StackedLora:
+    """R adapters on one base model, or on R models of one shape."""
+
+    def __init__(
+        self,
+        model: "LlamaForCausalLM",
+        seeds: Sequence[int],
+        options: TrainingOptions,
+        start: Weights | None = None,
+    ) -> None:
+        """Draw the adapters as PEFT does: A uniform within 1 / sqrt(in), B zero.
+
+        Args:
+            model: The base model.
+            seeds: One a run.
+            options: Rank and alpha are read.
+            start: Weights to begin from instead of the model's, as `merged` gives them.
+        """
+        config: Any = model.config
+        self.runs, self.scale = len(seeds), options.alpha / options.rank
+        self.heads, self.width = config.num_attention_heads, config.hidden_size
+        self.eps, inner = config.rms_norm_eps, cast(Any, model.model)
+        self.embedding, self.last_norm = inner.embed_tokens.weight.detach(), inner.norm.weight
+        self.norms = [
+            (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+            for layer in inner.layers
+        ]
+        self.base = start or base_weights(model)
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.adapters = [
+            {name: self._adapter(weight, options.rank, draws) for name, weight in layer.items()}
+            for layer in self.base
+        ]
+        self.merged_weights: Weights | None = None
+        self.cos, self.sin = _rotations(inner, config)
+
+    def _adapter(
+        self, weight: torch.Tensor, rank: int, draws: list[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wide, out = weight.shape[-2:]
+        bound = 1 / math.sqrt(wide)
+        first = [(torch.rand(wide, rank, generator=draw) * 2 - 1) * bound for draw in draws]
+        return (
+            torch.stack(first).requires_grad_(),
+            torch.zeros(self.runs, rank, out).requires_grad_(),
+        )
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """All adapter matrices, each [R, ...]."""
+        return [part for layer in self.adapters for pair in layer.values() for part in pair]
+
+    def merge(self) -> Weights:
+        """Base and adapters as one; nothing is trained afterwards."""
+        with torch.no_grad():
+            self.merged_weights = [
+                {name: self._weight(number, name).detach() for name in layer}
+                for number, layer in enumerate(self.base)
+            ]
+        return self.merged_weights
+
+    def _weight(self, layer: int, name: str) -> torch.Tensor:
+        if self.merged_weights is not None:
+            return self.merged_weights[layer][name]
+        first, second = self.adapters[layer][name]
+        base = self.base[layer][name].expand(self.runs, -1, -1)
+        return torch.baddbmm(base, first, second, alpha=self.scale)
+
+    def _joined(self, layer: int, *names: str) -> torch.Tensor:
+        return torch.cat([self._weight(layer, name) for name in names], dim=-1)
+
+    def logits(self, stack: Stack) -> torch.Tensor:
+        """Logits at the answer positions, float32 [R, answers, vocabulary]."""
+        runs, records, width = stack.ids.shape
+        x = self.embedding[stack.ids].view(runs, records * width, self.width)
+        for layer, (before, after) in enumerate(self.norms):
+            mixed = self._attention(self._norm(x, before), layer, records, width)
+            if layer == len(self.norms) - 1:
+                at = stack.at[..., None].expand(-1, -1, self.width)
+                mixed, x = mixed.gather(1, at), x.gather(1, at)
+            x = x + torch.bmm(mixed, self._weight(layer, "o_proj"))
+            gate, up = torch.bmm(self._norm(x, after), self._joined(layer, *MLP[:2])).chunk(2, -1)
+            x = x + torch.bmm(functional.silu(gate) * up, self._weight(layer, "down_proj"))
+        return self._norm(x, self.last_norm) @ self.embedding.t()
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, (self.width,), weight, self.eps)
+
+    def _attention(self, x: torch.Tensor, layer: int, records: int, width: int) -> torch.Tensor:
+        # Padding stands on the right, so that causality alone keeps it out of every answer.
+        joined = torch.bmm(x, self._joined(layer, *ATTENTION[:3]))
+        split = joined.view(self.runs * records, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = (self._rotated(part, width) for part in split[:2])
+        out = functional.scaled_dot_product_attention(query, key, split[2], is_causal=True)
+        return out.permute(0, 2, 1, 3).reshape(self.runs, records * width, self.width)
+
+    def _rotated(self, part: torch.Tensor, width: int) -> torch.Tensor:
+        low, high = part.chunk(2, dim=-1)
+        return part * self.cos[:width] + torch.cat([-high, low], dim=-1) * self.sin[:width]
+
+
+def base_weights(model: "LlamaForCausalLM") -> Weights:
+    """The model's projections, transposed to [in, out]."""
+    layers = cast(Any, model.model).layers
+    return [
+        {
+            **{name: getattr(layer.self_attn, name).weight.detach().t() for name in ATTENTION},
+            **{name: getattr(layer.mlp, name).weight.detach().t() for name in MLP},
+        }
+        for layer in layers
+    ]
+
+
+def _rotations(inner: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = torch.arange(config.max_position_embeddings)[None]
+    cos, sin = inner.rotary_emb(torch.zeros(1, 1, 1), positions)
+    return cos[0].float(), sin[0].float()
+
+
+def train(
+    model: "LlamaForCausalLM",
+    sets: Sequence[Sequence[Example]],
+    seeds: Sequence[int],
+    options: TrainingOptions,
+    start: Weights | None = None,
+) -> StackedLora:
+    """Train one adapter a set, all of them together; merged at the end.
+
+    Args:
+        model: The base model.
+        sets: The records of each run.
+        seeds: The seed of each run: its adapter's start and its order.
+        options: LoRA with `steps`; every run does as many.
+        start: See `StackedLora`.
+    """
+    lora = StackedLora(model, seeds, options, start)
+    optimizer = torch.optim.AdamW(lora.parameters, lr=options.learning_rate, weight_decay=0.0)
+    orders = [step_records(options, len(s), seed) for s, seed in zip(sets, seeds, strict=True)]
+    steps = options.total_steps(len(sets[0]))
+    for step in range(steps):
+        batches = [
+            [chosen[i] for i in next(order)] for chosen, order in zip(sets, orders, strict=True)
+        ]
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate_at(step, steps)
+        step_losses(lora, stacked(batches)).sum().backward()
+        _clip(lora.parameters, options.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    lora.merge()
+    return lora
+
+
+def step_losses(lora: StackedLora, stack: Stack) -> torch.Tensor:
+    """Mean loss per answer token of each run, [R], in nats."""
+    logits = lora.logits(stack)
+    flat = functional.cross_entropy(
+        logits.view(-1, logits.shape[-1]), stack.labels.view(-1), reduction="none"
+    )
+    return (flat.view(lora.runs, -1) * stack.real).sum(1) / stack.real.sum(1)
+
+
+def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
+    """Clip each run's gradient by its own norm."""
+    if limit is None:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor[:, None, None])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How R runs answer n records.
+
+    Attributes:
+        exact: bool [R, n]: every answer token is the most probable one, which is what greedy
+            generation gives back.
+        loss: float64 [R, n], mean loss per answer token in nats.
+    """
+
+    exact: np.ndarray = field(repr=False)
+    loss: np.ndarray = field(repr=False)
+
+
+@torch.inference_mode()
+def measure(lora: StackedLora, examples: Sequence[Example]) -> Measured:
+    """Answer held-out records with every run."""
+    exact = np.zeros((lora.runs, len(examples)), dtype=bool)
+    loss = np.zeros((lora.runs, len(examples)))
+    for first in range(0, len(examples), EVALUATED_AT_ONCE):
+        part = examples[first : first + EVALUATED_AT_ONCE]
+        stack = stacked([part])
+        wide = Stack(*(t.expand(lora.runs, *t.shape[1:]) for t in vars(stack).values()))
+        scores = lora.logits(wide).log_softmax(-1)
+        own = scores.gather(2, wide.labels[..., None])[..., 0]
+        wrong = scores.argmax(-1) != wide.labels
+        rows, where = stack.rows[0], slice(first, first + len(part))
+        lengths = torch.zeros(len(part)).index_add_(0, rows, torch.ones(len(rows)))
+        sums = torch.zeros(lora.runs, len(part)).index_add_(1, rows, -own)
+        errors = torch.zeros(lora.runs, len(part)).index_add_(1, rows, wrong.float())
+        exact[:, where], loss[:, where] = (errors == 0).numpy(), (sums / lengths).numpy()
+    return Measured(exact, loss)

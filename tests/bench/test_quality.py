@@ -1,0 +1,215 @@
+"""The quality benchmark: stacked training is PEFT's, tables are paired, cells are kept."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from delift_pipeline.bench import quality
+from delift_pipeline.bench.quality import cells, rows_of, run_quality
+from delift_pipeline.bench.quality_cells import SELECTORS, Cell
+from delift_pipeline.bench.quality_pools import MODEL, Sizes, draw, scored
+from delift_pipeline.bench.quality_training import StackedLora, measure, stacked, step_losses, train
+from delift_pipeline.cli.main import run
+from delift_pipeline.progress import SilentProgress
+from delift_pipeline.storage.home import Home
+from delift_pipeline.training.batches import encode_examples
+from delift_pipeline.training.loop import Kept, Run
+from delift_pipeline.training.options import TrainingOptions
+from delift_pipeline.training.setup import prepare
+
+TINY = Sizes(pool=40, heldout_per_task=2, target=4)
+OPTIONS = TrainingOptions(preset="demo", steps=4)
+PROJECTIONS = {
+    name: f"self_attn.{name}" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else f"mlp.{name}"
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(stage: str = "instruction_tuning", seed: int = 700, **changed: Any) -> Cell:
+    given: dict[str, Any] = {"sizes": TINY, "steps": {0.2: 3}, **changed}
+    return Cell(cast(Any, stage), seed, 0.15, (0.2,), tuple(SELECTORS), **given)
+
+
+def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
+    trainable = prepare(OPTIONS, MODEL, None)
+    pool = draw("instruction_tuning", 700, 0.15, TINY).pool
+    examples = encode_examples(trainable.encoder, pool)[0]
+    base = cast(Any, trainable.model).base_model.model
+    lora = StackedLora(base, [0, 0], OPTIONS, start=_plain(base))
+    for number, layer in enumerate(lora.adapters):
+        for name, pair in layer.items():
+            module = base.model.layers[number].get_submodule(PROJECTIONS[name])
+            with torch.no_grad():
+                pair[0].copy_(module.lora_A["default"].weight.t().expand(2, -1, -1))
+    other = Run(OPTIONS, 5, trainable, examples, Kept(None, "", None))
+    other.go(SilentProgress(), None)
+    losses = _losses(lora, examples, OPTIONS, seed=5)
+    np.testing.assert_allclose(losses[:, 0], other.done.losses, rtol=2e-5)
+    np.testing.assert_allclose(losses[:, 1], other.done.losses, rtol=2e-5)
+    for number, layer in enumerate(lora.adapters):
+        for name, pair in layer.items():
+            module = base.model.layers[number].get_submodule(PROJECTIONS[name])
+            for part, theirs in zip(pair, (module.lora_A, module.lora_B), strict=True):
+                mine = part.detach()[0].t()
+                torch.testing.assert_close(mine, theirs["default"].weight, atol=2e-4, rtol=1e-2)
+
+
+def _plain(base: Any) -> list[dict[str, torch.Tensor]]:
+    return [
+        {
+            name: layer.get_submodule(where).base_layer.weight.detach().t()
+            for name, where in PROJECTIONS.items()
+        }
+        for layer in base.model.layers
+    ]
+
+
+def _losses(lora: StackedLora, examples: Any, options: TrainingOptions, seed: int) -> np.ndarray:
+    """What `train` does, with its losses kept."""
+    from delift_pipeline.bench import quality_training
+
+    found: list[list[float]] = []
+
+    def kept(own: StackedLora, stack: Any) -> torch.Tensor:
+        losses = step_losses(own, stack)
+        found.append(losses.tolist())
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality_training, "StackedLora", lambda *args: lora)
+        patch.setattr(quality_training, "step_losses", kept)
+        train(cast(Any, None), [examples, examples], [seed, seed], options)
+    lora.merged_weights = None
+    return np.array(found)
+
+
+def test_runs_do_not_touch_each_other() -> None:
+    from delift_pipeline.scoring.model import load_model
+
+    loaded = load_model(MODEL)
+    model = cast(Any, loaded.model)
+    drawn = draw("instruction_tuning", 700, 0.15, TINY)
+    examples = encode_examples(loaded.encoder, drawn.pool)[0]
+    asked = encode_examples(loaded.encoder, drawn.heldout[""])[0]
+    both = measure(train(model, [examples[:8], examples[8:30]], [1, 2], OPTIONS), asked)
+    alone = measure(train(model, [examples[8:30]], [2], OPTIONS), asked)
+    np.testing.assert_allclose(both.loss[1], alone.loss[0], rtol=1e-3)
+    assert both.exact.shape == (2, len(asked)) and both.loss.min() >= 0
+
+
+def test_padding_changes_nothing() -> None:
+    from delift_pipeline.scoring.model import load_model
+
+    loaded = load_model(MODEL)
+    examples = encode_examples(loaded.encoder, draw("instruction_tuning", 700, 0, TINY).pool)[0]
+    lora = StackedLora(cast(Any, loaded.model), [0, 1], OPTIONS)
+    longest, shortest = max(examples, key=len), min(examples, key=len)
+    mixed = step_losses(lora, stacked([[longest, shortest], [shortest]]))
+    alone = step_losses(lora, stacked([[shortest]] * 2)).tolist()
+    assert mixed.tolist()[1] == pytest.approx(alone[1])
+
+
+@pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])
+def test_a_pool_is_drawn_and_its_cell_measured(stage: str, tmp_path: Path) -> None:
+    result = run_quality(tmp_path, [tiny(stage)], SilentProgress())
+    rows = result["rows"]
+    assert {row["selector"] for row in rows} == set(SELECTORS)
+    metrics = {row["metric"] for row in rows}
+    wanted = {
+        "instruction_tuning": {"exact_match", "exact_match_pool"},
+        "task_specific": {"exact_match"},
+        "continual": {"exact_match_new", "exact_match_old"},
+    }
+    assert wanted[stage] <= metrics
+    trusted = [row for row in rows if row["selector"] == "delift_trusted"]
+    limit = 45 + (TINY.target if stage == "task_specific" else 0)
+    assert all(0 < row["pairs_per_record"] <= limit for row in trusted)
+    assert all(row["n"] == 1 and row["se"] is None for row in rows)
+    assert all(0 <= row["mean"] <= 1 for row in rows if row["metric"].startswith("exact"))
+
+
+def test_cells_are_found_again_and_equal(tmp_path: Path, monkeypatch) -> None:
+    first = run_quality(tmp_path / "a", [tiny()], SilentProgress())
+    again = run_quality(tmp_path / "b", [tiny()], SilentProgress())
+    assert first["rows"] == again["rows"]
+    monkeypatch.setattr(quality, "run_cell", lambda *given: pytest.fail("measured again"))
+    assert run_quality(tmp_path / "a", [tiny()], SilentProgress())["rows"] == first["rows"]
+    assert tiny().key != tiny(seed=701).key != tiny(steps={0.2: 4}).key
+
+
+def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
+    drawn = draw("instruction_tuning", 700, 0.15, TINY)
+    assert len(drawn.wrong) == 6
+    assert draw("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
+    scores = scored(Home.at(tmp_path), "x", drawn, all_pairs=False)
+    assert scores.pairs["self"] == scores.pairs["neighbours"] <= 40 * 40
+    assert "correct" not in scores.inputs.pool.columns
+
+
+def _row(selector: str, value: float, draw_number: int = 0) -> dict[str, Any]:
+    return {
+        "selector": selector,
+        "budget": 0.2,
+        "draw": draw_number,
+        "metric": "exact_match",
+        "value": value,
+        "size": 8,
+        "wrong": 0.0,
+        "pairs_per_record": 0.0,
+    }
+
+
+def test_differences_are_paired_by_pool_and_doubt_is_said() -> None:
+    gains, found = [0.1, 0.2, 0.15], []
+    for seed, gain in enumerate(gains):
+        base = 0.1 * seed
+        rows = [_row("random", base + d, n) for n, d in enumerate((-0.05, 0.0, 0.05))]
+        rows += [_row("delift_trusted", base + gain), _row("delift", base + gain - 0.1)]
+        found.append((tiny(seed=seed), rows))
+    table = {row["selector"]: row for row in rows_of(found)}
+    trusted, plain = table["delift_trusted"], table["delift"]
+    assert trusted["diff_random"] == pytest.approx(0.15) and trusted["n"] == 3
+    assert trusted["diff_se"] == pytest.approx(np.std(gains, ddof=1) / 3**0.5)
+    assert trusted["random_verdict"] == "higher" and trusted["within_error_of_best"]
+    assert plain["diff_random"] == pytest.approx(0.05)
+    assert plain["random_verdict"] == "not resolved" and not plain["within_error_of_best"]
+    assert trusted["diff_delift"] == pytest.approx(0.1) and trusted["diff_tfidf"] is None
+    assert table["random"]["diff_random"] is None
+
+
+def test_what_is_asked_decides_the_cells() -> None:
+    assert len(cells()) == 3 * 10 * 2 and {c.seed for c in cells()} == set(range(400, 410))
+    quick = cells(quick=True)
+    assert len(quick) == 6 and not {c.seed for c in quick} & set(range(400, 410))
+    assert quick[0].budgets == (0.2,)
+    assert cells(selectors=["delift"])[0].selectors == ("random", "delift")
+
+
+def test_the_command_gives_one_document(tmp_path: Path, monkeypatch, capsys) -> None:
+    def few(*given: Any) -> list[Cell]:
+        return [tiny(stage) for stage in given[0]]
+
+    monkeypatch.setattr(quality, "cells", few)
+    where = ["bench", "quality", "--only", "task_specific", "--workers", "1"]
+    assert run([*where, "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["experiment"] == "selectors"
+    assert {"stage", "selector", "mode", "budget", "wrong_share", "metric", "n", "mean", "se"} <= (
+        set(document["rows"][0])
+    )
+    assert run([*where, "--out", str(tmp_path)]) == 0
+    assert "task_specific: exact_match, 15% wrong answers" in capsys.readouterr().out
+    assert run([*where, "--only", "best"]) == 2 and run([*where, "--seeds", "a"]) == 2
+    assert run(["bench", "quality", "--experiment", "other"]) == 2
