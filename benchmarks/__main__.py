@@ -1,0 +1,19 @@
+"""`python -m benchmarks`: every benchmark that needs no options, as `delift bench` runs it."""
+
+import sys
+
+from delift_pipeline.cli.main import run
+
+BENCHMARKS = (["bench", "scoring", "--json"],)
+
+
+def main() -> int:
+    """Run them one after another; the first failing one's exit status."""
+    for arguments in BENCHMARKS:
+        if status := run(list(arguments)):
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

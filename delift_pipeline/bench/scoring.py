@@ -1,0 +1,191 @@
+"""`delift bench scoring`: pairs a second of every way to score, side by side in one run."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from delift_pipeline.bench.scoring_naive import naive_padded
+from delift_pipeline.bench.scoring_shapes import (
+    LENGTHS,
+    SHAPES,
+    random_model,
+    random_records,
+    useful_operations,
+)
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.distance import reduce_scores
+from delift_pipeline.scoring.engine import Job, TokenScores
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
+
+REPEATS = 5
+TARGETS = 16
+DEMONSTRATIONS = 2
+
+
+def scoring_bench(
+    shape: str = "llama-10m",
+    *,
+    device: str = "cpu",
+    repeats: int = REPEATS,
+    targets: int = TARGETS,
+    demonstrations: int = DEMONSTRATIONS,
+    memory: bool = True,
+) -> dict[str, Any]:
+    """Measure every method at both lengths.
+
+    The methods take turns, and each figure is a median over the turns, so that a busy machine slows
+    all of them alike. On a GPU the naive methods run in bfloat16 as well.
+
+    Args:
+        shape: A name in `SHAPES`.
+        device: Where the model runs.
+        repeats: Turns.
+        targets: Targets of each demonstration.
+        demonstrations: Demonstrations in a turn.
+        memory: Whether peak memory is measured, in a process of its own.
+
+    Returns:
+        `short` and `realistic`, each with the keys of `_row`.
+    """
+    place = torch.device(device)
+    plain = torch.float32 if place.type == "cpu" else torch.bfloat16
+    models = {"plain": random_model(shape, plain, place)}
+    models["bf16"] = random_model(shape, torch.bfloat16, place)
+    sizes = (repeats, targets, demonstrations)
+    found = {name: _row(models, name, place, *sizes) for name in LENGTHS}
+    for name, row in found.items():
+        row["peak_rss_mib"] = peak_memory(shape, name, targets) if memory else None
+    return found
+
+
+def _row(
+    models: dict[str, Any],
+    lengths: str,
+    device: torch.device,
+    repeats: int,
+    targets: int,
+    demonstrations: int,
+) -> dict[str, Any]:
+    model, config = models["plain"], models["plain"].config
+    records = random_records(targets, *LENGTHS[lengths], config.vocab_size)
+    rows = np.arange(targets)
+    jobs = [Job(records.prefix(j), rows) for j in range(demonstrations)]
+    engines = {"ours": TransformersEngine(model), "ours_bf16": TransformersEngine(models["bf16"])}
+    methods: dict[str, Callable[[], Any]] = {
+        "naive_full": lambda: naive_padded(model, records, jobs, full_logits=True),
+        "naive_answer": lambda: naive_padded(model, records, jobs, full_logits=False),
+        "ours": lambda: engines["ours"].score(records, jobs),
+        "ours_bf16": lambda: engines["ours_bf16"].score(records, jobs),
+        "peak": lambda: matmul_gflops(device, model.dtype),
+        "peak_bf16": lambda: matmul_gflops(device, torch.bfloat16),
+    }
+    results, seconds = _turns(methods, repeats, device)
+    return _figures(results, seconds, jobs, useful_operations(config, records, jobs))
+
+
+def _turns(
+    methods: dict[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
+    """Results and seconds of each method, one a turn, after a turn that warms up."""
+    results: dict[str, list[Any]] = {name: [] for name in methods}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(repeats + 1):
+        for name, method in methods.items():
+            started = time.perf_counter()
+            result = method()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+                results[name].append(result)
+    return results, seconds
+
+
+def _figures(
+    results: dict[str, list[Any]],
+    seconds: dict[str, list[float]],
+    jobs: list[Job],
+    operations: float,
+) -> dict[str, Any]:
+    pairs = sum(len(job.rows) for job in jobs)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    peak = {name: statistics.median(results[name]) for name in ("peak", "peak_bf16")}
+    truth, ours, half = results["naive_full"][0], results["ours"][0], results["ours_bf16"][0]
+    gflops = {name: operations / median[name] / 1e9 for name in ("ours", "ours_bf16")}
+    timed = ("naive_full", "naive_answer", "ours", "ours_bf16")
+    return {
+        "pairs_per_second": {name: pairs / median[name] for name in timed},
+        "ratio_vs_naive_full": median["naive_full"] / median["ours"],
+        "ratio_vs_naive_answer": median["naive_answer"] / median["ours"],
+        "max_abs_logprob_difference": _gap(ours, truth),
+        "matmul_peak_gflops": peak["peak"],
+        "useful_gflops": gflops["ours"],
+        "fraction_of_peak": gflops["ours"] / peak["peak"],
+        "bf16": {
+            "ratio_vs_ours_float32": median["ours"] / median["ours_bf16"],
+            "max_abs_logprob_difference": _gap(half, truth),
+            "max_abs_distance_difference": _distance_gap(ours, half),
+            "matmul_peak_gflops": peak["peak_bf16"],
+            "useful_gflops": gflops["ours_bf16"],
+            "fraction_of_peak": gflops["ours_bf16"] / peak["peak_bf16"],
+        },
+    }
+
+
+def _gap(found: list[TokenScores], truth: np.ndarray) -> float:
+    return float(np.abs(np.concatenate([score.logprobs for score in found]) - truth).max())
+
+
+def _distance_gap(full: list[TokenScores], half: list[TokenScores]) -> float:
+    """The largest difference of a distance d, hence of a utility by at most twice as much."""
+    distances = [
+        np.concatenate([np.sqrt(reduce_scores(score).squared_distance) for score in scores])
+        for scores in (full, half)
+    ]
+    return float(np.abs(distances[0] - distances[1]).max())
+
+
+def matmul_gflops(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+    """Speed of one large square matrix product, in 10^9 operations a second; best of several."""
+    size = size or (1024 if device.type == "cpu" else 8192)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.matmul(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e9
+
+
+def peak_memory(shape: str, lengths: str, targets: int = TARGETS) -> float:
+    """Peak memory of scoring over the loaded model, in MiB, in a process of its own (CPU).
+
+    Raises:
+        DeliftError: the process fails.
+    """
+    command = [sys.executable, "-m", "delift_pipeline.bench.scoring_memory"]
+    command += [shape, lengths, str(targets)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeliftError(f"peak memory could not be measured: {done.stderr.strip()[-300:]}")
+    return float(json.loads(done.stdout)["peak_rss_mib"])
+
+
+def known_shapes() -> list[str]:
+    """The shapes that can be measured."""
+    return list(SHAPES)
+
+
+def sample_job(records: EncodedRecords, targets: int) -> Job:
+    """All targets after the first record."""
+    return Job(records.prefix(0), np.arange(targets))

@@ -1,0 +1,32 @@
+"""Peak memory of scoring over the loaded model, for `bench.scoring`; a program of its own."""
+
+import json
+import resource
+import sys
+
+import torch
+
+from delift_pipeline.bench.scoring import sample_job
+from delift_pipeline.bench.scoring_shapes import LENGTHS, random_model, random_records
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
+
+
+def _resident_mib() -> float:
+    with open("/proc/self/statm", encoding="ascii") as handle:
+        return int(handle.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def main(shape: str, lengths: str, targets: int) -> None:
+    """Print `{"peak_rss_mib": ...}`: the peak while scoring less what the loaded model takes."""
+    model = random_model(shape, torch.float32, torch.device("cpu"))
+    records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
+    for parameter in model.parameters():
+        parameter.sum()
+    before = _resident_mib()
+    TransformersEngine(model).score(records, [sample_job(records, targets)] * 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(json.dumps({"peak_rss_mib": max(peak - before, 0.0)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
