@@ -12,6 +12,7 @@ from delift_pipeline.lineage.existing import ancestors
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import read_plan
@@ -117,7 +118,7 @@ def _score(job: Job, part: Part, progress: Progress, run_id: str | None) -> Outc
         fingerprint=job.fingerprint,
         counts={
             "wanted": _wanted(job, part),
-            "scored": report.pairs_scored,
+            "pairs": report.pairs_scored + report.pairs_reused,
             "left_out": report.pairs_left_out,
             "unscorable": len(report.unscorable),
         },
@@ -199,9 +200,10 @@ def _outcome(job: Job, part: Part, manifest: Manifest, report: ScoreReport | Non
     facts: dict[str, float | int | str] = {
         **{name: manifest.counts[name] for name in ("wanted", "left_out", "unscorable")},
         "pairs_scored": report.pairs_scored if report else 0,
-        "pairs_reused": manifest.counts["wanted"] - manifest.counts["left_out"],
+        "pairs_reused": manifest.counts["pairs"],
         "shards": len(job.store.shards),
-        "model": Path(job.model.model).name,
+        "model": portable_name(job.model.model),
+        "revision": job.model.revision or "",
         "template": job.model.template,
         "dtype": job.model.dtype,
     }
