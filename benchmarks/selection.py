@@ -61,6 +61,7 @@ def run(
     Returns:
         `rows`, one a case: n, kernel, objective, optimizer, budget, seconds, peak_rss_mib, value,
         ratio_vs_submodlib and ratio_vs_apricot (their seconds over ours; None where not run),
+        cpu_seconds (of all threads; steadier than seconds on a shared machine),
         same_ranking (as submodlib; None where not run), tie_gap (relative difference of the gains
         where the rankings part, 0 where they do not), read_seconds (one pass over the kernel),
         kernel_mib, beyond_kernel_mib (peak memory beyond the kernel's own).
@@ -93,6 +94,7 @@ def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
         theirs = [_measured(case, "submodlib", folder) for _ in range(repeats)]
         row["ratio_vs_submodlib"] = _ratio(theirs, ours)
         row["same_ranking"] = theirs[0]["picks"] == runs[0]["picks"]
+        row["cpu_ratio_vs_submodlib"] = _ratio(theirs, ours, "cpu_seconds")
         row["tie_gap"] = _tie_gap(runs[0], theirs[0])
         row["value_vs_submodlib"] = runs[0]["value"] / theirs[0]["value"]
     if beside and objective == "fl" and importlib.util.find_spec("apricot"):
@@ -112,11 +114,18 @@ def _tie_gap(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return 0.0
 
 
-_MEDIANS = ("seconds", "peak_rss_mib", "read_seconds", "kernel_mib", "beyond_kernel_mib")
+_MEDIANS = (
+    "seconds",
+    "cpu_seconds",
+    "peak_rss_mib",
+    "read_seconds",
+    "kernel_mib",
+    "beyond_kernel_mib",
+)
 
 
-def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float]) -> float:
-    return statistics.median(r["seconds"] for r in theirs) / ours["seconds"]
+def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float], of: str = "seconds") -> float:
+    return statistics.median(r[of] for r in theirs) / ours[of]
 
 
 def _measured(case: Case, engine: str, folder: Path) -> dict[str, Any]:
@@ -136,7 +145,16 @@ def _child(*arguments: object) -> dict[str, Any]:
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    shown = ("n", "kernel", "objective", "optimizer", "seconds", "read_seconds", "peak_rss_mib")
+    shown = (
+        "n",
+        "kernel",
+        "objective",
+        "optimizer",
+        "seconds",
+        "cpu_seconds",
+        "read_seconds",
+        "peak_rss_mib",
+    )
     shown += ("beyond_kernel_mib", "ratio_vs_submodlib", "same_ranking", "tie_gap")
     table = Table(*shown)
     for row in rows:

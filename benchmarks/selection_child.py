@@ -139,20 +139,22 @@ def measure(
     loaded, size, read = _loaded(n, kernel, folder)
     if engine == "ours":
         _warm(loaded, name, optimizer)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     if engine == "apricot":
         ranking, value = _apricot(loaded, int(budget * n)), None
     else:
         objective = _objective(name, loaded, n)
-        start = time.perf_counter() if engine == "submodlib" else start
+        if engine == "submodlib":
+            start, cpu = time.perf_counter(), time.process_time()
         ranking = _ranked(engine, objective, optimizer, int(budget * n))
         value = objectives.evaluate(objective, ranking.picks) if engine == "submodlib" else None
         value = objective.value if value is None else value
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     mib = size / (1 << 20)
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_rss_mib": peak,
         "read_seconds": read,
         "kernel_mib": mib,

@@ -224,14 +224,20 @@ def _fill(kernel, column, j, low, high, buffer, masked):
 def _read_blocks(kernel, column, j, terms, seen, changed, sums):
     """Recompute block lifts of a column that is converted, scaled or masked as it is read."""
     kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
-    block, buffer = kernel.block, np.empty(kernel.block, kernel.affine.dtype)
-    for b in range(len(changed)):
-        if changed[b] > seen:
+    block, buffer = kernel.block, np.empty(kernel.height, kernel.affine.dtype)
+    b, blocks = 0, len(changed)
+    while b < blocks:
+        # Blocks that follow each other are read at once: each call costs about a block.
+        end = b
+        while end < blocks and changed[end] > seen:
+            end += 1
+        if end > b:
             low = b * block
-            high = min(low + block, kernel.height)
+            high = min(end * block, kernel.height)
             _fill(kernel, column, j, low, high, buffer, 0.0)
-            one, part = changed[b : b + 1], sums[b : b + 1]
-            _refresh(buffer, low, seen, one, block, part, kind, state, cap, weights)
+            run, part = changed[b:end], sums[b:end]
+            _refresh(buffer, low, seen, run, block, part, kind, state, cap, weights)
+        b = end + 1
 
 
 @jit
