@@ -7,7 +7,7 @@ from pydantic import Field
 
 
 class ComputeResource(dg.ConfigurableResource):
-    """Device, threads and batch size; none of them changes a result beyond the stated bounds."""
+    """Device, engine, threads, batches: no result changes by them beyond the stated bounds."""
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves PyTorch's own choice.")
@@ -16,6 +16,16 @@ class ComputeResource(dg.ConfigurableResource):
         ge=0,
         description="Most target tokens scored in one batch; 0 takes the device's own.",
     )
+    engine: str = Field(
+        default="transformers",
+        description="transformers, vllm (where installed; docs/vllm.md) or naive, the reference.",
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that vLLM splits a model over."
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="Share of each GPU's memory that vLLM takes."
+    )
 
     def model_settings(self) -> dict[str, Any]:
         """These settings by the names of `ModelOptions`."""
@@ -23,4 +33,7 @@ class ComputeResource(dg.ConfigurableResource):
             "device": self.device,
             "threads": self.threads or None,
             "batch_tokens": self.batch_tokens or None,
+            "engine": self.engine,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
         }
