@@ -95,7 +95,8 @@ def diagnosed(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> S
     """
     trust = selection.trust or _trust_there_is(inputs)
     pool = tuple(inputs.pool["record_id"])
-    picks = [record for record in selection.ranking if record in set(pool)]
+    known = set(pool)
+    picks = [record for record in selection.ranking if record in known]
     similar = similarities(inputs.pool) if len(pool) <= COVERAGE_LIMIT else None
     numbers = {**_trust_numbers(trust, pool, selection.ranking)}
     if similar is not None and picks:

@@ -86,9 +86,9 @@ def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evi
         record: A record_id.
         named: How many neighbours are named, those that weigh most against it first.
     """
-    if record not in trust.ids:
+    j = trust.places.get(record)
+    if j is None:
         return None
-    j = trust.ids.index(record)
     start, end = trust.weights.indptr[j : j + 2]
     near, weights = trust.weights.indices[start:end], trust.weights.data[start:end]
     neighbours = [

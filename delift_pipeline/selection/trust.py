@@ -14,6 +14,7 @@ curve of wrong against right records .875 (standard error .012, 10 pools, 20 nei
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,12 @@ class Trust:
     weights: Any = field(repr=False)
     utilities: Any = field(repr=False)
 
-    @property
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """record_id -> its place in all arrays."""
+        return {record: place for place, record in enumerate(self.ids)}
+
+    @cached_property
     def by_id(self) -> dict[str, float]:
         """record_id -> trust."""
         return dict(zip(self.ids, self.trust.tolist(), strict=True))
