@@ -160,13 +160,12 @@ def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> dict[s
     """Paired differences to the others: diff, standard error, and what can be said of it."""
     found: dict[str, Any] = {}
     for short, other in OTHERS.items():
-        label = "diff" if short == "random" else f"diff_{short}"
         gap, error = (None, None)
         if other in values and other != name:
             gap, error = _difference(own, values[other])
         found |= {
-            "diff_random" if short == "random" else label: gap,
-            "diff_se" if short == "random" else f"{label}_se": error,
+            f"diff_{short}": gap,
+            "diff_se" if short == "random" else f"diff_{short}_se": error,
             f"{short}_verdict": _verdict(gap, error),
         }
     return found
