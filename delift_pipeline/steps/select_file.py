@@ -17,6 +17,7 @@ from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
 from delift_pipeline.selection.balance import balance, vanished
 from delift_pipeline.selection.diagnostics import diagnosed
@@ -245,19 +246,7 @@ def _scored(
 ) -> tuple[Scored, SelectionInputs]:
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
     whole = sets.whole if needs.existing_records else sets.pool
-    near: Neighbours | None = None
-    if needs.self_pairs != "none":
-        near = nearest(embed(prompt_texts(whole), embedder), NEIGHBOURS)
-    plan = build_plan(
-        whole,
-        sets.target,
-        sets.existing,
-        self_pairs=needs.self_pairs,
-        target_pairs=needs.target_pairs,
-        existing_pairs=needs.existing_pairs,
-        neighbours=near,
-    )
-    beside = neighbour_block(tuple(whole["record_id"]), near) if near else None
+    plan, beside = _planned(whole, sets, needs, embedder)
     frames = [frame for frame in (sets.pool, sets.target, sets.existing) if frame is not None]
     everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
     scored = score_plan(home, model, everything, plan, progress)
@@ -276,6 +265,26 @@ def _scored(
         return load_block(scratch, SCRATCH, fingerprint, name, form)
 
     return scored, replace(_inputs(sets), block=block, whole=whole)
+
+
+def _planned(
+    whole: pl.DataFrame, sets: Sets, needs: Needs, embedder: str
+) -> tuple[PairPlan, PairBlock | None]:
+    """The pairs to score, and near pairs as a block of their own for the trust of the picks."""
+    near: Neighbours | None = None
+    if needs.self_pairs != "none":
+        near = nearest(embed(prompt_texts(whole), embedder), NEIGHBOURS)
+    plan = build_plan(
+        whole,
+        sets.target,
+        sets.existing,
+        self_pairs=needs.self_pairs,
+        target_pairs=needs.target_pairs,
+        existing_pairs=needs.existing_pairs,
+        neighbours=near,
+    )
+    beside = neighbour_block(tuple(whole["record_id"]), near) if near else None
+    return plan, beside
 
 
 def _inputs(sets: Sets) -> SelectionInputs:
