@@ -18,7 +18,8 @@ class ComputeResource(dg.ConfigurableResource):
     )
     engine: str = Field(
         default="transformers",
-        description="transformers, vllm (where installed; docs/vllm.md) or naive, the reference.",
+        description="transformers, layered (faster for known families), vllm (where installed; "
+        "docs/vllm.md) or naive, the reference.",
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="GPUs that vLLM splits a model over."

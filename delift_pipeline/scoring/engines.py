@@ -35,7 +35,7 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     if options.engine == "vllm":
         return vllm_engine_for(loaded)
     window, reason = loaded.encoder.window, None
-    for layered in (True, False):
+    for layered in (True, False) if options.engine == "layered" else (False,):
         engine = TransformersEngine(model, options.batch_tokens, window=window, layered=layered)
         reason = why_not_shareable(engine, model, window)
         if reason is None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,20 @@ def assert_close(found: TokenScores, expected: list[np.ndarray]) -> None:
     assert np.abs(mine.sum_logprob - theirs.sum_logprob).max() <= SUM_BOUND
 
 
+def with_engine(loaded: LoadedModel, name: str) -> LoadedModel:
+    return replace(loaded, options=loaded.options.model_copy(update={"engine": name}))
+
+
+@pytest.mark.parametrize("engine_name", ["transformers", "layered"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_pair_and_the_baseline_equal_the_double_loop(
-    family: str, model_of: ModelOf, made_up: Made
+    family: str, engine_name: str, model_of: ModelOf, made_up: Made
 ) -> None:
-    loaded = model_of(family)
+    loaded = with_engine(model_of(family), engine_name)
     records = loaded.encoder.encode(made_up(7))
     engine = engine_for(loaded)
-    assert engine.settings["path"] == ("layers" if family in LAYERED else "cache")
+    known = engine_name == "layered" and family in LAYERED
+    assert engine.settings["path"] == ("layers" if known else "cache")
     jobs = every_job(records)
     for job, found in zip(jobs, engine.score(records, jobs), strict=True):
         expected = [oracle(loaded.model, records, job.prefix, row) for row in job.rows]
@@ -235,10 +242,13 @@ def test_bfloat16_stays_near_float32(llama: LoadedModel, made_up: Made) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.parametrize("engine_name", ["transformers", "layered"])
 @pytest.mark.parametrize("name", ["gsm8k/train.jsonl", "alpaca/v1_original.jsonl"])
-def test_a_real_model_agrees_on_real_records(name: str, stories: Path, shared_data: Path) -> None:
+def test_a_real_model_agrees_on_real_records(
+    name: str, engine_name: str, stories: Path, shared_data: Path
+) -> None:
     torch.set_num_threads(1)
-    loaded = load_model(ModelOptions(model=str(stories)))
+    loaded = with_engine(load_model(ModelOptions(model=str(stories))), engine_name)
     frame = pl.read_ndjson(shared_data / name, n_rows=12)
     numbered = pl.int_range(frame.height).cast(pl.String).str.zfill(32).alias("record_id")
     records = loaded.encoder.encode(frame.with_columns(numbered))
@@ -247,9 +257,12 @@ def test_a_real_model_agrees_on_real_records(name: str, stories: Path, shared_da
         expected = [oracle(loaded.model, records, job.prefix, row) for row in job.rows]
         truth = TokenScores(np.concatenate(expected), found.lengths)
         gaps = np.abs(found.logprobs - truth.logprobs)
-        assert np.quantile(gaps, 0.98) <= TOKEN_BOUND
         # In a few tokens out of a thousand float32 itself is coarser than the bound: the plain pass
-        # is up to 2.8e-5 from one in float64 here, the engine up to 4.9e-5.
+        # is up to 2.8e-5 from one in float64 here, the layered engine up to 4.9e-5.
+        within = {"transformers": 0.995, "layered": 0.98}[engine_name]
+        assert np.quantile(gaps, within) <= TOKEN_BOUND
+        if engine_name == "transformers":
+            assert gaps.max() <= 3e-5
         exact = np.concatenate([oracle(double, records, job.prefix, row) for row in job.rows])
         own, plain = (np.abs(s.logprobs - exact).max() for s in (found, truth))
         assert own <= max(3e-5, 3 * plain)
