@@ -110,7 +110,7 @@ def select(
     ] = None,
     selector: Annotated[
         str, typer.Option(help="delift_trusted, delift, delift_se, random or full.")
-    ] = "delift_trusted",
+    ] = "delift",
     option: Annotated[
         list[str] | None,
         typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),

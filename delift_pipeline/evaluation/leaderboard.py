@@ -98,13 +98,12 @@ def leaderboard_page(rows: Sequence[Row]) -> str:
 
 def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
     """Print one table per version and stage."""
-    from rich.box import SIMPLE
     from rich.table import Table
 
     for group in _groups(rows):
         names = _measured(group)
         title = f"{group[0]['stage']} on {group[0]['version']}, {_heldout(group)} held-out records"
-        table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("arm", no_wrap=True)
         headings = [METRICS[name].heading for name in names]
         for heading in ("records", *headings, f"{headings[0]} - random"):

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo") / "home"
 
 
-def run_demo(home: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Demo:
+    """One run of the demonstration: its JSON, and the processor seconds it took."""
+
+    printed: dict[str, Any]
+    cpu_seconds: float
+
+
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_demo(home: Path) -> Demo:
+    before = processor_seconds()
     environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
     done = subprocess.run(
         [sys.executable, "-m", "delift_pipeline.cli.main", "demo", "--json", "--home", str(home)],
@@ -37,20 +53,25 @@ def run_demo(home: Path) -> dict[str, Any]:
         env=environment | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return Demo(json.loads(done.stdout), processor_seconds() - before)
 
 
 @pytest.fixture(scope="module")
-def first(home: Path) -> dict[str, Any]:
-    """The first run."""
-    return run_demo(home)
+def runs(home: Path) -> tuple[Demo, Demo]:
+    """The demonstration twice in one home."""
+    return run_demo(home), run_demo(home)
 
 
 @pytest.fixture(scope="module")
-def second(home: Path, first: dict[str, Any]) -> dict[str, Any]:
-    """The second run in the same home."""
-    assert first
-    return run_demo(home)
+def first(runs: tuple[Demo, Demo]) -> dict[str, Any]:
+    """What the first run printed."""
+    return runs[0].printed
+
+
+@pytest.fixture(scope="module")
+def second(runs: tuple[Demo, Demo]) -> dict[str, Any]:
+    """What the second run printed."""
+    return runs[1].printed
 
 
 def test_json_has_the_promised_keys(first: dict[str, Any]) -> None:
@@ -105,6 +126,7 @@ def test_second_run_gives_the_same_numbers(first: dict[str, Any], second: dict[s
 
 
 def test_second_run_takes_less_than_a_quarter_of_the_time(
-    first: dict[str, Any], second: dict[str, Any]
+    runs: tuple[Demo, Demo],
 ) -> None:
-    assert second["seconds"]["total"] < first["seconds"]["total"] / 4
+    # In processor time: on a shared machine the wall clock tells of the other work there.
+    assert runs[1].cpu_seconds < runs[0].cpu_seconds / 4
