@@ -3,11 +3,19 @@
 import os
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from delift_pipeline.records.identity import record_id
+from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 
 DATA_VARIABLE = "DELIFT_TEST_DATA"
+THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
+CODES = "one two three four five six".split()
+WORDS = ["<unk>", "Task:", "Answer:", "say", "the", "code", "of", *THINGS, *CODES]
+SPECIAL = ["<pad>", "<s>", "</s>"]
 
 
 def test_data_root() -> Path:
@@ -50,3 +58,66 @@ def stories() -> Path:
 def home(tmp_path: Path) -> Home:
     """An empty home."""
     return Home.at(tmp_path / "home")
+
+
+def save_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """A random Llama of about 10,000 parameters with a word-level tokenizer."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    core.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + len(SPECIAL),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=len(WORDS) + SPECIAL.index("<s>"),
+        eos_token_id=len(WORDS) + SPECIAL.index("</s>"),
+        tie_word_embeddings=True,
+        # Embeddings of unit size: adapters alone can then move the output head as far as needed.
+        initializer_range=0.4,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_records(count: int = len(THINGS)) -> pl.DataFrame:
+    """`count` records, one for each thing, whose answers have one to three words."""
+    rows = []
+    for i, thing in enumerate(THINGS[:count]):
+        answer = " ".join(CODES[(i * 5 + k) % len(CODES)] for k in range(1 + i % 3))
+        text = {"instruction": "say the code of", "input": thing, "output": answer}
+        facts = {"source": "test", "task": "code", "copies": 1, "source_ids": [str(i)]}
+        rows.append({"record_id": record_id(**text), **text, **facts})
+    return pl.DataFrame(rows, schema=RECORD_SCHEMA)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelOptions:
+    """Options of a tiny random model whose vocabulary is that of `records`."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return ModelOptions(model=str(folder), device="cpu")
+
+
+@pytest.fixture
+def records() -> pl.DataFrame:
+    """Twelve records that can be memorised."""
+    return make_records()
