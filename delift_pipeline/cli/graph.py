@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
+from delift_pipeline.steps.subset import refuse_inapplicable
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home, checked_version
 
@@ -72,11 +73,12 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
         Refused: a named arm does not exist or does not apply.
     """
     arms, stages = load_arms(home), dataset.stages()
-    faults = [
-        Fault(f"{arm.name} does not apply to {dataset.version}: {WHY[arm.stage]}", field="arm")
-        for arm in map(arms.arm, names)
-        if arm.stage not in stages
-    ]
+    faults: list[Fault] = []
+    for name in names:
+        try:
+            refuse_inapplicable(dataset, arms.arm(name))
+        except Refused as refused:
+            faults.extend(refused.faults)
     if faults:
         raise Refused(*faults)
     chosen = arms.of_stages(stages)
@@ -85,12 +87,6 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
         retired = set(names) - {arm.name for arm in chosen}
         chosen += [arms.arm(name) for name in names if name in retired]
     return chosen
-
-
-WHY = {
-    "task_specific": "it has no target set (delift ingest --target FILE)",
-    "continual": "it has no parent version (delift ingest --parent V)",
-}
 
 
 def materialise_version(
