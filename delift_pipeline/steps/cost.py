@@ -2,6 +2,8 @@
 
 from delift_pipeline.arms import Arm
 from delift_pipeline.records.stored import DatasetVersion
+from delift_pipeline.scoring.rate import duration_text, stored_rate
+from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
@@ -29,25 +31,9 @@ def cost_sentence(
     plan = read_manifest(home.plan(dataset.version))
     planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
     more = dataset.pool.height**2 - planned
-    rate = seconds_per_pair(home, dataset.version, fingerprint)
-    cost = f", about {duration(more * rate)} here" if rate else ""
+    rate = stored_rate(ScoreStore(home.scores(fingerprint)))
+    cost = f", about {duration_text(more / rate)} here" if rate else ""
     return (
         f"arm {arm.name} needs {more:,} more pairs{cost}; set coverage: all "
         f"(plan.coverage in arms.yaml) and materialise {REDO} again"
     )
-
-
-def seconds_per_pair(home: Home, version: str, fingerprint: str) -> float | None:
-    """Seconds a pair took when this version was scored; None where nothing was."""
-    folder = home.scores(fingerprint) / "versions" / version / "in_context"
-    manifest = read_manifest(folder)
-    return manifest.details.get("seconds_per_pair") if manifest else None
-
-
-def duration(seconds: float) -> str:
-    """A duration for people: `40 s`, `4 minutes`, `2.5 hours`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

@@ -126,7 +126,6 @@ def _score(job: Job, part: Part, progress: Progress, run_id: str | None) -> Outc
             "unscorable": report.unscorable,
             "cuts": report.cuts,
             "engine": report.engine,
-            "seconds_per_pair": _seconds_per_pair(job, part, report),
         },
         code_version=CODE_VERSION,
         run_id=run_id,
@@ -186,13 +185,6 @@ def _content_hash(job: Job, part: Part, unscorable: dict[str, str]) -> str:
     records = tuple(r for r in job.plan.records() if r not in unscorable)
     found = store.baseline(records)
     return digest_json([list(records), digest_bytes(*(array.tobytes() for array in found))])
-
-
-def _seconds_per_pair(job: Job, part: Part, report: ScoreReport) -> float | None:
-    if report.pairs_scored:
-        return report.seconds / report.pairs_scored
-    before = read_manifest(job.folder(part))
-    return before.details["seconds_per_pair"] if before else None
 
 
 def _outcome(job: Job, part: Part, manifest: Manifest, report: ScoreReport | None) -> Outcome:
