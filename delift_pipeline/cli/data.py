@@ -136,7 +136,8 @@ def select(
     as_json: JsonOption = False,
 ) -> None:
     """Choose the records of a file worth fine-tuning on; no Dagster involved."""
-    from delift_pipeline.steps.select_file import Request, select_file
+    from delift_pipeline.steps.file_selection import Request
+    from delift_pipeline.steps.select_file import select_file
 
     request = Request(
         file=file,

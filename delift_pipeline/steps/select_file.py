@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from delift_pipeline.selection.registry import needs_of, options_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.steps.file_selection import Report, Request
 from delift_pipeline.steps.score_file import Scored, score_plan
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
@@ -37,85 +38,6 @@ NEIGHBOURS = 20
 EMBEDDER = "tfidf"
 SCRATCH = "selected"
 SHOWN_IDS = 5
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `delift select` was asked for.
-
-    Attributes:
-        file: The pool.
-        target: Examples of the task to choose for, or None.
-        existing: Records the model is trained on already, or None.
-        stage: The stage; None takes the one that fits what is given.
-        selector: The selector's name.
-        options: Its options by name.
-        budget: A share, a count or `full`, as typed.
-        seed: Seeds whatever is drawn.
-        mapping: Column by field.
-        skip_bad: Leave faulty rows out.
-        out: Where the chosen records go.
-        why: Where the reasons go, or None.
-        balance: Columns of the file to compare pool and subset by, beside task and source.
-    """
-
-    file: Path
-    target: Path | None
-    existing: Path | None
-    stage: str | None
-    selector: str
-    options: Mapping[str, Any]
-    budget: str
-    seed: int
-    mapping: Mapping[str, str] | None
-    skip_bad: bool
-    out: Path
-    why: Path | None
-    balance: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was chosen, at what cost."""
-
-    pool: int
-    selected: int
-    stage: str
-    selector: str
-    objective: float | None
-    objective_random: float | None
-    pairs_scored: int
-    pairs_reused: int
-    left_out: int
-    unscorable: int
-    cuts: dict[str, int]
-    seconds: float
-    fingerprint: str
-    out: str
-    why: str | None
-    notes: tuple[str, ...] = field(default=())
-    diagnostics: dict[str, float | None] = field(default_factory=dict)
-    balance: list[dict[str, Any]] = field(default_factory=list)
-    said: tuple[str, ...] = field(default=())
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as one JSON document; what is said of it follows from its numbers."""
-        return {name: value for name, value in asdict(self).items() if name != "said"}
-
-    def text(self) -> str:
-        """The report for people."""
-        lines = [f"{self.selected:,} of {self.pool:,} records ({self.stage}): {self.out}"]
-        if self.objective is not None:
-            lines.append(
-                f"objective {self.objective:.4f}, random subsets of this size "
-                f"{self.objective_random:.4f}"
-            )
-        lines.append(
-            f"{self.pairs_scored:,} pairs scored, {self.pairs_reused:,} found, {self.seconds:.1f} s"
-        )
-        if self.why:
-            lines.append(f"reasons: {self.why}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ GRAPH: dict[str, dict[str, Any]] = {
         "partitions": ARM,
         "pool": None,
         "blocking": {"budget", "known", "unique"},
-        "warning": set(),
+        "warning": {"trust"},
     },
     "adapter": {
         "deps": {"raw_dataset", "subset"},
