@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import contextvars
 import os
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("data"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    """Run a test in an empty context of its own.
+
+    Dagster keeps the current instance's storage in a context variable. An instance left to the
+    garbage collector puts back the value from before it was entered, which may belong to an
+    instance that is long gone, in the middle of another test. In another context it cannot.
+    """
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    contextvars.Context().run(pyfuncitem.obj, **arguments)
+    return True
 
 
 @pytest.fixture(scope="session")
