@@ -19,7 +19,9 @@ def quality(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A stage or a selector; repeatable. Random is always compared with."),
+        typer.Option(
+            help="Stages or selectors, with commas or repeated. Random is always compared with."
+        ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Pools, e.g. 500-509 or 500,503 [400-409; quick: 500-501].")
@@ -38,7 +40,7 @@ def quality(
 
     if experiment != EXPERIMENT:
         raise Refused(Fault(f"no experiment is called {experiment!r}; there is {EXPERIMENT}"))
-    asked = only or []
+    asked = [name.strip() for given in only or [] for name in given.split(",")]
     if unknown := [name for name in asked if name not in (*STAGES, *SELECTORS)]:
         known = ", ".join((*STAGES, *SELECTORS))
         raise Refused(Fault(f"{unknown[0]!r} is no stage or selector: {known}", field="--only"))

@@ -202,7 +202,7 @@ def test_the_command_gives_one_document(tmp_path: Path, monkeypatch, capsys) -> 
         return [tiny(stage) for stage in given[0]]
 
     monkeypatch.setattr(quality, "cells", few)
-    where = ["bench", "quality", "--only", "task_specific", "--workers", "1"]
+    where = ["bench", "quality", "--only", "task_specific,random", "--workers", "1"]
     assert run([*where, "--out", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["experiment"] == "selectors"
