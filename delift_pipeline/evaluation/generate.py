@@ -1,4 +1,4 @@
-"""Greedy answers in batches of near lengths."""
+"""Generated answers in batches of near lengths."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from delift_pipeline.evaluation.options import Generation
 from delift_pipeline.progress import Progress
 from delift_pipeline.training.batches import unwrapped
 
@@ -26,15 +27,25 @@ class Answer:
     finished: bool
 
 
-def greedy_answers(
+SAMPLED: dict[Generation, dict[str, Any]] = {
+    "greedy": {"do_sample": False, "num_beams": 1},
+    "paper": {"do_sample": True, "temperature": 0.2, "min_p": 0.1, "top_k": 0, "top_p": 1.0},
+}
+"""What each way of generating asks of `transformers`."""
+PAPER_NEW_TOKENS = 150
+
+
+def generated_answers(
     model: torch.nn.Module,
     prompts: Sequence[np.ndarray],
     stops: Sequence[int],
     max_new_tokens: int,
     batch_size: int,
     progress: Progress,
+    generation: Generation = "greedy",
+    seed: int = 0,
 ) -> list[Answer]:
-    """The most likely continuation of each prompt, token by token.
+    """The model's continuation of each prompt, token by token.
 
     Args:
         model: A causal language model, with or without adapters, in evaluation mode.
@@ -43,6 +54,9 @@ def greedy_answers(
         max_new_tokens: Longest answer, its end-of-text token included.
         batch_size: Prompts in one batch; near lengths share one, padded on the left.
         progress: Where progress is shown.
+        generation: `greedy` takes the most likely token; `paper` samples as the paper does.
+        seed: Of sampled answers, which also depend on the batch size; the caller's random state
+            is left as it was.
 
     Returns:
         The answers in the prompts' order.
@@ -50,9 +64,11 @@ def greedy_answers(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     with (
-        _plain_greedy(unwrapped(model), stops, max_new_tokens) as config,
+        torch.random.fork_rng(),
+        _only(unwrapped(model), stops, max_new_tokens, generation) as config,
         progress.track("answer", len(prompts), "records") as meter,
     ):
+        torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             found = _batch(model, [prompts[i] for i in chosen], config)
@@ -88,25 +104,24 @@ def _until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
 
 
 @contextmanager
-def _plain_greedy(
-    model: torch.nn.Module, stops: Sequence[int], max_new_tokens: int
+def _only(
+    model: torch.nn.Module, stops: Sequence[int], max_new_tokens: int, generation: Generation
 ) -> Iterator[GenerationConfig]:
-    """A greedy configuration, with the model's own set aside.
+    """The configuration of a way of generating, with the model's own set aside.
 
     `generate` fills what a configuration leaves open from the model's own, and many models ship a
     repetition penalty or a temperature there.
     """
     # Padding goes in front of a prompt, masked, or behind an end: any token of the vocabulary does.
-    greedy = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
+    asked = GenerationConfig(
+        **SAMPLED[generation],
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stops) or None,
         pad_token_id=stops[0] if stops else 0,
     )
     owner = cast(Any, model)
-    before, owner.generation_config = owner.generation_config, greedy
+    before, owner.generation_config = owner.generation_config, asked
     try:
-        yield greedy
+        yield asked
     finally:
         owner.generation_config = before

@@ -5,7 +5,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MetricName = Literal["answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity"]
+MetricName = Literal[
+    "answer_loss",
+    "exact_match",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "embedding_similarity",
+    "squad_exact_match",
+    "squad_f1",
+    "hotpotqa_f1",
+    "choice_accuracy",
+    "final_answer",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,13 @@ METRICS: dict[MetricName, Metric] = {
         True,
         "F1 of words shared with the reference, stemmed (rouge-score)",
     ),
+    "rouge2": Metric(
+        "ROUGE-2",
+        "R-2",
+        "higher",
+        True,
+        "F1 of pairs of neighbouring words shared with the reference, stemmed (rouge-score)",
+    ),
     "rougeL": Metric(
         "ROUGE-L",
         "R-L",
@@ -69,8 +88,59 @@ METRICS: dict[MetricName, Metric] = {
         True,
         "cosine of the sentence embeddings of answer and reference; an empty answer counts 0",
     ),
+    "squad_exact_match": Metric(
+        "exact match (SQuAD)",
+        "squad EM",
+        "higher",
+        True,
+        "share of answers equal to the reference in small letters, without punctuation and "
+        "articles",
+    ),
+    "squad_f1": Metric(
+        "token F1 (SQuAD)",
+        "squad F1",
+        "higher",
+        True,
+        "F1 of the words shared with the reference, in small letters, without punctuation and "
+        "articles",
+    ),
+    "hotpotqa_f1": Metric(
+        "token F1 (HotpotQA)",
+        "hotpot F1",
+        "higher",
+        True,
+        "as token F1 (SQuAD), but 0 where one of both is yes, no or noanswer and the other is not "
+        "the same",
+    ),
+    "choice_accuracy": Metric(
+        "multiple choice",
+        "choice",
+        "higher",
+        False,
+        "share of questions whose right option's letter is the most likely one after the prompt; "
+        "records that list no options are left out",
+    ),
+    "final_answer": Metric(
+        "final answer",
+        "final",
+        "higher",
+        True,
+        "share of answers whose number after the last #### equals the reference's; records whose "
+        "reference has none are left out",
+    ),
 }
 """Every metric by name, in the order tables show them."""
+
+GENERAL: tuple[MetricName, ...] = (
+    "answer_loss",
+    "exact_match",
+    "rouge1",
+    "rougeL",
+    "embedding_similarity",
+)
+"""The metrics that mean something on any data set: the default."""
+
+Generation = Literal["greedy", "paper"]
 
 
 class EvaluationOptions(BaseModel):
@@ -79,7 +149,19 @@ class EvaluationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     metrics: tuple[MetricName, ...] = Field(
-        default=tuple(METRICS), min_length=1, description="The metrics to compute."
+        default=GENERAL, min_length=1, description="The metrics to compute."
+    )
+    generation: Generation = Field(
+        default="greedy",
+        description="greedy, or paper: sampled at temperature 0.2 and min_p 0.1, 150 new tokens.",
+    )
+    seed: int = Field(default=0, ge=0, description="Of sampled answers.")
+    in_context: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Also measure the base model with so many of the chosen records, the nearest "
+        "to each question, as demonstrations (the paper: 5); 0 leaves it out.",
     )
     max_new_tokens: int | None = Field(
         default=None,
@@ -94,7 +176,9 @@ class EvaluationOptions(BaseModel):
         description="minilm for the packaged all-MiniLM-L6-v2, else a sentence-transformers model.",
     )
     batch_size: int = Field(
-        default=32, ge=1, description="Records in one forward pass; results do not depend on it."
+        default=32,
+        ge=1,
+        description="Records in one forward pass; greedy results do not depend on it.",
     )
     target_tasks_only: bool = Field(
         default=True,
@@ -107,8 +191,9 @@ class EvaluationOptions(BaseModel):
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the results: everything but the batch size."""
-        return self.model_dump(mode="json", exclude={"batch_size"})
+        """What decides the results: everything but the batch size of greedy answers."""
+        sampled = self.generation != "greedy"
+        return self.model_dump(mode="json", exclude=set() if sampled else {"batch_size", "seed"})
 
     @property
     def generates(self) -> bool:

@@ -1,30 +1,46 @@
 """Measure a model on the held-out set."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.evaluation.generate import Answer, greedy_answers
+from delift_pipeline.evaluation.choices import choice_accuracy
+from delift_pipeline.evaluation.generate import PAPER_NEW_TOKENS, Answer, generated_answers
+from delift_pipeline.evaluation.losses import mean_answer_losses
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
-from delift_pipeline.evaluation.text_metrics import embedding_similarity, exact_match, rouge
+from delift_pipeline.evaluation.text_metrics import (
+    ROUGES,
+    embedding_similarity,
+    exact_match,
+    final_answer,
+    hotpotqa_f1,
+    rouge,
+    squad_exact_match,
+    squad_f1,
+)
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import (
     Example,
-    answer_losses,
-    collate,
     encode_examples,
     target_cuts,
 )
+
+PAIRWISE: dict[str, Callable[[str, str], float | None]] = {
+    "exact_match": exact_match,
+    "squad_exact_match": squad_exact_match,
+    "squad_f1": squad_f1,
+    "hotpotqa_f1": hotpotqa_f1,
+    "final_answer": final_answer,
+}
+"""Metrics of one generated text against its reference."""
 
 NEW_TOKENS_MARGIN = 8
 """How far past the longest reference an answer may run before it counts as unfinished."""
@@ -89,50 +105,57 @@ def evaluate_loaded(
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
-    started, progress = time.monotonic(), progress or SilentProgress()
-    asked = heldout.head(options.limit) if options.limit else heldout
-    examples, encoded = encode_examples(loaded.encoder, asked)
+    examples, encoded = encode_examples(loaded.encoder, asked_records(heldout, options))
+    refuse_unmeasurable(examples, encoded.unscorable)
+    details = {"cuts": target_cuts(encoded), "unscorable": dict(encoded.unscorable)}
+    return measured(loaded, heldout, examples, details, options, progress)
+
+
+def asked_records(heldout: pl.DataFrame, options: EvaluationOptions) -> pl.DataFrame:
+    """The held-out records that are measured."""
+    return heldout.head(options.limit) if options.limit else heldout
+
+
+def refuse_unmeasurable(examples: Sequence[Example], unscorable: Mapping[str, str]) -> None:
+    """Raise a DeliftError where not one held-out record fits."""
     if not examples:
-        why = next(iter(encoded.unscorable.values()), "none given")
+        why = next(iter(unscorable.values()), "none given")
         raise DeliftError(f"no held-out record can be measured (the first: {why})")
+
+
+def measured(
+    loaded: LoadedModel,
+    heldout: pl.DataFrame,
+    examples: Sequence[Example],
+    details: dict[str, Any],
+    options: EvaluationOptions,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Every asked metric of the encoded held-out records.
+
+    Args:
+        loaded: The model.
+        heldout: All held-out records, those that are not measured too.
+        examples: The measured ones' tokens; a prompt may begin with demonstrations.
+        details: What encoding had to say: `unscorable` (record_id -> why), `cuts`.
+        options: What to measure.
+        progress: Where progress is shown.
+    """
+    started, progress = time.monotonic(), progress or SilentProgress()
+    asked = asked_records(heldout, options)
     longest = _max_new_tokens(loaded, examples, options)
     losses = _losses(loaded, examples, options, progress)
     answers = _answers(loaded, examples, options, longest, progress)
-    samples = _samples(loaded, asked, examples, losses, answers, options)
+    samples = _samples(loaded, asked, examples, losses, answers, options, progress)
     counts = {
         "heldout": heldout.height,
         "records": len(examples),
-        "unscorable": len(encoded.unscorable),
+        "unscorable": len(details["unscorable"]),
         "past_limit": heldout.height - asked.height,
         "unfinished": sum(not answer.finished for answer in answers),
     }
-    details = {
-        "max_new_tokens": longest if options.generates else None,
-        "cuts": target_cuts(encoded),
-        "unscorable": dict(encoded.unscorable),
-    }
-    return Evaluation(summarise(samples), samples, counts, details, time.monotonic() - started)
-
-
-@torch.inference_mode()
-def mean_answer_losses(
-    model: torch.nn.Module, examples: Sequence[Example], batch_size: int, progress: Progress
-) -> list[float]:
-    """Mean negative log-probability of each example's answer tokens, nats, in order."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
-    means = np.empty(len(examples))
-    with progress.track("answer loss", len(examples), "records") as meter:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([examples[i] for i in chosen]).to(device)
-            losses = answer_losses(model, batch).double()
-            sums = torch.zeros(len(chosen), dtype=torch.float64, device=device)
-            sums.index_add_(0, batch.rows, losses)
-            lengths = np.array([len(examples[i].answer) for i in chosen])
-            means[chosen] = sums.cpu().numpy() / lengths
-            meter.advance(len(chosen))
-    return means.tolist()
+    told = {"max_new_tokens": longest if options.generates else None, **details}
+    return Evaluation(summarise(samples), samples, counts, told, time.monotonic() - started)
 
 
 def _losses(
@@ -150,12 +173,25 @@ def _losses(
     return losses
 
 
+def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
+    """How long a generated answer may get, in tokens, where the window allows it.
+
+    Args:
+        options: What was asked for.
+        longest_answer: Tokens of the longest reference, its end-of-text token included.
+    """
+    if options.max_new_tokens:
+        return options.max_new_tokens
+    if options.generation == "paper":
+        return PAPER_NEW_TOKENS
+    return min(longest_answer + NEW_TOKENS_MARGIN, options.max_new_tokens_cap)
+
+
 def _max_new_tokens(
     loaded: LoadedModel, examples: Sequence[Example], options: EvaluationOptions
 ) -> int:
     """One length for all records, so that no record's answer depends on its batch."""
-    reference = max(len(example.answer) for example in examples) + NEW_TOKENS_MARGIN
-    wanted = options.max_new_tokens or min(reference, options.max_new_tokens_cap)
+    wanted = new_tokens(options, max(len(example.answer) for example in examples))
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     if positions is None:
         return wanted
@@ -173,7 +209,16 @@ def _answers(
         return []
     prompts = [example.prompt for example in examples]
     stops = [loaded.encoder.eos]
-    return greedy_answers(loaded.model, prompts, stops, longest, options.batch_size, progress)
+    return generated_answers(
+        loaded.model,
+        prompts,
+        stops,
+        longest,
+        options.batch_size,
+        progress,
+        options.generation,
+        options.seed,
+    )
 
 
 def _samples(
@@ -183,12 +228,16 @@ def _samples(
     losses: Sequence[float],
     answers: Sequence[Answer],
     options: EvaluationOptions,
+    progress: Progress,
 ) -> pl.DataFrame:
     """One row a measured record, everything joined by `record_id`."""
     rows = pl.DataFrame({"record_id": [e.record_id for e in examples]})
     texts = heldout.select("record_id", "instruction", "input", reference="output")
     rows = rows.join(texts, on="record_id", how="left", maintain_order="left")
     columns: dict[str, Any] = {"answer_loss": list(losses)} if losses else {}
+    if "choice_accuracy" in options.metrics:
+        records = rows.rename({"reference": "output"})
+        columns["choice_accuracy"] = choice_accuracy(loaded, records, options.batch_size, progress)
     if answers:
         decoded = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
         columns["generated"] = decoded
@@ -202,12 +251,15 @@ def _samples(
 
 def _text_metrics(
     generated: Sequence[str], references: Sequence[str], options: EvaluationOptions
-) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {
-        "exact_match": [exact_match(g, r) for g, r in zip(generated, references, strict=True)]
+) -> dict[str, list[Any]]:
+    pairs = list(zip(generated, references, strict=True))
+    found: dict[str, list[Any]] = {
+        name: [metric(*pair) for pair in pairs]
+        for name, metric in PAIRWISE.items()
+        if name in options.metrics
     }
-    if {"rouge1", "rougeL"} & set(options.metrics):
-        found |= rouge(generated, references)
+    if rouges := [name for name in ROUGES if name in options.metrics]:
+        found |= rouge(generated, references, rouges)
     if "embedding_similarity" in options.metrics:
         found["embedding_similarity"] = embedding_similarity(
             generated, references, options.embedder

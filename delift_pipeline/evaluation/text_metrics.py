@@ -1,6 +1,10 @@
 """Metrics of a generated answer against its reference: text in, one number a record out."""
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,6 +15,11 @@ from delift_pipeline.training.quiet import quiet_loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+ROUGES = ("rouge1", "rouge2", "rougeL")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+CLOSED = {"yes", "no", "noanswer"}
+FINAL = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
 
 
 def normalised(text: str) -> str:
@@ -23,13 +32,60 @@ def exact_match(generated: str, reference: str) -> float:
     return float(normalised(generated) == normalised(reference))
 
 
-def rouge(generated: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """F1 of ROUGE-1 and ROUGE-L of each pair, by rouge-score with stemming."""
+def rouge(
+    generated: Sequence[str], references: Sequence[str], names: Sequence[str] = ROUGES
+) -> dict[str, list[float]]:
+    """F1 of each ROUGE of each pair, by rouge-score with stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scorer = RougeScorer(list(names), use_stemmer=True)
     scores = [scorer.score(r, g) for g, r in zip(generated, references, strict=True)]
-    return {name: [float(s[name].fmeasure) for s in scores] for name in ("rouge1", "rougeL")}
+    return {name: [float(s[name].fmeasure) for s in scores] for name in names}
+
+
+def squad_words(text: str) -> list[str]:
+    """The words of an answer by the rules of SQuAD's evaluation script.
+
+    Small letters, no ASCII punctuation, no articles (Rajpurkar et al. 2016).
+    """
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return ARTICLES.sub(" ", kept).split()
+
+
+def squad_exact_match(generated: str, reference: str) -> float:
+    """1.0 where both have the same words (`squad_words`), else 0.0."""
+    return float(squad_words(generated) == squad_words(reference))
+
+
+def squad_f1(generated: str, reference: str) -> float:
+    """F1 of the shared words (`squad_words`), counted with repeats; 1.0 where both have none."""
+    ours, theirs = squad_words(generated), squad_words(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def hotpotqa_f1(generated: str, reference: str) -> float:
+    """`squad_f1`, but nothing for part of a yes, no or noanswer (Yang et al. 2018)."""
+    said = {" ".join(squad_words(text)) for text in (generated, reference)}
+    return 0.0 if len(said) == 2 and said & CLOSED else squad_f1(generated, reference)
+
+
+def final_answer(generated: str, reference: str) -> float | None:
+    """1.0 where the numbers after the last `####` are equal (GSM8K, Cobbe et al. 2021).
+
+    Thousands separators, a dollar sign and trailing zeros do not count. None where the reference
+    has no such number.
+    """
+    wanted = final_number(reference)
+    return None if wanted is None else float(final_number(generated) == wanted)
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number after the last `####`, or None."""
+    found = FINAL.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def embedding_similarity(

@@ -18,8 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from delift_pipeline.evaluation.generate import Answer, greedy_answers
-from delift_pipeline.evaluation.run import mean_answer_losses
+from delift_pipeline.evaluation.generate import Answer, generated_answers
+from delift_pipeline.evaluation.losses import mean_answer_losses
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.training.batches import Example
 
@@ -76,7 +76,7 @@ def test_losses(model: torch.nn.Module, examples: list[Example]) -> None:
 
 def test_answers(model: torch.nn.Module, examples: list[Example]) -> None:
     prompts = [example.prompt for example in examples]
-    found = greedy_answers(model, prompts, [END], 12, 4, SilentProgress())
+    found = generated_answers(model, prompts, [END], 12, 4, SilentProgress())
     assert found == [one_by_one(model, prompt, 12) for prompt in prompts]
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
+from delift_pipeline.evaluation.options import GENERAL, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
 from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_loaded
 from delift_pipeline.records.read import read_records
@@ -118,10 +118,10 @@ def test_a_models_own_generation_settings_are_set_aside(
 
 def test_every_metric_is_there_with_its_error(tiny: ModelOptions, records: pl.DataFrame) -> None:
     found = evaluate(tiny, None, records, EvaluationOptions())
-    assert set(found.metrics) == {*METRICS, *(f"{name}_se" for name in METRICS)}
+    assert set(found.metrics) == {*GENERAL, *(f"{name}_se" for name in GENERAL)}
     assert found.samples.schema == SAMPLE_SCHEMA
     assert found.counts["heldout"] == found.counts["records"] == 12
-    for name in METRICS:
+    for name in GENERAL:
         values = found.samples[name].to_numpy()
         assert found.metrics[name] == pytest.approx(values.mean())
 
@@ -168,3 +168,24 @@ def test_a_loss_that_is_not_finite_is_an_error(
         next(damaged.model.parameters()).fill_(float("nan"))
     with pytest.raises(DeliftError, match="the answer loss of held-out record"):
         evaluate_loaded(replace(damaged), records, options)
+
+
+def test_sampled_answers_are_a_function_of_the_seed(
+    loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
+) -> None:
+    asked = options.model_copy(update={"generation": "paper", "metrics": ("rouge1",)})
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = evaluate_loaded(loaded, records, asked)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again = evaluate_loaded(loaded, records, asked)
+    other = evaluate_loaded(loaded, records, asked.model_copy(update={"seed": 1}))
+    assert first.samples.equals(again.samples)
+    assert not first.samples.equals(other.samples)
+
+
+def test_sampled_answers_depend_on_what_greedy_ones_do_not(options: EvaluationOptions) -> None:
+    sampled = options.model_copy(update={"generation": "paper"})
+    other = {"seed": 1, "batch_size": 6}
+    assert options.request == options.model_copy(update=other).request
+    assert sampled.request != sampled.model_copy(update=other).request

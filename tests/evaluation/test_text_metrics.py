@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.evaluation.text_metrics import embedding_similarity, exact_match, rouge
+from delift_pipeline.evaluation.text_metrics import (
+    embedding_similarity,
+    exact_match,
+    final_answer,
+    hotpotqa_f1,
+    rouge,
+    squad_exact_match,
+    squad_f1,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +31,56 @@ def test_rouge_by_hand() -> None:
     found = rouge(["sat the cat on mats"], ["the cat sat on the mat"])
     assert found["rouge1"] == [pytest.approx(2 * 5 / (5 + 6))]
     assert found["rougeL"] == [pytest.approx(2 * 4 / (5 + 6))]
-    assert rouge([""], ["a word"]) == {"rouge1": [0.0], "rougeL": [0.0]}
+    assert found["rouge2"] == [pytest.approx(2 * 1 / (4 + 5))]
+    assert rouge([""], ["a word"]) == {"rouge1": [0.0], "rouge2": [0.0], "rougeL": [0.0]}
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "exact", "f1"),
+    [
+        ("The Panthers.", "panthers", 1.0, 1.0),
+        ("an  APPLE a day", "apple day", 1.0, 1.0),
+        ("the red cat sat", "red cat", 0.0, 2 * 2 / 5),
+        ("cat cat", "cat", 0.0, 2 * 1 / 3),
+        ("dog", "cat", 0.0, 0.0),
+        ("", "cat", 0.0, 0.0),
+        ("the", "a", 1.0, 1.0),
+        ("anthem", "them", 0.0, 0.0),
+        ("U.S.", "US", 1.0, 1.0),
+    ],
+)
+def test_squad_rules(generated: str, reference: str, exact: float, f1: float) -> None:
+    assert squad_exact_match(generated, reference) == exact
+    assert squad_f1(generated, reference) == pytest.approx(f1)
+    assert hotpotqa_f1(generated, reference) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "expected"),
+    [("yes it is", "yes", 0.0), ("Yes.", "yes", 1.0), ("no", "no man", 0.0), ("no", "No", 1.0)],
+)
+def test_hotpotqa_gives_nothing_for_part_of_a_yes(
+    generated: str, reference: str, expected: float
+) -> None:
+    assert hotpotqa_f1(generated, reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "expected"),
+    [
+        ("so 6*12=72\n#### 72", "#### 72", 1.0),
+        ("#### 1,200", "#### 1200", 1.0),
+        ("#### $5.50", "#### 5.5", 1.0),
+        ("#### -3.", "#### -3", 1.0),
+        ("#### 4\n#### 5", "#### 4", 0.0),
+        ("72", "#### 72", 0.0),
+        ("#### 72", "no number", None),
+    ],
+)
+def test_final_answers_are_compared_as_numbers(
+    generated: str, reference: str, expected: float | None
+) -> None:
+    assert final_answer(generated, reference) == expected
 
 
 def test_embedding_similarity_by_hand() -> None:

@@ -1,0 +1,85 @@
+"""Multiple choice by the log-probability of each option's letter (MMLU, Hendrycks et al. 2021)."""
+
+import re
+from collections.abc import Sequence
+
+import polars as pl
+import torch
+
+from delift_pipeline.evaluation.losses import token_losses
+from delift_pipeline.progress import Progress
+from delift_pipeline.scoring.model import LoadedModel
+from delift_pipeline.training.batches import encode_examples
+
+OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s", re.MULTILINE)
+FEWEST = 2
+
+
+def listed_options(prompt: str) -> list[str]:
+    """The letters of the options a prompt lists, one at the start of a line each.
+
+    Only a run A, B, C ... counts; empty where fewer than two are listed.
+    """
+    letters: list[str] = []
+    for letter in OPTION.findall(prompt):
+        if letter == chr(ord("A") + len(letters)):
+            letters.append(letter)
+    return letters if len(letters) >= FEWEST else []
+
+
+def choice_accuracy(
+    loaded: LoadedModel, records: pl.DataFrame, batch_size: int, progress: Progress
+) -> list[float | None]:
+    """Whether the right option's letter is the most likely of all that the prompt lists.
+
+    An option's score is the summed log-probability of its letter's tokens after the prompt, the
+    end-of-text token left out; the first of equal ones counts as chosen.
+
+    Args:
+        loaded: The model.
+        records: Scorable records (`RECORD_SCHEMA`); the output is the right letter.
+        batch_size: Options in one forward pass.
+        progress: Where progress is shown.
+
+    Returns:
+        1.0, 0.0, or None where the prompt lists no options or the output is none of them.
+    """
+    rows = [_asked(row) for row in records.iter_rows(named=True)]
+    options = [(i, letter) for i, letters in enumerate(rows) for letter in letters]
+    scores = _scores(loaded, records, options, batch_size, progress)
+    best: dict[int, tuple[float, str]] = {}
+    for (i, letter), score in zip(options, scores, strict=True):
+        if i not in best or score > best[i][0]:
+            best[i] = (score, letter)
+    right = [output.strip() for output in records["output"]]
+    return [float(best[i][1] == right[i]) if i in best else None for i in range(records.height)]
+
+
+def _asked(row: dict[str, str]) -> list[str]:
+    letters = listed_options(f"{row['instruction']}\n{row['input']}")
+    return letters if row["output"].strip() in letters else []
+
+
+@torch.inference_mode()
+def _scores(
+    loaded: LoadedModel,
+    records: pl.DataFrame,
+    options: Sequence[tuple[int, str]],
+    batch_size: int,
+    progress: Progress,
+) -> list[float]:
+    """The summed log-probability of each option's letter after its record's prompt."""
+    if not options:
+        return []
+    asked = records[[i for i, _ in options]].with_columns(
+        record_id=pl.Series([f"{i}-{letter}" for i, letter in options]),
+        output=pl.Series([letter for _, letter in options]),
+    )
+    examples, _ = encode_examples(loaded.encoder, asked)
+    losses = token_losses(loaded.model, examples, batch_size, progress, "multiple choice")
+    found = {
+        example.record_id: -float(tokens[:-1].sum())
+        for example, tokens in zip(examples, losses, strict=True)
+    }
+    # A letter takes no more room than the answer, so a record that fits fits with any letter.
+    return [found[name] for name in asked["record_id"]]

@@ -1,0 +1,153 @@
+"""The base model with chosen records as demonstrations: what a subset is worth without training.
+
+As in the paper, the k chosen records nearest to a question stand before it, the nearest first.
+"""
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.evaluation.result import Evaluation
+from delift_pipeline.evaluation.run import (
+    asked_records,
+    measured,
+    new_tokens,
+    refuse_unmeasurable,
+)
+from delift_pipeline.progress import Progress
+from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.model import LoadedModel
+from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, prompt_texts
+from delift_pipeline.training.batches import Example, target_cuts
+
+
+def nearest_chosen(
+    chosen: pl.DataFrame, heldout: pl.DataFrame, k: int, embedder: str
+) -> dict[str, list[str]]:
+    """The k chosen records whose prompts are most like each held-out record's prompt.
+
+    Cosines are rounded to six decimals; among equal ones the smaller record_id is nearer.
+
+    Args:
+        chosen: Records to show (`RECORD_SCHEMA`).
+        heldout: Records to answer.
+        k: Demonstrations for each, at least 1.
+        embedder: See `scoring.neighbours.embed`.
+
+    Returns:
+        Chosen record_ids by held-out record_id, the nearest first.
+
+    Raises:
+        Refused: the embedder cannot be loaded.
+    """
+    shown = chosen.sort("record_id")
+    rows = embed([*prompt_texts(shown), *prompt_texts(heldout)], embedder)
+    cosines = rows[shown.height :] @ rows[: shown.height].T
+    dense = cosines if isinstance(cosines, np.ndarray) else cosines.toarray()
+    order = np.argsort(-np.round(dense, COSINE_DECIMALS), axis=1, kind="stable")[:, :k]
+    ids = shown["record_id"].to_list()
+    return {
+        record: [ids[place] for place in places]
+        for record, places in zip(heldout["record_id"], order, strict=True)
+    }
+
+
+def evaluate_in_context(
+    loaded: LoadedModel,
+    chosen: pl.DataFrame,
+    heldout: pl.DataFrame,
+    options: EvaluationOptions,
+    progress: Progress | None = None,
+    embedder: str | None = None,
+) -> Evaluation:
+    """Measure a model that sees the nearest chosen records before each question.
+
+    As many of the `options.in_context` nearest are shown, nearest first, as the window holds beside
+    the question, its answer and the longest generated one; `details` says how many that were.
+
+    Args:
+        loaded: The base model.
+        chosen: The subset's records (`RECORD_SCHEMA`).
+        heldout: Held-out records; none may be in `chosen`.
+        options: What to measure; `in_context` is k.
+        progress: Where progress is shown.
+        embedder: Of the nearness [the one of the metrics].
+
+    Raises:
+        Refused: `in_context` is 0, there is no chosen or held-out record, or a held-out record is
+            among the chosen ones.
+        DeliftError: no held-out record can be measured.
+    """
+    _check(chosen, heldout, options)
+    asked = asked_records(heldout, options)
+    near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
+    frame = pl.concat([asked.select(chosen.columns), chosen])
+    encoded = loaded.encoder.encode(frame)
+    questions = [record for record in asked["record_id"] if record in encoded.rows]
+    reserved = _reserved(encoded, questions, options)
+    places = [
+        _fitting(encoded, record, near[record], loaded.encoder.window, reserved)
+        for record in questions
+    ]
+    examples = [
+        _example(encoded, record, rows) for record, rows in zip(questions, places, strict=True)
+    ]
+    unscorable = {record: why for record, why in encoded.unscorable.items() if record in near}
+    refuse_unmeasurable(examples, unscorable)
+    details = {
+        "cuts": target_cuts(encoded),
+        "unscorable": unscorable,
+        "demonstrations": {
+            "asked": options.in_context,
+            "shown_mean": float(np.mean([len(rows) for rows in places])),
+        },
+    }
+    return measured(loaded, heldout, examples, details, options, progress)
+
+
+def _reserved(encoded: EncodedRecords, questions: list[str], options: EvaluationOptions) -> int:
+    """Tokens kept free behind every prompt for what is generated."""
+    if not options.generates:
+        return 0
+    longest = max((int(encoded.answer_lengths[encoded.rows[q]]) for q in questions), default=0)
+    return new_tokens(options, longest)
+
+
+def _fitting(
+    encoded: EncodedRecords, record: str, nearest: list[str], window: int, reserved: int
+) -> list[int]:
+    """Rows of the nearest records that fit before a question, nearest first."""
+    row = encoded.rows[record]
+    behind = max(reserved, int(encoded.answer_lengths[row]))
+    room = window - len(encoded.start) - int(encoded.prompt_lengths[row]) - behind
+    places: list[int] = []
+    for place in (encoded.rows[other] for other in nearest if other in encoded.rows):
+        room -= len(encoded.demonstration(place))
+        if room < 0:
+            break
+        places.append(place)
+    return places
+
+
+def _example(encoded: EncodedRecords, record: str, places: list[int]) -> Example:
+    row = encoded.rows[record]
+    prompt = np.concatenate([encoded.prefix(*places), encoded.prompt(row)])
+    return Example(record, prompt, encoded.answer(row))
+
+
+def _check(chosen: pl.DataFrame, heldout: pl.DataFrame, options: EvaluationOptions) -> None:
+    if not options.in_context:
+        raise Refused(Fault("needs at least one demonstration", field="in_context"))
+    for name, frame in (("subset", chosen), ("held-out set", heldout)):
+        if frame.is_empty():
+            raise Refused(Fault(f"the {name} is empty", field="in_context"))
+    both = set(chosen["record_id"]) & set(heldout["record_id"])
+    if both:
+        raise Refused(
+            Fault(
+                f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
+                "must not be shown its own answer",
+                field="in_context",
+            )
+        )
