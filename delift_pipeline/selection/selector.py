@@ -7,8 +7,10 @@ from typing import Any, Literal, Protocol
 import polars as pl
 from pydantic import BaseModel
 
+from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
@@ -27,12 +29,16 @@ class Needs:
         target_pairs: Whether D_T x D is read.
         existing_pairs: Whether D x D_E is read.
         existing_records: Whether D_E itself is read, without scores (the pairs imply it).
+        model: Whether the language model itself is read, beyond pair scores.
+        other_models: Further models that are read, by folder or hub id.
     """
 
     self_pairs: Literal["none", "neighbours", "all"] = "none"
     target_pairs: bool = False
     existing_pairs: bool = False
     existing_records: bool = False
+    model: bool = False
+    other_models: tuple[str, ...] = ()
 
     @property
     def reads_existing(self) -> bool:
@@ -67,6 +73,7 @@ class SelectionInputs:
             continual stage chooses from the new ones); None: the pool.
         rules: Pins and quotas.
         allowance: A budget in tokens or `auto`; None where the count is all there is to it.
+        model: The language model, where the selector needs one.
     """
 
     stage: Stage
@@ -78,6 +85,7 @@ class SelectionInputs:
     whole: pl.DataFrame | None = field(default=None, repr=False)
     rules: Rules = field(default_factory=Rules)
     allowance: Budget | None = None
+    model: LanguageModel | None = field(default=None, repr=False)
 
     def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
         """What an optimizer must keep to, or None.
@@ -93,6 +101,17 @@ class SelectionInputs:
         if self.rules == Rules() and not allowance.open_ended:
             return None
         return self.rules.resolved(self.pool, candidates, replace(allowance, count=count))
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The language model.
+
+        Raises:
+            DeliftError: none was given.
+        """
+        if self.model is None:
+            raise DeliftError("the selector reads a language model, and none was given")
+        return self.model
 
     @property
     def neighbourhood(self) -> pl.DataFrame:

@@ -21,6 +21,7 @@ from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
 from delift_pipeline.selection.balance import balance, vanished
 from delift_pipeline.selection.diagnostics import diagnosed
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.registry import needs_of, options_of
@@ -88,6 +89,8 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
             scored, inputs = _scored(
                 home, Home(Path(scratch)), sets, needs, model, embedder, progress
             )
+        if needs.model:
+            inputs = replace(inputs, model=LanguageModel(model, home, progress))
         selection = select(inputs, request.selector, request.budget, request.seed, request.options)
         selection = diagnosed(inputs, selection, request.seed)
     table = balance(sets.pool, selection.ranking, _columns(request, sets))

@@ -10,9 +10,11 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, existing_of
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.plots import gain_curve_png
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.run import (
@@ -109,6 +111,9 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
         found = existing_of(home, dataset, arm)
         existing, extra = found.records, found.parents
     fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
+    if needs.model:
+        fingerprint = fingerprint_of(model).digest
+        extra = {**extra, **_models(model, fingerprint, needs)}
     return Choice(
         dataset=dataset,
         arm=arm,
@@ -137,6 +142,17 @@ def _kernel(
     return fingerprint, {name: known[name] for name in needs.blocks}
 
 
+def _models(model: ModelOptions, fingerprint: str, needs: Needs) -> dict[str, str]:
+    """The models read -> their fingerprints."""
+    others = {
+        f"model:{portable_name(name)}": fingerprint_of(
+            model.model_copy(update={"model": name, "revision": None})
+        ).digest
+        for name in needs.other_models
+    }
+    return {"model": fingerprint, **others}
+
+
 def _select(
     home: Home, choice: Choice, model: ModelOptions, run_id: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
@@ -156,6 +172,7 @@ def _select(
         existing_records=existing,
         target=choice.dataset.target,
         whole=choice.dataset.pool,
+        model=LanguageModel(model, home),
     )
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options)
     selection = diagnosed(inputs, selection, arm.seed)

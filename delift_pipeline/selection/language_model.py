@@ -1,0 +1,83 @@
+"""The language model that a selector reads: loaded when it is first asked for, and once.
+
+A selector that needs a model says so in its `Needs`; it is then given one of these, whether an arm
+of a version or a file is chosen from. Torch is not imported before the weights are wanted.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encode import Encoder
+    from delift_pipeline.scoring.model import LoadedModel
+
+GRADIENTS = "gradients"
+"""Folder beside the scores of a fingerprint for what gradient selectors keep."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model, its tokenizer, and where what it computed is kept.
+
+    Attributes:
+        options: Which model, and how it is run.
+        home: Where scores and gradients are kept, by fingerprint.
+        progress: Where progress is shown.
+    """
+
+    options: ModelOptions
+    home: Home
+    progress: Progress = field(default_factory=SilentProgress, repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest of all that decides what the model computes."""
+        return fingerprint_of(self.options).digest
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The tokenizer with the prompt template, without the weights.
+
+        Raises:
+            Refused: the model, its tokenizer or the template cannot be used.
+        """
+        from delift_pipeline.scoring.model import load_encoder
+
+        return load_encoder(self.options)
+
+    @cached_property
+    def loaded(self) -> "LoadedModel":
+        """The model with its weights, in evaluation mode.
+
+        Hidden states and single logits are read from it, which vLLM does not give; so it is loaded
+        by transformers whatever engine scores.
+
+        Raises:
+            Refused: the model cannot be used.
+        """
+        from delift_pipeline.scoring.model import load_model
+
+        return load_model(self.options.model_copy(update={"engine": "transformers"}))
+
+    @property
+    def scores(self) -> ScoreStore:
+        """The pair scores made with this model so far."""
+        return ScoreStore(self.home.scores(self.fingerprint))
+
+    @property
+    def gradients(self) -> Path:
+        """Where gradients of this model are kept; deleting it costs time and nothing else."""
+        return self.home.scores(self.fingerprint) / GRADIENTS
+
+    def named(self, model: str) -> "LanguageModel":
+        """Another model, run in the same way."""
+        options = self.options.model_copy(update={"model": model, "revision": None})
+        return LanguageModel(options, self.home, self.progress)
