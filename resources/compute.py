@@ -9,7 +9,12 @@ from pydantic import Field
 class ComputeResource(dg.ConfigurableResource):
     """Device, engine, threads, batches: no result changes by them beyond the stated bounds."""
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(default="", description="auto, cpu, cuda or cuda:N; empty takes auto.")
+    device_map: str = Field(
+        default="",
+        description="Lay one model over several GPUs and memory: auto, balanced, balanced_low_0 or "
+        "sequential (engine transformers); empty takes one device.",
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves PyTorch's own choice.")
     batch_tokens: int = Field(
         default=0,
@@ -17,24 +22,31 @@ class ComputeResource(dg.ConfigurableResource):
         description="Most target tokens scored in one batch; 0 takes the device's own.",
     )
     engine: str = Field(
-        default="transformers",
+        default="",
         description="transformers, layered (faster for known families), vllm (where installed; "
-        "docs/vllm.md) or naive, the reference.",
+        "docs/vllm.md) or naive, the reference; empty takes the preset's, else transformers.",
     )
     tensor_parallel_size: int = Field(
-        default=1, ge=1, description="GPUs that vLLM splits a model over."
+        default=0, ge=0, description="GPUs that vLLM splits a model over; 0 takes the preset's."
     )
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="Share of each GPU's memory that vLLM takes."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that score one plan together, each pinned to GPUs of its own.",
+    )
 
     def model_settings(self) -> dict[str, Any]:
-        """These settings by the names of `ModelOptions`."""
+        """These settings by the names of `ModelOptions`; None where the model's own stand."""
         return {
-            "device": self.device,
+            "device": self.device or None,
+            "device_map": self.device_map or None,
             "threads": self.threads or None,
             "batch_tokens": self.batch_tokens or None,
-            "engine": self.engine,
-            "tensor_parallel_size": self.tensor_parallel_size,
+            "engine": self.engine or None,
+            "tensor_parallel_size": self.tensor_parallel_size or None,
             "gpu_memory_utilization": self.gpu_memory_utilization,
+            "workers": self.workers,
         }

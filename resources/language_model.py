@@ -3,11 +3,11 @@
 import os
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.stored import known_manifest
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.storage.home import Home
 from resources.compute import ComputeResource
 
@@ -19,21 +19,28 @@ class LanguageModelResource(dg.ConfigurableResource):
 
     model: str = Field(
         default="",
-        description="A local folder, a hub id, or `demo`; empty takes the model the dataset "
-        "version was ingested with, else $DELIFT_MODEL. Safetensors only.",
+        description="A local folder, a hub id, preset:NAME (docs/models.md), or `demo`; empty "
+        "takes the model the version was ingested with, else $DELIFT_MODEL. Safetensors only.",
     )
     revision: str = Field(default="", description="Hub revision; empty takes the newest.")
     template: str = Field(
         default="",
-        description="Prompt template: plain, paper, world or a YAML file; empty takes the "
-        "version's own, else plain.",
+        description="Prompt template: plain, paper, world, chat (the model's own) or a YAML file; "
+        "empty takes the version's own, else the preset's, else plain.",
     )
     window: int = Field(
         default=0,
         ge=0,
         description="Tokens in one sequence; 0 takes the model's own, at most 2,048.",
     )
-    dtype: str = Field(default="float32", description="float32, bfloat16 or float16.")
+    dtype: str = Field(
+        default="",
+        description="float32, bfloat16 or float16; empty takes the preset's, else float32.",
+    )
+    load_in: str = Field(
+        default="",
+        description="4bit or 8bit weights, by bitsandbytes; empty takes those of `dtype`.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Whether code that comes with the model may run."
     )
@@ -54,21 +61,15 @@ class LanguageModelResource(dg.ConfigurableResource):
                     field="model",
                 )
             )
-        given = {
-            "model": model,
-            "revision": self.revision or None,
-            "template": self.template or own.get("template") or "plain",
-            "window": self.window or None,
-            "dtype": self.dtype,
-            "trust_remote_code": self.trust_remote_code,
-            **compute.model_settings(),
-        }
-        try:
-            return ModelOptions.model_validate(given)
-        except ValidationError as error:
-            raise Refused(
-                *(
-                    Fault(f"{item['msg']} (got {item['input']!r})", field=str(item["loc"][0]))
-                    for item in error.errors()
-                )
-            ) from error
+        return read_options(
+            {
+                "model": model,
+                "revision": self.revision or None,
+                "template": self.template or own.get("template"),
+                "window": self.window or None,
+                "dtype": self.dtype or None,
+                "load_in": self.load_in or None,
+                "trust_remote_code": self.trust_remote_code,
+                **compute.model_settings(),
+            }
+        )

@@ -6,20 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
     ColumnOption,
-    DeviceOption,
-    DtypeOption,
     HomeOption,
     JsonOption,
     ModelOption,
-    RevisionOption,
     SkipBadOption,
     TemplateOption,
-    ThreadsOption,
-    WindowOption,
     column_mapping,
-    model_options,
     portable_model,
     print_json,
     progress,
@@ -90,6 +85,7 @@ def ingest(
     )
 
 
+@takes_model
 def select(
     file: FileArgument,
     model: ModelOption,
@@ -126,12 +122,7 @@ def select(
     seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
     column: ColumnOption = None,
     skip_bad: SkipBadOption = False,
-    revision: RevisionOption = None,
-    template: TemplateOption = None,
-    window: WindowOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,8 +146,7 @@ def select(
         balance=tuple(balance or ()),
     )
     refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
-    options = model_options(model, revision, template, window, dtype, device, threads)
-    report = select_file(Home.at(home), request, options, progress())
+    report = select_file(Home.at(home), request, flags.options(model), progress())
     for note in (*report.notes, *report.said):
         print(note, file=sys.stderr)
     if as_json:

@@ -4,16 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
-    DeviceOption,
-    DtypeOption,
     HomeOption,
     JsonOption,
-    RevisionOption,
-    TemplateOption,
-    ThreadsOption,
-    WindowOption,
-    model_options,
     print_json,
 )
 from delift_pipeline.storage.home import Home
@@ -24,6 +18,7 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
+@takes_model
 def explain(
     version: Annotated[str, typer.Option(help="The dataset version.")],
     arm: Annotated[str, typer.Option(help="The arm, e.g. instruction_tuning.delift_trusted.")],
@@ -34,21 +29,14 @@ def explain(
         str | None,
         typer.Option(help="Also show each answer token's change after the neighbours, by a model."),
     ] = None,
-    revision: RevisionOption = None,
-    template: TemplateOption = None,
-    window: WindowOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
     from delift_pipeline.steps.explain import explain as explained
 
-    options = None
-    if model is not None:
-        options = model_options(model, revision, template, window, dtype, device, threads)
+    options = None if model is None else flags.options(model)
     found = explained(Home.at(home), version, arm, record, options)
     if as_json:
         print_json(found.as_json())

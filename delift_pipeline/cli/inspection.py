@@ -7,20 +7,14 @@ import polars as pl
 import typer
 
 from delift_pipeline.cli.data import FileArgument
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
     ColumnOption,
-    DeviceOption,
-    DtypeOption,
     HomeOption,
     JsonOption,
     ModelOption,
-    RevisionOption,
     SkipBadOption,
-    TemplateOption,
-    ThreadsOption,
-    WindowOption,
     column_mapping,
-    model_options,
     print_json,
     progress,
     refuse_overwriting,
@@ -29,18 +23,14 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 
+@takes_model
 def score(
     file: FileArgument,
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="The Parquet file to write, a row per pair.")],
     column: ColumnOption = None,
     skip_bad: SkipBadOption = False,
-    revision: RevisionOption = None,
-    template: TemplateOption = None,
-    window: WindowOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
+    flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +40,7 @@ def score(
 
     refuse_overwriting([file], {"--out": out})
     records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad)
-    options = model_options(model, revision, template, window, dtype, device, threads)
+    options = flags.options(model)
     report = score_file(Home.at(home), records.frame, options, out, progress())
     if as_json:
         print_json(report)
@@ -61,6 +51,7 @@ def score(
     )
 
 
+@takes_model
 def prompt(
     file: FileArgument,
     model: ModelOption,
@@ -70,9 +61,7 @@ def prompt(
     ] = None,
     column: ColumnOption = None,
     skip_bad: SkipBadOption = False,
-    revision: RevisionOption = None,
-    template: TemplateOption = None,
-    window: WindowOption = None,
+    flags: ModelFlags = NO_FLAGS,
     as_json: JsonOption = False,
 ) -> None:
     """Show the exact text and token ids that are scored for one pair."""
@@ -83,8 +72,7 @@ def prompt(
     records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad).frame
     asked = _record(records, target, "--target")
     shown = _record(records, demonstration, "--demonstration") if demonstration else None
-    options = model_options(model, revision, template, window, "float32", "auto", None)
-    rendered = render(load_encoder(options), asked, shown)
+    rendered = render(load_encoder(flags.options(model)), asked, shown)
     if as_json:
         print_json(
             {

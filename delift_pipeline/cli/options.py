@@ -4,16 +4,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, progress_for
-
-if TYPE_CHECKING:
-    from delift_pipeline.scoring.options import ModelOptions
 
 HomeOption = Annotated[
     Path | None,
@@ -27,19 +23,13 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="DELIFT_MODEL",
-        help="A model folder, a hub id, or `demo` (the packaged one).",
+        help="A model folder, a hub id, preset:NAME, or `demo` (the packaged one).",
     ),
 ]
-RevisionOption = Annotated[str | None, typer.Option(help="The hub revision to load.")]
 TemplateOption = Annotated[
-    str | None, typer.Option(help="Prompt template: plain, paper, world, a file.")
+    str | None,
+    typer.Option(help="Prompt template: plain, paper, world, chat (the model's own), a file."),
 ]
-WindowOption = Annotated[
-    int | None, typer.Option(help="Tokens a prompt may take [the model's, <= 2048].")
-]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads [PyTorch's own choice].")]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Load the good records and say how many were left out.")
 ]
@@ -59,39 +49,6 @@ def progress() -> Progress:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(value, ensure_ascii=False))
-
-
-def model_options(
-    model: str,
-    revision: str | None,
-    template: str | None,
-    window: int | None,
-    dtype: str,
-    device: str,
-    threads: int | None,
-) -> "ModelOptions":
-    """The model's options, validated.
-
-    Raises:
-        Refused: one fault for each option out of range.
-    """
-    from delift_pipeline.scoring.options import ModelOptions
-
-    given = {
-        "model": model,
-        "revision": revision,
-        "template": template or "plain",
-        "window": window,
-        "dtype": dtype,
-        "device": device,
-        "threads": threads,
-    }
-    try:
-        return ModelOptions.model_validate(given)
-    except ValidationError as error:
-        raise Refused(
-            *(Fault(item["msg"], field=f"--{item['loc'][0]}") for item in error.errors())
-        ) from error
 
 
 def portable_model(model: str) -> str:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
 from delift_pipeline.storage.home import Home
 
 
+@takes_model
 def run(
     version: Annotated[str, typer.Option(help="The dataset version to materialise.")],
     arm: Annotated[
@@ -20,7 +22,7 @@ def run(
         str | None,
         typer.Option(envvar="DELIFT_MODEL", help="The model [the version's own]."),
     ] = None,
-    template: Annotated[str | None, typer.Option(help="The prompt template.")] = None,
+    flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,9 +41,7 @@ def run(
     started, tally, place = time.monotonic(), Tally(), Home.at(home)
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
-    chosen = {"model": model, "template": template}
-    given = {key: value for key, value in chosen.items() if value}
-    config = {"language_model": {"config": given}} if given else {}
+    config = flags.resources(model)
     refuse_unknown(place, version)
     with opened_instance(place) as instance:
         arms = run_version(place, instance, version, arm or [], config, tally)

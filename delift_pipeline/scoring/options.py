@@ -1,27 +1,45 @@
 """Which model scores, and how; free of torch so that configuration loads at once."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.presets import expanded
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "layered", "naive", "vllm"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+LoadIn = Literal["4bit", "8bit"]
 MODEL_DEMO = "demo"
 
 
 class ModelOptions(BaseModel):
     """A language model and how it is run.
 
-    `model`, `revision`, `template`, `window` and `dtype` decide the scores and, by content, the
-    fingerprint. The others decide speed only.
+    `model`, `revision`, `template`, `window`, `dtype` and `load_in` decide the scores and, by
+    content, the fingerprint. The others decide speed only. `model: preset:NAME` takes a named set
+    of values (`presets`); a value given beside it wins. Every fault is reported at once.
 
     Attributes:
-        model: A local folder, a hub id, or `demo` for the model that comes with the package.
+        model: A local folder, a hub id, `preset:NAME`, or `demo` for the model that comes with the
+            package.
         revision: Branch, tag or commit on the hub.
-        template: A shipped prompt template's name or a YAML file.
+        template: A shipped prompt template's name, `chat` for the model's own, or a YAML file.
         window: Most tokens in one sequence; None for the model's own limit, at most 2,048.
         dtype: Number format of weights and activations.
+        load_in: `4bit` (nf4) or `8bit` weights by bitsandbytes; None for those of `dtype`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        device_map: How one model is laid over several GPUs and memory; None for one device.
         engine: `transformers`; `layered`, faster for the families it knows and a little coarser in
             the last digits; `vllm`; or `naive` for the slow reference.
         batch_tokens: Most target tokens, padding included, in one batch; None for the device's own.
@@ -29,6 +47,7 @@ class ModelOptions(BaseModel):
         trust_remote_code: Whether code that comes with the model may run.
         tensor_parallel_size: GPUs that vLLM splits the model over.
         gpu_memory_utilization: Share of each GPU's memory that vLLM takes, all at its start.
+        workers: Processes that score one plan together, each with GPUs of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,10 +57,91 @@ class ModelOptions(BaseModel):
     template: str = "plain"
     window: int | None = Field(default=None, ge=8)
     dtype: Dtype = "float32"
+    load_in: LoadIn | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device_map: DeviceMap | None = None
     engine: EngineName = "transformers"
     batch_tokens: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     trust_remote_code: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    workers: int = Field(default=1, ge=1)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _whole(
+        cls, given: Any, handler: ModelWrapValidatorHandler["ModelOptions"]
+    ) -> "ModelOptions":
+        if not isinstance(given, Mapping):
+            return handler(given)
+        settings, errors = dict(given), list[InitErrorDetails]()
+        try:
+            settings = expanded(settings)
+        except KeyError as error:
+            errors.append(_detail("model", str(error.args[0]), settings["model"]))
+        errors += [_detail(field, why, settings[field]) for field, why in conflicts(settings)]
+        try:
+            found = handler(settings)
+        except ValidationError as error:
+            errors = [*cast(list[InitErrorDetails], error.errors()), *errors]
+            raise ValidationError.from_exception_data(cls.__name__, errors) from None
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return found
+
+
+def _detail(field: str, reason: str, value: Any) -> InitErrorDetails:
+    # The reason is given as a value, since braces in a template would be read as names.
+    kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
+    return InitErrorDetails(type=kind, loc=(field,), input=value)
+
+
+def conflicts(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings that exclude one another: the field and why, whatever else is wrong."""
+    engine, mapped = given.get("engine"), given.get("device_map")
+    device = given.get("device") or "auto"
+    faults = []
+    if engine == "vllm":
+        faults += [
+            (field, f"{why}; take engine transformers, or leave it out")
+            for field, why in (
+                ("load_in", "engine vllm does not quantise weights when it loads them"),
+                ("device_map", "engine vllm lays a model out by tensor_parallel_size"),
+            )
+            if given.get(field)
+        ]
+    elif _number(given.get("tensor_parallel_size")) > 1:
+        why = "tensor parallel is engine vllm's; engine transformers takes device_map"
+        faults.append(("tensor_parallel_size", why))
+    if mapped and device != "auto":
+        faults.append(("device_map", f"device {device} names one device; leave one of them out"))
+    if _number(given.get("workers")) > 1 and ":" in str(device):
+        faults.append(("device", "each worker has devices of its own; give auto, cpu or cuda"))
+    return faults
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> ModelOptions:
+    """Options from settings of which None is not given.
+
+    Args:
+        given: Settings by the names of `ModelOptions`.
+        names: What the user calls a setting, where that differs.
+
+    Raises:
+        Refused: one fault for each setting that is out of range or at odds with another.
+    """
+    try:
+        return ModelOptions.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise Refused(*(_fault(item, names or {}) for item in error.errors())) from error
+
+
+def _fault(item: Any, names: Mapping[str, str]) -> Fault:
+    field = ".".join(str(part) for part in item["loc"])
+    reason = item["msg"] if item["type"] == "conflict" else f"{item['msg']} (got {item['input']!r})"
+    return Fault(reason, field=names.get(field, field))
