@@ -5,7 +5,17 @@ import sys
 
 import typer
 
-from delift_pipeline.cli import bench, bench_scoring, data, demo, explain, inspection, runs, verify
+from delift_pipeline.cli import (
+    bench,
+    bench_scoring,
+    data,
+    demo,
+    explain,
+    inspection,
+    lineage,
+    runs,
+    verify,
+)
 from delift_pipeline.errors import DeliftError, Refused
 
 app = typer.Typer(
@@ -23,6 +33,7 @@ app.command("prompt")(inspection.prompt)
 app.command("explain")(explain.explain)
 app.command("run")(runs.run)
 app.command("ui")(runs.ui)
+app.command("lineage")(lineage.lineage)
 app.command("verify")(verify.verify)
 bench.app.command("scoring")(bench_scoring.scoring)
 app.add_typer(bench.app, name="bench")

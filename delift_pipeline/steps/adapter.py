@@ -10,9 +10,11 @@ import polars as pl
 
 from delift_pipeline.arms import Arm
 from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.lineage.card import CARD, write_card
 from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
-from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, tracked
+from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.lineage.trained_on import write_trained_on
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -85,9 +87,11 @@ def make_adapter(
     stored = _intact(folder, up_to_date(folder, job.request, job.parents, CODE_VERSION))
     manifest = stored or _train_tracked(home, job, run, progress, run_id)
     log = read_training_log(folder)
+    if not (folder / CARD).is_file():
+        _write_card(folder, job, manifest, log)
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
         run.replay(manifest, log)
-    links = {"MLflow": tracked(folder)["link"]} if run else {}
+    links = links_of(folder, run.tracker) if run else {}
     return _outcome(home, job, manifest, log, stored is not None, links)
 
 
@@ -204,6 +208,9 @@ def _train(
             on_step=on_step,
             checkpoints=checkpoints if job.arm.training.checkpoint_every else None,
         )
+        name = f"adapter:{job.dataset.version}:{job.arm.name}"
+        ranking = job.records["record_id"]
+        write_trained_on(temporary, name, ranking, log.records_left_out, job.start)
         manifest = Manifest(
             kind="adapter",
             content_hash=weights_hash(temporary),
@@ -224,8 +231,14 @@ def _train(
             run_id=run_id,
         )
         manifest.write(temporary)
+        _write_card(temporary, job, manifest, log)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return manifest
+
+
+def _write_card(folder: Path, job: Job, manifest: Manifest, log: TrainingLog) -> None:
+    model = portable_name(job.model.model)
+    write_card(folder, job.dataset, job.arm, model, job.records, manifest, job.subset, log)
 
 
 def _outcome(

@@ -18,6 +18,7 @@ from delift_pipeline.errors import DeliftError
 from delift_pipeline.storage.atomic import read_json, write_json
 
 MANIFEST = "manifest.json"
+REBUILD = "rebuild.json"
 TRACKED_PACKAGES = ("torch", "transformers", "peft", "polars", "numpy", "dagster", "mlflow")
 
 
@@ -55,8 +56,9 @@ class Manifest(BaseModel):
     git_commit: str | None = Field(default_factory=lambda: git_commit())
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` into a folder, atomically."""
+        """Write `manifest.json` into a folder, atomically; a mark to rebuild it is settled."""
         write_json(folder / MANIFEST, self.model_dump(mode="json"))
+        (folder / REBUILD).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -79,9 +81,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 def up_to_date(
     folder: Path, request: dict[str, Any], parents: dict[str, str], code_version: str
 ) -> Manifest | None:
-    """The stored manifest, if the same request on the same parents made it; else None."""
+    """The stored manifest, if the same request on the same parents made it; else None.
+
+    An artifact that is marked for rebuilding is not up to date, whatever it was made of.
+    """
     manifest = read_manifest(folder)
-    if manifest is None:
+    if manifest is None or rebuild_reason(folder):
         return None
     same = (manifest.request, manifest.parents, manifest.code_version) == (
         request,
@@ -89,6 +94,17 @@ def up_to_date(
         code_version,
     )
     return manifest if same else None
+
+
+def mark_for_rebuilding(folder: Path, reason: str) -> None:
+    """Have an artifact made again by the next run that asks for it."""
+    write_json(folder / REBUILD, {"reason": reason})
+
+
+def rebuild_reason(folder: Path) -> str | None:
+    """Why an artifact is marked for rebuilding, or None."""
+    path = folder / REBUILD
+    return read_json(path)["reason"] if path.is_file() else None
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,13 @@ import pytest
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.storage.hashing import digest_bytes, digest_frame, digest_text
-from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.storage.manifest import (
+    Manifest,
+    mark_for_rebuilding,
+    read_manifest,
+    rebuild_reason,
+    up_to_date,
+)
 
 
 def test_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
@@ -52,3 +58,15 @@ def test_frame_digest_sees_values_types_and_order() -> None:
     assert digest_frame(frame) == digest_frame(frame.clone())
     assert digest_frame(frame) != digest_frame(frame.reverse())
     assert digest_frame(frame) != digest_frame(frame.cast(pl.Int8))
+
+
+def test_marked_artifact_is_not_up_to_date_until_it_is_written_again(tmp_path: Path) -> None:
+    manifest = Manifest(kind="subset", content_hash="a", parents={"p": "1"}, request={"r": 1})
+    manifest.write(tmp_path)
+    assert up_to_date(tmp_path, {"r": 1}, {"p": "1"}, "1") is not None
+    mark_for_rebuilding(tmp_path, "record x was forgotten")
+    assert rebuild_reason(tmp_path) == "record x was forgotten"
+    assert up_to_date(tmp_path, {"r": 1}, {"p": "1"}, "1") is None
+    manifest.write(tmp_path)
+    assert rebuild_reason(tmp_path) is None
+    assert up_to_date(tmp_path, {"r": 1}, {"p": "1"}, "1") is not None

@@ -1,0 +1,206 @@
+"""`delift lineage`: what made an adapter, what became of a record, what a version changed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.lineage.artifacts import Artifact
+
+SHOWN = 10
+
+
+def lineage(
+    adapter: Annotated[
+        str | None, typer.Option(metavar="V/ARM", help="What made this adapter.")
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            help="What became of this record: record_id, its beginning, the file's own id."
+        ),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="What this version changed against its parents.")
+    ] = None,
+    openlineage: Annotated[
+        Path | None,
+        typer.Option(help="Also write the runs that led there as OpenLineage events, one a line."),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow causes and effects through the manifests; needs no database."""
+    place = Home.at(home)
+    asked = {"--adapter": adapter, "--record": record, "--version": version}
+    given = {option: value for option, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise Refused(Fault("give one of --adapter V/ARM, --record ID and --version V"))
+    ((option, value),) = given.items()
+    found, text = _answered(place, option, value)
+    if openlineage is not None:
+        from delift_pipeline.lineage.openlineage import write_openlineage
+
+        write_openlineage(place, _subjects(place, option, found), openlineage)
+    if as_json:
+        print_json(found)
+    else:
+        print(text)
+
+
+def split_adapter(value: str) -> tuple[str, str]:
+    """`V/ARM` as its two names.
+
+    Raises:
+        Refused: it has no slash.
+    """
+    version, slash, arm = value.partition("/")
+    if not (version and slash and arm):
+        raise Refused(Fault(f"write V/ARM, such as mydata-v1/continual.delift, not {value!r}"))
+    return version, arm
+
+
+def _answered(home: Home, option: str, value: str) -> tuple[dict[str, Any], str]:
+    if option == "--adapter":
+        from delift_pipeline.lineage.adapter import adapter_lineage
+
+        made = adapter_lineage(home, *split_adapter(value)).as_json()
+        return made, _adapter_text(made)
+    if option == "--record":
+        from delift_pipeline.lineage.record import record_lineage
+
+        became = record_lineage(home, value).as_json()
+        return became, _record_text(became)
+    from delift_pipeline.lineage.version import version_lineage
+
+    changed = version_lineage(home, value).as_json()
+    return changed, _version_text(changed)
+
+
+def _subjects(home: Home, option: str, found: dict[str, Any]) -> list["Artifact"]:
+    """The artifacts whose runs an export tells of."""
+    from delift_pipeline.lineage.artifacts import found as stored
+
+    if option == "--adapter":
+        version, arm = found["adapter"]["version"], found["adapter"]["arm"]
+        names = [f"report:{version}:{arm}", found["adapter"]["name"]]
+    elif option == "--record":
+        names = [f"dataset:{place['version']}" for place in found["versions"]]
+        names += [f"subset:{one['version']}:{one['arm']}" for one in found["subsets"]]
+        names += [one["adapter"] for one in found["adapters"]]
+        names += [f"report:{one['version']}:{one['arm']}" for one in found["reports"]]
+    else:
+        names = [f"dataset:{found['version']}"]
+        names += [f"subset:{found['version']}:{one['arm']}" for one in found["subsets"]]
+    known = (stored(home, name) for name in dict.fromkeys(names))
+    return [artifact for artifact in known if artifact is not None]
+
+
+def _adapter_text(found: dict[str, Any]) -> str:
+    own, subset, model, runs = (found[k] for k in ("adapter", "subset", "model", "runs"))
+    records = found["records"]
+    trained = "not known" if records is None else f"{len(records):,}"
+    lines = [
+        f"{own['name']}  {own['content_hash']}  ({own['path']}, {own['created']})",
+        f"  records   {trained}; {own['method']}, from {own['started_from'] or 'the base model'}",
+        *(f"  data      {_data_line(one)}" for one in found["data"]),
+    ]
+    if subset:
+        asked = f"budget {subset['budget']}, seed {subset['seed']}"
+        lines.append(f"  subset    {subset['selector']}, {asked}  {subset['content_hash']}")
+    lines += [f"  model     fingerprint {model.get('fingerprint', 'not known')}"]
+    lines += [f"  {one['made_of']}  {one['hash']}  {one['state']}" for one in found["scores"]]
+    lines += [f"  {name} {value:.4g}" for name, value in found["metrics"].items()]
+    lines += [f"  dagster   {name}: {run}" for name, run in runs["dagster"].items()]
+    if runs["mlflow"]:
+        lines.append(f"  mlflow    {runs['mlflow']['run_id']}  {runs['mlflow']['link']}")
+    code = found["code"][own["name"]]
+    packages = ", ".join(f"{name} {version}" for name, version in code["packages"].items())
+    lines.append(f"  code      delift {code['delift']}, commit {code['git_commit']}, {packages}")
+    lines += [f"  note      {note}" for note in found["notes"]]
+    lines += _limited([_trained_line(row) for row in records or ()])
+    return "\n".join(lines)
+
+
+def _data_line(one: dict[str, Any]) -> str:
+    parents = ", ".join(one["parents"])
+    follows = f" after {parents}" if parents else ""
+    return f"{one['version']}{follows}: {one['counts']['pool']:,} records  {one['content_hash']}"
+
+
+def _trained_line(row: dict[str, Any]) -> str:
+    gain = "" if row["gain"] is None else f", gain {row['gain']:.4g}"
+    left_out = f", left out: {row['left_out']}" if row["left_out"] else ""
+    return f"    {row['record_id']}  rank {row['rank']} in {row['adapter']}{gain}{left_out}"
+
+
+def _limited(lines: list[str]) -> list[str]:
+    more = len(lines) - SHOWN
+    return lines[:SHOWN] + ([f"    and {more:,} more (--json lists all)"] if more > 0 else [])
+
+
+def _record_text(found: dict[str, Any]) -> str:
+    texts = found["texts"]
+    prompt = " ".join(part for part in (texts["instruction"], texts["input"]) if part)
+    lines = [found["record_id"], f"  {_shown(prompt)} -> {_shown(texts['output'])}"]
+    lines += [
+        f"  {place['part']} of {place['version']} as {', '.join(place['source_ids'])}"
+        for place in found["versions"]
+    ]
+    lines += [f"  not scored in {v}: {why}" for v, why in found["unscorable"].items()]
+    lines += [f"  {one['version']}/{one['arm']}: {one['reason']}" for one in found["subsets"]]
+    lines += [f"  {_used_line(one)}" for one in found["adapters"]]
+    lines += [
+        f"  {one['version']}/{one['arm']} measured "
+        + ", ".join(f"{k} {v:.4g}" for k, v in one["metrics"].items() if not k.endswith("_se"))
+        for one in found["reports"]
+    ]
+    lines += [f"  held out, measured: {json.dumps(one)}" for one in found["measured"]]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """A record's text on one line, escapes for what a terminal would obey."""
+    return json.dumps(text[:120], ensure_ascii=True)
+
+
+def _used_line(one: dict[str, Any]) -> str:
+    if one["left_out"]:
+        return f"{one['adapter']} was not trained on it: {one['left_out']}"
+    through = f", through {one['through']}" if one["through"] else ""
+    return f"{one['adapter']} was trained on it{through}"
+
+
+def _version_text(found: dict[str, Any]) -> str:
+    children = ", ".join(found["children"]) or "none"
+    lines = [
+        f"{found['version']} of {found['dataset']}  {found['content_hash']}; "
+        f"{found['counts']['pool']:,} records; followed by {children}"
+    ]
+    for parent in found["parents"]:
+        lines.append(
+            f"  against {parent['version']}: {len(parent['added']):,} added, "
+            f"{len(parent['removed']):,} removed, {len(parent['changed']):,} changed, "
+            f"{parent['unchanged']:,} unchanged"
+        )
+    for one in found["subsets"]:
+        lines.append(f"  {one['arm']}: {_moved_line(one)}")
+        moves = [f"    + {row['record_id']}  {row['why']}" for row in one["came"]]
+        moves += [f"    - {row['record_id']}  {row['why']}" for row in one["went"]]
+        lines += _limited(moves)
+    return "\n".join(lines)
+
+
+def _moved_line(one: dict[str, Any]) -> str:
+    if one["against"] is None:
+        return f"{one['selected']:,} picks; {one['parent']} has no subset to compare with"
+    return (
+        f"{one['kept']:,} of {one['selected']:,} picks were in {one['parent']}/{one['against']}; "
+        f"{len(one['came']):,} came, {len(one['went']):,} went"
+    )

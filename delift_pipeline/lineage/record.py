@@ -1,0 +1,279 @@
+"""From a record to everything it went into, and why it was taken or not."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.result import REPORT, SAMPLES
+from delift_pipeline.lineage.artifacts import (
+    Artifact,
+    arm_artifacts,
+    found,
+    stored_versions,
+    version_kernels,
+)
+from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
+from delift_pipeline.selection.run import DROPPED, SUBSET
+from delift_pipeline.storage.atomic import read_json
+from delift_pipeline.storage.home import Home
+
+PARTS = ("pool", "target", "heldout")
+
+
+@dataclass(frozen=True)
+class RecordLineage:
+    """What became of one record.
+
+    Attributes:
+        record_id: Its identity.
+        texts: Its texts, task and source, as the first version that has it gives them.
+        versions: Where it stands: version, part (`pool`, `target`, `heldout`), source ids, copies.
+        subsets: For each arm that could have taken it: whether it did, at which rank, and why.
+        adapters: Adapters whose weights it shaped, directly or through the one they started from.
+        reports: Metrics of those adapters.
+        measured: Held-out only: its own metrics under each arm.
+        unscorable: Version -> why it is in no scored pair.
+    """
+
+    record_id: str
+    texts: dict[str, Any]
+    versions: list[dict[str, Any]]
+    subsets: list[dict[str, Any]]
+    adapters: list[dict[str, Any]]
+    reports: list[dict[str, Any]]
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    unscorable: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The lineage as plain data."""
+        return asdict(self)
+
+
+def record_lineage(home: Home, record: str) -> RecordLineage:
+    """Follow a record downwards.
+
+    Args:
+        home: The home.
+        record: A record_id, the beginning of one, or a file's own id.
+
+    Raises:
+        Refused: no stored record is meant, or several are.
+    """
+    places = _places(home)
+    name = _named(places, record)
+    own = places.filter(pl.col("record_id") == name)
+    adapters = record_adapters(home, name)
+    return RecordLineage(
+        record_id=name,
+        texts=_texts(home, own),
+        versions=own.select("version", "part", "source_ids", "copies").to_dicts(),
+        subsets=_subsets(home, name),
+        adapters=adapters,
+        reports=_reports(home, adapters),
+        measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
+        unscorable=_unscorable(home, name, own["version"].unique(maintain_order=True)),
+    )
+
+
+def _places(home: Home) -> pl.DataFrame:
+    """Every record of every version: record_id, source_ids, copies, version, part."""
+    frames = [
+        pl.read_parquet(path, columns=["record_id", "source_ids", "copies"]).with_columns(
+            version=pl.lit(version), part=pl.lit(part)
+        )
+        for version in home.versions()
+        for part in PARTS
+        if (path := home.dataset(version) / f"{part}.parquet").is_file()
+    ]
+    if not frames:
+        raise Refused(Fault("no version is stored in this home", field="--record"))
+    return pl.concat(frames)
+
+
+def _named(places: pl.DataFrame, record: str) -> str:
+    """The one record_id meant.
+
+    Raises:
+        Refused: none or several are.
+    """
+    own = pl.col("record_id")
+    by_source = pl.col("source_ids").list.contains(record)
+    for condition in (own == record, by_source, own.str.starts_with(record)):
+        fitting = places.filter(condition)["record_id"].unique(maintain_order=True).to_list()
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            shown = ", ".join(fitting[:3])
+            reason = f"{record!r} fits {len(fitting)} records ({shown}, ...): give a record_id"
+            raise Refused(Fault(reason, field="--record"))
+    raise Refused(Fault(f"no record of any version has the id {record!r}", field="--record"))
+
+
+def _texts(home: Home, own: pl.DataFrame) -> dict[str, Any]:
+    place = own.row(0, named=True)
+    frame = pl.read_parquet(home.dataset(place["version"]) / f"{place['part']}.parquet")
+    row = frame.filter(pl.col("record_id") == place["record_id"]).row(0, named=True)
+    return {key: row[key] for key in ("instruction", "input", "output", "task", "source")}
+
+
+def _subsets(home: Home, name: str) -> list[dict[str, Any]]:
+    """Every stored subset that had the record to choose from."""
+    artifacts = {
+        artifact.folder.as_posix(): artifact
+        for version in stored_versions(home, "subset")
+        for artifact in arm_artifacts(home, "subset", version)
+    }
+    chosen = _rows(artifacts, SUBSET, name)
+    dropped = _rows(artifacts, DROPPED, name)
+    return [
+        {"version": one.version, "arm": one.arm, "content_hash": one.manifest.content_hash, **why}
+        for folder, one in artifacts.items()
+        if (why := _why(chosen.get(folder), dropped.get(folder))) is not None
+    ]
+
+
+def _rows(folders: Iterable[str], file: str, name: str) -> dict[str, dict[str, Any]]:
+    """The record's row in each folder's table that has one, all read in one pass."""
+    paths = [f"{folder}/{file}" for folder in folders]
+    if not paths:
+        return {}
+    matching = (
+        pl.scan_parquet(
+            paths, include_file_paths="path", missing_columns="insert", extra_columns="ignore"
+        )
+        .filter(pl.col("record_id") == name)
+        .collect()
+    )
+    return {row["path"].rpartition("/")[0]: row for row in matching.iter_rows(named=True)}
+
+
+def _why(chosen: dict[str, Any] | None, dropped: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Whether and why one subset took the record; None where it had it not to choose from."""
+    if chosen is not None:
+        return {
+            "taken": True,
+            "rank": chosen["rank"],
+            "gain": chosen["gain"],
+            "trust": chosen.get("trust"),
+            "replayed": chosen.get("replayed"),
+            "covered_by": None,
+            "coverage": None,
+            "reason": taken_reason(chosen),
+        }
+    if dropped is None:
+        return None
+    return {
+        "taken": False,
+        "rank": None,
+        "gain": None,
+        "trust": dropped.get("trust"),
+        "replayed": None,
+        "covered_by": dropped["covered_by"],
+        "coverage": dropped["coverage"],
+        "reason": dropped_reason(dropped),
+    }
+
+
+def taken_reason(row: dict[str, Any]) -> str:
+    """Why a record is in a subset, in one sentence."""
+    if row.get("replayed"):
+        return f"replayed from existing records, at rank {row['rank']}"
+    covers = len(row.get("covers") or ())
+    stands = f", standing for {covers} record{'' if covers == 1 else 's'}" if covers else ""
+    gain = "" if row["gain"] is None else f", adding {row['gain']:.4g} to the objective"
+    return f"taken at rank {row['rank']}{gain}{stands}"
+
+
+def dropped_reason(row: dict[str, Any]) -> str:
+    """Why a record is not in a subset, in one sentence."""
+    if row["covered_by"] is not None:
+        return f"left out: {row['covered_by']} stands for it ({row['coverage']:.3f})"
+    return "left out: beyond the budget, and no chosen record covers it"
+
+
+def record_adapters(home: Home, name: str) -> list[dict[str, Any]]:
+    """Every stored adapter whose weights a record shaped.
+
+    Found downwards: from the lists of all adapters to those that hold the record.
+    """
+    artifacts = {
+        artifact.folder.as_posix(): artifact
+        for version in stored_versions(home, "adapter")
+        for artifact in arm_artifacts(home, "adapter", version)
+    }
+    listed = [folder for folder, one in artifacts.items() if (one.folder / TRAINED_ON).is_file()]
+    rows = _all_rows(listed, name)
+    for folder in set(artifacts) - set(listed):
+        rows[folder] = _fallback(home, artifacts[folder], name)
+    return [
+        _adapter(artifacts[folder], row) for folder in artifacts for row in rows.get(folder, ())
+    ]
+
+
+def _all_rows(folders: list[str], name: str) -> dict[str, list[dict[str, Any]]]:
+    if not folders:
+        return {}
+    paths = [f"{folder}/{TRAINED_ON}" for folder in folders]
+    scanned = pl.scan_parquet(paths, include_file_paths="path")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in scanned.filter(pl.col("record_id") == name).collect().iter_rows(named=True):
+        rows.setdefault(row["path"].rpartition("/")[0], []).append(row)
+    return rows
+
+
+def _fallback(home: Home, artifact: Artifact, name: str) -> list[dict[str, Any]]:
+    subset = home.subset(str(artifact.version), str(artifact.arm))
+    frame = trained_on(artifact.folder, artifact.manifest, artifact.name, subset)
+    return [] if frame is None else frame.filter(pl.col("record_id") == name).to_dicts()
+
+
+def _adapter(artifact: Artifact, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "adapter": artifact.name,
+        "version": artifact.version,
+        "arm": artifact.arm,
+        "content_hash": artifact.manifest.content_hash,
+        "through": None if row["adapter"] == artifact.name else row["adapter"],
+        "rank": row["rank"],
+        "left_out": row["left_out"],
+    }
+
+
+def _reports(home: Home, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics measured with those adapters that were trained on the record."""
+    measured = []
+    wanted = {(one["version"], one["arm"]): one["content_hash"] for one in adapters}
+    for (version, arm), digest in wanted.items():
+        report = found(home, f"report:{version}:{arm}")
+        if report and report.manifest.parents.get(f"adapter:{version}:{arm}") == digest:
+            metrics = read_json(report.folder / REPORT)["evaluation"]["metrics"]
+            measured.append({"version": version, "arm": arm, "metrics": metrics})
+    return measured
+
+
+def _measured(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
+    """A held-out record's own metrics under each arm of the versions that hold it out."""
+    artifacts = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
+    rows = _rows((one.folder.as_posix() for one in artifacts), SAMPLES, name)
+    return [
+        {
+            "version": one.version,
+            "arm": one.arm,
+            **{metric: row[metric] for metric in METRICS if row.get(metric) is not None},
+        }
+        for one in artifacts
+        if (row := rows.get(one.folder.as_posix())) is not None
+    ]
+
+
+def _unscorable(home: Home, name: str, versions: pl.Series) -> dict[str, str]:
+    return {
+        version: kernel.manifest.details["unscorable"][name]
+        for version in versions
+        for kernel in version_kernels(home, version)
+        if name in kernel.manifest.details.get("unscorable", {})
+    }

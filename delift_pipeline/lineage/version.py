@@ -1,0 +1,163 @@
+"""What a version changed against its parents, and what that did to each arm's subset."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
+from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.selection.run import DROPPED, SUBSET
+from delift_pipeline.storage.home import Home, checked_version
+
+
+@dataclass(frozen=True)
+class VersionLineage:
+    """A version beside its parents.
+
+    Attributes:
+        version: Its name.
+        dataset: The data set it is a version of.
+        content_hash: Its hash.
+        counts: Its sizes.
+        parents: For each parent: the records added, removed and changed, and how many stayed.
+        children: Stored versions that follow it.
+        subsets: For each arm and parent: which picks stayed, came and went, and why.
+    """
+
+    version: str
+    dataset: str
+    content_hash: str
+    counts: dict[str, int]
+    parents: list[dict[str, Any]] = field(repr=False)
+    children: list[str]
+    subsets: list[dict[str, Any]] = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One version against one parent, in record_ids.
+
+    Attributes:
+        added: New content under an id that the parent does not have.
+        removed: In the parent only, and no changed record has its id.
+        changed: (before, after): other content under an id of the parent's.
+        unchanged: How many records both have.
+    """
+
+    added: list[str]
+    removed: list[str]
+    changed: list[tuple[str, str]]
+    unchanged: int
+
+    def came(self, record: str, parent: str) -> str:
+        """Why a record is in the subset now and was not in the parent's."""
+        if record in self.added:
+            return f"new: {parent} does not have it"
+        if record in {after for _, after in self.changed}:
+            return f"changed since {parent}"
+        return f"{parent} had it and did not take it"
+
+    def went(self, record: str, covered: dict[str, str | None]) -> str:
+        """Why a record of the parent's subset is not in this one."""
+        if record in self.removed:
+            return "removed from the pool"
+        if record in {before for before, _ in self.changed}:
+            return "changed"
+        if covered.get(record):
+            return f"{covered[record]} stands for it now"
+        return "still there and no longer taken" if record in covered else "not to choose from"
+
+
+def version_lineage(home: Home, version: str) -> VersionLineage:
+    """Compare a version and its arms with each parent.
+
+    Raises:
+        Refused: there is no such version.
+    """
+    manifest = known_manifest(home, checked_version(version))
+    changes = {
+        parent: change_between(home, parent, version) for parent in manifest.details["parents"]
+    }
+    return VersionLineage(
+        version=version,
+        dataset=manifest.details["dataset"],
+        content_hash=manifest.content_hash,
+        counts=manifest.counts,
+        parents=[{"version": name, **asdict(change)} for name, change in changes.items()],
+        children=[
+            other
+            for other in home.versions()
+            if version in known_manifest(home, other).details["parents"]
+        ],
+        subsets=[
+            _moved(home, subset, parent, change)
+            for subset in arm_artifacts(home, "subset", version)
+            for parent, change in changes.items()
+        ],
+    )
+
+
+def change_between(home: Home, parent: str, version: str) -> Change:
+    """What a version's pool changed against one parent's; a record is changed by its source id."""
+    before, after = (_pool(home, name) for name in (parent, version))
+    new = [record for record in after if record not in before]
+    gone = [record for record in before if record not in after]
+    owner = {source: record for record in gone for source in before[record]}
+    pairs = [
+        (owner[source], record) for record in new for source in after[record] if source in owner
+    ]
+    first = dict.fromkeys(after_id for _, after_id in pairs)
+    old = {before_id for before_id, _ in pairs}
+    return Change(
+        added=[record for record in new if record not in first],
+        removed=[record for record in gone if record not in old],
+        changed=list(dict.fromkeys(pairs)),
+        unchanged=len(after) - len(new),
+    )
+
+
+def _pool(home: Home, version: str) -> dict[str, list[str]]:
+    """record_id -> source ids, in file order."""
+    path = home.dataset(version) / "pool.parquet"
+    return dict(pl.read_parquet(path, columns=["record_id", "source_ids"]).iter_rows())
+
+
+def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[str, Any]:
+    """One arm's subset against the parent's of the same arm, or of its first stage."""
+    arm, version = str(subset.arm), str(subset.version)
+    before = found(home, f"subset:{parent}:{arm}") or found(home, f"subset:{parent}:{_kin(arm)}")
+    now = _picks(subset)
+    base = {"arm": arm, "parent": parent, "selected": len(now)}
+    if before is None:
+        return {**base, "against": None, "kept": None, "came": [], "went": []}
+    then = _picks(before)
+    covered = _covered(home, version, arm)
+    came = [record for record in now if record not in set(then)]
+    went = [record for record in then if record not in set(now)]
+    return {
+        **base,
+        "against": before.arm,
+        "kept": len(set(now) & set(then)),
+        "came": [{"record_id": r, "why": change.came(r, parent)} for r in came],
+        "went": [{"record_id": r, "why": change.went(r, covered)} for r in went],
+    }
+
+
+def _picks(subset: Artifact) -> list[str]:
+    return pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])["record_id"].to_list()
+
+
+def _covered(home: Home, version: str, arm: str) -> dict[str, str | None]:
+    """Dropped record -> the chosen one that stands for it, or None."""
+    path = home.subset(version, arm) / DROPPED
+    return dict(pl.read_parquet(path, columns=["record_id", "covered_by"]).iter_rows())
+
+
+def _kin(arm: str) -> str:
+    """The instruction-tuning arm of the same selector, as first versions have."""
+    return f"instruction_tuning.{arm.split('.', 1)[1]}"
