@@ -1,13 +1,22 @@
 """What an arm leaves in MLflow: one run with its data sets, curves, subset, adapter and metrics."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from delift_pipeline.arms import Arm
+from delift_pipeline.lineage.card import CARD
+from delift_pipeline.lineage.tracked_models import (
+    log_adapter,
+    log_card,
+    model_link,
+    register,
+    registered_name,
+)
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.storage.atomic import read_json, write_json
@@ -16,8 +25,13 @@ from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.training.log import TrainingLog
 
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
 TRACKED = "tracking.json"
 POINTS_PER_CALL = 50
+DAGSTER_VARIABLE = "DELIFT_DAGSTER_URL"
+DEFAULT_DAGSTER = "http://127.0.0.1:3000"
 
 
 @dataclass
@@ -73,8 +87,21 @@ class TrackedArm:
         }
         if self.dagster_run:
             tags["dagster_run_id"] = self.dagster_run
-        self.run_id = self.tracker.start_run(version, arm.name, tags, asked)
+            tags["mlflow.note.content"] = _note(self.dagster_run, version, arm.name)
+        parent = self._version_run()
+        self.run_id = self.tracker.start_run(version, arm.name, tags, asked, parent)
         self._log_datasets()
+
+    def _version_run(self) -> str:
+        """The run of the version, under which MLflow shows those of its arms."""
+        manifest = self.dataset.manifest
+        tags = {
+            "dataset": manifest.details["dataset"],
+            "data_version": manifest.content_hash,
+            "parent_versions": ", ".join(self.dataset.parents) or None,
+            "records": manifest.counts.get("pool"),
+        }
+        return self.tracker.version_run(self.dataset.version, tags)
 
     def _log_datasets(self) -> None:
         version, details = self.dataset.version, self.dataset.manifest.details
@@ -117,10 +144,31 @@ class TrackedArm:
         subset = self.home.subset(self.dataset.version, self.arm.name)
         self.tracker.log_artifacts(self.run_id, subset, "subset")
         self.tracker.log_artifacts(self.run_id, self.folder, "adapter")
-        name = f"{self.dataset.version}-{self.arm.name}"
-        self.tracker.log_adapter(self.run_id, self.folder, name)
+        version = self._register(manifest)
         self.tracker.end_run(self.run_id)
-        note_tracked(self.folder, self.tracker, self.run_id, adapter=manifest.content_hash)
+        note_tracked(
+            self.folder,
+            self.tracker,
+            self.run_id,
+            adapter=manifest.content_hash,
+            model=model_link(self.tracker, self.registered, version),
+            registered=self.registered,
+            registered_version=str(version.version),
+        )
+
+    @property
+    def registered(self) -> str:
+        """The registered model that the adapter is a version of."""
+        dataset = self.dataset.manifest.details["dataset"]
+        return registered_name(dataset, self.arm.stage, self.model)
+
+    def _register(self, manifest: Manifest) -> "ModelVersion":
+        version, arm = self.dataset.version, self.arm.name
+        model_id = log_adapter(self.tracker, self.run_id, self.folder, f"{version}-{arm}")
+        tags = {"version": version, "arm": arm, "adapter": manifest.content_hash}
+        card = self.folder / CARD
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        return register(self.tracker, self.registered, model_id, tags, text)
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log a training that was done before, from its log."""
@@ -134,6 +182,28 @@ class TrackedArm:
         if self.run_id:
             self._flush()
             self.tracker.end_run(self.run_id, ok=False)
+
+
+def _note(run: str, version: str, arm: str) -> str:
+    """The description of an MLflow run: where Dagster shows what made it."""
+    site = (os.environ.get(DAGSTER_VARIABLE) or DEFAULT_DAGSTER).rstrip("/")
+    return f"Arm `{arm}` of `{version}`, made by [Dagster run {run[:8]}]({site}/runs/{run})."
+
+
+def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
+    """The pages of an adapter in MLflow by title, on the site the tracker has now."""
+    known = tracked(folder)
+    titles = {"MLflow": "link", "MLflow model": "model"}
+    pages = {title: known[name] for title, name in titles.items() if name in known}
+    return {title: f"{tracker.site}/#/{url.split('/#/', 1)[1]}" for title, url in pages.items()}
+
+
+def publish_card(tracker: Tracker, folder: Path) -> None:
+    """Put an adapter's rewritten model card to its run, logged model and registered version."""
+    known = tracked(folder)
+    tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
+    if "registered" in known:
+        log_card(tracker, known["registered"], known["registered_version"], folder / CARD)
 
 
 def note_tracked(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:

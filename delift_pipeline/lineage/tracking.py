@@ -27,26 +27,25 @@ from delift_pipeline.lineage.tracking_values import (
     PREFIX,
     dataset_input,
     flat_params,
-    model_name,
     param_text,
     split_finite,
     tag_names,
     valid_name,
 )
-from delift_pipeline.storage.hashing import digest_files, digest_json
+from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import git_commit
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel, Metric, Run
+    from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
 URL_VARIABLE = "DELIFT_MLFLOW_URL"
 DEFAULT_URL = "http://127.0.0.1:5000"
 CONTENT = f"{PREFIX}content"
 SUPERSEDED = f"{PREFIX}superseded_by"
-DIGEST = f"{PREFIX}digest"
-MODEL_TYPE = "adapter"
+KIND = f"{PREFIX}kind"
+VERSION_RUN = "dataset version"
 _BATCH = 100
 
 P = ParamSpec("P")
@@ -121,6 +120,7 @@ class Tracker:
         arm: str,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        parent: str | None = None,
     ) -> str:
         """The live run of an arm on a version: the present one if its content is equal, else new.
 
@@ -132,11 +132,13 @@ class Tracker:
                 MLflow's own (`mlflow.`) get the prefix `delift.`.
             params: Everything that was asked for; nested mappings are spread out. A parameter
                 that the run has already stays as it is.
+            parent: The run that this one is shown under (`version_run`).
 
         Returns:
             The run's id.
         """
-        named = self._tags(version, arm, tags or {}, params or {})
+        above = {"mlflow.parentRunId": parent}
+        named = self._tags(version, arm, {**(tags or {}), **above}, params or {})
         experiment = self.experiment_id
         with store_lock(self.home):
             live = self._live(version, arm)
@@ -148,6 +150,28 @@ class Tracker:
         if same:
             self.client.update_run(run.info.run_id, status="RUNNING")
         self._log_new(run, named, flat_params(params or {}))
+        return run.info.run_id
+
+    @_explained
+    def version_run(self, version: str, tags: Mapping[str, Any] | None = None) -> str:
+        """The run that all arms of a dataset version are shown under, made where there is none.
+
+        Args:
+            version: The dataset version.
+            tags: What it is made of; all but MLflow's own get the prefix `delift.`.
+
+        Returns:
+            The run's id.
+        """
+        wanted = f"tags.`{PREFIX}version` = '{version}' AND tags.`{KIND}` = '{VERSION_RUN}'"
+        named = tag_names({**(tags or {}), "version": version}) | {KIND: VERSION_RUN}
+        experiment = self.experiment_id
+        with store_lock(self.home):
+            found = self.client.search_runs([experiment], wanted, max_results=1)
+            run = found[0] if found else self._create(experiment, version, named)
+            if not found:
+                self.client.set_terminated(run.info.run_id)
+        self._log_new(run, named, {})
         return run.info.run_id
 
     def exists(self, run_id: str) -> bool:
@@ -236,49 +260,15 @@ class Tracker:
         given = dataset_input(frame, name, digest, context, source or name)
         self.client.log_inputs(run_id, [given])
 
-    @_explained
-    def log_adapter(
-        self, run_id: str, folder: Path, name: str, params: Mapping[str, Any] | None = None
-    ) -> str:
-        """Log an adapter's (or full model's) files as a logged model made by the run.
-
-        The same files under the same name are logged once.
-
-        Args:
-            run_id: The run that trained it.
-            folder: Its files, copied as they are.
-            name: The model's name; characters that MLflow refuses become `_`.
-            params: The model's parameters; else the run's own.
-
-        Returns:
-            The logged model's id.
-        """
-        from mlflow.entities import LoggedModelOutput
-
-        folder = Path(folder)
-        digest = digest_files(folder, [path for path in folder.rglob("*") if path.is_file()])
-        stored = self._model(run_id, model_name(name), digest)
-        if stored is not None:
-            return stored.model_id
-        run = self.client.get_run(run_id)
-        own = {key: tag for key, tag in run.data.tags.items() if key.startswith(PREFIX)}
-        model = self.client.create_logged_model(
-            run.info.experiment_id,
-            name=model_name(name),
-            source_run_id=run_id,
-            tags=own | {DIGEST: digest},
-            params=flat_params(params) if params is not None else dict(run.data.params),
-            model_type=MODEL_TYPE,
-        )
-        self._fill(model.model_id, folder)
-        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        return model.model_id
-
     def link(self, run_id: str) -> str:
         """The run's page, on `$DELIFT_MLFLOW_URL`, else the tracking server, else loopback."""
+        return f"{self.site}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    @property
+    def site(self) -> str:
+        """Where MLflow's pages are."""
         server = self.uri if self.uri and self.uri.startswith("http") else DEFAULT_URL
-        base = (os.environ.get(URL_VARIABLE) or server).rstrip("/")
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return (os.environ.get(URL_VARIABLE) or server).rstrip("/")
 
     @_explained
     def end_run(self, run_id: str, ok: bool = True) -> None:
@@ -343,16 +333,3 @@ class Tracker:
         return [
             Metric(name, value, now, step) for step, value in points if stored.get(step) != value
         ]
-
-    def _model(self, run_id: str, name: str, digest: str) -> "LoggedModel | None":
-        wanted = f"name = '{name}' AND source_run_id = '{run_id}' AND tags.`{DIGEST}` = '{digest}'"
-        found = self.client.search_logged_models([self.experiment_id], wanted)
-        return next((model for model in found if model.status == "READY"), None)
-
-    def _fill(self, model_id: str, folder: Path) -> None:
-        done = False
-        try:
-            self.client.log_model_artifacts(model_id, str(folder))
-            done = True
-        finally:
-            self.client.finalize_logged_model(model_id, "READY" if done else "FAILED")

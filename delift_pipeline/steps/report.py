@@ -1,6 +1,6 @@
 """The step behind `eval_report`: an arm on the held-out set, beside base, random and full."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -17,7 +17,7 @@ from delift_pipeline.evaluation.result import (
     restricted,
 )
 from delift_pipeline.lineage.existing import SUBSET_FILE
-from delift_pipeline.lineage.tracked import is_tracked, note_tracked, tracked
+from delift_pipeline.lineage.tracked import links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -28,6 +28,7 @@ from delift_pipeline.selection.reasons_trust import text_of
 from delift_pipeline.selection.run import BALANCE, SUSPECTS
 from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
+from delift_pipeline.steps.report_tracking import Evaluated, refresh_card, track_report
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
@@ -49,6 +50,14 @@ class Measured:
 
     own: Evaluation
     beside: dict[str, Evaluation | None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What MLflow adds to what a person sees: addresses by title, and who leads now."""
+
+    links: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, float | int | str] = field(default_factory=dict)
 
 
 def make_report(
@@ -102,42 +111,23 @@ def make_report(
         code_version=CODE_VERSION,
         run_id=stored.run_id if stored else run_id,
     )
+    name = portable_name(model.model)
+    measured_arm = Evaluated(home, dataset, arm, name, adapter, manifest, own, measured.beside)
     if stored is None or stored.details != manifest.details or not reused:
         report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
         with replacing_folder(folder) as temporary:
             write_report(temporary, report)
             manifest.write(temporary)
-    links = _track(home, version, arm, tracker, adapter, manifest, measured) if tracker else {}
-    return _outcome(home, dataset, arm, manifest, measured, reused, links)
+        refresh_card(measured_arm)
+    return _outcome(home, dataset, arm, manifest, measured, reused, _shown(measured_arm, tracker))
 
 
-def _track(
-    home: Home,
-    version: str,
-    arm: Arm,
-    tracker: Tracker,
-    adapter: Manifest,
-    manifest: Manifest,
-    measured: Measured,
-) -> dict[str, str]:
-    """Log metrics, differences and the report into the arm's MLflow run, once."""
-    folder = home.adapter(version, arm.name)
-    known = tracked(folder)
-    if not known:
-        return {}
-    hashes = {"adapter": adapter.content_hash, "report": manifest.content_hash}
-    if not is_tracked(tracker, folder, **hashes):
-        run = known["run_id"]
-        tracker.log_metrics(run, measured.own.metrics)
-        for name, other in measured.beside.items():
-            if other is not None:
-                gaps = differences(measured.own, other)
-                tracker.log_metrics(run, {f"{k}_minus_{name}": gap.mean for k, gap in gaps.items()})
-        tracker.log_artifacts(run, home.report(version, arm.name), "report")
-        tracker.set_tags(run, {"report": manifest.content_hash})
-        tracker.end_run(run)
-        note_tracked(folder, tracker, run, **hashes)
-    return {"MLflow": known["link"]}
+def _shown(measured: Evaluated, tracker: Tracker | None) -> Shown:
+    """What MLflow adds to what a person sees; nothing without it."""
+    if tracker is None:
+        return Shown()
+    leader = track_report(measured, tracker)
+    return Shown(links_of(measured.folder, tracker), {"leader": leader} if leader else {})
 
 
 def _adapter_manifest(home: Home, version: str, arm: str) -> Manifest:
@@ -259,7 +249,7 @@ def _outcome(
     manifest: Manifest,
     measured: Measured,
     reused: bool,
-    links: dict[str, str],
+    from_mlflow: Shown,
 ) -> Outcome:
     folder = home.report(dataset.version, arm.name)
     shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
@@ -273,14 +263,14 @@ def _outcome(
         manifest=manifest,
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
-        facts={**measured.own.metrics, **measured.own.counts},
+        facts={**measured.own.metrics, **measured.own.counts, **from_mlflow.facts},
         plots={"scores": kept_plot(folder / "scores.png", draw)},
         tables={"samples": preview(measured.own.samples, PREVIEWED)},
         checks={
             "beats_base": _not_worse(measured, "initial"),
             "beats_random": _not_worse(measured, "random"),
         },
-        links=links,
+        links=from_mlflow.links,
     )
 
 

@@ -226,7 +226,10 @@ def test_each_arm_is_one_run_in_mlflow_that_leads_back(world: Any) -> None:
     client = MlflowClient(f"sqlite:///{world.home.mlflow / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("delift")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    everything = client.search_runs([experiment.experiment_id])
+    versions = {run.info.run_id: run for run in everything if "delift.kind" in run.data.tags}
+    runs = [run for run in everything if run.info.run_id not in versions]
+    assert sorted(run.info.run_name or "" for run in versions.values()) == ["v1", "v2"]
     by_arm = {run.data.tags["delift.arm"]: run for run in runs}
     assert len(runs) == len(by_arm) == 6
     for name, run in by_arm.items():
@@ -234,6 +237,8 @@ def test_each_arm_is_one_run_in_mlflow_that_leads_back(world: Any) -> None:
         made = read_manifest(world.home.adapter(version, name))
         assert made is not None
         assert run.info.status == "FINISHED"
+        assert versions[tags["mlflow.parentRunId"]].info.run_name == version
+        assert f"/runs/{made.run_id}" in tags["mlflow.note.content"]
         assert tags["delift.adapter"] == made.content_hash
         assert tags["delift.dagster_run_id"] == made.run_id
         assert (world.home.root / tags["delift.manifest"]).is_file()

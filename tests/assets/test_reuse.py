@@ -77,7 +77,9 @@ def test_a_new_budget_retrains_only_its_own_arm(world: Any, copied: Callable) ->
     for arm, bytes_before in others.items():
         again = changed.succeed("finetune_arm", "v1", arm)
         assert again.facts("adapter")["reused"] is True
-        assert contents(changed.home.adapter("v1", arm)) == bytes_before
+        kept = contents(changed.home.adapter("v1", arm))
+        # The model card tells how the arms compare, so it is the one file that may change.
+        assert kept | {"README.md": b""} == bytes_before | {"README.md": b""}
     rerun = changed.succeed("score_version", "v1")
     assert rerun.facts("in_context_logprobs")["pairs_scored"] == 0
 

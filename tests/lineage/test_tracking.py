@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage import tracking_store
+from delift_pipeline.lineage.tracked_models import log_adapter
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.tracking_store import local_uri
 from delift_pipeline.lineage.tracking_values import LONGEST_PARAM, param_text
@@ -199,8 +200,8 @@ class TestThings:
         self, tracker: Tracker, adapter: Path, tmp_path: Path
     ) -> None:
         run_id = tracker.start_run("model", ARM, {"content": "a"}, {"rank": 8})
-        model_id = tracker.log_adapter(run_id, adapter, f"model-{ARM}")
-        assert tracker.log_adapter(run_id, adapter, f"model-{ARM}") == model_id
+        model_id = log_adapter(tracker, run_id, adapter, f"model-{ARM}")
+        assert log_adapter(tracker, run_id, adapter, f"model-{ARM}") == model_id
         (model,) = tracker.client.search_logged_models(
             [tracker.experiment_id], f"source_run_id = '{run_id}'"
         )
@@ -219,9 +220,9 @@ class TestThings:
 
     def test_changed_files_are_another_model(self, tracker: Tracker, adapter: Path) -> None:
         run_id = tracker.start_run("models", ARM, {"content": "a"})
-        first = tracker.log_adapter(run_id, adapter, "m", {"rank": 4})
+        first = log_adapter(tracker, run_id, adapter, "m", {"rank": 4})
         (adapter / "adapter_config.json").write_text('{"r": 4}')
-        assert tracker.log_adapter(run_id, adapter, "m", {"rank": 4}) != first
+        assert log_adapter(tracker, run_id, adapter, "m", {"rank": 4}) != first
 
     def test_artifacts_keep_their_folder(self, tracker: Tracker, adapter: Path) -> None:
         run_id = tracker.start_run("files", ARM, {"content": "a"})
@@ -237,13 +238,14 @@ class TestThings:
 FIRST_OPEN = """
 import sys
 from pathlib import Path
+from delift_pipeline.lineage.tracked_models import log_adapter
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.storage.home import Home
 tracker = Tracker(Home.at(sys.argv[1]))
 run = tracker.start_run("v1", "instruction_tuning." + sys.argv[2], {"content": "a"})
 tracker.log_series(run, "loss", [3.0, 2.0, 1.0])
 tracker.log_artifacts(run, Path(sys.argv[3]), "subset")
-tracker.log_adapter(run, Path(sys.argv[3]), "m")
+log_adapter(tracker, run, Path(sys.argv[3]), "m")
 tracker.end_run(run)
 """
 
