@@ -20,6 +20,9 @@ COLUMN_COST = 50
 THREADS = 8
 # Values a thread should have to read before it is worth starting.
 VALUES_A_THREAD = 1_000_000
+# A column's rows are remembered once they are this part of all, and so many of all columns.
+REMEMBERED_SHARE = 2
+REMEMBERED = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,9 @@ def lifts(engine: "Lowered", terms: "Terms", candidates: np.ndarray) -> np.ndarr
 
     out = np.empty(len(candidates))
     candidates = np.ascontiguousarray(candidates, dtype=np.int64)
-    unseen = np.full(_width(engine), -1, np.int32)
 
     def part(start: int, end: int) -> None:
-        compiled(engine, terms, _memory(engine, 1, unseen), candidates, out, -1, start, end)
+        compiled(engine, terms, candidates, out, start, end)
 
     _in_threads(part, len(candidates), _column_size(engine))
     return out
@@ -91,7 +93,7 @@ def take_all(engine: "Lowered", terms: "Terms", picks: np.ndarray) -> None:
     """Cover with every pick."""
     from delift_pipeline.selection.kernels_numba import take_all as compiled
 
-    compiled(engine, terms, _memory(engine, 1, np.zeros(0, np.int32)), picks)
+    compiled(engine, terms, picks)
 
 
 def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Picks:
@@ -99,14 +101,7 @@ def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Pi
     from delift_pipeline.selection import kernels_numba
 
     candidates = np.ascontiguousarray(plan.candidates, dtype=np.int64)
-    n = _width(engine)
-    memory = _memory(engine, n, np.full(n, -1, np.int32))
-    first = np.empty(len(candidates))
-
-    def part(start: int, end: int) -> None:
-        kernels_numba.lifts(engine, terms, memory, candidates, first, 0, start, end)
-
-    _in_threads(part, len(candidates), _column_size(engine))
+    first = lifts(engine, terms, candidates)
     first += bonus[candidates]
     first /= plan.limits.scale[candidates]
     places = np.argsort(-first, kind="stable")
@@ -117,14 +112,13 @@ def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Pi
     made, computed = kernels_numba.lazy(
         engine,
         terms,
-        memory,
+        _memory(engine),
         bonus,
         plan.limits,
         candidates,
         heap,
         picks,
         gains,
-        0,
     )
     return Picks(picks[:made].copy(), gains[:made].copy(), int(computed) + len(candidates))
 
@@ -159,14 +153,17 @@ def value_range(engine: Any) -> tuple[float, float]:
     return min(float(p[0]) for p in parts), max(float(p[1]) for p in parts)
 
 
-def _memory(engine: Any, kept: int, seen: np.ndarray) -> "Memory":
-    """Room for the block lifts of `kept` columns, all blocks unread."""
+def _memory(engine: Any) -> "Memory":
+    """Room to remember what each column may still lift; the system gives it as it is used."""
     from delift_pipeline.selection.kernels_numba import Memory, Sparse
 
+    n, seen = _width(engine), np.zeros(_width(engine), np.int32)
     if isinstance(engine, Sparse):
-        return Memory(np.zeros((1, 1)), seen, np.zeros(1, np.int32))
-    blocks = -(-engine.height // engine.block)
-    return Memory(np.zeros((kept, blocks)), seen, np.zeros(blocks, np.int32))
+        nothing = np.zeros((0, 0), np.int32)
+        return Memory(seen, seen, seen, nothing, nothing.astype(np.float32))
+    slots = 1 + min(engine.height // REMEMBERED_SHARE, REMEMBERED // max(1, n))
+    rows, values = np.empty((n, slots), np.uint32), np.empty((n, slots), engine.affine.dtype)
+    return Memory(seen, np.zeros(n, np.int32), np.full(n, -1, np.int32), rows, values)
 
 
 def _width(engine: Any) -> int:

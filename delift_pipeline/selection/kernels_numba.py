@@ -3,11 +3,14 @@
 Everything that is compiled lies in this one file, because numba's cache looks at no other: a change
 elsewhere would go on running the old code.
 
-A dense kernel is read in blocks of rows. The lift of a column is the sum, in a fixed order, of the
-lifts of its blocks, and lazy greedy keeps those: a block in which no target's coverage has changed
-since is not read again. Every sum over the same rows runs in the same order wherever it is
-computed, so that a gain computed again is never greater, to the last bit, and every optimizer sees
-the same gains.
+A dense kernel is read in blocks of rows, and every sum over the same rows runs in the same order
+wherever it is computed, so that a gain computed again is never greater, to the last bit, and every
+optimizer sees the same gains.
+
+Once a target is covered better than a column covers it, the column never lifts it again. Lazy
+greedy therefore keeps, for each column that it looked at, the rows that are left and their values,
+as soon as they are few. Their sum bounds the gain from above by the little that rounding may
+matter, and only a column whose bound is the greatest of all is read whole.
 """
 
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from numba.extending import overload
 PLAIN, GENERAL, SATURATING = 0, 1, 2
 # What is done to a stored value before it counts.
 RAW, CLIP, SCALE, NOTHING = 0, 1, 2, 3
+EPSILON = float(np.finfo(np.float64).eps)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -102,11 +106,21 @@ class Terms(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Lazy greedy's: lifts of blocks [n, blocks], step each column was seen, each block changed."""
+    """What lazy greedy remembers of each column; nothing but `seen` for a sparse kernel.
 
-    sums: np.ndarray
+    Attributes:
+        seen: int32 [n], the step its gain was computed at.
+        bounded: int32 [n], the step its bound was computed at.
+        count: int32 [n], how many rows it may still lift; -1 before they are few.
+        rows: uint32 [n, slots], these rows, with room for one more.
+        values: [n, slots], its values there, as they count.
+    """
+
     seen: np.ndarray
-    changed: np.ndarray
+    bounded: np.ndarray
+    count: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
 
 
 class Limits(NamedTuple):
@@ -136,28 +150,22 @@ class Limits(NamedTuple):
 
 
 @jit_sum
-def _refresh(values, low, seen, changed, block, sums, kind, state, cap, weights):
-    """Recompute the lifts of blocks that changed; `values` are those of row `low` onwards."""
+def _block_sum(values, low, kind, state, cap, weights):
+    """The lift of the rows from `low` on that `values` are of."""
     # An unsigned index is never negative, and only then are these loops vectorised.
-    first, height = np.uint64(low), np.uint64(len(state))
-    for b in range(len(changed)):
-        if changed[b] <= seen:
-            continue
-        start = first + np.uint64(b * block)
-        end = min(start + np.uint64(block), height)
-        total = 0.0
-        if kind == PLAIN:
-            for i in range(start, end):
-                lift = np.float64(values[i - first]) - state[i]
-                total += lift if lift > 0.0 else 0.0
-        elif kind == SATURATING:
-            for i in range(start, end):
-                total += weights[i] * min(np.float64(values[i - first]), state[i])
-        else:
-            for i in range(start, end):
-                lift = min(np.float64(values[i - first]), cap[i]) - state[i]
-                total += weights[i] * (lift if lift > 0.0 else 0.0)
-        sums[b] = total
+    first, total = np.uint64(low), 0.0
+    if kind == PLAIN:
+        for i in range(np.uint64(len(values))):
+            lift = np.float64(values[i]) - state[first + i]
+            total += lift if lift > 0.0 else 0.0
+    elif kind == SATURATING:
+        for i in range(np.uint64(len(values))):
+            total += weights[first + i] * min(np.float64(values[i]), state[first + i])
+    else:
+        for i in range(np.uint64(len(values))):
+            lift = min(np.float64(values[i]), cap[first + i]) - state[first + i]
+            total += weights[first + i] * (lift if lift > 0.0 else 0.0)
+    return total
 
 
 @jit
@@ -221,154 +229,221 @@ def _fill(kernel, column, j, low, high, buffer, masked):
 
 
 @jit
-def _read_blocks(kernel, column, j, terms, seen, changed, sums):
-    """Recompute block lifts of a column that is converted, scaled or masked as it is read."""
-    kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
-    block, buffer = kernel.block, np.empty(kernel.height, kernel.affine.dtype)
-    b, blocks = 0, len(changed)
-    while b < blocks:
-        # Blocks that follow each other are read at once: each call costs about a block.
-        end = b
-        while end < blocks and changed[end] > seen:
-            end += 1
-        if end > b:
-            low = b * block
-            high = min(end * block, kernel.height)
-            _fill(kernel, column, j, low, high, buffer, 0.0)
-            run, part = changed[b:end], sums[b:end]
-            _refresh(buffer, low, seen, run, block, part, kind, state, cap, weights)
-        b = end + 1
-
-
-@jit
-def _dense_lift(kernel, terms, memory, j, now):
-    """Lift of column j, by what changed after it was last seen."""
+def _dense_lift(kernel, terms, j):
+    """Lift of column j."""
     column = kernel.matrix[kernel.columns[j]]
-    seen, changed, sums = memory.seen[j], memory.changed, memory.sums[j % len(memory.sums)]
-    memory.seen[j] = now
-    if kernel.plain:
-        kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
-        _refresh(column, 0, seen, changed, kernel.block, sums, kind, state, cap, weights)
-    else:
-        _read_blocks(kernel, column, j, terms, seen, changed, sums)
-    total = 0.0
-    for b in range(len(sums)):
-        total += sums[b]
-    return total
-
-
-@jit
-def _sparse_sum(rows, values, start, end, kind, state, cap, weights):
-    total = 0.0
-    for place in range(start, end):
-        i, value = rows[place], np.float64(values[place])
-        if kind == PLAIN:
-            lift = value - state[i]
-            total += lift if lift > 0.0 else 0.0
-        elif kind == SATURATING:
-            total += weights[i] * min(value, state[i])
-        else:
-            lift = min(value, cap[i]) - state[i]
-            total += weights[i] * (lift if lift > 0.0 else 0.0)
-    return total
-
-
-@jit
-def _sparse_lift(kernel, terms, memory, j, now):
-    memory.seen[j] = now
-    start, end = kernel.indptr[j], kernel.indptr[j + 1]
     kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
-    return _sparse_sum(kernel.indices, kernel.data, start, end, kind, state, cap, weights)
+    buffer = np.empty(0 if kernel.plain else kernel.block, kernel.affine.dtype)
+    total = 0.0
+    for low in range(0, kernel.height, kernel.block):
+        high = min(low + kernel.block, kernel.height)
+        if kernel.plain:
+            total += _block_sum(column[low:high], low, kind, state, cap, weights)
+        else:
+            _fill(kernel, column, j, low, high, buffer, 0.0)
+            total += _block_sum(buffer[: high - low], low, kind, state, cap, weights)
+    return total
+
+
+@jit
+def _lift_of(kind, state, cap, weights, i, value):
+    """What a value adds to row i, at least 0."""
+    if kind == PLAIN:
+        return max(value - state[i], 0.0)
+    if kind == SATURATING:
+        return weights[i] * min(value, state[i])
+    return weights[i] * max(min(value, cap[i]) - state[i], 0.0)
+
+
+@jit
+def _sparse_lift(kernel, terms, j):
+    """Lift of column j."""
+    kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
+    total = 0.0
+    for place in range(kernel.indptr[j], kernel.indptr[j + 1]):
+        row, value = np.uint64(kernel.indices[place]), np.float64(kernel.data[place])
+        total += _lift_of(kind, state, cap, weights, row, value)
+    return total
 
 
 @jit
 def _cover(kind, state, cap, best, i, stored):
-    """Let a value count for row i; whether that changed anything."""
+    """Let a value count for row i."""
     value = np.float64(stored)
     if kind == SATURATING:
-        used = min(value, state[i])
-        state[i] -= used
-        return used > 0.0
+        state[i] -= min(value, state[i])
+        return
     if kind == GENERAL:
         value = min(value, cap[i])
     if value <= state[i]:
-        return False
+        return
     fold = best.shape[1]
     if fold == 0:
         state[i] = value
-        return True
+        return
     place = fold - 1
     while place > 0 and best[i, place - 1] < value:
         best[i, place] = best[i, place - 1]
         place -= 1
     best[i, place] = value
     state[i] = best[i, fold - 1]
-    return True
 
 
 @jit
-def _dense_take(kernel, terms, memory, j, now):
+def _dense_take(kernel, terms, j):
     kind, state, cap, best = terms.kind, terms.state, terms.cap, terms.best
     column = kernel.matrix[kernel.columns[j]]
     buffer = np.empty(kernel.block, kernel.affine.dtype)
-    for b in range(len(memory.changed)):
-        low = b * kernel.block
+    for low in range(0, kernel.height, kernel.block):
         high = min(low + kernel.block, kernel.height)
         _fill(kernel, column, j, low, high, buffer, 0.0)
-        raised = False
         for i in range(low, high):
-            raised |= _cover(kind, state, cap, best, i, buffer[i - low])
-        if raised:
-            memory.changed[b] = now
+            _cover(kind, state, cap, best, i, buffer[i - low])
 
 
 @jit
-def _sparse_take(kernel, terms, memory, j, now):
+def _sparse_take(kernel, terms, j):
     kind, state, cap, best = terms.kind, terms.state, terms.cap, terms.best
     for place in range(kernel.indptr[j], kernel.indptr[j + 1]):
         _cover(kind, state, cap, best, kernel.indices[place], kernel.data[place])
 
 
-def _lift(kernel, terms, memory, j, now) -> Any:
+@jit
+def _left(values, low, kind, state, cap):
+    """How many of the rows from `low` on their values may still lift."""
+    first, left = np.uint64(low), 0
+    if kind == PLAIN:
+        for i in range(np.uint64(len(values))):
+            left += np.float64(values[i]) > state[first + i]
+    elif kind == SATURATING:
+        for i in range(np.uint64(len(values))):
+            left += min(np.float64(values[i]), state[first + i]) > 0.0
+    else:
+        for i in range(np.uint64(len(values))):
+            left += min(np.float64(values[i]), cap[first + i]) > state[first + i]
+    return left
+
+
+@jit
+def _keep(values, low, kind, state, cap, rows, kept_values, kept):
+    """Append the rows from `low` on that their values may still lift; how many there are then.
+
+    Every row is written where the next one goes, which is quicker than to branch. Without room for
+    all of them the answer is -1.
+    """
+    room = len(rows) - 1 - kept
+    if len(values) > room and _left(values, low, kind, state, cap) > room:
+        return -1
+    first, place = np.uint64(low), np.uint64(kept)
+    for i in range(np.uint64(len(values))):
+        row = first + i
+        value, above = np.float64(values[i]), state[row]
+        if kind == SATURATING:
+            value, above = min(value, above), 0.0
+        elif kind == GENERAL:
+            value = min(value, cap[row])
+        rows[place], kept_values[place] = row, values[i]
+        place += np.uint64(value > above)
+    return np.int64(place)
+
+
+@jit
+def _remember(kernel, terms, memory, j):
+    """Keep the rows that column j may still lift, if they are few."""
+    kind, state, cap = terms.kind, terms.state, terms.cap
+    column = kernel.matrix[kernel.columns[j]]
+    rows, values, kept = memory.rows[j], memory.values[j], 0
+    buffer = np.empty(0 if kernel.plain else kernel.block, kernel.affine.dtype)
+    for low in range(0, kernel.height, kernel.block):
+        high = min(low + kernel.block, kernel.height)
+        if kernel.plain:
+            kept = _keep(column[low:high], low, kind, state, cap, rows, values, kept)
+        else:
+            _fill(kernel, column, j, low, high, buffer, 0.0)
+            kept = _keep(buffer[: high - low], low, kind, state, cap, rows, values, kept)
+        if kept < 0:
+            return
+    memory.count[j] = kept
+
+
+@jit
+def _bound(terms, memory, j, slack):
+    """What column j lifts at most, from the rows it may still lift; those that it may not go."""
+    kind, state, cap, weights = terms.kind, terms.state, terms.cap, terms.weights
+    rows, values, kept, total = memory.rows[j], memory.values[j], np.uint64(0), 0.0
+    for place in range(np.uint64(memory.count[j])):
+        row, stored = rows[place], values[place]
+        lift = _lift_of(kind, state, cap, weights, row, np.float64(stored))
+        rows[kept], values[kept] = row, stored
+        kept += np.uint64(lift > 0.0)
+        total += lift
+    memory.count[j] = np.int64(kept)
+    return total * slack
+
+
+def _lift(kernel, terms, j) -> Any:
     """Lift of column j, by the kind of kernel."""
 
 
-def _take(kernel, terms, memory, j, now) -> Any:
+def _take(kernel, terms, j) -> Any:
     """Raise what column j covers, by the kind of kernel."""
 
 
-def _of_kind(kernel, dense, sparse):
-    """The implementation for a kernel's type, with the arguments under the names asked for."""
-    chosen = sparse if "indptr" in kernel.fields else dense
+def _look(kernel, terms, memory, j, now) -> Any:
+    """Lift of column j, or an upper bound of it where that is quicker and not known yet."""
 
-    def implementation(kernel, terms, memory, j, now):
-        return chosen(kernel, terms, memory, j, now)
 
-    return implementation
+@jit
+def _sparse_look(kernel, terms, memory, j, now):
+    memory.seen[j] = now
+    return _sparse_lift(kernel, terms, j)
+
+
+@jit
+def _dense_look(kernel, terms, memory, j, now):
+    if memory.count[j] >= 0 and memory.bounded[j] != now:
+        memory.bounded[j] = now
+        return _bound(terms, memory, j, 1.0 + 4.0 * EPSILON * kernel.height)
+    memory.seen[j] = now
+    if memory.count[j] < 0:
+        _remember(kernel, terms, memory, j)
+    return _dense_lift(kernel, terms, j)
+
+
+def _is_sparse(kernel):
+    return "indptr" in kernel.fields
 
 
 @overload(_lift)
-def _lift_of_kind(kernel, terms, memory, j, now):
-    return _of_kind(kernel, _dense_lift, _sparse_lift)
+def _lift_of_kind(kernel, terms, j):
+    chosen = _sparse_lift if _is_sparse(kernel) else _dense_lift
+    return lambda kernel, terms, j: chosen(kernel, terms, j)
 
 
 @overload(_take)
-def _take_of_kind(kernel, terms, memory, j, now):
-    return _of_kind(kernel, _dense_take, _sparse_take)
+def _take_of_kind(kernel, terms, j):
+    chosen = _sparse_take if _is_sparse(kernel) else _dense_take
+    return lambda kernel, terms, j: chosen(kernel, terms, j)
+
+
+@overload(_look)
+def _look_of_kind(kernel, terms, memory, j, now):
+    chosen = _sparse_look if _is_sparse(kernel) else _dense_look
+    return lambda kernel, terms, memory, j, now: chosen(kernel, terms, memory, j, now)
 
 
 @jit
-def lifts(kernel, terms, memory, candidates, out, now, start, end):
-    """Lifts of candidates[start:end] into `out`; step -1 keeps no memory of them."""
+def lifts(kernel, terms, candidates, out, start, end):
+    """Lifts of candidates[start:end] into `out`."""
     for place in range(start, end):
-        out[place] = _lift(kernel, terms, memory, candidates[place], now)
+        out[place] = _lift(kernel, terms, candidates[place])
 
 
 @jit
-def take_all(kernel, terms, memory, picks):
+def take_all(kernel, terms, picks):
     """Cover with every pick."""
     for j in picks:
-        _take(kernel, terms, memory, j, 0)
+        _take(kernel, terms, j)
 
 
 @jit
@@ -462,31 +537,30 @@ def _spend(limits, j):
 
 
 @jit
-def lazy(kernel, terms, memory, bonus, limits, candidates, heap, picks, gains, now):
+def lazy(kernel, terms, memory, bonus, limits, candidates, heap, picks, gains):
     """Lazy greedy over `candidates`, which stand in the order that ties are broken in.
 
     Args:
         kernel: Dense or Sparse.
         terms: Terms; covered in place.
-        memory: Memory, of gains at step `now`; each column's block lifts current at its step.
+        memory: Memory, all gains seen at step 0.
         bonus: float64 [n].
         limits: Limits; counted in place.
         candidates: int64 [m].
         heap: float64 [m, 2], gain / scale and the candidate's place, ordered as `_sink` asks.
         picks: int64 [budget], filled.
         gains: float64 [budget], filled.
-        now: The step, above every step of `memory.changed`.
 
     Returns:
-        Picks made, gains computed.
+        Picks made, gains or bounds computed.
     """
     size, made, computed = len(candidates), 0, 0
     while made < len(picks) and size > 0:
         key, place = heap[0, 0], heap[0, 1]
         j = candidates[np.int64(place)]
         admitted = _admits(limits, len(picks) - made, j)
-        if admitted and memory.seen[j] != now:
-            gain = _lift(kernel, terms, memory, j, now) + bonus[j]
+        if admitted and memory.seen[j] != made:
+            gain = _look(kernel, terms, memory, j, made) + bonus[j]
             computed += 1
             _sink(heap, size, gain / limits.scale[j], place)
             continue
@@ -494,12 +568,11 @@ def lazy(kernel, terms, memory, bonus, limits, candidates, heap, picks, gains, n
         _sink(heap, size, heap[size, 0], heap[size, 1])
         if not admitted:
             continue
-        gain = key if limits.scale[j] == 1.0 else _lift(kernel, terms, memory, j, now) + bonus[j]
+        gain = key if limits.scale[j] == 1.0 else _lift(kernel, terms, j) + bonus[j]
         if made > 0 and gain < limits.stop * gains[0]:
             break
         picks[made], gains[made] = j, gain
         made += 1
-        now += 1
-        _take(kernel, terms, memory, j, now)
+        _take(kernel, terms, j)
         _spend(limits, j)
     return made, computed

@@ -22,8 +22,6 @@ from delift_pipeline.utility.sparse_forms import sparse_of
 Lowered: TypeAlias = Dense | Sparse
 
 ROWS_A_BLOCK = 256
-# The lifts of all blocks of all columns are kept; larger kernels get larger blocks.
-BLOCK_LIFTS = 1 << 25
 
 
 def lowered(matrix: Columns) -> Lowered | None:
@@ -70,12 +68,8 @@ def _stored(matrix: np.ndarray) -> Dense:
         half=half,
         plain=not half,
         height=height,
-        block=_block(height, n),
+        block=ROWS_A_BLOCK,
     )
-
-
-def _block(height: int, n: int) -> int:
-    return max(ROWS_A_BLOCK, -(-height * n // BLOCK_LIFTS))
 
 
 def _restricted(inner: Dense, source: RestrictedColumns) -> Dense:
@@ -86,7 +80,6 @@ def _restricted(inner: Dense, source: RestrictedColumns) -> Dense:
     kept = np.asarray(source.rows, dtype=np.int64)
     rows = inner.rows[kept] if len(inner.rows) else kept
     factors = inner.factors[kept] if len(inner.factors) else inner.factors
-    block = _block(len(kept), len(columns))
     return inner._replace(
         columns=columns,
         group=group,
@@ -94,7 +87,6 @@ def _restricted(inner: Dense, source: RestrictedColumns) -> Dense:
         factors=factors,
         plain=False,
         height=len(kept),
-        block=block,
     )
 
 
