@@ -1,6 +1,12 @@
 """What is checked of every asset; B blocks what follows, W warns."""
 
+import warnings
+
 import dagster as dg
+
+from delift_pipeline.partitions import dataset_version, version_and_arm
+
+PER_ARM = ("subset", "adapter", "eval_report")
 
 BLOCKING: dict[str, dict[str, str]] = {
     "raw_dataset": {
@@ -27,6 +33,7 @@ BLOCKING: dict[str, dict[str, str]] = {
 }
 
 WARNING: dict[str, dict[str, str]] = {
+    "raw_dataset": {"inbox": "What was dropped into the inbox under this name was taken."},
     "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
     "subset": {"trust": "The picks are trusted no less than the pool, or trust is not known."},
     "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},
@@ -38,12 +45,21 @@ WARNING: dict[str, dict[str, str]] = {
 
 
 def specs(asset: str) -> list[dg.AssetCheckSpec]:
-    """The check specifications of one asset."""
-    return [
-        dg.AssetCheckSpec(name, asset=asset, description=text, blocking=blocking)
-        for group, blocking in ((BLOCKING, True), (WARNING, False))
-        for name, text in group.get(asset, {}).items()
-    ]
+    """The check specifications of one asset, partitioned as it is.
+
+    A failed check then holds back its own version (and arm) and no other.
+    """
+    partitions = version_and_arm if asset in PER_ARM else dataset_version
+    with warnings.catch_warnings():
+        # Partitioned checks are new in Dagster 1.13 and announce themselves as a preview.
+        warnings.simplefilter("ignore")
+        return [
+            dg.AssetCheckSpec(
+                name, asset=asset, description=text, blocking=blocking, partitions_def=partitions
+            )
+            for group, blocking in ((BLOCKING, True), (WARNING, False))
+            for name, text in group.get(asset, {}).items()
+        ]
 
 
 def severity(asset: str, check: str) -> dg.AssetCheckSeverity:

@@ -10,7 +10,7 @@ import dagster as dg
 import polars as pl
 
 from assets.checks import severity
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.errors import DeliftError, Refused, may_pass
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.steps.outcome import Outcome
 
@@ -30,8 +30,8 @@ def enter(
     """Run a step of the library and yield what Dagster is to know of it.
 
     Raises:
-        dagster.Failure: the step refused or failed; it is not retried, since the same input fails
-            again.
+        dagster.Failure: the step refused or failed. It is retried (`RETRIES`) only where trying
+            again can help: memory ran out, a read or a connection failed.
     """
     name = context.asset_key.path[-1]
     started = time.monotonic()
@@ -43,7 +43,10 @@ def enter(
             description=str(refused), metadata=_fault_metadata(refused), allow_retries=False
         ) from refused
     except DeliftError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise dg.Failure(description=str(error), allow_retries=may_pass(error)) from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise dg.Failure(description=said, allow_retries=may_pass(error)) from error
     seconds = time.monotonic() - started
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
     yield _materialized(name, outcome, seconds)

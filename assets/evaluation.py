@@ -10,7 +10,7 @@ from assets.door import enter, progress
 from assets.ingest import raw_dataset
 from assets.scoring import GPU_POOL
 from assets.training import adapter
-from delift_pipeline.automation import on_any_report
+from delift_pipeline.automation import RETRIES, on_any_report
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
@@ -30,6 +30,7 @@ from resources.tracking import TrackingResource
     pool=GPU_POOL,
     code_version=report.CODE_VERSION,
     check_specs=specs("eval_report"),
+    retry_policy=RETRIES,
 )
 def eval_report(
     context: dg.AssetExecutionContext,
@@ -63,6 +64,7 @@ def eval_report(
     owners=["team:delift"],
     automation_condition=on_any_report,
     code_version=leaderboard_step.CODE_VERSION,
+    retry_policy=RETRIES,
 )
 def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """All reports in one table: stage, selector, metrics, and differences to random."""

@@ -7,6 +7,7 @@ import dagster as dg
 
 from assets.checks import specs
 from assets.door import enter
+from delift_pipeline.automation import RETRIES
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import dataset
 from resources.store import StoreResource
@@ -19,6 +20,7 @@ from resources.store import StoreResource
     owners=["team:delift"],
     code_version=dataset.CODE_VERSION,
     check_specs=specs("raw_dataset"),
+    retry_policy=RETRIES,
 )
 def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """A dataset version: pool, held-out set and perhaps a target set, typed and identified.

@@ -8,7 +8,7 @@ import dagster as dg
 from assets.checks import specs
 from assets.door import enter, progress
 from assets.ingest import raw_dataset
-from delift_pipeline.automation import on_new_data_version
+from delift_pipeline.automation import RETRIES, on_new_data_version
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
 from delift_pipeline.steps.outcome import Outcome
@@ -29,6 +29,7 @@ GPU_POOL = "gpu"
     automation_condition=on_new_data_version,
     code_version=plan.CODE_VERSION,
     check_specs=specs("pair_plan"),
+    retry_policy=RETRIES,
 )
 def pair_plan(
     context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
@@ -52,6 +53,7 @@ def pair_plan(
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
     check_specs=specs("baseline_logprobs"),
+    retry_policy=RETRIES,
 )
 def baseline_logprobs(
     context: dg.AssetExecutionContext,
@@ -79,6 +81,7 @@ def baseline_logprobs(
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
     check_specs=specs("in_context_logprobs"),
+    retry_policy=RETRIES,
 )
 def in_context_logprobs(
     context: dg.AssetExecutionContext,

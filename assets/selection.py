@@ -9,7 +9,7 @@ from assets.checks import specs
 from assets.door import enter
 from assets.ingest import raw_dataset
 from assets.scoring import baseline_logprobs, in_context_logprobs
-from delift_pipeline.automation import on_new_data_version
+from delift_pipeline.automation import RETRIES, on_new_data_version
 from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
@@ -28,6 +28,7 @@ from resources.store import StoreResource
     automation_condition=on_new_data_version,
     code_version=kernel.CODE_VERSION,
     check_specs=specs("utility_kernel"),
+    retry_policy=RETRIES,
 )
 def utility_kernel(
     context: dg.AssetExecutionContext,
@@ -53,6 +54,7 @@ def utility_kernel(
     owners=["team:delift"],
     code_version=subset_step.CODE_VERSION,
     check_specs=specs("subset"),
+    retry_policy=RETRIES,
 )
 def subset(
     context: dg.AssetExecutionContext,

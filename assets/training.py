@@ -10,6 +10,7 @@ from assets.door import enter, progress
 from assets.ingest import raw_dataset
 from assets.scoring import GPU_POOL
 from assets.selection import subset
+from delift_pipeline.automation import RETRIES
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import adapter as adapter_step
 from delift_pipeline.steps.outcome import Outcome
@@ -28,6 +29,7 @@ from resources.tracking import TrackingResource
     pool=GPU_POOL,
     code_version=adapter_step.CODE_VERSION,
     check_specs=specs("adapter"),
+    retry_policy=RETRIES,
 )
 def adapter(
     context: dg.AssetExecutionContext,

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from delift_pipeline.alerts import checked_webhook
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.selection.budget import resolve_budget
@@ -58,6 +59,29 @@ class AutomationOptions(BaseModel):
     train: bool = Field(
         default=False, description="Train and evaluate the arms too, not only select."
     )
+    seconds: int = Field(
+        default=30, ge=1, description="Least time between two looks of a sensor, in seconds."
+    )
+    retries: int = Field(
+        default=2,
+        ge=0,
+        description="How often a step is tried again after a failure that may pass.",
+    )
+    retry_seconds: float = Field(
+        default=30.0, ge=0, description="Wait before the first retry, doubled before each further."
+    )
+    webhook: str | None = Field(
+        default=None,
+        description="An http(s) address that alerts are posted to; $DELIFT_ALERT_URL comes first.",
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _can_be_posted_to(cls, webhook: str | None) -> str | None:
+        try:
+            return None if webhook is None else checked_webhook(webhook)
+        except Refused as refused:
+            raise ValueError(refused.faults[0].reason) from refused
 
 
 class Arm(BaseModel):

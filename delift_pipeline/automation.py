@@ -2,6 +2,21 @@
 
 import dagster as dg
 
+from delift_pipeline.arms import load_arms
+
+_OPTIONS = load_arms().automation
+
+# A step whose process was killed, or whose failure may pass (`errors.may_pass`), is tried again; it
+# goes on where it was. Refusals are never tried again.
+RETRIES = dg.RetryPolicy(
+    max_retries=_OPTIONS.retries,
+    delay=_OPTIONS.retry_seconds,
+    backoff=dg.Backoff.EXPONENTIAL,
+)
+
+# Least time between two looks of a sensor.
+INTERVAL_SECONDS = _OPTIONS.seconds
+
 # As `eager`, but a parent that was made again with the same content asks for nothing, and a parent
 # whose blocking check failed launches nothing, in this run or in a later tick.
 on_new_data_version = (

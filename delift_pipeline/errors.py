@@ -1,6 +1,15 @@
 """The two ways work ends badly: it failed, or the input was refused."""
 
+import errno
 from dataclasses import dataclass
+
+PASSING_ERRNOS = {
+    errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ENOMEM, errno.ENOLCK, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.ENETDOWN,
+}  # fmt: skip
+"""Errors of the system under which the same call may succeed a little later."""
+MEMORY_WORDS = ("out of memory", "can't allocate memory")
 
 
 class DeliftError(Exception):
@@ -38,3 +47,29 @@ class Refused(DeliftError):
             fault if isinstance(fault, Fault) else Fault(fault) for fault in faults
         )
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may succeed when it is tried again: memory, reads, connections.
+
+    What was refused stays refused. An error counts with those it was raised from.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, Refused):
+            return False
+        if _passes(cause):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, RuntimeError):
+        # torch says it in words; its own class is only a RuntimeError to those who do not load it.
+        return any(words in str(error).lower() for words in MEMORY_WORDS)
+    return isinstance(error, OSError) and error.errno in PASSING_ERRNOS

@@ -1,5 +1,7 @@
 """Partitions: dataset versions (dynamic), arms (static), and their product."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from delift_pipeline.arms import load_arms
@@ -7,6 +9,7 @@ from delift_pipeline.storage.home import Home
 
 VERSION_DIMENSION = "version"
 ARM_DIMENSION = "arm"
+PARTITION_TAG = "dagster/partition"
 
 dataset_version = dg.DynamicPartitionsDefinition(name="dataset_version")
 arm = dg.StaticPartitionsDefinition(load_arms().names)
@@ -25,6 +28,14 @@ def version_and_arm_of(context: dg.AssetExecutionContext) -> tuple[str, str]:
     key = context.partition_key
     assert isinstance(key, dg.MultiPartitionKey)  # the asset's partitions_def guarantees it
     return key.keys_by_dimension[VERSION_DIMENSION], key.keys_by_dimension[ARM_DIMENSION]
+
+
+def version_and_arm_in(tags: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The version and the arm that a run's tags name; None for what it was not launched for."""
+    version = tags.get(f"{PARTITION_TAG}/{VERSION_DIMENSION}")
+    if version:
+        return version, tags.get(f"{PARTITION_TAG}/{ARM_DIMENSION}")
+    return tags.get(PARTITION_TAG), None
 
 
 def add_versions(instance: dg.DagsterInstance, home: Home) -> list[str]:

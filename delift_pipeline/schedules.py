@@ -6,22 +6,10 @@ import dagster as dg
 
 from delift_pipeline.jobs import score_job
 from delift_pipeline.partitions import add_versions
-from delift_pipeline.records.stored import known_manifest
-from delift_pipeline.storage.home import Home
+from delift_pipeline.records.stored import newest_versions
 from resources.store import StoreResource
 
 MONDAY_AT_THREE = "0 3 * * 1"
-
-
-def newest_versions(home: Home) -> dict[str, str]:
-    """Data set -> its newest version: the last one made that no other version follows."""
-    manifests = {name: known_manifest(home, name) for name in home.versions()}
-    followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
-    newest: dict[str, str] = {}
-    for name, manifest in sorted(manifests.items(), key=lambda item: (item[1].created, item[0])):
-        if name not in followed:
-            newest[manifest.details["dataset"]] = name
-    return newest
 
 
 @dg.schedule(

@@ -1,48 +1,126 @@
-"""Sensors: new versions become partitions and runs; scored versions ask for their arms."""
+"""Sensors: what is dropped becomes partitions and runs; scored versions ask for their arms."""
+
+import json
+from typing import Any
 
 import dagster as dg
 
+from assets.ingest import raw_dataset
 from assets.selection import utility_kernel
-from delift_pipeline.arms import Arm
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.alerts import Alert, send_alert
+from delift_pipeline.arms import Arm, Arms
+from delift_pipeline.automation import INTERVAL_SECONDS
+from delift_pipeline.errors import DeliftError, Fault
 from delift_pipeline.jobs import arm_job, score_job, select_job
-from delift_pipeline.partitions import dataset_version, partition_of
-from delift_pipeline.records.stored import load_version
-from delift_pipeline.storage.home import NAME_PATTERN, Home
+from delift_pipeline.partitions import dataset_version, partition_of, version_and_arm_in
+from delift_pipeline.records.dropped import reject
+from delift_pipeline.records.inbox import Entry, Look, look
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.storage.home import Home
 from resources.store import StoreResource
 
-INBOX_SECONDS = 30
 KERNELS_A_TICK = 20
-
-
-def waiting_versions(home: Home) -> list[str]:
-    """Versions that are stored or lie in `inbox/<version>/` whole, by name."""
-    dropped = [path.name for path in home.inbox.glob("*/") if any(path.glob("pool.*"))]
-    return sorted({*home.versions(), *(name for name in dropped if NAME_PATTERN.fullmatch(name))})
+FAULTS_SHOWN = 20
+ARMS_SENSOR = "applicable_arms_sensor"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+WILL_RETRY = "dagster/will_retry"
 
 
 @dg.sensor(
     job=score_job,
-    minimum_interval_seconds=INBOX_SECONDS,
+    minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
 def new_dataset_version_sensor(
     context: dg.SensorEvaluationContext, store: StoreResource
-) -> dg.SensorResult | dg.SkipReason:
-    """A version that is ingested, or dropped into the inbox, becomes a partition and is scored."""
-    known = set(context.instance.get_dynamic_partitions(str(dataset_version.name)))
-    new = [version for version in waiting_versions(store.open()) if version not in known]
-    if not new:
-        return dg.SkipReason("no version that is not a partition yet")
+) -> dg.SensorResult:
+    """What is ingested, or dropped into the inbox, becomes a partition and is scored.
+
+    A drop is taken once two ticks have seen it unchanged, and after the versions it follows. What
+    can be no version by its name is rejected here; all else is read, and if need be rejected, by
+    the run that is asked for.
+    """
+    home, instance = store.open(), context.instance
+    known = set(instance.get_dynamic_partitions(str(dataset_version.name)))
+    stored = [name for name in home.versions() if name not in known]
+    before = json.loads(context.cursor) if context.cursor else {"seen": {}, "asked": {}}
+    busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
+    found = look(home, before["seen"], busy)
+    ready = {entry.path.name: entry for entry in found.ready}
+    fresh = [e for name, e in ready.items() if before["asked"].get(name) != e.signature]
+    asked = {name: entry.signature for name, entry in ready.items()}
+    requests = [_version_request(name, name) for name in stored]
+    requests += [_version_request(e.version, f"{e.version}:{e.signature}") for e in fresh]
+    add = list(dict.fromkeys(str(one.partition_key) for one in requests))
+    add = [name for name in add if name not in known]
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=name, partition_key=name) for name in new],
-        dynamic_partitions_requests=[dataset_version.build_add_request(new)],
+        run_requests=requests,
+        skip_reason=None if requests else dg.SkipReason(_nothing_new(found)),
+        dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
+        asset_events=[_rejected(home, entry, faults) for entry, faults in found.faulty],
+        cursor=json.dumps({"seen": found.seen, "asked": asked}),
     )
 
 
+def _version_request(version: str, key: str) -> dg.RunRequest:
+    return dg.RunRequest(run_key=key, partition_key=version)
+
+
+def _nothing_new(found: Look) -> str:
+    lines = [f"{name}: {why}" for name, why in found.waiting.items()]
+    lines += [f"{entry.path.name}: a run was asked for to take it" for entry in found.ready]
+    return "; ".join(lines) or "nothing new in the inbox"
+
+
+def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
+    """Reject an entry; a failed check that names no version, since it asks for none there is."""
+    beside = reject(home, entry, faults)
+    shown = "\n".join(f"- `{fault}`" for fault in faults[:FAULTS_SHOWN])
+    return dg.AssetCheckEvaluation(
+        asset_key=raw_dataset.key,
+        check_name="inbox",
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{entry.path.name} is rejected: {faults[0].reason}",
+        metadata={
+            "faults": dg.MetadataValue.int(len(faults)),
+            "first faults": dg.MetadataValue.md(shown),
+            "file": dg.MetadataValue.text(beside.relative_to(home.root).as_posix()),
+        },
+    )
+
+
+def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Why versions cannot be followed yet: a run works on them, or no arm is asked for yet."""
+    busy = dict.fromkeys(_waiting_for_arms(instance), f"its kernel waits for {ARMS_SENSOR}")
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        version, _ = version_and_arm_in(run.tags)
+        if version:
+            busy[version] = f"run {run.run_id[:8]} works on it"
+    return busy
+
+
+def _waiting_for_arms(instance: dg.DagsterInstance) -> list[str]:
+    """Versions with a kernel that the running arms sensor has not seen yet."""
+    if instance.schedule_storage is None:  # an ephemeral instance knows of no running sensor
+        return []
+    states = [state for state in instance.all_instigator_state() if state.name == ARMS_SENSOR]
+    running = next((state for state in states if state.is_running), None)
+    if running is None:
+        return []
+    cursor: Any = getattr(running.instigator_data, "cursor", None)
+    return [_kernel_of(record)[0] for record in _kernels_after(instance, cursor)]
+
+
 @dg.sensor(
+    name=ARMS_SENSOR,
     jobs=[select_job, arm_job],
-    minimum_interval_seconds=INBOX_SECONDS,
+    minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
 def applicable_arms_sensor(
@@ -54,22 +132,43 @@ def applicable_arms_sensor(
     `automation: {train: true}`. The cursor is the last kernel seen, so that of several versions
     scored between two ticks none is passed over, as it would be by a sensor on the latest one.
     """
-    after = int(context.cursor) if context.cursor else None
-    records = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=utility_kernel.key, after_storage_id=after),
-        limit=KERNELS_A_TICK,
-        ascending=True,
-    ).records
+    records = _kernels_after(context.instance, context.cursor)
     if not records:
         return dg.SkipReason("no new kernel")
     home, arms = store.open(), store.arms()
     job = arm_job if arms.automation.train else select_job
-    requests = [
-        arm_request(job.name, version, arm, digest)
-        for version, digest in map(_kernel_of, records)
-        for arm in arms.of_stages(load_version(home, version).stages())
-    ]
+    requests: list[dg.RunRequest] = []
+    for version, digest in map(_kernel_of, records):
+        dataset = load_version(home, version)
+        if same := dataset.manifest.details.get("same_as"):
+            context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
+        requests += [
+            arm_request(job.name, version, arm, digest) for arm in automatic_arms(dataset, arms)
+        ]
     return dg.SensorResult(run_requests=requests, cursor=str(records[-1].storage_id))
+
+
+def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
+    """The arms that are asked for by themselves, the comparisons first.
+
+    None for a version that only repeats another, and no continual one where no record is new.
+    """
+    if "same_as" in dataset.manifest.details:
+        return []
+    nothing_new = dataset.manifest.counts["new"] == 0
+    stages = [s for s in dataset.stages() if s != "continual" or not nothing_new]
+    return arms.of_stages(tuple(stages))
+
+
+def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=utility_kernel.key, after_storage_id=int(cursor) if cursor else None
+        ),
+        limit=KERNELS_A_TICK,
+        ascending=True,
+    )
+    return list(records.records)
 
 
 def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
@@ -89,13 +188,48 @@ def arm_request(job: str, version: str, arm: Arm, digest: str) -> dg.RunRequest:
     )
 
 
+@dg.run_failure_sensor(
+    name="failed_run_alerts",
+    minimum_interval_seconds=INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+)
+def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
+    """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
+    why = send_alert(store.open(), alert_of(context), store.arms().automation.webhook)
+    if why:
+        context.log.warning(why)
+
+
+def alert_of(context: dg.RunFailureSensorContext) -> Alert:
+    """What failed, in the words of the first step that did."""
+    run = context.dagster_run
+    version, arm = version_and_arm_in(run.tags)
+    step, reason = None, context.failure_event.message or "failed"
+    for event in context.get_step_failure_events():
+        data = event.step_failure_data
+        said = data.user_failure_data.description if data.user_failure_data else None
+        step, reason = event.step_key, said or (data.error.message if data.error else reason)
+        break
+    return Alert(
+        job=run.job_name,
+        run_id=run.run_id,
+        reason=reason.strip(),
+        version=version,
+        arm=arm,
+        step=step,
+        will_retry=run.tags.get(WILL_RETRY) == "true",
+    )
+
+
 ALL_SENSORS = [
     new_dataset_version_sensor,
     applicable_arms_sensor,
+    failed_run_alerts,
     dg.AutomationConditionSensorDefinition(
         "automation_conditions",
         target=dg.AssetSelection.groups("scoring", "selection", "evaluation")
         - dg.AssetSelection.assets("eval_report"),
+        minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.STOPPED,
     ),
 ]

@@ -2,25 +2,34 @@
 
 import datetime as dt
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData,
-)
 
+from assets.checks import specs
 from assets.ingest import raw_dataset
 from assets.scoring import pair_plan
-from delift_pipeline.partitions import dataset_version
+from delift_pipeline.definitions import ALL_ASSETS, defs
+from delift_pipeline.errors import Refused
+from delift_pipeline.partitions import dataset_version, partition_of
+from delift_pipeline.records.dropped import ingest_dropped
+from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.schedules import newest_versions, weekly_reselection_schedule
-from delift_pipeline.sensors import applicable_arms_sensor, new_dataset_version_sensor
+from delift_pipeline.schedules import weekly_reselection_schedule
+from delift_pipeline.sensors import (
+    applicable_arms_sensor,
+    busy_versions,
+    new_dataset_version_sensor,
+)
 from delift_pipeline.storage.home import Home
 from resources.embedder import EmbedderResource
 from resources.store import StoreResource
 
 VERSIONS = str(dataset_version.name)
+ARM = "instruction_tuning.random"
 
 
 @pytest.fixture
@@ -38,42 +47,114 @@ def write_pool(path: Path, prefix: str, rows: int = 12) -> Path:
     return path
 
 
-def new_versions(store: StoreResource, instance: dg.DagsterInstance) -> dg.SensorResult | None:
-    context = dg.build_sensor_context(instance=instance)
-    result = new_dataset_version_sensor(context, store=store)
-    return result if isinstance(result, dg.SensorResult) else None
+class Inbox:
+    """The sensor of new versions, tick after tick on one instance."""
+
+    def __init__(self, store: StoreResource, instance: dg.DagsterInstance) -> None:
+        self.store, self.instance, self.cursor = store, instance, None
+
+    def tick(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result = new_dataset_version_sensor(context, store=self.store)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        for request in result.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(VERSIONS, list(request.partition_keys))
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return result
+
+    def asked(self) -> list[str]:
+        return [str(request.partition_key) for request in self.tick().run_requests or []]
+
+    @property
+    def partitions(self) -> list[str]:
+        return list(self.instance.get_dynamic_partitions(VERSIONS))
+
+
+@pytest.fixture
+def inbox(store: StoreResource) -> Iterator[Inbox]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Inbox(store, instance)
 
 
 class TestNewDatasetVersionSensor:
-    def test_dropped_version_becomes_a_partition_and_one_run(
-        self, home: Home, store: StoreResource
+    def test_dropped_version_becomes_a_partition_and_one_run_at_the_second_tick(
+        self, home: Home, inbox: Inbox
     ) -> None:
         write_pool(home.inbox / "alpha-v1" / "pool.jsonl", "alpha")
-        with dg.DagsterInstance.ephemeral() as instance:
-            result = new_versions(store, instance)
-        assert result is not None
-        assert [(r.run_key, r.partition_key) for r in result.run_requests or []] == [
-            ("alpha-v1", "alpha-v1")
-        ]
-        (request,) = result.dynamic_partitions_requests or []
-        assert list(request.partition_keys) == ["alpha-v1"]
+        write_pool(home.inbox / "beta-v1.jsonl", "beta")
+        assert inbox.asked() == [] and inbox.partitions == []
+        assert inbox.asked() == ["alpha-v1", "beta-v1"]
+        assert inbox.partitions == ["alpha-v1", "beta-v1"]
+        assert inbox.asked() == []
 
-    def test_ingested_version_is_seen_too_and_known_ones_are_left(
-        self, home: Home, store: StoreResource, tmp_path: Path
+    def test_ingested_version_is_seen_at_once_and_known_ones_are_left(
+        self, home: Home, inbox: Inbox, tmp_path: Path
     ) -> None:
         ingest(home, write_pool(tmp_path / "a.jsonl", "a"), version="a-v1")
-        with dg.DagsterInstance.ephemeral() as instance:
-            assert new_versions(store, instance) is not None
-            instance.add_dynamic_partitions(VERSIONS, ["a-v1"])
-            assert new_versions(store, instance) is None
+        assert inbox.asked() == ["a-v1"]
+        assert inbox.asked() == []
 
-    def test_folder_without_a_pool_or_with_a_bad_name_is_left_alone(
-        self, home: Home, store: StoreResource
+    def test_a_tick_without_requests_says_what_waits_and_why(
+        self, home: Home, inbox: Inbox
     ) -> None:
-        (home.inbox / "empty-v1").mkdir(parents=True)
-        write_pool(home.inbox / "Bad Name" / "pool.jsonl", "bad")
-        with dg.DagsterInstance.ephemeral() as instance:
-            assert new_versions(store, instance) is None
+        write_pool(home.inbox / "a-v1.jsonl", "a")
+        skipped = inbox.tick().skip_reason
+        assert skipped is not None and skipped.skip_message is not None
+        assert "a-v1.jsonl: it is still being copied" in skipped.skip_message
+
+    def test_a_bad_name_is_rejected_with_a_failed_check_and_the_next_goes_on(
+        self, home: Home, inbox: Inbox
+    ) -> None:
+        write_pool(home.inbox / "Bad Name.jsonl", "bad")
+        write_pool(home.inbox / "good-v1.jsonl", "good")
+        assert inbox.asked() == []
+        assert inbox.asked() == ["good-v1"]
+        rejected = home.inbox / "rejected"
+        assert "<dataset>-<version>" in (rejected / "Bad Name.jsonl.faults.txt").read_text()
+        key = dg.AssetCheckKey(dg.AssetKey("raw_dataset"), "inbox")
+        (failed,) = inbox.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+        assert failed.status.value == "FAILED"
+
+    def test_a_better_file_under_a_rejected_name_is_asked_for_again(
+        self, home: Home, inbox: Inbox
+    ) -> None:
+        path = write_pool(home.inbox / "a-v1.jsonl", "a")
+        inbox.tick()
+        assert inbox.asked() == ["a-v1"]
+        path.write_text("{broken\n")
+        with pytest.raises(Refused):
+            ingest_dropped(home, "a-v1")
+        write_pool(home.inbox / "a-v1.jsonl", "better")
+        inbox.tick()
+        assert inbox.asked() == ["a-v1"]
+
+    def test_two_versions_at_once_go_in_order_each_after_the_runs_of_the_one_before(
+        self, home: Home, inbox: Inbox
+    ) -> None:
+        write_pool(home.inbox / "a-v1.jsonl", "a", rows=12)
+        write_pool(home.inbox / "a-v2.jsonl", "a", rows=15)
+        inbox.tick()
+        assert inbox.asked() == ["a-v1"]
+        ingest_dropped(home, "a-v1")
+        run = inbox.instance.create_run_for_job(
+            defs.resolve_job_def("score_version"),
+            tags={"dagster/partition": "a-v1"},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        assert inbox.asked() == []
+        inbox.instance.report_run_failed(run)
+        assert inbox.asked() == ["a-v2"]
+
+    def test_a_run_of_one_arm_holds_back_the_versions_that_follow(self, inbox: Inbox) -> None:
+        inbox.instance.add_dynamic_partitions(VERSIONS, ["a-v1"])
+        run = inbox.instance.create_run_for_job(
+            defs.resolve_job_def("select_arm"),
+            tags={"dagster/partition/version": "a-v1", "dagster/partition/arm": ARM},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        assert run.run_id[:8] in busy_versions(inbox.instance)["a-v1"]
 
 
 def requested(
@@ -125,6 +206,23 @@ class TestApplicableArmsSensor:
         keys = {str(key).split("|")[1] for _, key in requested(home, store, "a-v1", "b-v1")}
         assert keys == {"a-v1", "b-v1"}
 
+    def test_a_version_that_repeats_another_asks_for_no_arm(
+        self, home: Home, store: StoreResource, tmp_path: Path
+    ) -> None:
+        pool = write_pool(tmp_path / "a.jsonl", "a", rows=30)
+        ingest(home, pool, version="a-v1")
+        ingest(home, pool, version="a-v2", parents=("a-v1",))
+        assert requested(home, store, "a-v2") == []
+
+    def test_a_version_without_new_records_asks_for_no_continual_arm(
+        self, home: Home, store: StoreResource, tmp_path: Path
+    ) -> None:
+        ingest(home, write_pool(tmp_path / "a.jsonl", "a", rows=30), version="a-v1")
+        fewer = write_pool(tmp_path / "fewer.jsonl", "a", rows=20)
+        ingest(home, fewer, version="a-v2", parents=("a-v1",))
+        asked = requested(home, store, "a-v2")
+        assert asked and all("instruction_tuning." in str(key) for _, key in asked)
+
     def test_training_follows_only_where_automation_trains(
         self, home: Home, store: StoreResource, tmp_path: Path
     ) -> None:
@@ -153,35 +251,26 @@ def test_weekly_schedule_asks_for_the_newest_version_of_each_data_set(
 
 
 class Ticks:
-    """Materialisations reported by hand, and what a tick of the conditions then asks for."""
+    """Materialisations reported as runs, and what a tick of the conditions then asks for."""
 
-    def __init__(self, instance: dg.DagsterInstance) -> None:
+    def __init__(self, instance: dg.DagsterInstance, *versions: str) -> None:
         self.instance, self.cursor = instance, None
-        instance.add_dynamic_partitions(VERSIONS, ["v1"])
+        self.versions = versions or ("v1",)
+        instance.add_dynamic_partitions(VERSIONS, list(self.versions))
 
-    def made(self, data_version: str, sound: bool = True) -> None:
-        self.instance.report_runless_asset_event(
-            dg.AssetMaterialization(
-                "raw_dataset", partition="v1", tags={"dagster/data_version": data_version}
+    def made(self, data_version: str, sound: bool = True, version: str = "v1") -> None:
+        checks = specs("raw_dataset")
+
+        @dg.asset(name="raw_dataset", partitions_def=dataset_version, check_specs=checks)
+        def stand_in() -> dg.MaterializeResult:
+            results = [dg.AssetCheckResult(check_name=one.name, passed=sound) for one in checks]
+            return dg.MaterializeResult(
+                data_version=dg.DataVersion(data_version), check_results=results
             )
+
+        dg.materialize(
+            [stand_in], instance=self.instance, partition_key=version, raise_on_error=False
         )
-        (record,) = self.instance.fetch_materializations(
-            dg.AssetKey("raw_dataset"), limit=1
-        ).records
-        for name in ("schema", "not_empty", "disjoint"):
-            self.instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=dg.AssetKey("raw_dataset"),
-                    check_name=name,
-                    passed=sound,
-                    metadata={},
-                    target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
-                        storage_id=record.storage_id,
-                        run_id=record.run_id,
-                        timestamp=record.timestamp,
-                    ),
-                )
-            )
 
     def planned(self) -> None:
         self.instance.report_runless_asset_event(
@@ -189,6 +278,10 @@ class Ticks:
         )
 
     def tick(self) -> int:
+        return len(self.asked())
+
+    def asked(self) -> set[str]:
+        """The versions whose pair plan this tick asks for."""
         result = dg.evaluate_automation_conditions(
             dg.Definitions(
                 assets=[raw_dataset, pair_plan],
@@ -198,7 +291,7 @@ class Ticks:
             cursor=self.cursor,
         )
         self.cursor = result.cursor
-        return result.get_num_requested(dg.AssetKey("pair_plan"))
+        return set(result.get_requested_partitions(dg.AssetKey("pair_plan")))  # pyright: ignore
 
 
 class TestOnNewDataVersion:
@@ -223,3 +316,56 @@ class TestOnNewDataVersion:
             ticks.tick()
             ticks.made("x", sound=False)
             assert [ticks.tick() for _ in range(3)] == [0, 0, 0]
+
+    def test_a_failed_check_of_one_version_holds_back_no_other(self) -> None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            ticks = Ticks(instance, "v1", "v2", "v3")
+            ticks.tick()
+            ticks.made("x", version="v1")
+            ticks.made("y", sound=False, version="v2")
+            ticks.made("z", version="v3")
+            assert ticks.asked() == {"v1", "v3"}
+
+    def test_a_damaged_version_launches_nothing_after_its_real_checks(
+        self, home: Home, store: StoreResource, tmp_path: Path
+    ) -> None:
+        for version in ("a-v1", "b-v1"):
+            ingest(home, write_pool(tmp_path / f"{version}.jsonl", version), version=version)
+        damaged = home.dataset("a-v1") / "pool.parquet"
+        pl.read_parquet(damaged).with_columns(pl.col("copies").cast(pl.Int64)).write_parquet(
+            damaged
+        )
+        with dg.DagsterInstance.ephemeral() as instance:
+            ticks = Ticks(instance, "a-v1", "b-v1")
+            ticks.tick()
+            for version in ("b-v1", "a-v1"):
+                dg.materialize(
+                    [raw_dataset],
+                    instance=instance,
+                    partition_key=version,
+                    resources={"store": store},
+                    raise_on_error=False,
+                )
+            assert ticks.asked() == {"b-v1"}
+            assert [ticks.tick() for _ in range(2)] == [0, 0]
+
+
+class TestOnAnyReport:
+    def test_the_leaderboard_is_asked_for_after_a_report_and_not_twice(self) -> None:
+        key, cursor, counts = dg.AssetKey("leaderboard"), None, []
+        with dg.DagsterInstance.ephemeral() as instance:
+            instance.add_dynamic_partitions(VERSIONS, ["v1", "v2"])
+            for report in (False, True, False, True):
+                if report:
+                    instance.report_runless_asset_event(
+                        dg.AssetMaterialization("eval_report", partition=partition_of("v1", ARM))
+                    )
+                result = dg.evaluate_automation_conditions(
+                    dg.Definitions(assets=[*ALL_ASSETS], resources=defs.resources),
+                    instance=instance,
+                    asset_selection=dg.AssetSelection.assets(key),
+                    cursor=cursor,
+                )
+                cursor = result.cursor
+                counts.append(result.get_num_requested(key))
+        assert counts == [0, 1, 0, 1]

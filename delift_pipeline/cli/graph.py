@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.records.inbox import find
 from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
 from delift_pipeline.steps.subset import refuse_inapplicable
 from delift_pipeline.storage.atomic import write_text
@@ -131,7 +132,7 @@ def refuse_unknown(home: Home, version: str) -> None:
     Raises:
         Refused: it is not; the sentence names those there are.
     """
-    if not (home.inbox / checked_version(version)).is_dir():
+    if find(home, checked_version(version)) is None:
         known_manifest(home, version)
 
 

@@ -1,85 +1,219 @@
-"""Versions dropped into `inbox/<version>/`: their files and their `version.yaml`."""
+"""What lies in the inbox: files and folders that ask to become versions, and whose turn it is.
 
+A folder `inbox/<version>/` holds `pool.*`, perhaps `target.*`, `heldout.*` and a `version.yaml`; a
+lone file `inbox/<dataset>-<version>.jsonl` (or another format that can be read) is a pool. Nothing
+is taken before two looks have seen it with the same sizes and times, nor while a name of a copy in
+progress (`.part`, `.tmp`, a leading dot, ...) lies in it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.records.compression import CODECS, FORMATS, kind_of
+from delift_pipeline.records.stored import newest_versions
+from delift_pipeline.records.version_file import stated_parents
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.home import Home, checked_version
 
-ABOUT = "version.yaml"
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-COMPRESSIONS = ("", ".gz", ".zst")
-
-
-class Dropped(BaseModel):
-    """The `version.yaml` of a dropped folder; every field may be left out."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str | None = None
-    parents: list[str] = []
-    coverage: str = "auto"
-    existing: str = "subset"
-    model: str | None = None
-    template: str | None = None
-    columns: dict[str, str] | None = None
-    skip_bad: bool = False
+ACCEPTED, REJECTED = "accepted", "rejected"
+TEMPORARY_SUFFIXES = (
+    ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".swp", "~",
+)  # fmt: skip
+PARTS = ("pool", "target", "heldout")
 
 
-def ingest_dropped(home: Home, version: str) -> Manifest:
-    """Store the version lying in `inbox/<version>/`: `pool.*`, perhaps `target.*`, `heldout.*`.
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder of the inbox.
 
-    Raises:
-        Refused: there is no such folder, it has no pool file, or its files are faulty.
+    Attributes:
+        path: Where it lies.
+        version: The version it asks to become.
+        dataset: The data set, as its name says it.
+        signature: Digest of the names, sizes and modification times of its files.
+        complete: Whether none of its files is named like a copy in progress.
     """
-    folder = home.inbox / version
-    pool = _part(folder, "pool")
-    if pool is None:
-        known = ", ".join(home.versions()) or "none yet"
-        reason = (
-            f"no version {version!r} is stored (known are: {known}) and inbox/{version}/ holds no "
-            "pool file: `delift ingest FILE --version V` first"
-        )
-        raise Refused(Fault(reason, field="version"))
-    about = _about(folder / ABOUT)
-    return ingest(
-        home,
-        pool,
-        version=version,
-        parents=about.parents,
-        target=_part(folder, "target"),
-        heldout=_part(folder, "heldout"),
-        **about.model_dump(exclude={"parents", "columns"}),
-        mapping=about.columns,
-    )
+
+    path: Path
+    version: str
+    dataset: str
+    signature: str
+    complete: bool
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with its name or its choice of files, whose contents are not read."""
+        if self.path.is_dir():
+            missing = part_file(self.path, "pool") is None
+            found = [Fault("holds no pool file: name it pool.jsonl")] if missing else []
+        else:
+            found = _lone_faults(self.path, self.version)
+        try:
+            checked_version(self.version)
+        except Refused as refused:
+            found += refused.faults
+        return [Fault(fault.reason, self.path.name, field=fault.field) for fault in found]
 
 
-def _part(folder: Path, part: str) -> Path | None:
-    for suffix in SUFFIXES:
-        for compression in COMPRESSIONS:
-            path = folder / f"{part}{suffix}{compression}"
+@dataclass(frozen=True)
+class Look:
+    """What one look into the inbox found.
+
+    Attributes:
+        ready: Entries whose turn it is, in order.
+        waiting: Why the others wait, by name.
+        faulty: Entries that can be no version, with the reasons.
+        seen: Signature of every entry by name, for the next look.
+    """
+
+    ready: list[Entry] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    faulty: list[tuple[Entry, list[Fault]]] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
+
+
+def entries(home: Home) -> list[Entry]:
+    """Everything that lies in the inbox, versions in natural order (v2 before v10)."""
+    if not home.inbox.is_dir():
+        return []
+    found = [_entry(path) for path in home.inbox.iterdir() if _counts(path)]
+    present = [entry for entry in found if entry is not None]
+    return sorted(present, key=lambda entry: (_natural(entry.version), entry.path.name))
+
+
+def find(home: Home, version: str) -> Entry | None:
+    """The entry that asks to become this version: the folder, else the first file by name."""
+    return next((entry for entry in entries(home) if entry.version == version), None)
+
+
+def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
+    """Sort out whose turn it is.
+
+    A version waits for those it follows: the parents its `version.yaml` names, and for a lone file
+    the earlier versions of its data set. Those may lie in the inbox too, or be at work.
+
+    Args:
+        home: The home.
+        seen: `Look.seen` of the look before.
+        busy: Why stored versions cannot be followed yet, by version.
+    """
+    found = entries(home)
+    result = Look(seen={entry.path.name: entry.signature for entry in found})
+    good: list[Entry] = []
+    for entry in found:
+        if not entry.complete or seen.get(entry.path.name) != entry.signature:
+            result.waiting[entry.path.name] = "it is still being copied, or was just seen"
+        elif faults := entry.faults():
+            result.faulty.append((entry, faults))
+            continue
+        good.append(entry)
+    parents, asked = _parents(home, good), set[str]()
+    for entry in good:
+        twice = "another entry asks for the same version" if entry.version in asked else None
+        why = result.waiting.get(entry.path.name) or twice or _held(entry, parents, busy)
+        asked.add(entry.version)
+        if why:
+            result.waiting[entry.path.name] = why
+        else:
+            result.ready.append(entry)
+    return result
+
+
+def part_file(folder: Path, part: str) -> Path | None:
+    """A folder's file for `pool`, `target` or `heldout`, whatever its format; None without one."""
+    for suffix in FORMATS:
+        for codec in ("", *CODECS):
+            path = folder / f"{part}{suffix}{codec}"
             if path.is_file():
                 return path
     return None
 
 
-def _about(path: Path) -> Dropped:
-    if not path.is_file():
-        return Dropped()
+def _counts(path: Path) -> bool:
+    return not _temporary(path.name) and path.name not in (ACCEPTED, REJECTED)
+
+
+def _temporary(name: str) -> bool:
+    return name.startswith(".") or name.lower().endswith(TEMPORARY_SUFFIXES)
+
+
+def _entry(path: Path) -> Entry | None:
+    """The entry at a path; None for an empty folder, and for what vanished meanwhile."""
+    whole = path.is_dir()
     try:
-        loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return Dropped.model_validate(loaded)
-    except yaml.YAMLError as error:
-        raise Refused(Fault(f"not YAML: {error}", file=ABOUT)) from error
-    except ValidationError as error:
-        raise Refused(
-            *(
-                Fault(item["msg"], file=ABOUT, field=".".join(str(p) for p in item["loc"]))
-                for item in error.errors()
-            )
-        ) from error
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if whole else [path]
+        stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in files]
+    except OSError:
+        return None
+    if not stats:
+        return None
+    version = path.name if whole else kind_of(path).stem
+    return Entry(
+        path=path,
+        version=version,
+        dataset=version.rpartition("-")[0] or version,
+        signature=digest_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]),
+        complete=not any(_temporary(file.name) for file in files),
+    )
+
+
+def _lone_faults(path: Path, version: str) -> list[Fault]:
+    if kind_of(path).format is None:
+        known = ", ".join(FORMATS)
+        return [Fault(f"is no format that can be read: use {known}, plain, .gz or .zst")]
+    if version.rpartition(".")[2] in PARTS:
+        return [Fault("a file that is one of several belongs into a folder inbox/<version>/")]
+    dataset, _, name = version.rpartition("-")
+    if not (dataset and name):
+        return [Fault("a lone file is named <dataset>-<version>, such as mydata-v1.jsonl")]
+    return []
+
+
+def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
+    """The versions each entry follows, stored ones and earlier ones of the inbox, by version."""
+    newest, stored = newest_versions(home), set(home.versions())
+    earlier: dict[str, list[str]] = {}
+    parents: dict[str, list[str]] = {}
+    for entry in found:
+        line = earlier.setdefault(entry.dataset, [])
+        if entry.path.is_dir():
+            parents[entry.version] = stated_parents(entry.path)
+        elif entry.version in stored:
+            parents[entry.version] = []
+        else:
+            parents[entry.version] = [*line, *filter(None, [newest.get(entry.dataset)])]
+        if entry.version not in stored:
+            line.append(entry.version)
+    return parents
+
+
+def _held(entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str]) -> str | None:
+    """Why an entry has to wait for one it follows; None where it need not."""
+    for name in parents[entry.version]:
+        # Versions that name each other would wait for ever: they go on, and are refused.
+        if name in parents and name != entry.version and not _follows(name, entry.version, parents):
+            return f"it follows {name}, which lies in the inbox before it"
+        if name in busy:
+            return f"it follows {name}: {busy[name]}"
+    return None
+
+
+def _follows(version: str, other: str, parents: Mapping[str, list[str]]) -> bool:
+    """Whether a version of the inbox follows another, directly or through others."""
+    queue, known = [version], set[str]()
+    while queue:
+        for name in parents.get(queue.pop(), []):
+            if name == other:
+                return True
+            if name not in known:
+                known.add(name)
+                queue.append(name)
+    return False
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key in which numbers count by their value."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -76,6 +76,17 @@ def known_manifest(home: Home, version: str) -> Manifest:
     return manifest
 
 
+def newest_versions(home: Home) -> dict[str, str]:
+    """Data set -> its newest version: the last one made that no other version follows."""
+    manifests = {name: known_manifest(home, name) for name in home.versions()}
+    followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
+    newest: dict[str, str] = {}
+    for name, manifest in sorted(manifests.items(), key=lambda item: (item[1].created, item[0])):
+        if name not in followed:
+            newest[manifest.details["dataset"]] = name
+    return newest
+
+
 def pool_ids(home: Home, versions: Iterable[str]) -> pl.Series:
     """The record ids in the pools of some versions, each once."""
     columns = [_part(home, version, "pool", ["record_id"])["record_id"] for version in versions]

@@ -143,9 +143,11 @@ def _manifest(
     about = {"dataset": named, "version": version, "parents": list(parents), **settings}
     hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
     left_out = sum(file.left_out for file in files.values())
+    content_hash = digest_json(parts.hashes)
+    same = _same_content(home, version, content_hash)
     return Manifest(
         kind="dataset",
-        content_hash=digest_json(parts.hashes),
+        content_hash=content_hash,
         parents={f"dataset:{name}": known_manifest(home, name).content_hash for name in parents},
         counts=_counts(home, parents, files, parts),
         details={
@@ -154,10 +156,18 @@ def _manifest(
             **hashes,
             "left_out": left_out,
             **parts.details,
+            **({"same_as": same} if same else {}),
         },
         request=about,
         code_version=DATASET_CODE_VERSION,
     )
+
+
+def _same_content(home: Home, version: str, content_hash: str) -> str | None:
+    """The first version made with the same records in the same roles, or None."""
+    others = [(known_manifest(home, name), name) for name in home.versions() if name != version]
+    same = [(other.created, name) for other, name in others if other.content_hash == content_hash]
+    return min(same)[1] if same else None
 
 
 def _dataset_name(home: Home, version: str, parents: tuple[str, ...]) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from delift_pipeline.records.inbox import ingest_dropped
+from delift_pipeline.errors import Refused
+from delift_pipeline.records.dropped import ingest_dropped
+from delift_pipeline.records.inbox import find
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, load_version, pool_ids
 from delift_pipeline.steps.outcome import Check, Outcome, preview
@@ -15,13 +17,16 @@ PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 
 
 def open_dataset(home: Home, version: str) -> Outcome:
-    """The stored version, ingested from `inbox/<version>/` where it is not stored yet.
+    """The stored version, ingested from the inbox where it is not stored yet.
+
+    Something else under the name of a stored version is rejected, and the version stays as it is.
 
     Raises:
         Refused: it is neither stored nor in the inbox, or what is in the inbox is faulty.
         DeliftError: the stored files are damaged.
     """
     stored = version in home.versions()
+    refused = _take(home, version) if stored else None
     if not stored:
         ingest_dropped(home, version)
     dataset = load_version(home, version)
@@ -31,8 +36,25 @@ def open_dataset(home: Home, version: str) -> Outcome:
         reused=stored,
         facts=_facts(home, dataset),
         tables={"first records": preview(dataset.pool, PREVIEWED)},
-        checks=_checks(home, dataset),
+        checks=_checks(home, dataset) | {"inbox": _inbox_check(refused)},
     )
+
+
+def _take(home: Home, version: str) -> Refused | None:
+    """Take what was dropped under the name of a stored version; why it was rejected, or None."""
+    if find(home, version) is None:
+        return None
+    try:
+        ingest_dropped(home, version)
+    except Refused as refused:
+        return refused
+    return None
+
+
+def _inbox_check(refused: Refused | None) -> Check:
+    if refused is None:
+        return Check(True, "nothing under this name was rejected")
+    return Check(False, f"rejected, see inbox/rejected/: {refused}")
 
 
 def _facts(home: Home, dataset: DatasetVersion) -> dict[str, float | int | str]:
@@ -43,6 +65,8 @@ def _facts(home: Home, dataset: DatasetVersion) -> dict[str, float | int | str]:
         "dataset": dataset.manifest.details["dataset"],
         "coverage": dataset.manifest.details["coverage"],
     }
+    if same := dataset.manifest.details.get("same_as"):
+        facts["same_as"] = same
     if dataset.parents:
         facts["parent_versions"] = ", ".join(dataset.parents)
         facts |= {"added": compared.added, "removed": compared.removed, "changed": compared.changed}

@@ -15,7 +15,7 @@ GRAPH: dict[str, dict[str, Any]] = {
         "partitions": VERSION,
         "pool": None,
         "blocking": {"schema", "not_empty", "disjoint"},
-        "warning": set(),
+        "warning": {"inbox"},
     },
     "pair_plan": {
         "deps": {"raw_dataset"},

@@ -1,0 +1,118 @@
+"""Alerts: what failed, as a line in the home's `alerts.jsonl` and, if asked for, at a webhook."""
+
+import datetime as dt
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.storage.home import Home
+
+WEBHOOK_VARIABLE = "DELIFT_ALERT_URL"
+WEBHOOK_SECONDS = 10.0
+TEXT_LIMIT = 2000
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One failed run.
+
+    Attributes:
+        job: The job.
+        run_id: The Dagster run.
+        reason: What the failed step said, shortened.
+        version: The dataset version, if the run was launched for one.
+        arm: The arm, likewise.
+        step: The failed step, where it was one.
+        will_retry: Whether the run is launched again by itself.
+        time: When this was noticed, ISO 8601 in UTC.
+    """
+
+    job: str
+    run_id: str
+    reason: str
+    version: str | None = None
+    arm: str | None = None
+    step: str | None = None
+    will_retry: bool = False
+    time: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+
+    def as_json(self) -> dict[str, str | bool | None]:
+        """The alert as it is logged and posted; `text` is the sentence a chat shows."""
+        what = "/".join(filter(None, (self.version, self.arm))) or "no partition"
+        where = f", step {self.step}" if self.step else ""
+        text = f"delift: {self.job} of {what} failed{where}: {self.reason[:TEXT_LIMIT]}"
+        return {**asdict(self), "reason": self.reason[:TEXT_LIMIT], "text": text}
+
+
+def alerts_file(home: Home) -> Path:
+    """Where alerts are logged, one JSON object a line."""
+    return home.root / "alerts.jsonl"
+
+
+def checked_webhook(url: str) -> str:
+    """The address, if alerts can be posted to it.
+
+    Raises:
+        Refused: it is no http or https address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
+    return url
+
+
+def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
+    """Log an alert, and post it where a webhook is set; a webhook that fails fails nothing.
+
+    Args:
+        home: The home whose run failed.
+        alert: What happened.
+        webhook: Where to post it; `$DELIFT_ALERT_URL` comes before it.
+
+    Returns:
+        Why it could not be posted, or None.
+    """
+    line = json.dumps(alert.as_json(), ensure_ascii=False)
+    file = alerts_file(home)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")), file.open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+    url = os.environ.get(WEBHOOK_VARIABLE) or webhook
+    return _post(url, line) if url else None
+
+
+def _post(url: str, body: str) -> str | None:
+    try:
+        request = urllib.request.Request(
+            checked_webhook(url), body.encode(), {"Content-Type": "application/json"}
+        )
+        with _opener().open(request, timeout=WEBHOOK_SECONDS):
+            return None
+    except (Refused, urllib.error.URLError, OSError, ValueError) as error:
+        # The address may hold a secret: the host says enough.
+        reason = f"the alert could not be posted to {urlsplit(url).hostname}: {error}"
+        LOG.warning(reason)
+        return reason
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens http and https, and follows no redirect to anywhere else."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+    ):
+        opener.add_handler(handler())
+    return opener

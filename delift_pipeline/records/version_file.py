@@ -1,0 +1,67 @@
+"""`version.yaml`: what a dropped folder says of the version it asks to become."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from delift_pipeline.errors import Fault, Refused
+
+VERSION_FILE = "version.yaml"
+
+
+class VersionFile(BaseModel):
+    """The fields of a `version.yaml`; every one may be left out.
+
+    Attributes:
+        dataset: The data set; else the first parent's, else the folder's name up to its last `-`.
+        version: The version; it has to be the folder's name.
+        parents: Stored versions it follows.
+        coverage, existing, model, template: As in `delift ingest`; else the first parent's.
+        columns: Field -> column of all its files.
+        skip_bad: Leave faulty rows out and count them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str | None = None
+    version: str | None = None
+    parents: list[str] = []
+    coverage: str | None = None
+    existing: str | None = None
+    model: str | None = None
+    template: str | None = None
+    columns: dict[str, str] | None = None
+    skip_bad: bool = False
+
+
+def read_version_file(folder: Path) -> VersionFile:
+    """A folder's `version.yaml`; all defaults where it has none.
+
+    Raises:
+        Refused: it is no YAML, or a field is unknown or of the wrong kind.
+    """
+    path = folder / VERSION_FILE
+    if not path.is_file():
+        return VersionFile()
+    try:
+        loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return VersionFile.model_validate(loaded)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(Fault(f"not YAML: {error}", file=VERSION_FILE)) from error
+    except ValidationError as error:
+        raise Refused(
+            *(
+                Fault(item["msg"], file=VERSION_FILE, field=".".join(map(str, item["loc"])))
+                for item in error.errors()
+            )
+        ) from error
+
+
+def stated_parents(folder: Path) -> list[str]:
+    """The parents that a folder's `version.yaml` names; none where it cannot be read."""
+    try:
+        return read_version_file(folder).parents
+    except Refused:
+        return []
