@@ -4,7 +4,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.score_file import score_plan
 from delift_pipeline.storage.home import Home
 from delift_pipeline.utility.kernel import build_kernel, load_block
@@ -72,6 +73,18 @@ class Drawn:
             return self.pool
         return self.pool.join(self.existing, on="record_id", how="anti", maintain_order="left")
 
+    def inputs(self) -> SelectionInputs:
+        """What a selector is given that reads no scores and no model."""
+        existing = self.existing
+        return SelectionInputs(
+            self.stage,
+            self.candidates,
+            existing=() if existing is None else tuple(existing["record_id"]),
+            existing_records=existing,
+            target=self.target,
+            whole=self.pool,
+        )
+
 
 def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Drawn:
     """Draw a pool and what its stage is measured on; answers of held-out sets are right."""
@@ -113,43 +126,77 @@ def _of_tasks(frame: pl.DataFrame, tasks: Iterable[str]) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Which pairs a pool's selectors read.
+
+    Attributes:
+        all_pairs: Every pair of the pool; else near ones.
+        target: Pairs with the target set, where the stage has one.
+        existing: Pairs with the existing records, where the stage has them.
+    """
+
+    all_pairs: bool = False
+    target: bool = True
+    existing: bool = False
+
+    @classmethod
+    def of(cls, needs: Iterable[Needs]) -> "Wanted":
+        """What several selectors read together."""
+        read = list(needs)
+        return cls(
+            any(one.self_pairs == "all" for one in read),
+            any(one.target_pairs for one in read),
+            any(one.existing_pairs for one in read),
+        )
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a pool's selectors read, and what it cost.
 
     Attributes:
         inputs: For the selectors.
-        pairs: Pairs by kernel block.
+        pairs: Pairs by kernel block, in selectors' names of the blocks.
     """
 
     inputs: SelectionInputs
     pairs: Mapping[str, int]
 
 
-def scored(home: Home, name: str, drawn: Drawn, all_pairs: bool) -> Scores:
+def scored(
+    home: Home,
+    name: str,
+    drawn: Drawn,
+    wanted: Wanted,
+    model: ModelOptions = MODEL,
+    neighbours: int = NEIGHBOURS,
+) -> Scores:
     """Score a pool's pairs and build its kernel; what the home has is found again.
 
     Args:
         home: Where scores and kernels are kept.
         name: The kernel's name there.
         drawn: The pool.
-        all_pairs: Whether every pair is scored (plain `delift` needs them) or near ones.
+        wanted: The pairs.
+        model: The scoring model.
+        neighbours: Near prompts of each record.
     """
-    near = nearest(embed(prompt_texts(drawn.pool)), NEIGHBOURS)
+    near = nearest(embed(prompt_texts(drawn.pool)), neighbours)
     plan = build_plan(
         drawn.pool,
         drawn.target,
         drawn.existing,
-        self_pairs="all" if all_pairs else "neighbours",
-        target_pairs=drawn.target is not None,
-        existing_pairs=drawn.existing is not None and all_pairs,
+        self_pairs="all" if wanted.all_pairs else "neighbours",
+        target_pairs=wanted.target and drawn.target is not None,
+        existing_pairs=wanted.existing and drawn.existing is not None,
         neighbours=near,
         existing_rows=drawn.candidates,
     )
     frames = [drawn.pool, *([] if drawn.target is None else [drawn.target])]
     everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-    found = score_plan(home, MODEL, everything, plan, SilentProgress())
+    found = score_plan(home, model, everything, plan, SilentProgress())
     beside = neighbour_block(tuple(drawn.pool["record_id"]), near)
-    fingerprint = fingerprint_of(MODEL).digest
+    fingerprint = fingerprint_of(model).digest
     manifest = build_kernel(
         home,
         name,
@@ -162,21 +209,10 @@ def scored(home: Home, name: str, drawn: Drawn, all_pairs: bool) -> Scores:
     blocks: dict[str, Any] = manifest.details["blocks"]
     pairs = {block: entry["pairs"] for block, entry in blocks.items()}
     pairs["neighbours"] = beside.pairs
-    return Scores(_inputs(drawn, _loader(home, name, fingerprint)), pairs)
+    loader = _loader(home, name, fingerprint)
+    language_model = LanguageModel(model, home)
+    return Scores(replace(drawn.inputs(), block=loader, model=language_model), pairs)
 
 
 def _loader(home: Home, name: str, fingerprint: str) -> Callable[..., Any]:
     return lambda block, form: load_block(home, name, fingerprint, block, form)
-
-
-def _inputs(drawn: Drawn, block: Callable[..., Any]) -> SelectionInputs:
-    existing = drawn.existing
-    return SelectionInputs(
-        drawn.stage,
-        drawn.candidates,
-        block,
-        () if existing is None else tuple(existing["record_id"]),
-        existing_records=existing,
-        target=drawn.target,
-        whole=drawn.pool,
-    )

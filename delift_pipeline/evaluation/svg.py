@@ -44,6 +44,26 @@ class Bar:
     kind: str = "plain"
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One curve.
+
+    Attributes:
+        label: Its name.
+        points: (x, y, half the length of its error line or None), in order of x.
+        dash: Lengths of dashes and gaps, or empty for a full line.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float, float | None]]
+    dash: str = ""
+
+    @property
+    def dashes(self) -> str:
+        """The attribute that dashes it."""
+        return f'stroke-dasharray="{escape(self.dash)}"' if self.dash else ""
+
+
 def line_plot(values: Sequence[float], x_title: str, y_title: str, first: int = 1) -> Markup:
     """A line through values at `first`, `first` + 1, ...; empty where there are none.
 
@@ -63,6 +83,37 @@ def line_plot(values: Sequence[float], x_title: str, y_title: str, first: int = 
     title = f"{y_title} by {x_title}"
     parts.append(_text("tick", WIDTH / 2, HEIGHT - 6, title, "middle"))
     parts.append(f'<polyline {_style("curve")} points="{shape}"/>')
+    return _drawing(HEIGHT, title, parts)
+
+
+def curves_plot(curves: Sequence[Curve], x_title: str, y_title: str) -> Markup:
+    """Several curves on common axes, each named at its last point; empty where there are none."""
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        return Markup("")
+    x0, x1 = _range([p[0] for p in points])
+    ends = [p[1] + sign * (p[2] or 0.0) for p in points for sign in (-1, 1)]
+    y0, y1 = _range(ends)
+    right = WIDTH - BAR_LABEL
+
+    def place(point: tuple[float, float, float | None], shift: float = 0.0) -> tuple[float, float]:
+        across = LEFT + (right - LEFT) * (point[0] - x0) / (x1 - x0)
+        return across, _y(point[1] + shift, y0, y1)
+
+    parts = [_text("tick", LEFT - 6, _y(y, y0, y1) + 4, f"{y:.3g}", "end") for y in (y0, y1)]
+    for x, anchor in ((x0, "start"), (x1, "end")):
+        at = LEFT if anchor == "start" else right
+        parts.append(_text("tick", at, HEIGHT - BOTTOM + 16, f"{x:.3g}", anchor))
+    title = f"{y_title} by {x_title}"
+    parts.append(_text("tick", (LEFT + right) / 2, HEIGHT - 6, title, "middle"))
+    labels = _spread([place(curve.points[-1])[1] for curve in curves])
+    for curve, label in zip(curves, labels, strict=True):
+        shape = " ".join("{:.1f},{:.1f}".format(*place(point)) for point in curve.points)
+        parts.append(f'<polyline {_style("curve")} {curve.dashes} points="{shape}"/>')
+        for point in curve.points:
+            if point[2]:
+                parts.append(_line("error", place(point, -point[2]), place(point, point[2])))
+        parts.append(_text("label", right + 8, label + 4, curve.label, "start"))
     return _drawing(HEIGHT, title, parts)
 
 
@@ -121,6 +172,15 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     size = -(-len(points) // MOST_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(g[len(g) // 2][0], sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _spread(heights: Sequence[float], least: float = 15.0) -> list[float]:
+    """Heights moved down until no two labels overlap, in the given order."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed, last = [0.0] * len(heights), float("-inf")
+    for i in order:
+        last = placed[i] = max(heights[i], last + least)
+    return placed
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import quality
-from delift_pipeline.bench.quality import cells, rows_of, run_quality
-from delift_pipeline.bench.quality_cells import SELECTORS, Cell
-from delift_pipeline.bench.quality_pools import MODEL, Sizes, draw, scored
+from delift_pipeline.bench import experiments, quality
+from delift_pipeline.bench.contenders import contenders
+from delift_pipeline.bench.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
+from delift_pipeline.bench.quality import run_quality
+from delift_pipeline.bench.quality_cells import Cell, Setting
+from delift_pipeline.bench.quality_pools import MODEL, Sizes, Wanted, draw, scored
+from delift_pipeline.bench.quality_table import rows_of
 from delift_pipeline.bench.quality_training import StackedLora, measure, stacked, step_losses, train
 from delift_pipeline.cli.main import run
 from delift_pipeline.progress import SilentProgress
@@ -37,9 +40,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+COMPARED = ("random", "delift", "delift-published", "delift_se-tfidf", "delift_trusted")
+
+
 def tiny(stage: str = "instruction_tuning", seed: int = 700, **changed: Any) -> Cell:
-    given: dict[str, Any] = {"sizes": TINY, "steps": {0.2: 3}, **changed}
-    return Cell(cast(Any, stage), seed, 0.15, (0.2,), tuple(SELECTORS), **given)
+    setting = Setting(**{"steps": {0.2: 3}, **changed})
+    return Cell(cast(Any, stage), seed, 0.15, (0.2,), contenders(COMPARED), TINY, setting)
 
 
 def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
@@ -123,9 +129,9 @@ def test_padding_changes_nothing() -> None:
 
 @pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])
 def test_a_pool_is_drawn_and_its_cell_measured(stage: str, tmp_path: Path) -> None:
-    result = run_quality(tmp_path, [tiny(stage)], SilentProgress())
+    result = run_quality(tmp_path, "selectors", [tiny(stage)], SilentProgress())
     rows = result["rows"]
-    assert {row["selector"] for row in rows} == set(SELECTORS)
+    assert {row["selector"] for row in rows} == set(COMPARED)
     metrics = {row["metric"] for row in rows}
     wanted = {
         "instruction_tuning": {"exact_match", "exact_match_pool"},
@@ -141,11 +147,12 @@ def test_a_pool_is_drawn_and_its_cell_measured(stage: str, tmp_path: Path) -> No
 
 
 def test_cells_are_found_again_and_equal(tmp_path: Path, monkeypatch) -> None:
-    first = run_quality(tmp_path / "a", [tiny()], SilentProgress())
-    again = run_quality(tmp_path / "b", [tiny()], SilentProgress())
+    first = run_quality(tmp_path / "a", "selectors", [tiny()], SilentProgress())
+    again = run_quality(tmp_path / "b", "selectors", [tiny()], SilentProgress())
     assert first["rows"] == again["rows"]
-    monkeypatch.setattr(quality, "run_cell", lambda *given: pytest.fail("measured again"))
-    assert run_quality(tmp_path / "a", [tiny()], SilentProgress())["rows"] == first["rows"]
+    monkeypatch.setattr(quality, "_do", lambda *given: pytest.fail("measured again"))
+    found = run_quality(tmp_path / "a", "selectors", [tiny()], SilentProgress())
+    assert found["rows"] == first["rows"]
     assert tiny().key != tiny(seed=701).key != tiny(steps={0.2: 4}).key
 
 
@@ -153,7 +160,7 @@ def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
     drawn = draw("instruction_tuning", 700, 0.15, TINY)
     assert len(drawn.wrong) == 6
     assert draw("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
-    scores = scored(Home.at(tmp_path), "x", drawn, all_pairs=False)
+    scores = scored(Home.at(tmp_path), "x", drawn, Wanted())
     assert scores.pairs["self"] == scores.pairs["neighbours"] <= 40 * 40
     assert "correct" not in scores.inputs.pool.columns
 
@@ -161,6 +168,7 @@ def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
 def _row(selector: str, value: float, draw_number: int = 0) -> dict[str, Any]:
     return {
         "selector": selector,
+        "mode": "lora",
         "budget": 0.2,
         "draw": draw_number,
         "metric": "exact_match",
@@ -189,27 +197,43 @@ def test_differences_are_paired_by_pool_and_doubt_is_said() -> None:
     assert table["random"]["diff_random"] is None
 
 
-def test_what_is_asked_decides_the_cells() -> None:
-    assert len(cells()) == 3 * 10 * 2 and {c.seed for c in cells()} == set(range(400, 410))
-    quick = cells(quick=True)
-    assert len(quick) == 6 and not {c.seed for c in quick} & set(range(400, 410))
-    assert quick[0].budgets == (0.2,)
-    assert cells(selectors=["delift"])[0].selectors == ("random", "delift")
+def test_the_four_compared_selectors_keep_the_final_pools() -> None:
+    selectors = EXPERIMENTS["selectors"]
+    four = units_of(selectors, Asked(names=("delift", "delift_trusted", "delift_se-tfidf")))
+    assert len(four) == 3 * 10 * 2 and {cell.seed for cell in four} == set(FINAL_SEEDS)
+    quick = units_of(selectors, Asked(names=("delift",), quick=True))
+    assert len(quick) == 6 and not {cell.seed for cell in quick} & set(FINAL_SEEDS)
+    assert all(isinstance(cell, Cell) and cell.budgets == (0.2,) for cell in quick)
+    assert [one.name for one in cast(Cell, quick[0]).contenders] == ["random", "delift"]
+    everyone = units_of(selectors, Asked())
+    assert len({cell.seed for cell in everyone}) == 5
 
 
 def test_the_command_gives_one_document(tmp_path: Path, monkeypatch, capsys) -> None:
-    def few(*given: Any) -> list[Cell]:
-        return [tiny(stage) for stage in given[0]]
-
-    monkeypatch.setattr(quality, "cells", few)
-    where = ["bench", "quality", "--only", "task_specific,random", "--workers", "1"]
+    monkeypatch.setattr(experiments, "units_of", lambda *given: [tiny("task_specific")])
+    where = ["bench", "quality", "--only", "task_specific,random", "--workers", "1", "--no-track"]
     assert run([*where, "--out", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["experiment"] == "selectors"
     assert {"stage", "selector", "mode", "budget", "wrong_share", "metric", "n", "mean", "se"} <= (
         set(document["rows"][0])
     )
+    assert Path(document["page"]).is_file()
     assert run([*where, "--out", str(tmp_path)]) == 0
-    assert "task_specific: exact_match, 15% wrong answers" in capsys.readouterr().out
-    assert run([*where, "--only", "best"]) == 2 and run([*where, "--seeds", "a"]) == 2
-    assert run(["bench", "quality", "--experiment", "other"]) == 2
+    assert "task_specific: exact_match, lora, 15% wrong answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--only", "best"], "is no stage or selector"),
+        (["--experiment", "other"], "there are selectors, stages"),
+        (["--experiment", "theory", "--only", "delift"], "names its own contenders"),
+        (["--seeds", "a"], "write --seeds"),
+        (["--seeds", "9-3"], "holds no pool"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(asked, said, tmp_path: Path, capsys) -> None:
+    assert run(["bench", "quality", *asked, "--out", str(tmp_path / "out")]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

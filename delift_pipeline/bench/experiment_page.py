@@ -1,0 +1,120 @@
+"""An experiment's table as one self-contained page: tables, bars, and curves where it sweeps."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from delift_pipeline.bench.contenders import RANDOM
+from delift_pipeline.bench.experiments import Experiment
+from delift_pipeline.bench.quality_table import Row, lower_is_better
+from delift_pipeline.evaluation.pages import number, render, signed, with_error
+from delift_pipeline.evaluation.svg import Bar, Curve, bar_plot, curves_plot
+from delift_pipeline.storage.atomic import write_text
+
+PLACE = ("stage", "wrong_share", "mode", "budget")
+DASHES = ("", "7 4", "2 4", "10 4 2 4", "4 2", "1 3")
+VARIED = re.compile(r"-near-\d+$")
+"""What tells contenders of one curve apart where pairs are swept."""
+SHORT_COMMIT = 10
+
+
+def write_page(folder: Path, experiment: Experiment, table: Mapping[str, Any]) -> Path:
+    """Write `<experiment>.html`; returns its path."""
+    path = folder / f"{experiment.name}.html"
+    write_text(path, experiment_page(experiment, table))
+    return path
+
+
+def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
+    """The page of a table as `quality.run_quality` returns it."""
+    rows: list[Row] = table["rows"]
+    return render(
+        "experiment.html.j2",
+        title=f"DELIFT experiment {experiment.name}",
+        name=experiment.name,
+        about=experiment.about,
+        pools=max((row["n"] for row in rows), default=0),
+        seeds=table["seeds"],
+        commits=[commit[:SHORT_COMMIT] for commit in table["commits_of_cells"]],
+        curves=_curves(rows, experiment.across) if experiment.across else [],
+        tables=[_table(place, list(group)) for place, group in _grouped(rows, PLACE)],
+    )
+
+
+def _grouped(
+    rows: Iterable[Row], names: Sequence[str]
+) -> Iterable[tuple[tuple[Any, ...], Iterable[Row]]]:
+    def key(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in names)
+
+    return groupby(sorted(rows, key=key), key=key)
+
+
+def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
+    """One stage, share of wrong answers, mode and budget: a row a contender, a column a metric."""
+    stage, wrong, mode, budget = place
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    first = [row for row in rows if row["metric"] == metrics[0]]
+    first.sort(key=lambda row: row["mean"], reverse=not lower_is_better(metrics[0]))
+    of = {(row["selector"], row["metric"]): row for row in rows}
+    return {
+        "title": f"{_said(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
+        "metrics": [_said(metric) for metric in metrics],
+        "rows": [_row(row, [of.get((row["selector"], name)) for name in metrics]) for row in first],
+        "svg": bar_plot([_bar(row) for row in first], _said(metrics[0])),
+    }
+
+
+def _row(row: Row, cells: Sequence[Row | None]) -> dict[str, Any]:
+    return {
+        "name": row["selector"],
+        "records": number(row["records"], 0),
+        "wrong": f"{row['wrong_in_subset']:.0%}",
+        "pairs": number(row["pairs_per_record"], 1),
+        "cells": [_cell(cell) for cell in cells],
+    }
+
+
+def _cell(row: Row | None) -> dict[str, str]:
+    if row is None:
+        return {"value": number(None), "gap": "", "style": "soft"}
+    best = " *" if row["within_error_of_best"] else ""
+    gap, error, verdict = row["diff_random"], row["diff_se"], row["random_verdict"]
+    better = (verdict == "lower") == lower_is_better(row["metric"])
+    style = "soft" if verdict in (None, "not resolved") else ("good" if better else "bad")
+    said = "" if gap is None else signed(gap) + ("" if error is None else f" ± {number(error)}")
+    return {"value": with_error(row["mean"], row["se"]) + best, "gap": said, "style": style}
+
+
+def _bar(row: Row) -> Bar:
+    kind = "reference" if row["selector"] == RANDOM else "plain"
+    if row["selector"].startswith("delift_trusted"):
+        kind = "chosen"
+    text = with_error(row["mean"], row["se"])
+    return Bar(row["selector"], row["mean"], row["se"], text, kind)
+
+
+def _curves(rows: Sequence[Row], across: str) -> list[dict[str, Any]]:
+    """One plot a stage, share of wrong answers, mode and metric; the rest is swept over."""
+    rest = ("stage", "wrong_share", "mode", "metric", *(("budget",) if across != "budget" else ()))
+    plots = []
+    for place, group in _grouped(rows, rest):
+        lines = sorted(group, key=lambda row: (VARIED.sub("", row["selector"]), row[across]))
+        curves = [
+            Curve(name, [(row[across], row["mean"], row["se"]) for row in line])
+            for name, line in groupby(lines, key=lambda row: VARIED.sub("", row["selector"]))
+        ]
+        dashed = [
+            Curve(curve.label, curve.points, DASHES[i % len(DASHES)])
+            for i, curve in enumerate(curves)
+        ]
+        metric = _said(place[3])
+        title = f"{_said(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
+        plots.append({"title": title, "svg": curves_plot(dashed, _said(across), metric)})
+    return plots
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")

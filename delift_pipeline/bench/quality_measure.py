@@ -1,0 +1,266 @@
+"""What a subset is worth: a model trained on it, or shown it, answers held-out records.
+
+    lora        LoRA, all subsets of a cell stacked in one batch; held to PEFT by a test
+    qlora, full the same steps by `delift_pipeline.training`, one subset after another
+    in_context  no training: the nearest chosen records stand before each question
+
+No record at all (`initial`) is the model before training. In the continual stage every model starts
+from one that was trained on the existing records, in context too by LoRA merged into the base.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import polars as pl
+
+from delift_pipeline.bench.quality_pools import MODEL, Drawn
+from delift_pipeline.evaluation.options import EvaluationOptions, MetricName
+from delift_pipeline.progress import SilentProgress
+from delift_pipeline.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from delift_pipeline.bench.quality_training import StackedLora, Weights
+    from delift_pipeline.scoring.model import LoadedModel
+    from delift_pipeline.training.batches import Example
+
+Mode = Literal["lora", "qlora", "full", "in_context"]
+MODES: tuple[Mode, ...] = ("lora", "qlora", "full", "in_context")
+SHOWN = 5
+"""Demonstrations in context, as in the paper."""
+FULL_LEARNING_RATE = 1e-3
+"""Of full fine-tuning, set beforehand: adapters take a higher one than the weights they adapt."""
+PLAIN: tuple[MetricName, ...] = ("exact_match", "answer_loss")
+TEXTS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One subset: the contender's name, the budget, the draw and the record_ids."""
+
+    selector: str
+    budget: float
+    draw: int
+    records: tuple[str, ...] = field(repr=False)
+
+
+Found = list[tuple[Subset, str, float]]
+"""Subset, metric (with its held-out group) and value."""
+
+
+def training_options(mode: Mode, steps: int) -> TrainingOptions:
+    """The demo preset by another method, at so many steps."""
+    if mode == "full":
+        return TrainingOptions(
+            preset="demo", method="full", steps=steps, learning_rate=FULL_LEARNING_RATE
+        )
+    return TrainingOptions(
+        preset="demo", method="qlora" if mode == "qlora" else "lora", steps=steps
+    )
+
+
+def measured(
+    drawn: Drawn, subsets: Sequence[Subset], mode: Mode, steps: int, seed: int, texts: bool = False
+) -> Found:
+    """Use subsets of one budget and measure each on every held-out group.
+
+    Args:
+        drawn: The pool.
+        subsets: What was chosen.
+        mode: What is done with it.
+        steps: Optimizer steps of each run.
+        seed: Of every run's start and order.
+        texts: Whether generated answers are compared as texts, too.
+    """
+    if mode == "lora":
+        return _stacked(drawn, subsets, steps, seed, texts)
+    if mode == "in_context":
+        return _in_context(drawn, subsets, steps, seed, texts)
+    return _one_by_one(drawn, subsets, mode, steps, seed, texts)
+
+
+def _stacked(drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, texts: bool) -> Found:
+    loaded = demo_model()
+    options = training_options("lora", steps)
+    start = _started(drawn, loaded, options, seed)
+    found: Found = []
+    for trained in (False, True):
+        group = [subset for subset in subsets if bool(subset.records) == trained]
+        if group:
+            lora = _trained(drawn, loaded, group, options, seed, start)
+            found += _answered(drawn, loaded, lora, group, texts)
+    return found
+
+
+def _trained(
+    drawn: Drawn,
+    loaded: "LoadedModel",
+    subsets: Sequence[Subset],
+    options: TrainingOptions,
+    seed: int,
+    start: "Weights | None",
+) -> "StackedLora":
+    """One merged run a subset; subsets without records stay as they start."""
+    from delift_pipeline.bench.quality_training import StackedLora, train
+
+    model, seeds = cast(Any, loaded.model), [seed] * len(subsets)
+    begin = None if start is None else _repeated(start, len(subsets))
+    if not subsets[0].records:
+        lora = StackedLora(model, seeds, options, begin)
+        lora.merge()
+        return lora
+    examples = examples_of(loaded, drawn.pool)
+    sets = [[examples[record] for record in subset.records] for subset in subsets]
+    return train(model, sets, seeds, options, begin)
+
+
+def _started(
+    drawn: Drawn, loaded: "LoadedModel", options: TrainingOptions, seed: int
+) -> "Weights | None":
+    """The weights after the existing records; None where there are none."""
+    from delift_pipeline.bench.quality_training import train
+
+    if drawn.existing is None:
+        return None
+    known = list(examples_of(loaded, drawn.existing).values())
+    return train(cast(Any, loaded.model), [known], [seed], options).merge()
+
+
+def _answered(
+    drawn: Drawn,
+    loaded: "LoadedModel",
+    lora: "StackedLora",
+    subsets: Sequence[Subset],
+    texts: bool,
+) -> Found:
+    from delift_pipeline.bench.quality_training import measure
+
+    found: Found = []
+    for group, heldout in drawn.heldout.items():
+        asked = list(examples_of(loaded, heldout).values())
+        values = measure(lora, asked)
+        for name, measures in (("exact_match", values.exact), ("answer_loss", values.loss)):
+            means = measures.mean(axis=1).tolist()
+            found += [(s, name + group, mean) for s, mean in zip(subsets, means, strict=True)]
+        if texts:
+            found += _texts(loaded, lora, subsets, asked, heldout, group)
+    return found
+
+
+def _texts(
+    loaded: "LoadedModel",
+    lora: "StackedLora",
+    subsets: Sequence[Subset],
+    asked: list["Example"],
+    heldout: pl.DataFrame,
+    group: str,
+) -> Found:
+    from delift_pipeline.bench.quality_answers import greedy_answers, text_metrics
+
+    of_record = dict(zip(heldout["record_id"], heldout["output"], strict=True))
+    references = [of_record[example.record_id] for example in asked]
+    answers = greedy_answers(lora, asked, loaded.encoder.eos)
+    return [
+        (subset, name + group, value)
+        for subset, own in zip(subsets, answers, strict=True)
+        for name, value in text_metrics(loaded.tokenizer, own, references).items()
+    ]
+
+
+def _in_context(
+    drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, texts: bool
+) -> Found:
+    from delift_pipeline.evaluation.in_context import evaluate_in_context
+    from delift_pipeline.evaluation.run import evaluate_loaded
+
+    loaded = demo_model()
+    options = EvaluationOptions(
+        metrics=(*PLAIN, *(TEXTS if texts else ())), in_context=SHOWN, embedder="tfidf"
+    )
+    start = _started(drawn, loaded, training_options("lora", steps), seed)
+    if start is not None:
+        _put(loaded.model, start)
+
+    def ask(subset: Subset, heldout: pl.DataFrame) -> Mapping[str, float]:
+        chosen = drawn.pool.filter(pl.col("record_id").is_in(subset.records))
+        if chosen.is_empty():
+            return evaluate_loaded(loaded, heldout, options).metrics
+        return evaluate_in_context(loaded, chosen, heldout, options).metrics
+
+    return _asked(drawn, subsets, ask, options.metrics)
+
+
+def _asked(
+    drawn: Drawn,
+    subsets: Sequence[Subset],
+    ask: Callable[[Subset, pl.DataFrame], Mapping[str, float]],
+    metrics: Sequence[str],
+) -> Found:
+    found: Found = []
+    for group, heldout in drawn.heldout.items():
+        for subset in subsets:
+            values = ask(subset, heldout)
+            found += [(subset, name + group, float(values[name])) for name in metrics]
+    return found
+
+
+def _one_by_one(
+    drawn: Drawn, subsets: Sequence[Subset], mode: Mode, steps: int, seed: int, texts: bool
+) -> Found:
+    """Training and evaluation as an arm does them, an adapter or a model a subset."""
+    from delift_pipeline.evaluation.run import evaluate
+    from delift_pipeline.training.run import train
+
+    options = training_options(mode, steps)
+    asked = EvaluationOptions(metrics=(*PLAIN, *(TEXTS if texts else ())))
+    with tempfile.TemporaryDirectory() as folder:
+        start = None
+        if drawn.existing is not None:
+            start = Path(folder) / "existing"
+            start.mkdir()
+            train(options, MODEL, drawn.existing, seed, start)
+
+        def ask_all(subset: Subset) -> Found:
+            out = start
+            if subset.records:
+                out = Path(folder) / f"{subset.selector}-{subset.draw}"
+                out.mkdir()
+                chosen = drawn.pool.filter(pl.col("record_id").is_in(subset.records))
+                train(options, MODEL, chosen, seed, out, start, SilentProgress())
+            return _asked(
+                drawn,
+                [subset],
+                lambda _, heldout: evaluate(MODEL, out, heldout, asked).metrics,
+                asked.metrics,
+            )
+
+        return [row for subset in subsets for row in ask_all(subset)]
+
+
+def demo_model() -> "LoadedModel":
+    """The demo model, loaded afresh."""
+    from delift_pipeline.scoring.model import load_model
+
+    return load_model(MODEL)
+
+
+def examples_of(loaded: "LoadedModel", records: pl.DataFrame) -> dict[str, "Example"]:
+    """The tokens of records, by record_id."""
+    from delift_pipeline.training.batches import encode_examples
+
+    return {example.record_id: example for example in encode_examples(loaded.encoder, records)[0]}
+
+
+def _repeated(weights: "Weights", runs: int) -> "Weights":
+    return [{name: w.expand(runs, -1, -1) for name, w in layer.items()} for layer in weights]
+
+
+def _put(model: Any, weights: "Weights") -> None:
+    """Write one run's merged weights into the model they came from."""
+    from delift_pipeline.bench.quality_training import base_weights
+
+    for layer, trained in zip(base_weights(model), weights, strict=True):
+        for name, own in layer.items():
+            own.copy_(trained[name][0])

@@ -1,0 +1,54 @@
+"""The models that score pools: the demo model, or a smaller one of the same world.
+
+The smaller one is pretrained once, by the demo model's own recipe on fewer and narrower layers, and
+kept in the experiment's folder. Its name says how long: `small-1500` did 1,500 steps.
+"""
+
+import re
+from pathlib import Path
+
+from filelock import FileLock
+
+from delift_pipeline.bench.quality_pools import MODEL
+from delift_pipeline.errors import Refused
+from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
+from delift_pipeline.storage.atomic import replacing_folder
+
+DEMO, SMALL = MODEL_DEMO, "small-1500"
+HIDDEN, LAYERS, MLP = 32, 2, 96
+
+
+def scorer_options(folder: Path, scorer: str, template: str = "world") -> ModelOptions:
+    """The options of a scoring model; a small one is pretrained where it is not there yet.
+
+    Args:
+        folder: The experiment's.
+        scorer: `demo`, or `small-STEPS`.
+        template: The prompt template.
+
+    Raises:
+        Refused: no scorer has that name.
+    """
+    model = MODEL.model_copy(update={"template": template})
+    if scorer == DEMO:
+        return model
+    found = re.fullmatch(r"small-([1-9]\d*)", scorer)
+    if found is None:
+        raise Refused(f"no scorer is called {scorer!r}; write demo or small-STEPS")
+    where = folder / "models" / scorer
+    _pretrain(where, int(found[1]))
+    return model.model_copy(update={"model": str(where)})
+
+
+def _pretrain(where: Path, steps: int) -> None:
+    where.parent.mkdir(parents=True, exist_ok=True)
+    # Two workers ask for it at once; the second finds what the first has made.
+    with FileLock(where.with_suffix(".lock")):
+        if where.is_dir():
+            return
+        from delift_pipeline.demo.pretrain import pretrain, save
+        from delift_pipeline.demo.recipe import Recipe
+
+        recipe = Recipe(steps=steps, hidden=HIDDEN, layers=LAYERS, mlp=MLP)
+        with replacing_folder(where) as temporary:
+            save(pretrain(recipe), temporary)

@@ -1,0 +1,129 @@
+"""From the rows of cells to a table: means over pools, paired differences, and what they resolve.
+
+Differences are paired by pool: a contender's value minus the mean of three random draws (or minus
+another contender) on the same pool, averaged over pools; the standard error counts pools. A
+difference within two standard errors is called not resolved.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any, Protocol
+
+CLEAR = 2.0
+"""Standard errors beyond which a difference is called resolved."""
+OTHERS = {"random": "random", "tfidf": "delift_se-tfidf", "delift": "delift"}
+"""Short name in a row -> the contender it is compared with."""
+LOWER_IS_BETTER = ("answer_loss", "selection_", "training_")
+"""How the names of such metrics begin."""
+KEYS = ("stage", "wrong_share", "mode", "budget", "metric")
+"""What the rows of one table have in common."""
+
+Values = Mapping[int, float]
+"""A contender's value by pool seed, its draws averaged."""
+Row = dict[str, Any]
+
+
+class Pool(Protocol):
+    """What a table reads of a cell."""
+
+    @property
+    def stage(self) -> str:
+        """The stage."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The pool."""
+        ...
+
+    @property
+    def wrong_share(self) -> float:
+        """Its share of wrong answers."""
+        ...
+
+
+def rows_of(found: Sequence[tuple[Pool, list[Row]]]) -> list[Row]:
+    """One row a stage, share of wrong answers, mode, budget, metric and contender.
+
+    Args:
+        found: Cells with their rows; cells of one pool may hold different contenders.
+    """
+    groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for cell, rows in found:
+        for row in rows:
+            key = (cell.stage, cell.wrong_share, row["mode"], row["budget"], row["metric"])
+            groups[key][row["selector"]][cell.seed].append(row)
+    return [row for key, group in groups.items() for row in _group_rows(key, group)]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.startswith(LOWER_IS_BETTER)
+
+
+def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]]]) -> list[Row]:
+    """All contenders of one group, best first."""
+    shared = dict(zip(KEYS, key, strict=True))
+    sign = -1 if lower_is_better(shared["metric"]) else 1
+    values = {name: _by_pool(pools, "value") for name, pools in group.items()}
+    best = max(values, key=lambda name: sign * mean(values[name].values()))
+    rows = []
+    for name, own in values.items():
+        behind, behind_se = _difference(own, values[best])
+        near = behind is not None and sign * behind >= -(behind_se or 0.0)
+        rows.append(
+            {
+                **shared,
+                "selector": name,
+                "n": len(own),
+                "mean": mean(own.values()),
+                "se": _error(list(own.values())),
+                **_comparisons(name, own, values),
+                "within_error_of_best": name == best or near,
+                "wrong_in_subset": mean(_by_pool(group[name], "wrong").values()),
+                "records": mean(_by_pool(group[name], "size").values()),
+                "pairs_per_record": mean(_by_pool(group[name], "pairs_per_record").values()),
+            }
+        )
+    return sorted(rows, key=lambda row: -sign * row["mean"])
+
+
+def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
+    """Paired differences to the others: diff, standard error, and what can be said of it."""
+    found: Row = {}
+    for short, other in OTHERS.items():
+        gap, error = (None, None)
+        if other in values and other != name:
+            gap, error = _difference(own, values[other])
+        found |= {
+            f"diff_{short}": gap,
+            "diff_se" if short == "random" else f"diff_{short}_se": error,
+            f"{short}_verdict": _verdict(gap, error),
+        }
+    return found
+
+
+def _verdict(gap: float | None, error: float | None) -> str | None:
+    if gap is None:
+        return None
+    if error is None or abs(gap) <= CLEAR * error:
+        return "not resolved"
+    return "higher" if gap > 0 else "lower"
+
+
+def _by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:
+    return {seed: mean(row[name] for row in rows) for seed, rows in sorted(pools.items())}
+
+
+def _difference(own: Values, other: Values) -> tuple[float | None, float | None]:
+    """Mean paired difference over the pools both have, and its standard error."""
+    gaps = [own[seed] - other[seed] for seed in own if seed in other]
+    return (mean(gaps), _error(gaps)) if gaps else (None, None)
+
+
+def _error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean; None from one value."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

@@ -1,0 +1,149 @@
+"""`delift bench quality`: the experiments, each one command that goes on where it stopped."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from delift_pipeline.cli.options import JsonOption, print_json, progress
+
+if TYPE_CHECKING:
+    from delift_pipeline.bench.experiments import Asked
+
+DEFAULT_FOLDER = "delift_bench"
+
+
+def quality(
+    experiment: Annotated[
+        str,
+        typer.Option(
+            help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
+            "transfer or theory."
+        ),
+    ] = "selectors",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="2 pools, one budget, 15 % wrong answers.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Stages or selectors, with commas or repeated. Random is always compared with."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+    out: Annotated[
+        Path, typer.Option(help="Where results are kept; a second call goes on from there.")
+    ] = Path(DEFAULT_FOLDER),
+    track: Annotated[
+        bool, typer.Option("--track/--no-track", help="Log the table to MLflow, in OUT/home.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
+    from delift_pipeline.bench.experiment_page import write_page
+    from delift_pipeline.bench.experiments import experiment as experiment_named
+    from delift_pipeline.bench.experiments import units_of
+    from delift_pipeline.bench.quality import run_quality, table_path
+
+    chosen = experiment_named(experiment)
+    wanted = units_of(chosen, _asked(only, seeds, quick))
+    result = run_quality(out, experiment, wanted, progress(), workers)
+    page = write_page(out, chosen, result)
+    if track:
+        from delift_pipeline.bench.experiment_tracking import track_table
+
+        result["mlflow_run"] = track_table(out, result, [page, table_path(out, experiment)])
+    if as_json:
+        print_json({**result, "page": str(page)})
+    else:
+        _show(result["rows"])
+        print(f"{page}")
+
+
+def _asked(only: list[str] | None, seeds: str | None, quick: bool) -> "Asked":
+    """What the options ask for.
+
+    Raises:
+        Refused: a name is neither a stage nor a selector.
+    """
+    from delift_pipeline.bench.contenders import known_names
+    from delift_pipeline.bench.experiments import Asked
+    from delift_pipeline.errors import Fault, Refused
+    from delift_pipeline.selection.options import STAGES
+
+    named = [name.strip() for given in only or [] for name in given.split(",")]
+    if unknown := [name for name in named if name not in (*STAGES, *known_names())]:
+        known = ", ".join((*STAGES, *known_names()))
+        raise Refused(Fault(f"{unknown[0]!r} is no stage or selector: {known}", field="--only"))
+    return Asked(
+        stages=tuple(stage for stage in STAGES if stage in named),
+        seeds=_seeds(seeds),
+        names=tuple(name for name in named if name not in STAGES),
+        quick=quick,
+    )
+
+
+def _seeds(given: str | None) -> tuple[int, ...]:
+    """`500-502,510` as (500, 501, 502, 510).
+
+    Raises:
+        typer.BadParameter: it is written otherwise, or holds no pool.
+    """
+    if given is None:
+        return ()
+    seeds: list[int] = []
+    try:
+        for part in given.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"write --seeds 500-509 or 500,503, not {given}") from error
+    if not seeds:
+        raise typer.BadParameter(f"--seeds {given} holds no pool")
+    return tuple(dict.fromkeys(seeds))
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """One small table a stage, share of wrong answers, budget and metric."""
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=130)
+    keys = ("stage", "wrong_share", "mode", "budget", "metric")
+    for key, group in groupby(rows, key=lambda row: tuple(row[name] for name in keys)):
+        stage, wrong, mode, budget, metric = key
+        title = f"{stage}: {metric}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}"
+        table = Table(title=title, title_justify="left")
+        for column in ("selector", "mean", "- random", "- tf-idf", "- delift", "wrong", "pairs"):
+            table.add_column(column, justify="left" if column == "selector" else "right")
+        for row in group:
+            table.add_row(
+                row["selector"] + (" *" if row["within_error_of_best"] else ""),
+                _with_error(row["mean"], row["se"]),
+                _gap(row["diff_random"], row["diff_se"], row["random_verdict"]),
+                _gap(row["diff_tfidf"], row["diff_tfidf_se"], row["tfidf_verdict"]),
+                _gap(row["diff_delift"], row["diff_delift_se"], row["delift_verdict"]),
+                f"{row['wrong_in_subset']:.0%}",
+                f"{row['pairs_per_record']:.1f}",
+            )
+        console.print(table)
+    console.print("means over pools ± one standard error; differences paired by pool; * within one")
+    console.print("standard error of the best; wrong: share of wrong answers in the subset; pairs:")
+    console.print("scored pairs a record of the pool.")
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _gap(gap: float | None, error: float | None, verdict: str | None) -> str:
+    if gap is None:
+        return "-"
+    said = "" if verdict != "not resolved" else " not resolved"
+    return (f"{gap:+.3f}" if error is None else f"{gap:+.3f} ± {error:.3f}") + said
