@@ -8,11 +8,18 @@ from pydantic import BaseModel
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.options import Stage, checked_options
 from delift_pipeline.selection.selector import Needs, Selector
+from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector
 from delift_pipeline.selection.selectors.delift import DeliftSelector
 from delift_pipeline.selection.selectors.delift_se import DeliftSeSelector
 from delift_pipeline.selection.selectors.delift_trusted import DeliftTrustedSelector
 from delift_pipeline.selection.selectors.full import FullSelector
+from delift_pipeline.selection.selectors.ifd import IfdSelector
+from delift_pipeline.selection.selectors.initial import InitialSelector
+from delift_pipeline.selection.selectors.length import LengthSelector
+from delift_pipeline.selection.selectors.nuggets import NuggetsSelector
 from delift_pipeline.selection.selectors.random import RandomSelector
+from delift_pipeline.selection.selectors.rds_plus import RdsPlusSelector
+from delift_pipeline.selection.selectors.selectit import SelectItSelector
 
 SELECTORS: dict[str, Selector] = {
     selector.name: selector
@@ -22,6 +29,13 @@ SELECTORS: dict[str, Selector] = {
         DeliftSeSelector(),
         RandomSelector(),
         FullSelector(),
+        InitialSelector(),
+        LengthSelector(),
+        SelectItSelector(),
+        DeftUcsSelector(),
+        RdsPlusSelector(),
+        IfdSelector(),
+        NuggetsSelector(),
     )
 }
 

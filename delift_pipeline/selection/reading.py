@@ -1,0 +1,107 @@
+"""Texts read by the language model in batches: hidden states at the places that are wanted."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from delift_pipeline.scoring.decoder import Decoder
+from delift_pipeline.selection.embedding import record_texts
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from delift_pipeline.prompts.encode import Encoder
+    from delift_pipeline.selection.language_model import LanguageModel
+
+BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_GPU = 65536
+
+Reduced = Callable[[Decoder, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(decoder, hidden states [rows, tokens, width], lengths [rows]) -> values [rows, ...]."""
+
+
+def read(
+    model: "LanguageModel", sequences: Sequence[np.ndarray], reduce: Reduced, name: str
+) -> np.ndarray:
+    """One value a sequence, made from its hidden states on the model's device.
+
+    Sequences of near lengths share a forward pass; batches are a function of the lengths alone.
+
+    Args:
+        model: What reads.
+        sequences: Token ids, int32, none empty.
+        reduce: Makes the values of a batch.
+        name: What the progress is called.
+
+    Returns:
+        float32 [sequences, ...], in the order given.
+    """
+    decoder, progress = Decoder(model.loaded.model), model.progress
+    on_cpu = decoder.device.type == "cpu"
+    limit = model.options.batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    found: dict[int, np.ndarray] = {}
+    with progress.track(name, len(sequences), "records") as meter, torch.inference_mode():
+        for rows in grouped(lengths, limit):
+            ids = padded([sequences[row] for row in rows]).to(decoder.device)
+            sizes = torch.from_numpy(lengths[rows]).to(decoder.device)
+            values = reduce(decoder, decoder.hidden(ids, None), sizes).float().cpu().numpy()
+            found.update(zip(rows.tolist(), values, strict=True))
+            meter.advance(len(rows))
+    return np.stack([found[row] for row in range(len(sequences))])
+
+
+def grouped(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Rows of near lengths, longest first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: int [n].
+        limit: Most tokens a group, padding included; a longer sequence goes alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        size = max(1, limit // max(1, int(lengths[order[0]])))
+        yield order[:size]
+        order = order[size:]
+
+
+def padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    """Token ids padded on the right, int64 [rows, longest]."""
+    ids = np.zeros((len(sequences), max(len(sequence) for sequence in sequences)), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+    return torch.from_numpy(ids)
+
+
+def record_tokens(encoder: "Encoder", frame: "pl.DataFrame") -> list[np.ndarray]:
+    """Prompt and answer of each record as plain text, whole, without template and markers."""
+    return [np.asarray(f.ids, dtype=np.int32) for f in encoder.plain.encode(record_texts(frame))]
+
+
+def begin_of_text(encoder: "Encoder") -> np.ndarray:
+    """The begin-of-text token, where the model has one, int32 [0 or 1]."""
+    begin = encoder.tokenizer.bos_token_id
+    return np.asarray([begin] if isinstance(begin, int) else [], dtype=np.int32)
+
+
+def without_middle(tokens: np.ndarray, room: int) -> np.ndarray:
+    """The tokens, cut in the middle where there are more than `room`, both ends kept."""
+    if len(tokens) <= room:
+        return tokens
+    first = (room + 1) // 2
+    return np.concatenate([tokens[:first], tokens[len(tokens) - (room - first) :]])
+
+
+def position_weighted(decoder: Decoder, hidden: torch.Tensor, lengths: torch.Tensor) -> Any:
+    """Mean of the hidden states weighted by position, [rows, width] of unit length.
+
+    The weight of the t-th token (from 1) is t / (1 + ... + T): under a causal mask later tokens
+    have read more (SGPT, Muennighoff 2022).
+    """
+    steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=torch.float32)
+    weights = steps * (steps <= lengths[:, None])
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    means = torch.einsum("rt,rtw->rw", weights, hidden.float())
+    return torch.nn.functional.normalize(means, dim=1)

@@ -1,0 +1,160 @@
+"""Easy and hard records of every cluster, without a model to train.
+
+    c(i)     the cluster of record i: k-means on unit embeddings e_i
+    dist_i = 1 - cos(e_i, mean of the cluster)
+    every cluster gives its nearest records (easy) and its farthest (hard), `easy` of them easy
+
+Cost: one embedding a record and k-means, nothing quadratic. Source: Das and Khetan 2023, DEFT-UCS
+(arXiv 2310.16776); the DELIFT paper runs it with 7 clusters, half easy, equal parts. A random base
+set, D_base there, comes first where `base` is above 0. Published code returns positions within a
+cluster as if they were global, and a dot product as if it were a distance; here a pick is a record.
+"""
+
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed
+from delift_pipeline.selection.embedding import record_texts
+from delift_pipeline.selection.optimizers import in_order
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import refuse_auto
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+
+STARTS = 10
+"""K-means is run from so many draws and the tightest result kept."""
+
+
+class DeftUcsOptions(BaseModel):
+    """The options of `deft_ucs`.
+
+    Attributes:
+        embedder: Of whole records: `minilm`, `tfidf`, or a sentence-transformers folder or hub id.
+        clusters: Number of clusters; as many as records where there are fewer.
+        easy: Share of each cluster's picks that are nearest its centroid; the others are farthest.
+        parts: `equal` gives every cluster the same count, `proportional` one by its size.
+        base: Share of the budget that is a random base set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedder: str = Field(default="minilm", min_length=1)
+    clusters: int = Field(default=7, ge=1)
+    easy: float = Field(default=0.5, ge=0, le=1)
+    parts: Literal["equal", "proportional"] = "equal"
+    base: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DeftUcsSelector:
+    """Cluster by cluster, easy and hard in turn; every prefix keeps the parts."""
+
+    name = "deft_ucs"
+    options_model: type[BaseModel] = DeftUcsOptions
+
+    def needs(self, stage: Stage, options: DeftUcsOptions) -> Needs:
+        """No scores."""
+        return Needs()
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: DeftUcsOptions
+    ) -> Selection:
+        """Rank the whole pool.
+
+        Raises:
+            Refused: the embedder cannot be loaded, or the budget is `auto`.
+        """
+        refuse_auto(self.name, inputs)
+        ordered = inputs.pool.sort("record_id")
+        ids = tuple(ordered["record_id"])
+        clusters, distances = clustered(
+            embed(record_texts(ordered), options.embedder), options.clusters, seed
+        )
+        order = ranked_by_clusters(clusters, distances, options)
+        order = with_base(order, options.base, seed)
+        picks = in_order(order, budget, inputs.constraints(ids, budget))
+        sizes = np.bincount(clusters).tolist()
+        return Selection(self.name, tuple(ids[j] for j in picks), details={"cluster_sizes": sizes})
+
+
+def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cluster of each record, int64 [n], and its cosine distance to the centroid, float [n].
+
+    Args:
+        embeddings: float [n, d] of unit (or zero) length, an array or a CSR matrix.
+        count: Clusters at most.
+        seed: Decides where k-means starts.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    starts: Any = STARTS  # the library is annotated for its default alone
+    means = KMeans(min(count, embeddings.shape[0]), n_init=starts, random_state=seed)
+    # Several threads add up a centroid in any order, which decides ties otherwise.
+    with threadpool_limits(1):
+        labels = means.fit_predict(embeddings).astype(np.int64)
+    centres = means.cluster_centers_
+    norms = np.maximum(np.linalg.norm(centres, axis=1), np.finfo(np.float32).tiny)
+    unit = centres / norms[:, None]
+    own = unit[labels]
+    cosines = (
+        np.einsum("ij,ij->i", embeddings, own)
+        if isinstance(embeddings, np.ndarray)
+        else np.asarray(embeddings.multiply(own).sum(axis=1)).ravel()
+    )
+    return labels, np.round(1 - cosines, COSINE_DECIMALS)
+
+
+def ranked_by_clusters(
+    clusters: np.ndarray, distances: np.ndarray, options: DeftUcsOptions
+) -> np.ndarray:
+    """All records in order: clusters take turns, and within a cluster easy and hard ones do.
+
+    Turns go to the cluster with the greatest weight / (2 taken + 1) (Webster's method), so that
+    every prefix is as near to the wanted parts as whole records allow; an exhausted cluster's turns
+    fall to the others.
+
+    Args:
+        clusters: int [n].
+        distances: float [n], to the own centroid.
+        options: Parts and share of easy ones.
+    """
+    lines = [_easy_and_hard(np.flatnonzero(clusters == c), distances, options.easy)
+             for c in range(int(clusters.max()) + 1)]  # fmt: skip
+    weights = [1.0 if options.parts == "equal" else float(len(line)) for line in lines]
+    turns = [
+        ((2 * taken + 1) / weight, cluster, record)
+        for cluster, (weight, line) in enumerate(zip(weights, lines, strict=True))
+        for taken, record in enumerate(line)
+    ]
+    return np.array([record for _, _, record in sorted(turns)], dtype=np.int64)
+
+
+def _easy_and_hard(members: np.ndarray, distances: np.ndarray, easy: float) -> list[int]:
+    """A cluster's records, nearest and farthest in turn so that every prefix has `easy` easy."""
+    near = deque(members[np.argsort(distances[members], kind="stable")].tolist())
+    line: list[int] = []
+    taken_easy = 0
+    while near:
+        wants_easy = taken_easy < int(easy * (len(line) + 1) + 0.5)
+        taken_easy += wants_easy
+        line.append(near.popleft() if wants_easy else near.pop())
+    return line
+
+
+def with_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """The order with random records mixed in, so that a share of every prefix is random."""
+    if not share:
+        return order
+    random = iter(np.random.default_rng(seed).permutation(order).tolist())
+    chosen, mixed, seen = iter(order.tolist()), [], set()
+    drawn = 0
+    while len(mixed) < len(order):
+        from_base = drawn < int(share * (len(mixed) + 1) + 0.5)
+        drawn += from_base
+        record = next(r for r in (random if from_base else chosen) if r not in seen)
+        seen.add(record)
+        mixed.append(record)
+    return np.array(mixed, dtype=np.int64)

@@ -1,0 +1,133 @@
+"""Instruction-following difficulty: how little the instruction helps with the answer.
+
+    IFD_i = ppl(y_i | x_i) / ppl(y_i)
+          = exp(mean_t log p(y_it | y_i<t) - mean_t log p(y_it | x_i, y_i<t))
+
+The greatest below 1 come first: hard to answer, yet helped by the instruction. From 1 on the
+instruction hurts, as it does where it does not belong to the answer; those records come last, the
+nearest to 1 first, or are left out (`above_one: drop`, as published). Cost: two forward passes a
+record. Source: Li et al. 2024 (arXiv 2308.12032); a small scorer ranks alike (Superfiltering, arXiv
+2402.00530). Both perplexities cover the same tokens, end-of-text included: without an instruction
+the first one is predicted from the begin-of-text token, or end-of-text where there is none.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import DECIMALS, by_score
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.scoring.engine import Engine
+    from delift_pipeline.selection.language_model import LanguageModel
+
+ROWS = 1024
+"""Records between two moments at which progress is shown."""
+
+
+class IfdOptions(BaseModel):
+    """The options of `ifd`.
+
+    Attributes:
+        above_one: `last` ranks records with a ratio from 1 on after all others; `drop` leaves them
+            out, as published, so that the ranking may come out shorter.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    above_one: Literal["last", "drop"] = "last"
+
+
+class IfdSelector:
+    """Hardest to answer of those that the instruction still helps with."""
+
+    name = "ifd"
+    options_model: type[BaseModel] = IfdOptions
+
+    def needs(self, stage: Stage, options: IfdOptions) -> Needs:
+        """The model; no pair scores."""
+        return Needs(model=True)
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: IfdOptions
+    ) -> Selection:
+        """Rank the records whose answer fits the window.
+
+        Raises:
+            DeliftError: no answer fits, or the instruction helps with none and those are dropped.
+        """
+        ids, ratios = difficulties(inputs.language_model, inputs.pool)
+        ratios = np.round(ratios, DECIMALS)
+        helped = ratios < 1
+        notes = ()
+        if hurt := int((~helped).sum()):
+            what = "ranked last" if options.above_one == "last" else "left out"
+            notes = (f"{hurt:,} records have a ratio of 1 or more and are {what}",)
+        # From 1 on the order turns round, below all others: 1 - ratio is at most 0 there.
+        scores = np.where(helped, ratios, 1 - ratios)
+        if options.above_one == "drop":
+            if not helped.any():
+                raise DeliftError("the instruction helps with no answer, so ifd cannot rank any")
+            kept = np.flatnonzero(helped)
+            ids, scores = tuple(ids[row] for row in kept), scores[kept]
+        return by_score(self.name, inputs, ids, scores, budget, notes=notes)
+
+
+def difficulties(
+    model: "LanguageModel", pool: "pl.DataFrame"
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The record_ids that can be scored, sorted, and their ratios, float64."""
+    from delift_pipeline.scoring.engines import engine_for
+    from delift_pipeline.scoring.model import load_scorer
+    from delift_pipeline.selection.reading import begin_of_text
+
+    vllm = model.options.engine == "vllm"
+    engine = engine_for(load_scorer(model.options) if vllm else model.loaded, model.progress)
+    encoded = model.encoder.encode(pool.sort("record_id"))
+    begin = begin_of_text(model.encoder)
+    begin = begin if len(begin) else np.asarray([model.encoder.eos], dtype=np.int32)
+    with model.progress.track("perplexities", 2 * len(encoded), "answers") as meter:
+        told = _mean_logprobs(engine, encoded, encoded.prefix(), meter.advance)
+        alone = alone_after(encoded, begin)
+        untold = _mean_logprobs(engine, alone, alone.head, meter.advance)
+    return encoded.ids, np.exp(untold - told)
+
+
+def alone_after(encoded: "EncodedRecords", begin: np.ndarray) -> "EncodedRecords":
+    """The same answers with `begin` in the place of everything before them."""
+    answers = [np.concatenate([begin, encoded.answer(row)]) for row in range(len(encoded))]
+    lengths = [0, *np.cumsum([len(answer) for answer in answers]).tolist()]
+    return replace(
+        encoded,
+        head=np.empty(0, dtype=np.int32),
+        target_tokens=np.concatenate([np.empty(0, dtype=np.int32), *answers]),
+        target_starts=np.asarray(lengths, dtype=np.int64),
+        prompt_lengths=np.full(len(encoded), len(begin), dtype=np.int32),
+    )
+
+
+def _mean_logprobs(
+    engine: "Engine", records: "EncodedRecords", prefix: np.ndarray, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Mean log-probability of each answer's tokens, float64 [records]."""
+    from delift_pipeline.scoring.engine import Job
+
+    means = []
+    for start in range(0, len(records), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(records)))
+        found = engine.score(records, [Job(prefix, rows)])[0]
+        starts = np.concatenate([[0], np.cumsum(found.lengths)[:-1]]).astype(np.int64)
+        sums = np.add.reduceat(found.logprobs.astype(np.float64), starts)
+        means.append(sums / found.lengths)
+        advance(len(rows))
+    return np.concatenate([np.zeros(0), *means])

@@ -1,0 +1,109 @@
+"""Nuggets: records that help as the one demonstration, on most of an anchor set.
+
+    score_j = 1/|T| sum_{i in T} [ log p(y_i | j, x_i) > log p(y_i | x_i) ]
+
+the golden score; among equal ones the mean gain a token decides. T, the anchors, is the target set,
+else a seeded share of the pool, and an anchor says nothing of itself. This is the mean of a column
+of the utility kernel's signs: the pair scorer does the work and its store keeps it, so that pairs
+which any arm has scored are found. Cost: |T| pairs a record. Source: Li et al. 2024 (arXiv
+2312.10302).
+"""
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import by_score
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.target_set import TARGET_SHARE, target_set
+
+
+class NuggetsOptions(BaseModel):
+    """The options of `nuggets`.
+
+    Attributes:
+        target_share: Share of the pool that is the anchor set where the stage has no target set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
+
+
+class NuggetsSelector:
+    """Most anchors helped by one showing."""
+
+    name = "nuggets"
+    options_model: type[BaseModel] = NuggetsOptions
+
+    def needs(self, stage: Stage, options: NuggetsOptions) -> Needs:
+        """The model, which scores the pairs that are missing."""
+        return Needs(model=True)
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: NuggetsOptions
+    ) -> Selection:
+        """Rank the records that can be demonstrations.
+
+        Raises:
+            DeliftError: no anchor can be scored, or the model gives no numbers.
+        """
+        anchors = target_set(inputs, seed, options.target_share)
+        ids, gains = one_shot_gains(inputs.language_model, inputs.pool, anchors.records)
+        golden, mean = golden_scores(gains)
+        return by_score(self.name, inputs, ids, golden, budget, ties=mean, notes=anchors.notes)
+
+
+def one_shot_gains(
+    model: LanguageModel, pool: pl.DataFrame, anchors: pl.DataFrame
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """What each record adds to the mean log-probability of each anchor's answer.
+
+    Returns:
+        The record_ids that can be scored, sorted, and float64 [anchors, ids], NaN where an anchor
+        meets itself.
+
+    Raises:
+        DeliftError: no anchor can be scored, or the model gives no numbers.
+    """
+    from delift_pipeline.scoring.model import load_scorer
+    from delift_pipeline.scoring.run import score_baseline, score_pairs
+
+    both = pl.concat([pool, anchors], how="diagonal_relaxed").unique("record_id", keep="first")
+    encoded = model.encoder.encode(both.sort("record_id"))
+    scorable, wanted = set(encoded.ids), set(anchors["record_id"])
+    rows = tuple(record for record in encoded.ids if record in wanted)
+    if not rows:
+        raise DeliftError("no record of the anchor set fits the window, so nuggets cannot rank any")
+    columns = tuple(record for record in sorted(pool["record_id"]) if record in scorable)
+    block, store = PairBlock("target", rows, columns), model.scores
+    if store.missing(PairPlan((block,))).pairs or (store.baseline(rows).tokens == 0).any():
+        vllm = model.options.engine == "vllm"
+        scorer = load_scorer(model.options) if vllm else model.loaded
+        score_baseline(scorer, store, encoded, model.progress, record_ids=rows)
+        score_pairs(scorer, store, encoded, PairPlan((block,)), model.progress)
+    alone = store.baseline(rows)
+    shown = store.read_block(columns, rows).sum_logprob.astype(np.float64)
+    gains = (shown - alone.sum_logprob[:, None]) / alone.tokens[:, None]
+    place = {record: number for number, record in enumerate(columns)}
+    for row, record in enumerate(rows):
+        if record in place:
+            gains[row, place[record]] = np.nan
+    return columns, gains
+
+
+def golden_scores(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the anchors helped and mean gain of each record, 0 where it meets only itself.
+
+    Args:
+        gains: float [anchors, records], NaN where an anchor meets itself.
+    """
+    known = ~np.isnan(gains)
+    counts = np.maximum(known.sum(axis=0), 1)
+    helped = (np.where(known, gains, 0) > 0).sum(axis=0)
+    return helped / counts, np.where(known, gains, 0).sum(axis=0) / counts

@@ -1,0 +1,128 @@
+"""RDS+: records that the model reads like the targets.
+
+    h_i = sum_t t h_it / (1 + ... + T_i), to unit length
+    score_j = max_{i in targets} cos(h_i, h_j)
+
+with h_it the last hidden states of prompt and answer, and the targets those of one task.
+Several tasks take turns: each in turn takes its best record that is not taken yet. Cost: one
+forward pass a record and target, no logits. Source: Ivison et al. 2025 (arXiv 2503.01807), who find
+it above every costlier selector at scale. A target drawn from the pool says nothing of itself.
+"""
+
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from delift_pipeline.scoring.neighbours import COSINE_DECIMALS
+from delift_pipeline.selection.optimizers import in_order
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import by_score, refuse_auto
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.target_set import TARGET_SHARE, TargetSet, target_set
+
+_CHUNK = 4096
+
+
+class RdsPlusOptions(BaseModel):
+    """The options of `rds_plus`.
+
+    Attributes:
+        target_share: Share of the pool that stands for the target set where the stage has none.
+        tasks: `round_robin` lets the targets' tasks take turns, `max` ranks by the best target.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
+    tasks: Literal["round_robin", "max"] = "round_robin"
+
+
+class RdsPlusSelector:
+    """Nearest to the targets by position-weighted hidden states."""
+
+    name = "rds_plus"
+    options_model: type[BaseModel] = RdsPlusOptions
+
+    def needs(self, stage: Stage, options: RdsPlusOptions) -> Needs:
+        """The model; no pair scores."""
+        return Needs(model=True)
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: RdsPlusOptions
+    ) -> Selection:
+        """Rank the whole pool; texts beyond the window are cut in their middle.
+
+        Raises:
+            Refused: the budget is `auto` and several tasks take turns.
+        """
+        targets = target_set(inputs, seed, options.target_share)
+        pool = inputs.pool.sort("record_id")
+        ids = tuple(pool["record_id"])
+        scores = similarity_by_task(inputs, pool, targets)
+        if scores.shape[1] == 1 or options.tasks == "max":
+            best = scores.max(axis=1)
+            return by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
+        refuse_auto(self.name, inputs)
+        picks = in_order(round_robin(scores), budget, inputs.constraints(ids, budget))
+        return Selection(self.name, tuple(ids[j] for j in picks), notes=targets.notes)
+
+
+def similarity_by_task(
+    inputs: SelectionInputs, pool: pl.DataFrame, targets: TargetSet
+) -> np.ndarray:
+    """The greatest cosine of each record to a target of each task, float64 [pool, tasks].
+
+    A record's own cosine does not count; with nothing left the least cosine, -1, stands.
+    """
+    states = hidden_states(inputs, pl.concat([pool, targets.records], how="diagonal_relaxed"))
+    own, wanted = states[: pool.height], states[pool.height :]
+    places = {record: place for place, record in enumerate(targets.ids)}
+    itself = np.array([places.get(record, -1) for record in pool["record_id"]])
+    groups = list(targets.tasks().values())
+    best = np.empty((pool.height, len(groups)))
+    for start in range(0, pool.height, _CHUNK):
+        cosines = np.round(own[start : start + _CHUNK] @ wanted.T, COSINE_DECIMALS)
+        rows = np.flatnonzero(itself[start : start + _CHUNK] >= 0)
+        cosines[rows, itself[start : start + _CHUNK][rows]] = -1
+        for task, members in enumerate(groups):
+            best[start : start + _CHUNK, task] = cosines[:, members].max(axis=1)
+    return best
+
+
+def hidden_states(inputs: SelectionInputs, frame: pl.DataFrame) -> np.ndarray:
+    """Position-weighted hidden states of whole records, float32 [records, width], unit length."""
+    from delift_pipeline.selection.reading import (
+        begin_of_text,
+        position_weighted,
+        read,
+        record_tokens,
+        without_middle,
+    )
+
+    model = inputs.language_model
+    begin = begin_of_text(model.encoder)
+    room = model.encoder.window - len(begin)
+    tokens = record_tokens(model.encoder, frame)
+    sequences = [np.concatenate([begin, without_middle(text, room)]) for text in tokens]
+    return read(model, sequences, position_weighted, "hidden states")
+
+
+def round_robin(scores: np.ndarray) -> np.ndarray:
+    """All records in order: tasks take turns, each taking its best record not yet taken.
+
+    Args:
+        scores: float [n, tasks]; equal scores go to the smaller number.
+    """
+    lines = [iter(np.argsort(-column, kind="stable").tolist()) for column in scores.T]
+    order: list[int] = []
+    taken = np.zeros(len(scores), dtype=bool)
+    while len(order) < len(scores):
+        for line in lines:
+            best = next((record for record in line if not taken[record]), None)
+            if best is not None:
+                taken[best] = True
+                order.append(best)
+    return np.array(order, dtype=np.int64)

@@ -1,0 +1,197 @@
+"""SelectIT: the model rates each record, and its own doubt is subtracted.
+
+    p_k      probability of the rating k = 1..5 after a rating prompt, renormalised over the five
+    token    S = b mean_{k != b} |p_b - p_k|,   b = argmax p           a sure high rating is high
+    sentence S = mean over the rating prompts / (1 + alpha std)        one that wording moves is low
+    model    S = sum_m theta_m S_m / sum_m theta_m                     theta_m: size of model m
+
+The highest come first. Cost: a forward pass a record, rating prompt and model, one place's logits.
+Source: Liu et al. 2024 (arXiv 2402.16705). Their code takes a softmax of probabilities a second
+time and weighs models by numbers that do not sum to 1; DELIFT's takes the lowest scores and counts
+five records as five prompts of one. The rating prompts here are this project's own words.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import by_score
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encode import Encoder
+    from delift_pipeline.selection.language_model import LanguageModel
+    from delift_pipeline.selection.rating import RatingTokens
+
+RATING_PROMPTS = (
+    "Below is an instruction with a response. Rate the quality of the response from 1 to 5, where "
+    "1 is poor and 5 is excellent.\n\n",
+    "How well does the response below do what its instruction asks? Give one number from 1 (not "
+    "at all) to 5 (completely).\n\n",
+    "You grade training data for an assistant. Grade the pair below from 1 (useless) to 5 (very "
+    "useful).\n\n",
+    "Read the instruction and the response. From 1 to 5, how correct and helpful is the "
+    "response?\n\n",
+    "Judge the following example on a scale of 1 to 5, with 5 for an accurate, complete and clear "
+    "response and 1 for a bad one.\n\n",
+)
+QUESTION = "\n\nRating (1 to 5):"
+
+
+class SelectItOptions(BaseModel):
+    """The options of `selectit`.
+
+    Attributes:
+        level: `token` (the first rating prompt alone), `sentence` (all of them), or `model`
+            (several models).
+        alpha: How much disagreement of the rating prompts counts.
+        models: Further models for the level `model`, by folder or hub id.
+        prompts: Rating prompts in the place of the shipped ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: Literal["token", "sentence", "model"] = "sentence"
+    alpha: float = Field(default=0.2, ge=0, allow_inf_nan=False)
+    models: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = Field(default=RATING_PROMPTS, min_length=1)
+
+    @model_validator(mode="after")
+    def _several_models(self) -> "SelectItOptions":
+        if (self.level == "model") != bool(self.models):
+            raise ValueError("give `models` with level model, and with no other level")
+        return self
+
+
+class SelectItSelector:
+    """Highest rated with the least doubt."""
+
+    name = "selectit"
+    options_model: type[BaseModel] = SelectItOptions
+
+    def needs(self, stage: Stage, options: SelectItOptions) -> Needs:
+        """The model, and the further ones."""
+        return Needs(model=True, other_models=options.models)
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: SelectItOptions
+    ) -> Selection:
+        """Rank the whole pool; texts beyond the window are cut in their middle.
+
+        Raises:
+            Refused: a model has no token for a rating, or its window does not hold the prompt.
+        """
+        pool = inputs.pool.sort("record_id")
+        own = inputs.language_model
+        prompts = options.prompts[:1] if options.level == "token" else options.prompts
+        scores, sizes = [], []
+        for name in (None, *options.models):
+            # One model after the other: a further one is let go before the next is loaded.
+            model = own if name is None else own.named(name)
+            rated = token_scores(rating_probabilities(model, pool, prompts))
+            scores.append(sentence_scores(rated, options.alpha))
+            sizes.append(_parameters(model))
+        ids = tuple(pool["record_id"])
+        return by_score(self.name, inputs, ids, model_scores(scores, sizes), budget)
+
+
+def token_scores(probabilities: np.ndarray) -> np.ndarray:
+    """Base rating times its mean distance from the other ratings' probabilities.
+
+    Args:
+        probabilities: float [..., 5], summing to 1 over the last axis.
+
+    Returns:
+        float [...], from 0 to 5; of equally likely ratings the smaller is the base.
+    """
+    base = probabilities.argmax(axis=-1)
+    top = probabilities.max(axis=-1, keepdims=True)
+    doubt = np.abs(top - probabilities).sum(axis=-1) / (probabilities.shape[-1] - 1)
+    return (base + 1) * doubt
+
+
+def sentence_scores(scores: np.ndarray, alpha: float) -> np.ndarray:
+    """Mean over the rating prompts, divided by 1 + alpha standard deviations.
+
+    Args:
+        scores: float [prompts, records].
+        alpha: How much disagreement counts.
+    """
+    return scores.mean(axis=0) / (1 + alpha * scores.std(axis=0))
+
+
+def model_scores(scores: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Mean of the models' scores, weighted by their parameters; the weights sum to 1."""
+    weights = np.asarray(sizes, dtype=np.float64) / sum(sizes)
+    return np.einsum("m,mr->r", weights, np.stack(scores))
+
+
+def rating_probabilities(
+    model: "LanguageModel", pool: pl.DataFrame, prompts: Sequence[str]
+) -> np.ndarray:
+    """Probabilities of the ratings 1 to 5, renormalised, float64 [prompts, records, 5].
+
+    Raises:
+        Refused: the vocabulary has no token for a rating, or the window is too small.
+    """
+    from delift_pipeline.selection.rating import rating_tokens
+    from delift_pipeline.selection.reading import read, record_tokens
+
+    ratings = rating_tokens(model.encoder)
+    records = record_tokens(model.encoder, pool)
+    logits = [
+        read(
+            model,
+            rated_sequences(model.encoder, records, prompt, ratings),
+            _last_place(ratings),
+            f"rating {number} of {len(prompts)}",
+        )
+        for number, prompt in enumerate(prompts, 1)
+    ]
+    shifted = np.stack(logits).astype(np.float64)
+    likely = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return likely / likely.sum(axis=-1, keepdims=True)
+
+
+def rated_sequences(
+    encoder: "Encoder", records: Sequence[np.ndarray], prompt: str, ratings: "RatingTokens"
+) -> list[np.ndarray]:
+    """Rating prompt, record and question as tokens; the record alone is cut where it is long.
+
+    Raises:
+        Refused: the window does not hold the rating prompt and a record's first words.
+    """
+    from delift_pipeline.selection.reading import begin_of_text, without_middle
+
+    lead = [*begin_of_text(encoder).tolist(), *encoder.plain.ids(prompt).tolist()]
+    tail = [*encoder.plain.ids(QUESTION).tolist(), *ratings.before.tolist()]
+    room = encoder.window - len(lead) - len(tail)
+    if room < 1:
+        reason = f"a window of {encoder.window} tokens does not hold the rating prompt of selectit"
+        raise Refused(Fault(reason, field="window"))
+    parts = ([lead, without_middle(record, room), tail] for record in records)
+    return [np.concatenate(part).astype(np.int32) for part in parts]
+
+
+def _last_place(ratings: "RatingTokens") -> Any:
+    """Log-probabilities of the ratings after the last token of each sequence."""
+    import torch
+
+    def reduce(decoder: Any, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(hidden), device=hidden.device)
+        last = hidden[rows, lengths - 1]
+        ids = torch.from_numpy(ratings.ids).to(hidden.device)
+        each = last.repeat_interleave(len(ids), dim=0)
+        return decoder.logprobs(each, ids.repeat(len(last))).reshape(len(last), len(ids))
+
+    return reduce
+
+
+def _parameters(model: "LanguageModel") -> int:
+    return sum(weight.numel() for weight in model.loaded.model.parameters())
