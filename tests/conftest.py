@@ -17,6 +17,10 @@ THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
 CODES = "one two three four five six".split()
 WORDS = ["<unk>", "Task:", "Answer:", "say", "the", "code", "of", *THINGS, *CODES]
 SPECIAL = ["<pad>", "<s>", "</s>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 
 
 def test_data_root() -> Path:
@@ -111,6 +115,40 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_chat_model(folder: Path, window: int = 4096) -> Path:
+    """A random byte-level Llama of about 20,000 parameters with a chat template."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
+    core.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in special])
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    core.decoder = decoders.ByteLevel()  # pyright: ignore
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
+    )
+    config = LlamaConfig(
+        vocab_size=len(letters) + len(special),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=window,
+        bos_token_id=len(letters),
+        eos_token_id=len(letters) + 1,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_records(count: int = len(THINGS)) -> pl.DataFrame:
     """`count` records, one for each thing, whose answers have one to three words."""
     rows = []
@@ -130,6 +168,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelOptions:
     torch.set_num_threads(1)
     folder = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     return ModelOptions(model=str(folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random chat model that reads bytes."""
+    return save_chat_model(tmp_path_factory.mktemp("models") / "chat")
 
 
 @pytest.fixture

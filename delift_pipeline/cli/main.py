@@ -12,7 +12,9 @@ from delift_pipeline.cli import (
     demo,
     explain,
     inspection,
+    judge,
     lineage,
+    query,
     runs,
     verify,
 )
@@ -34,6 +36,9 @@ app.command("explain")(explain.explain)
 app.command("run")(runs.run)
 app.command("ui")(runs.ui)
 app.command("lineage")(lineage.lineage)
+app.command("judge")(judge.judge)
+app.command("query")(query.query)
+app.command("catalog")(query.catalog)
 app.command("verify")(verify.verify)
 bench.app.command("scoring")(bench_scoring.scoring)
 app.add_typer(bench.app, name="bench")

@@ -138,6 +138,10 @@ class Home:
         folder = f"initial-{checked_fingerprint(fingerprint)}"
         return self.root / "reports" / checked_version(version) / folder
 
+    def judgements(self, judge: str) -> Path:
+        """`judgements/<judge>`: what one judge said, of all versions and arms."""
+        return self.root / "judgements" / checked_fingerprint(judge)
+
     def versions(self) -> list[str]:
         """The names of all stored dataset versions, sorted."""
         if not self.datasets.is_dir():

@@ -1,0 +1,175 @@
+"""Judge the stored answers of arms, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.judge.options import JudgeOptions
+from delift_pipeline.evaluation.judge.prompt import Question
+from delift_pipeline.evaluation.judge.result import Judged
+from delift_pipeline.evaluation.judge.run import Estimate, Judge, ask, estimate, questions_for
+from delift_pipeline.evaluation.pages import render
+from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
+from delift_pipeline.evaluation.svg import Bar, bar_plot
+from delift_pipeline.progress import Progress
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.storage.atomic import write_json, write_parquet, write_text
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.home import Home
+
+INITIAL = "initial"
+ROWS, FACTS, PAGE = "judged.parquet", "judged.json", "judged.html"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's answers: `version` and an arm's name, or `initial` for the base model."""
+
+    version: str
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{self.version}/{self.arm}"
+
+
+@dataclass(frozen=True)
+class JudgedSide:
+    """A side, what the judge said of it, and that minus the first side's, paired by record."""
+
+    side: Side
+    judged: Judged
+    minus_first: Difference | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the single replies."""
+        gap = asdict(self.minus_first) if self.minus_first else None
+        return {"arm": str(self.side), **self.judged.as_json(), "minus_first": gap}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A judge, ready to be asked about a home's answers.
+
+    Attributes:
+        home: The home.
+        options: How answers are judged.
+        model: How a local judge is loaded; None for an endpoint.
+    """
+
+    home: Home
+    options: JudgeOptions
+    model: ModelOptions | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where this judge's replies are kept: a local judge is known by its weights."""
+        if self.model is None:
+            return self.home.judgements(self.options.digest)
+        from delift_pipeline.scoring.fingerprint import fingerprint_of
+
+        identity = {**self.options.identity, "model": fingerprint_of(self.model).digest}
+        return self.home.judgements(digest_json(identity)[:32])
+
+    def judge(self) -> Judge:
+        """The judge itself; a local one is loaded here."""
+        if self.model is None:
+            from delift_pipeline.evaluation.judge.endpoint import EndpointJudge
+
+            return EndpointJudge(self.options)
+        from delift_pipeline.evaluation.judge.local import LocalJudge
+        from delift_pipeline.scoring.model import load_model
+
+        return LocalJudge(load_model(self.model), self.options)
+
+
+def side_of(name: str) -> Side:
+    """`VERSION/ARM`, or `VERSION/initial`.
+
+    Raises:
+        Refused: the name has another form.
+    """
+    version, separator, arm = name.partition("/")
+    if not separator or not version or not arm:
+        raise Refused(Fault(f"{name!r}: write VERSION/ARM or VERSION/{INITIAL}", field="arm"))
+    return Side(version, arm)
+
+
+def estimate_judging(panel: Panel, sides: Sequence[Side]) -> Estimate:
+    """What judging the sides takes, earlier replies not counted."""
+    return estimate(_all_questions(panel, sides), panel.folder, panel.options)
+
+
+def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list[JudgedSide]:
+    """Judge the stored answers of each side; what was judged before is not asked again.
+
+    Writes `judged.parquet` (one row a question), `judged.json` and `judged.html` under
+    `judgements/<judge>/<version>/<arm>/`.
+
+    Raises:
+        Refused: a side has no report, or its report no generated answers.
+    """
+    asked = {side: questions_for(_samples(panel.home, side), panel.options) for side in sides}
+    judge = panel.judge()
+    found = {
+        side: ask(judge, questions, panel.folder, progress) for side, questions in asked.items()
+    }
+    first = found[sides[0]]
+    judged = [
+        JudgedSide(side, one, _gap(one, first) if side != sides[0] else None)
+        for side, one in found.items()
+    ]
+    for one in judged:
+        _write(panel, one)
+    return judged
+
+
+def _all_questions(panel: Panel, sides: Sequence[Side]) -> list[Question]:
+    samples = [_samples(panel.home, side) for side in sides]
+    return [one for frame in samples for one in questions_for(frame, panel.options)]
+
+
+def _samples(home: Home, side: Side) -> pl.DataFrame:
+    if side.arm == INITIAL:
+        reports = home.report(side.version, "continual.full").parent
+        found = sorted(reports.glob(f"{INITIAL}-*/{SAMPLES}"))
+        if len(found) > 1:
+            raise Refused(
+                Fault(f"{side} was measured with {len(found)} models: judge an arm", field="arm")
+            )
+        path = found[0] if found else reports / INITIAL / SAMPLES
+    else:
+        path = home.report(side.version, side.arm) / SAMPLES
+    if not path.is_file():
+        raise Refused(Fault(f"{side} has no report yet: evaluate it first", field="arm"))
+    return pl.read_parquet(path)
+
+
+def _gap(ours: Judged, theirs: Judged) -> Difference | None:
+    both = ours.record_means.join(theirs.record_means, on="record_id", suffix="_theirs")
+    if both.is_empty():
+        return None
+    mean, error = mean_and_error(both["score"] - both["score_theirs"])
+    return Difference(mean, error, mean, both.height)
+
+
+def _write(panel: Panel, one: JudgedSide) -> None:
+    folder = panel.folder / one.side.version / one.side.arm
+    facts = {"judge": panel.options.identity, "mode": panel.options.mode, **one.as_json()}
+    write_parquet(folder / ROWS, one.judged.rows)
+    write_json(folder / FACTS, facts)
+    plots = [
+        {"title": name.replace("_", " "), "svg": distribution_plot(scores.distribution)}
+        for name, scores in one.judged.dimensions.items()
+    ]
+    page = render("judged.html.j2", title=f"{one.side} as judged", facts=facts, plots=plots)
+    write_text(folder / PAGE, page)
+
+
+def distribution_plot(distribution: dict[str, int]) -> str:
+    """How many answers got each score, as inline SVG."""
+    bars = [Bar(score, count, None, f"{count:,}") for score, count in distribution.items()]
+    return bar_plot(bars, "answers by score")
