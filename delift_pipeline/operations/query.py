@@ -1,0 +1,93 @@
+"""Read-only SQL over everything stored in a home."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.operations.catalog import refresh_catalog
+from delift_pipeline.operations.catalog_views import VIEWS
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    import duckdb
+
+# Nothing but the catalog can be read, nothing can be written, and none of it can be switched on
+# again: no files, no extensions, no Python variables.
+LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a query.
+
+    Attributes:
+        columns: Column names.
+        rows: The rows, in order.
+        left_out: Artifacts whose pairs are too many for the catalog, where the query reads pairs.
+    """
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]] = field(repr=False)
+    left_out: list[str] = field(default_factory=list)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """One object a row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def run_query(home: Home, sql: str) -> Answer:
+    """Answer one SELECT from the catalog, which is brought up to date before.
+
+    Raises:
+        Refused: it is not one SELECT, or DuckDB does not take it; the sentence is DuckDB's.
+        DeliftError: an artifact is damaged.
+    """
+    import duckdb
+
+    refresh_catalog(home)
+    with duckdb.connect(str(home.catalog), read_only=True, config=LOCKED) as connection:
+        connection.execute("SET lock_configuration = true")
+        try:
+            _refuse_other_than_select(connection, sql)
+            result = connection.execute(sql)
+            columns = [column[0] for column in result.description or ()]
+            return Answer(columns, result.fetchall(), _left_out(connection, sql))
+        except duckdb.Error as error:
+            raise Refused(Fault(_sentence(error), field="query")) from error
+
+
+def _refuse_other_than_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
+    import duckdb
+
+    kinds = [statement.type for statement in connection.extract_statements(sql)]
+    if len(kinds) == 1 and kinds[0] in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        return
+    given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
+    raise Refused(Fault(f"give one SELECT; this is {given}, and queries only read", field="query"))
+
+
+def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
+    """Which pairs a query over pairs did not see."""
+    asked = {name.lower() for name in connection.get_table_names(sql)}
+    prefixes = {"utilities": "kernels/", "scores": "scores/"}
+    rows = connection.execute("SELECT source, pairs FROM stored.left_out").fetchall()
+    return [
+        f"{source} ({pairs:,} pairs) is too large for the catalog and is not in {view}"
+        for view, prefix in prefixes.items()
+        for source, pairs in rows
+        if view in asked and source.startswith(prefix)
+    ]
+
+
+def _sentence(error: Exception) -> str:
+    """DuckDB's message on one line; where a table is not known, the views there are."""
+    text = " ".join(str(error).split())
+    if "does not exist" in text and "Table" in text:
+        return f"{text.split(' LINE ')[0]} The views are: {', '.join(VIEWS)}"
+    return text
