@@ -12,6 +12,10 @@
                 differences: {metric: {mean, se, improvement, records}}, this arm minus the other
     lineage     name -> hash or id of what the arm was made of
     seconds     name -> wall time
+    forgetting  null, or {heldout: [version, ...], rows: [{model, arm, metrics: {version: {...} or
+                null}}], changes: {version: {metric: {mean, se, improvement, records}}}}: the models
+                of a line of versions on the held-out sets of all of them, and this model minus the
+                model of each earlier version (`evaluation.forgetting`)
 
 The functions take plain data: they know neither Dagster nor MLflow.
 """
@@ -23,6 +27,7 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.pages import ABSENT, number, render, signed, with_error
 from delift_pipeline.evaluation.result import (
@@ -69,6 +74,7 @@ class ArmReport:
         diagnostics: The subset beside its pool and beside random ones, by name.
         suspects: Suspected wrong records: trust, selected, text, and the texts that disagree.
         balance: Pool against subset by group, as `selection.balance` gives it.
+        forgetting: The models and held-out sets of earlier versions, or None.
     """
 
     version: str
@@ -91,6 +97,7 @@ class ArmReport:
     diagnostics: Mapping[str, float | None] = field(default_factory=dict)
     suspects: list[dict[str, Any]] = field(default_factory=list)
     balance: list[dict[str, Any]] = field(default_factory=list)
+    forgetting: Forgetting | None = None
 
     @property
     def gains(self) -> list[float]:
@@ -133,6 +140,7 @@ def report_facts(report: ArmReport) -> dict[str, Any]:
             name: None if other is None else _compared(report.evaluation, other)
             for name, other in report.beside.items()
         },
+        "forgetting": report.forgetting.as_json() if report.forgetting else None,
         "lineage": dict(report.lineage),
         "seconds": dict(report.seconds),
     }
@@ -164,6 +172,8 @@ def report_page(report: ArmReport) -> str:
         diagnostics={k: v for k, v in report.diagnostics.items() if v is not None},
         suspects=report.suspects,
         balance=report.balance,
+        heldout_sets=list(report.forgetting.heldout) if report.forgetting else [],
+        forgetting=report.forgetting.sections(CLEAR) if report.forgetting else [],
     )
 
 

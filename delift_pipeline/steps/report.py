@@ -8,6 +8,7 @@ import polars as pl
 from delift_pipeline.arms import COMPARISONS, Arm, load_arms
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.base import base_evaluation
+from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.heldout import stage_heldout
 from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
@@ -27,10 +28,11 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.reasons_trust import text_of
 from delift_pipeline.selection.run import BALANCE, SUSPECTS
 from delift_pipeline.steps.adapter import subset_manifest
+from delift_pipeline.steps.forgetting import forgetting_of, line_of, rest_samples, write_rest
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
 from delift_pipeline.steps.report_tracking import Evaluated, refresh_card, track_report
 from delift_pipeline.storage.atomic import replacing_folder
-from delift_pipeline.storage.hashing import digest_frame
+from delift_pipeline.storage.hashing import digest_frame, digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import read_training_log
@@ -46,10 +48,12 @@ class Measured:
     Attributes:
         own: The arm's.
         beside: `initial`, and the stage's `random` and `full` arms (None: not evaluated yet).
+        forgetting: The models and held-out sets of earlier versions (continual stage only).
     """
 
     own: Evaluation
     beside: dict[str, Evaluation | None]
+    forgetting: Forgetting | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def make_report(
 ) -> Outcome:
     """Evaluate an arm's adapter on the held-out set, unless the same was done before.
 
+    A continual arm's is evaluated on the held-out sets of all earlier versions as well.
+
     The page is written anew where one of the evaluations it stands beside has changed.
 
     Raises:
@@ -86,9 +92,11 @@ def make_report(
     )
     base = restricted(base, heldout["record_id"])
     request = {"evaluation": arm.evaluation.request}
+    line = line_of(home, dataset, arm)
     parents = {
         f"adapter:{version}:{arm.name}": adapter.content_hash,
         f"heldout:{version}": digest_frame(heldout),
+        **line.parents,
     }
     folder = home.report(version, arm.name)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
@@ -96,17 +104,21 @@ def make_report(
     reused = own is not None
     if own is None:
         own = _evaluate(home, version, heldout, arm, model, progress)
-    measured = Measured(own, {"initial": base, **_comparisons(home, version, arm, fingerprint)})
-    beside = {
-        name: other.content_hash if other else None for name, other in measured.beside.items()
-    }
+    rest = rest_samples(
+        line,
+        folder if reused else None,
+        lambda records: _evaluate(home, version, records, arm, model, progress),
+    )
+    matrix = forgetting_of(home, dataset, arm, model, fingerprint, line, own, rest, progress)
+    compared = {"initial": base, **_comparisons(home, version, arm, fingerprint)}
+    measured = Measured(own, compared, matrix)
     manifest = Manifest(
         kind="report",
-        content_hash=own.content_hash,
+        content_hash=_content_hash(own, rest),
         parents=parents,
         fingerprint=fingerprint,
         counts=own.counts,
-        details={"beside": beside},
+        details=_stands_beside(measured),
         request=request,
         code_version=CODE_VERSION,
         run_id=stored.run_id if stored else run_id,
@@ -117,9 +129,26 @@ def make_report(
         report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
         with replacing_folder(folder) as temporary:
             write_report(temporary, report)
+            write_rest(temporary, rest)
             manifest.write(temporary)
         refresh_card(measured_arm)
     return _outcome(home, dataset, arm, manifest, measured, reused, _shown(measured_arm, tracker))
+
+
+def _content_hash(own: Evaluation, rest: pl.DataFrame | None) -> str:
+    """Digest of what was measured on this version's held-out set, and on earlier ones."""
+    return own.content_hash if rest is None else digest_json([own.content_hash, digest_frame(rest)])
+
+
+def _stands_beside(measured: Measured) -> dict[str, Any]:
+    """Digests of what the page shows beside the arm: it is written anew where they change."""
+    others = measured.beside.items()
+    details: dict[str, Any] = {
+        "beside": {name: other.content_hash if other else None for name, other in others}
+    }
+    if measured.forgetting is not None:
+        details["forgetting"] = digest_json(measured.forgetting.as_json())
+    return details
 
 
 def _shown(measured: Evaluated, tracker: Tracker | None) -> Shown:
@@ -213,6 +242,7 @@ def _report(
         diagnostics=subset.details.get("diagnostics", {}),
         suspects=_suspects(home, dataset, arm),
         balance=_stored(home, dataset, arm, BALANCE).to_dicts(),
+        forgetting=measured.forgetting,
     )
 
 
@@ -251,6 +281,7 @@ def _outcome(
     reused: bool,
     from_mlflow: Shown,
 ) -> Outcome:
+    forgotten = measured.forgetting
     folder = home.report(dataset.version, arm.name)
     shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
 
@@ -263,9 +294,17 @@ def _outcome(
         manifest=manifest,
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
-        facts={**measured.own.metrics, **measured.own.counts, **from_mlflow.facts},
+        facts={
+            **measured.own.metrics,
+            **measured.own.counts,
+            **(forgotten.facts() if forgotten else {}),
+            **from_mlflow.facts,
+        },
         plots={"scores": kept_plot(folder / "scores.png", draw)},
-        tables={"samples": preview(measured.own.samples, PREVIEWED)},
+        tables={
+            "samples": preview(measured.own.samples, PREVIEWED),
+            **({"forgetting": forgotten.frame().head(PREVIEW_ROWS)} if forgotten else {}),
+        },
         checks={
             "beats_base": _not_worse(measured, "initial"),
             "beats_random": _not_worse(measured, "random"),

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from delift_pipeline.demo.dataset import DemoFiles
+from delift_pipeline.evaluation.result import read_evaluation
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
@@ -63,6 +66,54 @@ def test_a_new_parent_adapter_retrains_the_child(world: Any, copied: Callable) -
     after = read_manifest(made.home.adapter("v2", "continual.random"))
     assert before is not None and after is not None
     assert after.content_hash != before.content_hash
+
+
+def test_forgetting_is_measured_on_every_earlier_held_out_set(world: Any) -> None:
+    report = read_json(world.home.report("v2", ARM) / "report.json")["forgetting"]
+    assert report["heldout"] == ["v1", "v2"]
+    rows = {row["model"]: row for row in report["rows"]}
+    assert rows.keys() == {"initial", "v1", "v2"}
+    assert (rows["v1"]["arm"], rows["v2"]["arm"]) == (KIN, ARM)
+    before = read_evaluation(world.home.report("v1", KIN))
+    after = read_evaluation(world.home.report("v2", ARM))
+    assert before is not None and after is not None
+    assert rows["v1"]["metrics"]["v1"] == pytest.approx(before.metrics)
+    assert rows["v1"]["metrics"]["v2"] is None
+    assert rows["v2"]["metrics"]["v2"] == pytest.approx(after.metrics)
+    # The second held-out set contains the first, so that the paired difference is there in samples.
+    both = after.samples.join(before.samples, on="record_id", suffix="_before")
+    assert both.height == before.samples.height == 10
+    gap = report["changes"]["v1"]["answer_loss"]
+    expected = (both["answer_loss"] - both["answer_loss_before"]).mean()
+    assert gap["mean"] == pytest.approx(expected)
+    assert "held-out set of v1" in (world.home.report("v2", ARM) / "report.html").read_text()
+
+
+def test_forgetting_is_shown_in_dagster_and_only_for_continual_arms(world: Any) -> None:
+    facts = world.runs[f"finetune_arm:v2:{ARM}"].facts("eval_report")
+    assert [row["model"] for row in facts["forgetting"]][:3] == ["initial", "v1", "v2"]
+    assert "improvement_on_v1_answer_loss" in facts
+    assert "forgetting" not in world.runs[f"finetune_arm:v1:{KIN}"].facts("eval_report")
+
+
+def test_records_that_only_an_earlier_version_holds_out_are_measured_and_found_again(
+    world: Any, copied: Callable
+) -> None:
+    made = copied(world.home)
+    manifest_file = made.home.dataset("v2") / "manifest.json"
+    heldout = pl.read_parquet(made.home.dataset("v2") / "heldout.parquet")
+    first = load_version(made.home, "v1").heldout
+    others = heldout.join(first, on="record_id", how="anti")
+    others.write_parquet(made.home.dataset("v2") / "heldout.parquet")
+    assert manifest_file.is_file() and others.height == 10
+    for reused in (False, True):
+        run = made.succeed("finetune_arm", "v2", ARM)
+        assert run.facts("eval_report")["reused"] is reused
+    folder = made.home.report("v2", ARM)
+    earlier = pl.read_parquet(folder / "earlier.parquet")
+    assert set(earlier["record_id"]) == set(first["record_id"])
+    metrics = read_json(folder / "report.json")["forgetting"]["rows"][-1]["metrics"]
+    assert metrics["v1"]["answer_loss"] == pytest.approx(earlier["answer_loss"].mean())
 
 
 def test_only_pairs_of_new_records_are_scored(world: Any) -> None:

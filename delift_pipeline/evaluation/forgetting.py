@@ -1,0 +1,147 @@
+"""Forgetting: the models of a line of versions on the held-out sets of all of them.
+
+Row by row the models (the base model, then each version's), column by column the held-out sets,
+oldest first. A model is measured on the held-out set of its own version and of those before it; how
+much it forgot of an earlier one is its difference, paired by record, to the model of that version.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.evaluation.options import METRICS, MetricName
+from delift_pipeline.evaluation.pages import number, signed, with_error
+from delift_pipeline.evaluation.result import Difference, Evaluation, differences, summarise
+
+BASE = "initial"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's measurements.
+
+    Attributes:
+        model: The version whose model it is, or `initial` for the base model.
+        arm: The arm it was trained for; None for the base model.
+        cells: Evaluation on each held-out set it was measured on, by version.
+    """
+
+    model: str
+    arm: str | None
+    cells: Mapping[str, Evaluation] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The matrix of models and held-out sets.
+
+    Attributes:
+        heldout: The versions whose held-out sets are the columns, oldest first; the last is the
+            report's own.
+        rows: The models, the base model first and the report's own last.
+    """
+
+    heldout: Sequence[str]
+    rows: Sequence[Row] = field(repr=False)
+
+    def changes(self) -> dict[str, dict[MetricName, Difference]]:
+        """Earlier version -> what its held-out set lost or won from its own model to this one."""
+        ours = self.rows[-1]
+        theirs = {row.model: row for row in self.rows[:-1]}
+        return {
+            version: differences(ours.cells[version], theirs[version].cells[version])
+            for version in self.heldout[:-1]
+            if version in ours.cells and version in theirs and version in theirs[version].cells
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The matrix as `report.json` holds it; null where a model was not measured."""
+        return {
+            "heldout": list(self.heldout),
+            "rows": [
+                {
+                    "model": row.model,
+                    "arm": row.arm,
+                    "metrics": {
+                        v: row.cells[v].metrics if v in row.cells else None for v in self.heldout
+                    },
+                }
+                for row in self.rows
+            ],
+            "changes": {
+                version: {name: asdict(gap) for name, gap in found.items()}
+                for version, found in self.changes().items()
+            },
+        }
+
+    def frame(self) -> pl.DataFrame:
+        """The matrix as a small table: a line for each model and metric, a column for each set."""
+        lines = [
+            {"model": row.model, "arm": row.arm or "", "metric": name}
+            | {f"on {v}": _cell(row.cells.get(v), name) for v in self.heldout}
+            for name in self.metrics()
+            for row in self.rows
+        ]
+        return pl.DataFrame(lines)
+
+    def metrics(self) -> list[MetricName]:
+        """The metrics that this version's model was measured in."""
+        measured = {name for cell in self.rows[-1].cells.values() for name in cell.metrics}
+        return [name for name in METRICS if name in measured]
+
+    def facts(self) -> dict[str, float]:
+        """How much better (positive) or worse each earlier set is answered, for metadata."""
+        return {
+            f"improvement_on_{version}_{name}": gap.improvement
+            for version, found in self.changes().items()
+            for name, gap in found.items()
+        }
+
+    def sections(self, clear: float) -> list[dict[str, Any]]:
+        """A table for each metric, as the report's page shows it.
+
+        Args:
+            clear: How many standard errors a difference must exceed to be coloured.
+        """
+        return [
+            {
+                "title": METRICS[name].title,
+                "better": METRICS[name].better,
+                "rows": [
+                    {
+                        "model": "base model" if row.model == BASE else row.model,
+                        "cells": [_cell(row.cells.get(v), name) for v in self.heldout],
+                    }
+                    for row in self.rows
+                ],
+                "changes": [
+                    _change(self.changes().get(v, {}).get(name), clear) for v in self.heldout
+                ],
+            }
+            for name in self.metrics()
+        ]
+
+
+def evaluation_of(samples: pl.DataFrame, heldout: pl.Series) -> Evaluation | None:
+    """The measurements on one held-out set's records; None where none of them was measured."""
+    chosen = samples.filter(pl.col("record_id").is_in(heldout.implode())).sort("record_id")
+    if chosen.is_empty():
+        return None
+    return Evaluation(summarise(chosen), chosen, {"records": chosen.height})
+
+
+def _cell(evaluation: Evaluation | None, name: str) -> str:
+    if evaluation is None:
+        return ""
+    return with_error(evaluation.metrics.get(name), evaluation.metrics.get(f"{name}_se"))
+
+
+def _change(gap: Difference | None, clear: float) -> dict[str, str]:
+    if gap is None:
+        return {"text": "", "style": "soft"}
+    text = f"{signed(gap.mean)} ± {number(gap.se)}"
+    if abs(gap.mean) <= clear * gap.se:
+        return {"text": text, "style": "soft"}
+    return {"text": text, "style": "good" if gap.improvement > 0 else "bad"}
