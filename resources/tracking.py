@@ -1,30 +1,68 @@
 """Where runs are tracked."""
 
+import os
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker
 
+URI_VARIABLE = "DELIFT_TRACKING_URI"
+EXPERIMENT_VARIABLE = "DELIFT_EXPERIMENT"
+DEFAULT_EXPERIMENT = "delift"
+
 
 class TrackingResource(dg.ConfigurableResource):
-    """MLflow, in the home or on a server. Nothing is opened until something is logged."""
+    """MLflow, in the home or on a server. Nothing is opened until something is logged.
+
+    MLflow's own `MLFLOW_TRACKING_URI` is not read: what is logged holds record texts, and these go
+    to a server only where one was named for them.
+    """
 
     uri: str = Field(
         default="",
-        description="A tracking server such as http://host:5000; empty takes the home's own store.",
+        description=f"A tracking server such as http://host:5000; empty takes ${URI_VARIABLE}, "
+        "else the home's own store.",
     )
     experiment: str = Field(
-        default="delift", min_length=1, description="The MLflow experiment, one a project."
+        default="",
+        description=f"The MLflow experiment, one a project; empty takes ${EXPERIMENT_VARIABLE}, "
+        f"else `{DEFAULT_EXPERIMENT}`.",
     )
     enabled: bool = Field(default=True, description="Whether anything is tracked at all.")
 
     def tracker(self, home: Home) -> "Tracker | None":
-        """The tracker for a home, or None where tracking is off."""
+        """The tracker for a home, or None where tracking is off.
+
+        Raises:
+            Refused: the address of the server is none that MLflow's clients speak.
+        """
         from delift_pipeline.lineage.tracking import Tracker
 
-        return Tracker(home, self.uri or None, self.experiment, lazy=True) if self.enabled else None
+        if not self.enabled:
+            return None
+        uri = self.uri or os.environ.get(URI_VARIABLE) or None
+        name = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+        return Tracker(home, checked_uri(uri), name, lazy=True)
+
+
+def checked_uri(uri: str | None) -> str | None:
+    """The address of a tracking server, if it is one.
+
+    Raises:
+        Refused: it is a path, a database or anything else but http(s).
+    """
+    if uri is None or uri.startswith(("http://", "https://")):
+        return uri
+    raise Refused(
+        Fault(
+            f"{uri!r} is no tracking server: give http://host:port or https://host, or nothing "
+            "for the home's own store",
+            field="tracking.uri",
+        )
+    )

@@ -61,7 +61,7 @@ def settle(home: Home, tracker: Tracker, dataset: DatasetVersion, stage: str, mo
     Raises:
         DeliftError: the store cannot be used.
     """
-    name = registered_name(dataset.manifest.details["dataset"], stage, model)
+    name = registered_name(tracker.experiment, dataset.manifest.details["dataset"], stage, model)
     with tracker.explained():
         _ = tracker.client  # Opening the store takes the same lock.
     with store_lock(home):

@@ -160,7 +160,7 @@ class TrackedArm:
     def registered(self) -> str:
         """The registered model that the adapter is a version of."""
         dataset = self.dataset.manifest.details["dataset"]
-        return registered_name(dataset, self.arm.stage, self.model)
+        return registered_name(self.tracker.experiment, dataset, self.arm.stage, self.model)
 
     def _register(self, manifest: Manifest) -> "ModelVersion":
         version, arm = self.dataset.version, self.arm.name

@@ -1,7 +1,8 @@
 """Adapters in MLflow: logged models of the runs that trained them, and their registry.
 
-A registered model stands for what one would deploy: the adapters of one data set, stage and base
-model. Each adapter is one of its versions; the aliases `champion` and `challenger` name two.
+A registered model stands for what one would deploy: the adapters of one project's data set, stage
+and base model. Each adapter is one of its versions; two aliases name the `champion` and the
+`challenger`.
 """
 
 import re
@@ -29,9 +30,13 @@ _SEPARATORS = re.compile(r"[/:\\]+")
 _NOT_THE_MODEL = {CARD, "tracking.json", "loss.png"}
 
 
-def registered_name(dataset: str, stage: str, model: str) -> str:
-    """The registered model of a data set, stage and base model; MLflow refuses `/` and `:`."""
-    return _SEPARATORS.sub("_", f"{dataset}-{stage}-on-{model}")
+def registered_name(project: str, dataset: str, stage: str, model: str) -> str:
+    """The registered model of a project's data set, stage and base model.
+
+    The project (the MLflow experiment) is part of it, since a server has one registry for all.
+    MLflow refuses `/` and `:`.
+    """
+    return _SEPARATORS.sub("_", f"{project}-{dataset}-{stage}-on-{model}")
 
 
 def log_adapter(

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+from delift_pipeline.errors import Refused
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.storage.home import Home
 from resources.tracking import TrackingResource
@@ -19,6 +22,34 @@ def test_the_default_is_the_homes_own_store(home: Home) -> None:
     tracker = TrackingResource().tracker(home)
     assert isinstance(tracker, Tracker)
     assert (tracker.uri, tracker.experiment) == (None, "delift")
+
+
+def test_a_server_is_one_setting_of_the_environment(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELIFT_TRACKING_URI", "https://track.example")
+    monkeypatch.setenv("DELIFT_EXPERIMENT", "mine")
+    tracker = TrackingResource().tracker(home)
+    assert isinstance(tracker, Tracker)
+    assert (tracker.uri, tracker.experiment) == ("https://track.example", "mine")
+    own = TrackingResource(uri="http://other:5000", experiment="ours").tracker(home)
+    assert isinstance(own, Tracker)
+    assert (own.uri, own.experiment) == ("http://other:5000", "ours")
+
+
+def test_mlflows_own_variable_sends_no_text_anywhere(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://track.example")
+    tracker = TrackingResource().tracker(home)
+    assert isinstance(tracker, Tracker)
+    assert tracker.uri is None
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "sqlite:///x.db", "host:5000", "file:///tmp"])
+def test_what_is_no_server_is_refused(home: Home, uri: str) -> None:
+    with pytest.raises(Refused, match="is no tracking server"):
+        TrackingResource(uri=uri).tracker(home)
 
 
 def test_switched_off_there_is_none(home: Home) -> None:
