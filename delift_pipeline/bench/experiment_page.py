@@ -11,6 +11,7 @@ from delift_pipeline.bench.experiments import Experiment
 from delift_pipeline.bench.quality_table import Row, lower_is_better
 from delift_pipeline.evaluation.pages import number, render, signed, with_error
 from delift_pipeline.evaluation.svg import Bar, Curve, bar_plot, curves_plot
+from delift_pipeline.selection.options import STAGES
 from delift_pipeline.storage.atomic import write_text
 
 PLACE = ("stage", "wrong_share", "mode", "budget")
@@ -46,10 +47,14 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
 def _grouped(
     rows: Iterable[Row], names: Sequence[str]
 ) -> Iterable[tuple[tuple[Any, ...], Iterable[Row]]]:
+    """Rows with equal values of these names, stages in their usual order."""
+
     def key(row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)
 
-    return groupby(sorted(rows, key=key), key=key)
+    order = {stage: number for number, stage in enumerate(STAGES)}
+    ranked = sorted(rows, key=lambda row: (order.get(row["stage"], -1), *key(row)))
+    return groupby(ranked, key=key)
 
 
 def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:

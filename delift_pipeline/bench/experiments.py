@@ -38,7 +38,6 @@ SWEEP, QUICK_SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.2, 0.5)
 NEAR, QUICK_NEAR = (5, 10, 20, 40), (5, 20)
 COMPARED = (RANDOM, "delift_se-tfidf", "delift", "delift_trusted")
 """The recommended selector and what it has to beat: ten pools, 20 minutes a stage on two cores."""
-TEMPLATES = ("world", "paper")
 
 
 class Unit(Protocol):
@@ -190,14 +189,18 @@ def _tuning(asked: Asked) -> list[Cell]:
     )
 
 
-def _variants(selector: str, varied: Iterable[dict[str, Any]]) -> list[Contender]:
-    """A selector under several options, named by them."""
+def _variants(selector: str, varied: Iterable[dict[str, Any]], **fixed: Any) -> list[Contender]:
+    """A selector under several options, named by them; `fixed` ones are left out of the name."""
     return [
-        Contender(
-            "-".join([selector, *(f"{k}={v}" for k, v in options.items())]), selector, options
-        )
+        Contender("-".join([selector, *map(_named, options.items())]), selector, options | fixed)
         for options in varied
     ]
+
+
+def _named(option: tuple[str, Any]) -> str:
+    """`eta=10`, but `flmi` and `keep`: what is a word says what it is."""
+    name, value = option
+    return value if isinstance(value, str) else f"{name}={value:g}"
 
 
 def _objectives(asked: Asked) -> list[Cell]:
@@ -206,17 +209,19 @@ def _objectives(asked: Asked) -> list[Cell]:
     targeted = [
         {"objective": name, "eta": eta} for name in ("flmi", "fl1mi", "fl2mi") for eta in etas
     ]
+    random = contenders(())
     compared: dict[Stage, Sequence[Contender]] = {
-        "instruction_tuning": [*contenders(()), *_variants("delift", [fl])],
+        "instruction_tuning": [*random, *_variants("delift", [fl])],
         "task_specific": [
-            *contenders(()),
+            *random,
             *_variants("delift", [fl, *targeted]),
             *_variants("delift_trusted", [{"eta": eta} for eta in etas]),
         ],
         "continual": [
-            *contenders(()),
+            *random,
             *_variants("delift", [fl, *({"objective": "flcg", "nu": nu} for nu in nus)]),
-            *_variants("delift_trusted", [{"nu": nu, "replay": 0.0} for nu in nus]),
+            # Without replay, so that nu alone differs.
+            *_variants("delift_trusted", [{"nu": nu} for nu in nus], replay=0.0),
             *_variants("delift_trusted", [{"replay": share} for share in (0.2, 0.4)]),
         ],
     }
@@ -232,9 +237,9 @@ def _kernel(asked: Asked) -> list[Cell]:
     ]
     trusted = contenders(("delift_trusted",))
     cells = asked.cells([*trusted, *_variants("delift", forms)])
-    other = [one.renamed(f"{one.name}-template=paper") for one in contenders(("delift",))[1:]]
-    other += [one.renamed(f"{one.name}-template=paper") for one in trusted[1:]]
-    return cells + asked.cells(other, setting=Setting(template="paper"))
+    other = contenders(("delift", "delift_trusted"))[1:]
+    renamed = [one.renamed(f"{one.name}-paper-template") for one in other]
+    return cells + asked.cells(renamed, setting=Setting(template="paper"))
 
 
 def _cost(asked: Asked) -> list[Cell]:
@@ -248,7 +253,7 @@ def _cost(asked: Asked) -> list[Cell]:
 def _transfer(asked: Asked) -> list[Cell]:
     scored = contenders(("delift", "delift_trusted"))[1:]
     cells = asked.cells([*contenders(("delift_se-tfidf",)), *scored])
-    small = [one.renamed(f"{one.name}-scored-by-small") for one in scored]
+    small = [one.renamed(f"{one.name}-by-small") for one in scored]
     return cells + asked.cells(small, setting=Setting(scorer=SMALL))
 
 

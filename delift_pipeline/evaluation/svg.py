@@ -175,11 +175,14 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _spread(heights: Sequence[float], least: float = 15.0) -> list[float]:
-    """Heights moved down until no two labels overlap, in the given order."""
+    """Heights moved until no two labels overlap, their order kept: down, then up from the foot."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed, last = [0.0] * len(heights), float("-inf")
     for i in order:
         last = placed[i] = max(heights[i], last + least)
+    last = HEIGHT - BOTTOM + least
+    for i in reversed(order):
+        last = placed[i] = min(placed[i], last - least)
     return placed
 
 
