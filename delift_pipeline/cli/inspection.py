@@ -1,5 +1,6 @@
 """`delift score` and `delift prompt`: look inside."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,22 +58,26 @@ def prompt(
     model: ModelOption,
     target: Annotated[str, typer.Option(help="The record answered: record_id or the file's id.")],
     demonstration: Annotated[
-        str | None, typer.Option(help="The record shown before it; none for the baseline.")
+        list[str] | None,
+        typer.Option(help="A record shown before it; repeatable; none for the baseline."),
     ] = None,
     column: ColumnOption = None,
     skip_bad: SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the exact text and token ids that are scored for one pair."""
+    """Show the exact text and token ids that are scored for a target and its demonstrations."""
     from delift_pipeline.prompts.render import render
     from delift_pipeline.records.read import read_records
     from delift_pipeline.scoring.model import load_encoder
 
     records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad).frame
     asked = _record(records, target, "--target")
-    shown = _record(records, demonstration, "--demonstration") if demonstration else None
-    rendered = render(load_encoder(flags.options(model)), asked, shown)
+    shown = [_record(records, name, "--demonstration") for name in demonstration or ()]
+    encoder = load_encoder(flags.options(model))
+    rendered = render(encoder, asked, *shown)
+    for note in encoder.notes:
+        print(note, file=sys.stderr)
     if as_json:
         print_json(
             {

@@ -10,10 +10,13 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.prompts.chat import take_apart
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.prompts.plain_text import PlainText
+from delift_pipeline.prompts.plain_text import Marker, PlainText
 from delift_pipeline.prompts.segments import Segment
-from delift_pipeline.prompts.template import PROMPT_FIELDS, Template, compose
+from delift_pipeline.prompts.template import PROMPT_FIELDS, Template
+from delift_pipeline.prompts.tokenise import tokenised
+from delift_pipeline.prompts.wording import Piece, Slot, wording_of, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,35 +45,60 @@ class Encoder:
 
     Attributes:
         template: The prompt template.
+        wording: What is written around a record's texts.
         window: Most tokens in one sequence.
         head: Ids before a target without demonstration: begin-of-text and the template's `alone`.
         start: Ids before the first demonstration: begin-of-text and the template's `lead`.
-        eos: The end-of-text id.
+        eos: The id of the token that ends an answer: end-of-text, or a chat template's end of turn.
+        bos: The begin-of-text id, if the wording begins with it.
         demonstration_cap: Most tokens of a demonstration; with `start`, half the window.
         target_cap: Most tokens of a target's prompt and answer: the other half.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", template: Template, window: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: Template,
+        window: int,
+        chat: str | None = None,
     ) -> None:
         """Prepare an encoder.
 
+        Args:
+            tokenizer: The model's tokenizer.
+            template: The prompt template.
+            window: Most tokens in one sequence.
+            chat: The model's own chat template, for a prompt template that asks for it.
+
         Raises:
-            Refused: the tokenizer has no end-of-text token or no fast backend, or the window does
-                not even hold the template's own words.
+            Refused: the tokenizer has no end-of-text token or no fast backend, the chat template
+                cannot be used, or the window does not even hold the template's own words.
         """
         self.tokenizer, self.template, self.window = tokenizer, template, window
         self.plain = PlainText(tokenizer)
-        self.eos = _end_of_text(tokenizer)
-        self.bos = [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
-        self.head: list[int] = [*self.bos, *self.plain.ids(template.alone).tolist()]
-        self.start: list[int] = [*self.bos, *self.plain.ids(template.lead).tolist()]
-        close = self.plain.ids(template.demonstration.close).tolist()
-        self.close: list[int] = [*close, *([self.eos] * template.demonstration.end_of_text)]
+        own_end, bos = _end_of_text(tokenizer), _begin_of_text(tokenizer)
+        names = tokenizer.special_tokens_map
+        dialogue = take_apart(chat, names, template.system) if template.chat else None
+        self.wording = wording_of(template, self.plain, bos, dialogue)
+        self.eos = self.wording.end.id if self.wording.end else own_end
+        self.bos = [bos.id] if bos is not None and bos in self.wording.head else []
+        self.head, self.start = self._ids(self.wording.head), self._ids(self.wording.start)
+        ended = [self.eos] * template.demonstration.end_of_text
+        self.close: list[int] = [*self._ids(self.wording.close, False), *ended]
         half = window // 2
         self.target_cap = window - half
         self.demonstration_cap = half - len(self.start)
         self._check_window(half)
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """Ids of the special tokens that the wording uses."""
+        return frozenset({self.eos, *(marker.id for marker in self.wording.markers)})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the wording."""
+        return self.wording.notes
 
     def encode(self, frame: pl.DataFrame) -> EncodedRecords:
         """Tokenise records.
@@ -97,31 +125,27 @@ class Encoder:
 
     def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:
         """Tokenise records and fit each into the caps."""
-        template = self.template
-        columns = [
-            self._segments(records, template.prompt),
-            self._segments(records, template.answer),
-        ]
-        own = template.demonstration
-        shown_prompts = self._segments(records, own.prompt) if own.prompt else columns[0]
-        shown_answers = self._segments(records, own.answer) if own.answer else columns[1]
-        rows = zip(*columns, shown_prompts, shown_answers, strict=True)
+        wording = self.wording
+        slots = (wording.prompt, wording.answer, wording.shown_prompt, wording.shown_answer)
+        made = {slot: self._segments(records, slot) for slot in slots}
+        rows = zip(*(made[slot] for slot in slots), strict=True)
         return [self._fitted(Example(*segments)) for segments in rows]
 
-    def _segments(
-        self, records: Sequence[Mapping[str, Any]], pieces: tuple[str, ...]
-    ) -> list[Segment]:
-        written = [compose(pieces, record) for record in records]
-        encodings = self.plain.encode([text for text, _ in written])
-        return [
-            Segment(text, spans, encoding)
-            for (text, spans), encoding in zip(written, encodings, strict=True)
-        ]
+    def _segments(self, records: Sequence[Mapping[str, Any]], slot: Slot) -> list[Segment]:
+        written = [write(slot.pieces, record) for record in records]
+        return tokenised(self.plain, written, slot.after_marker, self.template.chat)
+
+    def _ids(self, parts: Piece, after_marker: bool = True) -> list[int]:
+        written = [write([parts], _EMPTY)]
+        (segment,) = tokenised(self.plain, written, after_marker, self.template.chat)
+        return segment.ids.tolist()
 
     def _fitted(self, example: Example) -> Example | Unscorable:
         try:
             for segment in (example.prompt, example.answer):
-                self._check_plain(segment)
+                if segment.foreign:
+                    why = "its text reads as a special token of this model's tokenizer"
+                    raise Unscorable(why)
             # The demonstration is cut on its own copy: the caps of the two roles differ.
             shown = (example.shown_prompt.copy(), example.shown_answer.copy())
             example.shown_prompt, example.shown_answer = shown
@@ -130,10 +154,6 @@ class Encoder:
         except Unscorable as reason:
             return reason
         return example
-
-    def _check_plain(self, segment: Segment) -> None:
-        if not self.plain.markers.isdisjoint(segment.encoding.ids):
-            raise Unscorable("its text reads as a special token of this model's tokenizer")
 
     def _fit_target(self, example: Example) -> None:
         answer = len(example.answer) + 1
@@ -180,11 +200,12 @@ class Encoder:
         )
 
     def _check_window(self, half: int) -> None:
+        wording, blank = self.wording, [{**_EMPTY, "input": " "}]
         fixed = [
-            self.plain.ids(compose(pieces, {**_EMPTY, "input": " "})[0]).size
-            for pieces in (
-                self.template.prompt + self.template.answer,
-                self.template.demonstration_prompt + self.template.demonstration_answer,
+            sum(len(self._segments(blank, slot)[0]) for slot in slots)
+            for slots in (
+                (wording.prompt, wording.answer),
+                (wording.shown_prompt, wording.shown_answer),
             )
         ]
         needed = max(
@@ -212,6 +233,11 @@ def _end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
             )
         )
     return eos
+
+
+def _begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> Marker | None:
+    bos = tokenizer.bos_token_id
+    return Marker(bos, str(tokenizer.decode([bos]))) if isinstance(bos, int) else None
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

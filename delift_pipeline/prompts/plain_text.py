@@ -9,7 +9,9 @@ it is written. Ids stay those of the model.
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,27 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+_STAGES = ("normalizer", "pre_tokenizer")
+_MEMBERS = ("normalizers", "pretokenizers")
+Blanks = Callable[[dict[str, Any]], dict[str, Any] | None]
 _MARKER = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A special token where a template wants it.
+
+    Attributes:
+        id: Its id.
+        surface: How it is written.
+        takes_before: Whether it swallows white space before it.
+        takes_after: Whether it swallows white space after it.
+    """
+
+    id: int
+    surface: str
+    takes_before: bool = False
+    takes_after: bool = False
 
 
 class PlainText:
@@ -48,17 +70,49 @@ class PlainText:
                     field="model",
                 )
             )
-        state = json.loads(backend.to_str())
+        self._state = backend.to_str()
+        state = json.loads(self._state)
         renamed: set[str] = {t["content"] for t in state["added_tokens"] if _marks(t)}
         renamed -= _plain_unknown(tokenizer)
         self.markers = frozenset(
             t["id"] for t in state["added_tokens"] if t["content"] in renamed
         ) | frozenset(_special_ids(tokenizer))
-        self._backend = _rebuilt(state, renamed)
+        self._renamed = renamed
+        self._surfaces = {
+            t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
+            for t in state["added_tokens"]
+            if t["content"] in renamed
+        }
+        self._backend = _rebuilt(state, renamed, _never)
 
-    def encode(self, texts: Sequence[str]) -> "list[Encoding]":
-        """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters."""
-        return self._backend.encode_batch(list(texts), add_special_tokens=False)
+    def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
+        """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters.
+
+        Args:
+            texts: The texts.
+            after_marker: Whether a special token stands before each: the blank that the tokenizer
+                puts there, if it does, is kept.
+        """
+        backend = self._after_marker if after_marker else self._backend
+        return backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def marked(self, text: str) -> "tuple[str | Marker, ...]":
+        """A template's own words with the special tokens in them found, as the tokenizer would."""
+        if not self._surfaces:
+            return (text,) if text else ()
+        longest = sorted(self._surfaces, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+        parts: list[str | Marker] = [self._surfaces.get(piece, piece) for piece in pieces]
+        for place, part in enumerate(parts):
+            if isinstance(part, str):
+                before, after = (_marker_at(parts, at) for at in (place - 1, place + 1))
+                part = part.lstrip() if before and before.takes_after else part
+                parts[place] = part.rstrip() if after and after.takes_before else part
+        return tuple(part for part in parts if part != "")
+
+    @cached_property
+    def _after_marker(self) -> "Tokenizer":
+        return _rebuilt(json.loads(self._state), self._renamed, _first_only_there)
 
     def ids(self, text: str) -> np.ndarray:
         """Token ids of one text, int32 [tokens]."""
@@ -84,7 +138,12 @@ def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     return set() if unknown is None or unknown in marking else {str(unknown)}
 
 
-def _rebuilt(state: dict[str, Any], renamed: set[str]) -> "Tokenizer":
+def _marker_at(parts: "list[str | Marker]", place: int) -> Marker | None:
+    part = parts[place] if 0 <= place < len(parts) else None
+    return part if isinstance(part, Marker) else None
+
+
+def _rebuilt(state: dict[str, Any], renamed: set[str], blanks: Blanks) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     # The names change from run to run so that no data can hold them; ids do not depend on them.
@@ -93,8 +152,8 @@ def _rebuilt(state: dict[str, Any], renamed: set[str]) -> "Tokenizer":
     _rename_in_vocabulary(state["model"], names)
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
-    state["normalizer"] = _without_added_blank(state["normalizer"], "normalizers")
-    state["pre_tokenizer"] = _without_added_blank(state["pre_tokenizer"], "pretokenizers")
+    for stage in _STAGES:
+        state[stage] = _with_blanks(state[stage], blanks)
     state["post_processor"] = state["truncation"] = state["padding"] = None
     return Tokenizer.from_str(json.dumps(state))
 
@@ -119,14 +178,27 @@ def _merged(merges: list[Any]) -> set[str]:
     return found
 
 
-def _without_added_blank(part: dict[str, Any] | None, members: str) -> dict[str, Any] | None:
-    if part is None or part["type"] == "Prepend":
+def _with_blanks(part: dict[str, Any] | None, blanks: Blanks) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer with its members' habit of adding a blank changed."""
+    if part is None or part["type"] != "Sequence":
+        return None if part is None else blanks(part)
+    members = next(name for name in _MEMBERS if name in part)
+    changed = [_with_blanks(member, blanks) for member in part[members]]
+    return {**part, members: [member for member in changed if member is not None]}
+
+
+def _never(part: dict[str, Any]) -> dict[str, Any] | None:
+    if part["type"] == "Prepend":
         return None
-    if part["type"] == "Sequence":
-        kept = [_without_added_blank(member, members) for member in part[members]]
-        return {**part, members: [member for member in kept if member is not None]}
     if part["type"] == "Metaspace":
         part = {**part, "prepend_scheme": "never"}
     if "add_prefix_space" in part:
         part = {**part, "add_prefix_space": False}
+    return part
+
+
+def _first_only_there(part: dict[str, Any]) -> dict[str, Any] | None:
+    """A blank that is added to the first text of a sequence only is none after a special token."""
+    if part.get("prepend_scheme") == "first":
+        return {**part, "prepend_scheme": "never"}
     return part

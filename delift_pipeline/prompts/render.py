@@ -1,16 +1,17 @@
-"""Look inside: the exact text and token ids of one pair."""
+"""Look inside: the exact text and token ids of a target after its demonstrations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.prompts.encode import Encoder, Example, Unscorable
+from delift_pipeline.prompts.wording import Piece, write
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is scored for one pair.
+    """What is scored.
 
     Attributes:
         text: The text, special tokens by their names, without what was cut.
@@ -24,37 +25,48 @@ class Rendered:
 
 
 def render(
-    encoder: Encoder, target: Mapping[str, Any], demonstration: Mapping[str, Any] | None = None
+    encoder: Encoder, target: Mapping[str, Any], *demonstrations: Mapping[str, Any]
 ) -> Rendered:
-    """Write out one pair exactly as it is scored.
+    """Write out a target and what is shown before it exactly as it is scored.
 
     Args:
         encoder: The model's encoder.
         target: A record (instruction, input, output).
-        demonstration: The record shown before it, or None for the baseline.
+        demonstrations: The records shown before it, in order; none for the baseline.
 
     Raises:
-        Refused: one of the two cannot be scored; the reason is given.
+        Refused: one of them cannot be scored, or together they do not fit the window.
     """
     asked = _example(encoder, target, "target")
-    before_text, before = _before(encoder, demonstration)
-    ids = [*before, *asked.prompt.ids.tolist()]
+    before = _before(encoder, demonstrations)
+    prompt = [*before.token_ids, *asked.prompt.ids.tolist()]
     answer = [*asked.answer.ids.tolist(), encoder.eos]
     eos = encoder.tokenizer.decode([encoder.eos])
-    text = f"{before_text}{asked.prompt.shown}{asked.answer.shown}{eos}"
-    return Rendered(text, [*ids, *answer], list(range(len(ids), len(ids) + len(answer))))
+    text = f"{before.text}{asked.prompt.shown}{asked.answer.shown}{eos}"
+    ids = [*prompt, *answer]
+    if len(ids) > encoder.window:
+        reason = f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens"
+        why = f"{reason}, more than the window of {encoder.window:,}; show fewer"
+        raise Refused(Fault(why, field="demonstration"))
+    return Rendered(text, ids, list(range(len(prompt), len(ids))))
 
 
-def _before(encoder: Encoder, record: Mapping[str, Any] | None) -> tuple[str, list[int]]:
-    template = encoder.template
-    bos = str(encoder.tokenizer.decode(encoder.bos)) if encoder.bos else ""
-    if record is None:
-        return bos + template.alone, encoder.head
-    shown = _example(encoder, record, "demonstration")
-    end = encoder.tokenizer.decode([encoder.eos]) if template.demonstration.end_of_text else ""
-    text = f"{shown.shown_prompt.shown}{shown.shown_answer.shown}{template.demonstration.close}"
-    ids = [*shown.shown_prompt.ids.tolist(), *shown.shown_answer.ids.tolist(), *encoder.close]
-    return f"{bos}{template.lead}{text}{end}", [*encoder.start, *ids]
+def _before(encoder: Encoder, records: Sequence[Mapping[str, Any]]) -> Rendered:
+    wording = encoder.wording
+    if not records:
+        return Rendered(_text(wording.head), list(encoder.head), [])
+    end = str(encoder.tokenizer.decode([encoder.eos]))
+    close = _text(wording.close) + (end if encoder.template.demonstration.end_of_text else "")
+    text, ids = _text(wording.start), list(encoder.start)
+    for record in records:
+        shown = _example(encoder, record, "demonstration")
+        text += f"{shown.shown_prompt.shown}{shown.shown_answer.shown}{close}"
+        ids += [*shown.shown_prompt.ids.tolist(), *shown.shown_answer.ids.tolist(), *encoder.close]
+    return Rendered(text, ids, [])
+
+
+def _text(parts: Piece) -> str:
+    return write([parts], {}).text
 
 
 def _example(encoder: Encoder, record: Mapping[str, Any], role: str) -> Example:

@@ -1,14 +1,10 @@
 """A tokenised piece of text from which tokens can be cut."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from delift_pipeline.prompts.template import Spans
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 
 @dataclass
@@ -18,40 +14,42 @@ class Segment:
     Attributes:
         text: The whole text.
         spans: Where the record's own fields lie in it.
-        encoding: Its tokens.
+        tokens: All its token ids, int32 [tokens].
+        offsets: Where each token's text lies, [start, stop) in characters, [tokens, 2].
+        foreign: Whether its text reads as a special token of this tokenizer.
         removed: Ranges [start, stop) of tokens that were cut, in ascending order.
     """
 
     text: str
     spans: Spans
-    encoding: "Encoding"
+    tokens: np.ndarray
+    offsets: np.ndarray
+    foreign: bool = False
     removed: list[tuple[int, int]] = field(default_factory=list)
 
     def copy(self) -> "Segment":
         """The same segment, to be cut on its own."""
-        return Segment(self.text, self.spans, self.encoding, list(self.removed))
+        return replace(self, removed=list(self.removed))
 
     def __len__(self) -> int:
-        return len(self.encoding.ids) - sum(stop - start for start, stop in self.removed)
+        return len(self.tokens) - sum(stop - start for start, stop in self.removed)
 
     @property
     def ids(self) -> np.ndarray:
         """Token ids after the cuts, int32 [tokens]."""
-        ids = np.asarray(self.encoding.ids, dtype=np.int32)
         if not self.removed:
-            return ids
-        keep = np.ones(len(ids), dtype=bool)
+            return self.tokens
+        keep = np.ones(len(self.tokens), dtype=bool)
         for start, stop in self.removed:
             keep[start:stop] = False
-        return ids[keep]
+        return self.tokens[keep]
 
     @property
     def shown(self) -> str:
         """The text without the characters of the tokens that were cut."""
         text = self.text
         for start, stop in sorted(self.removed, reverse=True):
-            offsets = self.encoding.offsets
-            text = text[: offsets[start][0]] + text[offsets[stop - 1][1] :]
+            text = text[: self.offsets[start, 0]] + text[self.offsets[stop - 1, 1] :]
         return text
 
     def cut_middle(self, fields: str | tuple[str, ...], tokens: int) -> int:
@@ -71,7 +69,7 @@ class Segment:
 
     def cut_end(self, tokens: int) -> None:
         """Cut the last `tokens` tokens."""
-        length = len(self.encoding.ids)
+        length = len(self.tokens)
         self.removed.append((max(length - tokens, 0), length))
 
     def _inside(self, fields: tuple[str, ...]) -> tuple[int, int]:
@@ -79,6 +77,6 @@ class Segment:
         if not spans:
             return 0, 0
         begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
-        offsets = np.asarray(self.encoding.offsets).reshape(-1, 2)
+        offsets = self.offsets
         inside = np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= end))
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)

@@ -1,10 +1,8 @@
 """Prompt templates as data: how a record becomes the text that is scored."""
 
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,8 +12,7 @@ from delift_pipeline.storage.hashing import digest_json
 
 FIELDS = ("instruction", "input", "output")
 PROMPT_FIELDS = ("instruction", "input")
-CHAT = "chat"
-_FIELD = re.compile(r"\{([a-z_]+)\}")
+FIELD = re.compile(r"\{([a-z_]+)\}")
 
 Spans = dict[str, tuple[int, int]]
 """Field -> where its text lies, [start, stop) in characters."""
@@ -50,6 +47,8 @@ class Template(BaseModel):
         alone: Text in the place of the demonstrations where there are none.
         lead: Text before the first demonstration.
         demonstration: How a demonstration is written.
+        chat: Whether prompt and answer are the messages of the model's own chat template.
+        system: The system message of a chat; empty for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +60,8 @@ class Template(BaseModel):
     alone: str = ""
     lead: str = ""
     demonstration: Demonstration = Demonstration()
+    chat: bool = False
+    system: str = ""
 
     @model_validator(mode="after")
     def _fields_once(self) -> "Template":
@@ -72,7 +73,8 @@ class Template(BaseModel):
     @property
     def digest(self) -> str:
         """Digest of everything that decides the text; part of the fingerprint."""
-        return digest_json(self.model_dump(mode="json"))
+        unused = set() if self.chat else {"chat", "system"}
+        return digest_json(self.model_dump(mode="json", exclude=unused))
 
     @property
     def demonstration_prompt(self) -> tuple[str, ...]:
@@ -97,37 +99,22 @@ def _field_faults(template: Template) -> list[str]:
     }
     faults = []
     for name, (pieces, expected) in parts.items():
-        found = _FIELD.findall("".join(pieces))
+        found = FIELD.findall("".join(pieces))
         if sorted(found) != sorted(expected):
             wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
             faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
-    return faults
+    return [*faults, *_chat_faults(template)]
 
 
-def compose(pieces: tuple[str, ...], record: Mapping[str, Any]) -> tuple[str, Spans]:
-    """Write pieces with a record's text in place of the fields.
-
-    The text of a record is copied, never read: braces in it mean nothing.
-
-    Args:
-        pieces: Template pieces; one with `{input}` is left out where the input is empty.
-        record: Holds the fields the pieces name.
-
-    Returns:
-        The text, and where each field's own text lies in it.
-    """
-    text, spans = "", Spans()
-    for piece in pieces:
-        if "{input}" in piece and not record["input"]:
-            continue
-        parts = _FIELD.split(piece)
-        for literal, name in zip(parts[::2], [*parts[1::2], ""], strict=True):
-            text += literal
-            value = record[name] if name else ""
-            if name:
-                spans[name] = (len(text), len(text) + len(value))
-            text += value
-    return text, spans
+def _chat_faults(template: Template) -> list[str]:
+    if not template.chat:
+        return ["system is read where chat is true"] if template.system else []
+    own = (("alone", ""), ("lead", ""), ("demonstration", Demonstration()))
+    return [
+        f"{name} is the chat template's own where chat is true; leave it out"
+        for name, nothing in own
+        if getattr(template, name) != nothing
+    ]
 
 
 def shipped_templates() -> list[str]:
@@ -143,14 +130,6 @@ def load_template(name_or_path: str) -> Template:
     Raises:
         Refused: there is no such template or it is not valid; every fault is named.
     """
-    if name_or_path == CHAT:
-        raise Refused(
-            Fault(
-                "a model's own chat template is not supported; use one of "
-                f"{', '.join(shipped_templates())} or a YAML file",
-                field="template",
-            )
-        )
     if name_or_path in shipped_templates():
         folder = resources.files("delift_pipeline") / "defaults" / "templates"
         return _parse((folder / f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.prompts.template import load_template
+from delift_pipeline.prompts.chat import chat_digest, chat_source
+from delift_pipeline.prompts.template import Template, load_template
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.source import (
     model_folder,
@@ -49,8 +50,9 @@ class Fingerprint:
 def fingerprint_of(options: ModelOptions) -> Fingerprint:
     """The fingerprint of scores made with these options.
 
-    It covers the bytes of weights and tokenizer, the model's config, the prompt template, the
-    length caps, the number format and the definition of a score; not the path, the device, the
+    It covers the bytes of weights and tokenizer, the model's config, the prompt template (the
+    model's own chat template where that is used), the length caps, the number format of weights
+    and activations and the definition of a score; not the path, the device, the
     engine or the batch size, which leave scores within the stated bounds.
 
     Raises:
@@ -67,16 +69,18 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
             for name in TOKENIZER_FILES
             if (folder / name).is_file()
         },
-        "template": {
-            "name": template.name,
-            "version": template.version,
-            "digest": template.digest,
-        },
+        "template": _template_parts(template, folder),
         "caps": {"window": window, "demonstration": window // 2, "target": window - window // 2},
         "dtype": options.dtype,
+        **({"load_in": options.load_in} if options.load_in else {}),
         "scoring": {"version": SCORING_VERSION, "distance": "squared, mean over answer tokens"},
     }
     return Fingerprint(digest_json(parts), parts)
+
+
+def _template_parts(template: Template, folder: Path) -> dict[str, Any]:
+    parts = {"name": template.name, "version": template.version, "digest": template.digest}
+    return parts | ({"chat": chat_digest(chat_source(folder))} if template.chat else {})
 
 
 def content_digest(path: Path) -> str:

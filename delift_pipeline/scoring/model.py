@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
@@ -77,8 +78,7 @@ def _loaded(
     fingerprint = fingerprint_of(options)
     folder = model_folder(options)
     tokenizer = load_tokenizer(folder, options)
-    window = resolve_window(options, read_config(folder))
-    encoder = Encoder(tokenizer, load_template(options.template), window)
+    encoder = _encoder(folder, tokenizer, options)
     model = weights(folder, options)
     _check_vocabulary(model, encoder, options)
     return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
@@ -91,9 +91,12 @@ def load_encoder(options: ModelOptions) -> Encoder:
         Refused: the model, its tokenizer or the template cannot be used, and why.
     """
     folder = model_folder(options)
+    return _encoder(folder, load_tokenizer(folder, options), options)
+
+
+def _encoder(folder: Path, tokenizer: "PreTrainedTokenizerBase", options: ModelOptions) -> Encoder:
     window = resolve_window(options, read_config(folder))
-    tokenizer = load_tokenizer(folder, options)
-    return Encoder(tokenizer, load_template(options.template), window)
+    return Encoder(tokenizer, load_template(options.template), window, chat_source(folder))
 
 
 def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerBase":
@@ -182,7 +185,7 @@ def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
 def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: ModelOptions) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
     # A marker beyond the model's rows does no harm where no prompt can hold it.
-    unused = encoder.plain.markers - {encoder.eos, *encoder.bos}
+    unused = encoder.plain.markers - encoder.marks
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
         raise Refused(

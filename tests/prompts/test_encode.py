@@ -48,7 +48,7 @@ def test_no_text_ever_becomes_a_special_token(tokenizer: PreTrainedTokenizerFast
     assert rendered.token_ids[-1] == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("template", shipped_templates())
+@pytest.mark.parametrize("template", [n for n in shipped_templates() if n != "chat"])
 def test_with_and_without_differ_only_by_the_demonstration(
     template: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -88,7 +88,7 @@ def test_what_is_rendered_is_what_is_encoded(tokenizer: PreTrainedTokenizerFast)
     for i, target in enumerate(records):
         for j, shown in ((None, None), *enumerate(records)):
             prefix = encoded.prefix() if j is None else encoded.prefix(j)
-            rendered = render(coder, target, shown)
+            rendered = render(coder, target, *([shown] if shown else []))
             whole = np.concatenate([prefix, encoded.prompt(i), encoded.answer(i)])
             assert rendered.token_ids == whole.tolist()
             first = len(whole) - len(encoded.answer(i))

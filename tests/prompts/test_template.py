@@ -5,32 +5,40 @@ from pathlib import Path
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.prompts.template import Template, compose, load_template, shipped_templates
+from delift_pipeline.prompts.template import Template, load_template, shipped_templates
+from delift_pipeline.prompts.wording import Written, pieces_of, write
+
+
+def composed(pieces: tuple[str, ...], record: dict[str, str]) -> Written:
+    return write(pieces_of(pieces), record)
+
 
 RECORD = {"instruction": "Name {input} animals.", "input": "two\nof {them}", "output": "cat {0}"}
 
 
-def test_the_shipped_templates_are_plain_paper_and_world() -> None:
-    assert shipped_templates() == ["paper", "plain", "world"]
+def test_the_shipped_templates_are_chat_paper_plain_and_world() -> None:
+    assert shipped_templates() == ["chat", "paper", "plain", "world"]
     digests = {load_template(name).digest for name in shipped_templates()}
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 def test_plain_writes_task_input_answer_on_lines_of_their_own() -> None:
     plain = load_template("plain")
-    assert compose(plain.prompt, RECORD)[0] == (
+    assert composed(plain.prompt, RECORD).text == (
         "Task: Name {input} animals.\ntwo\nof {them}\nAnswer:"
     )
-    assert compose(plain.answer, RECORD)[0] == " cat {0}"
+    assert composed(plain.answer, RECORD).text == " cat {0}"
     assert plain.demonstration.close == "\n\n"
 
 
 @pytest.mark.parametrize("name", ["plain", "paper", "world"])
 def test_an_empty_input_leaves_out_its_line(name: str) -> None:
     template = load_template(name)
-    full, spans = compose(template.prompt, RECORD)
-    short, rest = compose(template.prompt, {**RECORD, "input": ""})
-    assert "input" not in rest
+    written = composed(template.prompt, RECORD)
+    full, spans = written.text, written.spans
+    written = composed(template.prompt, {**RECORD, "input": ""})
+    short = written.text
+    assert "input" not in written.spans
     assert RECORD["input"] in full and "\n\nAnswer" not in short and "Input" not in short
     start, stop = spans["input"]
     assert full[start:stop] == RECORD["input"]
@@ -45,7 +53,7 @@ def test_paper_has_the_papers_words_with_the_same_white_space_on_both_sides() ->
         "Instruction:\nUse the following example as a guide to answer the query in the same format "
         "and style, providing a clear and concise response.\n\n\n"
     )
-    assert compose(paper.prompt, RECORD)[0].startswith("Query:\nInstruction: Name")
+    assert composed(paper.prompt, RECORD).text.startswith("Query:\nInstruction: Name")
 
 
 def test_every_fault_of_a_template_is_named_at_once(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ def test_every_fault_of_a_template_is_named_at_once(tmp_path: Path) -> None:
         load_template(str(path))
 
 
-@pytest.mark.parametrize("name", ["chat", "nonesuch", "no/such.yaml"])
+@pytest.mark.parametrize("name", ["nonesuch", "no/such.yaml"])
 def test_a_template_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(Refused, match="plain") as refused:
         load_template(name)

@@ -7,14 +7,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from delift_pipeline.errors import Refused
+from delift_pipeline.scoring.engine import Job
+from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_model
+from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
 
 MakeModel = Callable[..., Path]
+PAIR = pl.DataFrame(
+    [
+        {"record_id": "a", "instruction": "one day", "input": "", "output": "the dog was happy"},
+        {
+            "record_id": "b",
+            "instruction": "her dog",
+            "input": "saw a ball",
+            "output": "play with it",
+        },
+    ]
+)
 
 
 def digest(folder: Path, **options: object) -> str:
@@ -138,3 +154,51 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder: Path) -> 
     state["model"]["vocab"]["zebra"] = 4000
     path.write_text(json.dumps(state))
     assert "do not belong together" in refusal(folder)
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}Task : {{ m.content }}"
+    "{% else %} Answer : {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_models_own_chat_template_decides_prompt_and_fingerprint(folder: Path) -> None:
+    assert "has no chat template" in refusal(folder, template="chat")
+    plain = digest(folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    assert digest(folder) == plain
+    chat = digest(folder, template="chat")
+    coder = load_encoder(ModelOptions(model=str(folder), template="chat"))
+    assert coder.tokenizer.chat_template == CHAT
+    (folder / "chat_template.jinja").write_text(CHAT.replace("Task :", "Task"))
+    assert len({plain, chat, digest(folder, template="chat")}) == 3
+    assert digest(folder) == plain
+
+
+def test_a_chat_template_in_the_tokenizers_config_is_found(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    named = [{"name": "tool", "template": "x"}, {"name": "default", "template": CHAT}]
+    for given in (CHAT, named):
+        path.write_text(json.dumps({**settings, "chat_template": given}))
+        coder = load_encoder(ModelOptions(model=str(folder), template="chat"))
+        assert "Task" in coder.tokenizer.convert_ids_to_tokens(
+            coder.encode(PAIR).prompt(0).tolist()
+        )
+
+
+def test_pairs_of_the_chat_template_are_scored_as_plain_passes_score_them(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(CHAT)
+    loaded = load_model(ModelOptions(model=str(folder), template="chat", threads=1))
+    records = loaded.encoder.encode(PAIR)
+    jobs = [Job(records.prefix(*shown), np.arange(2)) for shown in ((), (1,), (0, 1), (1, 0, 1))]
+    found = engine_for(loaded).score(records, jobs)
+    truth = NaiveEngine(loaded.model).score(records, jobs)
+    for mine, theirs in zip(found, truth, strict=True):
+        np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-5)
+    assert len({scores.logprobs.tobytes() for scores in found}) == len(jobs)
+
+
+def test_quantised_weights_have_a_fingerprint_of_their_own(folder: Path) -> None:
+    found = {digest(folder), digest(folder, load_in="4bit"), digest(folder, load_in="8bit")}
+    assert len(found) == 3

@@ -1,0 +1,250 @@
+"""A model's own chat template, taken apart: what it writes around texts, never the texts.
+
+The template (Jinja, as `tokenizer.apply_chat_template` reads it) is rendered around stand-ins and
+cut at them. Records are put in their places afterwards and are never rendered, so that no template
+can re-format them and nothing in them is read as a special token. A template that does not write a
+text as it is given, or writes a turn differently by its place among the turns, is refused. One that
+takes white space off both ends of a text is noticed, and the record's own is kept.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.storage.hashing import digest_json
+
+DATE = "26 Jul 2024"
+"""What a template that asks for today's date gets: scores must not change overnight."""
+FILE = "chat_template.jinja"
+_CONFIG = "tokenizer_config.json"
+_TURNS = 3
+# The second stand-in shows whether a template changes markup, quotes, case, blanks or letters.
+_PLAIN, _TRICKY = "{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd'
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """What a chat template writes around the texts of its turns.
+
+    Attributes:
+        opening: Before the first user's text; in two parts around a system message.
+        system: The system message, or empty.
+        shown_middle: Between a user's text and its answer, in a demonstration.
+        shown_lead: White space in front of that answer that a generation would begin with.
+        between: Between a demonstration's answer and the next user's text.
+        middle: Between the last user's text and the answer that is scored.
+        lead: White space in front of that answer that a generation would begin with.
+        end: After the last answer.
+        trimmed: Roles whose texts the template takes white space off.
+    """
+
+    opening: tuple[str, str]
+    system: str
+    shown_middle: str
+    shown_lead: str
+    between: str
+    middle: str
+    lead: str
+    end: str
+    trimmed: tuple[str, ...] = ()
+
+
+def chat_source(folder: Path) -> str | None:
+    """The default chat template in a model's folder, as transformers finds it; None without one."""
+    if (folder / FILE).is_file():
+        return (folder / FILE).read_text("utf-8")
+    path = folder / _CONFIG
+    found = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
+    if isinstance(found, list):
+        return next((one["template"] for one in found if one["name"] == "default"), None)
+    return found
+
+
+def chat_digest(source: str | None) -> str:
+    """Digest of what the wording follows from, for the fingerprint.
+
+    Raises:
+        Refused: there is no chat template.
+    """
+    return digest_json({"source": _present(source), "date": DATE})
+
+
+def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -> Dialogue:
+    """Find out what a chat template writes around texts.
+
+    Args:
+        source: The template.
+        names: The special tokens by the names templates use (`tokenizer.special_tokens_map`).
+        system: A system message, or empty for none.
+
+    Raises:
+        Refused: there is no template, it refuses such a dialogue, or it cannot be taken apart.
+    """
+    writer = _Writer(_present(source), names, system)
+    one, two, three = (writer.around(turns) for turns in range(1, _TURNS + 1))
+    if one != [two[0], *two[-2:]] or three != [*two[:3], *two[1:]]:
+        raise _refused("writes a turn differently by its place among the turns")
+    opening, middle, end = one
+    lead = _lead(middle, writer.generation())
+    shown_lead = lead if two[1] == middle else ""
+    before, _, after = opening.partition(writer.system) if system else (opening, "", "")
+    return Dialogue(
+        opening=(before, after),
+        system=system,
+        shown_middle=two[1].removesuffix(shown_lead),
+        shown_lead=shown_lead,
+        between=two[2],
+        middle=middle.removesuffix(lead),
+        lead=lead,
+        end=end,
+        trimmed=writer.trimmed(),
+    )
+
+
+def _lead(middle: str, generation: str) -> str:
+    """The white space between where a generation starts and the answer."""
+    rest = middle.removeprefix(generation) if generation else ""
+    return rest if middle.startswith(generation) and rest.isspace() else ""
+
+
+class _Writer:
+    """Renders dialogues of stand-ins and cuts them."""
+
+    def __init__(self, source: str, names: Mapping[str, Any], system: str) -> None:
+        self._names = dict(names)
+        self.system = "sysq0Zx" if system else ""
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise _refused(f"cannot be read ({_first_line(error)})") from error
+
+    def around(self, turns: int) -> list[str]:
+        """What stands before, between and after the texts of a whole dialogue."""
+        texts = [self._texts(kind, turns) for kind in (_PLAIN, _TRICKY)]
+        found, again = (_cut(self._render(self._messages(own)), own) for own in texts)
+        if found != again:
+            raise _refused("writes other words around other texts")
+        return found
+
+    def generation(self) -> str:
+        """What follows the user's text where an answer is to be generated."""
+        (text, _) = self._texts(_PLAIN, 1)
+        whole = self._render(self._messages([text]), add_generation_prompt=True)
+        return _cut(whole, [text])[1]
+
+    def trimmed(self) -> tuple[str, ...]:
+        """Roles whose texts lose the white space at their ends."""
+        texts = self._texts(_PLAIN, 1)
+        padded = [f" \n{text}\n " for text in texts]
+        whole = self._render(self._messages(padded))
+        return tuple(
+            role for role, text in zip(("user", "assistant"), padded, strict=True)
+            if text not in whole
+        )  # fmt: skip
+
+    def _texts(self, kind: str, turns: int) -> list[str]:
+        return [
+            kind.replace("{role}", role).replace("{place}", str(place))
+            for place in range(turns)
+            for role in ("user", "assistant")
+        ]
+
+    def _messages(self, texts: Sequence[str]) -> list[Message]:
+        roles = ("user", "assistant") * len(texts)
+        turns = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *turns]
+
+    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        try:
+            whole = self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._names,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            asked = "a dialogue with a system message" if self.system else "a plain dialogue"
+            raise _refused(f"refuses {asked} ({_first_line(error)})") from error
+        if self.system and whole.count(self.system) != 1:
+            raise _refused("does not write the system message as it is given")
+        return whole
+
+
+def _cut(whole: str, texts: Sequence[str]) -> list[str]:
+    parts = []
+    for text in texts:
+        before, found, whole = whole.partition(text)
+        if not found:
+            raise _refused("does not write a text as it is given")
+        parts.append(before)
+    if any(text in whole for text in texts):
+        raise _refused("writes a text more than once")
+    return [*parts, whole]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The environment of `apply_chat_template`, with a fixed date."""
+    # The text is a prompt, not a page: nothing in it is to be escaped.
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        autoescape=False,
+    )
+    made.filters["tojson"] = _as_json
+    made.globals["raise_exception"] = _raise
+    made.globals["strftime_now"] = _fixed_date
+    return made
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which some templates mark what a model has said."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The body of the block, as if the block were not there."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _as_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _fixed_date(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.strptime(DATE, "%d %b %Y").strftime(form)
+
+
+def _present(source: str | None) -> str:
+    if source is None:
+        reason = "this model has no chat template; use plain, paper, or a YAML file of your own"
+        raise Refused(Fault(reason, field="template"))
+    return source
+
+
+def _refused(why: str) -> Refused:
+    reason = f"the model's chat template {why}; use plain, paper, or a YAML file of your own"
+    return Refused(Fault(reason, field="template"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
