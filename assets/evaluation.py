@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import specs
+from assets.columns import column_metadata
 from assets.door import enter, progress
+from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.scoring import GPU_POOL
 from assets.training import adapter
@@ -27,6 +29,8 @@ from resources.tracking import TrackingResource
     group_name="evaluation",
     kinds={"pytorch", "huggingface", "mlflow"},
     owners=["team:delift"],
+    metadata=column_metadata("eval_report"),
+    freshness_policy=within_a_week,
     pool=GPU_POOL,
     code_version=report.CODE_VERSION,
     check_specs=specs("eval_report"),
@@ -62,6 +66,8 @@ def eval_report(
     group_name="evaluation",
     kinds={"polars", "duckdb"},
     owners=["team:delift"],
+    metadata=column_metadata("leaderboard"),
+    freshness_policy=within_a_week,
     automation_condition=on_any_report,
     code_version=leaderboard_step.CODE_VERSION,
     retry_policy=RETRIES,

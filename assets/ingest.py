@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import specs
+from assets.columns import column_metadata
 from assets.door import enter
+from assets.freshness import within_a_week
 from delift_pipeline.automation import RETRIES
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import dataset
@@ -18,6 +20,8 @@ from resources.store import StoreResource
     group_name="ingest",
     kinds={"polars", "parquet"},
     owners=["team:delift"],
+    metadata=column_metadata("raw_dataset"),
+    freshness_policy=within_a_week,
     code_version=dataset.CODE_VERSION,
     check_specs=specs("raw_dataset"),
     retry_policy=RETRIES,

@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import specs
+from assets.columns import column_metadata
 from assets.door import enter, progress
+from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from delift_pipeline.automation import RETRIES, on_new_data_version
 from delift_pipeline.partitions import dataset_version
@@ -26,6 +28,8 @@ GPU_POOL = "gpu"
     group_name="scoring",
     kinds={"scikitlearn", "numpy"},
     owners=["team:delift"],
+    metadata=column_metadata("pair_plan"),
+    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     code_version=plan.CODE_VERSION,
     check_specs=specs("pair_plan"),
@@ -49,6 +53,8 @@ def pair_plan(
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     owners=["team:delift"],
+    metadata=column_metadata("baseline_logprobs"),
+    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
@@ -77,6 +83,8 @@ def baseline_logprobs(
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     owners=["team:delift"],
+    metadata=column_metadata("in_context_logprobs"),
+    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,

@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import specs
+from assets.columns import column_metadata
 from assets.door import enter
+from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.scoring import baseline_logprobs, in_context_logprobs
 from delift_pipeline.automation import RETRIES, on_new_data_version
@@ -25,6 +27,8 @@ from resources.store import StoreResource
     group_name="selection",
     kinds={"numpy"},
     owners=["team:delift"],
+    metadata=column_metadata("utility_kernel"),
+    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     code_version=kernel.CODE_VERSION,
     check_specs=specs("utility_kernel"),
@@ -52,6 +56,8 @@ def utility_kernel(
     group_name="selection",
     kinds={"numpy", "parquet"},
     owners=["team:delift"],
+    metadata=column_metadata("subset"),
+    freshness_policy=within_a_week,
     code_version=subset_step.CODE_VERSION,
     check_specs=specs("subset"),
     retry_policy=RETRIES,

@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.checks import specs
+from assets.columns import column_metadata
 from assets.door import enter, progress
+from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.scoring import GPU_POOL
 from assets.selection import subset
@@ -26,6 +28,8 @@ from resources.tracking import TrackingResource
     group_name="training",
     kinds={"pytorch", "huggingface", "mlflow"},
     owners=["team:delift"],
+    metadata=column_metadata("adapter"),
+    freshness_policy=within_a_week,
     pool=GPU_POOL,
     code_version=adapter_step.CODE_VERSION,
     check_specs=specs("adapter"),

@@ -1,0 +1,187 @@
+"""Columns of what each asset stores, and which columns upstream they come from."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from delift_pipeline.evaluation.options import METRICS
+
+NAMES = {name: metric.meaning for name, metric in METRICS.items()}
+RECORD = "digest of instruction, input and output"
+
+# Asset -> column -> (type, meaning), in the order of the stored table.
+COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
+    "raw_dataset": {
+        "record_id": ("string", RECORD),
+        "instruction": ("string", "what is asked"),
+        "input": ("string", "what it is asked about; may be empty"),
+        "output": ("string", "the reference answer"),
+        "source": ("string", "where the record comes from, as the file says"),
+        "task": ("string", "the task, as the file says"),
+        "copies": ("uint32", "identical records folded into this one, itself included"),
+        "source_ids": ("list[string]", "the file's own ids of all copies"),
+    },
+    "pair_plan": {
+        "record_id": ("string", RECORD),
+        "neighbours": ("int32", "near prompts found for it"),
+        "reason": ("string", "why it has none; null where it has"),
+    },
+    "baseline_logprobs": {
+        "target_id": ("string", "record whose answer is scored"),
+        "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
+        "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
+        "tokens": ("int32", "answer tokens, end-of-text included"),
+    },
+    "in_context_logprobs": {
+        "target_id": ("string", "record whose answer is scored"),
+        "demonstration_id": ("string", "record that stands before it"),
+        "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
+        "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
+    },
+    "utility_kernel": {
+        "target_id": ("string", "row of the kernel"),
+        "demonstration_id": ("string", "column of the kernel"),
+        "utility": ("float32", "d alone minus d after the demonstration, in [-1, 1]"),
+    },
+    "subset": {
+        "record_id": ("string", RECORD),
+        "source_id": ("string", "the file's own id of it"),
+        "rank": ("uint32", "place in the ranking, from 0; a smaller budget is a prefix"),
+        "gain": ("float64", "marginal gain; null where nothing was maximised"),
+        "covers": ("list[string]", "records it covers best"),
+        "trust": ("float64", "agreement of near prompts; null where it is not known"),
+        "self_share": ("float64", "share of its gain that is its own row"),
+        "near_duplicates": ("uint32", "near duplicates of it in the pool"),
+        "replayed": ("bool", "whether it is replayed from what the parents trained on"),
+    },
+    "adapter": {
+        "record_id": ("string", RECORD),
+        "adapter": ("string", "the adapter trained on it: this one, or one before it"),
+        "rank": ("uint32", "its rank in that adapter's subset"),
+        "left_out": ("string", "why it was not trained on; null where it was"),
+    },
+    "eval_report": {
+        "record_id": ("string", RECORD),
+        "instruction": ("string", "what is asked"),
+        "input": ("string", "what it is asked about; may be empty"),
+        "reference": ("string", "the reference answer"),
+        "generated": ("string", "the model's answer; null where no metric needs it"),
+        **{name: ("float64", meaning) for name, meaning in NAMES.items()},
+    },
+    "leaderboard": {
+        "version": ("string", "dataset version"),
+        "stage": ("string", "stage of the arm"),
+        "selector": ("string", "selector of the arm; `initial` is the base model"),
+        "arm": ("string", "the arm"),
+        "budget": ("string", "budget as asked for; null for the base model"),
+        "seed": ("int64", "seed of selection and training"),
+        "records": ("int64", "records trained on"),
+        "pool": ("int64", "records to choose from"),
+        "heldout": ("int64", "held-out records measured"),
+        "fingerprint": ("string", "scoring fingerprint of the base model"),
+        "seconds": ("float64", "wall time of everything in the report"),
+        **{
+            f"{name}{end}": ("float64", f"{METRICS[name].title}: {what}")
+            for name in METRICS
+            for end, what in (("", "mean"), ("_se", "standard error"))
+        },
+        **{
+            f"{name}_minus_random{end}": ("float64", f"{METRICS[name].title}: {what}")
+            for name in METRICS
+            for end, what in (
+                ("", "mean difference from the random arm, paired by record"),
+                ("_se", "standard error of that difference"),
+            )
+        },
+    },
+}
+
+# Asset -> column -> the columns it is made of, as (asset, column).
+MADE_OF: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "pair_plan": {
+        "record_id": [("raw_dataset", "record_id")],
+        "neighbours": [("raw_dataset", "instruction"), ("raw_dataset", "input")],
+    },
+    "baseline_logprobs": {"target_id": [("pair_plan", "record_id")]},
+    "in_context_logprobs": {
+        "target_id": [("pair_plan", "record_id")],
+        "demonstration_id": [("pair_plan", "record_id"), ("pair_plan", "neighbours")],
+    },
+    "utility_kernel": {
+        "target_id": [("in_context_logprobs", "target_id")],
+        "demonstration_id": [("in_context_logprobs", "demonstration_id")],
+        "utility": [
+            ("baseline_logprobs", "squared_distance"),
+            ("baseline_logprobs", "tokens"),
+            ("in_context_logprobs", "squared_distance"),
+        ],
+    },
+    "subset": {
+        "record_id": [("raw_dataset", "record_id")],
+        "source_id": [("raw_dataset", "source_ids")],
+        "gain": [("utility_kernel", "utility")],
+        "covers": [("utility_kernel", "utility")],
+        "trust": [("utility_kernel", "utility")],
+    },
+    "adapter": {
+        "record_id": [("subset", "record_id")],
+        "rank": [("subset", "rank")],
+        "left_out": [("raw_dataset", "output")],
+    },
+    "eval_report": {
+        "record_id": [("raw_dataset", "record_id")],
+        "instruction": [("raw_dataset", "instruction")],
+        "input": [("raw_dataset", "input")],
+        "reference": [("raw_dataset", "output")],
+        "generated": [("adapter", "record_id")],
+    },
+    "leaderboard": {
+        f"{name}{end}": [("eval_report", name)]
+        for name in METRICS
+        for end in ("", "_se", "_minus_random", "_minus_random_se")
+    },
+}
+
+
+def schema_of(asset: str) -> dg.TableSchema:
+    """The columns of an asset's stored table, with types and meanings."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name=name, type=kind, description=meaning)
+            for name, (kind, meaning) in COLUMNS[asset].items()
+        ]
+    )
+
+
+def column_metadata(asset: str) -> Mapping[str, dg.MetadataValue]:
+    """The asset definition's metadata that shows its columns."""
+    return {"dagster/column_schema": dg.MetadataValue.table_schema(schema_of(asset))}
+
+
+def column_lineage(asset: str) -> Mapping[str, dg.MetadataValue]:
+    """The materialisation's metadata that shows where columns come from; empty for the first."""
+    if asset not in MADE_OF:
+        return {}
+    deps = {
+        column: [dg.TableColumnDep(dg.AssetKey(above), name) for above, name in made_of]
+        for column, made_of in MADE_OF[asset].items()
+    }
+    lineage = dg.TableColumnLineage(deps_by_column=deps)
+    return {"dagster/column_lineage": dg.MetadataValue.column_lineage(lineage)}
+
+
+# Asset -> the manifest's count that is the number of rows of its table.
+ROWS = {
+    "raw_dataset": "pool",
+    "subset": "selected",
+    "eval_report": "records",
+    "leaderboard": "rows",
+}
+
+
+def row_count(asset: str, counts: Mapping[str, int], partitioned: bool) -> dict[str, int]:
+    """The materialisation's metadata that shows how long the table is, where it has a length."""
+    if ROWS.get(asset) not in counts:
+        return {}
+    title = "dagster/partition_row_count" if partitioned else "dagster/row_count"
+    return {title: counts[ROWS[asset]]}
