@@ -70,7 +70,9 @@ class Change:
             return "changed"
         if covered.get(record):
             return f"{covered[record]} stands for it now"
-        return "still there and no longer taken" if record in covered else "not to choose from"
+        if record in covered:
+            return "still there and no longer taken"
+        return "no longer to choose from: the parent has it"
 
 
 def version_lineage(home: Home, version: str) -> VersionLineage:

@@ -1,5 +1,6 @@
 """Read-only SQL over everything stored in a home."""
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _refuse_other_than_select(connection: "duckdb.DuckDBPyConnection", sql: str)
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
     """Which pairs a query over pairs did not see."""
-    asked = {name.lower() for name in connection.get_table_names(sql)}
+    asked = set(re.findall(r"\w+", sql.lower()))
     prefixes = {"utilities": "kernels/", "scores": "scores/"}
     rows = connection.execute("SELECT source, pairs FROM stored.left_out").fetchall()
     return [

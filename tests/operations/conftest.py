@@ -22,7 +22,7 @@ defaults:
   evaluation: {metrics: [answer_loss, exact_match], max_new_tokens: 3}
 arms:
   instruction_tuning.random: {}
-  instruction_tuning.delift: {}
+  instruction_tuning.delift_trusted: {}
   continual.random: {}
   continual.delift_trusted: {}
 """
