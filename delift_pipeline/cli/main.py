@@ -14,7 +14,9 @@ from delift_pipeline.cli import (
     inspection,
     judge,
     lineage,
+    operations,
     query,
+    recipe,
     runs,
     verify,
 )
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("ingest")(data.ingest)
+app.command("recipe")(recipe.recipe)
 app.command("select")(data.select)
 app.command("score")(inspection.score)
 app.command("prompt")(inspection.prompt)
@@ -39,6 +42,7 @@ app.command("lineage")(lineage.lineage)
 app.command("judge")(judge.judge)
 app.command("query")(query.query)
 app.command("catalog")(query.catalog)
+app.command("forget")(operations.forget)
 app.command("verify")(verify.verify)
 bench.app.command("scoring")(bench_scoring.scoring)
 app.add_typer(bench.app, name="bench")

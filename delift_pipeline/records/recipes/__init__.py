@@ -1,0 +1,1 @@
+"""Benchmarks by name: where their files are, what their rows mean, how answers are measured."""

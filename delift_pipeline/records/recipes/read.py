@@ -1,0 +1,134 @@
+"""A benchmark's files, from a folder, a file or the hub, as rows in a record's columns."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.formats import read_table
+from delift_pipeline.records.recipes.table import Recipe
+from delift_pipeline.storage.atomic import write_text
+
+OWN = {"instruction", "output"}
+RECORD_COLUMNS = {"instruction", "input", "output"}
+KEPT = ("instruction", "input", "output", "source_id", "id", "source", "task")
+
+
+def benchmark_rows(
+    recipe: Recipe,
+    source: str | None,
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+) -> list[dict[str, str]]:
+    """A split's rows in a record's columns.
+
+    Args:
+        recipe: The benchmark.
+        source: A file, a folder, a hub id, or None for the recipe's own hub id.
+        split: `train` or `test`.
+        limit: Keep so many rows, drawn with `seed`, in file order.
+        seed: Of that draw.
+        revision: The hub revision.
+
+    Raises:
+        Refused: no file is found, a row cannot be read, or a row has none of the known columns.
+    """
+    rows = [
+        row for path in files_of(recipe, source, split, revision) for row in _read(recipe, path)
+    ]
+    if not rows:
+        raise Refused(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
+    if limit is None or limit >= len(rows):
+        return rows
+    kept = sorted(random.Random(seed).sample(range(len(rows)), limit))
+    return [rows[place] for place in kept]
+
+
+def files_of(
+    recipe: Recipe, source: str | None, split: str, revision: str | None = None
+) -> list[Path]:
+    """The files of a split.
+
+    Raises:
+        Refused: there are none.
+    """
+    patterns = recipe.files.get(split)
+    if patterns is None:
+        raise Refused(Fault(f"{split!r}: train or test", field="split"))
+    place = Path(source).expanduser() if source else None
+    if place is not None and place.is_file():
+        return [place]
+    folder = place if place is not None and place.is_dir() else None
+    if folder is None:
+        folder = _downloaded(_hub_id(recipe, source), patterns, revision)
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            return found
+    looked = ", ".join(patterns)
+    raise Refused(
+        Fault(f"no file of the {split} split of {recipe.name}: looked for {looked}", str(folder))
+    )
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def _hub_id(recipe: Recipe, source: str | None) -> str:
+    hub_id = source or recipe.hub
+    if hub_id is None:
+        reason = f"give the files of {recipe.name} by --source: {recipe.note}"
+        raise Refused(Fault(reason, field="source"))
+    return hub_id
+
+
+def _downloaded(hub_id: str, patterns: tuple[str, ...], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (
+            f"neither a file, a folder nor a data set that the hub gives: "
+            f"{str(error).splitlines()[0]}"
+        )
+        raise Refused(Fault(reason, file=hub_id)) from error
+
+
+def _read(recipe: Recipe, path: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    faults: list[Fault] = []
+    table = read_table(path)
+    for row in table.rows:
+        if row.value is None:
+            faults.append(Fault(row.reason, str(path), row.line))
+            continue
+        try:
+            found += _records(recipe, row.value)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            needed = ", ".join(sorted(recipe.columns))
+            reason = f"no row of {recipe.name} ({type(error).__name__}: {error}); needs {needed}"
+            faults.append(Fault(reason, str(path), row.line))
+    if faults or table.fatal:
+        raise Refused(*faults, *table.fatal)
+    return found
+
+
+def _records(recipe: Recipe, row: dict[str, Any]) -> list[dict[str, str]]:
+    """A row in a record's columns as it is, any other by the recipe's rule; no empty answers."""
+    theirs = recipe.columns - RECORD_COLUMNS
+    ours = row.keys() >= OWN and not (theirs and theirs <= row.keys())
+    made = [{name: row[name] for name in KEPT if row.get(name)}] if ours else recipe.rule(row)
+    return [one for one in made if one.get("output", "").strip()]
