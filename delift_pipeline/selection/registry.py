@@ -16,6 +16,7 @@ from delift_pipeline.selection.selectors.full import FullSelector
 from delift_pipeline.selection.selectors.ifd import IfdSelector
 from delift_pipeline.selection.selectors.initial import InitialSelector
 from delift_pipeline.selection.selectors.length import LengthSelector
+from delift_pipeline.selection.selectors.less import LessSelector
 from delift_pipeline.selection.selectors.nuggets import NuggetsSelector
 from delift_pipeline.selection.selectors.random import RandomSelector
 from delift_pipeline.selection.selectors.rds_plus import RdsPlusSelector
@@ -32,6 +33,7 @@ SELECTORS: dict[str, Selector] = {
         InitialSelector(),
         LengthSelector(),
         SelectItSelector(),
+        LessSelector(),
         DeftUcsSelector(),
         RdsPlusSelector(),
         IfdSelector(),

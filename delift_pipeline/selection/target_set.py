@@ -1,5 +1,6 @@
 """The records that a target-based selector chooses for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,8 @@ from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.selector import SelectionInputs
 
 TARGET_SHARE = 0.05
+TARGETS, WARM_UP = 1, 2
+"""What is drawn with one seed."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,20 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
         if inputs.target is None:
             raise DeliftError("the target set's records were not given")
         return TargetSet(inputs.target.sort("record_id"), drawn=False)
-    return TargetSet(drawn(inputs.pool, share, seed), drawn=True)
+    return TargetSet(drawn(inputs.pool, share, [seed, TARGETS]), drawn=True)
 
 
-def drawn(pool: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
-    """A seeded share of the pool, sorted by record_id; the order of the file does not matter."""
+def drawn(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.DataFrame:
+    """A seeded share of the pool, sorted by record_id; the order of the file does not matter.
+
+    Args:
+        pool: What is drawn from.
+        share: Rounded half up, at least one record; 1 for all.
+        seeds: The arm's seed and a number of what is drawn, so that two draws differ.
+    """
     ordered = pool.sort("record_id")
     count = resolve_budget(share if share < 1 else "full", ordered.height)
-    chosen = np.random.default_rng(seed).permutation(ordered.height)[:count]
+    chosen = np.random.default_rng(seeds).permutation(ordered.height)[:count]
     return ordered[np.sort(chosen)]
 
 
