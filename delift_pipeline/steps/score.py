@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,9 @@ from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome
 from delift_pipeline.storage.hashing import digest_bytes, digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encode import Encoder
 
 CODE_VERSION = "1"
 Part = Literal["baseline", "in_context"]
@@ -136,15 +139,27 @@ def _score(job: Job, part: Part, progress: Progress, run_id: str | None) -> Outc
 
 
 def _run(job: Job, part: Part, progress: Progress) -> ScoreReport:
-    from delift_pipeline.scoring.model import load_scorer
+    from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
+    from delift_pipeline.scoring.workers import score_together
 
+    frame, store = plan_records(job.home, job.version, job.plan), job.store
+    if part == "in_context" and job.model.workers > 1:
+        encoder = load_encoder(job.model)
+        encoded = _noted(encoder, progress).encode(frame)
+        return score_together(job.model, store, frame, encoded, job.plan, progress)
     model = load_scorer(job.model)
-    encoded = model.encoder.encode(plan_records(job.home, job.version, job.plan))
-    store = job.store
+    encoded = _noted(model.encoder, progress).encode(frame)
     if part == "baseline":
         return score_baseline(model, store, encoded, progress)
     return score_pairs(model, store, encoded, job.plan, progress)
+
+
+def _noted(encoder: "Encoder", progress: Progress) -> "Encoder":
+    """The encoder, once what the user should know of its wording is said."""
+    for note in encoder.notes:
+        progress.say(note)
+    return encoder
 
 
 def plan_records(home: Home, version: str, plan: PairPlan) -> pl.DataFrame:

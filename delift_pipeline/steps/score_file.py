@@ -56,15 +56,22 @@ def score_plan(
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
+    from delift_pipeline.scoring.workers import score_together
 
     store = ScoreStore(home.scores(fingerprint_of(options).digest))
-    encoded = load_encoder(options).encode(frame)
+    encoder = load_encoder(options)
+    for note in encoder.notes:
+        progress.say(note)
+    encoded = encoder.encode(frame)
     unscorable = dict(encoded.unscorable)
     wanted = sum(scorable_pairs(block, unscorable) for block in plan.blocks)
     missing = any(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
     alone = bool((store.baseline(encoded.ids).tokens == 0).any())
     scored, reused = 0, wanted
-    if missing or alone:
+    if (missing or alone) and options.workers > 1:
+        report = score_together(options, store, frame, encoded, plan, progress, baseline=True)
+        scored, reused = report.pairs_scored, report.pairs_reused
+    elif missing or alone:
         model = load_scorer(options)
         score_baseline(model, store, encoded, progress)
         report = score_pairs(model, store, encoded, plan, progress)
