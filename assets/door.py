@@ -1,8 +1,10 @@
 """The door between the graph and the library: outcomes become materialisations."""
 
 import base64
+import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,6 +12,7 @@ import dagster as dg
 import polars as pl
 
 from assets.checks import severity
+from assets.columns import column_lineage, row_count
 from delift_pipeline.errors import DeliftError, Refused, may_pass
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.steps.outcome import Outcome
@@ -34,6 +37,7 @@ def enter(
             again can help: memory ran out, a read or a connection failed.
     """
     name = context.asset_key.path[-1]
+    _end_with_parent()
     started = time.monotonic()
     try:
         outcome = step()
@@ -52,10 +56,30 @@ def enter(
     yield _materialized(name, outcome, seconds)
 
 
+def _end_with_parent() -> None:
+    """In a step's own process: end when the run's process is killed, as that run then is over.
+
+    Its successor would otherwise work beside it on the same device.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+
+
 def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.manifest.content_hash),
-        metadata=_metadata(outcome, seconds),
+        metadata={
+            **_metadata(outcome, seconds),
+            **row_count(name, outcome.manifest.counts, partitioned=name != "leaderboard"),
+            **column_lineage(name),
+        },
         check_results=[
             dg.AssetCheckResult(
                 check_name=check_name,

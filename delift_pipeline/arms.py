@@ -70,6 +70,11 @@ class AutomationOptions(BaseModel):
     retry_seconds: float = Field(
         default=30.0, ge=0, description="Wait before the first retry, doubled before each further."
     )
+    isolate_steps: bool = Field(
+        default=True,
+        description="Each step of a run in a process of its own, whose memory is given back; "
+        "false saves some seconds a step.",
+    )
     webhook: str | None = Field(
         default=None,
         description="An http(s) address that alerts are posted to; $DELIFT_ALERT_URL comes first.",

@@ -14,6 +14,11 @@ RETRIES = dg.RetryPolicy(
     backoff=dg.Backoff.EXPONENTIAL,
 )
 
+# How the steps of a run are executed; the launchpad can choose otherwise.
+EXECUTOR = dg.multi_or_in_process_executor.configured(
+    {"multiprocess": {"max_concurrent": 2}} if _OPTIONS.isolate_steps else {"in_process": {}}
+)
+
 # Least time between two looks of a sensor.
 INTERVAL_SECONDS = _OPTIONS.seconds
 

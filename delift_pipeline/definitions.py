@@ -7,6 +7,7 @@ from assets.ingest import raw_dataset
 from assets.scoring import baseline_logprobs, in_context_logprobs, pair_plan
 from assets.selection import subset, utility_kernel
 from assets.training import adapter
+from delift_pipeline.automation import EXECUTOR
 from delift_pipeline.jobs import ALL_JOBS
 from delift_pipeline.schedules import ALL_SCHEDULES
 from delift_pipeline.sensors import ALL_SENSORS
@@ -33,7 +34,7 @@ defs = dg.Definitions(
     jobs=ALL_JOBS,
     sensors=ALL_SENSORS,
     schedules=ALL_SCHEDULES,
-    executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
+    executor=EXECUTOR,
     resources={
         "store": StoreResource(),
         "language_model": LanguageModelResource(),

@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from filelock import FileLock, Timeout
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -16,8 +19,12 @@ from delift_pipeline.storage.home import Home
 ADDRESS = "127.0.0.1"
 READY_SECONDS = 120.0
 GRACE_SECONDS = 10.0
+GONE_SECONDS = 2.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
+DAEMON = "daemon"
+MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
+"""A server that ends is started again, but not more often than this all in all."""
 
 
 class Stopped(Exception):
@@ -25,26 +32,46 @@ class Stopped(Exception):
 
 
 def serve(home: Home, port: int, mlflow_port: int) -> int:
-    """Run the servers until interrupted, or until one of them ends; end them all.
+    """Run the servers until interrupted; one that ends is started again. End them all.
+
+    Runs that were at work when the servers ended last time, however they ended, are launched again
+    and go on with what they had not finished.
 
     Returns:
         0 when asked to end; the failure is raised otherwise.
 
     Raises:
-        Refused: a port is taken.
-        DeliftError: a server ended or did not answer in time.
+        Refused: a port is taken, or the home is served already.
+        DeliftError: a server did not answer in time, or ended again and again.
     """
     _refuse_taken(port=port, mlflow_port=mlflow_port)
-    _prepare(home, port, mlflow_port)
+    with _serving_alone(home):
+        _prepare(home, port, mlflow_port)
+        return _serve_prepared(home, port, mlflow_port)
+
+
+@contextmanager
+def _serving_alone(home: Home) -> Iterator[None]:
+    home.dagster.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home.dagster / ".serving.lock", timeout=0):
+            yield
+    except Timeout:
+        reason = f"{home.root.name} is served by another `delift ui`: end that one first"
+        raise Refused(Fault(reason, field="--home")) from None
+
+
+def _serve_prepared(home: Home, port: int, mlflow_port: int) -> int:
     previous = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+    commands = _commands(home, port, mlflow_port)
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for name, command in _commands(home, port, mlflow_port).items():
+        for name, command in commands.items():
             servers[name] = _start(command)
         for name, where in (("dagster", port), ("mlflow", mlflow_port)):
             _await(where, servers)
             print(f"{name}: http://{ADDRESS}:{where}", file=sys.stderr, flush=True)
-        _watch(servers)
+        _watch(home, commands, servers)
     except Stopped:
         return 0
     finally:
@@ -76,16 +103,24 @@ def _refuse_taken(**ports: int) -> None:
 
 def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     """Databases and partitions exist before several processes open them at once."""
-    from delift_pipeline.cli.graph import opened_instance
     from delift_pipeline.lineage.tracking import Tracker
 
     os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
     # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    with opened_instance(home):
-        pass
+    _close_interrupted(home)
     Tracker(home)
+
+
+def _close_interrupted(home: Home) -> None:
+    """What no process works on any more is closed, and launched again by the daemon."""
+    from delift_pipeline.cli.graph import opened_instance
+    from delift_pipeline.cli.interrupted import close_interrupted
+
+    with opened_instance(home) as instance:
+        for run_id in close_interrupted(instance):
+            print(f"run {run_id[:8]} was interrupted", file=sys.stderr, flush=True)
 
 
 def _commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
@@ -96,7 +131,7 @@ def _commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
             "--dagster-log-level", "warning",
         ],
-        "daemon": [*python, "dagster._daemon", "run", *location, "--log-level", "warning"],
+        DAEMON: [*python, "dagster._daemon", "run", *location, "--log-level", "warning"],
         "mlflow": [
             *python, "mlflow", "server", "--host", ADDRESS, "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}",
@@ -132,9 +167,24 @@ def _await(port: int, servers: dict[str, subprocess.Popen[bytes]]) -> None:
     raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
 
 
-def _watch(servers: dict[str, subprocess.Popen[bytes]]) -> None:
+def _watch(
+    home: Home, commands: dict[str, list[str]], servers: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    """Start again whatever ends, unless it has ended too often."""
+    ends: list[float] = []
     while True:
-        _raise_if_ended(servers)
+        for name in [name for name, server in servers.items() if server.poll() is not None]:
+            now = time.monotonic()
+            ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]
+            if len(ends) > MOST_ENDS:
+                _raise_if_ended(servers)
+            print(f"the {name} server ended and is started again", file=sys.stderr, flush=True)
+            # Its children would work on beside those of the new one.
+            _signal_group(servers[name], signal.SIGKILL)
+            _await_gone(servers[name])
+            if name == DAEMON:
+                _close_interrupted(home)
+            servers[name] = _start(commands[name])
         time.sleep(0.5)
 
 
@@ -145,9 +195,13 @@ def _raise_if_ended(servers: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 def _end(servers: dict[str, subprocess.Popen[bytes]]) -> None:
-    """End each server with its children: first asked, then killed."""
-    for server in servers.values():
-        _signal_group(server, signal.SIGTERM)
+    """End each server with its children: first asked, then killed.
+
+    The daemon's children are the runs. They are killed at once: a run that is asked to end counts
+    as failed, one that is killed is launched again when the home is next served.
+    """
+    for name, server in servers.items():
+        _signal_group(server, signal.SIGKILL if name == DAEMON else signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
     for server in servers.values():
         try:
@@ -157,6 +211,17 @@ def _end(servers: dict[str, subprocess.Popen[bytes]]) -> None:
     for server in servers.values():
         _signal_group(server, signal.SIGKILL)
         server.wait()
+
+
+def _await_gone(server: subprocess.Popen[bytes]) -> None:
+    """Wait until a killed group is gone, or is left to a parent that does not ask after it."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(server.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
 
 
 def _signal_group(server: subprocess.Popen[bytes], sign: signal.Signals) -> None:
