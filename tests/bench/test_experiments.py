@@ -1,0 +1,283 @@
+"""The experiments: each runs whole, is found again, survives a kill, and is shown and tracked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from delift_pipeline.bench import experiments
+from delift_pipeline.bench.contenders import contender, contenders, known_names
+from delift_pipeline.bench.experiment_page import experiment_page, write_page
+from delift_pipeline.bench.experiment_theory import (
+    Rules,
+    mutual_information,
+    pointwise_information,
+    utilities,
+)
+from delift_pipeline.bench.experiment_tracking import track_table
+from delift_pipeline.bench.experiments import EXPERIMENTS, Asked, experiment, units_of
+from delift_pipeline.bench.quality import run_quality
+from delift_pipeline.bench.quality_answers import greedy_answers
+from delift_pipeline.bench.quality_cells import Cell, Setting
+from delift_pipeline.bench.quality_measure import demo_model, examples_of, training_options
+from delift_pipeline.bench.quality_pools import Sizes, draw
+from delift_pipeline.bench.quality_scorer import scorer_options
+from delift_pipeline.bench.quality_table import rows_of
+from delift_pipeline.bench.quality_training import measure, train
+from delift_pipeline.errors import Refused
+from delift_pipeline.progress import SilentProgress
+from delift_pipeline.selection.registry import SELECTORS
+
+TINY = Sizes(pool=40, heldout_per_task=2, target=4)
+STEPS = dict.fromkeys(experiments.SWEEP, 2)
+COLUMNS = (
+    "stage selector mode budget wrong_share metric n mean se diff_random diff_se "
+    "within_error_of_best"
+).split()
+PROGRAM = """
+import sys
+from pathlib import Path
+from delift_pipeline.bench.experiments import Asked, experiment, units_of
+from delift_pipeline.bench.quality import run_quality
+from delift_pipeline.bench.quality_pools import Sizes
+from delift_pipeline.progress import SilentProgress
+sizes, steps = Sizes(40, 2, 4), {0.2: 2}
+asked = Asked(("instruction_tuning",), (700, 701, 702), ("delift",), True, sizes, steps)
+units = units_of(experiment("selectors"), asked)
+run_quality(Path(sys.argv[1]), "selectors", units, SilentProgress())
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def asked(*stages: str, **given: Any) -> Asked:
+    return Asked(
+        cast(Any, stages),
+        **{"seeds": (700,), "quick": True, "sizes": TINY, "steps": STEPS, **given},
+    )
+
+
+def tables(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, str, float], float]:
+    found = [row for row in rows if row["metric"] == metric]
+    return {(row["selector"], row["mode"], row["budget"]): row["mean"] for row in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "present"),
+    [
+        ("stages", "continual", {("delift", "in_context"), ("initial", "lora"), ("full", "lora")}),
+        ("budget", "task_specific", {("delift_trusted", "lora")}),
+        ("annotation_budget", "instruction_tuning", {("delift-near-5", "lora")}),
+        ("tuning", "instruction_tuning", {("full", "full"), ("delift_trusted", "lora")}),
+        ("objectives", "task_specific", {("delift-fl2mi-eta=1", "lora")}),
+        ("objectives", "continual", {("delift-flcg-nu=0", "lora")}),
+        ("kernel", "instruction_tuning", {("delift-kl-min_max-keep", "lora")}),
+        ("transfer", "instruction_tuning", {("delift-by-small", "lora")}),
+    ],
+)
+def test_an_experiment_gives_the_rows_of_its_table(
+    name: str, stage: str, present: set[tuple[str, str]], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(experiments, "SMALL", "small-2")
+    units = units_of(experiment(name), asked(stage))
+    result = run_quality(tmp_path, name, units, SilentProgress())
+    rows = result["rows"]
+    assert all(set(COLUMNS) <= set(row) and row["stage"] == stage for row in rows)
+    assert present <= {(row["selector"], row["mode"]) for row in rows}
+    paired = [row for row in rows if row["selector"] != "random"]
+    assert paired and all(row["diff_random"] is not None for row in paired)
+    page = write_page(tmp_path, experiment(name), result).read_text(encoding="utf-8")
+    assert all(row["selector"] in page for row in rows) and page.count("<svg") >= 1
+
+
+def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
+    units = units_of(experiment("stages"), asked("instruction_tuning", names=("initial",)))
+    rows = run_quality(tmp_path, "stages", units, SilentProgress())["rows"]
+    for metric in ("exact_match", "answer_loss", "rougeL", "squad_f1"):
+        found = tables(rows, metric)
+        trained, shown = found["initial", "lora", 0.2], found["initial", "in_context", 0.2]
+        assert trained == pytest.approx(shown, abs=1e-5)
+        assert found["random", "lora", 0.2] != trained
+
+
+def test_generated_answers_are_right_where_every_token_is_the_likeliest() -> None:
+    loaded = demo_model()
+    drawn = draw("instruction_tuning", 700, 0.0, Sizes(pool=60, heldout_per_task=3, target=4))
+    pool = list(examples_of(loaded, drawn.pool).values())
+    heldout = list(examples_of(loaded, drawn.heldout[""]).values())
+    options = training_options("lora", 60)
+    lora = train(cast(Any, loaded.model), [pool[:30], pool[20:]], [1, 2], options)
+    answers = greedy_answers(lora, heldout, loaded.encoder.eos)
+    right = [
+        [own == example.answer[:-1].tolist() for own, example in zip(run, heldout, strict=True)]
+        for run in answers
+    ]
+    exact = measure(lora, heldout).exact
+    assert 0 < exact.sum() < exact.size
+    np.testing.assert_array_equal(np.array(right), exact)
+
+
+def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:
+    units = units_of(experiment("cost"), asked(names=("initial", "delift", "delift_trusted")))
+    rows = run_quality(tmp_path, "cost", units, SilentProgress())["rows"]
+    flops = tables(rows, "selection_flops")
+    near, every = flops["delift_trusted", "lora", 0.2], flops["delift", "lora", 0.2]
+    assert 0 == flops["random", "lora", 0.2] < near < every
+    training = tables(rows, "training_flops")
+    assert training["initial", "lora", 0.2] == 0 < training["random", "lora", 0.2]
+    assert all(value >= 0 for value in tables(rows, "selection_seconds").values())
+    best = next(row for row in rows if row["metric"] == "selection_flops")
+    assert best["mean"] == 0, "less is better"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_log_probability_utility_is_conditional_mutual_information(seed: int) -> None:
+    rules = Rules.drawn(seed)
+    ours, exact = utilities(rules), pointwise_information(rules)
+    assert np.abs(exact).max() > 1
+    np.testing.assert_allclose(ours, exact, atol=1e-6, rtol=0)
+    information = mutual_information(rules, exact)
+    assert information > 0.01
+    assert mutual_information(rules, ours) == pytest.approx(information, abs=1e-6)
+    # Bayes' rule over one rule is independence: nothing is learnt from a demonstration.
+    alone = Rules(np.array([1.0]), rules.answers[:1])
+    assert np.abs(utilities(alone)).max() < 1e-6
+
+
+def test_theory_is_an_experiment_like_the_others(tmp_path: Path) -> None:
+    units = units_of(experiment("theory"), Asked())
+    rows = run_quality(tmp_path, "theory", units, SilentProgress())["rows"]
+    largest = next(row for row in rows if row["metric"] == "largest_difference")
+    assert largest["n"] == 5 and 0 < largest["mean"] < 1e-6
+
+
+def test_a_smaller_scorer_is_pretrained_once(tmp_path: Path) -> None:
+    first = scorer_options(tmp_path, "small-2")
+    weights = Path(first.model) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert scorer_options(tmp_path, "small-2").model == first.model
+    assert weights.stat().st_mtime_ns == before
+    assert weights.stat().st_size < 300_000
+    with pytest.raises(Refused, match="no scorer is called"):
+        scorer_options(tmp_path, "../other")
+
+
+def test_every_registered_selector_is_a_contender() -> None:
+    assert {*SELECTORS, "initial", "delift_se-tfidf"} <= set(known_names())
+    assert [one.name for one in contenders(["delift", "random"])] == ["random", "delift"]
+    everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], Asked())[0]).contenders
+    assert {one.selector for one in everyone} >= set(SELECTORS)
+    with pytest.raises(Refused, match="no selector is called 'best'"):
+        contender("best")
+
+
+def test_every_experiment_has_five_pools_and_a_quick_form() -> None:
+    for one in EXPERIMENTS.values():
+        seeds = {unit.seed for unit in units_of(one, Asked())}
+        quick = units_of(one, Asked(quick=True))
+        assert len(seeds) >= 5 and len({unit.seed for unit in quick}) == 2
+        assert not {unit.seed for unit in quick} & set(experiments.FINAL_SEEDS)
+        assert len({unit.key for unit in quick}) == len(quick)
+
+
+def test_equal_compute_at_every_budget() -> None:
+    setting = Setting()
+    assert [setting.steps_at(b) for b in (0.05, 0.1, 0.2, 0.3, 0.5)] == [150, 150, 200, 300, 500]
+
+
+def _table() -> dict[str, Any]:
+    cells = [
+        Cell("continual", seed, 0.15, (0.2,), contenders(["delift"]), TINY) for seed in (1, 2, 3)
+    ]
+    rows = [
+        {
+            "selector": name,
+            "mode": "lora",
+            "budget": 0.2,
+            "draw": 0,
+            "metric": "exact_match",
+            "value": value,
+            "size": 8,
+            "wrong": 0.1,
+            "pairs_per_record": 4.0,
+        }
+        for name, value in (("random", 0.2), ("<b>delift</b>", 0.5))
+    ]
+    varied = [[{**row, "value": row["value"] + 0.01 * cell.seed} for row in rows] for cell in cells]
+    return {
+        "experiment": "stages",
+        "commit": "c0ffee",
+        "commits_of_cells": ["c0ffee"],
+        "seeds": [1, 2, 3],
+        "rows": rows_of(list(zip(cells, varied, strict=True))),
+    }
+
+
+def test_a_page_escapes_names_and_shows_errors() -> None:
+    page = experiment_page(EXPERIMENTS["stages"], _table())
+    assert "<b>delift" not in page and "&lt;b&gt;delift" in page
+    assert "0.520 ± 0.006 *" in page and "+0.300 ± 0.000" in page and "15% wrong answers" in page
+
+
+def test_a_table_is_tracked_once_with_a_run_for_every_contender(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from delift_pipeline.lineage.tracking_store import local_uri
+    from delift_pipeline.storage.home import Home
+
+    table, kept = _table(), tmp_path / "table.json"
+    kept.write_text(json.dumps(table), encoding="utf-8")
+    parent = track_table(tmp_path, table, [kept])
+    assert track_table(tmp_path, table, [kept]) == parent
+    client = MlflowClient(local_uri(Home.at(tmp_path / "home")))
+    where = client.get_run(parent).info.experiment_id
+    runs = {run.info.run_id: run for run in client.search_runs([where])}
+    assert runs.pop(parent).info.status == "FINISHED" and len(runs) == 2
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}
+    metrics = {run.data.params["selector"]: run.data.metrics for run in runs.values()}
+    for row in table["rows"]:
+        logged = metrics[row["selector"]]
+        assert logged["exact_match"] == row["mean"] and logged["exact_match_se"] == row["se"]
+        assert logged.get("exact_match_minus_random") == row["diff_random"]
+    child = next(iter(runs))
+    client.set_terminated(parent, "KILLED")
+    client.set_terminated(child, "KILLED")
+    assert track_table(tmp_path, table, [kept]) == parent
+    assert len(client.search_runs([where])) == 3
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_ends_with_the_same_table(tmp_path: Path) -> None:
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], env=environment)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    first = start(killed)
+    deadline = time.monotonic() + 900
+    while not list(killed.glob("cells/*.json")) and time.monotonic() < deadline:
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait(60)
+    done = {path.name: path.stat().st_mtime_ns for path in killed.glob("cells/*.json")}
+    assert 1 <= len(done) < 3 and not (killed / "selectors.table.json").exists()
+    for folder in (killed, whole):
+        assert start(folder).wait(900) == 0
+    assert all((killed / "cells" / name).stat().st_mtime_ns == at for name, at in done.items())
+    tables = [json.loads((f / "selectors.table.json").read_text()) for f in (killed, whole)]
+    assert tables[0]["rows"] == tables[1]["rows"] and len(tables[0]["rows"]) > 0
