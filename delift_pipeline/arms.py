@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from delift_pipeline.alerts import checked_webhook
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.budget import BudgetText, parse_budget
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
+from delift_pipeline.selection.rule_options import RuleOptions
+from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.storage.home import ARM_PATTERN, Home
 from delift_pipeline.training.options import TrainingOptions
-
-Budget = float | int | Literal["full"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -95,7 +95,9 @@ class Arm(BaseModel):
     Attributes:
         name: `stage.selector[-variant]`; never renamed.
         enabled: False keeps a retired arm listed and asks for no more runs of it.
-        budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all.
+        budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all,
+            `20000tokens`, or `auto` (`auto:0.05`): as many as pay.
+        rules: Records pinned in or out, quotas and caps.
         seed: Seeds the selector (where it draws) and the training.
         options: The selector's options, complete and validated by its own model.
         training: Fine-tuning options.
@@ -106,7 +108,8 @@ class Arm(BaseModel):
 
     name: str
     enabled: bool = True
-    budget: Budget = 0.3
+    budget: BudgetText = 0.3
+    rules: RuleOptions = Field(default_factory=RuleOptions)
     seed: int = 0
     options: dict[str, Any] = Field(default_factory=dict)
     training: TrainingOptions
@@ -114,12 +117,20 @@ class Arm(BaseModel):
 
     @field_validator("budget")
     @classmethod
-    def _means_something(cls, budget: Budget) -> Budget:
+    def _means_something(cls, budget: BudgetText) -> BudgetText:
         try:
-            resolve_budget(budget, sys.maxsize)
+            parse_budget(budget, sys.maxsize)
         except Refused as refused:
             raise ValueError(refused.faults[0].reason) from refused
         return budget
+
+    @model_validator(mode="after")
+    def _can_be_kept_to(self) -> "Arm":
+        try:
+            refuse_impossible(self.selector, self.stage, self.budget, self.rules.asked, sys.maxsize)
+        except Refused as refused:
+            raise ValueError(refused.faults[0].reason) from refused
+        return self
 
     @property
     def stage(self) -> Stage:
@@ -247,7 +258,7 @@ def _kind_faults(document: dict[str, Any], file: str) -> list[Fault]:
     for name, settings in document["arms"].items():
         given[f"arms.{name}"] = settings
         if isinstance(settings, dict):
-            parts = ("training", "evaluation", "options")
+            parts = ("training", "evaluation", "options", "rules")
             given |= {f"arms.{name}.{part}": settings.get(part) for part in parts}
     if isinstance(given["selectors"], dict):
         given |= {f"selectors.{name}": options for name, options in given["selectors"].items()}

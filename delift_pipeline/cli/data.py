@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
@@ -20,7 +21,11 @@ from delift_pipeline.cli.options import (
     progress,
     refuse_overwriting,
 )
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.selection.rule_options import RuleOptions
 
 FileArgument = Annotated[Path, typer.Argument(help="JSON Lines, JSON, CSV or Parquet (.gz, .zst).")]
 
@@ -90,7 +95,11 @@ def select(
     file: FileArgument,
     model: ModelOption,
     budget: Annotated[
-        str, typer.Option(help="Below 1 a share, an integer from 1 a count, or full.")
+        str,
+        typer.Option(
+            help="Below 1 a share, an integer from 1 a count, full, 20000tokens (the model's), or "
+            "auto[:SHARE], as many as pay."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -106,7 +115,7 @@ def select(
     ] = None,
     selector: Annotated[
         str, typer.Option(help="delift_trusted, delift, delift_se, random or full.")
-    ] = "delift",
+    ] = "delift_trusted",
     option: Annotated[
         list[str] | None,
         typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),
@@ -118,6 +127,20 @@ def select(
     balance: Annotated[
         list[str] | None,
         typer.Option(help="A column to compare pool and subset by, beside task; repeatable."),
+    ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN:LOW..HIGH, e.g. task:0.1..0.4 or task=math:50..; repeatable."),
+    ] = None,
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN:MOST, at most so many of each value, e.g. source:500."),
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="FILE or ID of records that are in; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="FILE or ID of records that are out; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
     column: ColumnOption = None,
@@ -144,6 +167,7 @@ def select(
         out=out or _default_out(file),
         why=why,
         balance=tuple(balance or ()),
+        rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
     )
     refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
     report = select_file(Home.at(home), request, flags.options(model), progress())
@@ -153,6 +177,25 @@ def select(
         print_json(report.as_json())
     else:
         print(report.text())
+
+
+def _rules(**given: list[str] | None) -> "RuleOptions":
+    """Rules as typed, validated.
+
+    Raises:
+        Refused: one fault for each that is not written as one.
+    """
+    from delift_pipeline.selection.rule_options import RuleOptions
+
+    try:
+        return RuleOptions.model_validate({name: texts or () for name, texts in given.items()})
+    except ValidationError as error:
+        raise Refused(
+            *(
+                Fault(item["msg"].removeprefix("Value error, "), field=f"--{item['loc'][0]}")
+                for item in error.errors()
+            )
+        ) from error
 
 
 def _default_out(file: Path) -> Path:

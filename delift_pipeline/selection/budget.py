@@ -12,11 +12,17 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from delift_pipeline.errors import Fault, Refused
 
+BudgetText = float | int | str
+"""A budget as written: 0.3, 50, `full`, `20000tokens`, `auto` or `auto:0.05`."""
+
 FULL, AUTO = "full", "auto"
 AUTO_SHARE = 0.01
 _TOKENS = re.compile(r"([0-9][0-9_,]*)\s*tokens?", re.IGNORECASE)
 _AUTO = re.compile(r"auto(?::([0-9.eE+-]+))?", re.IGNORECASE)
-_MEANING = "write a number below 1 for a share, an integer from 1 for a count, or full"
+_MEANING = (
+    "write a number below 1 for a share, an integer from 1 for a count, full, 20000tokens, or auto "
+    "(auto:0.05 stops at 5 % of the first gain)"
+)
 
 
 @dataclass(frozen=True)

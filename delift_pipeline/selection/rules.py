@@ -52,10 +52,19 @@ class Quota:
         high = _end(found[4], text) if found[4] else None
         return cls(found[1].strip(), found[2], low, high)
 
+    def __str__(self) -> str:
+        where = self.column if self.value is None else f"{self.column}={self.value}"
+        return f"{where}:{self.low}..{'' if self.high is None else self.high}"
+
     @property
     def shares(self) -> bool:
         """Whether an end is a share of the budget."""
         return isinstance(self.low, float) or isinstance(self.high, float)
+
+    def counts(self, budget: int) -> tuple[int, int | None]:
+        """Both ends as counts under a budget: a least share rounded up, a greatest down."""
+        high = None if self.high is None else _count(self.high, budget, up=False)
+        return _count(self.low, budget, up=True), high
 
 
 def _end(text: str, quota: str) -> float | int:
@@ -94,14 +103,14 @@ class Rules:
             Refused: a record or column is not there, or shares are asked of a budget that has no
                 count.
         """
-        number = {record: j for j, record in enumerate(ids)}
+        number, known = {record: j for j, record in enumerate(ids)}, set(pool["record_id"])
         wanted = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
         frame = wanted.join(pool, on="record_id", how="left", maintain_order="left")
         columns = dict.fromkeys(quota.column for quota in self.quotas)
         costs = None if budget.tokens is None else token_costs(frame)
         return Constraints(
-            pinned=_numbers(self.pin, number, set()),
-            banned=_numbers(self.ban, number, set(pool["record_id"])),
+            pinned=_numbers(self.pin, number, known, "pin"),
+            banned=_numbers([r for r in self.ban if r in number or r not in known], number, known),
             groupings=tuple(self._grouping(frame, column, budget) for column in columns),
             costs=costs,
             capacity=budget.tokens,
@@ -118,12 +127,13 @@ class Rules:
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
         for quota in (quota for quota in self.quotas if quota.column == column):
             _check_shares(quota, budget)
+            least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
                     raise Refused(Fault(f"no record has {column} {name!r}", field="quota"))
-                low[number[name]] = _count(quota.low, budget.count, up=True)
-                if quota.high is not None:
-                    high[number[name]] = _count(quota.high, budget.count, up=False)
+                # A column may be named by a quota and by a cap: the narrower end counts.
+                low[number[name]] = max(low[number[name]], least)
+                high[number[name]] = min(high[number[name]], frame.height if most is None else most)
         return Grouping(column, tuple(names), np.array([number[v] for v in values]), low, high)
 
 
@@ -140,10 +150,13 @@ def _count(end: float | int, count: int, up: bool) -> int:
     return math.ceil(end * count - 1e-9) if up else math.floor(end * count + 1e-9)
 
 
-def _numbers(records: Sequence[str], number: dict[str, int], known: set[str]) -> tuple[int, ...]:
-    """Candidate numbers; records that are known but no candidates are left out."""
-    absent = [r for r in records if r not in number and r not in known]
+def _numbers(
+    records: Sequence[str], number: dict[str, int], known: set[str], field: str = "exclude"
+) -> tuple[int, ...]:
+    """Candidate numbers of records, each once."""
+    absent = [record for record in records if record not in number]
     if absent:
-        said = f"{len(absent):,} pinned records are no candidates (the first is {absent[0]})"
-        raise Refused(Fault(said, field="pin"))
-    return tuple(dict.fromkeys(number[r] for r in records if r in number))
+        why = "have no scores and cannot be ranked" if absent[0] in known else "are no candidates"
+        said = f"{len(absent):,} records {why} (the first is {absent[0]})"
+        raise Refused(Fault(said, field=field))
+    return tuple(dict.fromkeys(number[record] for record in records))

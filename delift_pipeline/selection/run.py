@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.balance import balance
 from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.reasons_trust import suspects_frame
 from delift_pipeline.selection.registry import options_of, selector_named
 from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.rule_options import RuleOptions
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
@@ -51,25 +53,60 @@ def select(
         DeliftError: scores that the selector reads are missing.
     """
     checked = options_of(selector, options)
-    allowed = parse_budget(budget, inputs.pool.height)
-    asked = replace(inputs, rules=rules or inputs.rules, allowance=allowed)
-    _check_possible(selector, asked, allowed)
+    rules = rules or inputs.rules
+    ruled = rules != Rules()
+    allowed = refuse_impossible(selector, inputs.stage, budget, ruled, inputs.pool.height)
+    asked = replace(inputs, rules=rules, allowance=allowed)
     selection = selector_named(selector).select(asked, allowed.count, seed, checked)
-    if selection.gains is None or not len(selection.gains):
-        return selection
-    knee = knee_of(selection.gains[~np.isnan(selection.gains)])
-    return replace(selection, details={**selection.details, "knee": knee})
+    _check_kept(selection, asked, allowed)
+    details = dict(selection.details)
+    if allowed.tokens is not None:
+        details["tokens"] = spent(inputs.pool, selection.ranking)
+    if selection.gains is not None and len(selection.gains):
+        details["knee"] = knee_of(selection.gains[~np.isnan(selection.gains)])
+    return replace(selection, details=details)
 
 
-def _check_possible(selector: str, inputs: SelectionInputs, allowed: Budget) -> None:
-    """Refuse what a selector cannot keep to."""
-    if selector == "full" and (inputs.rules != Rules() or allowed.open_ended):
+def refuse_impossible(
+    selector: str, stage: Stage, budget: float | int | str, ruled: bool, n: int
+) -> Budget:
+    """What a budget allows, unless the selector has no way to keep to it.
+
+    Args:
+        selector: A name in the registry.
+        stage: The stage.
+        budget: The budget as written.
+        ruled: Whether there are rules beside it.
+        n: Records in the pool.
+
+    Raises:
+        Refused: the budget means nothing, or the selector cannot keep to it or to rules.
+    """
+    allowed = parse_budget(budget, n)
+    if selector == "full" and (ruled or allowed.open_ended):
         raise Refused(Fault("full takes every record; choose another selector", field="budget"))
     if selector == "random" and allowed.stop:
         raise Refused(Fault("random has no gains to stop at; give a count", field="budget"))
-    replays = selector == "delift_trusted" and inputs.stage == "continual"
-    if replays and allowed.open_ended:
+    if selector == "delift_trusted" and stage == "continual" and allowed.open_ended:
         said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        raise Refused(Fault(said, field="budget"))
+    return allowed
+
+
+def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) -> None:
+    """Refuse the ranking of a selector that knows nothing of a budget or of rules.
+
+    `full` takes everything whatever the budget, and says so.
+    """
+    if selection.selector == "full":
+        return
+    gains = [None] * len(selection.ranking) if selection.gains is None else selection.gains.tolist()
+    gains = [None if gain is None or np.isnan(gain) else gain for gain in gains]
+    if allowed.stop and all(gain is None for gain in gains):
+        said = f"{selection.selector} has no gains to stop at; give a count"
+        raise Refused(Fault(said, field="budget"))
+    if wrong := broken(Ranked(selection.ranking, gains, inputs.pool), allowed, inputs.rules):
+        said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
         raise Refused(Fault(said, field="budget"))
 
 
@@ -79,8 +116,11 @@ def selection_request(
     budget: float | int | str,
     seed: int,
     options: Mapping[str, Any] | BaseModel,
+    rules: RuleOptions | None = None,
 ) -> dict[str, Any]:
     """What was asked for, as the subset's manifest records it; defaults are spelled out.
+
+    Rules stand in it where there are any.
 
     Raises:
         Refused: the selector or an option is not possible.
@@ -91,6 +131,7 @@ def selection_request(
         "budget": budget,
         "seed": seed,
         "options": options_of(selector, options).model_dump(mode="json"),
+        **({"rules": rules.model_dump(mode="json")} if rules and rules.asked else {}),
     }
 
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delift_pipeline.selection.rule_options import RuleOptions
+
 
 @dataclass(frozen=True)
 class Request:
@@ -17,13 +19,14 @@ class Request:
         stage: The stage; None takes the one that fits what is given.
         selector: The selector's name.
         options: Its options by name.
-        budget: A share, a count or `full`, as typed.
+        budget: A share, a count, `full`, tokens or `auto`, as typed.
         seed: Seeds whatever is drawn.
         mapping: Column by field.
         skip_bad: Leave faulty rows out.
         out: Where the chosen records go.
         why: Where the reasons go, or None.
         balance: Columns of the file to compare pool and subset by, beside task and source.
+        rules: Records pinned in or out (ids or files), quotas and caps.
     """
 
     file: Path
@@ -39,6 +42,7 @@ class Request:
     out: Path
     why: Path | None
     balance: tuple[str, ...] = ()
+    rules: RuleOptions = field(default_factory=RuleOptions)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Report:
     selector: str
     objective: float | None
     objective_random: float | None
+    budget: str
+    tokens: int | None
+    knee: int | None
     pairs_scored: int
     pairs_reused: int
     left_out: int
@@ -77,6 +84,10 @@ class Report:
                 f"objective {self.objective:.4f}, random subsets of this size "
                 f"{self.objective_random:.4f}"
             )
+        if self.tokens is not None:
+            lines.append(f"{self.tokens:,} tokens, budget {self.budget}")
+        if self.knee is not None:
+            lines.append(f"the gain curve bends (its knee) after {self.knee:,} records")
         lines.append(
             f"{self.pairs_scored:,} pairs scored, {self.pairs_reused:,} found, {self.seconds:.1f} s"
         )

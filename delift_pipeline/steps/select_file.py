@@ -26,10 +26,18 @@ from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.registry import needs_of, options_of
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.run import select
+from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.run import refuse_impossible, select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.file_selection import Report, Request
+from delift_pipeline.steps.rule_files import (
+    file_columns,
+    refuse_infeasible,
+    rules_of_files,
+    with_columns_of,
+)
 from delift_pipeline.steps.score_file import Scored, score_plan
+from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
 from delift_pipeline.utility.block import Block
@@ -78,9 +86,10 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     """
     started = time.monotonic()
     sets = _read(request)
-    _columns(request, sets)
+    columns = file_columns(sets.pool, sets.file, request.balance, "--balance")
     options = options_of(request.selector, request.options)
     needs = needs_of(request.selector, sets.stage, options)
+    pool, rules = _ruled(request, sets, model)
     fingerprint = fingerprint_of(model).digest
     with tempfile.TemporaryDirectory() as scratch:
         scored, inputs = None, _inputs(sets)
@@ -91,9 +100,10 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
             )
         if needs.model:
             inputs = replace(inputs, model=LanguageModel(model, home, progress))
-        selection = select(inputs, request.selector, request.budget, request.seed, request.options)
+        inputs = replace(inputs, pool=pool)
+        selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
         selection = diagnosed(inputs, selection, request.seed)
-    table = balance(sets.pool, selection.ranking, _columns(request, sets))
+    table = balance(sets.pool, selection.ranking, columns)
     _write(request, sets, selection)
     seconds = time.monotonic() - started
     return _report(request, sets, selection, table, scored, fingerprint, seconds)
@@ -124,6 +134,22 @@ def _read(request: Request) -> Sets:
         raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
     left_out = sum(one.left_out for one in read.values())
     return Sets(stage, read["file"], pool, target, existing, read.get("existing"), left_out)
+
+
+def _ruled(request: Request, sets: Sets, model: ModelOptions) -> tuple[pl.DataFrame, Rules]:
+    """The pool with the columns that budget and quotas are on, and the rules in record_ids.
+
+    Raises:
+        Refused: the budget or the rules are not possible; nothing is scored before.
+    """
+    rules, n = rules_of_files(request.rules, sets.pool, request.mapping), sets.pool.height
+    ruled = rules != Rules()
+    allowed = refuse_impossible(request.selector, sets.stage, request.budget, ruled, n)
+    pool = with_columns_of(sets.pool, sets.file, [quota.column for quota in rules.quotas])
+    pool = counted(pool, request.budget, model)
+    if ruled:
+        refuse_infeasible(rules, pool, allowed)
+    return pool, rules
 
 
 def _frame(read: Mapping[str, RecordsFile], name: str) -> pl.DataFrame | None:
@@ -277,22 +303,6 @@ def _suspected(
     ]
 
 
-def _columns(request: Request, sets: Sets) -> dict[str, list[object]]:
-    """The named columns of the file, one value for each record of the pool.
-
-    Raises:
-        Refused: no row of the file has such a column.
-    """
-    known = {column for row in sets.file.rows for column in row}
-    if missing := [name for name in request.balance if name not in known]:
-        raise Refused(
-            *(Fault("no row of the file has this column", field=f"--balance {m}") for m in missing)
-        )
-    place = {record: at for at, record in enumerate(sets.file.frame["record_id"])}
-    rows = [sets.file.rows[place[record]] for record in sets.pool["record_id"]]
-    return {name: [row.get(name) for row in rows] for name in request.balance}
-
-
 def _report(
     request: Request,
     sets: Sets,
@@ -314,6 +324,9 @@ def _report(
         selector=request.selector,
         objective=selection.value,
         objective_random=selection.value_random,
+        budget=str(request.budget),
+        tokens=selection.details.get("tokens"),
+        knee=selection.details.get("knee"),
         pairs_scored=scored.pairs_scored if scored else 0,
         pairs_reused=scored.pairs_reused if scored else 0,
         left_out=sets.left_out,

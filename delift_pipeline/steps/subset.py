@@ -12,8 +12,9 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
+from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.plots import gain_curve_png
 from delift_pipeline.selection.registry import needs_of
@@ -28,6 +29,7 @@ from delift_pipeline.selection.run import (
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.cost import cost_sentence
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, preview
+from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.utility.block import Block
@@ -65,7 +67,9 @@ class Choice:
     def request(self) -> dict[str, Any]:
         """What is asked for, defaults spelled out."""
         arm = self.arm
-        return selection_request(arm.stage, arm.selector, arm.budget, arm.seed, arm.options)
+        return selection_request(
+            arm.stage, arm.selector, arm.budget, arm.seed, arm.options, arm.rules
+        )
 
 
 def make_subset(
@@ -117,7 +121,7 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     return Choice(
         dataset=dataset,
         arm=arm,
-        pool=pool,
+        pool=counted(pool, arm.budget, model),
         existing=existing,
         fingerprint=fingerprint,
         parents=subset_parents(version, dataset.manifest.content_hash, hashes, extra),
@@ -174,7 +178,8 @@ def _select(
         whole=choice.dataset.pool,
         model=LanguageModel(model, home),
     )
-    selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options)
+    rules = arm.rules.rules(choice.pool)
+    selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
     selection = diagnosed(inputs, selection, arm.seed)
     manifest = write_subset(
         home.subset(version, arm.name),
@@ -198,7 +203,7 @@ def _outcome(
     texts = subset.join(_records(choice).drop("source_ids"), on="record_id", how="left")
     shown = texts.with_columns(covers=pl.col("covers").list.len())
     facts: dict[str, float | int | str] = {**manifest.counts}
-    for name in ("objective", "value", "value_random"):
+    for name in ("objective", "value", "value_random", "knee", "tokens"):
         if manifest.details.get(name) is not None:
             facts[name] = manifest.details[name]
     if manifest.details["notes"]:
@@ -241,22 +246,37 @@ def _records(choice: Choice) -> pl.DataFrame:
     """What picks may be: the pool, and in the continual stage what is replayed from D_E."""
     if choice.existing is None:
         return choice.pool
-    return pl.concat([choice.pool, choice.existing]).unique("record_id", keep="first")
+    both = pl.concat([choice.pool, choice.existing], how="diagonal_relaxed")
+    return both.unique("record_id", keep="first")
 
 
 def _checks(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> dict[str, Check]:
-    asked = resolve_budget(choice.arm.budget, choice.pool.height)
-    explained = bool(manifest.details["notes"])
     known = subset["record_id"].is_in(_records(choice)["record_id"].implode()).sum()
     return {
-        "budget": Check(
-            subset.height == asked or explained,
-            f"{subset.height} of {asked} asked for {' '.join(manifest.details['notes'])}".strip(),
-            {"selected": subset.height, "asked": asked},
-        ),
+        "budget": _budget_check(choice, manifest, subset),
         "known": Check(known == subset.height, f"{known} of {subset.height} are known records"),
         "unique": Check(
             subset["record_id"].n_unique() == subset.height,
             f"{subset['record_id'].n_unique()} different records in {subset.height} picks",
         ),
     }
+
+
+def _budget_check(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> Check:
+    """Whether the subset is what the budget buys, and keeps to the rules."""
+    arm, notes = choice.arm, manifest.details["notes"]
+    allowed = parse_budget(arm.budget, choice.pool.height)
+    picks = subset.sort("rank")
+    ranked = Ranked(picks["record_id"].to_list(), picks["gain"].to_list(), choice.pool)
+    wrong = () if arm.selector == "full" else broken(ranked, allowed, arm.rules.rules(choice.pool))
+    short = subset.height < allowed.count and not (allowed.open_ended or notes)
+    if allowed.tokens is not None:
+        cost = spent(choice.pool, ranked.records)
+        note = f"{subset.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
+    elif allowed.stop:
+        note = f"{subset.height} records until a gain fell under {allowed.stop:g} of the first"
+    else:
+        note = f"{subset.height} of {allowed.count} asked for"
+    asked = str(arm.budget) if allowed.open_ended else allowed.count
+    facts: dict[str, float | int | str] = {"selected": subset.height, "asked": asked}
+    return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)

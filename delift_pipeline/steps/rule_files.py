@@ -1,0 +1,93 @@
+"""Rules on the records of a file: pins and exclusions by file, quotas on any column."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.selection.budget import Budget
+from delift_pipeline.selection.constraints import Tracker
+from delift_pipeline.selection.rule_options import RuleOptions, records_named
+from delift_pipeline.selection.rules import Rules
+
+
+def rules_of_files(
+    rules: RuleOptions, pool: pl.DataFrame, mapping: Mapping[str, str] | None
+) -> Rules:
+    """Rules in record_ids, where a pin or an exclusion may also be a file of records.
+
+    What is excluded by a file need not be in the pool: such a file often holds more.
+
+    Args:
+        rules: As asked for.
+        pool: The records chosen from.
+        mapping: Column by field, for files with columns of other names.
+
+    Raises:
+        Refused: a file cannot be read, or a record pinned in, or excluded by id, is not there.
+    """
+    (pin_files, pin), (exclude_files, exclude) = map(_split, (rules.pin, rules.exclude))
+    named = rules.model_copy(update={"pin": pin, "exclude": exclude}).rules(pool)
+    pinned = _records(pin_files, mapping)
+    known = set(pool["record_id"])
+    banned = [record for record in _records(exclude_files, mapping) if record in known]
+    return Rules(
+        tuple(dict.fromkeys((*named.pin, *records_named(pool, pinned, "pin")))),
+        tuple(dict.fromkeys((*named.ban, *banned))),
+        named.quotas,
+    )
+
+
+def _split(given: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """Those that are files, and the ids."""
+    files = [Path(one) for one in given if Path(one).is_file()]
+    return files, tuple(one for one in given if not Path(one).is_file())
+
+
+def _records(files: Sequence[Path], mapping: Mapping[str, str] | None) -> list[str]:
+    return [r for file in files for r in read_records(file, mapping=mapping).frame["record_id"]]
+
+
+def with_columns_of(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
+    """The pool with further columns of its file, as text.
+
+    Raises:
+        Refused: no row of the file has such a column.
+    """
+    wanted = [name for name in dict.fromkeys(names) if name not in pool.columns]
+    columns = file_columns(pool, file, wanted, "--quota")
+    texts = {
+        name: [None if value is None else str(value) for value in values]
+        for name, values in columns.items()
+    }
+    return pool.with_columns(pl.Series(name, values, pl.String) for name, values in texts.items())
+
+
+def file_columns(
+    pool: pl.DataFrame, file: RecordsFile, names: Sequence[str], option: str
+) -> dict[str, list[object]]:
+    """The named columns of a file, one value for each record of the pool.
+
+    Raises:
+        Refused: no row of the file has such a column.
+    """
+    known = {column for row in file.rows for column in row}
+    if missing := [name for name in names if name not in known]:
+        raise Refused(
+            *(Fault("no row of the file has this column", field=f"{option} {m}") for m in missing)
+        )
+    place = {record: at for at, record in enumerate(file.frame["record_id"])}
+    rows = [file.rows[place[record]] for record in pool["record_id"]]
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def refuse_infeasible(rules: Rules, pool: pl.DataFrame, budget: Budget) -> None:
+    """Refuse rules that no subset of the pool keeps to, before anything is scored.
+
+    Raises:
+        Refused: the sentence says which quota or pin, and what is there.
+    """
+    ids = tuple(pool["record_id"])
+    Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)
