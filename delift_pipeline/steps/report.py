@@ -29,6 +29,8 @@ from delift_pipeline.selection.reasons_trust import text_of
 from delift_pipeline.selection.run import BALANCE, SUSPECTS
 from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.forgetting import forgetting_of, line_of, rest_samples, write_rest
+from delift_pipeline.steps.in_context import NAME as IN_CONTEXT
+from delift_pipeline.steps.in_context import in_context_of, write_in_context
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
 from delift_pipeline.steps.report_tracking import Evaluated, refresh_card, track_report
 from delift_pipeline.storage.atomic import replacing_folder
@@ -47,7 +49,9 @@ class Measured:
 
     Attributes:
         own: The arm's.
-        beside: `initial`, and the stage's `random` and `full` arms (None: not evaluated yet).
+        beside: `initial`, `in_context` where it is asked for (the base model behind this arm's
+            nearest chosen records), and the stage's `random` and `full` arms (None: not evaluated
+            yet).
         forgetting: The models and held-out sets of earlier versions (continual stage only).
     """
 
@@ -104,17 +108,20 @@ def make_report(
     reused = own is not None
     if own is None:
         own = _evaluate(home, version, heldout, arm, model, progress)
+    kept = folder if reused else None
+    shown = in_context_of(home, dataset, arm, model, heldout, kept, progress)
     rest = rest_samples(
         line,
-        folder if reused else None,
+        kept,
         lambda records: _evaluate(home, version, records, arm, model, progress),
     )
     matrix = forgetting_of(home, dataset, arm, model, fingerprint, line, own, rest, progress)
-    compared = {"initial": base, **_comparisons(home, version, arm, fingerprint)}
+    untrained = {"initial": base, **({IN_CONTEXT: shown} if shown else {})}
+    compared = {**untrained, **_comparisons(home, version, arm, fingerprint)}
     measured = Measured(own, compared, matrix)
     manifest = Manifest(
         kind="report",
-        content_hash=_content_hash(own, rest),
+        content_hash=_content_hash(own, rest, shown),
         parents=parents,
         fingerprint=fingerprint,
         counts=own.counts,
@@ -130,14 +137,18 @@ def make_report(
         with replacing_folder(folder) as temporary:
             write_report(temporary, report)
             write_rest(temporary, rest)
+            write_in_context(temporary, shown)
             manifest.write(temporary)
         refresh_card(measured_arm)
     return _outcome(home, dataset, arm, manifest, measured, reused, _shown(measured_arm, tracker))
 
 
-def _content_hash(own: Evaluation, rest: pl.DataFrame | None) -> str:
-    """Digest of what was measured on this version's held-out set, and on earlier ones."""
-    return own.content_hash if rest is None else digest_json([own.content_hash, digest_frame(rest)])
+def _content_hash(own: Evaluation, rest: pl.DataFrame | None, shown: Evaluation | None) -> str:
+    """Digest of what was measured: here, on earlier held-out sets, and in context."""
+    parts = [own.content_hash]
+    parts += [digest_frame(rest)] if rest is not None else []
+    parts += [shown.content_hash] if shown is not None else []
+    return digest_json(parts) if len(parts) > 1 else parts[0]
 
 
 def _stands_beside(measured: Measured) -> dict[str, Any]:

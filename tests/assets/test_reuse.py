@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
@@ -115,7 +118,8 @@ def test_a_lost_tracking_store_is_filled_again_without_training(
     shutil.rmtree(again.home.mlflow)
     result = again.succeed("finetune_arm", "v1", ARM)
     assert result.facts("adapter")["reused"] is True
-    assert [status for status, _ in mlflow_runs(again.home).values()] == ["FINISHED"]
+    of_version_and_arm = [status for status, _ in mlflow_runs(again.home).values()]
+    assert of_version_and_arm == ["FINISHED", "FINISHED"]
 
 
 def test_a_run_without_tracking_links_nowhere_and_makes_no_store(
@@ -128,3 +132,28 @@ def test_a_run_without_tracking_links_nowhere_and_makes_no_store(
     )
     assert "MLflow" not in result.facts("adapter")
     assert not plain.home.mlflow.exists()
+
+
+def test_in_context_evaluation_is_asked_for_kept_and_found_again(
+    world: Any, copied: Callable
+) -> None:
+    changed = copied(world.home)
+    text = changed.home.arms_file.read_text()
+    metrics = "metrics: [answer_loss, exact_match]"
+    assert metrics in text
+    changed.write_arms(text.replace(metrics, f"{metrics}, in_context: 2, embedder: tfidf"))
+    first = changed.succeed("finetune_arm", "v1", ARM)
+    assert first.facts("adapter")["reused"] is True
+    assert first.facts("eval_report")["reused"] is False
+    folder = changed.home.report("v1", ARM)
+    report = read_json(folder / "report.json")
+    shown, base = report["beside"]["in_context"]["metrics"], report["beside"]["initial"]["metrics"]
+    assert shown["answer_loss"] != base["answer_loss"]
+    own = report["evaluation"]["metrics"]["answer_loss"]
+    gap = report["beside"]["in_context"]["differences"]["answer_loss"]["mean"]
+    assert gap == pytest.approx(own - shown["answer_loss"])
+    assert "in_context" in (folder / "report.html").read_text()
+    before = contents(folder)
+    again = changed.succeed("finetune_arm", "v1", ARM)
+    assert again.facts("eval_report")["reused"] is True
+    assert contents(folder) == before

@@ -1,0 +1,53 @@
+"""What an arm's subset is worth untrained: the base model behind its nearest chosen records."""
+
+from pathlib import Path
+
+import polars as pl
+
+from delift_pipeline.arms import Arm
+from delift_pipeline.evaluation.result import Evaluation, read_evaluation, write_evaluation
+from delift_pipeline.progress import Progress
+from delift_pipeline.records.stored import DatasetVersion
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.steps.adapter import subset_records
+from delift_pipeline.storage.home import Home
+
+NAME = "in_context"
+
+
+def in_context_of(
+    home: Home,
+    dataset: DatasetVersion,
+    arm: Arm,
+    model: ModelOptions,
+    heldout: pl.DataFrame,
+    stored: Path | None,
+    progress: Progress,
+) -> Evaluation | None:
+    """The in-context evaluation of an arm's subset; None where the arm does not ask for it.
+
+    Args:
+        home: The home.
+        dataset: The version.
+        arm: Its evaluation options say how many demonstrations stand before a question.
+        model: The base model.
+        heldout: The records it is measured on.
+        stored: The folder of a report that still holds, or None.
+        progress: Where progress is shown.
+    """
+    if not arm.evaluation.in_context:
+        return None
+    found = read_evaluation(stored / NAME) if stored else None
+    if found is not None:
+        return found
+    from delift_pipeline.evaluation.in_context import evaluate_in_context
+    from delift_pipeline.scoring.model import load_model
+
+    chosen = subset_records(home, dataset, arm.name)
+    return evaluate_in_context(load_model(model), chosen, heldout, arm.evaluation, progress)
+
+
+def write_in_context(folder: Path, evaluation: Evaluation | None) -> None:
+    """Keep it in a folder of its own inside the report's."""
+    if evaluation is not None:
+        write_evaluation(folder / NAME, evaluation, {"kind": NAME})
