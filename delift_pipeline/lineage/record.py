@@ -79,6 +79,15 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     )
 
 
+def named_record(home: Home, record: str) -> str:
+    """The record_id of a stored record, given by it, by its beginning or by a file's own id.
+
+    Raises:
+        Refused: no stored record is meant, or several are.
+    """
+    return _named(_places(home), record)
+
+
 def _places(home: Home) -> pl.DataFrame:
     """Every record of every version: record_id, source_ids, copies, version, part."""
     frames = [

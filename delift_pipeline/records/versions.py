@@ -9,6 +9,7 @@ import polars as pl
 from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.forgotten import without_forgotten
 from delift_pipeline.records.parts import Parts, settle
 from delift_pipeline.records.read import RecordsFile, read_records
 from delift_pipeline.records.stored import (
@@ -51,7 +52,8 @@ def ingest(
 
     Without a held-out file the first parent's held-out set is taken; without parents a seeded
     tenth of the pool is set aside. Records of a parent's set-aside that turn up again in the pool
-    are withheld from it and counted, since no file could have left them out.
+    are withheld from it and counted, since no file could have left them out. Forgotten records
+    (`delift forget`) are left out of every file and counted.
 
     Args:
         home: Where to store it, as `datasets/<version>`.
@@ -80,8 +82,11 @@ def ingest(
     faults = _name_faults(home, version, parents, settings) + files.faults
     if faults:
         raise Refused(*faults)
-    parts = settle(home, files.read, tuple(parents))
-    manifest = _manifest(home, version, dataset, tuple(parents), settings, files.read, parts)
+    read, forgotten = without_forgotten(home, files.read)
+    parts = settle(home, read, tuple(parents))
+    manifest = _manifest(home, version, dataset, tuple(parents), settings, read, parts)
+    if forgotten:
+        manifest.counts["forgotten"] = forgotten
     return _store(home, version, manifest, parts.frames)
 
 
