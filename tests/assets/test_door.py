@@ -1,0 +1,80 @@
+"""The door: what is tried again, and what is not."""
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.checks import severity
+from assets.door import enter
+from delift_pipeline.automation import RETRIES
+from delift_pipeline.definitions import ALL_ASSETS
+from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.steps.outcome import Outcome
+from delift_pipeline.storage.manifest import Manifest
+
+
+def tries(step: Callable[[], Outcome]) -> tuple[bool, int, str]:
+    """Whether a step succeeded behind the door, how often it was tried, what it said at last."""
+    count = 0
+
+    def counted() -> Outcome:
+        nonlocal count
+        count += 1
+        return step()
+
+    @dg.asset(name="leaderboard", retry_policy=dg.RetryPolicy(max_retries=2, delay=0))
+    def stand_in(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield from enter(context, counted)
+
+    result = dg.materialize([stand_in], raise_on_error=False)
+    said = ""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data.user_failure_data
+            said = (data.description or "") if data else ""
+    return result.success, count, said
+
+
+def failing(*errors: Exception) -> Callable[[], Outcome]:
+    """A step that fails in these ways, one after the other, and then works."""
+    left = list(errors)
+
+    def step() -> Outcome:
+        if left:
+            raise left.pop(0)
+        return Outcome(Manifest(kind="report", content_hash="0" * 32), "reports/leaderboard")
+
+    return step
+
+
+def test_a_read_that_failed_is_tried_again_until_it_works() -> None:
+    error = OSError(errno.EIO, "input/output error")
+    assert tries(failing(error, error)) == (True, 3, "")
+
+
+def test_memory_that_runs_out_every_time_ends_after_the_last_retry() -> None:
+    success, count, said = tries(failing(*(MemoryError("no memory") for _ in range(5))))
+    assert (success, count) == (False, 3)
+    assert "no memory" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Refused("the file is faulty"), DeliftError("the scores are damaged"), KeyError("a bug")],
+)
+def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
+    success, count, said = tries(failing(error))
+    assert (success, count) == (False, 1)
+    assert str(error) in said
+
+
+def test_every_asset_is_tried_again_in_the_same_way() -> None:
+    assert {asset.op.retry_policy for asset in ALL_ASSETS} == {RETRIES}
+
+
+def test_only_broken_data_is_an_error() -> None:
+    assert severity("raw_dataset", "schema") == dg.AssetCheckSeverity.ERROR
+    assert severity("raw_dataset", "inbox") == dg.AssetCheckSeverity.WARN

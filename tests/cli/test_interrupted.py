@@ -1,0 +1,78 @@
+"""Runs whose process is gone are closed; those at work are left alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.events import EngineEventData
+
+from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.cli.interrupted import FAILURE_CURSOR, close_interrupted
+from delift_pipeline.definitions import defs
+from delift_pipeline.storage.home import Home
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    for name in ("DELIFT_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, "")  # `opened_instance` sets both
+    with opened_instance(Home.at(tmp_path / "home")) as opened:
+        yield opened
+
+
+def at_work(instance: dg.DagsterInstance, pid: int) -> dg.DagsterRun:
+    """A run that says a process executes it."""
+    run = instance.create_run_for_job(
+        defs.resolve_job_def("refresh_leaderboard"), status=dg.DagsterRunStatus.STARTED
+    )
+    said = EngineEventData.in_process(pid)
+    instance.report_engine_event("Started process for run", run, said)
+    return run
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_runs_without_a_process_are_closed_and_their_slots_given_back(
+    instance: dg.DagsterInstance,
+) -> None:
+    gone, working = at_work(instance, dead_process()), at_work(instance, os.getpid())
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("gpu", 1)
+    assert storage.claim_concurrency_slot("gpu", gone.run_id, "adapter").is_claimed
+    assert close_interrupted(instance) == [gone.run_id]
+    statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses[gone.run_id] == dg.DagsterRunStatus.FAILURE
+    assert statuses[working.run_id] == dg.DagsterRunStatus.STARTED
+    assert storage.get_concurrency_run_ids() == set()
+    assert close_interrupted(instance) == []
+
+
+def test_a_run_that_no_daemon_launched_is_not_launched_again(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = at_work(instance, dead_process())
+    close_interrupted(instance)
+    closed = instance.get_run_by_id(run.run_id)
+    assert closed is not None
+    assert closed.tags["dagster/will_retry"] == "false"
+
+
+def test_the_daemon_considers_failures_from_the_first_start_on(
+    instance: dg.DagsterInstance,
+) -> None:
+    close_interrupted(instance)
+    cursors = instance.daemon_cursor_storage.get_cursor_values({FAILURE_CURSOR})
+    assert cursors[FAILURE_CURSOR].isdecimal()
+    instance.daemon_cursor_storage.set_cursor_values({FAILURE_CURSOR: "7"})
+    close_interrupted(instance)
+    assert instance.daemon_cursor_storage.get_cursor_values({FAILURE_CURSOR}) == {
+        FAILURE_CURSOR: "7"
+    }
