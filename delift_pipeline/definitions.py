@@ -6,6 +6,7 @@ from assets.evaluation import eval_report, leaderboard
 from assets.ingest import raw_dataset
 from assets.scoring import baseline_logprobs, in_context_logprobs, pair_plan
 from assets.selection import subset, utility_kernel
+from assets.source import with_code_references
 from assets.training import adapter
 from delift_pipeline.automation import EXECUTOR
 from delift_pipeline.jobs import ALL_JOBS
@@ -13,21 +14,24 @@ from delift_pipeline.schedules import ALL_SCHEDULES
 from delift_pipeline.sensors import ALL_SENSORS
 from resources.compute import ComputeResource
 from resources.embedder import EmbedderResource
+from resources.judge import JudgeResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 
-ALL_ASSETS = [
-    raw_dataset,
-    pair_plan,
-    baseline_logprobs,
-    in_context_logprobs,
-    utility_kernel,
-    subset,
-    adapter,
-    eval_report,
-    leaderboard,
-]
+ALL_ASSETS = with_code_references(
+    [
+        raw_dataset,
+        pair_plan,
+        baseline_logprobs,
+        in_context_logprobs,
+        utility_kernel,
+        subset,
+        adapter,
+        eval_report,
+        leaderboard,
+    ]
+)
 
 defs = dg.Definitions(
     assets=ALL_ASSETS,
@@ -41,5 +45,6 @@ defs = dg.Definitions(
         "compute": ComputeResource(),
         "embedder": EmbedderResource(),
         "tracking": TrackingResource(),
+        "judge": JudgeResource(),
     },
 )
