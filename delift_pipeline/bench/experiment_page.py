@@ -10,7 +10,7 @@ from delift_pipeline.bench.contenders import RANDOM
 from delift_pipeline.bench.experiments import Experiment
 from delift_pipeline.bench.quality_table import Row, lower_is_better
 from delift_pipeline.evaluation.pages import number, render, signed, with_error
-from delift_pipeline.evaluation.svg import Bar, Curve, bar_plot, curves_plot
+from delift_pipeline.evaluation.svg import Bar, Curve, bar_plot, curves_plot, scatter_plot
 from delift_pipeline.selection.options import STAGES
 from delift_pipeline.storage.atomic import write_text
 
@@ -18,6 +18,7 @@ PLACE = ("stage", "wrong_share", "mode", "budget")
 DASHES = ("", "7 4", "2 4", "10 4 2 4", "4 2", "1 3")
 VARIED = re.compile(r"-near-\d+$")
 """What tells contenders of one curve apart where pairs are swept."""
+FLOPS = ("selection_flops", "training_flops")
 SHORT_COMMIT = 10
 
 
@@ -39,7 +40,7 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
         pools=max((row["n"] for row in rows), default=0),
         seeds=table["seeds"],
         commits=[commit[:SHORT_COMMIT] for commit in table["commits_of_cells"]],
-        curves=_curves(rows, experiment.across) if experiment.across else [],
+        curves=[*_curves(rows, experiment.across), *_prices(rows)],
         tables=[_table(place, list(group)) for place, group in _grouped(rows, PLACE)],
     )
 
@@ -101,8 +102,26 @@ def _bar(row: Row) -> Bar:
     return Bar(row["selector"], row["mean"], row["se"], text, kind)
 
 
-def _curves(rows: Sequence[Row], across: str) -> list[dict[str, Any]]:
+def _prices(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Score by operations of choosing and training, where these were counted."""
+    plots = []
+    for place, group in _grouped(rows, PLACE):
+        of = {(row["selector"], row["metric"]): row for row in group}
+        names = dict.fromkeys(name for name, metric in of if metric == FLOPS[0])
+        total = {name: sum(of[name, metric]["mean"] for metric in FLOPS) for name in names}
+        for metric in dict.fromkeys(metric for _, metric in of if metric.startswith("exact")):
+            shown = [(of[name, metric], spent) for name, spent in total.items() if spent > 0]
+            points = [(row["selector"], x, row["mean"], row["se"]) for row, x in shown]
+            title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
+            svg = scatter_plot(points, "floating-point operations", _said(metric))
+            plots += [{"title": title, "svg": svg}] if points else []
+    return plots
+
+
+def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
     """One plot a stage, share of wrong answers, mode and metric; the rest is swept over."""
+    if across is None:
+        return []
     rest = ("stage", "wrong_share", "mode", "metric", *(("budget",) if across != "budget" else ()))
     plots = []
     for place, group in _grouped(rows, rest):

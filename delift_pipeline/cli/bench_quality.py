@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from delift_pipeline.bench.experiments import Asked
 
 DEFAULT_FOLDER = "delift_bench"
+SHOWN = ("exact_match", "largest", "conditional")
+"""How the names of the metrics begin that a Markdown page shows."""
 
 
 def quality(
@@ -41,6 +43,9 @@ def quality(
     track: Annotated[
         bool, typer.Option("--track/--no-track", help="Log the table to MLflow, in OUT/home.")
     ] = True,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the tables of exact match as Markdown.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
@@ -53,6 +58,11 @@ def quality(
     wanted = units_of(chosen, _asked(only, seeds, quick))
     result = run_quality(out, experiment, wanted, progress(), workers)
     page = write_page(out, chosen, result)
+    if markdown is not None:
+        from delift_pipeline.bench.experiment_markdown import markdown_tables
+        from delift_pipeline.storage.atomic import write_text
+
+        write_text(markdown, markdown_tables(result, SHOWN))
     if track:
         from delift_pipeline.bench.experiment_tracking import track_table
 

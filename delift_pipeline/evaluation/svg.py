@@ -3,6 +3,7 @@
 Inline SVG keeps a report one file, sharp at every size, and readable on light and dark pages.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,6 +115,31 @@ def curves_plot(curves: Sequence[Curve], x_title: str, y_title: str) -> Markup:
             if point[2]:
                 parts.append(_line("error", place(point, -point[2]), place(point, point[2])))
         parts.append(_text("label", right + 8, label + 4, curve.label, "start"))
+    return _drawing(HEIGHT, title, parts)
+
+
+def scatter_plot(
+    points: Sequence[tuple[str, float, float, float | None]], x_title: str, y_title: str
+) -> Markup:
+    """Named points (name, x above 0, y, half the error line or None), x on a logarithmic axis."""
+    if not points:
+        return Markup("")
+    x0, x1 = _range([math.log10(x) for _, x, _, _ in points])
+    y0, y1 = _range([y + sign * (error or 0.0) for _, _, y, error in points for sign in (-1, 1)])
+    right = WIDTH - BAR_LABEL
+    across = [LEFT + (right - LEFT) * (math.log10(x) - x0) / (x1 - x0) for _, x, _, _ in points]
+    parts = [_text("tick", LEFT - 6, _y(y, y0, y1) + 4, f"{y:.3g}", "end") for y in (y0, y1)]
+    for x, at, anchor in ((x0, LEFT, "start"), (x1, right, "end")):
+        parts.append(_text("tick", at, HEIGHT - BOTTOM + 16, f"{10**x:.2g}", anchor))
+    title = f"{y_title} by {x_title}"
+    parts.append(_text("tick", (LEFT + right) / 2, HEIGHT - 6, title, "middle"))
+    labels = _spread([_y(y, y0, y1) for _, _, y, _ in points])
+    for (name, _, y, error), at, label in zip(points, across, labels, strict=True):
+        if error:
+            parts.append(_line("error", (at, _y(y - error, y0, y1)), (at, _y(y + error, y0, y1))))
+        dot = f'cx="{at:.1f}" cy="{_y(y, y0, y1):.1f}" r="4"'
+        parts.append(f"<circle {_style('bar chosen')} {dot}/>")
+        parts.append(_text("label", at + 8, label + 4, name, "start"))
     return _drawing(HEIGHT, title, parts)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from delift_pipeline.bench import experiments
 from delift_pipeline.bench.contenders import contender, contenders, known_names
+from delift_pipeline.bench.experiment_markdown import markdown_tables
 from delift_pipeline.bench.experiment_page import experiment_page, write_page
 from delift_pipeline.bench.experiment_theory import (
     Rules,
@@ -142,6 +143,9 @@ def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:
     assert all(value >= 0 for value in tables(rows, "selection_seconds").values())
     best = next(row for row in rows if row["metric"] == "selection_flops")
     assert best["mean"] == 0, "less is better"
+    page = experiment_page(experiment("cost"), {**_table(), "rows": rows})
+    assert "exact match by floating-point operations" in page
+    assert page.count("<circle") == 2 * len(contenders(["delift", "delift_trusted"]))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -231,6 +235,16 @@ def test_a_page_escapes_names_and_shows_errors() -> None:
     page = experiment_page(EXPERIMENTS["stages"], _table())
     assert "<b>delift" not in page and "&lt;b&gt;delift" in page
     assert "0.520 ± 0.006 *" in page and "+0.300 ± 0.000" in page and "15% wrong answers" in page
+
+
+def test_a_markdown_table_says_what_is_not_resolved() -> None:
+    table = _table()
+    written = markdown_tables(table, ("exact",))
+    assert "Pools 1, 2, 3; commit c0ffee." in written
+    assert "| 20% | random | 0.220 ± 0.006 | - | 10% | 4.0 |" in written
+    doubtful = [{**row, "random_verdict": "not resolved"} for row in table["rows"]]
+    assert "+0.300 ± 0.000 (not resolved)" in markdown_tables({**table, "rows": doubtful})
+    assert "contender" not in markdown_tables(table, ("answer_loss",))
 
 
 def test_a_table_is_tracked_once_with_a_run_for_every_contender(tmp_path: Path) -> None:
