@@ -32,6 +32,46 @@ def forget(
         print(_forgotten_text(found))
 
 
+def doctor(
+    self_test: Annotated[
+        bool, typer.Option(help="Score and select a few records with the packaged model.")
+    ] = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at versions, GPU, disk, store, databases and ports; exit status 1 if one is broken."""
+    from delift_pipeline.operations.doctor import examine
+
+    findings = examine(Home.at(home), self_test=self_test)
+    broken = [finding for finding in findings if finding.state == "broken"]
+    if as_json:
+        print_json({"ok": not broken, "findings": [finding.as_json() for finding in findings]})
+    else:
+        for finding in findings:
+            todo = f": {finding.todo}" if finding.todo else ""
+            print(f"{finding.state:8}{finding.name:11}{finding.note}{todo}")
+    if broken:
+        raise typer.Exit(1)
+
+
+def gc(
+    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what nothing needs any more: leftovers of kills, and artifacts that nothing names."""
+    from delift_pipeline.operations.gc import collect
+
+    found = collect(existing(Home.at(home)), apply=apply)
+    if as_json:
+        print_json(found.as_json())
+        return
+    for one in found.waste:
+        print(f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}")
+    done = "removed" if apply else "can go (delift gc --apply removes it)"
+    print(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
+
+
 def _forgotten_text(found: "Forgotten") -> str:
     done = "forgotten" if found.applied else "would be forgotten (--dry-run)"
     marked = "marked for rebuilding" if found.applied else "would be marked"

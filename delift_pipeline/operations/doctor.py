@@ -1,0 +1,270 @@
+"""Is everything that a home and this machine need in working order? One line each."""
+
+import importlib.metadata
+import json
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from delift_pipeline.arms import load_arms
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.operations.gc import collect
+from delift_pipeline.storage.home import Home
+
+State = Literal["ok", "warning", "broken"]
+GIGABYTE = 1e9
+LITTLE_DISK = 5 * GIGABYTE
+NO_DISK = 0.5 * GIGABYTE
+PACKAGES = ("torch", "transformers", "peft", "dagster", "dagster-webserver", "mlflow", "duckdb")
+PORTS = {"Dagster": 3000, "MLflow": 5000}
+SELF_TEST_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What it is.
+        state: `ok`, `warning` (work goes on) or `broken` (it does not).
+        note: What was found, in one sentence.
+        todo: What to do about it; empty where it is `ok`.
+    """
+
+    name: str
+    state: State
+    note: str
+    todo: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as plain data."""
+        return asdict(self)
+
+
+Look = Callable[[Home], Iterator[Finding]]
+
+
+def examine(home: Home, *, self_test: bool = True) -> list[Finding]:
+    """Look at everything; what fails unexpectedly is a finding too.
+
+    Args:
+        home: The home, which need not exist yet.
+        self_test: Also score and select a few records with the packaged model.
+    """
+    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _store, _databases, _ports]
+    looks += [_waste, *([_self_test] if self_test else [])]
+    return [finding for look in looks for finding in _guarded(look, home)]
+
+
+def _guarded(look: Look, home: Home) -> Iterator[Finding]:
+    try:
+        yield from look(home)
+    except DeliftError as error:
+        yield Finding(look.__name__.strip("_"), "broken", str(error).splitlines()[0], "see above")
+    except Exception as error:
+        # A doctor that dies of one organ says nothing of the others.
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        yield Finding(look.__name__.strip("_"), "broken", said, "report this with the line above")
+
+
+def _python(home: Home) -> Iterator[Finding]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    fits = (3, 11) <= sys.version_info[:2] < (3, 13)
+    todo = "" if fits else "make the environment with Python 3.11 or 3.12"
+    yield Finding("python", "ok" if fits else "broken", version, todo)
+
+
+def _packages(home: Home) -> Iterator[Finding]:
+    found, missing = {}, []
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    if missing:
+        todo = "pip install -c constraints.txt -e ."
+        yield Finding("packages", "broken", f"{', '.join(missing)} missing; {listed}", todo)
+    else:
+        yield Finding("packages", "ok", listed)
+
+
+def _gpu(home: Home) -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        note = "no GPU is visible: models run on the CPU"
+        todo = "fine for small models; else check nvidia-smi and the torch build"
+        yield Finding("gpu", "warning", note, todo)
+        return
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+        note = f"cuda:{number} {name}, {free / GIGABYTE:.0f} of {total / GIGABYTE:.0f} GB free"
+        yield Finding("gpu", "ok", note)
+
+
+def _disk(home: Home) -> Iterator[Finding]:
+    place = next(path for path in (home.root, *home.root.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    state: State = "broken" if free < NO_DISK else "warning" if free < LITTLE_DISK else "ok"
+    todo = "" if state == "ok" else "free some space, or see `delift gc`"
+    yield Finding("disk", state, f"{free / GIGABYTE:,.1f} GB free", todo)
+
+
+def _arms(home: Home) -> Iterator[Finding]:
+    own = "arms.yaml of the home" if home.arms_file.is_file() else "the package's arms.yaml"
+    try:
+        arms = load_arms(home)
+    except DeliftError as error:
+        faults = str(error).splitlines()
+        yield Finding(
+            "arms", "broken", f"{own}: {len(faults)} faults, {faults[0]}", "mend the file"
+        )
+        return
+    yield Finding("arms", "ok", f"{own}: {sum(arm.enabled for arm in arms)} arms enabled")
+
+
+def _store(home: Home) -> Iterator[Finding]:
+    from delift_pipeline.lineage.artifacts import all_artifacts
+    from delift_pipeline.storage.manifest import rebuild_reason
+
+    if not home.root.is_dir():
+        todo = "delift ingest FILE --version V makes it"
+        yield Finding("store", "warning", f"{home.root} does not exist yet", todo)
+        return
+    try:
+        artifacts = list(all_artifacts(home))
+    except DeliftError as error:
+        todo = "delete that artifact's folder and run its version again"
+        yield Finding("store", "broken", str(error).splitlines()[0], todo)
+        return
+    versions = sum(one.kind == "dataset" for one in artifacts)
+    yield Finding("store", "ok", f"{versions} versions, {len(artifacts):,} artifacts, all readable")
+    marked = sum(rebuild_reason(one.folder) is not None for one in artifacts)
+    if marked:
+        note = f"{marked:,} artifacts are marked for rebuilding"
+        yield Finding("rebuild", "warning", note, "delift run --version V for their versions")
+    yield from _writable(home)
+
+
+def _writable(home: Home) -> Iterator[Finding]:
+    try:
+        with tempfile.NamedTemporaryFile(dir=home.root, prefix=".tmp-doctor-"):
+            pass
+    except OSError as error:
+        todo = "give this user the right to write there"
+        yield Finding("writable", "broken", f"the home cannot be written to ({error})", todo)
+
+
+def _databases(home: Home) -> Iterator[Finding]:
+    """SQLite files of Dagster and MLflow, and the catalog."""
+    files = [home.mlflow / "mlflow.db", *sorted(home.dagster.rglob("*.db"))]
+    present = [path for path in files if path.is_file()]
+    damaged = [path for path in present if not _intact(path)]
+    for path in damaged:
+        where = path.relative_to(home.root).as_posix()
+        todo = f"move {where} aside: lineage lives in the manifests, a new one is made"
+        yield Finding("databases", "broken", f"{where} is damaged", todo)
+    if not damaged:
+        yield Finding("databases", "ok", f"{len(present)} SQLite files, intact")
+    if home.catalog.is_file():
+        from delift_pipeline.operations.catalog import known_stamps
+
+        good = bool(known_stamps(home.catalog))
+        note = "catalog.duckdb is readable" if good else "catalog.duckdb cannot be read"
+        todo = "" if good else "delift catalog makes it anew"
+        yield Finding("catalog", "ok" if good else "warning", note, todo)
+
+
+def _intact(path: Path) -> bool:
+    """Whether SQLite finds nothing wrong; read-only, so that a running server is not disturbed."""
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            return connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _ports(home: Home) -> Iterator[Finding]:
+    taken = {name: port for name, port in PORTS.items() if _taken(port)}
+    if taken:
+        listed = ", ".join(f"{port} ({name})" for name, port in taken.items())
+        todo = "`delift ui` runs already, or give it --port and --mlflow-port"
+        yield Finding("ports", "warning", f"in use on 127.0.0.1: {listed}", todo)
+    else:
+        yield Finding("ports", "ok", ", ".join(f"{p} free for {n}" for n, p in PORTS.items()))
+
+
+def _taken(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _waste(home: Home) -> Iterator[Finding]:
+    if not home.root.is_dir():
+        return
+    found = collect(home)
+    if found.waste:
+        note = f"{len(found.waste):,} leftovers, {found.bytes / 1e6:,.1f} MB"
+        yield Finding("leftovers", "warning", note, "delift gc lists them, --apply removes them")
+
+
+def _self_test(home: Home) -> Iterator[Finding]:
+    """Score and select a few records with the packaged model, in a home that is thrown away."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="delift-doctor-") as folder:
+        taken, size = _select_a_few(Path(folder))
+    seconds = time.monotonic() - started
+    note = f"{taken} of {size} records scored and selected with the demo model, {seconds:.1f} s"
+    if seconds > SELF_TEST_SECONDS:
+        todo = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
+        yield Finding("self-test", "warning", note, todo)
+    else:
+        yield Finding("self-test", "ok", note)
+
+
+def _select_a_few(folder: Path) -> tuple[int, int]:
+    """How many of how many records were selected."""
+    from delift_pipeline.progress import SilentProgress
+    from delift_pipeline.scoring.options import ModelOptions
+    from delift_pipeline.steps.file_selection import Request
+    from delift_pipeline.steps.select_file import select_file
+
+    rows = [
+        {"instruction": "say the code of", "input": word, "output": f"( {word} )"}
+        for word in ("red", "blue", "pink", "gold", "grey", "teal")
+    ]
+    file = folder / "records.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    request = Request(
+        file=file,
+        target=None,
+        existing=None,
+        stage=None,
+        selector="delift",
+        options={},
+        budget="3",
+        seed=0,
+        mapping=None,
+        skip_bad=False,
+        out=folder / "chosen.jsonl",
+        why=None,
+    )
+    model = ModelOptions(model="demo", template="world", device="cpu", threads=1)
+    select_file(Home.at(folder / "home"), request, model, SilentProgress())
+    chosen = (folder / "chosen.jsonl").read_text(encoding="utf-8").splitlines()
+    if len(chosen) != 3:
+        raise DeliftError(f"3 records were asked for and {len(chosen)} selected")
+    return len(chosen), len(rows)
