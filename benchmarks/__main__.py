@@ -4,7 +4,7 @@ import sys
 
 from delift_pipeline.cli.main import run
 
-BENCHMARKS = (["bench", "scoring", "--json"],)
+BENCHMARKS = (["bench", "scoring", "--json"], ["bench", "selection", "--json"])
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import typer
 from delift_pipeline.cli import (
     bench,
     bench_scoring,
+    bench_selection,
     data,
     demo,
     explain,
@@ -47,6 +48,7 @@ app.command("doctor")(operations.doctor)
 app.command("gc")(operations.gc)
 app.command("verify")(verify.verify)
 bench.app.command("scoring")(bench_scoring.scoring)
+bench.app.command("selection")(bench_selection.selection)
 app.add_typer(bench.app, name="bench")
 
 

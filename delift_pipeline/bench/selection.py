@@ -1,0 +1,211 @@
+"""Speed and memory of the selection engine beside other libraries, all in the same run.
+
+Each measurement is a process of its own, so that its peak memory is its own; compiled loops are
+loaded before the clock starts, checking the kernel is part of the time. Kernels are made from a
+seed. Dense ones are products of random directions in 16 dimensions with disturbed copies of them,
+which are not symmetric, as utilities are not: under equal diagonals and symmetry two records
+that cover each other alone have exactly the same gain, and libraries break such ties differently.
+Sparse ones have 32 neighbours a row.
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from delift_pipeline.errors import DeliftError
+
+REPEATS = 5
+APRICOT_ABSENT = "apricot is not installed (pip install apricot-select==0.6.1), so it is not beside"
+
+
+class Case(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        n: Records.
+        storage: How the kernel is held: `dense`, `mapped` (from a file), `mapped-half` (float16),
+            `mapped-masked` (its diagonal hidden), or `sparse`.
+        objective: Its short name.
+        optimizer: Its name.
+        budget: Share of the records.
+        beside: Whether other libraries run beside it.
+    """
+
+    n: int
+    storage: str
+    objective: str
+    optimizer: str
+    budget: float
+    beside: bool = False
+
+    @property
+    def words(self) -> set[str]:
+        """What the case may be asked for by."""
+        return {str(self.n), self.storage, self.objective, self.optimizer}
+
+
+CASES: tuple[Case, ...] = (
+    Case(1_000, "dense", "fl", "naive", 0.3),
+    Case(1_000, "dense", "fl", "lazy", 0.3, True),
+    Case(1_000, "dense", "fl", "blocked", 0.3),
+    Case(1_000, "dense", "fl", "stochastic", 0.3),
+    Case(1_000, "dense", "fl", "lazier", 0.3),
+    Case(2_000, "dense", "fl", "lazy", 0.3, True),
+    Case(2_000, "dense", "flmi", "lazy", 0.3, True),
+    Case(2_000, "dense", "fl1mi", "lazy", 0.3, True),
+    Case(2_000, "dense", "fl2mi", "lazy", 0.3, True),
+    Case(2_000, "dense", "flcg", "lazy", 0.3, True),
+    Case(2_000, "dense", "rfl", "lazy", 0.3),
+    Case(2_000, "dense", "saturated", "lazy", 0.3),
+    Case(5_000, "dense", "fl", "lazy", 0.3, True),
+    Case(5_000, "dense", "flmi", "lazy", 0.3),
+    Case(5_000, "dense", "flcg", "lazy", 0.3),
+    Case(20_000, "mapped", "fl", "lazy", 0.3),
+    Case(20_000, "mapped-half", "fl", "lazy", 0.3),
+    Case(20_000, "mapped-masked", "fl", "lazy", 0.3),
+    Case(1_000_000, "sparse", "fl", "lazy", 0.1),
+)
+FULL_CASES: tuple[Case, ...] = (Case(10_000_000, "sparse", "fl", "lazy", 0.1),)
+SMALL_CASES: tuple[Case, ...] = (
+    Case(300, "dense", "fl", "lazy", 0.3, True),
+    Case(300, "dense", "flcg", "naive", 0.3),
+    Case(3_000, "sparse", "fl", "lazy", 0.1),
+)
+"""A second's worth of each kind, to see that everything runs."""
+
+Say = Callable[[str], None]
+
+
+def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
+    """The cases asked for.
+
+    Args:
+        full: Add ten million records.
+        small: Take the small ones instead.
+        only: Sizes, storages, objectives or optimizers to restrict them to; empty for all.
+    """
+    cases = SMALL_CASES if small else (*CASES, *(FULL_CASES if full else ()))
+    wanted = set(only)
+    return [case for case in cases if not wanted or wanted & case.words]
+
+
+def selection_bench(cases: Iterable[Case], repeats: int, say: Say) -> dict[str, Any]:
+    """Measure every case.
+
+    Args:
+        cases: What is measured.
+        repeats: Measurements of each; medians are reported.
+        say: Told of each case before it runs.
+
+    Returns:
+        `rows`, one a case: n, kernel (`dense` or `sparse`), objective, optimizer, budget, seconds,
+        peak_rss_mib, value, ratio_vs_submodlib and ratio_vs_apricot (their seconds over ours; None
+        where not run); beside these storage, cpu_seconds (of all threads; steadier than seconds on
+        a shared machine), read_seconds (one pass over the kernel in the same process),
+        times_a_read, kernel_mib, beyond_kernel_mib (peak memory beyond the kernel's own), computed
+        (gains and bounds), same_ranking (as submodlib), tie_gap (relative difference of the gains
+        where the rankings part, 0 where they do not) and value_vs_submodlib.
+    """
+    if importlib.util.find_spec("apricot") is None:
+        say(APRICOT_ABSENT)
+    with tempfile.TemporaryDirectory(prefix="delift-bench-") as folder:
+        rows = []
+        for case in cases:
+            say(f"{case.n:,} records, {case.storage}, {case.objective}, {case.optimizer}")
+            rows.append(_row(case, Path(folder), repeats))
+    return {"rows": rows}
+
+
+def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
+    _child("make", case.n, case.storage, folder)
+    runs = [_measured(case, "ours", folder) for _ in range(repeats)]
+    ours = {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
+    row: dict[str, Any] = {
+        "n": case.n,
+        "kernel": "sparse" if case.storage == "sparse" else "dense",
+        "storage": case.storage,
+        "objective": case.objective,
+        "optimizer": case.optimizer,
+        "budget": case.budget,
+        **ours,
+        "times_a_read": ours["seconds"] / ours["read_seconds"],
+        "value": runs[0]["value"],
+        "computed": runs[0]["computed"],
+        **dict.fromkeys(_BESIDE),
+    }
+    return row | (_beside(case, folder, repeats, runs[0], ours) if case.beside else {})
+
+
+def _beside(
+    case: Case, folder: Path, repeats: int, first: dict[str, Any], ours: dict[str, float]
+) -> dict[str, Any]:
+    """What the other libraries took for the same, in the same run."""
+    theirs = [_measured(case, "submodlib", folder) for _ in range(repeats)]
+    found: dict[str, Any] = {
+        "ratio_vs_submodlib": _ratio(theirs, ours),
+        "cpu_ratio_vs_submodlib": _ratio(theirs, ours, "cpu_seconds"),
+        "same_ranking": theirs[0]["picks"] == first["picks"],
+        "tie_gap": _tie_gap(first, theirs[0]),
+        "value_vs_submodlib": first["value"] / theirs[0]["value"],
+    }
+    if case.objective == "fl" and importlib.util.find_spec("apricot"):
+        others = [_measured(case, "apricot", folder) for _ in range(repeats)]
+        found["ratio_vs_apricot"] = _ratio(others, ours)
+    return found
+
+
+def _tie_gap(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """How far the gains lie apart where two rankings first differ, relative."""
+    for pick, other, gain, theirs_gain in zip(
+        ours["picks"], theirs["picks"], ours["gains"], theirs["gains"], strict=True
+    ):
+        if pick != other:
+            return abs(gain - theirs_gain) / max(gain, 1e-300)
+    return 0.0
+
+
+_MEDIANS = (
+    "seconds",
+    "cpu_seconds",
+    "peak_rss_mib",
+    "read_seconds",
+    "kernel_mib",
+    "beyond_kernel_mib",
+)
+_BESIDE = (
+    "ratio_vs_submodlib",
+    "ratio_vs_apricot",
+    "cpu_ratio_vs_submodlib",
+    "same_ranking",
+    "tie_gap",
+    "value_vs_submodlib",
+)
+
+
+def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float], of: str = "seconds") -> float:
+    return statistics.median(r[of] for r in theirs) / ours[of]
+
+
+def _measured(case: Case, engine: str, folder: Path) -> dict[str, Any]:
+    what = (case.objective, case.optimizer, case.budget)
+    return _child("measure", case.n, case.storage, folder, engine, *what)
+
+
+def _child(*arguments: object) -> dict[str, Any]:
+    """One measurement in a process of its own.
+
+    Raises:
+        DeliftError: it ended badly; the sentence holds the last line that it said.
+    """
+    command = [sys.executable, "-m", "delift_pipeline.bench.selection_child", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise DeliftError(f"a measurement failed: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
