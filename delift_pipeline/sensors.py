@@ -138,7 +138,11 @@ def applicable_arms_sensor(
     home, arms = store.open(), store.arms()
     job = arm_job if arms.automation.train else select_job
     requests: list[dg.RunRequest] = []
-    for version, digest in map(_kernel_of, records):
+    for record in records:
+        version, digest = _kernel_of(record)
+        if failed := _failed_checks(context.instance, record, version):
+            context.log.warning(f"no arm of {version}: its kernel failed {', '.join(failed)}")
+            continue
         dataset = load_version(home, version)
         if same := dataset.manifest.details.get("same_as"):
             context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
@@ -177,6 +181,22 @@ def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
     if event is None or event.partition is None:
         raise DeliftError("a utility_kernel was materialised without a version")
     return event.partition, (event.tags or {}).get("dagster/data_version", "")
+
+
+def _failed_checks(
+    instance: dg.DagsterInstance, record: dg.EventLogRecord, version: str
+) -> list[str]:
+    """The blocking checks that a kernel failed in the run that made it."""
+    logs = instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    events = [entry.dagster_event for entry in logs if entry.dagster_event]
+    found = [event.asset_check_evaluation_data for event in events]
+    return [
+        one.check_name
+        for one in found
+        if (one.asset_key, one.partition) == (utility_kernel.key, version)
+        and one.blocking
+        and not one.passed
+    ]
 
 
 def arm_request(job: str, version: str, arm: Arm, digest: str) -> dg.RunRequest:

@@ -174,6 +174,18 @@ def requested(
     return [(request.job_name, request.partition_key) for request in result.run_requests or []]
 
 
+def make_kernel(instance: dg.DagsterInstance, version: str, sound: bool) -> None:
+    """A run that makes a kernel whose checks pass or fail."""
+    checks = specs("utility_kernel")
+
+    @dg.asset(name="utility_kernel", partitions_def=dataset_version, check_specs=checks)
+    def stand_in() -> dg.MaterializeResult:
+        results = [dg.AssetCheckResult(check_name=one.name, passed=sound) for one in checks]
+        return dg.MaterializeResult(check_results=results)
+
+    dg.materialize([stand_in], instance=instance, partition_key=version, raise_on_error=False)
+
+
 class TestApplicableArmsSensor:
     def test_first_version_asks_for_its_instruction_tuning_arms_only(
         self, home: Home, store: StoreResource, tmp_path: Path
@@ -205,6 +217,24 @@ class TestApplicableArmsSensor:
         ingest(home, write_pool(tmp_path / "b.jsonl", "b"), version="b-v1")
         keys = {str(key).split("|")[1] for _, key in requested(home, store, "a-v1", "b-v1")}
         assert keys == {"a-v1", "b-v1"}
+
+    def test_a_kernel_that_failed_its_blocking_check_launches_nothing_over_three_ticks(
+        self, home: Home, store: StoreResource, tmp_path: Path
+    ) -> None:
+        ingest(home, write_pool(tmp_path / "a.jsonl", "a"), version="a-v1")
+        asked = []
+        for sound in (False, True):
+            with dg.DagsterInstance.ephemeral() as instance:
+                instance.add_dynamic_partitions(VERSIONS, ["a-v1"])
+                make_kernel(instance, "a-v1", sound)
+                cursor, requests = None, 0
+                for _ in range(3):
+                    context = dg.build_sensor_context(instance=instance, cursor=cursor)
+                    result = applicable_arms_sensor(context, store=store)
+                    if isinstance(result, dg.SensorResult):
+                        cursor, requests = result.cursor, requests + len(result.run_requests or [])
+            asked.append(requests)
+        assert asked == [0, 4]
 
     def test_a_version_that_repeats_another_asks_for_no_arm(
         self, home: Home, store: StoreResource, tmp_path: Path
