@@ -8,7 +8,7 @@ VLLM_BIN = $(VLLM_VENV)/bin
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-vllm lint format ui bench check install clean
+.PHONY: demo test test-slow test-browser screenshots test-vllm lint format ui bench check install clean
 
 install: $(INSTALLED)
 
@@ -21,10 +21,17 @@ demo: $(INSTALLED)
 	$(BIN)/delift demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm" --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm" --numprocesses $(WORKERS) --dist load
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist load
+
+# Chromium is the system's own (`apt-get install chromium`, or $DELIFT_CHROMIUM).
+test-browser: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+screenshots: $(INSTALLED)
+	DELIFT_SCREENSHOTS=docs/images OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 # vLLM asks for an older fastapi than the rest needs, and its CPU build fails beside the torch add-ons.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt

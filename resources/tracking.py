@@ -7,12 +7,12 @@ import dagster as dg
 from pydantic import Field
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.lineage.tracking import URI_VARIABLE
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker
 
-URI_VARIABLE = "DELIFT_TRACKING_URI"
 EXPERIMENT_VARIABLE = "DELIFT_EXPERIMENT"
 DEFAULT_EXPERIMENT = "delift"
 

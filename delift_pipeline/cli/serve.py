@@ -22,7 +22,7 @@ GRACE_SECONDS = 10.0
 GONE_SECONDS = 2.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
-DAEMON = "daemon"
+DAEMON, MLFLOW = "daemon", "mlflow"
 MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
 """A server that ends is started again, but not more often than this all in all."""
 
@@ -63,15 +63,18 @@ def _serving_alone(home: Home) -> Iterator[None]:
 
 def _serve_prepared(home: Home, port: int, mlflow_port: int) -> int:
     previous = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
-    commands = _commands(home, port, mlflow_port)
+    programs = commands(home, port, mlflow_port)
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for name, command in commands.items():
+        for name, command in programs.items():
             servers[name] = _start(command)
-        for name, where in (("dagster", port), ("mlflow", mlflow_port)):
+        for name, where in (("dagster", port), (MLFLOW, mlflow_port)):
+            if name == MLFLOW and MLFLOW not in servers:
+                print(f"mlflow: {_remote_tracking()}", file=sys.stderr, flush=True)
+                continue
             _await(where, servers)
             print(f"{name}: http://{ADDRESS}:{where}", file=sys.stderr, flush=True)
-        _watch(home, commands, servers)
+        _watch(home, programs, servers)
     except Stopped:
         return 0
     finally:
@@ -105,12 +108,22 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     """Databases and partitions exist before several processes open them at once."""
     from delift_pipeline.lineage.tracking import Tracker
 
-    os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
+    remote = _remote_tracking()
+    if remote:
+        os.environ.setdefault("DELIFT_MLFLOW_URL", remote)
+    else:
+        os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
     # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     _close_interrupted(home)
-    Tracker(home)
+    if not remote:
+        Tracker(home)
+
+
+def _remote_tracking() -> str | None:
+    """The tracking server that runs are logged to; None where the home has its own."""
+    return os.environ.get("DELIFT_TRACKING_URI") or None
 
 
 def _close_interrupted(home: Home) -> None:
@@ -123,21 +136,25 @@ def _close_interrupted(home: Home) -> None:
             print(f"run {run_id[:8]} was interrupted", file=sys.stderr, flush=True)
 
 
-def _commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
+def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
+    """The programs to start, by name; MLflow only where no tracking server is named."""
     python = [sys.executable, "-m"]
     location = ["-m", MODULE]
-    return {
+    programs = {
         "webserver": [
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
             "--dagster-log-level", "warning",
         ],
         DAEMON: [*python, "dagster._daemon", "run", *location, "--log-level", "warning"],
-        "mlflow": [
+        MLFLOW: [
             *python, "mlflow", "server", "--host", ADDRESS, "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}",
             "--artifacts-destination", str(home.mlflow / "artifacts"), "--workers", "1",
         ],
     }  # fmt: skip
+    if _remote_tracking():
+        del programs[MLFLOW]
+    return programs
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 URL_VARIABLE = "DELIFT_MLFLOW_URL"
+URI_VARIABLE = "DELIFT_TRACKING_URI"
 DEFAULT_URL = "http://127.0.0.1:5000"
 CONTENT = f"{PREFIX}content"
 SUPERSEDED = f"{PREFIX}superseded_by"

@@ -18,6 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from delift_pipeline.cli.serve import commands
+from delift_pipeline.storage.home import Home
+
 ASSETS = {
     "raw_dataset",
     "pair_plan",
@@ -173,3 +176,13 @@ def test_both_ports_taken_are_two_faults(delift: Any, tmp_path: Path) -> None:
         faults = delift("ui", *options).faults
     assert [port in fault for port, fault in zip(ports, faults, strict=True)] == [True, True]
     assert not (tmp_path / "home").exists()
+
+
+def test_with_a_tracking_server_none_is_started_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.at(tmp_path)
+    monkeypatch.delenv("DELIFT_TRACKING_URI", raising=False)
+    assert set(commands(home, 3000, 5000)) == {"webserver", "daemon", "mlflow"}
+    monkeypatch.setenv("DELIFT_TRACKING_URI", "https://track.example")
+    assert set(commands(home, 3000, 5000)) == {"webserver", "daemon"}
