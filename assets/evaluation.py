@@ -16,8 +16,10 @@ from delift_pipeline.automation import RETRIES, on_any_report
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
+from delift_pipeline.steps.judge import with_judgement
 from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
+from resources.judge import JudgeResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
@@ -42,13 +44,14 @@ def eval_report(
     language_model: LanguageModelResource,
     compute: ComputeResource,
     tracking: TrackingResource,
+    judge: JudgeResource,
 ) -> Iterator[Any]:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
 
     def step() -> Outcome:
         home = store.open()
         version, name = version_and_arm_of(context)
-        return report.make_report(
+        made = report.make_report(
             home,
             version,
             store.arms().arm(name),
@@ -57,6 +60,7 @@ def eval_report(
             progress(context),
             context.run_id,
         )
+        return with_judgement(made, judge.panel(home), version, name, progress(context))
 
     yield from enter(context, step)
 

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, progress
@@ -11,7 +10,6 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.evaluation.judge.options import JudgeOptions
     from delift_pipeline.evaluation.judge.run import Estimate
     from delift_pipeline.steps.judge import JudgedSide
 
@@ -59,6 +57,7 @@ def judge(
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
     """
+    from delift_pipeline.evaluation.judge.options import read_judge_options
     from delift_pipeline.steps.judge import Panel, estimate_judging, judge_sides, side_of
 
     asked = {
@@ -74,7 +73,7 @@ def judge(
         "price_in": price_in,
         "price_out": price_out,
     }
-    options = _options(asked)
+    options = read_judge_options(asked)
     if endpoint and flags.given():
         given = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
         raise Refused(Fault(f"{given} is for a judge that runs here", field="--endpoint"))
@@ -88,19 +87,6 @@ def judge(
     shown.say(_cost_line(cost))
     found = judge_sides(panel, sides, shown)
     print_json([one.as_json() for one in found]) if as_json else _print(found)
-
-
-def _options(asked: dict[str, object]) -> "JudgeOptions":
-    from delift_pipeline.evaluation.judge.options import JudgeOptions
-
-    try:
-        return JudgeOptions.model_validate(asked)
-    except ValidationError as error:
-        faults = [
-            Fault(one["msg"].removeprefix("Value error, "), field=str(one["loc"][0]))
-            for one in error.errors()
-        ]
-        raise Refused(*faults) from error
 
 
 def _cost_line(cost: "Estimate") -> str:

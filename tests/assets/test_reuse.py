@@ -157,3 +157,18 @@ def test_in_context_evaluation_is_asked_for_kept_and_found_again(
     again = changed.succeed("finetune_arm", "v1", ARM)
     assert again.facts("eval_report")["reused"] is True
     assert contents(folder) == before
+
+
+def test_a_judge_speaks_beside_the_report_and_leaves_it_as_it_is(
+    world: Any, copied: Callable, chat_folder: Path
+) -> None:
+    judged = copied(world.home)
+    before = read_manifest(judged.home.report("v1", ARM))
+    judge = {"model": str(chat_folder), "scoring": "expected", "least_mass": 0.0, "device": "cpu"}
+    result = judged.succeed("finetune_arm", "v1", ARM, judge=judge)
+    assert 1 < result.facts("eval_report")["judge_score"] < 5
+    assert result.facts("eval_report")["judge_unparsable"] == 0
+    after = read_manifest(judged.home.report("v1", ARM))
+    assert before is not None and after is not None
+    assert after.content_hash == before.content_hash
+    assert list(judged.home.root.glob(f"judgements/*/v1/{ARM}/judged.html"))

@@ -1,10 +1,12 @@
 """How answers are judged. Holds no torch and no client."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.judge.rubric import VERSION, Mode
 from delift_pipeline.storage.hashing import digest_json
 
@@ -79,3 +81,20 @@ class JudgeOptions(BaseModel):
     def digest(self) -> str:
         """32 hexadecimal characters that name the judge."""
         return digest_json(self.identity)[:32]
+
+
+def read_judge_options(given: Mapping[str, Any]) -> JudgeOptions:
+    """Options from settings, validated whole.
+
+    Raises:
+        Refused: one fault for each setting that is out of range.
+    """
+    try:
+        return JudgeOptions.model_validate(dict(given))
+    except ValidationError as error:
+        raise Refused(
+            *(
+                Fault(one["msg"].removeprefix("Value error, "), field=str(one["loc"][0]))
+                for one in error.errors()
+            )
+        ) from error
