@@ -21,10 +21,21 @@ class ComputeResource(dg.ConfigurableResource):
         ge=0,
         description="Most target tokens scored in one batch; 0 takes the device's own.",
     )
+    memory_limit: float = Field(
+        default=0,
+        ge=0,
+        description="GiB that scoring takes over the loaded model; 0 takes 1.5 on a CPU and four "
+        "fifths of what is free on a GPU.",
+    )
+    in_flight: int = Field(
+        default=0,
+        ge=0,
+        description="Demonstrations that share batches; 0 takes 1 on a CPU and 4 on a GPU.",
+    )
     engine: str = Field(
         default="",
-        description="transformers, layered (faster for known families), vllm (where installed; "
-        "docs/vllm.md) or naive, the reference; empty takes the preset's, else transformers.",
+        description="transformers, vllm (where installed; docs/vllm.md) or naive, the reference; "
+        "empty takes the preset's, else transformers.",
     )
     tensor_parallel_size: int = Field(
         default=0, ge=0, description="GPUs that vLLM splits a model over; 0 takes the preset's."
@@ -45,6 +56,8 @@ class ComputeResource(dg.ConfigurableResource):
             "device_map": self.device_map or None,
             "threads": self.threads or None,
             "batch_tokens": self.batch_tokens or None,
+            "memory_limit": self.memory_limit or None,
+            "in_flight": self.in_flight or None,
             "engine": self.engine or None,
             "tensor_parallel_size": self.tensor_parallel_size or None,
             "gpu_memory_utilization": self.gpu_memory_utilization,

@@ -20,6 +20,8 @@ COMPUTE = {
     "tensor_parallel": "tensor_parallel_size",
     "gpu_memory": "gpu_memory_utilization",
     "batch_tokens": "batch_tokens",
+    "memory_limit": "memory_limit",
+    "in_flight": "in_flight",
     "threads": "threads",
     "workers": "workers",
 }
@@ -42,7 +44,7 @@ class ModelFlags:
         None
     )
     engine: Annotated[
-        str | None, typer.Option(help="transformers, layered, vllm or naive [transformers].")
+        str | None, typer.Option(help="transformers, vllm or naive [transformers].")
     ] = None
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto].")] = None
     device_map: Annotated[
@@ -57,6 +59,13 @@ class ModelFlags:
     ] = None
     batch_tokens: Annotated[
         int | None, typer.Option(help="Most target tokens in one batch [the device's own].")
+    ] = None
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(help="GiB that scoring takes over the model [1.5; 0.8 of a GPU's free]."),
+    ] = None
+    in_flight: Annotated[
+        int | None, typer.Option(help="Demonstrations that share batches [1; 4 on a GPU].")
     ] = None
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process [PyTorch's own choice].")

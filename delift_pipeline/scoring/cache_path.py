@@ -1,5 +1,7 @@
 """The general path: a prefix's cache, expanded for every batch; right for most decoders."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import DynamicCache
 
@@ -26,8 +28,9 @@ class CachePath:
         """Keys and values of a prefix, ids int64 [tokens]."""
         return self.decoder.prefill(ids[None])
 
-    def logprobs(self, batch: Batch, prefix: DynamicCache | None) -> torch.Tensor:
-        """Log p of every answer token of a batch, float32 [answers]."""
+    def logprobs(self, batch: Batch, prefixes: Sequence[DynamicCache | None]) -> torch.Tensor:
+        """Log p of every answer token of a batch, float32 [answers]; of one prefix."""
+        (prefix,) = prefixes
         shared = None if prefix is None else expanded(prefix, len(batch.rows))
         hidden = self.decoder.hidden(batch.ids, shared)
         chosen = hidden.flatten(0, 1).index_select(0, batch.positions)

@@ -11,13 +11,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A chunk of logits holds at most this many numbers (64 MiB in float32).
-_LOGITS_IN_A_CHUNK = 1 << 24
 _SHAREABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class Decoder:
-    """The parts of a model that scoring needs."""
+    """The parts of a model that scoring needs.
+
+    Attributes:
+        logit_rows: Tokens whose logits are made at a time.
+    """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model, self.config = model, model.config.get_text_config(decoder=True)
@@ -25,6 +27,7 @@ class Decoder:
         self.head = model.get_output_embeddings()
         named = inspect.signature(self.body.forward).parameters
         self._takes_positions = "position_ids" in named
+        self.logit_rows = 128
 
     @property
     def device(self) -> torch.device:
@@ -54,12 +57,12 @@ class Decoder:
 
     def logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log p of `tokens` [n] given hidden states [n, width], float32, in chunks of logits."""
-        step = max(1, _LOGITS_IN_A_CHUNK // int(self.head.weight.shape[0]))  # pyright: ignore
         pieces = []
-        for start in range(0, len(tokens), step):
-            logits = self._finished(self.head(hidden[start : start + step])).float()  # pyright: ignore
-            true = logits.gather(1, tokens[start : start + step, None])[:, 0]
-            pieces.append(true - torch.logsumexp(logits, dim=-1))
+        for start in range(0, len(tokens), self.logit_rows):
+            stop = start + self.logit_rows
+            logits = self._finished(self.head(hidden[start:stop]))  # pyright: ignore
+            found = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            pieces.append(found.gather(1, tokens[start:stop, None])[:, 0])
         return torch.cat(pieces)
 
     def _finished(self, logits: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,9 @@ class TokenScores:
 class Engine(Protocol):
     """Scores answers after prefixes.
 
-    The result of a job is a function of the job and the engine's options alone, bit for bit; which
-    other jobs come in the same call, and in what order, makes no difference.
+    The result of a job is a function of the job and the engine's options alone, bit for bit. An
+    engine whose settings say `in_flight` above 1 makes batches of that many jobs of a call: there
+    the result is a function of those jobs together.
     """
 
     name: str

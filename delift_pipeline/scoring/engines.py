@@ -34,15 +34,50 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
         return NaiveEngine(model)
     if options.engine == "vllm":
         return vllm_engine_for(loaded)
-    window, reason = loaded.encoder.window, None
-    for layered in (True, False) if options.engine == "layered" else (False,):
-        engine = TransformersEngine(model, options.batch_tokens, window=window, layered=layered)
-        reason = why_not_shareable(engine, model, window)
-        if reason is None:
-            return engine
+    engine, reason = shared_engine(loaded)
+    if engine:
+        return engine
     line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
     (progress or SilentProgress()).say(line)
-    return NaiveEngine(model)
+    return NaiveEngine(model, why=reason)
+
+
+def shared_engine(loaded: "LoadedModel") -> tuple[TransformersEngine | None, str]:
+    """The engine that shares prefixes: layer by layer, else by the model's own cache.
+
+    Returns:
+        The engine, or None and the reason.
+
+    Raises:
+        Refused: not even one pair fits the memory limit.
+    """
+    model, options, window = loaded.model, loaded.options, loaded.encoder.window
+    refused = _own_forward(model)
+    for _ in range(2):
+        engine = TransformersEngine(
+            model,
+            options.batch_tokens,
+            window=window,
+            why_not_layers=refused,
+            memory_limit=options.memory_limit,
+            in_flight=options.in_flight,
+        )
+        refused = why_not_shareable(engine, model, window)
+        if refused is None:
+            return engine, ""
+        if isinstance(engine.path, CachePath):
+            break
+    return None, refused or ""
+
+
+def _own_forward(model: "PreTrainedModel") -> str | None:
+    """Why a model's weights can be used by its own forward pass only, or None."""
+    if getattr(model, "is_quantized", False):
+        return "its weights are quantised"
+    places = getattr(model, "hf_device_map", None) or {}
+    if len(set(places.values())) > 1:
+        return "it lies on several devices"
+    return None
 
 
 def why_not_shareable(

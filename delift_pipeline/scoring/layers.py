@@ -1,21 +1,31 @@
 """The fast path: the layers of a rotary decoder one by one, with nothing computed that is not read.
 
 Against a plain pass over prefix and target, all exact up to rounding:
-- the prefix's keys and values are computed once and never copied for the rows (`attention`);
+- the prefix's keys and values are computed once and never copied for the rows (`mixing`);
 - padding exists only where tokens look at each other (`packed`);
 - what the first layer's projections make of a target does not depend on the prefix and is kept;
 - the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
   and values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from delift_pipeline.scoring.attention import Part, attend, merged
+from delift_pipeline.scoring.attention import attend
 from delift_pipeline.scoring.batches import Batch
 from delift_pipeline.scoring.decoder import Decoder
+from delift_pipeline.scoring.mixing import (
+    Heads,
+    JointMixing,
+    Mixing,
+    SplitMixing,
+    picked,
+    repeated,
+    rows_of,
+)
 from delift_pipeline.scoring.packed import Packed, packed
 
 KNOWN_LAYERS = (
@@ -25,28 +35,18 @@ KNOWN_LAYERS = (
     "Qwen3DecoderLayer",
     "Phi3DecoderLayer",
 )
-KEPT_BYTES = 256 << 20
-"""Most memory for what the first layer makes of the targets."""
-
-
-class Heads(NamedTuple):
-    """Queries, keys and values of tokens, [tokens, heads, width] (fewer heads for the last two)."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
 
 
 @dataclass(frozen=True)
 class PrefixKeys:
-    """Keys and values of a prefix in every layer, [1, heads, tokens, width] each."""
+    """Keys and values of a prefix in every layer, [tokens, key heads, width] each."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def tokens(self) -> int:
         """Tokens of the prefix."""
-        return self.layers[0][0].shape[2]
+        return self.layers[0][0].shape[0]
 
 
 def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
@@ -72,22 +72,31 @@ class LayerPath:
 
     name = "layers"
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, kept_bytes: int = 0) -> None:
+        """Take a model's layers.
+
+        Args:
+            decoder: The model, for which `why_not_layered` has nothing to say.
+            kept_bytes: Most memory for what the first layer makes of the targets.
+        """
         self.decoder, self.body = decoder, decoder.body
         self.layers: list[Any] = list(self.body.layers)  # pyright: ignore
         attention = self.layers[0].self_attn
         self.width = int(attention.head_dim)
         self.heads = int(decoder.config.num_attention_heads)
         self.groups = int(attention.num_key_value_groups)
-        self._room = KEPT_BYTES
+        self.split = SplitMixing()
+        joint = decoder.device.type == "cpu" and decoder.model.dtype == torch.bfloat16
+        self.mixings: tuple[Mixing, ...] = (JointMixing(), self.split) if joint else (self.split,)
+        self.kept_bytes = self._room = kept_bytes
 
     def prepare(self, batch: Batch) -> Packed:
         """A batch as this path reads it."""
-        return packed(batch, self.decoder.device, self.decoder.model.dtype)
+        return packed(batch, self.decoder.device)
 
     def forget(self) -> None:
         """Nothing is kept of the batches any more."""
-        self._room = KEPT_BYTES
+        self._room = self.kept_bytes
 
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
@@ -96,28 +105,44 @@ class LayerPath:
         found = []
         for layer in self.layers:
             own = self._turned(self._projected(layer, layer.input_layernorm(hidden)), turn)
-            query, key, value = (self._rows(part, 1) for part in own)
-            key, value = self._repeated(key).contiguous(), self._repeated(value).contiguous()
-            found.append((key, value))
+            found.append((own.key.contiguous(), own.value.contiguous()))
             if len(found) < len(self.layers):
-                part = attend(query, key, value, scale=layer.self_attn.scaling, causal=True)
+                spread = Heads(own.query, *(repeated(part, self.groups, 1) for part in own[1:]))
+                query, key, value = (rows_of(part, 1) for part in spread)
+                part = attend(query, key, value, scale=_scale(layer), causal=True)
                 hidden = self._after(layer, hidden, part.out[0].transpose(0, 1))
         return PrefixKeys(found)
 
-    def logprobs(self, batch: Packed, prefix: PrefixKeys | None) -> torch.Tensor:
-        """Log p of every answer token of a batch, float32 [answers]."""
+    def logprobs(self, batch: Packed, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
+        """Log p of every answer token of a batch, float32 [answers].
+
+        Args:
+            batch: The targets.
+            prefixes: Of the batch's jobs, by owner.
+        """
+        own_prefixes = [prefixes[owner] for owner in batch.owners]
+        for mixing in self.mixings:
+            found = self._logprobs(batch, own_prefixes, mixing)
+            if mixing.sound():
+                return found
+        raise AssertionError("the last way of mixing is always sound")
+
+    def _logprobs(
+        self, batch: Packed, prefixes: list[PrefixKeys | None], mixing: Mixing
+    ) -> torch.Tensor:
         hidden, own = self._first(batch)
-        turn = self._turn(batch.steps + (prefix.tokens if prefix else 0), hidden)
-        last = len(self.layers) - 1
+        turn = self._turn(_positions(batch, prefixes), hidden)
         for place, layer in enumerate(self.layers):
-            at = batch.at if place == last else None
+            last = place == len(self.layers) - 1
+            at = batch.at if last else None
             if place:
                 own = self._projected(layer, layer.input_layernorm(hidden), at)
-            elif at is not None:
-                own = own._replace(query=own.query[at])
-            keys = prefix.layers[place] if prefix else None
-            mixed = self._mixed(layer, self._turned(own, turn, at), batch, keys, place == last)
-            hidden = self._after(layer, hidden if at is None else hidden[at], mixed)
+            elif last:
+                own = own._replace(query=own.query[batch.at])
+            keys = [prefix and prefix.layers[place] for prefix in prefixes]
+            mix = self.split.asked if last else mixing.mixed
+            mixed = mix(self._turned(own, turn, at), batch, keys, _scale(layer))
+            hidden = self._after(layer, picked(hidden, at), mixed)
         return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore
 
     def _first(self, batch: Packed) -> tuple[torch.Tensor, Heads]:
@@ -126,7 +151,7 @@ class LayerPath:
             return batch.first[0], Heads(*batch.first[1:])
         hidden = self.body.embed_tokens(batch.ids)  # pyright: ignore
         own = self._projected(self.layers[0], self.layers[0].input_layernorm(hidden))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in (hidden, *own))
+        size = sum(tensor.nbytes for tensor in (hidden, *own))
         if size <= self._room:
             self._room -= size
             batch.first = (hidden, *own)
@@ -134,6 +159,8 @@ class LayerPath:
 
     def _turn(self, steps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self.body.rotary_emb(like[None], position_ids=steps[None])  # pyright: ignore
+        # The lower half of a head turns by minus the sine: the sign is taken here once.
+        sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
         return cos[0, :, None], sin[0, :, None]
 
     def _projected(self, layer: Any, normed: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
@@ -160,74 +187,30 @@ class LayerPath:
         asking = turn if at is None else tuple(part[at] for part in turn)
         return Heads(_rotated(own.query, *asking), _rotated(own.key, *turn), own.value)
 
-    def _mixed(
-        self,
-        layer: Any,
-        own: Heads,
-        batch: Packed,
-        keys: tuple[torch.Tensor, ...] | None,
-        last: bool,
-    ) -> torch.Tensor:
-        """Attention of every token, or in the last layer of those that predict an answer token.
-
-        Returns:
-            [tokens, heads, width].
-        """
-        query = _picked(own.query, batch.asked if last else batch.spread)
-        key, value = (self._rows(_picked(part, batch.spread), batch.rows) for part in own[1:])
-        part = attend(
-            self._rows(query, batch.rows),
-            self._repeated(key),
-            self._repeated(value),
-            scale=_scale(layer),
-            causal=not last,
-            mask=batch.mask if last else None,
-        )
-        back = batch.asked_back if last else batch.gather
-        return self._joined(layer, own.query, part, back, keys)
-
-    def _joined(
-        self,
-        layer: Any,
-        query: torch.Tensor,
-        part: Part,
-        back: torch.Tensor | None,
-        keys: tuple[torch.Tensor, ...] | None,
-    ) -> torch.Tensor:
-        """A batch's own part and the prefix's part as one, [queries, heads, width]."""
-        out = _picked(part.out.transpose(1, 2).reshape(-1, self.heads, self.width), back)
-        if keys is None:
-            return out
-        lse = _picked(part.lse.transpose(1, 2).reshape(-1, self.heads), back)
-        before = attend(self._rows(query, 1), *keys, scale=_scale(layer))
-        return merged(before.out[0].transpose(0, 1), before.lse[0].transpose(0, 1), out, lse)
-
     def _after(self, layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """What a layer does after attention, [tokens, model width]."""
         hidden = hidden + layer.self_attn.o_proj(mixed.flatten(1))
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
-    def _rows(self, part: torch.Tensor, rows: int) -> torch.Tensor:
-        """[rows * tokens, heads, width] as [rows, heads, tokens, width]."""
-        return part.view(rows, -1, part.shape[1], self.width).transpose(1, 2)
 
-    def _repeated(self, part: torch.Tensor) -> torch.Tensor:
-        """Every key head once for each query head that reads it."""
-        return part if self.groups == 1 else part.repeat_interleave(self.groups, dim=1)
+def _positions(batch: Packed, prefixes: list[PrefixKeys | None]) -> torch.Tensor:
+    """Each token's place in its whole sequence, int64 [tokens]."""
+    before = [prefix.tokens if prefix else 0 for prefix in prefixes]
+    if len(before) == 1:
+        return batch.steps + before[0]
+    sizes = torch.tensor([stop - start for start, stop in batch.segments])
+    shift = torch.tensor(before).repeat_interleave(sizes)
+    return batch.steps + shift.to(batch.steps.device)
 
 
 def _scale(layer: Any) -> float:
     return float(layer.self_attn.scaling)
 
 
-def _picked(tensor: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-    return tensor if places is None else tensor.index_select(0, places)
-
-
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, width] with rotary positions on the first `cos.shape[-1]` of each head."""
+    """[tokens, heads, width] turned by `LayerPath._turn` in the first `cos.shape[-1]` of a head."""
     turned = cos.shape[-1]
     part, rest = heads[..., :turned], heads[..., turned:]
     low, high = part.chunk(2, dim=-1)
-    found = part * cos + torch.cat([-high, low], dim=-1) * sin
+    found = torch.addcmul(part * cos, torch.cat([high, low], dim=-1), sin)
     return found if not rest.shape[-1] else torch.cat([found, rest], dim=-1)

@@ -18,13 +18,14 @@ class NaiveEngine:
 
     name = "naive"
 
-    def __init__(self, model: "PreTrainedModel") -> None:
-        self.model = model
+    def __init__(self, model: "PreTrainedModel", why: str | None = None) -> None:
+        """Wrap a model; `why` says why no faster engine could be taken."""
+        self.model, self.why = model, why
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine's name."""
-        return {"engine": self.name}
+        """The engine's name, and why it was taken where it was not asked for."""
+        return {"engine": self.name, **({"why_not_shared": self.why} if self.why else {})}
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, pair by pair."""

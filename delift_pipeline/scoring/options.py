@@ -17,7 +17,7 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.scoring.presets import expanded
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["transformers", "layered", "naive", "vllm"]
+EngineName = Literal["transformers", "naive", "vllm"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 LoadIn = Literal["4bit", "8bit"]
 MODEL_DEMO = "demo"
@@ -40,9 +40,12 @@ class ModelOptions(BaseModel):
         load_in: `4bit` (nf4) or `8bit` weights by bitsandbytes; None for those of `dtype`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         device_map: How one model is laid over several GPUs and memory; None for one device.
-        engine: `transformers`; `layered`, faster for the families it knows and a little coarser in
-            the last digits; `vllm`; or `naive` for the slow reference.
+        engine: `transformers`; `vllm`; or `naive` for the slow reference.
         batch_tokens: Most target tokens, padding included, in one batch; None for the device's own.
+        memory_limit: Most memory that scoring takes over the loaded model, in GiB (engine
+            transformers); None for 1.5 on a CPU and four fifths of what is free on a GPU.
+        in_flight: Demonstrations that share batches (engine transformers); None for 1 on a CPU and
+            4 on a GPU.
         threads: CPU threads for torch; None leaves torch's choice.
         trust_remote_code: Whether code that comes with the model may run.
         tensor_parallel_size: GPUs that vLLM splits the model over.
@@ -62,6 +65,8 @@ class ModelOptions(BaseModel):
     device_map: DeviceMap | None = None
     engine: EngineName = "transformers"
     batch_tokens: int | None = Field(default=None, ge=1)
+    memory_limit: float | None = Field(default=None, gt=0)
+    in_flight: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     trust_remote_code: bool = False
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -114,6 +119,8 @@ def conflicts(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     elif _number(given.get("tensor_parallel_size")) > 1:
         why = "tensor parallel is engine vllm's; engine transformers takes device_map"
         faults.append(("tensor_parallel_size", why))
+    if given.get("load_in") == "8bit" and given.get("dtype") != "float16":
+        faults.append(("load_in", "8-bit weights are multiplied in float16; give dtype float16"))
     if mapped and device != "auto":
         faults.append(("device_map", f"device {device} names one device; leave one of them out"))
     if _number(given.get("workers")) > 1 and ":" in str(device):

@@ -1,11 +1,14 @@
 """A batch without its padding: what does not look at other tokens runs on real tokens only."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from delift_pipeline.scoring.batches import Batch
+
+Segments = list[tuple[int, int]]
 
 
 @dataclass
@@ -23,7 +26,10 @@ class Packed:
         gather: Cell of every token [tokens]; None without padding.
         asked: Answer of every cell of [rows * most answers], padding repeats answer 0.
         asked_back: Cell of every answer in it [answers].
-        mask: 0 or -inf, float32 [rows, 1, most answers, width]: what each answer's cell sees.
+        seen: The last column that each answer's cell sees, int64 [rows, 1, most answers, 1].
+        owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
+        segments: First token of each owner's targets and the one after the last.
+        asked_segments: The same of answers.
         first: What the first layer makes of the batch, kept from one prefix to the next.
     """
 
@@ -37,11 +43,27 @@ class Packed:
     gather: torch.Tensor | None
     asked: torch.Tensor
     asked_back: torch.Tensor
-    mask: torch.Tensor
+    seen: torch.Tensor
+    owners: list[int]
+    segments: Segments
+    asked_segments: Segments
     first: tuple[torch.Tensor, ...] | None = None
 
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """0 or -inf, [rows, 1, most answers, width]: what each answer's cell sees."""
+        hidden = torch.arange(self.width, device=self.ids.device) > self.seen
+        return torch.zeros(hidden.shape, device=hidden.device, dtype=dtype).masked_fill_(
+            hidden, float("-inf")
+        )
 
-def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its index arrays."""
+        held = (self.ids, self.steps, self.answers, self.at, self.spread, self.gather, self.seen)
+        return sum(array.nbytes for array in held if array is not None)
+
+
+def packed(batch: Batch, device: torch.device) -> Packed:
     """Take the padding out of a batch."""
     rows, width = batch.ids.shape
     cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
@@ -54,12 +76,12 @@ def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
     back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
     asked, seen = np.zeros(rows * most, dtype=np.int64), np.zeros(rows * most, dtype=np.int64)
     asked[back], seen[back] = np.arange(len(line)), column
-    hidden = np.arange(width) > seen.reshape(rows, 1, most, 1)
     full = len(cells) == rows * width
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
+    owners, first = np.unique(batch.owners, return_index=True)
     return Packed(
         ids=batch.ids.reshape(-1)[torch.from_numpy(cells)].to(device),
         steps=put(cells % width),
@@ -71,7 +93,15 @@ def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
         gather=None if full else put(cells),
         asked=put(asked),
         asked_back=put(back),
-        mask=torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(
-            put(hidden), float("-inf")
-        ),
+        seen=put(seen).view(rows, 1, most, 1),
+        owners=owners.tolist(),
+        segments=_segments(first, batch.lengths),
+        asked_segments=_segments(first, counts),
     )
+
+
+def _segments(first: np.ndarray, sizes: np.ndarray) -> Segments:
+    """Where the rows from each of `first` begin and end, counted in `sizes`."""
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    bounds = ends[[*first.tolist(), len(sizes)]].tolist()
+    return list(pairwise(bounds))

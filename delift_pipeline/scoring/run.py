@@ -12,7 +12,7 @@ from delift_pipeline.scoring.engine import Engine
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.pairs import PairPlan
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.scoring.session import Session, scoring_session
+from delift_pipeline.scoring.session import Asked, Session, scoring_session
 from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.wanted import Wanted
@@ -145,7 +145,7 @@ def _score_alone(session: Session, store: ScoreStore, wanted: np.ndarray, rows: 
     missing = store.index.missing(BASELINE, wanted)
     for start in range(0, len(missing), BASELINE_ROWS):
         ids = missing[start : start + BASELINE_ROWS]
-        session.score(BASELINE, session.records.prefix(), ids, rows[ids])
+        session.score([Asked(BASELINE, session.records.prefix(), ids, rows[ids])])
 
 
 def _score_all(session: Session, store: ScoreStore, wanted: Wanted, todo: list[int]) -> None:
@@ -168,13 +168,19 @@ def _score_group(
 ) -> None:
     # Another writer may have scored these before the lease was free.
     store.refresh()
-    for demonstration in group:
-        ids = store.index.missing(demonstration, wanted.targets(demonstration))
-        if not len(ids):
-            continue
-        prefix = session.records.prefix(wanted.row(demonstration))
-        if session.score(demonstration, prefix, ids, wanted.rows(ids)):
+    # By id, so that a run that goes on after a kill puts the same demonstrations together.
+    for _, together in groupby(group, key=lambda demonstration: demonstration // session.in_flight):
+        asked = [_asked(session, store, wanted, demonstration) for demonstration in together]
+        asked = [one for one in asked if len(one.ids)]
+        if asked and session.score(asked):
             session.writer.release(keep=lease)
+
+
+def _asked(session: Session, store: ScoreStore, wanted: Wanted, demonstration: int) -> Asked:
+    """A demonstration with those of its targets that are not scored yet."""
+    ids = store.index.missing(demonstration, wanted.targets(demonstration))
+    prefix = session.records.prefix(wanted.row(demonstration))
+    return Asked(demonstration, prefix, ids, wanted.rows(ids))
 
 
 def _report(

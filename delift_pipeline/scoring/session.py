@@ -1,7 +1,7 @@
 """One run of scoring: the engine, the shard in the making, the leases, the progress."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,23 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.writer import ShardWriter
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One demonstration and its targets.
+
+    Attributes:
+        demonstration: Its id; `BASELINE` for none.
+        prefix: What stands before every target.
+        ids: The targets' ids, ascending.
+        rows: Their rows in the encoded records.
+    """
+
+    demonstration: int
+    prefix: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+
+
 @dataclass
 class Session:
     """Scores jobs and puts them into shards."""
@@ -28,10 +45,13 @@ class Session:
     writer: ShardWriter
     meter: Meter
 
-    def score(
-        self, demonstration: int, prefix: np.ndarray, ids: np.ndarray, rows: np.ndarray
-    ) -> bool:
-        """Score the targets `ids`, which are the encoded `rows`, after a prefix.
+    @property
+    def in_flight(self) -> int:
+        """Demonstrations that the engine takes at a time."""
+        return int(self.engine.settings.get("in_flight", 1))
+
+    def score(self, asked: Sequence[Asked]) -> bool:
+        """Score demonstrations together; a shard never ends between them.
 
         Returns:
             Whether that closed a shard.
@@ -40,21 +60,24 @@ class Session:
             DeliftError: the model gives no numbers.
         """
         started = time.monotonic()
-        found = self.engine.score(self.records, [Job(prefix, rows)])[0]
-        if not np.isfinite(found.logprobs).all():
+        jobs = [Job(one.prefix, one.rows) for one in asked]
+        found = self.engine.score(self.records, jobs)
+        if not all(np.isfinite(scores.logprobs).all() for scores in found):
             raise DeliftError(
                 "the model gives log-probabilities that are not finite; try dtype float32"
             )
-        closed = self.writer.add(
-            demonstration,
-            ids,
-            reduce_scores(found),
-            seconds=time.monotonic() - started,
-            halved=found.halved,
-            tokens=found.lengths if demonstration == BASELINE else None,
-        )
-        self.meter.advance(len(ids))
-        return closed
+        seconds = (time.monotonic() - started) / len(asked)
+        for one, scores in zip(asked, found, strict=True):
+            self.writer.add(
+                one.demonstration,
+                one.ids,
+                reduce_scores(scores),
+                seconds=seconds,
+                halved=scores.halved,
+                tokens=scores.lengths if one.demonstration == BASELINE else None,
+            )
+        self.meter.advance(sum(len(one.ids) for one in asked))
+        return self.writer.close_full()
 
 
 @contextmanager

@@ -39,14 +39,17 @@ class ShardWriter:
         seconds: float,
         halved: int,
         tokens: np.ndarray | None = None,
-    ) -> bool:
-        """Add a demonstration's scores; True where this closed a shard."""
+    ) -> None:
+        """Add a demonstration's scores."""
         self._draft.add(demonstration, targets, scores, tokens)
         self._draft.seconds += seconds
         self._draft.halved += halved
         self.pairs += len(targets)
         self.halved += halved
-        full = self._draft.seconds >= self.shard_seconds
+
+    def close_full(self) -> bool:
+        """Close the shard in the making where enough work is in it; whether it was."""
+        full = bool(self._draft.demonstrations) and self._draft.seconds >= self.shard_seconds
         if full:
             self.flush()
         return full

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from delift_pipeline.scoring.attention import _plain, attend
 from delift_pipeline.scoring.distance import reduce_scores
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.engines import engine_for, why_not_shareable
+from delift_pipeline.scoring.layers import LayerPath
+from delift_pipeline.scoring.mixing import JointMixing, SplitMixing
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
@@ -67,20 +68,15 @@ def assert_close(found: TokenScores, expected: list[np.ndarray]) -> None:
     assert np.abs(mine.sum_logprob - theirs.sum_logprob).max() <= SUM_BOUND
 
 
-def with_engine(loaded: LoadedModel, name: str) -> LoadedModel:
-    return replace(loaded, options=loaded.options.model_copy(update={"engine": name}))
-
-
-@pytest.mark.parametrize("engine_name", ["transformers", "layered"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_pair_and_the_baseline_equal_the_double_loop(
-    family: str, engine_name: str, model_of: ModelOf, made_up: Made
+    family: str, model_of: ModelOf, made_up: Made
 ) -> None:
-    loaded = with_engine(model_of(family), engine_name)
+    loaded = model_of(family)
     records = loaded.encoder.encode(made_up(7))
     engine = engine_for(loaded)
-    known = engine_name == "layered" and family in LAYERED
-    assert engine.settings["path"] == ("layers" if known else "cache")
+    assert engine.settings["path"] == ("layers" if family in LAYERED else "cache")
+    assert ("why_not_layers" in engine.settings) == (family not in LAYERED)
     jobs = every_job(records)
     for job, found in zip(jobs, engine.score(records, jobs), strict=True):
         expected = [oracle(loaded.model, records, job.prefix, row) for row in job.rows]
@@ -115,7 +111,7 @@ def test_both_ways_of_sharing_a_prefix_agree(family: str, model_of: ModelOf, mad
     loaded = model_of(family)
     records = loaded.encoder.encode(made_up(12))
     jobs = every_job(records)
-    plain = TransformersEngine(loaded.model, layered=False).score(records, jobs)
+    plain = TransformersEngine(loaded.model, why_not_layers="compared").score(records, jobs)
     for a, b in zip(plain, TransformersEngine(loaded.model).score(records, jobs), strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
 
@@ -126,7 +122,7 @@ def test_no_memory_for_the_first_layer_changes_no_bit(
     records = llama.encoder.encode(made_up(12))
     jobs = every_job(records)
     kept = TransformersEngine(llama.model).score(records, jobs)
-    monkeypatch.setattr("delift_pipeline.scoring.layers.KEPT_BYTES", 0)
+    monkeypatch.setattr("delift_pipeline.scoring.memory.KEPT_BYTES", 0)
     for a, b in zip(kept, TransformersEngine(llama.model).score(records, jobs), strict=True):
         np.testing.assert_array_equal(a.logprobs, b.logprobs)
 
@@ -138,6 +134,81 @@ def test_several_demonstrations_stand_before_a_target(llama: LoadedModel, made_u
     np.testing.assert_array_equal(prefix, np.concatenate([records.start, *shown]))
     found = engine_for(llama).score(records, [Job(prefix, np.arange(8))])[0]
     assert_close(found, [oracle(llama.model, records, prefix, row) for row in range(8)])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial"])
+def test_two_demonstrations_in_flight_score_as_one_after_the_other(
+    family: str, model_of: ModelOf, made_up: Made
+) -> None:
+    loaded = model_of(family)
+    records = loaded.encoder.encode(made_up(14))
+    # Targets of their own, some shared, one demonstration without any, one job without prefix.
+    lists = ([0, 3, 5, 9, 12], [1, 2, 3], [], list(range(14)), [7])
+    jobs = [Job(records.prefix(j), np.asarray(rows, np.int64)) for j, rows in enumerate(lists)]
+    jobs[4] = Job(records.prefix()[:0], jobs[4].rows)
+    jobs = [job for job in jobs if len(job.rows)]
+    alone = TransformersEngine(loaded.model).score(records, jobs)
+    for in_flight, batch_tokens in ((2, None), (4, 60), (8, None)):
+        engine = TransformersEngine(loaded.model, batch_tokens, in_flight=in_flight)
+        assert engine.settings["in_flight"] == in_flight
+        for a, b in zip(alone, engine.score(records, jobs), strict=True):
+            np.testing.assert_array_equal(a.lengths, b.lengths)
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
+
+
+def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
+    llama: LoadedModel, made_up: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = llama.encoder.encode(made_up(9))
+    jobs = [Job(records.prefix(j), np.arange(9)) for j in range(2)]
+    expected = TransformersEngine(llama.model).score(records, jobs)
+    engine = TransformersEngine(llama.model, in_flight=2)
+    logprobs = engine.path.logprobs
+
+    def short_of_memory(ready: Any, prefixes: Any) -> torch.Tensor:
+        if ready.rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logprobs(ready, prefixes)
+
+    monkeypatch.setattr(engine.path, "logprobs", short_of_memory)
+    found = engine.score(records, jobs)
+    assert [scores.halved for scores in found] == [3, 0]
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
+
+
+def test_one_softmax_over_prefix_and_own_keys_is_the_two_put_together(
+    llama: LoadedModel, made_up: Made
+) -> None:
+    # Both ways in float32, where a difference could not hide behind bfloat16's own coarseness.
+    records = llama.encoder.encode(made_up(12, longest=60))
+    jobs = every_job(records)[:4]
+    split, joint = TransformersEngine(llama.model), TransformersEngine(llama.model, in_flight=2)
+    assert isinstance(joint.path, LayerPath)
+    joint.path.mixings = (JointMixing(),)
+    for a, b in zip(split.score(records, jobs), joint.score(records, jobs), strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
+
+
+def test_scores_too_large_for_plain_exponentials_are_mixed_by_the_kernel(
+    llama: LoadedModel, made_up: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = llama.encoder.encode(made_up(6))
+    model = copy.deepcopy(llama.model)
+    for layer in model.model.layers:  # pyright: ignore
+        layer.self_attn.q_proj.weight.mul_(8)
+        layer.self_attn.k_proj.weight.mul_(8)
+    jobs = every_job(records)[:3]
+    expected = TransformersEngine(model).score(records, jobs)
+    engine = TransformersEngine(model)
+    assert isinstance(engine.path, LayerPath)
+    joint, split = JointMixing(), SplitMixing()
+    engine.path.mixings, asked = (joint, split), []
+    kernel = split.mixed
+    monkeypatch.setattr(split, "mixed", lambda *a: asked.append(1) or kernel(*a))
+    for a, b in zip(expected, engine.score(records, jobs), strict=True):
+        np.testing.assert_array_equal(a.logprobs, b.logprobs)
+    assert asked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -184,14 +255,13 @@ def test_a_head_that_the_engine_does_not_know_is_found_before_it_is_scored_wrong
     assert "changes its log-probabilities" in str(why_not_shareable(engine, loaded.model, 256))
 
 
-def test_logits_in_several_chunks_give_the_same_scores(
-    llama: LoadedModel, made_up: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_in_several_chunks_give_the_same_scores(llama: LoadedModel, made_up: Made) -> None:
     records = llama.encoder.encode(made_up(9))
     job = Job(records.prefix(1), np.arange(9))
     whole = TransformersEngine(llama.model).score(records, [job])[0]
-    monkeypatch.setattr("delift_pipeline.scoring.decoder._LOGITS_IN_A_CHUNK", 100)
-    chunked = TransformersEngine(llama.model).score(records, [job])[0]
+    engine = TransformersEngine(llama.model)
+    engine.decoder.logit_rows = 3
+    chunked = engine.score(records, [job])[0]
     np.testing.assert_allclose(chunked.logprobs, whole.logprobs, atol=TOKEN_BOUND)
 
 
@@ -242,35 +312,36 @@ def test_bfloat16_stays_near_float32(llama: LoadedModel, made_up: Made) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("engine_name", ["transformers", "layered"])
 @pytest.mark.parametrize("name", ["gsm8k/train.jsonl", "alpaca/v1_original.jsonl"])
-def test_a_real_model_agrees_on_real_records(
-    name: str, engine_name: str, stories: Path, shared_data: Path
-) -> None:
+def test_a_real_model_agrees_on_real_records(name: str, stories: Path, shared_data: Path) -> None:
     torch.set_num_threads(1)
-    loaded = with_engine(load_model(ModelOptions(model=str(stories))), engine_name)
+    loaded = load_model(ModelOptions(model=str(stories)))
     frame = pl.read_ndjson(shared_data / name, n_rows=12)
     numbered = pl.int_range(frame.height).cast(pl.String).str.zfill(32).alias("record_id")
     records = loaded.encoder.encode(frame.with_columns(numbered))
     jobs, double = every_job(records)[:5], copy.deepcopy(loaded.model).double()
-    for job, found in zip(jobs, engine_for(loaded).score(records, jobs), strict=True):
+    engine = engine_for(loaded)
+    assert engine.settings["path"] == "layers"
+    own_gaps, plain_gaps = [], []
+    for job, found in zip(jobs, engine.score(records, jobs), strict=True):
         expected = [oracle(loaded.model, records, job.prefix, row) for row in job.rows]
         truth = TokenScores(np.concatenate(expected), found.lengths)
-        gaps = np.abs(found.logprobs - truth.logprobs)
-        # In a few tokens out of a thousand float32 itself is coarser than the bound: the plain pass
-        # is up to 2.8e-5 from one in float64 here, the layered engine up to 4.9e-5.
-        within = {"transformers": 0.995, "layered": 0.98}[engine_name]
-        assert np.quantile(gaps, within) <= TOKEN_BOUND
-        if engine_name == "transformers":
-            assert gaps.max() <= 3e-5
         exact = np.concatenate([oracle(double, records, job.prefix, row) for row in job.rows])
-        own, plain = (np.abs(s.logprobs - exact).max() for s in (found, truth))
-        assert own <= max(3e-5, 3 * plain)
+        own_gaps.append(np.abs(found.logprobs - exact))
+        plain_gaps.append(np.abs(truth.logprobs - exact))
         mine, theirs = reduce_scores(found), reduce_scores(truth)
         distance = np.sqrt(mine.squared_distance) - np.sqrt(theirs.squared_distance)
         assert np.abs(distance).max() <= DISTANCE_BOUND
+        sums = np.add.reduceat(exact, np.cumsum(found.lengths) - found.lengths)
         bound = np.maximum(SUM_BOUND, SUM_BOUND + 2e-6 * (found.lengths - 64))
-        assert (np.abs(mine.sum_logprob - theirs.sum_logprob) <= bound).all()
+        assert (np.abs(mine.sum_logprob - sums) <= bound).all()
+    # Float32 itself is coarser than the bound in one token of a hundred here, in the plain pass as
+    # in ours: what can be asked is that ours is no farther from a pass in float64.
+    own, plain = np.concatenate(own_gaps), np.concatenate(plain_gaps)
+    assert np.sqrt(np.mean(own**2)) <= 1.15 * np.sqrt(np.mean(plain**2))
+    assert np.quantile(own, 0.99) <= 1.25 * np.quantile(plain, 0.99)
+    assert np.quantile(own, 0.98) <= TOKEN_BOUND
+    assert own.max() <= 2 * plain.max()
 
 
 def test_the_distance_is_the_papers_root_mean_square_of_one_minus_p() -> None:
