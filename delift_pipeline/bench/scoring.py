@@ -5,24 +5,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from delift_pipeline.bench.scoring_naive import naive_padded
+from delift_pipeline.bench.scoring_naive import BATCH, naive_padded
 from delift_pipeline.bench.scoring_shapes import (
     LENGTHS,
     SHAPES,
+    USUAL_LENGTHS,
     random_model,
     random_records,
     useful_operations,
 )
+from delift_pipeline.bench.scoring_vllm import vllm_beside
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.distance import reduce_scores
-from delift_pipeline.scoring.engine import Job, TokenScores
+from delift_pipeline.scoring.engine import Engine, Job, TokenScores
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 
 REPEATS = 5
@@ -30,71 +34,99 @@ TARGETS = 16
 DEMONSTRATIONS = 2
 
 
+@dataclass(frozen=True)
+class BenchSizes:
+    """How much is measured.
+
+    Attributes:
+        repeats: Turns.
+        targets: Targets of each demonstration.
+        demonstrations: Demonstrations in a turn.
+        naive_batch: Pairs in a batch of the naive methods.
+    """
+
+    repeats: int = REPEATS
+    targets: int = TARGETS
+    demonstrations: int = DEMONSTRATIONS
+    naive_batch: int = BATCH
+
+
 def scoring_bench(
     shape: str = "llama-10m",
     *,
     device: str = "cpu",
-    repeats: int = REPEATS,
-    targets: int = TARGETS,
-    demonstrations: int = DEMONSTRATIONS,
+    lengths: Sequence[str] = USUAL_LENGTHS,
+    sizes: BenchSizes | None = None,
     memory: bool = True,
 ) -> dict[str, Any]:
-    """Measure every method at both lengths.
+    """Measure every method at every length.
 
     The methods take turns, and each figure is a median over the turns, so that a busy machine slows
-    all of them alike. On a GPU the naive methods run in bfloat16 as well. `ours` is the engine
-    `layered`, which the ratios are of; `ours_default` is the engine `transformers`.
+    all of them alike. On a GPU the naive methods run in bfloat16 as well. vLLM takes part where it
+    is installed.
 
     Args:
         shape: A name in `SHAPES`.
         device: Where the model runs.
-        repeats: Turns.
-        targets: Targets of each demonstration.
-        demonstrations: Demonstrations in a turn.
-        memory: Whether peak memory is measured, in a process of its own.
+        lengths: Names in `LENGTHS`.
+        sizes: How much is measured; None for the default.
+        memory: Whether peak memory is measured; on a CPU in a process of its own.
 
     Returns:
-        `short` and `realistic`, each with the keys of `_row`.
+        For each length the keys of `_figures`, and `peak_rss_mib`.
     """
-    place = torch.device(device)
+    place, sizes = torch.device(device), sizes or BenchSizes()
     plain = torch.float32 if place.type == "cpu" else torch.bfloat16
     models = {"plain": random_model(shape, plain, place)}
     models["bf16"] = random_model(shape, torch.bfloat16, place)
-    sizes = (repeats, targets, demonstrations)
-    found = {name: _row(models, name, place, *sizes) for name in LENGTHS}
+    with vllm_beside(shape, models["plain"]) as vllm:
+        found = {name: _row(models, name, place, sizes, vllm) for name in lengths}
     for name, row in found.items():
-        row["peak_rss_mib"] = peak_memory(shape, name, targets) if memory else None
+        row["peak_rss_mib"] = _peak(shape, name, models, place, sizes.targets) if memory else None
     return found
+
+
+def _peak(
+    shape: str, lengths: str, models: dict[str, Any], device: torch.device, targets: int
+) -> float:
+    if device.type == "cpu":
+        return peak_memory(shape, lengths, targets)
+    model = models["plain"]
+    records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    TransformersEngine(model).score(records, [sample_job(records, targets)] * 2)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _row(
     models: dict[str, Any],
     lengths: str,
     device: torch.device,
-    repeats: int,
-    targets: int,
-    demonstrations: int,
+    sizes: BenchSizes,
+    vllm: Engine | None,
 ) -> dict[str, Any]:
     model, config = models["plain"], models["plain"].config
-    records = random_records(targets, *LENGTHS[lengths], config.vocab_size)
-    rows = np.arange(targets)
-    jobs = [Job(records.prefix(j), rows) for j in range(demonstrations)]
-    engines = {
+    records = random_records(sizes.targets, *LENGTHS[lengths], config.vocab_size)
+    rows = np.arange(sizes.targets)
+    jobs = [Job(records.prefix(j % len(records)), rows) for j in range(sizes.demonstrations)]
+    engines: dict[str, Engine] = {
         "ours": TransformersEngine(model),
-        "ours_default": TransformersEngine(model, layered=False),
         "ours_bf16": TransformersEngine(models["bf16"]),
     }
+    if vllm:
+        engines["vllm"] = vllm
     methods: dict[str, Callable[[], Any]] = {
-        "naive_full": lambda: naive_padded(model, records, jobs, full_logits=True),
-        "naive_answer": lambda: naive_padded(model, records, jobs, full_logits=False),
-        "ours": lambda: engines["ours"].score(records, jobs),
-        "ours_default": lambda: engines["ours_default"].score(records, jobs),
-        "ours_bf16": lambda: engines["ours_bf16"].score(records, jobs),
-        "peak": lambda: matmul_gflops(device, model.dtype),
-        "peak_bf16": lambda: matmul_gflops(device, torch.bfloat16),
+        "naive_full": partial(naive_padded, model, records, jobs, full_logits=True),
+        "naive_answer": partial(naive_padded, model, records, jobs, full_logits=False),
     }
-    results, seconds = _turns(methods, repeats, device)
-    return _figures(results, seconds, jobs, useful_operations(config, records, jobs))
+    methods = {name: partial(way, batch=sizes.naive_batch) for name, way in methods.items()}
+    methods |= {name: partial(engine.score, records, jobs) for name, engine in engines.items()}
+    timed = tuple(methods)
+    methods["peak"] = partial(matmul_gflops, device, model.dtype)
+    methods["peak_bf16"] = partial(matmul_gflops, device, torch.bfloat16)
+    results, seconds = _turns(methods, sizes.repeats, device)
+    return _figures(results, seconds, timed, jobs, useful_operations(config, records, jobs))
 
 
 def _turns(
@@ -118,6 +150,7 @@ def _turns(
 def _figures(
     results: dict[str, list[Any]],
     seconds: dict[str, list[float]],
+    timed: Sequence[str],
     jobs: list[Job],
     operations: float,
 ) -> dict[str, Any]:
@@ -126,7 +159,6 @@ def _figures(
     peak = {name: statistics.median(results[name]) for name in ("peak", "peak_bf16")}
     truth, ours, half = results["naive_full"][0], results["ours"][0], results["ours_bf16"][0]
     gflops = {name: operations / median[name] / 1e9 for name in ("ours", "ours_bf16")}
-    timed = ("naive_full", "naive_answer", "ours", "ours_default", "ours_bf16")
     return {
         "pairs_per_second": {name: pairs / median[name] for name in timed},
         "ratio_vs_naive_full": median["naive_full"] / median["ours"],

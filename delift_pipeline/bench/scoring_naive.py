@@ -1,4 +1,4 @@
-"""What others do: every pair whole, sixteen at a time, in file order, padded."""
+"""What others do: every pair whole, some at a time, in file order, padded."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,12 @@ BATCH = 16
 
 @torch.inference_mode()
 def naive_padded(
-    model: torch.nn.Module, records: EncodedRecords, jobs: list[Job], *, full_logits: bool
+    model: torch.nn.Module,
+    records: EncodedRecords,
+    jobs: list[Job],
+    *,
+    full_logits: bool,
+    batch: int = BATCH,
 ) -> np.ndarray:
     """Log-probabilities of all answers by padded batches over whole sequences, float32.
 
@@ -22,9 +27,10 @@ def naive_padded(
         records: The encoded records.
         jobs: The pairs.
         full_logits: Whether logits are made everywhere, or at answer positions only.
+        batch: Pairs in a batch.
     """
     pairs = [(job.prefix, int(row)) for job in jobs for row in job.rows]
-    chunks = (pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH))
+    chunks = (pairs[start : start + batch] for start in range(0, len(pairs), batch))
     found = [_chunk(model, records, chunk, full_logits) for chunk in chunks]
     return np.concatenate([part for chunk in found for part in chunk])
 

@@ -46,6 +46,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         **_LLAMA,
     },
+    "demo": {
+        "vocab_size": 365,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    },
     "wide-vocabulary": {
         "vocab_size": 150_000,
         "hidden_size": 256,
@@ -56,8 +66,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_LLAMA,
     },
 }
-LENGTHS = {"short": (35, 10), "realistic": (210, 40)}
+LENGTHS = {"short": (35, 10), "realistic": (210, 40), "tiny": (12, 5)}
 """Prompt and answer tokens; each record's vary by 30 % either way."""
+USUAL_LENGTHS = ("short", "realistic")
 
 
 def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:

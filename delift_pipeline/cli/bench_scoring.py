@@ -1,5 +1,6 @@
 """`delift bench scoring`: pairs a second, side by side with what others do."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,25 +10,41 @@ from delift_pipeline.cli.options import JsonOption, print_json
 
 def scoring(
     shape: Annotated[
-        str, typer.Option(help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, ...")
+        str, typer.Option(help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...")
     ] = "llama-10m",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Turns; each figure is a median.")] = 5,
     targets: Annotated[int, typer.Option(min=1, help="Targets of each demonstration.")] = 16,
+    demonstrations: Annotated[int, typer.Option(min=1, help="Demonstrations in a turn.")] = 2,
+    length: Annotated[
+        list[str] | None, typer.Option(help="short, realistic or tiny; repeatable [the first two].")
+    ] = None,
+    naive_batch: Annotated[int, typer.Option(min=1, help="Pairs in a naive batch.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Pairs a second of scoring, against padded batches of whole sequences."""
     import torch
 
-    from delift_pipeline.bench.scoring import known_shapes, scoring_bench
+    from delift_pipeline.bench.scoring import BenchSizes, known_shapes, scoring_bench
+    from delift_pipeline.bench.scoring_shapes import LENGTHS, USUAL_LENGTHS
+    from delift_pipeline.bench.scoring_vllm import NOT_INSTALLED, installed
     from delift_pipeline.errors import Fault, Refused
 
-    if shape not in known_shapes():
-        known = ", ".join(known_shapes())
-        raise Refused(Fault(f"no shape {shape!r}: use one of {known}", field="--shape"))
+    asked = {"--shape": ([shape], known_shapes()), "--length": (length or [], list(LENGTHS))}
+    faults = [
+        Fault(f"no {field[2:]} {name!r}: use one of {', '.join(known)}", field=field)
+        for field, (names, known) in asked.items()
+        for name in names
+        if name not in known
+    ]
+    if faults:
+        raise Refused(*faults)
+    if not installed():
+        print(NOT_INSTALLED, file=sys.stderr)
     torch.set_num_threads(threads)
-    found = scoring_bench(shape, device=device, repeats=repeats, targets=targets)
+    sizes = BenchSizes(repeats, targets, demonstrations, naive_batch)
+    found = scoring_bench(shape, device=device, lengths=length or USUAL_LENGTHS, sizes=sizes)
     if as_json:
         print_json(found)
         return
