@@ -1,14 +1,18 @@
 """Runs whose process is gone are closed; those at work are left alone."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from filelock import FileLock
 
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.cli.interrupted import FAILURE_CURSOR, close_interrupted
@@ -63,6 +67,20 @@ def test_a_run_that_no_daemon_launched_is_not_launched_again(
     closed = instance.get_run_by_id(run.run_id)
     assert closed is not None
     assert closed.tags["dagster/will_retry"] == "false"
+
+
+def test_a_home_is_served_once_at_a_time(delift: Any, tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.dagster.mkdir(parents=True)
+    with closing(socket.socket()) as one, closing(socket.socket()) as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+        ports = [str(free.getsockname()[1]) for free in (one, other)]
+    with FileLock(home.dagster / ".serving.lock"):
+        options = ("--port", ports[0], "--mlflow-port", ports[1], "--home", home.root)
+        (fault,) = delift("ui", *options).faults
+    assert "served by another" in fault
+    assert [path.name for path in home.root.iterdir()] == ["dagster"]
 
 
 def test_the_daemon_considers_failures_from_the_first_start_on(
