@@ -9,11 +9,16 @@ each divided by the GPUs of a tensor parallel. Tokens are those of a prefix (hal
 a batch. A layer holds its input, normed input, queries, keys, values, attention output, residual
 and their sum (8 x hidden, fewer with grouped keys) and three arrays of the feed-forward part;
 log-softmax makes a float32 copy of the logits and one of the result. In 4 bits (nf4, doubly
-quantised) a weight takes 4.127 bits (Dettmers et al., arXiv 2305.14314); embeddings and head stay in
-the number format.
+quantised) a weight takes 4.127 bits (Dettmers et al., arXiv 2305.14314), in 8 bits a byte;
+embeddings and head stay as they are.
 """
 
+import json
+import math
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -109,3 +114,16 @@ def _weights(shape: ModelShape, dtype: str, load_in: str | None) -> float:
     linear = {"4bit": NF4_BYTES, "8bit": INT8_BYTES}[load_in]
     kept = min(shape.unquantised, shape.parameters)
     return kept * size + (shape.parameters - kept) * linear
+
+
+def stored_parameters(files: Iterable[Path]) -> int:
+    """Numbers in safetensors files, read from their headers alone."""
+    total = 0
+    for path in files:
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        total += sum(
+            math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__"
+        )
+    return total

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
+from delift_pipeline.scoring.estimate import BYTES, GIB, stored_parameters
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
+from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
+from delift_pipeline.scoring.source import model_folder, read_config, resolve_window, weight_files
 from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def resolve_device(device: str) -> torch.device:
 def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    device = resolve_device(options.device)
+    placed = _placement(options)
     try:
         with _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -144,14 +146,52 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
                 trust_remote_code=options.trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
+                **placed,
             )  # pyright: ignore
+        _check_complete(info, options)
+        # Where a map or a quantiser has placed the weights they stay.
+        model = model if placed else model.to(resolve_device(options.device))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(
             Fault(f"{options.model}: the model could not be loaded ({reason})", field="model")
         ) from error
-    _check_complete(info, options)
-    return model.to(device).eval().requires_grad_(False)
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        raise DeliftError(no_room(folder, options)) from error
+    return model.eval().requires_grad_(False)
+
+
+def _placement(options: ModelOptions) -> dict[str, Any]:
+    """What tells transformers where and how to put the weights; nothing for one device."""
+    device = resolve_device(options.device)
+    if options.load_in is None:
+        return {"device_map": options.device_map} if options.device_map else {}
+    asked = f"load_in {options.load_in}"
+    refuse_without_bitsandbytes(asked, "leave load_in out", "load_in")
+    return {
+        "quantization_config": quantisation(options.load_in, getattr(torch, options.dtype)),
+        "device_map": options.device_map or {"": device},
+    }
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether a device or this machine has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def no_room(folder: Path, options: ModelOptions) -> str:
+    """The sentence for weights that do not fit: how much they take, and what takes less."""
+    parameters = stored_parameters(weight_files(folder))
+    gib = parameters * BYTES[options.dtype] / GIB
+    place = options.device_map or options.device
+    return (
+        f"{options.model}: {parameters:,} weights take {gib:,.1f} GiB in {options.dtype}, more "
+        f"than there is (device {place}); take dtype bfloat16, load_in 4bit, or device_map auto"
+    )
 
 
 def _shape_only(folder: Path, options: ModelOptions) -> "PreTrainedModel":

@@ -1,13 +1,11 @@
 """A base model in 4 bits for QLoRA (Dettmers et al., arXiv 2305.14314)."""
 
-import importlib.util
-
 import torch
 
-from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_tokenizer, resolve_device
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
 from delift_pipeline.scoring.source import model_folder
 from delift_pipeline.training.quiet import quiet_loading
 
@@ -18,23 +16,15 @@ def load_quantised(options: ModelOptions) -> LoadedModel:
     Raises:
         Refused: bitsandbytes is not installed, or the model cannot be used.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        why = "qlora needs bitsandbytes: pip install 'delift-pipeline[qlora]', or use method lora"
-        raise Refused(Fault(why, field="method"))
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    refuse_without_bitsandbytes("qlora", "use method lora", "method")
+    from transformers import AutoModelForCausalLM
 
     folder, compute = model_folder(options), getattr(torch, options.dtype)
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
     with quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
-            quantization_config=quantisation,
+            quantization_config=quantisation("4bit", compute),
             device_map={"": resolve_device(options.device)},
             use_safetensors=True,
             trust_remote_code=options.trust_remote_code,

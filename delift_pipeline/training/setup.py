@@ -46,12 +46,14 @@ def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path |
     """Load the model afresh and make trainable what the method trains.
 
     A model that was evaluated before is never trained: on some CPUs bitsandbytes repacks its 4-bit
-    weights in evaluation, and gradients are silently wrong from then on.
+    weights in evaluation, and gradients are silently wrong from then on. How the scorer's weights
+    are quantised (`load_in`) means nothing here: the method says what is trained on.
 
     Raises:
         Refused: `start` does not fit the method, or qlora's package is not installed.
     """
     _refuse_unfit_start(options, start)
+    model_options = model_options.model_copy(update={"load_in": None})
     if options.method == "full":
         return _full(options, model_options, start)
     return _adapted(options, model_options, start)
