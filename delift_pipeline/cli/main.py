@@ -9,6 +9,7 @@ from delift_pipeline.cli import (
     bench,
     bench_scoring,
     bench_selection,
+    compare,
     data,
     demo,
     explain,
@@ -16,6 +17,7 @@ from delift_pipeline.cli import (
     judge,
     lineage,
     operations,
+    plan,
     query,
     recipe,
     runs,
@@ -39,6 +41,8 @@ app.command("prompt")(inspection.prompt)
 app.command("explain")(explain.explain)
 app.command("run")(runs.run)
 app.command("ui")(runs.ui)
+app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
 app.command("lineage")(lineage.lineage)
 app.command("judge")(judge.judge)
 app.command("query")(query.query)

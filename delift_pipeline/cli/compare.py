@@ -1,0 +1,65 @@
+"""`delift compare`: arms side by side, with paired differences and their standard errors."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from delift_pipeline.cli.lineage import split_adapter
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.operations.compare import Comparison, Side
+
+
+def compare(
+    arms: Annotated[
+        list[str], typer.Argument(metavar="V/ARM V/ARM...", help="The first is the reference.")
+    ],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluated arms, paired by held-out record."""
+    from delift_pipeline.operations.compare import compare_arms
+
+    found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
+    if as_json:
+        print_json(found.as_json())
+        return
+    _print_table(found)
+    for note in found.notes:
+        print(note, file=sys.stderr)
+
+
+def _print_table(found: "Comparison") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from delift_pipeline.evaluation.options import METRICS
+
+    measured = {name for side in found.arms for name in side.metrics}
+    metrics = {name: metric for name, metric in METRICS.items() if name in measured}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arm", "records", "shared", "held out"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    for metric in metrics.values():
+        table.add_column(metric.heading, justify="right", no_wrap=True)
+        table.add_column("- first", justify="right", no_wrap=True)
+    for side in found.arms:
+        cells = [cell for name in metrics for cell in _cells(side, name)]
+        counts = (side.records, side.shared, side.heldout)
+        table.add_row(side.name, *("" if c is None else f"{c:,}" for c in counts), *cells)
+    wide = {} if sys.stdout.isatty() else {"width": 400}
+    Console(**wide).print(table, markup=False)
+    for better in ("lower", "higher"):
+        named = [metric.heading for metric in metrics.values() if metric.better == better]
+        if named:
+            print(f"{better} is better: {', '.join(named)}")
+
+
+def _cells(side: "Side", metric: str) -> tuple[str, str]:
+    value, error = side.metrics.get(metric), side.metrics.get(f"{metric}_se")
+    gap = side.minus_first.get(metric)
+    shown = "" if value is None else f"{value:.3f} ± {error or 0:.3f}"
+    return shown, "" if gap is None else f"{gap['mean']:+.3f} ± {gap['se']:.3f}"

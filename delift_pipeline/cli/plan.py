@@ -1,0 +1,91 @@
+"""`delift plan`: what a version or file would cost, before anything is done."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.operations.cost import Cost
+    from delift_pipeline.scoring.options import ModelOptions
+
+
+@takes_model
+def plan(
+    version: Annotated[str, typer.Option(help="A stored version, or a file of records.")],
+    arm: Annotated[
+        list[str] | None, typer.Option(help="An arm; repeatable [all that apply].")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(envvar="DELIFT_MODEL", help="The model [the version's own]."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
+    ] = True,
+    flags: ModelFlags = NO_FLAGS,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how many pairs, how long, how much disk and how much training the arms would take."""
+    from dataclasses import replace
+
+    from delift_pipeline.operations.cost import as_version, cost_of
+
+    place, names = Home.at(home), arm or []
+    if version not in place.versions() and Path(version).is_file():
+        options = flags.options(model) if model else None
+        with as_version(Path(version)) as (data, name):
+            found = cost_of(data, name, place, names, options, measure=measure)
+        found = replace(found, name=version)
+    else:
+        options = _own_model(place, version, model, flags)
+        found = cost_of(place, version, place, names, options, measure=measure)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print(_text(found))
+
+
+def _own_model(
+    home: Home, version: str, model: str | None, flags: ModelFlags
+) -> "ModelOptions | None":
+    """The model given, else the version's own with its template."""
+    from dataclasses import replace
+
+    from delift_pipeline.records.stored import known_manifest
+
+    own = known_manifest(home, version).details
+    named = model or own.get("model") or os.environ.get("DELIFT_MODEL")
+    if not named:
+        return None
+    return replace(flags, template=flags.template or own.get("template")).options(named)
+
+
+def _text(cost: "Cost") -> str:
+    from delift_pipeline.scoring.rate import duration_text
+
+    lines = [f"{cost.name}: {cost.records:,} records"]
+    for block in cost.blocks:
+        most = "" if block.exact else "at most "
+        kind = "every pair" if block.dense else "near pairs"
+        lines.append(
+            f"  pairs     {block.block}: {most}{block.pairs:,} ({kind}), {block.missing:,} to score"
+        )
+    time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
+    rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
+    lines += [
+        f"  scoring   {time}{rate}" if cost.pairs else "  scoring   nothing is missing",
+        f"  disk      {cost.disk_bytes / 1e6:,.1f} MB more for scores and kernel",
+    ]
+    for arm in cost.arms:
+        took = "time not known" if arm.seconds is None else f"about {duration_text(arm.seconds)}"
+        lines.append(f"  training  {arm.arm}: {arm.records:,} records, {arm.steps:,} steps, {took}")
+    if cost.hours is not None:
+        lines.append(f"  in all    {cost.hours:,.2f} {'GPU hours' if cost.gpu else 'hours here'}")
+    return "\n".join([*lines, *(f"  note      {note}" for note in cost.notes)])

@@ -1,0 +1,131 @@
+"""Arms side by side: metrics, and paired differences with their standard errors."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
+from delift_pipeline.selection.run import SUBSET
+from delift_pipeline.storage.home import Home, checked_arm, checked_version
+from delift_pipeline.storage.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm as compared.
+
+    Attributes:
+        name: `V/ARM`.
+        metrics: Means and `_se` of each metric.
+        heldout: Held-out records measured.
+        fingerprint: Of the base model.
+        records: Records it was trained on.
+        minus_first: Metric -> {mean, se, improvement, records}: this arm minus the first, paired
+            over the held-out records both were measured on; empty for the first.
+        shared: Records of its subset that the first arm's has too; None where one is not stored.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    heldout: int
+    fingerprint: str | None
+    records: int | None
+    minus_first: dict[str, dict[str, float]] = field(default_factory=dict)
+    shared: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms side by side.
+
+    Attributes:
+        arms: The arms as given; the first is what the others are measured against.
+        notes: What makes the comparison less than fair.
+    """
+
+    arms: list[Side]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return asdict(self)
+
+
+def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
+    """Compare evaluated arms, each with the first.
+
+    Args:
+        home: The home.
+        arms: (version, arm) pairs, at least two.
+
+    Raises:
+        Refused: fewer than two arms, one is named twice, or one is not evaluated.
+    """
+    faults = [] if len(arms) > 1 else [Fault("give at least two arms as V/ARM", field="ARM")]
+    twice = sorted({f"{v}/{a}" for v, a in arms if list(arms).count((v, a)) > 1})
+    faults += [Fault(f"{name} is named twice", field="ARM") for name in twice]
+    found: list[tuple[str, Evaluation, Manifest]] = []
+    for version, arm in arms:
+        folder = home.report(checked_version(version), checked_arm(arm))
+        evaluation, manifest = read_evaluation(folder), read_manifest(folder)
+        if evaluation is None or manifest is None:
+            run = f"delift run --version {version} --arm {arm}"
+            faults.append(Fault(f"{version}/{arm} is not evaluated yet: {run}", field="ARM"))
+        else:
+            found.append((f"{version}/{arm}", evaluation, manifest))
+    if faults:
+        raise Refused(*faults)
+    first = found[0]
+    sides = [_side(home, one, first) for one in found]
+    return Comparison(sides, [note for one in found[1:] for note in _notes(one, first)])
+
+
+def _side(
+    home: Home,
+    one: tuple[str, Evaluation, Manifest],
+    first: tuple[str, Evaluation, Manifest],
+) -> Side:
+    name, evaluation, manifest = one
+    own, other = _picks(home, name), _picks(home, first[0])
+    same = one is first
+    gaps = {} if same else differences(evaluation, first[1])
+    return Side(
+        name=name,
+        metrics=evaluation.metrics,
+        heldout=evaluation.samples.height,
+        fingerprint=manifest.fingerprint,
+        records=None if own is None else len(own),
+        minus_first={str(metric): asdict(gap) for metric, gap in gaps.items()},
+        shared=None if same or own is None or other is None else len(own & other),
+    )
+
+
+def _picks(home: Home, name: str) -> set[str] | None:
+    version, _, arm = name.partition("/")
+    path = home.subset(version, arm) / SUBSET
+    if not path.is_file():
+        return None
+    return set(pl.read_parquet(path, columns=["record_id"])["record_id"])
+
+
+def _notes(
+    one: tuple[str, Evaluation, Manifest], first: tuple[str, Evaluation, Manifest]
+) -> list[str]:
+    (name, evaluation, manifest), (base, reference, standard) = one, first
+    notes = []
+    if manifest.fingerprint != standard.fingerprint:
+        notes.append(f"{name} and {base} start from different base models")
+    paired = evaluation.samples.join(reference.samples, on="record_id", how="semi").height
+    most = max(evaluation.samples.height, reference.samples.height)
+    if paired < most:
+        notes.append(
+            f"{name} and {base} share {paired} of {most} held-out records; only those are paired"
+        )
+    absent = [m for m in METRICS if (m in evaluation.metrics) != (m in reference.metrics)]
+    if absent:
+        notes.append(f"only one of {name} and {base} was measured by {', '.join(absent)}")
+    return notes

@@ -1,0 +1,290 @@
+"""What a version's arms would cost: pairs, time, disk and training, before any of it is done."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from delift_pipeline.arms import Arm, Arms, load_arms
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.lineage.artifacts import arm_artifacts, stored_versions
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.records.versions import ingest
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
+from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.steps.plan import wanted_pairs
+from delift_pipeline.steps.subset import refuse_inapplicable
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import read_manifest
+from delift_pipeline.training.log import read_training_log
+
+DENSE_BYTES, SPARSE_BYTES = 8, 12
+"""Bytes of one pair: two float32 scores, and where pairs are sparse the target's number."""
+RECORD_BYTES = 16
+PLANNED = "planned"
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block of pairs.
+
+    Attributes:
+        block: `self`, `target` or `existing`.
+        pairs: Pairs wanted; an upper bound where `exact` is False (near pairs not yet found).
+        missing: Pairs that are not scored yet.
+        exact: Whether `pairs` and `missing` are counted and not bounded.
+        dense: Whether every pair is wanted.
+    """
+
+    block: str
+    pairs: int
+    missing: int
+    exact: bool
+    dense: bool
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """One arm's selection and training.
+
+    Attributes:
+        arm: Its name.
+        records: Records it would train on at most.
+        steps: Optimizer steps.
+        seconds: By the step time of earlier trainings with the same model and method; None where
+            there was none.
+    """
+
+    arm: str
+    records: int
+    steps: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a version or a file would cost.
+
+    Attributes:
+        name: The version or file.
+        records: Records of the pool.
+        blocks: Pairs by block.
+        pairs: Pairs missing in all.
+        rate: Pairs a second; None where neither stored scores nor a trial say it.
+        rate_from: Where the rate comes from.
+        seconds: Of scoring; None where the rate is not known.
+        disk_bytes: More disk for scores and kernel.
+        arms: Training by arm.
+        hours: Scoring and training together, as far as both are known.
+        gpu: Whether these are hours of a GPU.
+        notes: What is not known, and why.
+    """
+
+    name: str
+    records: int
+    blocks: list[BlockCost]
+    pairs: int
+    rate: float | None
+    rate_from: str | None
+    seconds: float | None
+    disk_bytes: int
+    arms: list[ArmCost]
+    hours: float | None
+    gpu: bool
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The cost as plain data."""
+        return asdict(self)
+
+
+@contextmanager
+def as_version(file: Path) -> Iterator[tuple[Home, str]]:
+    """A file as a version of a home that is thrown away; nothing of it is held out.
+
+    Raises:
+        Refused: the file is faulty.
+    """
+    with tempfile.TemporaryDirectory(prefix="delift-plan-") as folder:
+        home = Home.at(folder)
+        ingest(home, file, version=PLANNED)
+        yield home, PLANNED
+
+
+def cost_of(
+    data: Home,
+    version: str,
+    home: Home,
+    names: Sequence[str],
+    model: ModelOptions | None,
+    *,
+    measure: bool = True,
+) -> Cost:
+    """Work out what a version's arms would cost.
+
+    Args:
+        data: The home that stores the version.
+        version: The version.
+        home: The home whose arms, scores and earlier trainings count.
+        names: Arms; empty for all that are enabled and apply.
+        model: The scorer; None leaves time unknown.
+        measure: Where no scores are stored, try the model on a few records (loads it).
+
+    Raises:
+        Refused: an arm is unknown or does not apply, or the model cannot be used.
+    """
+    dataset, arms = load_version(data, version), _chosen(load_arms(home), names)
+    for arm in arms if names else ():
+        refuse_inapplicable(dataset, arm)
+    applicable = arms.of_stages(dataset.stages())
+    fingerprint = fingerprint_of(model).digest if model else None
+    store = ScoreStore(home.scores(fingerprint)) if fingerprint else None
+    blocks, notes = _blocks(data, dataset, arms, store)
+    rate, rate_from = _rate(dataset, store, model, measure)
+    missing = sum(block.missing for block in blocks)
+    seconds = missing / rate if rate else 0.0 if not missing else None
+    trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
+    if seconds is None:
+        notes.append("no scores with this model are stored, so its speed is not known")
+    unknown = [one.arm for one in trained if one.seconds is None]
+    if unknown:
+        notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
+    return Cost(
+        name=version,
+        records=dataset.pool.height,
+        blocks=blocks,
+        pairs=missing,
+        rate=rate,
+        rate_from=rate_from,
+        seconds=seconds,
+        disk_bytes=_disk(dataset, blocks),
+        arms=trained,
+        hours=_hours(seconds, trained),
+        gpu=_on_gpu(model),
+        notes=notes,
+    )
+
+
+def _chosen(arms: Arms, names: Sequence[str]) -> Arms:
+    """The arms asked for; a retired one that is named counts."""
+    if not names:
+        return arms
+    kept = [arms.arm(name).model_copy(update={"enabled": True}) for name in names]
+    return arms.model_copy(update={"arms": tuple(kept)})
+
+
+def _blocks(
+    data: Home, dataset: DatasetVersion, arms: Arms, store: ScoreStore | None
+) -> tuple[list[BlockCost], list[str]]:
+    """Pairs by block: counted where a plan of these arms can be had, else bounded."""
+    wanted = wanted_pairs(data, dataset, arms)
+    ids = tuple(dataset.pool["record_id"])
+    blocks: list[BlockCost] = []
+    if wanted.self_pairs == "all":
+        blocks.append(_counted(PairBlock("self", ids, ids), store))
+    else:
+        blocks.append(_near(data, dataset, arms.plan.neighbours, store))
+    if wanted.target_pairs and dataset.target is not None:
+        targets = tuple(dataset.target["record_id"])
+        blocks.append(_counted(PairBlock("target", targets, ids), store))
+    if wanted.existing is not None:
+        new = tuple(dataset.new_records(data)["record_id"])
+        known = tuple(wanted.existing["record_id"])
+        blocks.append(_counted(PairBlock("existing", new, known), store))
+    return blocks, list(wanted.notes)
+
+
+def _counted(block: PairBlock, store: ScoreStore | None) -> BlockCost:
+    missing = store.missing(PairPlan((block,))).pairs if store else block.pairs
+    return BlockCost(block.name, block.pairs, missing, True, block.dense)
+
+
+def _near(
+    data: Home, dataset: DatasetVersion, neighbours: int, store: ScoreStore | None
+) -> BlockCost:
+    """Near pairs: those of the stored plan, else at most both directions of each neighbourhood."""
+    manifest = read_manifest(data.plan(dataset.version))
+    if manifest and manifest.request.get("neighbours") == neighbours:
+        own = read_plan(data.plan(dataset.version)).block("self")
+        if own is not None and not own.dense:
+            return _counted(own, store)
+    n = dataset.pool.height
+    bound = n * min(n - 1, 2 * neighbours)
+    return BlockCost("self", bound, bound, False, False)
+
+
+def _rate(
+    dataset: DatasetVersion, store: ScoreStore | None, model: ModelOptions | None, measure: bool
+) -> tuple[float | None, str | None]:
+    rate = stored_rate(store) if store else None
+    if rate:
+        return rate, "stored scores"
+    if model is None or not measure:
+        return None, None
+    from delift_pipeline.scoring.engines import engine_for
+    from delift_pipeline.scoring.model import load_scorer
+
+    loaded = load_scorer(model)
+    encoded = loaded.encoder.encode(dataset.pool.head(64))
+    if not len(encoded):
+        raise DeliftError("no record of the pool fits the model's window, so nothing can be tried")
+    return pairs_per_second(engine_for(loaded), encoded), "a trial on a few records"
+
+
+def _disk(dataset: DatasetVersion, blocks: Sequence[BlockCost]) -> int:
+    """Scores that are missing (1 % more for the files), and a kernel of every pair wanted."""
+    scores = sum(block.missing * _pair_bytes(block) for block in blocks)
+    kernel = sum(block.pairs * _pair_bytes(block) for block in blocks)
+    return int(scores * 1.01) + kernel + RECORD_BYTES * dataset.pool.height
+
+
+def _pair_bytes(block: BlockCost) -> int:
+    return DENSE_BYTES if block.dense else SPARSE_BYTES
+
+
+def _training(home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str | None) -> ArmCost:
+    whole = dataset.pool if arm.stage != "continual" else None
+    pool = dataset.manifest.counts["new"] if whole is None else whole.height
+    records = resolve_budget(arm.budget, pool) if pool else 0
+    steps = arm.training.total_steps(records) if records else 0
+    a_step = _step_seconds(home, fingerprint, arm.training.method, arm.training.records_per_step)
+    return ArmCost(arm.name, records, steps, None if a_step is None else steps * a_step)
+
+
+def _step_seconds(
+    home: Home, fingerprint: str | None, method: str, records_per_step: int
+) -> float | None:
+    """Seconds a step took in earlier trainings of the model, in proportion to its records."""
+    seconds, shown = 0.0, 0
+    for version in stored_versions(home, "adapter") if fingerprint else ():
+        for adapter in arm_artifacts(home, "adapter", version):
+            own = adapter.manifest
+            if own.fingerprint != fingerprint or own.details.get("method") != method:
+                continue
+            log = read_training_log(adapter.folder)
+            asked = own.request["training"]
+            seconds += log.seconds
+            shown += log.steps * asked["batch_size"] * asked["accumulation"]
+    return seconds / shown * records_per_step if shown else None
+
+
+def _hours(seconds: float | None, arms: Sequence[ArmCost]) -> float | None:
+    known = [one.seconds for one in arms]
+    if seconds is None or None in known:
+        return None
+    return (seconds + sum(one for one in known if one is not None)) / 3600
+
+
+def _on_gpu(model: ModelOptions | None) -> bool:
+    if model is None or model.device == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
