@@ -14,6 +14,7 @@ from delift_pipeline.alerts import checked_webhook
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.selection.budget import BudgetText, parse_budget
+from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.rule_options import RuleOptions
@@ -49,6 +50,14 @@ class PlanOptions(BaseModel):
         default="tfidf",
         description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id.",
     )
+
+    @field_validator("embedder")
+    @classmethod
+    def _needs_no_model(cls, embedder: str) -> str:
+        if embedder == MODEL:
+            said = "pairs are planned without the model: choose tfidf or minilm here"
+            raise ValueError(said + ", and model in a selector's options")
+        return embedder
 
 
 class AutomationOptions(BaseModel):

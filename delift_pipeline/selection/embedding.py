@@ -15,10 +15,11 @@ import polars as pl
 
 from delift_pipeline.scoring.neighbours import (
     COSINE_DECIMALS,
-    embed,
     nearest,
     prompt_texts,
 )
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.model_embedding import embedded
 
 DENSE_LIMIT = 4000
 """Up to this many records every cosine is kept (64 MB); beyond, the nearest of each record."""
@@ -65,20 +66,22 @@ def similarities(
     *,
     dense_limit: int = DENSE_LIMIT,
     neighbours: int = NEAREST,
+    model: LanguageModel | None = None,
 ) -> Similarities:
     """Embed records and compare all with all, or each with its nearest where there are many.
 
     Args:
         frame: n records with distinct record_ids.
-        embedder: See `scoring.neighbours.embed`.
+        embedder: See `model_embedding.embedded`.
         dense_limit: Up to this n every cosine is kept.
         neighbours: Beyond it, how many nearest records of each are; the others count as 0.
+        model: The language model, for the embedder `model`.
 
     Raises:
         Refused: the embedder cannot be loaded.
     """
     ordered = frame.sort("record_id")
-    embeddings = embed(record_texts(ordered), embedder)
+    embeddings = embedded(record_texts(ordered), embedder, model)
     dense = ordered.height <= dense_limit
     matrix = _all_cosines(embeddings) if dense else _nearest_cosines(embeddings, neighbours)
     return Similarities(tuple(ordered["record_id"]), matrix)

@@ -77,8 +77,8 @@ class TrustedOptions(BaseModel):
     """The options of `delift_trusted`; the defaults are those that were compared and measured.
 
     Attributes:
-        embedder: Of prompts (trust) and of whole records (coverage): `tfidf`, `minilm`, or a
-            sentence-transformers folder or hub id.
+        embedder: Of prompts (trust) and of whole records (coverage): `tfidf`, `minilm`, `model`
+            (the language model's own hidden states), or a sentence-transformers folder or hub id.
         floor: Least sum of neighbour weights (fourth powers of cosines) for which near prompts are
             believed; a record below it has trust 1. The default is one prompt of cosine .47. Not
             tuned: it only keeps records without near prompts from an arbitrary trust.
@@ -104,7 +104,8 @@ class EmbeddingOptions(BaseModel):
     """The options of `delift_se`: the paper's objectives on embedding similarity, no model asked.
 
     Attributes:
-        embedder: Of whole records: `minilm`, `tfidf`, or a sentence-transformers folder or hub id.
+        embedder: Of whole records: `minilm`, `tfidf`, `model` (the language model's own hidden
+            states), or a sentence-transformers folder or hub id.
         objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
         eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
         nu: Weight of what the existing records already cover (flcg).

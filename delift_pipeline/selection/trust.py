@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.scoring.neighbours import embed, prompt_texts
+from delift_pipeline.scoring.neighbours import prompt_texts
 from delift_pipeline.selection.embedding import cosines_at
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import to_sparse
 from delift_pipeline.utility.similarity import duplicate_groups
@@ -73,15 +75,20 @@ class Trust:
 
 
 def trust_of(
-    block: Block, frame: pl.DataFrame, embedder: str = "tfidf", floor: float = DEFAULT_FLOOR
+    block: Block,
+    frame: pl.DataFrame,
+    embedder: str = "tfidf",
+    floor: float = DEFAULT_FLOOR,
+    model: LanguageModel | None = None,
 ) -> Trust:
     """Trust of the records of a block of near pairs.
 
     Args:
         block: Signed utilities of near pairs, rows and columns the same records.
         frame: Those records and perhaps others, in any order; prompts are embedded together.
-        embedder: Of the prompts, see `scoring.neighbours.embed`.
+        embedder: Of the prompts, see `model_embedding.embedded`.
         floor: Least sum of weights for which near prompts are believed.
+        model: The language model, for the embedder `model`.
 
     Raises:
         DeliftError: the block has records that `frame` has not.
@@ -98,7 +105,7 @@ def trust_of(
         ordered, on="record_id", how="left", maintain_order="left"
     )
     # Prompts of records without scores still count for the words of tf-idf.
-    embeddings = embed(prompt_texts(ordered), embedder)[_places(ordered, block.rows)]
+    embeddings = embedded(prompt_texts(ordered), embedder, model)[_places(ordered, block.rows)]
     weights = _weights(utilities, embeddings, duplicate_groups(scored), block.rows)
     return _trust(block.rows, utilities, weights, floor)
 

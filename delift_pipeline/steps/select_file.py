@@ -15,13 +15,14 @@ from delift_pipeline.progress import Progress
 from delift_pipeline.records.read import RecordsFile, read_records
 from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
+from delift_pipeline.scoring.neighbours import Neighbours, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
 from delift_pipeline.selection.balance import balance, vanished
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.registry import needs_of, options_of
@@ -93,13 +94,12 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     fingerprint = fingerprint_of(model).digest
     with tempfile.TemporaryDirectory() as scratch:
         scored, inputs = None, _inputs(sets)
+        reader = LanguageModel(model, home, progress)
         if needs.blocks:
             embedder = getattr(options, "embedder", EMBEDDER)
-            scored, inputs = _scored(
-                home, Home(Path(scratch)), sets, needs, model, embedder, progress
-            )
+            scored, inputs = _scored(Home(Path(scratch)), sets, needs, reader, embedder)
         if needs.model:
-            inputs = replace(inputs, model=LanguageModel(model, home, progress))
+            inputs = replace(inputs, model=reader)
         inputs = replace(inputs, pool=pool)
         selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
         selection = diagnosed(inputs, selection, request.seed)
@@ -187,21 +187,15 @@ def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
 
 
 def _scored(
-    home: Home,
-    scratch: Home,
-    sets: Sets,
-    needs: Needs,
-    model: ModelOptions,
-    embedder: str,
-    progress: Progress,
+    scratch: Home, sets: Sets, needs: Needs, reader: LanguageModel, embedder: str
 ) -> tuple[Scored, SelectionInputs]:
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
     whole = sets.whole if needs.existing_records else sets.pool
-    plan, beside = _planned(whole, sets, needs, embedder)
+    plan, beside = _planned(whole, sets, needs, embedder, reader)
     frames = [frame for frame in (sets.pool, sets.target, sets.existing) if frame is not None]
     everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-    scored = score_plan(home, model, everything, plan, progress)
-    fingerprint = fingerprint_of(model).digest
+    scored = score_plan(reader.home, reader.options, everything, plan, reader.progress)
+    fingerprint = reader.fingerprint
     build_kernel(
         scratch,
         SCRATCH,
@@ -219,12 +213,12 @@ def _scored(
 
 
 def _planned(
-    whole: pl.DataFrame, sets: Sets, needs: Needs, embedder: str
+    whole: pl.DataFrame, sets: Sets, needs: Needs, embedder: str, reader: LanguageModel
 ) -> tuple[PairPlan, PairBlock | None]:
     """The pairs to score, and near pairs as a block of their own for the trust of the picks."""
     near: Neighbours | None = None
     if needs.self_pairs != "none":
-        near = nearest(embed(prompt_texts(whole), embedder), NEIGHBOURS)
+        near = nearest(embedded(prompt_texts(whole), embedder, reader), NEIGHBOURS)
     plan = build_plan(
         whole,
         sets.target,

@@ -126,3 +126,14 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_scored(
     faults = delift("select", files.first_pool, *MODEL, *budget, *arguments, *where).faults
     assert any(said in fault for fault in faults), faults
     assert not out.exists() and not home.exists()
+
+
+def test_the_model_itself_embeds(select: Any, tmp_path: Path) -> None:
+    def chosen(*option: object) -> list[str]:
+        assert select("--budget", 6, *option).status == 0
+        return [row["id"] for row in rows(tmp_path / "o.jsonl")]
+
+    own = chosen("--option", "embedder=model")
+    assert own == chosen("--option", "embedder=model") != chosen("--option", "embedder=tfidf")
+    embedding = ("--selector", "delift_se", "--option", "embedder=model")
+    assert len(set(chosen(*embedding))) == 6

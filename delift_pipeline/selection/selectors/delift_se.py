@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.selection.embedding import Similarities, similarities
+from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -38,7 +39,7 @@ class DeliftSeSelector:
     options_model: type[BaseModel] = EmbeddingOptions
 
     def needs(self, stage: Stage, options: EmbeddingOptions) -> Needs:
-        """No scores; D_E where the objective is conditional.
+        """No scores; the model where it embeds; D_E where the objective is conditional.
 
         Raises:
             Refused: the objective belongs to another stage.
@@ -48,7 +49,7 @@ class DeliftSeSelector:
         if only != stage:
             sentence = f"{objective} belongs to the stage {only}, not {stage}"
             raise Refused(Fault(sentence, field="objective"))
-        return Needs(existing_records=objective == "flcg")
+        return Needs(existing_records=objective == "flcg", model=options.embedder == MODEL)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: EmbeddingOptions
@@ -104,4 +105,5 @@ def _similar(inputs: SelectionInputs, options: EmbeddingOptions, with_target: bo
         options.embedder,
         dense_limit=options.dense_limit,
         neighbours=options.coverage_neighbours,
+        model=inputs.model,
     )

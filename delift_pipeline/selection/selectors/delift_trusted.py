@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.embedding import Similarities, similarities
+from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.objectives import (
     FL2MI,
     FLCG,
@@ -99,6 +100,7 @@ class DeliftTrustedSelector:
             "neighbours",
             target_pairs=stage == "task_specific",
             existing_records=stage == "continual",
+            model=options.embedder == MODEL,
         )
 
     def select(
@@ -111,7 +113,7 @@ class DeliftTrustedSelector:
             Refused: the embedder cannot be loaded.
         """
         near = inputs.block("neighbours", "distance")
-        trust = trust_of(near, inputs.neighbourhood, options.embedder, options.floor)
+        trust = trust_of(near, inputs.neighbourhood, options.embedder, options.floor, inputs.model)
         blocks = {"neighbours": near.hash}
         candidates = tuple(sorted(set(trust.ids) & set(inputs.pool["record_id"])))
         if not candidates:
@@ -174,6 +176,7 @@ def _coverage_parts(
         options.embedder,
         dense_limit=options.dense_limit,
         neighbours=options.coverage_neighbours,
+        model=inputs.model,
     )
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
