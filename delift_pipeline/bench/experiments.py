@@ -23,7 +23,7 @@ from delift_pipeline.bench.experiment_theory import TheoryCell
 from delift_pipeline.bench.quality_cells import Cell, Setting
 from delift_pipeline.bench.quality_measure import Mode
 from delift_pipeline.bench.quality_pools import Sizes
-from delift_pipeline.bench.quality_scorer import SMALL
+from delift_pipeline.bench.quality_scorer import DEMO, SMALL
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
@@ -38,6 +38,10 @@ SWEEP, QUICK_SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.2, 0.5)
 NEAR, QUICK_NEAR = (5, 10, 20, 40), (5, 20)
 COMPARED = (RANDOM, "delift_se-tfidf", "delift", "delift_trusted")
 """The recommended selector and what it has to beat: ten pools, 20 minutes a stage on two cores."""
+
+
+PAPERS = ("selectit", "deft_ucs", "delift_se")
+"""Arms of the paper's tables that `stages` adds; `less` trains a model first: ask for it."""
 
 
 class Unit(Protocol):
@@ -80,6 +84,7 @@ class Asked:
         sizes: Numbers of records.
         steps: Optimizer steps by budget where they are not the usual ones.
         modes: What is done with subsets; empty for the experiment's own.
+        model: What `tuning` trains: `demo`, a folder or a hub id, the paper's facebook/opt-125m.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -89,6 +94,7 @@ class Asked:
     sizes: Sizes = field(default_factory=Sizes)
     steps: dict[float, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
+    model: str = DEMO
 
     def cells(
         self,
@@ -156,8 +162,8 @@ def _selectors(asked: Asked) -> list[Cell]:
 
 def _stages(asked: Asked) -> list[Cell]:
     setting = Setting(modes=("lora", "in_context"), texts=True)
-    compared = asked.named(INITIAL, *COMPARED, FULL)
-    return asked.cells(compared, setting=setting)
+    more = () if asked.quick else PAPERS
+    return asked.cells(asked.named(INITIAL, *COMPARED, *more, FULL), setting=setting)
 
 
 def _budget(asked: Asked) -> list[Cell]:
@@ -185,7 +191,7 @@ def _tuning(asked: Asked) -> list[Cell]:
     return asked.cells(
         asked.named(INITIAL, "delift_se-tfidf", "delift_trusted", FULL),
         stages=("instruction_tuning",),
-        setting=Setting(modes=modes),
+        setting=Setting(modes=modes, trained=asked.model),
     )
 
 
@@ -313,8 +319,12 @@ def units_of(chosen: Experiment, asked: Asked) -> Sequence[Unit]:
     """What an experiment measures.
 
     Raises:
-        Refused: contenders are asked of an experiment that names its own, or one is unknown.
+        Refused: contenders are asked of an experiment that names its own, one is unknown, or
+            another model of an experiment that trains the demo model.
     """
+    if asked.model != DEMO and chosen.name != "tuning":
+        reason = f"{chosen.name} trains the demo model; the experiment tuning takes any"
+        raise Refused(Fault(reason, field="--model"))
     if asked.names and not chosen.takes_names:
         reason = f"the experiment {chosen.name} names its own contenders; ask for stages only"
         raise Refused(Fault(reason, field="--only"))

@@ -21,7 +21,7 @@ from delift_pipeline.bench.quality_pools import (
     draw,
     scored,
 )
-from delift_pipeline.bench.quality_scorer import DEMO, scorer_options
+from delift_pipeline.bench.quality_scorer import DEMO, scorer_options, trained_options
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
@@ -39,6 +39,7 @@ class Setting:
         modes: What is done with a subset, see `quality_measure`.
         neighbours: Near prompts that are scored, where a contender reads near pairs only.
         scorer: The scoring model, see `quality_scorer`.
+        trained: The model that is trained; another one than the demo model scores for itself.
         template: The prompt template of scoring; training always uses the demo world's own.
         texts: Whether answers are generated and compared as texts, too.
         costs: Whether seconds and floating-point operations are measured, too.
@@ -48,6 +49,7 @@ class Setting:
     modes: tuple[Mode, ...] = ("lora",)
     neighbours: int = NEIGHBOURS
     scorer: str = DEMO
+    trained: str = DEMO
     template: str = "world"
     texts: bool = False
     costs: bool = False
@@ -56,6 +58,10 @@ class Setting:
     def steps_at(self, budget: float) -> int:
         """Optimizer steps for every subset at a budget, large or small: equal compute."""
         return self.steps.get(budget) or max(LEAST_STEPS, round(STEPS_A_SHARE * budget))
+
+    def asked_steps(self, budget: float) -> int | None:
+        """`steps_at` for the demo model; for another one what was set, or the paper's epochs."""
+        return self.steps_at(budget) if self.trained == DEMO else self.steps.get(budget)
 
 
 @dataclass(frozen=True)
@@ -104,15 +110,15 @@ class Cell:
         drawn = draw(self.stage, self.seed, self.wrong_share, self.sizes)
         scores = self._scores(folder, drawn)
         subsets = [subset for budget in self.budgets for subset in self._subsets(scores, budget)]
-        rows = []
+        rows, model = [], trained_options(self.setting.trained)
         for mode in self.setting.modes:
             for budget in self.budgets:
                 chosen = [subset for subset in subsets if subset.budget == budget]
-                steps = self.setting.steps_at(budget)
-                found = measured(drawn, chosen, mode, steps, self.seed, self.setting.texts)
+                steps = self.setting.asked_steps(budget)
+                found = measured(drawn, chosen, mode, steps, self.seed, self.setting.texts, model)
                 if self.setting.costs:
                     spent = self._spent(drawn, budget)
-                    found += cost_metrics(spent, chosen, drawn, steps)
+                    found += cost_metrics(spent, chosen, drawn, self.setting.steps_at(budget))
                 rows += [
                     self._row(drawn, scores, subset, mode, metric, value)
                     for subset, metric, value in found
@@ -121,7 +127,9 @@ class Cell:
 
     def _scores(self, folder: Path, drawn: Drawn) -> Scores:
         wanted = Wanted.of([one.needs(self.stage) for one in self.contenders])
-        model = scorer_options(folder, self.setting.scorer, self.setting.template)
+        model = trained_options(self.setting.trained)
+        if self.setting.trained == DEMO:
+            model = scorer_options(folder, self.setting.scorer, self.setting.template)
         home = Home.at(folder / "home")
         return scored(home, self.key, drawn, wanted, model, self.setting.neighbours)
 

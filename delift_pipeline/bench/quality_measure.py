@@ -18,7 +18,7 @@ import polars as pl
 
 from delift_pipeline.bench.quality_pools import MODEL, Drawn
 from delift_pipeline.evaluation.options import EvaluationOptions, MetricName
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from delift_pipeline.training.batches import Example
 
 Mode = Literal["lora", "qlora", "full", "in_context"]
-MODES: tuple[Mode, ...] = ("lora", "qlora", "full", "in_context")
+METHODS: tuple[Mode, ...] = ("lora", "qlora", "full")
+Preset = Literal["demo", "paper"]
 SHOWN = 5
 """Demonstrations in context, as in the paper."""
 FULL_LEARNING_RATE = 1e-3
@@ -50,19 +51,24 @@ Found = list[tuple[Subset, str, float]]
 """Subset, metric (with its held-out group) and value."""
 
 
-def training_options(mode: Mode, steps: int) -> TrainingOptions:
-    """The demo preset by another method, at so many steps."""
-    if mode == "full":
-        return TrainingOptions(
-            preset="demo", method="full", steps=steps, learning_rate=FULL_LEARNING_RATE
-        )
-    return TrainingOptions(
-        preset="demo", method="qlora" if mode == "qlora" else "lora", steps=steps
-    )
+def training_options(mode: Mode, steps: int | None, preset: Preset = "demo") -> TrainingOptions:
+    """A preset by another method; at so many steps, or as the preset says where that is None."""
+    given: dict[str, Any] = {"preset": preset, "method": mode if mode in METHODS else "lora"}
+    if mode == "full" and preset == "demo":
+        given["learning_rate"] = FULL_LEARNING_RATE
+    if steps is not None:
+        given["steps"] = steps
+    return TrainingOptions.model_validate(given)
 
 
 def measured(
-    drawn: Drawn, subsets: Sequence[Subset], mode: Mode, steps: int, seed: int, texts: bool = False
+    drawn: Drawn,
+    subsets: Sequence[Subset],
+    mode: Mode,
+    steps: int | None,
+    seed: int,
+    texts: bool = False,
+    model: ModelOptions = MODEL,
 ) -> Found:
     """Use subsets of one budget and measure each on every held-out group.
 
@@ -70,15 +76,20 @@ def measured(
         drawn: The pool.
         subsets: What was chosen.
         mode: What is done with it.
-        steps: Optimizer steps of each run.
+        steps: Optimizer steps of each run; None for the paper's epochs, with another model.
         seed: Of every run's start and order.
         texts: Whether generated answers are compared as texts, too.
+        model: What is trained; another one than the demo model by the paper's preset.
     """
+    if model != MODEL:
+        options = training_options(mode, steps, "paper")
+        return _one_by_one(drawn, subsets, options, seed, texts, model)
+    assert steps is not None, "the demo model trains for a number of steps"
     if mode == "lora":
         return _stacked(drawn, subsets, steps, seed, texts)
     if mode == "in_context":
         return _in_context(drawn, subsets, steps, seed, texts)
-    return _one_by_one(drawn, subsets, mode, steps, seed, texts)
+    return _one_by_one(drawn, subsets, training_options(mode, steps), seed, texts, model)
 
 
 def _stacked(drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, texts: bool) -> Found:
@@ -207,36 +218,40 @@ def _asked(
 
 
 def _one_by_one(
-    drawn: Drawn, subsets: Sequence[Subset], mode: Mode, steps: int, seed: int, texts: bool
+    drawn: Drawn,
+    subsets: Sequence[Subset],
+    options: TrainingOptions,
+    seed: int,
+    texts: bool,
+    model: ModelOptions,
 ) -> Found:
     """Training and evaluation as an arm does them, an adapter or a model a subset."""
     from delift_pipeline.evaluation.run import evaluate
     from delift_pipeline.training.run import train
 
-    options = training_options(mode, steps)
     asked = EvaluationOptions(metrics=(*PLAIN, *(TEXTS if texts else ())))
     with tempfile.TemporaryDirectory() as folder:
         start = None
         if drawn.existing is not None:
             start = Path(folder) / "existing"
             start.mkdir()
-            train(options, MODEL, drawn.existing, seed, start)
+            train(options, model, drawn.existing, seed, start)
 
-        def ask_all(subset: Subset) -> Found:
+        def ask_all(number: int, subset: Subset) -> Found:
             out = start
             if subset.records:
-                out = Path(folder) / f"{subset.selector}-{subset.draw}"
+                out = Path(folder) / str(number)
                 out.mkdir()
                 chosen = drawn.pool.filter(pl.col("record_id").is_in(subset.records))
-                train(options, MODEL, chosen, seed, out, start, SilentProgress())
+                train(options, model, chosen, seed, out, start)
             return _asked(
                 drawn,
                 [subset],
-                lambda _, heldout: evaluate(MODEL, out, heldout, asked).metrics,
+                lambda _, heldout: evaluate(model, out, heldout, asked).metrics,
                 asked.metrics,
             )
 
-        return [row for subset in subsets for row in ask_all(subset)]
+        return [row for number, subset in enumerate(subsets) for row in ask_all(number, subset)]
 
 
 def demo_model() -> "LoadedModel":

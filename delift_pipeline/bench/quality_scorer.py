@@ -1,4 +1,4 @@
-"""The models that score pools: the demo model, or a smaller one of the same world.
+"""The models that score and are trained: the demo model, a smaller one of its world, or any other.
 
 The smaller one is pretrained once, by the demo model's own recipe on fewer and narrower layers, and
 kept in the experiment's folder. Its name says how long: `small-1500` did 1,500 steps.
@@ -38,6 +38,13 @@ def scorer_options(folder: Path, scorer: str, template: str = "world") -> ModelO
     where = folder / "models" / scorer
     _pretrain(where, int(found[1]))
     return model.model_copy(update={"model": str(where)})
+
+
+def trained_options(model: str) -> ModelOptions:
+    """The options of the model that is trained: `demo`, a folder or a hub id."""
+    if model == DEMO:
+        return MODEL
+    return ModelOptions(model=model, threads=1)
 
 
 def _pretrain(where: Path, steps: int) -> None:

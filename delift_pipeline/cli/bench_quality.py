@@ -36,6 +36,9 @@ def quality(
         str | None,
         typer.Option(help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."),
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="What tuning trains: demo, a folder, or e.g. facebook/opt-125m.")
+    ] = "demo",
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
     out: Annotated[
         Path, typer.Option(help="Where results are kept; a second call goes on from there.")
@@ -55,7 +58,7 @@ def quality(
     from delift_pipeline.bench.quality import run_quality, table_path
 
     chosen = experiment_named(experiment)
-    wanted = units_of(chosen, _asked(only, seeds, quick))
+    wanted = units_of(chosen, _asked(only, seeds, quick, model))
     result = run_quality(out, experiment, wanted, progress(), workers)
     page = write_page(out, chosen, result)
     if markdown is not None:
@@ -74,7 +77,7 @@ def quality(
         print(f"{page}")
 
 
-def _asked(only: list[str] | None, seeds: str | None, quick: bool) -> "Asked":
+def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -> "Asked":
     """What the options ask for.
 
     Raises:
@@ -94,6 +97,7 @@ def _asked(only: list[str] | None, seeds: str | None, quick: bool) -> "Asked":
         seeds=_seeds(seeds),
         names=tuple(name for name in named if name not in STAGES),
         quick=quick,
+        model=model,
     )
 
 

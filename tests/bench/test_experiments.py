@@ -105,6 +105,18 @@ def test_an_experiment_gives_the_rows_of_its_table(
     assert all(row["selector"] in page for row in rows) and page.count("<svg") >= 1
 
 
+def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) -> None:
+    given = asked("continual", names=("delift_trusted",), model=tiny.model)
+    units = units_of(experiment("tuning"), given)
+    rows = run_quality(tmp_path, "tuning", units, SilentProgress())["rows"]
+    losses = tables(rows, "answer_loss_new")
+    assert losses["random", "lora", 0.2] != losses["random", "full", 0.2]
+    paper = training_options("qlora", None, "paper")
+    assert (paper.rank, paper.learning_rate, paper.epochs) == (8, 2.5e-5, 20.0)
+    with pytest.raises(Refused, match="the experiment tuning takes any"):
+        units_of(experiment("budget"), Asked(model=tiny.model))
+
+
 def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
     units = units_of(experiment("stages"), asked("instruction_tuning", names=("initial",)))
     rows = run_quality(tmp_path, "stages", units, SilentProgress())["rows"]
