@@ -9,7 +9,8 @@ from delift_pipeline.records.dropped import ingest_dropped
 from delift_pipeline.records.inbox import find
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, load_version, pool_ids
-from delift_pipeline.steps.outcome import Check, Outcome, preview
+from delift_pipeline.steps.outcome import Check, Outcome, kept_plot, preview
+from delift_pipeline.steps.plots import histogram_png
 from delift_pipeline.storage.home import Home
 
 CODE_VERSION = "1"
@@ -35,6 +36,7 @@ def open_dataset(home: Home, version: str) -> Outcome:
         path=home.dataset(version).relative_to(home.root).as_posix(),
         reused=stored,
         facts=_facts(home, dataset),
+        plots={"answer lengths": _lengths(home, dataset)},
         tables={"first records": preview(dataset.pool, PREVIEWED)},
         checks=_checks(home, dataset) | {"inbox": _inbox_check(refused)},
     )
@@ -55,6 +57,14 @@ def _inbox_check(refused: Refused | None) -> Check:
     if refused is None:
         return Check(True, "nothing under this name was rejected")
     return Check(False, f"rejected, see inbox/rejected/: {refused}")
+
+
+def _lengths(home: Home, dataset: DatasetVersion) -> bytes:
+    def draw() -> bytes:
+        words = dataset.pool["output"].str.split(" ").list.len().to_numpy()
+        return histogram_png(words, "answers of the pool", "words, split at blanks")
+
+    return kept_plot(home.dataset(dataset.version) / "lengths.png", draw)
 
 
 def _facts(home: Home, dataset: DatasetVersion) -> dict[str, float | int | str]:

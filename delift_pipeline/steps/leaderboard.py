@@ -35,9 +35,25 @@ def make_leaderboard(home: Home, run_id: str | None = None) -> Outcome:
         manifest=manifest,
         path=page.relative_to(home.root).as_posix(),
         facts={**manifest.counts, "page": PAGE},
+        plots=_plots(frame),
         tables={
             "leaderboard": frame.select(SHOWN)
             .with_columns(pl.col(pl.Float64).round(4))
             .head(PREVIEW_ROWS)
         },
     )
+
+
+def _plots(frame: pl.DataFrame) -> dict[str, bytes]:
+    """The arms of the version and stage that come last in the table, side by side."""
+    if frame.is_empty():
+        return {}
+    from delift_pipeline.evaluation.plots import metric_bars_png
+
+    version, stage = frame["version"][-1], frame["stage"][-1]
+    arms = frame.filter((pl.col("version") == version) & (pl.col("stage") == stage))
+    scores = {
+        row["arm"].split(".", 1)[-1]: {k: v for k, v in row.items() if v is not None}
+        for row in arms.iter_rows(named=True)
+    }
+    return {f"{version} {stage}": metric_bars_png(scores)}

@@ -1,6 +1,7 @@
 """The step behind `pair_plan`: which pairs the enabled arms of a version need."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -13,7 +14,8 @@ from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.plan import build_plan, read_plan, write_plan
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome
+from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
+from delift_pipeline.steps.plots import histogram_png
 from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, up_to_date
@@ -177,6 +179,7 @@ def _outcome(home: Home, version: str, manifest: Manifest, wanted: Wanted, reuse
         path=folder.relative_to(home.root).as_posix(),
         reused=reused,
         facts={**manifest.counts, "coverage": wanted.self_pairs},
+        plots={"neighbours": kept_plot(folder / "neighbours.png", lambda: _neighbours_png(folder))},
         tables=tables,
         checks={
             "neighbours": Check(
@@ -186,3 +189,8 @@ def _outcome(home: Home, version: str, manifest: Manifest, wanted: Wanted, reuse
             )
         },
     )
+
+
+def _neighbours_png(folder: Path) -> bytes:
+    counts = pl.read_parquet(folder / "records.parquet")["neighbours"].to_numpy()
+    return histogram_png(counts, "records of the pool", "near prompts found")

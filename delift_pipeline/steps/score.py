@@ -18,7 +18,8 @@ from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome
+from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
+from delift_pipeline.steps.plots import MOST_COLUMNS, histogram_png
 from delift_pipeline.storage.hashing import digest_bytes, digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
 
 CODE_VERSION = "1"
+PLOT = "distances.png"
 Part = Literal["baseline", "in_context"]
 
 
@@ -134,6 +136,7 @@ def _score(job: Job, part: Part, progress: Progress, run_id: str | None) -> Outc
         run_id=run_id,
     )
     job.folder(part).mkdir(parents=True, exist_ok=True)
+    (job.folder(part) / PLOT).unlink(missing_ok=True)
     manifest.write(job.folder(part))
     return _outcome(job, part, manifest, report)
 
@@ -234,9 +237,30 @@ def _outcome(job: Job, part: Part, manifest: Manifest, report: ScoreReport | Non
         path=folder.relative_to(job.home.root).as_posix(),
         reused=report is None or report.pairs_scored == 0,
         facts=facts,
+        plots={"distances": kept_plot(folder / PLOT, lambda: _distances_png(job, part))},
         tables=tables,
         checks=_checks(job, part, unscorable),
     )
+
+
+def _distances_png(job: Job, part: Part) -> bytes:
+    """The distances d of the answers, alone or after the first demonstrations."""
+    store, label = job.store, "d, from 0 (certain of every token) to 1"
+    if part == "baseline":
+        alone = store.baseline(tuple(job.plan.records()))
+        return histogram_png(_distances(alone.squared_distance, alone.tokens), "answers", label)
+    found = [np.empty(0, np.float32)]
+    for block in job.plan.blocks:
+        tokens = store.baseline(block.targets).tokens
+        shown = store.columns(block.demonstrations[:MOST_COLUMNS], block.targets)
+        found += [_distances(column.squared_distance, tokens) for column in shown]
+    return histogram_png(np.concatenate(found), "answers after a demonstration", label)
+
+
+def _distances(squared: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The distance of each answer that is scored."""
+    there = (tokens > 0) & ~np.isnan(squared)
+    return np.sqrt(squared[there] / tokens[there])
 
 
 def _checks(job: Job, part: Part, unscorable: dict[str, str]) -> dict[str, Check]:

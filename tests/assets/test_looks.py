@@ -147,3 +147,15 @@ def test_model_cards_tell_what_the_adapter_is_made_of(world: Any) -> None:
     ):
         assert said in card, said
     assert str(world.home.root) not in card
+
+
+def test_every_asset_shows_a_plot(world: Any) -> None:
+    drawn = {
+        name
+        for run in world.runs.values()
+        for name, made in run.made.items()
+        for value in made.metadata.values()
+        if isinstance(value, dg.MarkdownMetadataValue)
+        and "](data:image/png;base64,iVBOR" in str(value.value)
+    }
+    assert drawn == set(NAMES)
