@@ -50,8 +50,8 @@ def _print_table(found: "Comparison") -> None:
         cells = [cell for name in metrics for cell in _cells(side, name)]
         counts = (side.records, side.shared, side.heldout)
         table.add_row(side.name, *("" if c is None else f"{c:,}" for c in counts), *cells)
-    wide = {} if sys.stdout.isatty() else {"width": 400}
-    Console(**wide).print(table, markup=False)
+    width = None if sys.stdout.isatty() else 400
+    Console(width=width).print(table, markup=False)
     for better in ("lower", "higher"):
         named = [metric.heading for metric in metrics.values() if metric.better == better]
         if named:
