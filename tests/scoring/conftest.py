@@ -95,9 +95,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_folder(family: str, folder: Path, seed: int = 0) -> Path:
-    """A tiny random model of a family, saved with a tokenizer."""
-    tokenizer = word_tokenizer()
+def build_folder(
+    family: str, folder: Path, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
+    """A tiny random model of a family, saved with a tokenizer; by default `word_tokenizer`."""
+    tokenizer = tokenizer or word_tokenizer()
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
