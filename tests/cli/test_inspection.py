@@ -165,3 +165,38 @@ def test_prompt_takes_record_ids_and_source_ids(delift: Any, eight: Path, tmp_pa
 def test_an_unknown_id_is_refused(delift: Any, eight: Path) -> None:
     (fault,) = delift("prompt", eight, *MODEL, "--target", "nobody").faults
     assert "nobody" in fault and "--target" in fault
+
+
+def test_several_demonstrations_stand_in_the_order_given(delift: Any, eight: Path) -> None:
+    rows = [json.loads(line) for line in eight.read_text().splitlines()]
+    names = [row["id"] for row in rows[:3]]
+    shown = ("--demonstration", names[1], "--demonstration", names[2])
+    both = delift("prompt", eight, *MODEL, "--target", names[0], *shown, "--json").json
+    one = delift("prompt", eight, *MODEL, "--target", names[0], *shown[2:], "--json").json
+    assert both["token_ids"][-len(one["token_ids"]) + 1 :] == one["token_ids"][1:]
+    assert both["text"].index(rows[1]["input"]) < both["text"].rindex(rows[2]["input"])
+
+
+def test_the_chat_template_is_shown_and_scored_with_what_it_trims(
+    delift: Any, eight: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(DEMO_MODEL, tmp_path / "chatty")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}Task: {{ m.content | trim }}"
+        "{% else %} Answer: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    common = ("--model", folder, "--template", "chat")
+    said = delift("prompt", eight, *common, "--target", "0" * 32)
+    assert said.status == 2
+    target, shown = (json.loads(line)["id"] for line in eight.read_text().splitlines()[:2])
+    names = ("--target", target, "--demonstration", shown)
+    answer = delift("prompt", eight, *common, *names, "--json")
+    assert "takes white space off the ends of the user's text" in answer.err
+    assert answer.json["text"].count("Task: ") == 2
+    out = tmp_path / "s.parquet"
+    scored = delift("score", eight, *common, "--threads", 1, "--home", tmp_path, "--out", out)
+    assert scored.status == 0 and pl.read_parquet(out).height == 8 * 8 + 8
+    refused = delift("prompt", eight, "--model", "demo", "--template", "chat", *names).faults
+    assert len(refused) == 1 and "has no chat template" in refused[0]

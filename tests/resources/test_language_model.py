@@ -68,3 +68,28 @@ def test_compute_settings_reach_the_model(versions: Home) -> None:
     compute = ComputeResource(device="cpu", threads=2, batch_tokens=99)
     found = LanguageModelResource().options(versions, "own", compute)
     assert (found.device, found.threads, found.batch_tokens) == ("cpu", 2, 99)
+
+
+def test_a_preset_fills_what_neither_resource_nor_version_says(versions: Home) -> None:
+    found = options(versions, "bare", model="preset:qwen2-72b-instruct")
+    assert (found.template, found.dtype, found.engine) == ("chat", "bfloat16", "vllm")
+    assert found.tensor_parallel_size == 4
+    own = options(versions, "own", model="preset:qwen2-72b-instruct", dtype="float16")
+    assert (own.template, own.dtype) == ("world", "float16")
+
+
+def test_every_fault_of_both_resources_is_named_at_once(versions: Home) -> None:
+    compute = ComputeResource(device="cpu", device_map="auto", engine="vllm", batch_tokens=1)
+    with pytest.raises(Refused) as refused:
+        LanguageModelResource(dtype="f", window=3, load_in="2bit").options(versions, "own", compute)
+    found = sorted(fault.field or "" for fault in refused.value.faults)
+    assert found == ["device_map", "device_map", "dtype", "load_in", "load_in", "window"]
+    assert all("\n" not in str(fault) for fault in refused.value.faults)
+
+
+def test_large_models_are_asked_for_by_both_resources(versions: Home) -> None:
+    compute = ComputeResource(device_map="auto", workers=2)
+    asked = LanguageModelResource(load_in="4bit", template="chat")
+    found = asked.options(versions, "own", compute)
+    assert (found.load_in, found.device_map, found.workers) == ("4bit", "auto", 2)
+    assert found.template == "chat"
