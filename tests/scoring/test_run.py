@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from delift_pipeline.scoring.rate import duration_text, pairs_per_second, stored
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.table import score_table
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
 
 Made = Callable[..., pl.DataFrame]
 
@@ -243,6 +244,39 @@ def test_what_was_scored_before_an_error_is_kept(
         score_pairs(llama, store, records, all_pairs(records), engine=Failing())  # pyright: ignore
     assert store.missing(all_pairs(records)).pairs == 36 - 18
     assert not list((tmp_path / "leases").glob("*.lease"))
+
+
+def test_demonstrations_in_flight_end_in_the_same_bits_after_a_failure(
+    llama: LoadedModel, tmp_path: Path, made_up: Made
+) -> None:
+    frame = made_up(12)
+    records = llama.encoder.encode(frame)
+    whole, broken = ScoreStore(tmp_path / "whole"), ScoreStore(tmp_path / "broken")
+
+    class Failing(TransformersEngine):
+        calls = 0
+
+        def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
+            self.calls += 1
+            if self.calls > 2:
+                raise DeliftError("the device is gone")
+            assert len(jobs) == 4
+            return super().score(records, jobs)
+
+    for store in (whole, broken):
+        engine = (Failing if store is broken else TransformersEngine)(llama.model, in_flight=4)
+        with contextlib.suppress(DeliftError):
+            score_pairs(llama, store, records, all_pairs(records), engine=engine)
+    assert broken.missing(all_pairs(records)).pairs == 4 * 12
+    again = TransformersEngine(llama.model, in_flight=4)
+    score_pairs(llama, broken, records, all_pairs(records), engine=again)
+    mine, theirs = (store.read_block(records.ids, records.ids) for store in (broken, whole))
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    one = ScoreStore(tmp_path / "one")
+    score_pairs(llama, one, records, all_pairs(records))
+    alone = one.read_block(records.ids, records.ids)
+    np.testing.assert_allclose(mine.sum_logprob, alone.sum_logprob, atol=1e-4)
 
 
 def kill_until_done(scorer: Scorer, store: Path, kills: int, seed: int) -> int:
