@@ -1,5 +1,6 @@
 """`delift explain`: why a record was chosen, or who stands for it, or why it is not trusted."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from delift_pipeline.cli.options import (
     JsonOption,
     print_json,
 )
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -20,11 +22,17 @@ SHOWN = 10
 
 @takes_model
 def explain(
-    version: Annotated[str, typer.Option(help="The dataset version.")],
-    arm: Annotated[str, typer.Option(help="The arm, e.g. instruction_tuning.delift_trusted.")],
     record: Annotated[
         str, typer.Option(help="The record: record_id, its beginning, or the file's own id.")
     ],
+    version: Annotated[str | None, typer.Option(help="The dataset version.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="The arm, e.g. instruction_tuning.delift_trusted.")
+    ] = None,
+    why: Annotated[
+        Path | None,
+        typer.Option(help="The reasons that select wrote, in place of a version and an arm."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="Also show each answer token's change after the neighbours, by a model."),
@@ -35,9 +43,16 @@ def explain(
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
     from delift_pipeline.steps.explain import explain as explained
+    from delift_pipeline.steps.explain_file import explain_file
 
     options = None if model is None else flags.options(model)
-    found = explained(Home.at(home), version, arm, record, options)
+    if why is not None and version is None and arm is None and options is None:
+        found = explain_file(why, record)
+    elif why is None and version is not None and arm is not None:
+        found = explained(Home.at(home), version, arm, record, options)
+    else:
+        said = "give --version and --arm of a stored subset, or --why FILE that select wrote"
+        raise Refused(Fault(f"{said} (--model goes with the former)"))
     if as_json:
         print_json(found.as_json())
     else:
@@ -47,17 +62,24 @@ def explain(
 def as_text(found: "Explanation") -> str:
     """The explanation for people."""
     record = found.record
-    prompt = " ".join(part for part in (record["instruction"], record["input"]) if part)
     lines = [
         f"{found.record_id} ({', '.join(record['source_ids'])}) under {found.arm} on "
         f"{found.version}",
-        f"  {prompt} -> {record['output']}",
+        f"  {_text(record)}",
         *_place(found),
         *_listed("near duplicates", found.near_duplicates),
         *_trust(found.evidence),
         *_tokens(found.tokens),
     ]
     return "\n".join(lines)
+
+
+def _text(record: dict[str, Any]) -> str:
+    """A record's texts on one line; a file of reasons holds that line itself."""
+    if "text" in record:
+        return record["text"]
+    prompt = " ".join(part for part in (record["instruction"], record["input"]) if part)
+    return f"{prompt} -> {record['output']}"
 
 
 def _place(found: "Explanation") -> list[str]:
@@ -84,10 +106,7 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
     if evidence is None:
         return ["trust: not known, no near pairs were scored"]
     said = "SUSPECTED WRONG" if evidence["suspected"] else "not suspected"
-    lines = [
-        f"trust {evidence['trust']:.3f} ({said}): near prompts agree {evidence['agreement']:+.3f}, "
-        f"{evidence['relative']:+.3f} against its surroundings"
-    ]
+    lines = [f"trust {evidence['trust']:.3f} ({said}){_agreement(evidence)}"]
     for one in evidence["neighbours"]:
         verb = "disagrees" if one["disagrees"] else "agrees"
         lines.append(
@@ -95,6 +114,13 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
             f"record {_signed(one['helps'])}, helps it {_signed(one['helped'])}): {one['text']}"
         )
     return lines
+
+
+def _agreement(evidence: dict[str, Any]) -> str:
+    if "agreement" not in evidence:
+        return ""
+    agreed, relative = evidence["agreement"], evidence["relative"]
+    return f": near prompts agree {agreed:+.3f}, {relative:+.3f} against its surroundings"
 
 
 def _tokens(tokens: list[dict[str, Any]]) -> list[str]:

@@ -166,7 +166,9 @@ def report_page(report: ArmReport) -> str:
         difference_columns=list(gaps),
         metric_rows=[_metric_row(report, name, gaps) for name in _measured(report)],
         plots=[_metric_plot(report, name) for name in _measured(report)],
-        gain_plot=line_plot(report.gains, "records chosen", "marginal gain"),
+        gain_plot=line_plot(
+            report.gains, "records chosen", "marginal gain", marked=_knee(report.objective)
+        ),
         loss_plot=line_plot(losses, "step", "loss (nats per answer token)"),
         sample_rows=_sample_rows(report),
         diagnostics={k: v for k, v in report.diagnostics.items() if v is not None},
@@ -175,6 +177,12 @@ def report_page(report: ArmReport) -> str:
         heldout_sets=list(report.forgetting.heldout) if report.forgetting else [],
         forgetting=report.forgetting.sections(CLEAR) if report.forgetting else [],
     )
+
+
+def _knee(objective: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Where the gain curve is marked."""
+    knee = objective.get("knee")
+    return None if knee is None else (int(knee), f"knee, {int(knee):,} records")
 
 
 def _compared(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:

@@ -65,10 +65,23 @@ class Curve:
         return f'stroke-dasharray="{escape(self.dash)}"' if self.dash else ""
 
 
-def line_plot(values: Sequence[float], x_title: str, y_title: str, first: int = 1) -> Markup:
+def line_plot(
+    values: Sequence[float],
+    x_title: str,
+    y_title: str,
+    first: int = 1,
+    marked: tuple[int, str] | None = None,
+) -> Markup:
     """A line through values at `first`, `first` + 1, ...; empty where there are none.
 
     Long series are averaged into at most `MOST_POINTS` points.
+
+    Args:
+        values: The values.
+        x_title: What they are of.
+        y_title: What they are.
+        first: Where the first stands.
+        marked: A place that is marked by a vertical line, and what it is called.
     """
     if not values:
         return Markup("")
@@ -84,6 +97,10 @@ def line_plot(values: Sequence[float], x_title: str, y_title: str, first: int = 
     title = f"{y_title} by {x_title}"
     parts.append(_text("tick", WIDTH / 2, HEIGHT - 6, title, "middle"))
     parts.append(f'<polyline {_style("curve")} points="{shape}"/>')
+    if marked is not None:
+        at = _x(marked[0], x0, x1)
+        parts.append(_line("grid", (at, _y(y0, y0, y1)), (at, _y(y1, y0, y1))))
+        parts.append(_text("tick", at + 4, _y(y1, y0, y1) + 12, marked[1], "start"))
     return _drawing(HEIGHT, title, parts)
 
 

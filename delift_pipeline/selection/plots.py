@@ -8,7 +8,7 @@ from delift_pipeline.selection.result import Selection
 
 
 def gain_curve_png(selection: Selection) -> bytes:
-    """The objective against the number of picks, and the mean of random subsets, as a PNG.
+    """The objective by number of picks, its knee, and the mean of random subsets, as a PNG.
 
     Args:
         selection: A selection with gains; one without gives an empty pair of axes that says so.
@@ -25,6 +25,8 @@ def gain_curve_png(selection: Selection) -> bytes:
     else:
         reached = np.concatenate([[0.0], np.nancumsum(selection.gains)])
         axes.plot(range(len(reached)), reached, label=selection.selector)
+        if knee := selection.details.get("knee"):
+            axes.axvline(knee, linestyle=":", color="grey", label=f"knee, {knee:,} records")
         if selection.value_random is not None:
             axes.plot(len(reached) - 1, selection.value_random, "o", label="random, same size")
         axes.legend()

@@ -279,7 +279,7 @@ def _suspects(home: Home, dataset: DatasetVersion, arm: Arm) -> list[dict[str, A
 
 
 def _objective(subset: Manifest) -> dict[str, Any]:
-    named = ("objective", "value", "value_random", "notes")
+    named = ("objective", "value", "value_random", "knee", "tokens", "notes")
     return {key: subset.details[key] for key in named if subset.details.get(key)}
 
 

@@ -281,6 +281,7 @@ def _reasons(selection: Selection, sets: Sets) -> str:
     for row in rows:
         others = groups.get(row["near_duplicates"], ())
         row["near_duplicates"] = [record for record in others if record != row["record_id"]]
+        row["text"] = text_of(texts, row["record_id"])
         row["suspected"] = _suspected(selection, row["record_id"], texts)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

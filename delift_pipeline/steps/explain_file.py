@@ -1,0 +1,94 @@
+"""Why a record of a file was chosen or not, from the reasons that `delift select --why` wrote."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.selection.trust import SUSPECTED_BELOW
+from delift_pipeline.steps.explain import Explanation
+
+KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
+FORM = "is no line of reasons: write the file anew with delift select --why FILE"
+
+
+def explain_file(path: Path, record: str) -> Explanation:
+    """Explain one record of a file of reasons.
+
+    Args:
+        path: What `delift select --why` wrote.
+        record: A record_id, the beginning of one, or the file's own id.
+
+    Raises:
+        Refused: the file cannot be read or holds something else, or not one record is meant.
+    """
+    rows = _read(path)
+    row = _named(rows, record)
+    texts = {one["record_id"]: one["text"] for one in rows}
+
+    def shown(other: str) -> dict[str, str]:
+        return {"record_id": other, "text": texts.get(other, other)}
+
+    by = row.get("covered_by")
+    return Explanation(
+        version=str(path),
+        arm="delift select",
+        record_id=row["record_id"],
+        record={"text": row["text"], "source_ids": [row["source_id"]]},
+        selected="rank" in row,
+        covers=[shown(other) for other in row.get("covers") or ()],
+        covered_by=None if by is None else shown(by),
+        near_duplicates=[shown(other) for other in row["near_duplicates"]],
+        evidence=_evidence(row),
+        rank=row.get("rank"),
+        gain=row.get("gain"),
+        self_share=row.get("self_share"),
+        coverage=row.get("coverage"),
+        replayed=bool(row.get("replayed")),
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Refused(Fault(FORM, file=str(path), line=number)) from error
+        if not isinstance(row, dict) or set(row) < KEYS:
+            raise Refused(Fault(FORM, file=str(path), line=number))
+        rows.append(row)
+    return rows
+
+
+def _named(rows: Sequence[dict[str, Any]], record: str) -> dict[str, Any]:
+    for fits in (
+        lambda row: row["record_id"] == record,
+        lambda row: row["source_id"] == record,
+        lambda row: row["record_id"].startswith(record),
+    ):
+        found = [row for row in rows if fits(row)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Refused(Fault(f"{record!r} fits {len(found)} records", field="--record"))
+    raise Refused(Fault(f"no record of the file has the id {record!r}", field="--record"))
+
+
+def _evidence(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Trust and, of a suspected record, who disagrees; None where it is not known."""
+    if row["trust"] is None:
+        return None
+    return {
+        "trust": row["trust"],
+        "suspected": row["trust"] < SUSPECTED_BELOW,
+        "neighbours": [
+            {**one, "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0}
+            for one in row["suspected"] or ()
+        ],
+    }
