@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from delift_pipeline.arms import Arm
-from delift_pipeline.lineage.card import CARD
+from delift_pipeline.lineage.card import CARD, card_text
 from delift_pipeline.lineage.tracked_models import (
     log_adapter,
     log_card,
@@ -134,8 +134,7 @@ class TrackedArm:
         """Log the rest of the curve, the subset and the adapter."""
         self._flush()
         summary = {
-            "train_first_loss": log.first_loss,
-            "train_last_loss": log.last_loss,
+            **{f"train_{name}": mean for name, mean in log.means.items() if mean is not None},
             "train_seconds": log.seconds,
             "records": float(log.records_used),
         }
@@ -166,9 +165,7 @@ class TrackedArm:
         version, arm = self.dataset.version, self.arm.name
         model_id = log_adapter(self.tracker, self.run_id, self.folder, f"{version}-{arm}")
         tags = {"version": version, "arm": arm, "adapter": manifest.content_hash}
-        card = self.folder / CARD
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        return register(self.tracker, self.registered, model_id, tags, text)
+        return register(self.tracker, self.registered, model_id, tags, card_text(self.folder))
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log a training that was done before, from its log."""
@@ -203,7 +200,7 @@ def publish_card(tracker: Tracker, folder: Path) -> None:
     known = tracked(folder)
     tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
     if "registered" in known:
-        log_card(tracker, known["registered"], known["registered_version"], folder / CARD)
+        log_card(tracker, known["registered"], known["registered_version"], folder)
 
 
 def note_tracked(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:

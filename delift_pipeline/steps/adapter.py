@@ -27,6 +27,8 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
+INITIAL = "initial"
+"""The selector whose adapter is the base model."""
 FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
 
@@ -145,7 +147,7 @@ def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFram
 
 def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, dict[str, str]]:
     """The parent's adapter that a continual arm goes on from: its own, else its kin's."""
-    if arm.stage != "continual":
+    if arm.stage != "continual" or arm.selector == INITIAL:
         return None, {}
     for parent in dataset.parents:
         for name in (arm.name, arm.kin):
@@ -193,21 +195,25 @@ def _train(
     on_step: Callable[[int, Mapping[str, float]], None] | None,
 ) -> Manifest:
     from delift_pipeline.training.run import train
+    from delift_pipeline.training.untrained import untrained
 
     folder = home.adapter(job.dataset.version, job.arm.name)
     checkpoints = folder.with_name(f".checkpoints-{folder.name}")
     with replacing_folder(folder) as temporary:
-        log = train(
-            job.arm.training,
-            job.model,
-            job.records,
-            job.arm.seed,
-            temporary,
-            start=job.start,
-            progress=progress,
-            on_step=on_step,
-            checkpoints=checkpoints if job.arm.training.checkpoint_every else None,
-        )
+        if job.arm.selector == INITIAL:
+            log = untrained(job.arm.training, job.model, job.arm.seed, temporary)
+        else:
+            log = train(
+                job.arm.training,
+                job.model,
+                job.records,
+                job.arm.seed,
+                temporary,
+                start=job.start,
+                progress=progress,
+                on_step=on_step,
+                checkpoints=checkpoints if job.arm.training.checkpoint_every else None,
+            )
         name = f"adapter:{job.dataset.version}:{job.arm.name}"
         ranking = job.records["record_id"]
         write_trained_on(temporary, name, ranking, log.records_left_out, job.start)
@@ -260,8 +266,7 @@ def _outcome(
         facts={
             **manifest.counts,
             "method": log.method,
-            "first_loss": log.first_loss,
-            "last_loss": log.last_loss,
+            **{name: mean for name, mean in log.means.items() if mean is not None},
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",
         },
@@ -271,7 +276,9 @@ def _outcome(
             "loads": FOUND_INTACT if reused else _loads(folder),
             "loss_fell": Check(
                 log.loss_fell,
-                f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats",
+                f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
+                if log.losses
+                else "nothing was trained: this is the base model",
             ),
         },
         links=links,

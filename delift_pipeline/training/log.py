@@ -56,28 +56,33 @@ class TrainingLog(BaseModel):
 
     @property
     def first_loss(self) -> float:
-        """Mean loss over the first tenth of the steps."""
+        """Mean loss over the first tenth of the steps; NaN where none was done."""
         return _mean(self.losses[: self._tenth])
 
     @property
     def last_loss(self) -> float:
-        """Mean loss over the last tenth of the steps."""
+        """Mean loss over the last tenth of the steps; NaN where none was done."""
         return _mean(self.losses[-self._tenth :])
 
     @property
     def loss_fell(self) -> bool:
-        """Whether the last tenth's mean loss is below the first tenth's."""
-        return self.last_loss < self.first_loss
+        """Whether the last tenth's mean loss is below the first tenth's, or nothing was trained."""
+        return not self.losses or self.last_loss < self.first_loss
 
     @property
     def _tenth(self) -> int:
         return max(1, len(self.losses) // 10)
 
+    @property
+    def means(self) -> dict[str, float | None]:
+        """`first_loss` and `last_loss`, None where no step was done."""
+        means = {"first_loss": self.first_loss, "last_loss": self.last_loss}
+        return {name: mean if self.losses else None for name, mean in means.items()}
+
     def summary(self) -> dict[str, Any]:
         """Everything but the curves, with the two means and whether the loss fell."""
         facts = self.model_dump(mode="json", exclude={"losses", "learning_rates"})
-        means = {"first_loss": self.first_loss, "last_loss": self.last_loss}
-        return facts | means | {"loss_fell": self.loss_fell}
+        return facts | self.means | {"loss_fell": self.loss_fell}
 
 
 def write_training_log(folder: Path, log: TrainingLog) -> None:
@@ -113,4 +118,4 @@ def weights_hash(folder: Path) -> str:
 
 
 def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else float("nan")

@@ -77,7 +77,7 @@ class Run:
     def account(self) -> dict[str, Any]:
         """What the run did, for the log."""
         done = self.done
-        trained, parameters = _parameter_counts(self.trainable.model)
+        trained, parameters = parameter_counts(self.trainable.model)
         return {
             "losses": done.losses,
             "learning_rates": done.learning_rates,
@@ -149,7 +149,7 @@ def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
 
 
-def _parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Trained parameters and all parameters."""
     if isinstance(model, PeftModel):
         # PEFT knows how many weights a packed 4-bit tensor holds.

@@ -129,12 +129,9 @@ def test_gradient_batches_hold_every_record_once_within_the_limits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.data
-def test_gradients_of_a_batch_cost_a_fraction_of_the_loop(
-    stories: Path, records: pl.DataFrame
-) -> None:
-    options = ModelOptions(model=str(stories), device="cpu")
-    model, examples = adapted(options, records)
+def test_gradients_of_a_batch_cost_less_than_a_fifth_of_the_loop(records: pl.DataFrame) -> None:
+    # Records as short as the demo's: long ones keep a single core busy one at a time as well.
+    model, examples = adapted(ModelOptions(model="demo", device="cpu"), records)
     examples = [examples[n % len(examples)] for n in range(64)]
     of_all(model, examples[:4])
     one_by_one(model, examples[:2])
@@ -143,7 +140,7 @@ def test_gradients_of_a_batch_cost_a_fraction_of_the_loop(
     middle = time.process_time()
     of_all(model, examples)
     loop, batch = middle - started, time.process_time() - middle
-    assert loop > 3 * batch
+    assert loop > 5 * batch
 
 
 def test_signs_are_bits_of_splitmix64_whatever_part_is_made() -> None:
@@ -226,6 +223,7 @@ def test_ranking_is_that_of_a_slow_oracle(
     found = select(given, "less", "full", 0, SMALL)
     scores = oracle(given, LessOptions.model_validate(SMALL))
     expected = np.array([scores[record] for record in found.ranking])
+    assert found.gains is not None
     # float16 of unit vectors is good to about 1e-4 in a cosine.
     np.testing.assert_allclose(found.gains, expected, atol=3e-4)
     assert np.ptp(expected) > 0.05

@@ -1,0 +1,87 @@
+"""All thirteen selectors of the comparison by the one door: demo world and public data."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from delift_pipeline.bench.quality_pools import Sizes, Wanted, draw, scored
+from delift_pipeline.progress import SilentProgress
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.registry import SELECTORS
+from delift_pipeline.selection.run import select
+from delift_pipeline.steps.file_selection import Request
+from delift_pipeline.steps.select_file import select_file
+from delift_pipeline.storage.home import Home
+
+THIRTEEN = (
+    "initial full random length delift delift_trusted delift_se selectit less deft_ucs rds_plus "
+    "ifd nuggets"
+).split()
+# Small for the machine, and without a download; everything else is as shipped.
+SMALL: dict[str, dict[str, Any]] = {
+    "less": {"rank": 2, "alpha": 4, "dims": 512, "epochs": 2},
+    "deft_ucs": {"embedder": "tfidf"},
+    "delift_se": {"embedder": "tfidf"},
+    "delift": {"pairs": "neighbours"},
+}
+SIZES = {"initial": 0, "full": 150}
+
+
+@pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])
+def test_every_selector_chooses_from_the_demo_world(tmp_path: Path, stage: Any) -> None:
+    drawn = draw(stage, 3, 0.0, Sizes(pool=40, heldout_per_task=1, target=6))
+    wanted = Wanted(False, stage == "task_specific", stage == "continual")
+    inputs = scored(Home.at(tmp_path), "demo", drawn, wanted).inputs
+    known = set(inputs.records["record_id"])
+    for name in THIRTEEN:
+        found = select(inputs, name, 8, 0, SMALL.get(name, {}))
+        count = {"initial": 0, "full": inputs.pool.height}.get(name, 8)
+        assert len(found.ranking) == len(set(found.ranking)) == count, name
+        assert set(found.ranking) <= known, name
+        again = select(inputs, name, 8, 0, SMALL.get(name, {}))
+        assert again.ranking == found.ranking, name
+
+
+def test_the_thirteen_are_registered() -> None:
+    assert set(THIRTEEN) <= set(SELECTORS)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(("data", "window"), [("squad", 192), ("gsm8k", 512)])
+def test_every_selector_chooses_from_public_data(
+    tmp_path: Path, shared_data: Path, stories: Path, data: str, window: int
+) -> None:
+    file = tmp_path / "pool.jsonl"
+    lines = (shared_data / data / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:150]), encoding="utf-8")
+    ids = set(pl.read_ndjson(file)["id"])
+    model = ModelOptions(model=str(stories), window=window, device="cpu", threads=1)
+    home = Home.at(tmp_path / "home")
+    for name in THIRTEEN:
+        outs = [tmp_path / f"{name}-{turn}.jsonl" for turn in (1, 2)]
+        for out in outs:
+            select_file(home, request(file, name, out), model, SilentProgress())
+        assert outs[0].read_bytes() == outs[1].read_bytes(), name
+        chosen = [] if name == "initial" else pl.read_ndjson(outs[0])["id"].to_list()
+        assert len(chosen) == len(set(chosen)) == SIZES.get(name, 45), name
+        assert set(chosen) <= ids, name
+
+
+def request(file: Path, selector: str, out: Path) -> Request:
+    return Request(
+        file=file,
+        target=None,
+        existing=None,
+        stage=None,
+        selector=selector,
+        options=SMALL.get(selector, {}),
+        budget="0.3",
+        seed=0,
+        mapping=None,
+        skip_bad=False,
+        out=out,
+        why=None,
+    )
