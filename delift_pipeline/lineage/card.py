@@ -24,6 +24,7 @@ CARD = "README.md"
 TEMPLATE = "card.md.j2"
 SOURCES_SHOWN = 20
 _LONGEST_NAME = 80
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f`|<>\u2028\u2029]+")
 
 
@@ -65,6 +66,13 @@ def write_card(
     )
     write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text))
     return folder / CARD
+
+
+def card_text(folder: Path) -> str:
+    """The card in an adapter's folder as a person reads it; empty where there is none."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return _FRONT_MATTER.sub("", text)
 
 
 def _made_of(

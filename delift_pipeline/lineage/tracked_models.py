@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from delift_pipeline.lineage.card import CARD
+from delift_pipeline.lineage.card import CARD, card_text
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.tracking_store import store_lock
 from delift_pipeline.lineage.tracking_values import PREFIX, flat_params, model_name, tag_names
@@ -185,13 +185,13 @@ def point(tracker: Tracker, name: str, alias: Alias, to: "ModelVersion | None") 
             tracker.client.set_registered_model_alias(name, alias, str(to.version))
 
 
-def log_card(tracker: Tracker, name: str, version: str, card: Path) -> None:
+def log_card(tracker: Tracker, name: str, version: str, folder: Path) -> None:
     """Put a rewritten model card beside the logged model and onto its registered version."""
     with tracker.explained():
-        text = card.read_text(encoding="utf-8")
+        text = card_text(folder)
         updated = tracker.client.update_model_version(name, version, description=text)
         if updated.model_id:
-            tracker.client.log_model_artifact(updated.model_id, str(card))
+            tracker.client.log_model_artifact(updated.model_id, str(folder / CARD))
 
 
 def model_link(tracker: Tracker, name: str, version: "ModelVersion") -> str:
