@@ -21,7 +21,7 @@ THREADS = 8
 # Values a thread should have to read before it is worth starting.
 VALUES_A_THREAD = 1_000_000
 # A column's rows are remembered once they are this part of all, and so many of all columns.
-REMEMBERED_SHARE = 2
+REMEMBERED_SHARE = 8
 REMEMBERED = 1 << 26
 
 
