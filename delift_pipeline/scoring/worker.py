@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,10 @@ def main() -> int:
         return 2
     except DeliftError as error:
         print(error, file=sys.stderr)
+        return 1
+    except Exception:
+        # The interpreter must not end by itself: the thread above holds standard input.
+        traceback.print_exc()
         return 1
     return 0
 

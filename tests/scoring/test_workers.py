@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +22,8 @@ from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.workers import environments, pinned, score_together
+from delift_pipeline.scoring.worker import ORPHANED
+from delift_pipeline.scoring.workers import MODULE, environments, pinned, score_together
 
 COUNT = 48
 
@@ -129,6 +132,24 @@ def test_when_all_workers_die_one_sentence_says_what_is_left(work: Work) -> None
         work.scored()
     ended.set()
     assert len(str(failed.value).splitlines()) == 1
+
+
+def test_a_worker_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", MODULE, str(tmp_path)]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == ORPHANED
+
+
+def test_an_error_in_a_worker_ends_it_with_a_traceback_and_status_1(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", MODULE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        last = process.stderr.read().strip().splitlines()[-1]
+        assert process.wait() == 1
+    assert last.startswith("FileNotFoundError") and "job.json" in last
 
 
 def test_workers_get_gpus_of_their_own_and_too_few_are_refused() -> None:
