@@ -80,6 +80,8 @@ def ingest(
     counts = manifest.counts
     if counts["left_out"]:
         print(f"{counts['left_out']:,} faulty rows were left out", file=sys.stderr)
+    if counts.get("forgotten"):
+        print(f"{counts['forgotten']:,} forgotten records were left out", file=sys.stderr)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
         return
@@ -114,7 +116,11 @@ def select(
         ),
     ] = None,
     selector: Annotated[
-        str, typer.Option(help="delift_trusted, delift, delift_se, random or full.")
+        str,
+        typer.Option(
+            help="delift_trusted, delift, delift_se, random, full, initial, length, selectit, "
+            "less, deft_ucs, rds_plus, ifd or nuggets."
+        ),
     ] = "delift_trusted",
     option: Annotated[
         list[str] | None,

@@ -41,9 +41,9 @@ def of(options: ModelOptions, home: Home, pool: pl.DataFrame, **more: Any) -> Se
 
 
 @torch.no_grad()
-def logits_of(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
+def logits_of(loaded: LoadedModel, ids: Sequence[Any]) -> torch.Tensor:
     """Logits of one sequence, alone and unpadded, float64 [tokens, vocabulary]."""
-    return loaded.model(input_ids=torch.tensor([ids])).logits[0].double()
+    return loaded.model(input_ids=torch.tensor([list(ids)])).logits[0].double()
 
 
 def mean_logprob(loaded: LoadedModel, before: Sequence[Any], answer: list[int]) -> float:
