@@ -297,3 +297,14 @@ def test_without_automatic_training_a_version_ends_with_its_subset(
     assert served.at_work() == []
     assert not served.home.adapter("demo-v3", ARM).exists()
     assert served.leaderboard("demo-v3") == set()
+
+
+def test_ended_in_the_middle_and_served_again_it_goes_on(served: Served, files: DemoFiles) -> None:
+    part = served.home.inbox / ".demo-v4.jsonl"
+    part.write_text("\n".join(files.second_pool.read_text().splitlines()[:70]) + "\n")
+    part.rename(served.home.inbox / "demo-v4.jsonl")
+    until("run", lambda: [run for run in served.at_work() if run["status"] == "STARTED"])
+    served.end()
+    served.start()
+    until("subset", lambda: read_manifest(served.home.subset("demo-v4", ARM)))
+    until("end of all runs", lambda: not served.at_work())
