@@ -11,6 +11,8 @@ from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
 from delift_pipeline.selection.run import DROPPED
 from delift_pipeline.selection.trust import trust_of
@@ -85,7 +87,8 @@ def explain(
     known = _known(home, dataset)
     name = _named(known, record)
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
-    evidence = _evidence(home, dataset, manifest, name)
+    reader = None if model is None else LanguageModel(model, home)
+    evidence = _evidence(home, dataset, manifest, name, reader)
     facts = _facts(home, version, arm, name, texts)
     tokens = [] if model is None or evidence is None else _tokens(model, texts, name, evidence)
     return Explanation(
@@ -176,7 +179,11 @@ def _shown(record: str, texts: Mapping[str, Mapping[str, Any]]) -> dict[str, str
 
 
 def _evidence(
-    home: Home, dataset: DatasetVersion, manifest: Manifest, name: str
+    home: Home,
+    dataset: DatasetVersion,
+    manifest: Manifest,
+    name: str,
+    reader: LanguageModel | None,
 ) -> Evidence | None:
     """What near prompts say, from the kernel that the subset was chosen with."""
     if manifest.fingerprint is None:
@@ -185,11 +192,14 @@ def _evidence(
     asked = {key: options[key] for key in ("embedder", "floor") if key in options}
     if manifest.request["selector"] != "delift_trusted":
         asked = {}
+    if asked.get("embedder") == MODEL and reader is None:
+        said = "trust was read from the model's own embeddings here: name the model"
+        raise Refused(Fault(said, field="--model"))
     try:
         block = load_block(home, dataset.version, manifest.fingerprint, "neighbours")
     except (Refused, DeliftError):
         return None
-    return evidence_of(trust_of(block, dataset.pool, **asked), name, NEIGHBOURS)
+    return evidence_of(trust_of(block, dataset.pool, **asked, model=reader), name, NEIGHBOURS)
 
 
 def _with_texts(evidence: Evidence, texts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
