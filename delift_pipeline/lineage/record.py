@@ -1,6 +1,6 @@
 """From a record to everything it went into, and why it was taken or not."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from delift_pipeline.lineage.artifacts import (
     version_kernels,
 )
 from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
+from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
@@ -66,12 +67,13 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     places = _places(home)
     name = _named(places, record)
     own = places.filter(pl.col("record_id") == name)
-    adapters = record_adapters(home, name)
+    reached = _reached(home, own["version"])
+    adapters = record_adapters(home, name, reached)
     return RecordLineage(
         record_id=name,
         texts=_texts(home, own),
         versions=own.select("version", "part", "source_ids", "copies").to_dicts(),
-        subsets=_subsets(home, name),
+        subsets=_subsets(home, name, reached),
         adapters=adapters,
         reports=_reports(home, adapters),
         measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
@@ -129,13 +131,35 @@ def _texts(home: Home, own: pl.DataFrame) -> dict[str, Any]:
     return {key: row[key] for key in ("instruction", "input", "output", "task", "source")}
 
 
-def _subsets(home: Home, name: str) -> list[dict[str, Any]]:
-    """Every stored subset that had the record to choose from."""
-    artifacts = {
+def _reached(home: Home, holders: pl.Series) -> set[str]:
+    """Versions that a record can have reached: those that hold it, and all that follow them.
+
+    A subset takes records from its version and the ones before it, and an adapter goes on from one
+    of those. Versions whose data set is gone are looked through as well.
+    """
+    parents = {name: known_manifest(home, name).details["parents"] for name in home.versions()}
+    reached, grew = set(holders), True
+    while grew:
+        followers = {n for n, before in parents.items() if not reached.isdisjoint(before)}
+        grew = not followers <= reached
+        reached |= followers
+    gone = {name for kind in ("subset", "adapter") for name in stored_versions(home, kind)}
+    return reached | (gone - set(parents))
+
+
+def _cells(home: Home, kind: str, versions: Collection[str]) -> dict[str, Artifact]:
+    """The artifacts of some versions by folder."""
+    return {
         artifact.folder.as_posix(): artifact
-        for version in stored_versions(home, "subset")
-        for artifact in arm_artifacts(home, "subset", version)
+        for version in stored_versions(home, kind)
+        if version in versions
+        for artifact in arm_artifacts(home, kind, version)
     }
+
+
+def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
+    """Every stored subset that had the record to choose from."""
+    artifacts = _cells(home, "subset", versions)
     chosen = _rows(artifacts, SUBSET, name)
     dropped = _rows(artifacts, DROPPED, name)
     return [
@@ -204,16 +228,12 @@ def dropped_reason(row: dict[str, Any]) -> str:
     return "left out: beyond the budget, and no chosen record covers it"
 
 
-def record_adapters(home: Home, name: str) -> list[dict[str, Any]]:
-    """Every stored adapter whose weights a record shaped.
+def record_adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
+    """Every stored adapter of some versions whose weights a record shaped.
 
-    Found downwards: from the lists of all adapters to those that hold the record.
+    Found downwards: from the lists of the adapters to those that hold the record.
     """
-    artifacts = {
-        artifact.folder.as_posix(): artifact
-        for version in stored_versions(home, "adapter")
-        for artifact in arm_artifacts(home, "adapter", version)
-    }
+    artifacts = _cells(home, "adapter", versions)
     listed = [folder for folder, one in artifacts.items() if (one.folder / TRAINED_ON).is_file()]
     rows = _all_rows(listed, name)
     for folder in set(artifacts) - set(listed):
