@@ -1,7 +1,6 @@
 """Peak memory of scoring over the loaded model, for `bench.scoring`; a program of its own."""
 
 import json
-import resource
 import sys
 
 import torch
@@ -11,9 +10,11 @@ from delift_pipeline.bench.scoring_shapes import LENGTHS, random_model, random_r
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 
 
-def _resident_mib() -> float:
-    with open("/proc/self/statm", encoding="ascii") as handle:
-        return int(handle.read().split()[1]) * resource.getpagesize() / 2**20
+def _mib(field: str) -> float:
+    """A size in /proc/self/status: of this program alone, where rusage keeps its parent's peak."""
+    with open("/proc/self/status", encoding="ascii") as handle:
+        line = next(line for line in handle if line.startswith(field))
+    return int(line.split()[1]) / 2**10
 
 
 def main(shape: str, lengths: str, targets: int) -> None:
@@ -22,10 +23,9 @@ def main(shape: str, lengths: str, targets: int) -> None:
     records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
     for parameter in model.parameters():
         parameter.sum()
-    before = _resident_mib()
+    before = _mib("VmRSS")
     TransformersEngine(model).score(records, [sample_job(records, targets)] * 2)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"peak_rss_mib": max(peak - before, 0.0)}))
+    print(json.dumps({"peak_rss_mib": max(_mib("VmHWM") - before, 0.0)}))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_prefixes_that_are_copied_bound_the_targets_of_a_batch(
     few = TransformersEngine(llama.model, why_not_layers="compared", window=256)
     few.plan = MemoryPlan(**{**vars(engine.plan), "keys": 2 * 256})
     sizes = []
-    logprobs = few.path.logprobs
+    logprobs: Any = few.path.logprobs
     few.path.logprobs = lambda ready, prefixes: (  # pyright: ignore
         sizes.append(len(ready.rows)) or logprobs(ready, prefixes)
     )

@@ -132,7 +132,8 @@ def test_what_the_vocabulary_lacks_is_scored_byte_by_byte(
     frame = TEXTS.with_columns(pl.lit(answer).alias("output"))
     records = loaded.encoder.encode(frame)
     foreign = sum(len(letter.encode()) for letter in answer if not letter.isascii())
-    byte_ids = set(loaded.tokenizer.convert_tokens_to_ids([f"<0x{b:02X}>" for b in range(256)]))
+    known = loaded.tokenizer.get_vocab()
+    byte_ids = {known[f"<0x{byte:02X}>"] for byte in range(256)}
     assert sum(int(token) in byte_ids for token in records.answer(0)) == foreign
     scores_of(loaded, frame)
 
@@ -145,7 +146,8 @@ def test_an_added_special_token_is_never_read_from_a_record(
     loaded = loaded_with(tokenizer, make_model, tmp_path / "added")
     frame = TEXTS.with_columns(pl.lit("the <|tool|> and </s> <s>").alias("output"))
     records = loaded.encoder.encode(frame)
-    special = loaded.tokenizer.convert_tokens_to_ids(["<|tool|>", "<s>", "</s>"])
+    known = loaded.tokenizer.get_vocab()
+    special = {known[name] for name in ("<|tool|>", "<s>", "</s>")}
     assert records.answer(0).tolist()[-1] == loaded.tokenizer.eos_token_id
-    assert not set(records.answer(0).tolist()[:-1]) & set(special)
+    assert not set(records.answer(0).tolist()[:-1]) & special
     scores_of(loaded, frame)
