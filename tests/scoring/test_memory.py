@@ -38,7 +38,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     activity = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
         work()
-    events = profiler.profiler.kineto_results.events()  # pyright: ignore
+    events: Any = profiler.profiler.kineto_results.events()  # pyright: ignore
     moments = [e for e in events if e.name() == "[memory]"]
     sizes = [e.nbytes() for e in sorted(moments, key=lambda e: e.start_ns())]
     return int(np.cumsum(sizes).max())
@@ -108,7 +108,7 @@ def test_prefixes_that_are_copied_bound_the_targets_of_a_batch(
     sizes = []
     logprobs: Any = few.path.logprobs
     few.path.logprobs = lambda ready, prefixes: (  # pyright: ignore
-        sizes.append(len(ready.rows)) or logprobs(ready, prefixes)
+        sizes.append(len(ready.rows)) or logprobs(ready, prefixes)  # pyright: ignore
     )
     found = few.score(records, [job])[0]
     assert max(sizes) <= 4 < 20
