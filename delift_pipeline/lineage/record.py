@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,6 +13,7 @@ from delift_pipeline.evaluation.result import REPORT, SAMPLES
 from delift_pipeline.lineage.artifacts import (
     Artifact,
     arm_artifacts,
+    folders,
     found,
     stored_versions,
     version_kernels,
@@ -169,9 +171,9 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
     ]
 
 
-def _rows(folders: Iterable[str], file: str, name: str) -> dict[str, dict[str, Any]]:
+def _rows(places: Iterable[str], file: str, name: str) -> dict[str, dict[str, Any]]:
     """The record's row in each folder's table that has one, all read in one pass."""
-    paths = [f"{folder}/{file}" for folder in folders]
+    paths = [f"{folder}/{file}" for folder in places]
     if not paths:
         return {}
     matching = (
@@ -233,9 +235,13 @@ def record_adapters(home: Home, name: str, versions: Collection[str]) -> list[di
 
     Found downwards: from the lists of the adapters to those that hold the record.
     """
-    artifacts = _cells(home, "adapter", versions)
-    listed = [folder for folder, one in artifacts.items() if (one.folder / TRAINED_ON).is_file()]
+    arms = [arm for v in sorted(versions) for arm in folders(home.root / "adapters" / v)]
+    listed = [arm.as_posix() for arm in arms if (arm / TRAINED_ON).is_file()]
     rows = _all_rows(listed, name)
+    # Only the manifests of adapters that may hold it are read: there can be thousands of others.
+    silent = {arm.parent.name for arm in arms if arm.as_posix() not in set(listed)}
+    holding = {Path(folder).parent.name for folder in rows}
+    artifacts = _cells(home, "adapter", silent | holding)
     for folder in set(artifacts) - set(listed):
         rows[folder] = _fallback(home, artifacts[folder], name)
     return [
@@ -243,10 +249,10 @@ def record_adapters(home: Home, name: str, versions: Collection[str]) -> list[di
     ]
 
 
-def _all_rows(folders: list[str], name: str) -> dict[str, list[dict[str, Any]]]:
-    if not folders:
+def _all_rows(places: list[str], name: str) -> dict[str, list[dict[str, Any]]]:
+    if not places:
         return {}
-    paths = [f"{folder}/{TRAINED_ON}" for folder in folders]
+    paths = [f"{folder}/{TRAINED_ON}" for folder in places]
     scanned = pl.scan_parquet(paths, include_file_paths="path")
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in scanned.filter(pl.col("record_id") == name).collect().iter_rows(named=True):
