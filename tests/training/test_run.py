@@ -271,7 +271,7 @@ def test_qlora_without_its_package_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from delift_pipeline.training import quantised
+    from delift_pipeline.scoring import quantised
 
     monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
     options = quick.model_copy(update={"method": "qlora"})
