@@ -116,11 +116,11 @@ def _row(
     }
     if vllm:
         engines["vllm"] = vllm
+    padded = partial(naive_padded, model, records, jobs, batch=sizes.naive_batch)
     methods: dict[str, Callable[[], Any]] = {
-        "naive_full": partial(naive_padded, model, records, jobs, full_logits=True),
-        "naive_answer": partial(naive_padded, model, records, jobs, full_logits=False),
+        "naive_full": partial(padded, full_logits=True),
+        "naive_answer": partial(padded, full_logits=False),
     }
-    methods = {name: partial(way, batch=sizes.naive_batch) for name, way in methods.items()}
     methods |= {name: partial(engine.score, records, jobs) for name, engine in engines.items()}
     timed = tuple(methods)
     methods["peak"] = partial(matmul_gflops, device, model.dtype)
