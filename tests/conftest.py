@@ -1,8 +1,14 @@
 """Fixtures shared by all tests."""
 
 import contextvars
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -12,6 +18,7 @@ from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 
+OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DAGSTER_HOME")
 DATA_VARIABLE = "DELIFT_TEST_DATA"
 THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
 CODES = "one two three four five six".split()
@@ -180,3 +187,65 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def records() -> pl.DataFrame:
     """Twelve records that can be memorised."""
     return make_records()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON document it has to be."""
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+    @property
+    def faults(self) -> list[str]:
+        """The lines of a refusal: status 2, nothing on standard output, no traceback."""
+        assert self.status == 2, self.err
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        return self.err.splitlines()
+
+
+Delift = Callable[..., Answer]
+
+
+@pytest.fixture
+def delift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Delift:
+    """Run a command in this process."""
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: object) -> Answer:
+        from delift_pipeline.cli import main
+
+        capsys.readouterr()
+        status = main.run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Answer(status, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def program() -> Delift:
+    """Run a command as a process of its own."""
+
+    def call(*arguments: object, cwd: Path | None = None) -> Answer:
+        kept = {key: value for key, value in os.environ.items() if key not in OURS}
+        done = subprocess.run(
+            [sys.executable, "-m", "delift_pipeline.cli.main", *map(str, arguments)],
+            env=kept | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return call

@@ -1,8 +1,6 @@
-"""A home that went through the whole graph once, with both databases, and the program."""
+"""A home that went through the whole graph once, with both databases."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +24,6 @@ arms:
   continual.random: {}
   continual.delift_trusted: {}
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command said and how it ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output as the one JSON document it has to be."""
-        import json
-
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-    @property
-    def faults(self) -> list[str]:
-        """The lines of a refusal: status 2, nothing on standard output, no traceback."""
-        assert self.status == 2, self.err
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        return self.err.splitlines()
-
-
-Delift = Callable[..., Answer]
-
-
-@pytest.fixture
-def delift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Delift:
-    """Run a command in this process."""
-    for name in ("DELIFT_HOME", "DELIFT_MODEL", "DAGSTER_HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments: object) -> Answer:
-        capsys.readouterr()
-        status = main.run([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Answer(status, said.out, said.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")
