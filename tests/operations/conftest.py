@@ -1,13 +1,13 @@
 """A home that went through the whole graph once, with both databases."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from delift_pipeline.cli import main
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
@@ -27,7 +27,7 @@ arms:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Home:
+def made(tmp_path_factory: pytest.TempPathFactory, program: Callable[..., Any]) -> Home:
     """v1 and its child v2 with two arms each, run through Dagster and MLflow. For reading only."""
     torch.set_num_threads(1)
     home = Home.at(tmp_path_factory.mktemp("made") / "home")
@@ -43,7 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Home:
             if version == "v2"
             else []
         )
-        assert main.run(["run", "--version", version, *arms, "--home", str(home.root)]) == 0
+        said = program("run", "--version", version, *arms, "--home", home.root)
+        assert said.status == 0, said.err
     return home
 
 

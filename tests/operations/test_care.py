@@ -113,11 +113,11 @@ def test_no_file_of_a_home_names_the_place_it_was_made_at(made: Home) -> None:
     assert [path for path in inside if path.parts[0] not in ("dagster", "mlflow")] == []
 
 
-def test_moved_home_finds_everything_again(copied: Home, tmp_path: Path, delift) -> None:
+def test_moved_home_finds_everything_again(copied: Home, tmp_path: Path, delift, program) -> None:
     moved = Home.at(tmp_path / "elsewhere" / "moved")
     moved.root.parent.mkdir()
     shutil.move(copied.root, moved.root)
-    said = delift("run", "--version", "v1", "--arm", TRUSTED, "--home", moved.root, "--json").json
+    said = program("run", "--version", "v1", "--arm", TRUSTED, "--home", moved.root, "--json").json
     assert said["pairs_scored"] == 0
     before = json.loads((moved.adapter("v1", TRUSTED) / "manifest.json").read_text("utf-8"))
     lineage = delift("lineage", "--adapter", f"v1/{TRUSTED}", "--home", moved.root, "--json").json

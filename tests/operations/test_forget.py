@@ -81,7 +81,7 @@ def test_forgetting_again_changes_nothing(copied: Home) -> None:
     assert [known_manifest(copied, v).content_hash for v in ("v1", "v2")] == hashes
 
 
-def test_next_run_makes_everything_again_without_the_record(copied: Home, delift) -> None:
+def test_next_run_makes_everything_again_without_the_record(copied: Home, program) -> None:
     picked = subset_ids(copied, "v1", FIRST)[0]
     row = pool_of(copied, "v1").filter(pl.col("record_id") == picked).row(0, named=True)
     for name in ("v2", "leaderboard"):
@@ -92,7 +92,7 @@ def test_next_run_makes_everything_again_without_the_record(copied: Home, delift
     assert picked in random["record_id"]
     found = forget(copied, [picked])
     (run,) = found.runs
-    assert delift(*run.split()[1:], "--home", copied.root).status == 0
+    assert program(*run.split()[1:], "--home", copied.root).status == 0
     assert picked not in subset_ids(copied, "v1", FIRST)
     dropped = pl.read_parquet(copied.subset("v1", FIRST) / "dropped.parquet")
     assert picked not in dropped["record_id"]
