@@ -26,7 +26,8 @@ from delift_pipeline.demo.dataset import DemoFiles, DemoSizes, write_demo_files
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
-pytestmark = pytest.mark.slow
+# One process runs all of it: its tests share one home, in order.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("automation")]
 
 SIZES = DemoSizes(pool=60, new_tasks=10, old_tasks=10, heldout_per_task=2, target=4)
 ARMS = """

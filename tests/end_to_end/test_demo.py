@@ -15,7 +15,8 @@ import pytest
 
 from delift_pipeline.definitions import ALL_ASSETS
 
-pytestmark = pytest.mark.slow
+# One process runs all of it: its tests share one home, in order.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 STAGES = ("instruction_tuning", "task_specific", "continual")
 SELECTORS = ("initial", "random", "full", "delift")

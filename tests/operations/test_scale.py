@@ -26,7 +26,8 @@ DATASETS = 10
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"instruction_tuning.random-{i:02d}" for i in range(ARMS)]
 
-pytestmark = pytest.mark.slow
+# One process runs all of it: its tests share one home, in order.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale")]
 
 
 @pytest.fixture(scope="module")
