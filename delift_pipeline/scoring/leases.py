@@ -17,6 +17,7 @@ from filelock import FileLock
 
 STALE_SECONDS = 60.0
 TOUCH_SECONDS = 5.0
+SUFFIX = ".lease"
 
 
 class Leases:
@@ -45,6 +46,7 @@ class Leases:
         self._stop.set()
         self._toucher.join()
         self.release(set(self.held))
+        self._sweep()
 
     def claim(self, key: str) -> bool:
         """Take a lease; False where another writer holds it."""
@@ -67,8 +69,15 @@ class Leases:
                     path.unlink(missing_ok=True)
         self.held -= keys
 
+    def _sweep(self) -> None:
+        """Remove the leases of holders that died."""
+        with self._lock:
+            for path in self.folder.glob(f"*{SUFFIX}"):
+                if self._stale(path):
+                    path.unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.lease"
+        return self.folder / f"{key}{SUFFIX}"
 
     def _stale(self, path: Path) -> bool:
         holder = self._read(path)

@@ -203,6 +203,19 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ScoreStore(tmp_path).refresh()
 
 
+def test_leases_of_the_dead_are_removed_at_the_end_and_those_of_the_living_stay(
+    tmp_path: Path,
+) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    host = socket.gethostname()
+    for name, pid in (("4", int(dead.stdout)), ("baseline", int(dead.stdout)), ("5", os.getpid())):
+        holder = f'{{"host": "{host}", "pid": {pid}, "token": "x"}}'
+        (tmp_path / f"{name}.lease").write_text(holder)
+    with Leases(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.glob("*.lease")] == ["5.lease"]
+
+
 def test_a_lease_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path) -> None:
     with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.claim("3") and first.claim("3")
