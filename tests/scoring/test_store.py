@@ -1,6 +1,7 @@
 """The store: sizes, reading, what is missing, damage, resuming, sharing."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
