@@ -74,19 +74,15 @@ LOAD = "from delift_pipeline.definitions import defs; defs.get_repository_def()"
 TICK = """
 import dagster as dg
 from delift_pipeline.definitions import defs
-from dagster._core.definitions.partitions.context import partition_loading_context
 from delift_pipeline.sensors import new_dataset_version_sensor as sensor
 repository = defs.get_repository_def()
-with (
-    dg.DagsterInstance.ephemeral() as instance,
-    partition_loading_context(dynamic_partitions_store=instance),
-):
+with dg.DagsterInstance.ephemeral() as instance:
     import os
     started = os.times()
     context = dg.build_sensor_context(
         instance=instance, repository_def=repository, resources=dict(defs.resources)
     )
-    result = sensor.evaluate_tick(context)
+    result = sensor(context)
     ended = os.times()
     print(len(result.run_requests), ended.user + ended.system - started.user - started.system)
 """
