@@ -22,6 +22,7 @@ from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forgotten
 from delift_pipeline.records.identity import content_hash
+from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json
@@ -219,9 +220,14 @@ def _parents_first(home: Home, versions: list[str]) -> list[str]:
 def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) -> list[str]:
     """Where texts or weights may lie that no run makes again."""
     lines = [
-        f"inbox/{version} still holds the files it was ingested from"
+        f"{path.relative_to(home.root).as_posix()} still holds what {version} was ingested from"
         for version in holders
-        if (home.inbox / version).exists()
+        for path in originals(home, version)
+    ]
+    lines += [
+        f"{path.relative_to(home.root).as_posix()} holds what a judge wrote about held-out answers"
+        for version in holders
+        for path in sorted(home.root.glob(f"judgements/*/{version}"))
     ]
     for one in touched:
         known = tracked(one.folder) if one.kind == "adapter" else {}

@@ -83,6 +83,25 @@ def entries(home: Home) -> list[Entry]:
     return sorted(present, key=lambda entry: (_natural(entry.version), entry.path.name))
 
 
+def originals(home: Home, version: str) -> list[Path]:
+    """The files and folders a version was dropped as: waiting, accepted or rejected.
+
+    One that was put aside beside another of its name bears a number in front (`2-<name>`).
+    """
+    folders = (home.inbox, home.inbox / ACCEPTED, home.inbox / REJECTED)
+    return sorted(
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if version in (name := _version_name(path), re.sub(r"^\d+-", "", name))
+    )
+
+
+def _version_name(path: Path) -> str:
+    return path.name if path.is_dir() else kind_of(path).stem
+
+
 def find(home: Home, version: str) -> Entry | None:
     """The entry that asks to become this version: the folder, else the first file by name."""
     return next((entry for entry in entries(home) if entry.version == version), None)
@@ -149,7 +168,7 @@ def _entry(path: Path) -> Entry | None:
         return None
     if not stats:
         return None
-    version = path.name if whole else kind_of(path).stem
+    version = _version_name(path)
     return Entry(
         path=path,
         version=version,

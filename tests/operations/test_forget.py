@@ -157,6 +157,23 @@ def test_held_out_record_is_forgotten_too(copied: Home) -> None:
     assert not any(one.startswith("adapter:") for one in marked)
 
 
+def test_originals_and_judgements_that_no_run_makes_again_are_named(
+    small: Home, tmp_path: Path
+) -> None:
+    """What became of a drop, each with the record's text in it; another version's is not named."""
+    places = ("w1", "accepted/w1", "accepted/2-w1", "rejected/w1")
+    for place in (*places, "accepted/w10"):
+        folder = small.inbox / place
+        folder.mkdir(parents=True)
+        write_lines(folder / "pool.jsonl", ["b"])
+    lone = write_lines(small.inbox / "accepted" / "w1.jsonl", ["b"])
+    (small.root / "judgements" / ("0" * 32) / "w1").mkdir(parents=True)
+    beyond = forget(small, ["b"], dry_run=True).beyond
+    named = {line.split()[0] for line in beyond}
+    expected = {f"inbox/{place}" for place in places} | {lone.relative_to(small.root).as_posix()}
+    assert named == expected | {f"judgements/{'0' * 32}/w1"}
+
+
 def test_version_is_never_emptied(small: Home) -> None:
     before = known_manifest(small, "w1")
     with pytest.raises(Refused, match="nothing would be left of the pool of w1"):
