@@ -24,7 +24,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
 
 # Chromium is the system's own (`apt-get install chromium`, or $DELIFT_CHROMIUM).
 test-browser: $(INSTALLED)

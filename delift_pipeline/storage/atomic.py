@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of `path`, whole.
 
-    The former folder is moved aside before the rename and removed after it.
+    The former folder is moved aside before the rename and removed after it; it comes back where
+    the new one cannot take its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = temporary_path(path), temporary_path(path)
@@ -48,7 +49,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 sync(file)
         if path.exists():
             os.replace(path, former)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):  # another writer's folder may stand there by now
+                os.replace(former, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)

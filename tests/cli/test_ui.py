@@ -113,7 +113,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             end_by_id(family)
 
 
-@pytest.mark.xdist_group("ui")
 @pytest.mark.slow
 def test_dagster_lists_the_nine_assets(served: Served) -> None:
     query = {"query": "{ assetNodes { assetKey { path } groupName } }"}
@@ -121,7 +120,6 @@ def test_dagster_lists_the_nine_assets(served: Served) -> None:
     assert {node["assetKey"]["path"][-1] for node in nodes} == ASSETS
 
 
-@pytest.mark.xdist_group("ui")
 @pytest.mark.slow
 def test_mlflow_answers_beside_it(served: Served) -> None:
     assert get(served.mlflow_port, "/health") == "OK"
@@ -131,7 +129,6 @@ def test_mlflow_answers_beside_it(served: Served) -> None:
     assert "delift" in {experiment["name"] for experiment in found["experiments"]}
 
 
-@pytest.mark.xdist_group("ui")
 @pytest.mark.slow
 def test_servers_listen_on_loopback_only(served: Served) -> None:
     listening = {
@@ -144,7 +141,6 @@ def test_servers_listen_on_loopback_only(served: Served) -> None:
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.xdist_group("ui")
 @pytest.mark.slow
 def test_a_taken_port_is_refused(served: Served, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "delift_pipeline.cli.main", "ui", "--home", tmp_path / "home"]
@@ -156,7 +152,6 @@ def test_a_taken_port_is_refused(served: Served, tmp_path: Path) -> None:
     assert str(served.port) in fault and "--port" in fault
 
 
-@pytest.mark.xdist_group("ui")
 @pytest.mark.slow
 def test_a_signal_ends_everything(served: Served) -> None:
     """The last test of this module: nothing is served after it."""

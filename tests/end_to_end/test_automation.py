@@ -27,7 +27,7 @@ from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
 # One process runs all of it: its tests share one home, in order.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("automation")]
+pytestmark = pytest.mark.slow
 
 SIZES = DemoSizes(pool=60, new_tasks=10, old_tasks=10, heldout_per_task=2, target=4)
 ARMS = """

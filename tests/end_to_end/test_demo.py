@@ -16,7 +16,7 @@ import pytest
 from delift_pipeline.definitions import ALL_ASSETS
 
 # One process runs all of it: its tests share one home, in order.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 STAGES = ("instruction_tuning", "task_specific", "continual")
 SELECTORS = ("initial", "random", "full", "delift")

@@ -25,9 +25,12 @@ VERSIONS, RECORDS, ARMS = 200, 50, 40
 DATASETS = 10
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"instruction_tuning.random-{i:02d}" for i in range(ARMS)]
+UNIT = "import polars, duckdb, pydantic"
+UNIT_SECONDS = 0.25
+"""Processor seconds of `UNIT` on a quiet two-core machine; bounds are scaled by what it is here."""
 
 # One process runs all of it: its tests share one home, in order.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     )
     refresh_catalog(home)
     yield home
+
+
+@pytest.fixture
+def slower(large: Home) -> float:
+    """How many times as long as on a quiet machine things take just now, at least 1."""
+    return max(1.0, min(seconds_of(large, "-c", UNIT)[0] for _ in range(3)) / UNIT_SECONDS)
 
 
 def seconds_of(home: Home, *arguments: str) -> tuple[float, str]:
@@ -88,19 +97,19 @@ with dg.DagsterInstance.ephemeral() as instance:
 """
 
 
-def test_definitions_load_in_ten_seconds(large: Home) -> None:
+def test_definitions_load_in_ten_seconds(large: Home, slower: float) -> None:
     spent, _ = seconds_of(large, "-c", LOAD)
-    assert spent < 10
+    assert spent < 10 * slower
 
 
-def test_sensor_ticks_in_five_seconds(large: Home) -> None:
+def test_sensor_ticks_in_five_seconds(large: Home, slower: float) -> None:
     _, said = seconds_of(large, "-c", TICK)
     requests, spent = said.split()
     assert int(requests) == VERSIONS
-    assert float(spent) < 5
+    assert float(spent) < 5 * slower
 
 
-def test_lineage_answers_in_two_seconds(large: Home) -> None:
+def test_lineage_answers_in_two_seconds(large: Home, slower: float) -> None:
     record = records_of(["3 record 20"])["record_id"][0]
     for asked in (
         ("--adapter", f"d3-v19/{NAMES[7]}"),
@@ -109,10 +118,10 @@ def test_lineage_answers_in_two_seconds(large: Home) -> None:
     ):
         spent, said = seconds_of(large, *DELIFT, "lineage", *asked)
         assert said.strip()
-        assert spent < 2, asked
+        assert spent < 2 * slower, asked
 
 
-def test_query_over_everything_answers_in_two_seconds(large: Home) -> None:
+def test_query_over_everything_answers_in_two_seconds(large: Home, slower: float) -> None:
     for sql, rows in (
         ("SELECT count(*) FROM reasons", VERSIONS * ARMS * RECORDS),
         ("SELECT count(*) FROM trained_on", VERSIONS * ARMS * len(range(0, RECORDS, 4))),
@@ -121,4 +130,4 @@ def test_query_over_everything_answers_in_two_seconds(large: Home) -> None:
     ):
         spent, said = seconds_of(large, *DELIFT, "query", sql, "--csv")
         assert said.split() == ["count_star()", str(rows)]
-        assert spent < 2, sql
+        assert spent < 2 * slower, sql

@@ -33,6 +33,14 @@ def test_failed_folder_leaves_the_former_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_folder_that_cannot_take_its_place_leaves_the_former_one(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "it") as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "it") as folder:
+        folder.rmdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["it", "a"]
+
+
 def test_folder_is_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for name in ("old", "new"):
