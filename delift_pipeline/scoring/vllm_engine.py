@@ -1,4 +1,4 @@
-"""vLLM as an engine: teacher-forced log-probabilities from its `prompt_logprobs`.
+"""vLLM as an engine: teacher-forced log-probabilities from its `prompt_logprobs`, and answers.
 
 It runs in this process and loads the weights itself. vLLM reads the prefix again for every pair:
 prompt log-probabilities by-pass its prefix cache. It is here for models and machines that the
@@ -10,7 +10,7 @@ import gc
 import importlib.util
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,41 @@ class VllmEngine:
         """Score jobs, one after another: a job's batches do not depend on its company."""
         return [self._job(records, job) for job in jobs]
 
+    def answer_logprobs(
+        self, prompts: Sequence[list[int]], answers: Sequence[int]
+    ) -> list[np.ndarray]:
+        """Log-probabilities of the last tokens of each prompt, float32, in order.
+
+        Args:
+            prompts: Token ids, the answer's at the end.
+            answers: How many of each belong to the answer.
+
+        Raises:
+            DeliftError: a prompt is longer than the window.
+        """
+        outputs = self._generated(prompts, [_sampling()] * len(prompts))
+        return [
+            answer_of(output.prompt_logprobs, ids, answer)
+            for output, ids, answer in zip(outputs, prompts, answers, strict=True)
+        ]
+
+    def continuations(
+        self, prompts: Sequence[list[int]], samplings: Sequence[Mapping[str, Any]]
+    ) -> list[list[int]]:
+        """The tokens that follow each prompt, in order.
+
+        Args:
+            prompts: Token ids.
+            samplings: Settings of vLLM's `SamplingParams`, one set a prompt.
+
+        Raises:
+            DeliftError: a prompt is longer than the window.
+        """
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        asked = [SamplingParams(detokenize=False, **dict(one)) for one in samplings]
+        return [list(output.outputs[0].token_ids) for output in self._generated(prompts, asked)]
+
     def close(self) -> None:
         """Give the weights and the cache back; the engine cannot score afterwards."""
         if self._llm is not None:
@@ -116,25 +151,23 @@ class VllmEngine:
         return TokenScores(logprobs, records.answer_lengths[job.rows])
 
     def _chunk(self, records: EncodedRecords, job: Job, rows: np.ndarray) -> list[np.ndarray]:
-        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
-
         prompts = [
             np.concatenate([job.prefix, records.prompt(row), records.answer(row)]).tolist()
             for row in rows.tolist()
         ]
+        return self.answer_logprobs(prompts, records.answer_lengths[rows].tolist())
+
+    def _generated(self, prompts: Sequence[list[int]], samplings: Sequence[Any]) -> list[Any]:
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+
         self._check_window(max(map(len, prompts)))
         with _uncompiled_on_cpu():
-            outputs = self._llm.generate(
+            return self._llm.generate(
                 [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
-                _sampling(),
+                list(samplings),
                 lora_request=self._lora,
                 use_tqdm=False,
             )
-        answers = records.answer_lengths[rows].tolist()
-        return [
-            answer_of(output.prompt_logprobs, ids, answer)
-            for output, ids, answer in zip(outputs, prompts, answers, strict=True)
-        ]
 
     def _check_window(self, longest: int) -> None:
         if longest > self._window:
