@@ -136,7 +136,14 @@ class Arm(BaseModel):
     @model_validator(mode="after")
     def _can_be_kept_to(self) -> "Arm":
         try:
-            refuse_impossible(self.selector, self.stage, self.budget, self.rules.asked, sys.maxsize)
+            refuse_impossible(
+                self.selector,
+                self.stage,
+                self.budget,
+                self.rules.asked,
+                sys.maxsize,
+                self.options,
+            )
         except Refused as refused:
             raise ValueError(refused.faults[0].reason) from refused
         return self

@@ -198,6 +198,9 @@ def _blocks(
         new = tuple(dataset.new_records(data)["record_id"])
         known = tuple(wanted.existing["record_id"])
         blocks.append(_counted(PairBlock("existing", new, known), store))
+    if wanted.replay is not None:
+        known = tuple(wanted.replay["record_id"])
+        blocks.append(_counted(PairBlock("replay", known, known), store))
     return blocks, list(wanted.notes)
 
 

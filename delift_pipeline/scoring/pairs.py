@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-BlockName = Literal["self", "target", "existing"]
+BlockName = Literal["self", "target", "existing", "replay"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class PairBlock:
     (compressed sparse columns).
 
     Attributes:
-        name: `self` (D x D), `target` (D_T x D) or `existing` (D x D_E); rows are targets.
+        name: `self` (D x D), `target` (D_T x D), `existing` (D x D_E) or `replay` (D_E x D_E); rows
+            are targets.
         targets: record_ids of the rows.
         demonstrations: record_ids of the columns.
         indptr: int64 [len(demonstrations) + 1] or None.

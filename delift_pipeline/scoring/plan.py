@@ -29,6 +29,7 @@ def build_plan(
     existing_pairs: bool,
     neighbours: Neighbours | None,
     existing_rows: pl.DataFrame | None = None,
+    replay: pl.DataFrame | None = None,
 ) -> PairPlan:
     """The pairs wanted, block by block; rows are targets, columns demonstrations.
 
@@ -43,6 +44,7 @@ def build_plan(
         neighbours: The pool's neighbours, aligned with `pool`; read for `neighbours` only.
         existing_rows: The rows of `existing` where they are fewer than the pool (the records in
             no parent, while another stage selects from all of them).
+        replay: Existing records of which some may be replayed: rows and columns of `replay`.
 
     Raises:
         Refused: a wanted block lacks its records or neighbours.
@@ -59,6 +61,8 @@ def build_plan(
         rows = ids if existing_rows is None else _ids(existing_rows)
         columns = _ids(_given(existing, "existing", "what the parents trained on"))
         blocks.append(PairBlock("existing", rows, columns))
+    if replay is not None:
+        blocks.append(PairBlock("replay", _ids(replay), _ids(replay)))
     return PairPlan(tuple(blocks))
 
 

@@ -54,6 +54,8 @@ class SelectorOptions(BaseModel):
             `submodlib` to cross-check.
         sample: Share of the candidates that `stochastic` and `lazier` look at in each step.
         pairs: `all` reads every pair of the pool, `neighbours` only near ones.
+        replay: Share of the picks replayed from the existing records (continual); the paper's
+            method replays none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +69,7 @@ class SelectorOptions(BaseModel):
     optimizer: OptimizerName = "lazy"
     sample: float = Field(default=0.1, gt=0, le=1)
     pairs: Literal["all", "neighbours"] = "all"
+    replay: float = Field(default=0.0, ge=0, lt=1)
 
     def objective_of(self, stage: Stage) -> ObjectiveName:
         """The objective maximised at a stage."""

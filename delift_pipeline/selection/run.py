@@ -55,7 +55,8 @@ def select(
     checked = options_of(selector, options)
     rules = rules or inputs.rules
     ruled = rules != Rules()
-    allowed = refuse_impossible(selector, inputs.stage, budget, ruled, inputs.pool.height)
+    n = inputs.pool.height
+    allowed = refuse_impossible(selector, inputs.stage, budget, ruled, n, checked)
     asked = replace(inputs, rules=rules, allowance=allowed)
     selection = selector_named(selector).select(asked, allowed.count, seed, checked)
     _check_kept(selection, asked, allowed)
@@ -68,7 +69,12 @@ def select(
 
 
 def refuse_impossible(
-    selector: str, stage: Stage, budget: float | int | str, ruled: bool, n: int
+    selector: str,
+    stage: Stage,
+    budget: float | int | str,
+    ruled: bool,
+    n: int,
+    options: Mapping[str, Any] | BaseModel,
 ) -> Budget:
     """What a budget allows, unless the selector has no way to keep to it.
 
@@ -78,6 +84,7 @@ def refuse_impossible(
         budget: The budget as written.
         ruled: Whether there are rules beside it.
         n: Records in the pool.
+        options: The selector's options.
 
     Raises:
         Refused: the budget means nothing, or the selector cannot keep to it or to rules.
@@ -87,8 +94,10 @@ def refuse_impossible(
         raise Refused(Fault("full takes every record; choose another selector", field="budget"))
     if selector == "random" and allowed.stop:
         raise Refused(Fault("random has no gains to stop at; give a count", field="budget"))
-    if selector == "delift_trusted" and stage == "continual" and allowed.open_ended:
+    replay = getattr(options_of(selector, options), "replay", 0)
+    if stage == "continual" and replay and allowed.open_ended:
         said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        said += ", or set replay to 0"
         raise Refused(Fault(said, field="budget"))
     return allowed
 

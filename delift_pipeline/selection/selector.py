@@ -12,6 +12,7 @@ from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.replay import Picks
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.utility.block import Block
@@ -29,6 +30,7 @@ class Needs:
         target_pairs: Whether D_T x D is read.
         existing_pairs: Whether D x D_E is read.
         existing_records: Whether D_E itself is read, without scores (the pairs imply it).
+        replay_pairs: Whether D_E x D_E is read, to replay some of D_E.
         model: Whether the language model itself is read, beyond pair scores.
         other_models: Further models that are read, by folder or hub id.
     """
@@ -37,13 +39,14 @@ class Needs:
     target_pairs: bool = False
     existing_pairs: bool = False
     existing_records: bool = False
+    replay_pairs: bool = False
     model: bool = False
     other_models: tuple[str, ...] = ()
 
     @property
     def reads_existing(self) -> bool:
         """Whether D_E must be known."""
-        return self.existing_pairs or self.existing_records
+        return self.existing_pairs or self.existing_records or self.replay_pairs
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ class Needs:
         named = {"neighbours": "neighbours", "all": "self"}.get(self.self_pairs)
         wanted = [named] if named else []
         wanted += ["target"] * self.target_pairs + ["existing"] * self.existing_pairs
-        return tuple(wanted)
+        return (*wanted, *(["replay"] * self.replay_pairs))
 
 
 def _no_block(name: str, form: UtilityForm) -> Block:
@@ -65,7 +68,8 @@ class SelectionInputs:
     Attributes:
         stage: The training stage.
         pool: D, in file order; in the continual stage the records in no parent.
-        block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`) and form.
+        block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`, `replay`)
+            and form.
         existing: record_ids of D_E, what this arm's parents trained on (continual only).
         existing_records: The records of D_E, where a selector reads their texts.
         target: The records of D_T, where a selector reads their texts.
@@ -126,6 +130,12 @@ class SelectionInputs:
             frames.append(self.existing_records)
         united = pl.concat(frames, how="diagonal_relaxed")
         return united.unique("record_id", keep="first", maintain_order=True)
+
+    def replayed(self, picks: Picks | None) -> pl.DataFrame | None:
+        """The records of picks from D_E, as a selection names them; None where there are none."""
+        if picks is None:
+            return None
+        return self.records.filter(pl.col("record_id").is_in(picks.ids))
 
 
 class Selector(Protocol):

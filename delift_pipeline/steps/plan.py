@@ -31,6 +31,7 @@ class Wanted:
         self_pairs: `all` where an arm needs every pair and may have it, else `neighbours`.
         target_pairs: Whether D_T x D is wanted.
         existing: D_E of all continual arms together; None where none is wanted.
+        replay: D_E of the arms that replay from it; None where none does, or may.
         parents: Artifacts that D_E was read from -> hash.
         notes: Sentences on arms whose pairs are not planned, and why.
     """
@@ -38,6 +39,7 @@ class Wanted:
     self_pairs: Literal["neighbours", "all"]
     target_pairs: bool
     existing: pl.DataFrame | None = field(repr=False)
+    replay: pl.DataFrame | None = field(repr=False)
     parents: dict[str, str]
     notes: tuple[str, ...]
 
@@ -62,56 +64,96 @@ def wanted_pairs(home: Home, dataset: DatasetVersion, arms: Arms) -> Wanted:
     applicable = arms.of_stages(dataset.stages())
     needs = [(arm, needs_of(arm.selector, arm.stage, arm.options)) for arm in applicable]
     self_pairs, notes = _self_pairs(dataset, needs, arms.plan)
-    existing, parents, unresolved = _existing(home, dataset, needs)
+    found, parents, unresolved = _existing(home, dataset, needs)
+    replay, dear = _replay(dataset, found, needs, arms.plan)
     return Wanted(
         self_pairs=self_pairs,
         target_pairs=any(need.target_pairs for _, need in needs),
-        existing=existing,
+        existing=_united(
+            [found[a.name] for a, need in needs if need.existing_pairs and a.name in found]
+        ),
+        replay=replay,
         parents=parents,
-        notes=(*notes, *unresolved),
+        notes=(*notes, *unresolved, *dear),
     )
 
 
 def _self_pairs(
     dataset: DatasetVersion, needs: list[tuple[Arm, Needs]], plan: PlanOptions
 ) -> tuple[Literal["neighbours", "all"], list[str]]:
-    coverage = plan.coverage or dataset.manifest.details["coverage"]
     dense = [arm.name for arm, need in needs if need.self_pairs == "all"]
-    n = dataset.pool.height
-    if coverage == "all" or (coverage == "auto" and dense and n <= plan.dense_limit):
+    why = too_dear(dataset, dataset.pool.height, plan)
+    if why is None and (dense or coverage_of(dataset, plan) == "all"):
         return "all", []
-    why = "coverage is neighbours" if coverage == "neighbours" else f"{n:,} > {plan.dense_limit:,}"
     return "neighbours", [
         f"{name} needs every pair, which is not planned ({why})" for name in dense
     ]
 
 
+def coverage_of(dataset: DatasetVersion, plan: PlanOptions) -> str:
+    """Which pairs are scored: the plan's own word, else the version's."""
+    return plan.coverage or dataset.manifest.details["coverage"]
+
+
+def too_dear(dataset: DatasetVersion, n: int, plan: PlanOptions) -> str | None:
+    """Why every pair of n records is not planned though an arm needs it; None where it is."""
+    coverage = coverage_of(dataset, plan)
+    if coverage == "neighbours":
+        return "coverage is neighbours"
+    return None if coverage == "all" or n <= plan.dense_limit else f"{n:,} > {plan.dense_limit:,}"
+
+
 def _existing(
     home: Home, dataset: DatasetVersion, needs: list[tuple[Arm, Needs]]
-) -> tuple[pl.DataFrame | None, dict[str, str], list[str]]:
-    frames: list[pl.DataFrame] = []
+) -> tuple[dict[str, pl.DataFrame], dict[str, str], list[str]]:
+    """D_E by arm, what it was read from, and why arms have none yet."""
+    frames: dict[str, pl.DataFrame] = {}
     parents: dict[str, str] = {}
     notes: list[str] = []
-    for arm in (arm for arm, need in needs if need.existing_pairs):
+    for arm in (arm for arm, need in needs if need.existing_pairs or need.replay_pairs):
         try:
             found = existing_of(home, dataset, arm)
         except Refused as refused:
             notes.append(str(refused))
             continue
-        frames.append(found.records)
+        frames[arm.name] = found.records
         parents |= found.parents
-    united = pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
-    return united, parents, notes
+    return frames, parents, notes
+
+
+def _replay(
+    dataset: DatasetVersion,
+    existing: dict[str, pl.DataFrame],
+    needs: list[tuple[Arm, Needs]],
+    plan: PlanOptions,
+) -> tuple[pl.DataFrame | None, list[str]]:
+    """The existing records whose every pair is scored for replay, and whose cannot be."""
+    frames, notes = [], []
+    for arm in (arm for arm, need in needs if need.replay_pairs and arm.name in existing):
+        records = existing[arm.name]
+        if why := too_dear(dataset, records.height, plan):
+            notes.append(
+                f"{arm.name} replays, and pairs of existing records are not planned ({why})"
+            )
+        else:
+            frames.append(records)
+    return _united(frames), notes
+
+
+def _united(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
+    """The records of several frames, each once; None of no frames."""
+    return pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
 
 
 def _request(wanted: Wanted, plan: PlanOptions) -> dict[str, object]:
-    existing = wanted.existing
+    existing, replay = wanted.existing, wanted.replay
     return {
         "self_pairs": wanted.self_pairs,
         "target_pairs": wanted.target_pairs,
         "existing": digest_text(*existing["record_id"]) if existing is not None else None,
         "neighbours": plan.neighbours,
         "embedder": plan.embedder,
+        **({"replay": digest_text(*replay["record_id"])} if replay is not None else {}),
     }
 
 
@@ -135,6 +177,7 @@ def _make(
         existing_pairs=wanted.existing is not None,
         neighbours=neighbours,
         existing_rows=dataset.new_records(home) if wanted.existing is not None else None,
+        replay=wanted.replay,
     )
     folder = home.plan(dataset.version)
     manifest = write_plan(

@@ -144,7 +144,9 @@ def _ruled(request: Request, sets: Sets, model: ModelOptions) -> tuple[pl.DataFr
     """
     rules, n = rules_of_files(request.rules, sets.pool, request.mapping), sets.pool.height
     ruled = rules != Rules()
-    allowed = refuse_impossible(request.selector, sets.stage, request.budget, ruled, n)
+    allowed = refuse_impossible(
+        request.selector, sets.stage, request.budget, ruled, n, request.options
+    )
     pool = with_columns_of(sets.pool, sets.file, [quota.column for quota in rules.quotas])
     pool = counted(pool, request.budget, model)
     if ruled:
@@ -227,6 +229,7 @@ def _planned(
         target_pairs=needs.target_pairs,
         existing_pairs=needs.existing_pairs,
         neighbours=near,
+        replay=sets.existing if needs.replay_pairs else None,
     )
     beside = neighbour_block(tuple(whole["record_id"]), near) if near else None
     return plan, beside

@@ -14,7 +14,7 @@ class Block:
     """Signed utilities of demonstrations (columns) for targets (rows).
 
     Attributes:
-        name: `self`, `neighbours`, `target` or `existing`.
+        name: `self`, `neighbours`, `target`, `existing` or `replay`.
         rows: record_ids of the targets.
         columns: record_ids of the demonstrations.
         matrix: float32 [rows, columns]; pairs that were not scored are absent (sparse).

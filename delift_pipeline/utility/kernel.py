@@ -218,7 +218,7 @@ def load_block(
         home: The home.
         version: The dataset version.
         fingerprint: The scoring fingerprint.
-        name: `self` (every pair), `neighbours` (near pairs), `target` or `existing`.
+        name: `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`.
         form: `distance`, `kl`, or `kl_mean` (per answer token of the target).
 
     Raises:

@@ -123,6 +123,44 @@ def test_only_pairs_of_new_records_are_scored(world: Any) -> None:
     assert found["pairs_reused"] == old**2
 
 
+REPLAY = f"  {ARM}: {{options: {{replay: 0.3}}}}"
+
+
+def test_delift_replays_records_that_are_trained_on_and_recorded(
+    world: Any, copied: Callable
+) -> None:
+    made = copied(world.home)
+    made.write_arms(made.home.arms_file.read_text().replace(f"  {ARM}: {{}}", REPLAY))
+    made.succeed("score_version", "v2")
+    kin = set(ids(made.home.subset("v1", KIN)))
+    block = read_plan(made.home.plan("v2")).block("replay")
+    assert block is not None and block.dense and set(block.targets) == kin
+    found = made.runs["score_version:v2"].facts("in_context_logprobs")
+    assert found["pairs_scored"] == 0  # the parent's own kernel had them
+    run = made.succeed("finetune_arm", "v2", ARM)
+    subset = pl.read_parquet(made.home.subset("v2", ARM) / "subset.parquet")
+    replayed = set(subset.filter("replayed")["record_id"])
+    assert len(replayed) == int(0.3 * subset.height + 0.5) and replayed <= kin
+    assert subset.filter("replayed")["gain"].is_null().all()
+    trained = pl.read_parquet(made.home.adapter("v2", ARM) / "trained_on.parquet")
+    own = trained.filter(pl.col("adapter") == f"adapter:v2:{ARM}")
+    assert replayed <= set(own["record_id"])
+    for check in ("budget", "known", "unique"):
+        assert run.checks[f"subset.{check}"].passed
+
+
+def test_replay_that_is_not_planned_says_its_cost(world: Any, copied: Callable) -> None:
+    made = copied(world.home)
+    text = made.home.arms_file.read_text().replace(f"  {ARM}: {{}}", REPLAY)
+    made.write_arms(text)
+    said = made.execute("select_arm", "v2", ARM).failure
+    assert "needs the replay pairs of v2" in said
+    made.write_arms(f"plan: {{dense_limit: 5}}\n{text}")
+    said = made.execute("select_arm", "v2", ARM).failure
+    assert "replays from 7 existing records, and needs 0 more pairs of them" in said
+    assert "(7 > 5)" in said and "replay to 0" in said and len(said.splitlines()) == 1
+
+
 def test_without_the_parents_subset_the_arm_refuses_and_says_what_to_run(
     ingested: Home, copied: Callable
 ) -> None:

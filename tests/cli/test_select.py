@@ -151,6 +151,18 @@ def test_a_target_set_makes_it_task_specific(select: Any, files: Any, tmp_path: 
     assert heavy.read_bytes() != general.read_bytes()
 
 
+def test_delift_replays_a_share_of_the_existing_records(
+    select: Any, files: Any, tmp_path: Path
+) -> None:
+    out, why = tmp_path / "o.jsonl", tmp_path / "why.jsonl"
+    command = ("--budget", 10, "--existing", files.first_pool, "--out", out, "--why", why, "--json")
+    report = select(*command, "--option", "replay=0.3", file=files.second_pool).json
+    old = {json.dumps(row) for row in rows(files.first_pool)}
+    assert sum(json.dumps(row) in old for row in rows(out)) == 3
+    assert sum(bool(row.get("replayed")) for row in rows(why)) == 3
+    assert "3 of the picks are replayed from the existing records" in report["notes"]
+
+
 def test_existing_records_make_it_continual_and_are_never_chosen(
     select: Any, files: Any, tmp_path: Path
 ) -> None:

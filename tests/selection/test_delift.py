@@ -23,6 +23,8 @@ RNG = np.random.default_rng(11)
 SELF = RNG.uniform(-0.4, 0.6, (6, 6)).astype(np.float32) + np.eye(6, dtype=np.float32)
 TARGET = RNG.uniform(-0.4, 0.6, (3, 6)).astype(np.float32)
 EXISTING = RNG.uniform(-0.4, 0.6, (6, 2)).astype(np.float32)
+REPLAY = RNG.uniform(-0.4, 0.6, (4, 4)).astype(np.float32) + np.eye(4, dtype=np.float32)
+OLD = tuple("wxyz")
 
 
 def pool(ids: tuple[str, ...] = IDS) -> pl.DataFrame:
@@ -50,9 +52,9 @@ class Blocks:
     def __call__(self, name: str, form: str) -> Block:
         self.asked.append((name, form))
         values = {"self": SELF, "neighbours": SELF, "target": TARGET, "existing": EXISTING}
-        matrix = (values | self.changed)[name]
-        rows = {"target": tuple("tuv")}.get(name, IDS)
-        columns = {"existing": tuple("xy")}.get(name, IDS)
+        matrix = (values | {"replay": REPLAY} | self.changed)[name]
+        rows = {"target": tuple("tuv"), "replay": OLD}.get(name, IDS)
+        columns = {"existing": tuple("xy"), "replay": OLD}.get(name, IDS)
         keep_rows = [i for i, r in enumerate(rows) if r not in self.left_out]
         keep_columns = [j for j, c in enumerate(columns) if c not in self.left_out]
         part = matrix[np.ix_(keep_rows, keep_columns)]
@@ -174,6 +176,59 @@ def test_only_this_arms_existing_records_count() -> None:
     found = select(inputs, "delift", 6, 0, {})
     wanted = np.maximum(CLIPPED.max(1) - HELD[:, 1], 0).sum()
     assert found.value == pytest.approx(wanted, rel=1e-5)
+
+
+def replaying(budget: float | int | str, order: tuple[str, ...] = OLD, **options: Any) -> Selection:
+    held = np.zeros((6, 4), dtype=np.float32)
+    held[:, 1:3] = EXISTING
+
+    def load(name: str, form: str) -> Block:
+        if name != "existing":
+            return Blocks()(name, form)
+        return Block("existing", IDS, OLD, as_columns(held), "hash of existing")
+
+    inputs = SelectionInputs("continual", pool(), load, order, existing_records=pool(order))
+    return select(inputs, "delift", budget, 0, options)
+
+
+@pytest.mark.parametrize("optimizer", ["lazy", "naive", "submodlib"])
+def test_replay_takes_its_share_from_what_covers_the_existing_records(optimizer: str) -> None:
+    found = replaying(5, replay=0.4, nu=0.5, optimizer=optimizer)
+    assert [record in OLD for record in found.ranking] == [False, True, False, True, False]
+    assert [r for r in found.ranking if r in IDS] == [
+        IDS[j] for j in greedy(VALUES["continual"], 3)
+    ]
+    old = np.maximum(REPLAY, 0) * (1 - np.eye(4))
+    first = max(range(4), key=lambda j: old[:, j].sum())
+    second = max(set(range(4)) - {first}, key=lambda j: old[:, [first, j]].max(1).sum())
+    assert [r for r in found.ranking if r in OLD] == [OLD[first], OLD[second]]
+    assert found.gains is not None
+    assert np.isnan(found.gains).tolist() == [record in OLD for record in found.ranking]
+    assert found.value == pytest.approx(np.nansum(found.gains), rel=1e-6)
+    assert found.replayed is not None
+    assert set(found.replayed["record_id"]) == {OLD[first], OLD[second]}
+    assert found.details["replayed"] == 2 and "2 of the picks are replayed" in found.notes[0]
+    assert found.blocks["replay"] == "hash of replay"
+
+
+def test_every_prefix_holds_the_share_of_replay_and_the_order_of_the_files_is_nothing() -> None:
+    whole = replaying("full", replay=0.4)
+    for budget in range(1, len(whole.ranking) + 1):
+        assert replaying(budget, replay=0.4).ranking == whole.ranking[:budget]
+    assert replaying("full", OLD[::-1], replay=0.4).ranking == whole.ranking
+
+
+def test_without_replay_no_pair_of_existing_records_is_read() -> None:
+    blocks = Blocks()
+    found = run("continual", 3, blocks)
+    assert {name for name, _ in blocks.asked} == {"self", "existing"}
+    assert found.replayed is None and "replayed" not in found.details
+
+
+def test_a_budget_in_tokens_cannot_be_shared_with_replay() -> None:
+    with pytest.raises(Refused, match="set replay to 0"):
+        replaying("auto", replay=0.4)
+    assert replaying("auto", replay=0).replayed is None
 
 
 def test_the_continual_pool_may_be_part_of_the_block() -> None:

@@ -19,6 +19,7 @@ from delift_pipeline.selection.objectives import (
 )
 from delift_pipeline.selection.optimizers import (
     Optimizer,
+    Ranking,
     lazier_than_lazy_greedy,
     lazy_greedy,
     naive_greedy,
@@ -26,17 +27,24 @@ from delift_pipeline.selection.optimizers import (
     stochastic_greedy,
 )
 from delift_pipeline.selection.options import ONLY_STAGE, SelectorOptions, Stage
-from delift_pipeline.selection.result import Reasons, Selection, reasons_of
+from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
+from delift_pipeline.selection.result import Selection, reasons_of
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import Columns, materialised
 from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
 
 _SELF_BLOCKS = ("self", "neighbours")
+_MASKED = (*_SELF_BLOCKS, "replay")
+"""Blocks whose rows and columns are the same records."""
 
 
 class DeliftSelector:
-    """FL, FLMI or FLCG on max(U, 0), by stage, with the diagonal masked (Agarwal et al. 2025)."""
+    """FL, FLMI or FLCG on max(U, 0), by stage, with the diagonal masked (Agarwal et al. 2025).
+
+    In the continual stage a share of the picks may be replayed from D_E (`replay`, 0 in the paper):
+    facility location over D_E on the same utilities ranks them, and every prefix holds the share.
+    """
 
     name = "delift"
     options_model: type[BaseModel] = SelectorOptions
@@ -56,6 +64,7 @@ class DeliftSelector:
             "none" if objective == "fl2mi" else options.pairs,
             target_pairs=objective in ("flmi", "fl1mi", "fl2mi"),
             existing_pairs=objective == "flcg",
+            replay_pairs=stage == "continual" and options.replay > 0,
         )
 
     def select(
@@ -72,33 +81,38 @@ class DeliftSelector:
             raise DeliftError("no record of the pool has scores, so delift cannot rank any")
         kernels, details = _kernels(blocks, inputs, options)
         objective = _objective(kernels, inputs.stage, options)
-        count = min(budget, len(candidates))
-        ranking = _optimizer(options, seed)(
-            objective, count, order_of(candidates), inputs.constraints(candidates, count)
-        )
+        replayable = blocks["replay"].columns if "replay" in blocks else ()
+        schedule = replay_schedule(budget, options.replay, len(candidates), len(replayable))
+        greedy = _optimizer(options, seed)
+        constraints = inputs.constraints(candidates, schedule.new)
+        ranking = greedy(objective, schedule.new, order_of(candidates), constraints)
         value = objective.value if options.optimizer != "submodlib" else float(ranking.gains.sum())
-        picks = [int(j) for j in ranking.picks]
+        name = next(name for name in (*_SELF_BLOCKS, "target") if name in blocks)
+        new = _picks(ranking, blocks[name], kernels["target" if name == "target" else "self"])
+        old = _replayed(blocks, kernels, schedule.replayed, greedy)
+        picks = joined(new, old, schedule)
         return Selection(
             selector=self.name,
-            ranking=tuple(candidates[j] for j in picks),
-            gains=ranking.gains,
-            reasons=_reasons(blocks, kernels, picks),
+            ranking=picks.ids,
+            gains=picks.gains,
+            reasons=picks.reasons,
             objective=objective.name,
             value=value,
-            value_random=objective_of_random(objective, len(picks), seed),
+            value_random=objective_of_random(objective, len(new.ids), seed),
             blocks={name: block.hash for name, block in blocks.items()},
-            details=details,
-            notes=_notes(inputs, candidates, budget),
+            details=details | ({"replayed": schedule.replayed} if replayable else {}),
+            notes=shortfalls(self.name, inputs.pool.height, len(candidates), schedule, budget),
+            replayed=inputs.replayed(old),
         )
 
     def _blocks(self, inputs: SelectionInputs, options: SelectorOptions) -> dict[str, Block]:
         """The blocks read, restricted to the records of this stage."""
-        pool = tuple(inputs.pool["record_id"])
+        pool, existing = tuple(inputs.pool["record_id"]), inputs.existing
         blocks = {}
         for name in self.needs(inputs.stage, options).blocks:
             block = inputs.block(name, options.utility)
-            rows = block.rows if name == "target" else pool
-            columns = inputs.existing if name == "existing" else pool
+            rows = {"target": block.rows, "replay": existing}.get(name, pool)
+            columns = existing if name in ("existing", "replay") else pool
             blocks[name] = block.restricted(rows, columns)
         return blocks
 
@@ -109,8 +123,9 @@ def _kernels(
     """Non-negative kernels by block (`neighbours` under `self`), and the scaling for the record."""
     similarities = {}
     for name, block in blocks.items():
-        masked = name in _SELF_BLOCKS and options.diagonal == "mask"
-        groups = _groups(block, duplicate_groups(inputs.pool)) if masked else None
+        masked = name in _MASKED and options.diagonal == "mask"
+        records = inputs.records if name == "replay" else inputs.pool
+        groups = _groups(block, duplicate_groups(records)) if masked else None
         similarities["self" if name in _SELF_BLOCKS else name] = (block.matrix, groups)
     details: dict[str, Any] = {"scaling": {"kind": options.scaling}}
     affine = None
@@ -164,19 +179,19 @@ def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
             return lazy_greedy
 
 
-def _reasons(blocks: dict[str, Block], kernels: dict[str, Columns], picks: list[int]) -> Reasons:
-    """Who covers which pool record, or which target record where only that block was read."""
-    name = next((name for name in _SELF_BLOCKS if name in blocks), "target")
-    kernel = kernels["target" if name == "target" else "self"]
-    return reasons_of(kernel, picks, blocks[name].rows, blocks[name].columns)
+def _picks(ranking: Ranking, block: Block, kernel: Columns) -> Picks:
+    """A ranking of a block's columns, with who covers which of its rows."""
+    columns = [int(j) for j in ranking.picks]
+    reasons = reasons_of(kernel, columns, block.rows, block.columns)
+    return Picks(tuple(block.columns[j] for j in columns), ranking.gains, reasons)
 
 
-def _notes(inputs: SelectionInputs, candidates: tuple[str, ...], budget: int) -> tuple[str, ...]:
-    notes = []
-    if unscorable := inputs.pool.height - len(candidates):
-        notes.append(f"{unscorable:,} records have no scores and cannot be ranked by delift")
-    if budget > len(candidates):
-        notes.append(
-            f"the ranking has {len(candidates):,} records, fewer than the {budget:,} of the budget"
-        )
-    return tuple(notes)
+def _replayed(
+    blocks: dict[str, Block], kernels: dict[str, Columns], count: int, greedy: Optimizer
+) -> Picks | None:
+    """The existing records that cover D_E best on the same utilities; None where none is asked."""
+    if not count:
+        return None
+    block, kernel = blocks["replay"], kernels["replay"]
+    ranking = greedy(FacilityLocation(kernel), count, order_of(block.columns), None)
+    return _picks(ranking, block, kernel)

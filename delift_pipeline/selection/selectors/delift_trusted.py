@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError
@@ -32,10 +31,10 @@ from delift_pipeline.selection.objectives import (
     Objective,
     objective_of_random,
 )
-from delift_pipeline.selection.optimizers import Ranking, lazy_greedy, order_of
+from delift_pipeline.selection.optimizers import lazy_greedy, order_of
 from delift_pipeline.selection.options import Stage, TrustedOptions
-from delift_pipeline.selection.replay import Schedule, interleaved, replay_schedule
-from delift_pipeline.selection.result import Reasons, Selection, reasons_of, self_shares
+from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
+from delift_pipeline.selection.result import Selection, reasons_of, self_shares
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.selection.trust import Trust, trust_of
 from delift_pipeline.utility.block import Block
@@ -64,7 +63,7 @@ class Part:
     weights: np.ndarray | None = field(default=None, repr=False)
     floor: np.ndarray | None = field(default=None, repr=False)
 
-    def ranked(self, count: int, constraints: Constraints | None = None) -> "Ranked":
+    def ranked(self, count: int, constraints: Constraints | None = None) -> Picks:
         """The first `count` picks with their reasons."""
         ranking = lazy_greedy(self.objective, count, order_of(self.columns), constraints)
         picks = [int(j) for j in ranking.picks]
@@ -75,17 +74,8 @@ class Part:
             kernel, picks, rows, ranking.gains, weights=self.weights, floor=self.floor
         )
         ids = tuple(self.columns[j] for j in picks)
-        return Ranked(ids, ranking, reasons_of(kernel, picks, self.rows, self.columns), shares)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Picks of one part: record_ids, gains, reasons and shares of self-coverage."""
-
-    ids: tuple[str, ...]
-    ranking: Ranking
-    reasons: Reasons
-    self_shares: tuple[float | None, ...]
+        reasons = reasons_of(kernel, picks, self.rows, self.columns)
+        return Picks(ids, ranking.gains, reasons, shares)
 
 
 class DeliftTrustedSelector:
@@ -140,22 +130,24 @@ class DeliftTrustedSelector:
         schedule = replay_schedule(budget, options.replay, len(parts[0].columns), replayable)
         chosen = parts[0].ranked(schedule.new, inputs.constraints(parts[0].columns, schedule.new))
         replayed = parts[1].ranked(schedule.replayed) if schedule.replayed else None
-        ranking, gains, reasons, shares = _joined(chosen, replayed, schedule)
+        picks = joined(chosen, replayed, schedule)
         objective = parts[0].objective
         return Selection(
             selector=self.name,
-            ranking=ranking,
-            gains=gains,
-            reasons=reasons,
+            ranking=picks.ids,
+            gains=picks.gains,
+            reasons=picks.reasons,
             objective=PREFIX + objective.name,
-            value=float(chosen.ranking.gains.sum()),
+            value=float(chosen.gains.sum()),
             value_random=objective_of_random(objective, len(chosen.ids), seed),
             blocks=blocks,
             details={"replayed": schedule.replayed} if inputs.stage == "continual" else {},
-            notes=_notes(inputs, parts[0].columns, schedule, budget),
+            notes=shortfalls(
+                self.name, inputs.pool.height, len(parts[0].columns), schedule, budget
+            ),
             trust=trust,
-            self_shares=shares,
-            replayed=_replayed(inputs, replayed),
+            self_shares=picks.self_shares,
+            replayed=inputs.replayed(replayed),
         )
 
 
@@ -202,45 +194,3 @@ def _kernel(
     from scipy.sparse import diags
 
     return (part @ diags(factors)).astype(np.float32).tocsc()
-
-
-def _joined(
-    chosen: Ranked, replayed: Ranked | None, schedule: Schedule
-) -> tuple[tuple[str, ...], np.ndarray, Reasons, tuple[float | None, ...]]:
-    """Both rankings as one; a replayed pick has no gain, since it serves another objective."""
-    if replayed is None:
-        return chosen.ids, chosen.ranking.gains, chosen.reasons, chosen.self_shares
-    nothing = [float("nan")] * len(replayed.ids)
-    gains = interleaved(schedule, chosen.ranking.gains.tolist(), nothing)
-    reasons = Reasons(
-        interleaved(schedule, chosen.reasons.covers, replayed.reasons.covers),
-        {**replayed.reasons.covered_by, **chosen.reasons.covered_by},
-        {**replayed.reasons.coverage, **chosen.reasons.coverage},
-    )
-    return (
-        interleaved(schedule, chosen.ids, replayed.ids),
-        np.array(gains, dtype=np.float64),
-        reasons,
-        interleaved(schedule, chosen.self_shares, replayed.self_shares),
-    )
-
-
-def _replayed(inputs: SelectionInputs, replayed: Ranked | None) -> pl.DataFrame | None:
-    if replayed is None:
-        return None
-    return inputs.records.filter(pl.col("record_id").is_in(replayed.ids))
-
-
-def _notes(
-    inputs: SelectionInputs, candidates: tuple[str, ...], schedule: Schedule, budget: int
-) -> tuple[str, ...]:
-    notes = []
-    if unscorable := inputs.pool.height - len(candidates):
-        notes.append(
-            f"{unscorable:,} records have no scores and cannot be ranked by delift_trusted"
-        )
-    if schedule.replayed:
-        notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
-    if (ranked := schedule.new + schedule.replayed) < budget:
-        notes.append(f"the ranking has {ranked:,} records, fewer than the {budget:,} of the budget")
-    return tuple(notes)
