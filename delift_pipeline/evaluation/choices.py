@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 
 import polars as pl
-import torch
 
-from delift_pipeline.evaluation.losses import token_losses
+from delift_pipeline.evaluation.engines import EvaluationEngine
 from delift_pipeline.progress import Progress
-from delift_pipeline.scoring.model import LoadedModel
+from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.training.batches import encode_examples
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s", re.MULTILINE)
@@ -28,7 +27,7 @@ def listed_options(prompt: str) -> list[str]:
 
 
 def choice_accuracy(
-    loaded: LoadedModel, records: pl.DataFrame, batch_size: int, progress: Progress
+    engine: EvaluationEngine, encoder: Encoder, records: pl.DataFrame, progress: Progress
 ) -> list[float | None]:
     """Whether the right option's letter is the most likely of all that the prompt lists.
 
@@ -36,9 +35,9 @@ def choice_accuracy(
     end-of-text token left out; the first of equal ones counts as chosen.
 
     Args:
-        loaded: The model.
+        engine: Of the model.
+        encoder: Of the model.
         records: Scorable records (`RECORD_SCHEMA`); the output is the right letter.
-        batch_size: Options in one forward pass.
         progress: Where progress is shown.
 
     Returns:
@@ -46,7 +45,7 @@ def choice_accuracy(
     """
     rows = [_asked(row) for row in records.iter_rows(named=True)]
     options = [(i, letter) for i, letters in enumerate(rows) for letter in letters]
-    scores = _scores(loaded, records, options, batch_size, progress)
+    scores = _scores(engine, encoder, records, options, progress)
     best: dict[int, tuple[float, str]] = {}
     for (i, letter), score in zip(options, scores, strict=True):
         if i not in best or score > best[i][0]:
@@ -60,12 +59,11 @@ def _asked(row: dict[str, str]) -> list[str]:
     return letters if row["output"].strip() in letters else []
 
 
-@torch.inference_mode()
 def _scores(
-    loaded: LoadedModel,
+    engine: EvaluationEngine,
+    encoder: Encoder,
     records: pl.DataFrame,
     options: Sequence[tuple[int, str]],
-    batch_size: int,
     progress: Progress,
 ) -> list[float]:
     """The summed log-probability of each option's letter after its record's prompt."""
@@ -75,8 +73,8 @@ def _scores(
         record_id=pl.Series([f"{i}-{letter}" for i, letter in options]),
         output=pl.Series([letter for _, letter in options]),
     )
-    examples, _ = encode_examples(loaded.encoder, asked)
-    losses = token_losses(loaded.model, examples, batch_size, progress, "multiple choice")
+    examples, _ = encode_examples(encoder, asked)
+    losses = engine.losses(examples, progress, "multiple choice")
     found = {
         example.record_id: -float(tokens[:-1].sum())
         for example, tokens in zip(examples, losses, strict=True)

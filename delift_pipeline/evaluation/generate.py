@@ -72,7 +72,7 @@ def generated_answers(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             found = _batch(model, [prompts[i] for i in chosen], config)
-            answers |= {i: _until_stop(row, stops) for i, row in zip(chosen, found, strict=True)}
+            answers |= {i: until_stop(row, stops) for i, row in zip(chosen, found, strict=True)}
             meter.advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
@@ -96,7 +96,8 @@ def _batch(
     return found[:, width:].tolist()
 
 
-def _until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
+def until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
+    """The tokens in front of the first stop token."""
     for i, token in enumerate(tokens):
         if token in stops:
             return Answer(tokens[:i], finished=True)

@@ -41,10 +41,3 @@ def token_losses(
             found |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
             meter.advance(len(chosen))
     return [found[i] for i in range(len(examples))]
-
-
-def mean_answer_losses(
-    model: torch.nn.Module, examples: Sequence[Example], batch_size: int, progress: Progress
-) -> list[float]:
-    """Mean negative log-probability of each example's answer tokens, nats, in order."""
-    return [float(losses.mean()) for losses in token_losses(model, examples, batch_size, progress)]

@@ -151,6 +151,11 @@ class EvaluationOptions(BaseModel):
     metrics: tuple[MetricName, ...] = Field(
         default=GENERAL, min_length=1, description="The metrics to compute."
     )
+    engine: Literal["transformers", "vllm"] | None = Field(
+        default=None,
+        description="Who reads losses and generates; by default the engine that scores "
+        "(docs/evaluation.md). Greedy answers and losses do not depend on it.",
+    )
     generation: Generation = Field(
         default="greedy",
         description="greedy, or paper: sampled at temperature 0.2 and min_p 0.1, 150 new tokens.",
@@ -191,9 +196,12 @@ class EvaluationOptions(BaseModel):
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the results: everything but the batch size of greedy answers."""
+        """What decides the results: everything but engine and batch size of greedy answers."""
         sampled = self.generation != "greedy"
-        return self.model_dump(mode="json", exclude=set() if sampled else {"batch_size", "seed"})
+        speed = set() if sampled else {"batch_size", "seed"}
+        # One that is not named is the scoring engine, and scores do not depend on that.
+        engine = {"engine"} if not sampled or self.engine is None else set()
+        return self.model_dump(mode="json", exclude=speed | engine)
 
     @property
     def generates(self) -> bool:

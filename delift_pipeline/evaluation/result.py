@@ -37,7 +37,7 @@ class Evaluation:
         counts: `heldout` records given, `records` measured, `unscorable` among the rest (their
             answer does not fit), `past_limit` (left out by `limit`), `unfinished` (generated
             answers that reached the longest length without an end-of-text token).
-        details: `max_new_tokens`, `cuts` and `unscorable` (record_id -> why).
+        details: `engine`, `max_new_tokens`, `cuts` and `unscorable` (record_id -> why).
         seconds: Wall time.
     """
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,12 @@ import polars as pl
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.evaluation.choices import choice_accuracy
-from delift_pipeline.evaluation.generate import PAPER_NEW_TOKENS, Answer, generated_answers
-from delift_pipeline.evaluation.losses import mean_answer_losses
+from delift_pipeline.evaluation.engines import (
+    EvaluationEngine,
+    evaluation_engine,
+    load_trained,
+)
+from delift_pipeline.evaluation.generate import PAPER_NEW_TOKENS, Answer
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
 from delift_pipeline.evaluation.text_metrics import (
@@ -25,7 +28,7 @@ from delift_pipeline.evaluation.text_metrics import (
     squad_f1,
 )
 from delift_pipeline.progress import Progress, SilentProgress
-from delift_pipeline.scoring.model import LoadedModel, load_model
+from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import (
     Example,
@@ -67,29 +70,9 @@ def evaluate(
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
-    return evaluate_loaded(load_trained(model_options, adapter), heldout, options, progress)
-
-
-def load_trained(model_options: ModelOptions, adapter: Path | None) -> LoadedModel:
-    """The base model, the base model under a PEFT adapter, or a whole trained model.
-
-    A QLoRA adapter is put on the base in the asked dtype, without quantisation.
-
-    Raises:
-        Refused: `adapter` is neither a PEFT nor a model folder.
-    """
-    if adapter is None:
-        return load_model(model_options)
-    if (adapter / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        loaded = load_model(model_options)
-        model: Any = PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=False)
-        return replace(loaded, model=model.eval())
-    if (adapter / "config.json").is_file():
-        trained = {"model": str(adapter), "revision": None}
-        return load_model(model_options.model_copy(update=trained))
-    raise Refused(Fault(f"{adapter.name} holds neither an adapter nor a model", field="adapter"))
+    return evaluate_loaded(
+        load_trained(model_options, adapter, options), heldout, options, progress
+    )
 
 
 def evaluate_loaded(
@@ -144,9 +127,12 @@ def measured(
     started, progress = time.monotonic(), progress or SilentProgress()
     asked = asked_records(heldout, options)
     longest = _max_new_tokens(loaded, examples, options)
-    losses = _losses(loaded, examples, options, progress)
-    answers = _answers(loaded, examples, options, longest, progress)
-    samples = _samples(loaded, asked, examples, losses, answers, options, progress)
+    room = max(len(e.prompt) + max(len(e.answer), longest) for e in examples)
+    with evaluation_engine(loaded, options, room) as engine:
+        losses = _losses(engine, examples, options, progress)
+        answers = _answers(engine, loaded, examples, options, longest, progress)
+        choices = _choices(engine, loaded, asked, examples, options, progress)
+    samples = _samples(loaded, asked, examples, losses, answers, choices, options)
     counts = {
         "heldout": heldout.height,
         "records": len(examples),
@@ -154,16 +140,20 @@ def measured(
         "past_limit": heldout.height - asked.height,
         "unfinished": sum(not answer.finished for answer in answers),
     }
-    told = {"max_new_tokens": longest if options.generates else None, **details}
+    new = longest if options.generates else None
+    told = {"engine": engine.name, "max_new_tokens": new, **details}
     return Evaluation(summarise(samples), samples, counts, told, time.monotonic() - started)
 
 
 def _losses(
-    loaded: LoadedModel, examples: Sequence[Example], options: EvaluationOptions, progress: Progress
+    engine: EvaluationEngine,
+    examples: Sequence[Example],
+    options: EvaluationOptions,
+    progress: Progress,
 ) -> list[float]:
     if "answer_loss" not in options.metrics:
         return []
-    losses = mean_answer_losses(loaded.model, examples, options.batch_size, progress)
+    losses = [float(tokens.mean()) for tokens in engine.losses(examples, progress)]
     for example, loss in zip(examples, losses, strict=True):
         if loss - loss != 0:
             raise DeliftError(
@@ -199,6 +189,7 @@ def _max_new_tokens(
 
 
 def _answers(
+    engine: EvaluationEngine,
     loaded: LoadedModel,
     examples: Sequence[Example],
     options: EvaluationOptions,
@@ -208,17 +199,22 @@ def _answers(
     if not options.generates:
         return []
     prompts = [example.prompt for example in examples]
-    stops = [loaded.encoder.eos]
-    return generated_answers(
-        loaded.model,
-        prompts,
-        stops,
-        longest,
-        options.batch_size,
-        progress,
-        options.generation,
-        options.seed,
-    )
+    return engine.answers(prompts, [loaded.encoder.eos], longest, progress)
+
+
+def _choices(
+    engine: EvaluationEngine,
+    loaded: LoadedModel,
+    heldout: pl.DataFrame,
+    examples: Sequence[Example],
+    options: EvaluationOptions,
+    progress: Progress,
+) -> list[float | None]:
+    if "choice_accuracy" not in options.metrics:
+        return []
+    ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
+    records = ids.join(heldout, on="record_id", how="left", maintain_order="left")
+    return choice_accuracy(engine, loaded.encoder, records, progress)
 
 
 def _samples(
@@ -227,17 +223,16 @@ def _samples(
     examples: Sequence[Example],
     losses: Sequence[float],
     answers: Sequence[Answer],
+    choices: Sequence[float | None],
     options: EvaluationOptions,
-    progress: Progress,
 ) -> pl.DataFrame:
     """One row a measured record, everything joined by `record_id`."""
     rows = pl.DataFrame({"record_id": [e.record_id for e in examples]})
     texts = heldout.select("record_id", "instruction", "input", reference="output")
     rows = rows.join(texts, on="record_id", how="left", maintain_order="left")
     columns: dict[str, Any] = {"answer_loss": list(losses)} if losses else {}
-    if "choice_accuracy" in options.metrics:
-        records = rows.rename({"reference": "output"})
-        columns["choice_accuracy"] = choice_accuracy(loaded, records, options.batch_size, progress)
+    if choices:
+        columns["choice_accuracy"] = list(choices)
     if answers:
         decoded = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
         columns["generated"] = decoded

@@ -40,11 +40,14 @@ def in_context_of(
     found = read_evaluation(stored / NAME) if stored else None
     if found is not None:
         return found
+    from delift_pipeline.evaluation.engines import load_trained
     from delift_pipeline.evaluation.in_context import evaluate_in_context
-    from delift_pipeline.scoring.model import load_model
 
-    chosen = subset_records(home, dataset, arm.name)
-    return evaluate_in_context(load_model(model), chosen, heldout, arm.evaluation, progress)
+    chosen, loaded = (
+        subset_records(home, dataset, arm.name),
+        load_trained(model, None, arm.evaluation),
+    )
+    return evaluate_in_context(loaded, chosen, heldout, arm.evaluation, progress)
 
 
 def write_in_context(folder: Path, evaluation: Evaluation | None) -> None:
