@@ -124,11 +124,16 @@ def _agreement(evidence: dict[str, Any]) -> str:
 
 
 def _tokens(tokens: list[dict[str, Any]]) -> list[str]:
-    lines = ["log-probability of the answer's tokens, change after each neighbour (nats):"]
+    if not tokens:
+        return []
+    lines = [
+        "log-probability of the answer's tokens, alone and its change after a neighbour (nats):"
+    ]
     for one in tokens:
-        pairs = zip(one["tokens"], one["change"], strict=True)
-        lines.append(f"  {one['record_id']}: " + " ".join(f"{t!r} {c:+.3f}" for t, c in pairs))
-    return lines if tokens else []
+        values = zip(one["tokens"], one["alone"], one["change"], strict=True)
+        shown = "  ".join(f"{t!r} {a:.3f} {c:+.3f}" for t, a, c in values)
+        lines.append(f"  after {one['record_id']} ({sum(one['change']):+.3f} in all): {shown}")
+    return lines
 
 
 def _signed(value: float | None) -> str:

@@ -51,5 +51,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, plain=plain)
+    environment.filters.update(number=number, plain=plain, signed=signed)
     return environment

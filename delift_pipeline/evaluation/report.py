@@ -72,7 +72,8 @@ class ArmReport:
         lineage: Hash or id of what the arm was made of, by name.
         seconds: Wall times by name.
         diagnostics: The subset beside its pool and beside random ones, by name.
-        suspects: Suspected wrong records: trust, selected, text, and the texts that disagree.
+        suspects: Suspected wrong records: trust, selected, text, and the neighbours that disagree,
+            each with its text, the tokens of the record's answer and what they gain after it.
         balance: Pool against subset by group, as `selection.balance` gives it.
         forgetting: The models and held-out sets of earlier versions, or None.
     """

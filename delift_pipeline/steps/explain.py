@@ -15,7 +15,9 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
 from delift_pipeline.selection.run import DROPPED
+from delift_pipeline.selection.token_changes import TokenChange, token_changes
 from delift_pipeline.selection.trust import trust_of
+from delift_pipeline.steps.suspects import kept_changes
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 from delift_pipeline.utility.kernel import load_block
@@ -40,8 +42,8 @@ class Explanation:
         coverage: How well.
         near_duplicates: The other records of its group, with their texts.
         evidence: Trust, and the near prompts that speak most against it; None where not scored.
-        tokens: Per neighbour the change of each answer token's log-probability, where a model was
-            given.
+        tokens: Per neighbour each answer token's log-probability alone and after it, where a model
+            was given, or a report has kept them of a suspected record.
     """
 
     version: str
@@ -90,7 +92,7 @@ def explain(
     reader = None if model is None else LanguageModel(model, home)
     evidence = _evidence(home, dataset, manifest, name, reader)
     facts = _facts(home, version, arm, name, texts)
-    tokens = [] if model is None or evidence is None else _tokens(model, texts, name, evidence)
+    changes = _changes(home, dataset.version, manifest, reader, texts, evidence)
     return Explanation(
         version,
         arm,
@@ -98,7 +100,7 @@ def explain(
         texts[name],
         **facts,
         evidence=None if evidence is None else _with_texts(evidence, texts),
-        tokens=tokens,
+        tokens=[change.as_json() for change in changes],
     )
 
 
@@ -212,31 +214,19 @@ def _with_texts(evidence: Evidence, texts: Mapping[str, Mapping[str, Any]]) -> d
     }
 
 
-def _tokens(
-    model: ModelOptions, texts: Mapping[str, Mapping[str, Any]], name: str, evidence: Evidence
-) -> list[dict[str, Any]]:
+def _changes(
+    home: Home,
+    version: str,
+    manifest: Manifest,
+    reader: LanguageModel | None,
+    texts: Mapping[str, Mapping[str, Any]],
+    evidence: Evidence | None,
+) -> list[TokenChange]:
     """Change of log p of each answer token of the record after each neighbour, in nats."""
-    from delift_pipeline.scoring.engine import Job
-    from delift_pipeline.scoring.model import load_model
-    from delift_pipeline.scoring.naive import NaiveEngine
-
-    loaded = load_model(model)
-    ids = [name, *(one.record_id for one in evidence.neighbours)]
-    encoded = loaded.encoder.encode(pl.DataFrame([texts[record] for record in ids]))
-    if name not in encoded.rows:
+    if evidence is None or manifest.fingerprint is None:
         return []
-    row = pl.Series([encoded.rows[name]]).to_numpy()
-    near = [record for record in ids[1:] if record in encoded.rows]
-    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in near)]
-    alone, *after = NaiveEngine(loaded.model).score(
-        encoded, [Job(prefix, row) for prefix in prefixes]
-    )
-    tokens = [loaded.encoder.tokenizer.decode([int(i)]) for i in encoded.answer(int(row[0]))]
-    return [
-        {
-            "record_id": other,
-            "tokens": tokens,
-            "change": [round(float(x), 4) for x in scores.logprobs - alone.logprobs],
-        }
-        for other, scores in zip(near, after, strict=True)
-    ]
+    name = evidence.record_id
+    if reader is None:
+        return kept_changes(home, version, manifest.fingerprint, name)
+    near = [one.record_id for one in evidence.neighbours]
+    return token_changes(reader, texts, {name: near})[name]

@@ -41,6 +41,7 @@ def explain_file(path: Path, record: str) -> Explanation:
         covered_by=None if by is None else shown(by),
         near_duplicates=[shown(other) for other in row["near_duplicates"]],
         evidence=_evidence(row),
+        tokens=[one["tokens"] for one in row["suspected"] or () if one.get("tokens")],
         rank=row.get("rank"),
         gain=row.get("gain"),
         self_share=row.get("self_share"),

@@ -25,14 +25,14 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.reasons_trust import text_of
-from delift_pipeline.selection.run import BALANCE, SUSPECTS
+from delift_pipeline.selection.run import BALANCE
 from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.forgetting import forgetting_of, line_of, rest_samples, write_rest
 from delift_pipeline.steps.in_context import NAME as IN_CONTEXT
 from delift_pipeline.steps.in_context import in_context_of, write_in_context
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
 from delift_pipeline.steps.report_tracking import Evaluated, refresh_card, track_report
+from delift_pipeline.steps.suspects import suspects_of
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame, digest_json
 from delift_pipeline.storage.home import Home
@@ -133,7 +133,8 @@ def make_report(
     name = portable_name(model.model)
     measured_arm = Evaluated(home, dataset, arm, name, adapter, manifest, own, measured.beside)
     if stored is None or stored.details != manifest.details or not reused:
-        report = _report(home, dataset, arm, model, fingerprint, adapter, measured)
+        suspects = suspects_of(home, dataset, arm, model, fingerprint, progress)
+        report = _report(home, dataset, arm, model, fingerprint, adapter, measured, suspects)
         with replacing_folder(folder) as temporary:
             write_report(temporary, report)
             write_rest(temporary, rest)
@@ -216,6 +217,7 @@ def _report(
     fingerprint: str,
     adapter: Manifest,
     measured: Measured,
+    suspects: list[dict[str, Any]],
 ) -> ArmReport:
     version = dataset.version
     subset = subset_manifest(home, version, arm.name)
@@ -251,7 +253,7 @@ def _report(
         },
         seconds={"training": log.seconds, "evaluation": measured.own.seconds},
         diagnostics=subset.details.get("diagnostics", {}),
-        suspects=_suspects(home, dataset, arm),
+        suspects=suspects,
         balance=_stored(home, dataset, arm, BALANCE).to_dicts(),
         forgetting=measured.forgetting,
     )
@@ -261,21 +263,6 @@ def _stored(home: Home, dataset: DatasetVersion, arm: Arm, file: str) -> pl.Data
     """A table beside the subset; empty where it was not written."""
     path = home.subset(dataset.version, arm.name) / file
     return pl.read_parquet(path) if path.exists() else pl.DataFrame()
-
-
-def _suspects(home: Home, dataset: DatasetVersion, arm: Arm) -> list[dict[str, Any]]:
-    """The least trusted records and the near prompts that disagree, in words."""
-    texts = {row["record_id"]: row for row in dataset.pool.iter_rows(named=True)}
-    rows = _stored(home, dataset, arm, SUSPECTS).head(PREVIEW_ROWS).iter_rows(named=True)
-    return [
-        {
-            "trust": row["trust"],
-            "selected": row["selected"],
-            "text": text_of(texts, row["record_id"]),
-            "neighbours": [text_of(texts, near["record_id"]) for near in row["neighbours"]],
-        }
-        for row in rows
-    ]
 
 
 def _objective(subset: Manifest) -> dict[str, Any]:

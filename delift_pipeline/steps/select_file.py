@@ -1,10 +1,9 @@
 """`delift select`: a file in, the part worth training on out; no versions, no Dagster."""
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +23,12 @@ from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.selection.options import STAGES, Stage
-from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.registry import needs_of, options_of
-from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.run import refuse_impossible, select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.steps.file_reasons import reasons_text
 from delift_pipeline.steps.file_selection import Report, Request
 from delift_pipeline.steps.rule_files import (
     file_columns,
@@ -104,7 +103,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
         selection = diagnosed(inputs, selection, request.seed)
     table = balance(sets.pool, selection.ranking, columns)
-    _write(request, sets, selection)
+    _write(request, sets, selection, reader)
     seconds = time.monotonic() - started
     return _report(request, sets, selection, table, scored, fingerprint, seconds)
 
@@ -246,11 +245,11 @@ def _inputs(sets: Sets) -> SelectionInputs:
     )
 
 
-def _write(request: Request, sets: Sets, selection: Selection) -> None:
+def _write(request: Request, sets: Sets, selection: Selection, reader: LanguageModel) -> None:
     file = sets.file if selection.replayed is None else _with_existing(sets)
     write_chosen(request.out, file, selection.ranking)
     if request.why is not None:
-        write_text(request.why, _reasons(selection, sets))
+        write_text(request.why, reasons_text(selection, sets.pool, sets.whole, reader))
 
 
 def _with_existing(sets: Sets) -> RecordsFile:
@@ -267,38 +266,6 @@ def _with_existing(sets: Sets) -> RecordsFile:
         raw=raw,
         schema=None,
     )
-
-
-def _reasons(selection: Selection, sets: Sets) -> str:
-    """One JSON line a record: the chosen in rank order, then the dropped in file order.
-
-    `suspected` holds the near prompts that speak most against a record with little trust, and is
-    null where nothing is suspected; in `near_duplicates` stand the other records of its group.
-    """
-    subset, dropped = subset_frames(selection, sets.pool)
-    rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
-    groups: dict[int, list[str]] = {}
-    for record, group in selection.duplicates.items():
-        groups.setdefault(group, []).append(record)
-    texts = {row["record_id"]: row for row in sets.whole.iter_rows(named=True)}
-    for row in rows:
-        others = groups.get(row["near_duplicates"], ())
-        row["near_duplicates"] = [record for record in others if record != row["record_id"]]
-        row["text"] = text_of(texts, row["record_id"])
-        row["suspected"] = _suspected(selection, row["record_id"], texts)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _suspected(
-    selection: Selection, record: str, texts: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]] | None:
-    evidence = evidence_of(selection.trust, record) if selection.trust else None
-    if evidence is None or not evidence.suspected:
-        return None
-    return [
-        {**asdict(neighbour), "text": text_of(texts, neighbour.record_id)}
-        for neighbour in evidence.neighbours
-    ]
 
 
 def _report(

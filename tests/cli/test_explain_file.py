@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
 
 MODEL = ("--model", "demo", "--template", "world", "--threads", 1)
 
@@ -43,6 +46,37 @@ def test_a_suspect_is_shown_with_who_disagrees(delift: Any, reasons: Path) -> No
     said = delift("explain", "--why", reasons, "--record", row["record_id"]).out
     assert "SUSPECTED WRONG" in said
     assert "n disagrees (prompt cosine 0.90, helped by this record -0.200" in said
+
+
+def distance(logprobs: list[float]) -> float:
+    return float(np.sqrt(np.mean((1 - np.exp(logprobs)) ** 2)))
+
+
+def test_a_planted_wrong_record_is_named_with_who_disagrees_and_the_tokens_that_lose(
+    delift: Any, tmp_path: Path
+) -> None:
+    sizes = DemoSizes(pool=40, new_tasks=10, old_tasks=10, heldout_per_task=2, target=4)
+    pool = write_demo_files(tmp_path, seed=1, wrong_share=0.0, sizes=sizes).first_pool
+    records = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
+    planted = next(record for record in records if record["id"] == "pool-00003")
+    planted["output"] = "wux"  # the word of another thing of its task
+    pool.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    why = tmp_path / "why.jsonl"
+    where = ("--out", tmp_path / "o.jsonl", "--why", why, "--home", tmp_path / "home")
+    assert delift("select", pool, *MODEL, "--budget", 0.3, *where).status == 0
+    rows = [json.loads(line) for line in why.read_text(encoding="utf-8").splitlines()]
+    row = next(row for row in rows if row["source_id"] == planted["id"])
+    assert row["trust"] < 0.5 and "rank" not in row and len(row["suspected"]) == 3
+    for near in row["suspected"]:
+        assert near["disagrees"] and "nuza" in near["text"]  # the same language to translate to
+        tokens = near["tokens"]
+        assert tokens["tokens"][0] == "wux" and tokens["change"][0] < -0.5
+        assert tokens["change"] == pytest.approx(np.subtract(tokens["after"], tokens["alone"]))
+        utility = distance(tokens["alone"]) - distance(tokens["after"])
+        assert near["helped"] == pytest.approx(utility, abs=2e-4)
+    said = delift("explain", "--why", why, "--record", planted["id"]).out
+    loss = row["suspected"][0]["tokens"]["change"][0]
+    assert "SUSPECTED WRONG" in said and f"'wux' {tokens['alone'][0]:.3f} {loss:+.3f}" in said
 
 
 @pytest.mark.parametrize(

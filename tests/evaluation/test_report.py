@@ -104,6 +104,14 @@ def evaluated(home: Home) -> Home:
     return home
 
 
+def test_the_page_names_suspects_with_the_tokens_that_lose_as_text(tmp_path: Path) -> None:
+    near = {"text": "c -> d", "tokens": ["<b>", "x"], "change": [-1.5, 0.25]}
+    suspect = {"trust": 0.1, "selected": True, "text": "a -> b", "neighbours": [near]}
+    write_report(tmp_path, arm_report("delift_trusted", DELIFT, suspects=[suspect]))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "a -&gt; b" in page and "c -&gt; d: “&lt;b&gt;” −1.500, “x” +0.250" in page
+
+
 def test_differences_are_paired_by_record() -> None:
     shuffled = Evaluation(RANDOM.metrics, RANDOM.samples.reverse(), RANDOM.counts)
     found = differences(DELIFT, shuffled)

@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from delift_pipeline.arms import load_arms
 from delift_pipeline.cli.main import run
+from delift_pipeline.progress import SilentProgress
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
+from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import build_plan
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.run import select, selection_request, write_subset
 from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.steps.suspects import suspects_of
 from delift_pipeline.storage.home import Home
 from delift_pipeline.utility.kernel import build_kernel, load_block
 
@@ -106,6 +110,23 @@ def test_a_chosen_record_says_what_it_covers(chosen: Home, capsys) -> None:
     first = next(one for one in picks if one["rank"] == 0)
     assert explain(chosen, first["record_id"][:12]) == 0
     assert "chosen at rank 0, gain" in capsys.readouterr().out
+
+
+def test_a_report_names_the_tokens_that_change_and_keeps_them_for_every_arm(
+    chosen: Home, tiny: ModelOptions, capsys
+) -> None:
+    dataset, arm = load_version(chosen, VERSION), load_arms().arm(ARM)
+    (row,) = suspects_of(chosen, dataset, arm, tiny, PRINT, SilentProgress())
+    assert row["text"].endswith("-> nine") and row["trust"] < 0.5 and not row["selected"]
+    assert len(row["neighbours"]) == 3
+    for near in row["neighbours"]:
+        assert near["text"].endswith("-> one")
+        assert near["tokens"][-1] == "</s>" and len(near["change"]) == len(near["tokens"]) == 2
+    nowhere = ModelOptions(model="nowhere/at-all")
+    assert suspects_of(chosen, dataset, arm, nowhere, PRINT, SilentProgress()) == [row]
+    assert explain(chosen, PLANTED, "--json") == 0
+    kept = json.loads(capsys.readouterr().out)["tokens"]
+    assert [one["change"] for one in kept] == [near["change"] for near in row["neighbours"]]
 
 
 def test_what_is_not_there_is_refused_in_one_line(chosen: Home, capsys) -> None:

@@ -1,0 +1,137 @@
+"""What near prompts do to the tokens of an answer, as evidence against it.
+
+Of a suspected record each answer token's log-probability is computed alone and after a neighbour as
+the demonstration. Tokens that lose are those that the neighbour speaks against.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from delift_pipeline.selection.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.scoring.model import LoadedModel
+
+MOST_RECORDS = 50
+"""Records whose tokens are looked at unasked, the least trusted first."""
+DECIMALS = 4
+
+TOKENS_SCHEMA = pl.Schema(
+    {
+        "record_id": pl.String(),
+        "demonstration_id": pl.String(),
+        "tokens": pl.List(pl.String()),
+        "alone": pl.List(pl.Float64()),
+        "after": pl.List(pl.Float64()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TokenChange:
+    """A record's answer after one demonstration.
+
+    Attributes:
+        record_id: The demonstration.
+        tokens: The answer's tokens as text, the end-of-text token included.
+        alone: Log-probability of each without a demonstration, in nats.
+        after: The same after the demonstration.
+    """
+
+    record_id: str
+    tokens: tuple[str, ...]
+    alone: tuple[float, ...]
+    after: tuple[float, ...]
+
+    @property
+    def change(self) -> tuple[float, ...]:
+        """What each token gains by the demonstration; negative where it loses."""
+        pairs = zip(self.after, self.alone, strict=True)
+        return tuple(round(after - alone, DECIMALS) for after, alone in pairs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The change as plain data."""
+        return {
+            "record_id": self.record_id,
+            "tokens": list(self.tokens),
+            "alone": list(self.alone),
+            "after": list(self.after),
+            "change": list(self.change),
+        }
+
+
+def token_changes(
+    reader: LanguageModel,
+    texts: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, Sequence[str]],
+) -> dict[str, list[TokenChange]]:
+    """The tokens of records' answers, alone and after each of some demonstrations.
+
+    Args:
+        reader: The model; not loaded where nothing is wanted.
+        texts: record_id -> row of a frame of records, for all that are named.
+        wanted: Record -> the demonstrations to show before it.
+
+    Returns:
+        The changes of every record wanted; records that do not fit the window have none, and are
+        no demonstration.
+
+    Raises:
+        Refused: the model cannot be used.
+    """
+    if not any(wanted.values()):
+        return {record: [] for record in wanted}
+    ids = dict.fromkeys(name for record, near in wanted.items() for name in (record, *near))
+    encoded = reader.encoder.encode(pl.DataFrame([texts[record] for record in ids]))
+    return {
+        record: _changes(reader.loaded, encoded, record, near) if record in encoded.rows else []
+        for record, near in wanted.items()
+    }
+
+
+def _changes(
+    loaded: "LoadedModel", encoded: "EncodedRecords", record: str, near: Sequence[str]
+) -> list[TokenChange]:
+    from delift_pipeline.scoring.engine import Job
+    from delift_pipeline.scoring.naive import NaiveEngine
+
+    row = pl.Series([encoded.rows[record]]).to_numpy()
+    shown = [other for other in near if other in encoded.rows]
+    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in shown)]
+    jobs = [Job(prefix, row) for prefix in prefixes]
+    alone, *after = NaiveEngine(loaded.model).score(encoded, jobs)
+    answer = encoded.answer(encoded.rows[record]).tolist()
+    tokens = tuple(str(loaded.encoder.tokenizer.decode([token])) for token in answer)
+    return [
+        TokenChange(other, tokens, _rounded(alone.logprobs), _rounded(scores.logprobs))
+        for other, scores in zip(shown, after, strict=True)
+    ]
+
+
+def _rounded(logprobs: "np.ndarray") -> tuple[float, ...]:
+    return tuple(round(float(value), DECIMALS) for value in logprobs)
+
+
+def as_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:
+    """Changes as a table (`TOKENS_SCHEMA`)."""
+    rows = [
+        (record, one.record_id, list(one.tokens), list(one.alone), list(one.after))
+        for record, found in changes.items()
+        for one in found
+    ]
+    return pl.DataFrame(rows, schema=TOKENS_SCHEMA, orient="row")
+
+
+def from_frame(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
+    """Changes by record, as `as_frame` wrote them."""
+    found: dict[str, list[TokenChange]] = {}
+    for record, other, tokens, alone, after in frame.select(TOKENS_SCHEMA.names()).iter_rows():
+        change = TokenChange(other, tuple(tokens), tuple(alone), tuple(after))
+        found.setdefault(record, []).append(change)
+    return found

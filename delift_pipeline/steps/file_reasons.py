@@ -1,0 +1,84 @@
+"""The reasons that `delift select --why` writes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
+from delift_pipeline.selection.result import Selection, subset_frames
+from delift_pipeline.selection.token_changes import MOST_RECORDS, TokenChange, token_changes
+
+Texts = Mapping[str, Mapping[str, Any]]
+
+
+def reasons_text(
+    selection: Selection, pool: pl.DataFrame, whole: pl.DataFrame, reader: LanguageModel
+) -> str:
+    """One JSON line a record: the chosen in rank order, then the dropped in file order.
+
+    `suspected` holds the near prompts that speak most against a record with little trust, and is
+    null where nothing is suspected; of the `MOST_RECORDS` least trusted each of them says with
+    `tokens` what it does to the record's answer. In `near_duplicates` stand the other records of
+    its group.
+
+    Args:
+        selection: What was chosen.
+        pool: What it was chosen from.
+        whole: Those records, and the existing ones.
+        reader: The model, loaded only where a record is suspected.
+    """
+    subset, dropped = subset_frames(selection, pool)
+    rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
+    groups: dict[int, list[str]] = {}
+    for record, group in selection.duplicates.items():
+        groups.setdefault(group, []).append(record)
+    texts = {row["record_id"]: row for row in whole.iter_rows(named=True)}
+    suspects = _suspects(selection, [row["record_id"] for row in rows])
+    changes = _changes(suspects, texts, reader)
+    for row in rows:
+        name = row["record_id"]
+        others = groups.get(row["near_duplicates"], ())
+        row["near_duplicates"] = [record for record in others if record != name]
+        row["text"] = text_of(texts, name)
+        evidence = suspects.get(name)
+        row["suspected"] = evidence and _neighbours(evidence, texts, changes.get(name, ()))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _suspects(selection: Selection, records: Sequence[str]) -> dict[str, Evidence]:
+    """Record -> evidence, of the suspected ones."""
+    if selection.trust is None:
+        return {}
+    found = {record: evidence_of(selection.trust, record) for record in records}
+    return {record: one for record, one in found.items() if one is not None and one.suspected}
+
+
+def _changes(
+    suspects: Mapping[str, Evidence], texts: Texts, reader: LanguageModel
+) -> dict[str, list[TokenChange]]:
+    """Token changes of the least trusted records after the neighbours that disagree."""
+    least = sorted(suspects.values(), key=lambda one: (one.trust, one.record_id))[:MOST_RECORDS]
+    wanted = {
+        one.record_id: [near.record_id for near in one.neighbours if near.disagrees]
+        for one in least
+    }
+    return token_changes(reader, texts, wanted)
+
+
+def _neighbours(
+    evidence: Evidence, texts: Texts, changes: Sequence[TokenChange]
+) -> list[dict[str, Any]]:
+    by_neighbour = {one.record_id: one.as_json() for one in changes}
+    return [
+        {
+            **asdict(near),
+            "disagrees": near.disagrees,
+            "text": text_of(texts, near.record_id),
+            "tokens": by_neighbour.get(near.record_id),
+        }
+        for near in evidence.neighbours
+    ]
