@@ -35,7 +35,10 @@ BLOCKING: dict[str, dict[str, str]] = {
 WARNING: dict[str, dict[str, str]] = {
     "raw_dataset": {"inbox": "What was dropped into the inbox under this name was taken."},
     "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
-    "subset": {"trust": "The picks are trusted no less than the pool, or trust is not known."},
+    "subset": {
+        "trust": "The picks are trusted no less than the pool, or trust is not known.",
+        "balance": "No group of the pool vanishes: task, source, length, script, columns named.",
+    },
     "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},
     "eval_report": {
         "beats_base": "The answer loss is not above the base model's.",

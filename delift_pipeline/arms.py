@@ -107,6 +107,7 @@ class Arm(BaseModel):
         budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all,
             `20000tokens`, or `auto` (`auto:0.05`): as many as pay.
         rules: Records pinned in or out, quotas and caps.
+        balance: Columns that the version keeps, to compare pool and subset by beside the usual.
         seed: Seeds the selector (where it draws) and the training.
         options: The selector's options, complete and validated by its own model.
         training: Fine-tuning options.
@@ -119,6 +120,7 @@ class Arm(BaseModel):
     enabled: bool = True
     budget: BudgetText = 0.3
     rules: RuleOptions = Field(default_factory=RuleOptions)
+    balance: tuple[str, ...] = ()
     seed: int = 0
     options: dict[str, Any] = Field(default_factory=dict)
     training: TrainingOptions

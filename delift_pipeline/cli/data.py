@@ -54,6 +54,10 @@ def ingest(
         str, typer.Option(help="What the continual stage adds to: the parents' subset or pool.")
     ] = "subset",
     column: ColumnOption = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to keep for balance reports and quotas; repeatable."),
+    ] = None,
     skip_bad: SkipBadOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -76,6 +80,7 @@ def ingest(
         existing=existing,
         model=portable_model(model) if model else None,
         template=template,
+        keep=keep or (),
     )
     counts = manifest.counts
     if counts["left_out"]:

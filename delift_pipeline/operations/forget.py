@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, combinations
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,6 +24,8 @@ from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forgotten
 from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.inbox import originals
+from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
+from delift_pipeline.records.parts import KEPT, PARTS, version_hash
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json
@@ -34,7 +37,6 @@ from delift_pipeline.storage.manifest import (
     read_manifest,
 )
 
-PARTS = ("pool", "target", "heldout")
 Ids = frozenset[str]
 
 
@@ -261,12 +263,15 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: Ids) -> None:
     frames = {part: pl.read_parquet(folder / f"{part}.parquet") for part in parts}
     kept = {part: _without(home, version, part, ids) for part in parts}
     hashes = {f"{p}_hash": _new_hash(frames[p], kept[p], manifest, p, ids) for p in parts}
+    columns = _kept_columns(folder, kept)
+    if columns is not None:
+        hashes[f"{KEPT}_hash"] = kept_hash(columns)
     details = {**manifest.details, **hashes}
     gone = sum(frames[part].height - kept[part].height for part in parts)
     fresh = manifest.model_copy(
         update={
             "details": details,
-            "content_hash": digest_json({part: details[f"{part}_hash"] for part in PARTS}),
+            "content_hash": version_hash(details),
             "counts": {
                 **manifest.counts,
                 **{part: kept[part].height for part in parts},
@@ -278,9 +283,18 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: Ids) -> None:
         for path in folder.iterdir():
             if path.name != MANIFEST and path.stem not in parts and path.is_file():
                 shutil.copy2(path, temporary / path.name)
-        for part, frame in kept.items():
+        for part, frame in {**kept, **({KEPT: columns} if columns is not None else {})}.items():
             write_parquet(temporary / f"{part}.parquet", frame)
         fresh.write(temporary)
+
+
+def _kept_columns(folder: Path, kept: dict[str, pl.DataFrame]) -> pl.DataFrame | None:
+    """The columns kept of the records that stay in the pool; None where that does not change."""
+    path = folder / COLUMNS_FILE
+    if "pool" not in kept or not path.is_file():
+        return None
+    left = kept["pool"].select("record_id")
+    return pl.read_parquet(path).join(left, on="record_id", how="semi", maintain_order="left")
 
 
 def _new_hash(

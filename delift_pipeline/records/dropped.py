@@ -16,7 +16,13 @@ from delift_pipeline.storage.home import Home, checked_version
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 
 FAULTS = ".faults.txt"
-INHERITED = {"coverage": "auto", "existing": "subset", "model": None, "template": None}
+INHERITED = {
+    "coverage": "auto",
+    "existing": "subset",
+    "model": None,
+    "template": None,
+    "keep": [],
+}
 """Settings that a version takes from its first parent where it gives none, else these."""
 
 
@@ -68,7 +74,7 @@ def _ingest(home: Home, entry: Entry) -> Manifest:
     if stored is not None:
         # The name is taken: the same records are found again, others are refused.
         parents = stored.details["parents"]
-        settings = {name: stored.details[name] for name in INHERITED}
+        settings = {name: stored.details.get(name, new) for name, new in INHERITED.items()}
     else:
         newest = newest_versions(home).get(entry.dataset)
         parents = [newest] if newest else []
@@ -101,7 +107,7 @@ def _inherited(home: Home, parents: list[str], given: dict[str, Any]) -> dict[st
     """The settings given, else the first parent's, else the defaults."""
     known = bool(parents) and parents[0] in home.versions()
     parent = read_manifest(home.dataset(parents[0])) if known else None
-    before = parent.details if parent else INHERITED
+    before = {**INHERITED, **(parent.details if parent else {})}
     return {name: before[name] if given.get(name) is None else given[name] for name in INHERITED}
 
 

@@ -11,9 +11,11 @@ from delift_pipeline.records.heldout import disjoint_faults, set_aside, withhold
 from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.read import RecordsFile
 from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
 
 PARTS = ("pool", "target", "heldout")
+KEPT = "columns"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Parts:
     def frames(self) -> dict[str, pl.DataFrame | None]:
         """The sets by name."""
         return {"pool": self.pool, "target": self.target, "heldout": self.heldout}
+
+
+def version_hash(details: Mapping[str, Any]) -> str:
+    """A version's content hash, from its manifest's details: its sets and the columns kept."""
+    kept = (KEPT,) if f"{KEPT}_hash" in details else ()
+    return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *kept)})
 
 
 def settle(home: Home, files: Mapping[str, RecordsFile], parents: tuple[str, ...]) -> Parts:

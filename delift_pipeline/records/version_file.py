@@ -20,6 +20,7 @@ class VersionFile(BaseModel):
         parents: Stored versions it follows.
         coverage, existing, model, template: As in `delift ingest`; else the first parent's.
         columns: Field -> column of all its files.
+        keep: Further columns of the pool's file to keep; else those the first parent keeps.
         skip_bad: Leave faulty rows out and count them.
     """
 
@@ -33,6 +34,7 @@ class VersionFile(BaseModel):
     model: str | None = None
     template: str | None = None
     columns: dict[str, str] | None = None
+    keep: list[str] | None = None
     skip_bad: bool = False
 
 

@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.forgotten import without_forgotten
-from delift_pipeline.records.parts import Parts, settle
+from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
+from delift_pipeline.records.parts import KEPT, Parts, settle, version_hash
 from delift_pipeline.records.read import RecordsFile, read_records
 from delift_pipeline.records.stored import (
     Changes,
@@ -21,7 +22,6 @@ from delift_pipeline.records.stored import (
     pool_ids,
 )
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
-from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home, checked_version
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 
@@ -47,6 +47,7 @@ def ingest(
     existing: str = "subset",
     model: str | None = None,
     template: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Manifest:
     """Store a file, with its target and held-out sets, as a new version.
 
@@ -70,6 +71,7 @@ def ingest(
         existing: What continual selection compares with: the parents' `subset` or whole `pool`.
         model: The scorer model, if the version has its own.
         template: The prompt template, if the version has its own.
+        keep: Further columns of the pool's file to keep as text, for balance reports and quotas.
 
     Returns:
         The manifest; its content hash depends on the records, not on their order or copies.
@@ -78,16 +80,21 @@ def ingest(
         Refused: every fault of names, options and files at once; nothing is written.
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
+    columns = sorted(set(keep))
     files = _read_all({"pool": file, "target": target, "heldout": heldout}, mapping, skip_bad)
     faults = _name_faults(home, version, parents, settings) + files.faults
     if faults:
         raise Refused(*faults)
     read, forgotten = without_forgotten(home, files.read)
     parts = settle(home, read, tuple(parents))
+    kept = kept_of_file(parts.pool, read["pool"], columns) if columns else None
+    if kept is not None:
+        settings = {**settings, "keep": columns}
+        parts.hashes[KEPT] = kept_hash(kept)
     manifest = _manifest(home, version, dataset, tuple(parents), settings, read, parts)
     if forgotten:
         manifest.counts["forgotten"] = forgotten
-    return _store(home, version, manifest, parts.frames)
+    return _store(home, version, manifest, {**parts.frames, KEPT: kept})
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def _manifest(
     about = {"dataset": named, "version": version, "parents": list(parents), **settings}
     hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
     left_out = sum(file.left_out for file in files.values())
-    content_hash = digest_json(parts.hashes)
+    content_hash = version_hash(hashes)
     same = _same_content(home, version, content_hash)
     return Manifest(
         kind="dataset",
@@ -215,7 +222,8 @@ def _store(
 
 def _same(stored: Manifest, manifest: Manifest, version: str) -> Manifest:
     different = [] if stored.content_hash == manifest.content_hash else ["records"]
-    different += [key for key, value in manifest.request.items() if stored.request[key] != value]
+    asked = {**stored.request, **manifest.request}
+    different += [k for k in asked if stored.request.get(k) != manifest.request.get(k)]
     if different:
         reason = (
             f"version {version!r} is stored with other {', '.join(different)}, and a version "

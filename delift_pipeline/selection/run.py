@@ -1,6 +1,6 @@
 """Select and keep what was selected: the one door for the asset and the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ def write_subset(
     fingerprint: str | None = None,
     code_version: str = "1",
     run_id: str | None = None,
+    balance_by: Sequence[str] = (),
 ) -> Manifest:
     """Write the chosen, the dropped and the suspected records, the balance and the manifest, whole.
 
@@ -187,6 +188,7 @@ def write_subset(
         fingerprint: The scoring fingerprint, where scores were read.
         code_version: The asset's code version.
         run_id: The Dagster run.
+        balance_by: Further columns of the pool to compare pool and subset by.
     """
     subset, dropped = subset_frames(selection, pool)
     manifest = Manifest(
@@ -208,10 +210,11 @@ def write_subset(
         code_version=code_version,
         run_id=run_id,
     )
+    columns = {name: pool[name].to_list() for name in balance_by if name in pool.columns}
     with replacing_folder(folder) as temporary:
         write_parquet(temporary / SUBSET, subset)
         write_parquet(temporary / DROPPED, dropped)
-        write_parquet(temporary / BALANCE, balance(pool, selection.ranking))
+        write_parquet(temporary / BALANCE, balance(pool, selection.ranking, columns))
         if selection.trust is not None:
             suspects = suspects_frame(selection.trust, set(selection.ranking), pool)
             write_parquet(temporary / SUSPECTS, suspects)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.kept_columns import as_text, file_columns
 from delift_pipeline.records.read import RecordsFile, read_records
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Tracker
@@ -57,30 +57,7 @@ def with_columns_of(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str])
         Refused: no row of the file has such a column.
     """
     wanted = [name for name in dict.fromkeys(names) if name not in pool.columns]
-    columns = file_columns(pool, file, wanted, "--quota")
-    texts = {
-        name: [None if value is None else str(value) for value in values]
-        for name, values in columns.items()
-    }
-    return pool.with_columns(pl.Series(name, values, pl.String) for name, values in texts.items())
-
-
-def file_columns(
-    pool: pl.DataFrame, file: RecordsFile, names: Sequence[str], option: str
-) -> dict[str, list[object]]:
-    """The named columns of a file, one value for each record of the pool.
-
-    Raises:
-        Refused: no row of the file has such a column.
-    """
-    known = {column for row in file.rows for column in row}
-    if missing := [name for name in names if name not in known]:
-        raise Refused(
-            *(Fault("no row of the file has this column", field=f"{option} {m}") for m in missing)
-        )
-    place = {record: at for at, record in enumerate(file.frame["record_id"])}
-    rows = [file.rows[place[record]] for record in pool["record_id"]]
-    return {name: [row.get(name) for row in rows] for name in names}
+    return pool.with_columns(as_text(file_columns(pool, file, wanted, "--quota")))
 
 
 def refuse_infeasible(rules: Rules, pool: pl.DataFrame, budget: Budget) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress
+from delift_pipeline.records.kept_columns import file_columns
 from delift_pipeline.records.read import RecordsFile, read_records
 from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -31,7 +32,6 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.file_reasons import reasons_text
 from delift_pipeline.steps.file_selection import Report, Request
 from delift_pipeline.steps.rule_files import (
-    file_columns,
     refuse_infeasible,
     rules_of_files,
     with_columns_of,

@@ -8,10 +8,12 @@ import polars as pl
 from delift_pipeline.arms import Arm
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, existing_of
+from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.balance import vanished
 from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
 from delift_pipeline.selection.kept import Ranked, broken, spent
@@ -67,15 +69,29 @@ class Choice:
     def request(self) -> dict[str, Any]:
         """What is asked for, defaults spelled out."""
         arm = self.arm
-        return selection_request(
+        asked = selection_request(
             arm.stage, arm.selector, arm.budget, arm.seed, arm.options, arm.rules
         )
+        return {**asked, **({"balance": list(arm.balance)} if arm.balance else {})}
 
 
 def make_subset(
-    home: Home, version: str, arm: Arm, model: ModelOptions, run_id: str | None = None
+    home: Home,
+    version: str,
+    arm: Arm,
+    model: ModelOptions,
+    run_id: str | None = None,
+    reader: LanguageModel | None = None,
 ) -> Outcome:
     """Choose the arm's subset, unless the same was chosen from the same records and blocks.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        arm: The arm.
+        model: The model whose scores are read.
+        run_id: Of the Dagster run, for the manifest.
+        reader: `model` as a selector reads it, where progress is shown or devices are shared.
 
     Raises:
         Refused: the arm does not apply to this version, what it continues is missing, or it needs
@@ -87,7 +103,7 @@ def make_subset(
     manifest = up_to_date(folder, choice.request, choice.parents, CODE_VERSION)
     reused, plots = manifest is not None, {}
     if manifest is None:
-        manifest, plots = _select(home, choice, model, run_id)
+        manifest, plots = _select(home, choice, reader or LanguageModel(model, home), run_id)
     return _outcome(home, choice, manifest, reused, plots)
 
 
@@ -107,6 +123,7 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     dataset = load_version(home, version)
     refuse_inapplicable(dataset, arm)
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
+    pool = with_kept_columns(home, version, pool)
     if pool.is_empty():
         raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
     needs = needs_of(arm.selector, arm.stage, arm.options)
@@ -158,13 +175,13 @@ def _models(model: ModelOptions, fingerprint: str, needs: Needs) -> dict[str, st
 
 
 def _select(
-    home: Home, choice: Choice, model: ModelOptions, run_id: str | None
+    home: Home, choice: Choice, reader: LanguageModel, run_id: str | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     version, arm = choice.dataset.version, choice.arm
 
     def block(name: str, form: UtilityForm) -> Block:
         # A selector without scores has none in its lineage, but its picks are diagnosed by them.
-        fingerprint = choice.fingerprint or fingerprint_of(model).digest
+        fingerprint = choice.fingerprint or reader.fingerprint
         return load_block(home, version, fingerprint, name, form)
 
     existing = choice.existing
@@ -176,7 +193,7 @@ def _select(
         existing_records=existing,
         target=choice.dataset.target,
         whole=choice.dataset.pool,
-        model=LanguageModel(model, home),
+        model=reader,
     )
     rules = arm.rules.rules(choice.pool)
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
@@ -190,6 +207,7 @@ def _select(
         fingerprint=choice.fingerprint,
         code_version=CODE_VERSION,
         run_id=run_id,
+        balance_by=arm.balance,
     )
     plots = {"gains": gain_curve_png(selection)} if selection.gains is not None else {}
     return manifest, plots
@@ -218,7 +236,11 @@ def _outcome(
         facts=facts,
         plots=plots,
         tables={"first picks": preview(shown.sort("rank"), columns), **_tables(home, choice)},
-        checks={**_checks(choice, manifest, subset), "trust": _trust_check(diagnostics)},
+        checks={
+            **_checks(choice, manifest, subset),
+            "trust": _trust_check(diagnostics),
+            "balance": _balance_check(choice, pl.read_parquet(folder / BALANCE), subset),
+        },
     )
 
 
@@ -240,6 +262,18 @@ def _trust_check(diagnostics: Diagnostics) -> Check:
     if gap is None:
         return Check(True, "no near pairs are scored, so trust is not known")
     return Check(gap >= 0, diagnostics.lines()[0], {"trust_difference": gap})
+
+
+def _balance_check(choice: Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:
+    """Whether every group of the pool is in the subset; it warns and stops nothing."""
+    lost = vanished(table) if subset.height else ()
+    absent = [name for name in choice.arm.balance if name not in choice.pool.columns]
+    said = [line.removeprefix("warning: ") for line in lost]
+    said += [f"{choice.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
+    groups = int(table["vanished"].sum()) if subset.height else 0
+    compared = ", ".join(table["by"].unique(maintain_order=True))
+    note = "; ".join(said) or f"every group is in the subset, by {compared}"
+    return Check(not said, note, {"vanished": groups})
 
 
 def _records(choice: Choice) -> pl.DataFrame:

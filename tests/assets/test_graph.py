@@ -55,7 +55,7 @@ GRAPH: dict[str, dict[str, Any]] = {
         "partitions": ARM,
         "pool": None,
         "blocking": {"budget", "known", "unique"},
-        "warning": {"trust"},
+        "warning": {"trust", "balance"},
     },
     "adapter": {
         "deps": {"raw_dataset", "subset"},

@@ -23,6 +23,7 @@ arms:
     options: {{embedder: tfidf}}
     budget: {budget}
     rules: {rules}
+    balance: {balance}
 """
 
 
@@ -31,17 +32,20 @@ def stored(home: Home, tmp_path: Path) -> Home:
     pool, held = tmp_path / "pool.jsonl", tmp_path / "held.jsonl"
     rows = [
         {"id": f"r{k}", "instruction": f"say word {k} of {k % 7}", "output": f"w{k % 5}",
-         "task": "ab"[k % 2]}
+         "task": "ab"[k % 2], "topic": "rare" if k == 7 else f"t{k % 3}"}
         for k in range(30)
     ]  # fmt: skip
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     held.write_text(json.dumps({"instruction": "another", "output": "x"}), encoding="utf-8")
-    ingest(home, pool, version="v1", heldout=held)
+    ingest(home, pool, version="v1", heldout=held, keep=("topic",))
     return home
 
 
-def made(home: Home, budget: object, rules: str = "{}") -> tuple[Outcome, pl.DataFrame]:
-    (arm,) = read_arms(ARMS.format(budget=budget, rules=rules), "arms.yaml")
+def made(
+    home: Home, budget: object, rules: str = "{}", balance: str = "[]"
+) -> tuple[Outcome, pl.DataFrame]:
+    text = ARMS.format(budget=budget, rules=rules, balance=balance)
+    (arm,) = read_arms(text, "arms.yaml")
     outcome = make_subset(home, "v1", arm, MODEL)
     return outcome, pl.read_parquet(home.subset("v1", arm.name) / "subset.parquet")
 
@@ -73,6 +77,40 @@ def test_rules_are_kept_and_belong_to_what_was_asked(stored: Home) -> None:
     assert {"r1", "r3", "r5"} <= set(subset["source_id"]) and out not in set(subset["source_id"])
     assert outcome.manifest.request["rules"]["exclude"] == [out]
     assert "rules" not in plain.manifest.request
+
+
+def test_the_balance_is_taken_by_a_kept_column_and_warns_of_what_vanishes(stored: Home) -> None:
+    plain, _ = made(stored, 6, "{exclude: [r7]}")
+    outcome, _ = made(stored, 6, "{exclude: [r7]}", "[topic]")
+    assert not outcome.reused and outcome.manifest.content_hash == plain.manifest.content_hash
+    table = pl.read_parquet(
+        stored.subset("v1", "instruction_tuning.delift_se") / "balance.parquet"
+    ).filter(pl.col("by") == "topic")
+    assert dict(table.select("group", "pool").iter_rows()) == {
+        "t0": 10,
+        "t1": 9,
+        "t2": 10,
+        "rare": 1,
+    }
+    assert table.filter("vanished")["group"].to_list() == ["rare"]
+    check = outcome.checks["balance"]
+    assert not check.passed and "1 groups by topic are not in the subset: rare (1)" in check.note
+    whole, _ = made(stored, 30, balance="[topic]")
+    assert (
+        whole.checks["balance"].passed and "length, script, topic" in whole.checks["balance"].note
+    )
+    absent, _ = made(stored, 30, balance="[colour]")
+    assert absent.checks["balance"].note == "v1 keeps no column colour (ingest --keep)"
+    assert not absent.checks["balance"].passed
+
+
+def test_rules_may_name_a_kept_column(stored: Home) -> None:
+    outcome, subset = made(stored, 6, "{quota: ['topic=rare:1..', 'topic=t0:0..1']}")
+    kept = pl.read_parquet(stored.dataset("v1") / "columns.parquet")
+    topics = Counter(subset.join(kept, on="record_id")["topic"])
+    assert topics["rare"] == 1 and topics["t0"] <= 1 and outcome.checks["budget"].passed
+    with pytest.raises(Refused, match="the pool has no column colour; there are"):
+        made(stored, 6, "{quota: ['colour=red:1..']}")
 
 
 def test_the_check_fails_for_a_subset_that_breaks_its_rules(stored: Home) -> None:
@@ -111,5 +149,5 @@ def test_rules_that_no_subset_keeps_are_refused(stored: Home) -> None:
 )
 def test_a_file_that_asks_for_nonsense_names_the_field(budget: str, rules: str, field: str) -> None:
     with pytest.raises(Refused) as refused:
-        read_arms(ARMS.format(budget=budget, rules=rules), "arms.yaml")
+        read_arms(ARMS.format(budget=budget, rules=rules, balance="[]"), "arms.yaml")
     assert refused.value.faults[0].field == f"arms.instruction_tuning.delift_se.{field}"

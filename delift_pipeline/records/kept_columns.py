@@ -1,0 +1,74 @@
+"""Columns of a file beyond the fields of a record, kept with a version as text.
+
+Balance reports and quotas are taken by them; no prompt, score or training reads them.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.read import RecordsFile
+from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.storage.hashing import digest_frame
+from delift_pipeline.storage.home import Home
+
+COLUMNS_FILE = "columns.parquet"
+RESERVED = {*RECORD_SCHEMA.names(), "tokens"}
+
+
+def file_columns(
+    pool: pl.DataFrame, file: RecordsFile, names: Sequence[str], option: str
+) -> dict[str, list[object]]:
+    """The named columns of a file, one value for each record of the pool.
+
+    Args:
+        pool: Records of the file.
+        file: The file; of identical rows the first one's values count.
+        names: Its columns.
+        option: The option that named them.
+
+    Raises:
+        Refused: no row of the file has such a column.
+    """
+    known = list(dict.fromkeys(column for row in file.rows for column in row))
+    if missing := [name for name in names if name not in known]:
+        said = f"no row of the file has this column; there are: {', '.join(known)}"
+        raise Refused(*(Fault(said, field=f"{option} {name}") for name in missing))
+    place = {record: at for at, record in enumerate(file.frame["record_id"])}
+    rows = [file.rows[place[record]] for record in pool["record_id"]]
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def as_text(columns: dict[str, list[object]]) -> list[pl.Series]:
+    """Columns as text; what a row does not say stays null."""
+    return [
+        pl.Series(name, [None if v is None else str(v) for v in values], pl.String)
+        for name, values in columns.items()
+    ]
+
+
+def kept_of_file(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
+    """record_id and the columns to be kept, a row for each record of the pool.
+
+    Raises:
+        Refused: a column is a field of every record already, or no row of the file has it.
+    """
+    said = "is a field that records have without being asked"
+    if taken := [name for name in names if name in RESERVED]:
+        raise Refused(*(Fault(said, field=f"--keep {name}") for name in taken))
+    columns = file_columns(pool, file, names, "--keep")
+    return pool.select("record_id").with_columns(as_text(columns))
+
+
+def kept_hash(kept: pl.DataFrame) -> str:
+    """The identity of kept columns, whatever the order of the records."""
+    return digest_frame(kept.select(sorted(kept.columns)).sort("record_id"))
+
+
+def with_kept_columns(home: Home, version: str, pool: pl.DataFrame) -> pl.DataFrame:
+    """A version's records with the columns that were kept of its file, if any were."""
+    path = home.dataset(version) / COLUMNS_FILE
+    if not path.is_file():
+        return pool
+    return pool.join(pl.read_parquet(path), on="record_id", how="left", maintain_order="left")
