@@ -10,6 +10,7 @@ from assets.columns import column_metadata
 from assets.door import enter, progress
 from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
+from assets.pool import GPU_POOL
 from delift_pipeline.automation import RETRIES, on_new_data_version
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
@@ -18,8 +19,6 @@ from resources.compute import ComputeResource
 from resources.embedder import EmbedderResource
 from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
-
-GPU_POOL = "gpu"
 
 
 @dg.asset(

@@ -7,12 +7,14 @@ import dagster as dg
 
 from assets.checks import specs
 from assets.columns import column_metadata
-from assets.door import enter
+from assets.door import enter, progress
 from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
+from assets.pool import gpu_place
 from assets.scoring import baseline_logprobs, in_context_logprobs
 from delift_pipeline.automation import RETRIES, on_new_data_version
 from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
 from delift_pipeline.steps.outcome import Outcome
@@ -68,13 +70,18 @@ def subset(
     language_model: LanguageModelResource,
     compute: ComputeResource,
 ) -> Iterator[Any]:
-    """The records an arm chose: a ranking with marginal gains, and why each is in or out."""
+    """The records an arm chose: a ranking with marginal gains, and why each is in or out.
+
+    Only a selector that reads the model itself takes a place in the gpu pool, while it does.
+    """
 
     def step() -> Outcome:
         home = store.open()
         version, name = version_and_arm_of(context)
         arm = store.arms().arm(name)
         options = language_model.options(home, version, compute)
-        return subset_step.make_subset(home, version, arm, options, context.run_id)
+        with gpu_place(context) as claim:
+            reader = LanguageModel(options, home, progress(context), claim)
+            return subset_step.make_subset(home, version, arm, options, context.run_id, reader)
 
     yield from enter(context, step)

@@ -10,7 +10,7 @@ from assets.columns import column_metadata
 from assets.door import enter, progress
 from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
-from assets.scoring import GPU_POOL
+from assets.pool import GPU_POOL
 from assets.selection import subset
 from delift_pipeline.automation import RETRIES
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of

@@ -4,6 +4,7 @@ A selector that needs a model says so in its `Needs`; it is then given one of th
 of a version or a file is chosen from. Torch is not imported before the weights are wanted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,10 @@ GRADIENTS = "gradients"
 """Folder beside the scores of a fingerprint for what gradient selectors keep."""
 
 
+def _nothing() -> None:
+    """Devices are not shared."""
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A model, its tokenizer, and where what it computed is kept.
@@ -31,11 +36,14 @@ class LanguageModel:
         options: Which model, and how it is run.
         home: Where scores and gradients are kept, by fingerprint.
         progress: Where progress is shown.
+        claim: Called before any weights are loaded, each time; where devices are shared it waits
+            for one.
     """
 
     options: ModelOptions
     home: Home
     progress: Progress = field(default_factory=SilentProgress, repr=False)
+    claim: Callable[[], object] = field(default=_nothing, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,7 +73,22 @@ class LanguageModel:
         """
         from delift_pipeline.scoring.model import load_model
 
+        self.claim()
         return load_model(self.options.model_copy(update={"engine": "transformers"}))
+
+    @property
+    def scorer(self) -> "LoadedModel":
+        """The model for `scoring.engines.engine_for`; for vLLM, which loads weights, its shape.
+
+        Raises:
+            Refused: the model cannot be used, or vLLM is asked for and not installed.
+        """
+        from delift_pipeline.scoring.model import load_scorer
+
+        if self.options.engine != "vllm":
+            return self.loaded
+        self.claim()
+        return load_scorer(self.options)
 
     @property
     def scores(self) -> ScoreStore:
@@ -80,4 +103,4 @@ class LanguageModel:
     def named(self, model: str) -> "LanguageModel":
         """Another model, run in the same way."""
         options = self.options.model_copy(update={"model": model, "revision": None})
-        return LanguageModel(options, self.home, self.progress)
+        return LanguageModel(options, self.home, self.progress, self.claim)

@@ -1,5 +1,6 @@
 """A short training whose checkpoints, with Adam's moments, gradients are taken at."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -87,6 +88,7 @@ class WarmUp:
         seed: Decides adapters, batches and dropout.
         folder: Where this very warm-up is kept.
         progress: Where progress is shown.
+        claim: Called before weights are loaded.
     """
 
     def __init__(
@@ -97,13 +99,16 @@ class WarmUp:
         seed: int,
         folder: Path,
         progress: Progress,
+        claim: Callable[[], object],
     ) -> None:
+        self._claim = claim
         self._options, self._model, self._records = options, model, records.sort("record_id")
         self._seed, self._folder, self._progress = seed, folder, progress
 
     @cached_property
     def trainable(self) -> Trainable:
         """The model under its adapters, as the warm-up starts with them."""
+        self._claim()
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             return prepare(self._options, self._model, None)

@@ -88,11 +88,9 @@ def difficulties(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The record_ids that can be scored, sorted, and their ratios, float64."""
     from delift_pipeline.scoring.engines import engine_for
-    from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.selection.reading import begin_of_text
 
-    vllm = model.options.engine == "vllm"
-    engine = engine_for(load_scorer(model.options) if vllm else model.loaded, model.progress)
+    engine = engine_for(model.scorer, model.progress)
     encoded = model.encoder.encode(pool.sort("record_id"))
     begin = begin_of_text(model.encoder)
     begin = begin if len(begin) else np.asarray([model.encoder.eos], dtype=np.int32)

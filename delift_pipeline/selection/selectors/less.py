@@ -191,7 +191,7 @@ def _warm_up(
     request = [METHOD, training.request, seed, chosen["record_id"].to_list()]
     folder = model.gradients / digest_json(request)
     options_of_model = model.options.model_copy(update={"engine": "transformers"})
-    return WarmUp(training, options_of_model, chosen, seed, folder, model.progress)
+    return WarmUp(training, options_of_model, chosen, seed, folder, model.progress, model.claim)
 
 
 def _weights(checkpoints: "Sequence[Checkpoint]") -> np.ndarray:

@@ -71,7 +71,6 @@ def one_shot_gains(
     Raises:
         DeliftError: no anchor can be scored, or the model gives no numbers.
     """
-    from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
     both = pl.concat([pool, anchors], how="diagonal_relaxed").unique("record_id", keep="first")
@@ -83,8 +82,7 @@ def one_shot_gains(
     columns = tuple(record for record in sorted(pool["record_id"]) if record in scorable)
     block, store = PairBlock("target", rows, columns), model.scores
     if store.missing(PairPlan((block,))).pairs or (store.baseline(rows).tokens == 0).any():
-        vllm = model.options.engine == "vllm"
-        scorer = load_scorer(model.options) if vllm else model.loaded
+        scorer = model.scorer
         score_baseline(scorer, store, encoded, model.progress, record_ids=rows)
         score_pairs(scorer, store, encoded, PairPlan((block,)), model.progress)
     alone = store.baseline(rows)
