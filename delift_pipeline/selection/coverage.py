@@ -15,13 +15,14 @@ ones by compiled loops. Both sum in an order that the length alone decides, and 
 monotonically: a gain computed again later is never greater, to the last bit.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection import fused
-from delift_pipeline.utility.columns import Columns, as_columns, each_column
+from delift_pipeline.utility.columns import Columns, as_columns
 
 
 class Coverage:
@@ -59,7 +60,8 @@ class Coverage:
         fold: int = 1,
         saturating: bool = False,
     ) -> None:
-        self.kernel = checked_kernel(kernel)
+        self.kernel = as_columns(kernel)
+        self.engine = fused.engine_of(self.kernel)
         rows, self.n = self.kernel.shape
         if fold < 1 or (fold > 1 and floor is not None) or (saturating and cap is None):
             raise Refused(f"{fold} is no number of picks a target is covered by")
@@ -68,8 +70,21 @@ class Coverage:
         self.weights = None if weights is None else _vector(weights, rows, "weights")
         self.bonus = _vector(bonus, self.n, "bonus", 0.0)
         self._fold, self.saturating = fold, saturating
-        self.engine = fused.engine_of(self.kernel)
         self.reset()
+        self._first = self._checked_gains()
+
+    def _checked_gains(self) -> np.ndarray | None:
+        """Gains of all columns while none is chosen, found in the pass that checks the values.
+
+        None where NumPy reads the kernel.
+        """
+        if self.engine is None:
+            _refuse_faults(self.kernel, range(self.n), "kernel")
+            return None
+        first, fault = fused.checked_lifts(self.engine, self._terms)
+        if fault >= 0:
+            _refuse_faults(self.kernel, [fault], "kernel")
+        return first + self.bonus
 
     @property
     def weighted(self) -> bool:
@@ -87,6 +102,7 @@ class Coverage:
             self._terms = fused.terms_of(
                 self.state, self.cap, self.weights, self._best, self.saturating
             )
+        self._untouched = True
 
     def gain(self, j: int) -> float:
         """How much adding column j would raise the value."""
@@ -108,6 +124,8 @@ class Coverage:
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
+        if self._untouched and self._first is not None:
+            return self._first[candidates]
         if self.engine is not None:
             lifts = fused.lifts(self.engine, self._terms, np.asarray(candidates))
             return lifts + self.bonus[candidates]
@@ -120,6 +138,7 @@ class Coverage:
     def add_all(self, picks: np.ndarray) -> None:
         """Take several columns into the chosen set, in order."""
         picks = np.asarray(picks, dtype=np.int64)
+        self._untouched = self._untouched and not len(picks)
         for j in picks:
             self._bonuses += float(self.bonus[j])
         if self.engine is not None:
@@ -157,7 +176,9 @@ class Coverage:
         """Lazy greedy in compiled loops from the set chosen so far; needs an engine."""
         if self.engine is None:
             raise Refused("a small kernel has no compiled loops")
-        picks = fused.lazy(self.engine, self._terms, self.bonus, plan)
+        first = self.gains(plan.candidates)
+        self._untouched = False
+        picks = fused.lazy(self.engine, self._terms, self.bonus, plan, first)
         for j in picks.picks:
             self._bonuses += float(self.bonus[j])
         return picks
@@ -171,12 +192,16 @@ def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
     """
     columns = as_columns(kernel)
     engine = fused.engine_of(columns)
-    if engine is not None:
-        at_fault = fused.first_fault(engine)
-        suspects = [] if at_fault < 0 else [(at_fault, columns.column(at_fault))]
-    else:
-        suspects = enumerate(each_column(columns))
-    for j, (_, values) in suspects:
+    if engine is None:
+        _refuse_faults(columns, range(columns.shape[1]), called)
+    elif (fault := fused.first_fault(engine)) >= 0:
+        _refuse_faults(columns, [fault], called)
+    return columns
+
+
+def _refuse_faults(kernel: Columns, suspects: Iterable[int], called: str) -> None:
+    for j in suspects:
+        _, values = kernel.column(j)
         # NaN makes both comparisons false, and infinity the second one.
         if len(values) and not (values.min() >= 0 and values.max() < np.inf):
             fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
@@ -184,7 +209,6 @@ def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
                 f"the {called} has {fault} value in column {j}: objectives need finite values "
                 "of at least 0 (clip or scale the utilities)"
             )
-    return columns
 
 
 def _vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:

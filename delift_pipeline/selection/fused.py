@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from delift_pipeline.utility.columns import Columns
 
 if TYPE_CHECKING:
-    from delift_pipeline.selection.kernels_numba import Limits, Memory, Terms
+    from delift_pipeline.selection.loops.forms import Limits, Memory, Queue, Terms
     from delift_pipeline.selection.lowering import Lowered
 
 # Stored values from which compiled loops pay; a column costs NumPy about as much as 50 of them.
@@ -19,10 +19,14 @@ FUSED_FROM = 1_000_000
 COLUMN_COST = 50
 THREADS = 8
 # Values a thread should have to read before it is worth starting.
-VALUES_A_THREAD = 1_000_000
+VALUES_A_THREAD = 500_000
 # A column's rows are remembered once they are this part of all, and so many of all columns.
-REMEMBERED_SHARE = 8
+REMEMBERED_SHARE = 6
 REMEMBERED = 1 << 26
+# Candidates that are looked at together, at most.
+BATCH = 1 << 16
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def terms_of(
     saturating: bool,
 ) -> "Terms":
     """The objective's arrays under the compiled loops' names; they are shared, not copied."""
-    from delift_pipeline.selection.kernels_numba import GENERAL, PLAIN, SATURATING, Terms
+    from delift_pipeline.selection.loops.forms import GENERAL, PLAIN, SATURATING, Terms
 
     if cap is None and weights is None:
         return Terms(PLAIN, state, np.zeros(0), np.zeros(0), best)
@@ -77,85 +81,112 @@ def terms_of(
 
 def lifts(engine: "Lowered", terms: "Terms", candidates: np.ndarray) -> np.ndarray:
     """Lifts of candidates, float64, by several threads where there is enough to read."""
-    from delift_pipeline.selection.kernels_numba import lifts as compiled
+    from delift_pipeline.selection.loops.greedy import lifts as compiled
 
     out = np.empty(len(candidates))
     candidates = np.ascontiguousarray(candidates, dtype=np.int64)
-
-    def part(start: int, end: int) -> None:
-        compiled(engine, terms, candidates, out, start, end)
-
-    _in_threads(part, len(candidates), _column_size(engine))
+    work = len(candidates) * _column_size(engine)
+    with Crew() as crew:
+        crew.share(
+            lambda start, end: compiled(engine, terms, candidates, out, start, end),
+            len(candidates),
+            work,
+        )
     return out
 
 
-def take_all(engine: "Lowered", terms: "Terms", picks: np.ndarray) -> None:
-    """Cover with every pick."""
-    from delift_pipeline.selection.kernels_numba import take_all as compiled
+def checked_lifts(engine: "Lowered", terms: "Terms") -> tuple[np.ndarray, int]:
+    """Lifts of all columns, float64 [n], and the first column with a bad value, or -1.
 
-    compiled(engine, terms, picks)
+    Bad is what is negative or not finite. One pass over the kernel does both.
+    """
+    from delift_pipeline.selection.loops.greedy import checked_lifts as compiled
 
-
-def lazy(engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan) -> Picks:
-    """Lazy greedy from the state of `terms`, which is covered in place."""
-    from delift_pipeline.selection import kernels_numba
-
-    candidates = np.ascontiguousarray(plan.candidates, dtype=np.int64)
-    first = lifts(engine, terms, candidates)
-    first += bonus[candidates]
-    first /= plan.limits.scale[candidates]
-    places = np.argsort(-first, kind="stable")
-    # Best first is an order that a heap of any width allows.
-    heap = np.column_stack([first[places], places])
-    budget = min(plan.budget, len(candidates))
-    picks, gains = np.empty(budget, np.int64), np.empty(budget)
-    made, computed = kernels_numba.lazy(
-        engine,
-        terms,
-        _memory(engine),
-        bonus,
-        plan.limits,
-        candidates,
-        heap,
-        picks,
-        gains,
-    )
-    return Picks(picks[:made].copy(), gains[:made].copy(), int(computed) + len(candidates))
+    out = np.empty(_width(engine))
+    return out, _first(engine, lambda start, end: compiled(engine, terms, out, start, end))
 
 
 def first_fault(engine: "Lowered") -> int:
     """The first column with a value that is negative or not finite, or -1."""
-    from delift_pipeline.selection import kernels_numba
+    from delift_pipeline.selection.loops.greedy import first_fault as compiled
 
-    if isinstance(engine, kernels_numba.Sparse):
-        return kernels_numba.sparse_fault(engine)
-    faults: list[int] = []
-    _in_threads(
-        lambda start, end: faults.append(kernels_numba.dense_fault(engine, start, end)),
-        _width(engine),
-        _column_size(engine),
-    )
-    return min((fault for fault in faults if fault >= 0), default=-1)
+    return _first(engine, lambda start, end: compiled(engine, start, end))
+
+
+def _first(engine: "Lowered", part: Callable[[int, int], int]) -> int:
+    """The least column that parts of a pass over all columns name, or -1."""
+    width = _width(engine)
+    with Crew() as crew:
+        named = crew.share(part, width, width * _column_size(engine))
+    return min((column for column in named if column >= 0), default=-1)
+
+
+def take_all(engine: "Lowered", terms: "Terms", picks: np.ndarray) -> None:
+    """Cover with every pick."""
+    from delift_pipeline.selection.loops.greedy import take_all as compiled
+
+    compiled(engine, terms, picks)
+
+
+def lazy(
+    engine: "Lowered", terms: "Terms", bonus: np.ndarray, plan: Plan, first: np.ndarray
+) -> Picks:
+    """Lazy greedy from the state of `terms`, which is covered in place.
+
+    Args:
+        engine: The kernel.
+        terms: The objective.
+        bonus: float64 [n].
+        plan: What is asked for.
+        first: float64 [m], gains of the candidates in that state.
+    """
+    from delift_pipeline.selection.loops import greedy
+
+    queue, memory = _queue(plan, first), _memory(engine)
+    budget = min(plan.budget, len(plan.candidates))
+    picks, gains = np.empty(budget, np.int64), np.empty(budget)
+    parts = engine, terms, memory, bonus, plan.limits, queue
+
+    def look_at(start: int, end: int) -> None:
+        greedy.look_at(*parts, start, end)
+
+    with Crew() as crew:
+        while waiting := greedy.lazy(*parts, picks, gains, crew.least):
+            crew.share(look_at, waiting, crew.least)
+    made, computed = int(queue.counts[1]), int(queue.counts[2])
+    return Picks(picks[:made].copy(), gains[:made].copy(), computed + len(plan.candidates))
+
+
+def _queue(plan: Plan, first: np.ndarray) -> "Queue":
+    from delift_pipeline.selection.loops.forms import Queue
+
+    candidates = np.ascontiguousarray(plan.candidates, dtype=np.int64)
+    keys = first / plan.limits.scale[candidates]
+    places = np.argsort(-keys, kind="stable")
+    # Best first is an order that a heap of any width allows.
+    heap = np.column_stack([keys[places], places])
+    size = min(BATCH, len(candidates))
+    counts = np.array([len(candidates), 0, 0, 0, 0, 0], np.int64)
+    return Queue(candidates, heap, np.empty(size, np.int64), np.empty(size), counts)
 
 
 def value_range(engine: Any) -> tuple[float, float]:
     """Least and greatest value of a dense kernel that is not masked; (inf, -inf) without any."""
-    from delift_pipeline.selection.kernels_numba import dense_range
+    from delift_pipeline.selection.loops.dense import dense_range
 
-    parts: list[np.ndarray] = []
-
-    def part(start: int, end: int) -> None:
+    def part(start: int, end: int) -> np.ndarray:
         found = np.array([np.inf, -np.inf])
         dense_range(engine, found, start, end)
-        parts.append(found)
+        return found
 
-    _in_threads(part, _width(engine), _column_size(engine))
+    with Crew() as crew:
+        parts = crew.share(part, _width(engine), _width(engine) * _column_size(engine))
     return min(float(p[0]) for p in parts), max(float(p[1]) for p in parts)
 
 
 def _memory(engine: Any) -> "Memory":
     """Room to remember what each column may still lift; the system gives it as it is used."""
-    from delift_pipeline.selection.kernels_numba import Memory, Sparse
+    from delift_pipeline.selection.loops.forms import Memory, Sparse
 
     n, seen = _width(engine), np.zeros(_width(engine), np.int32)
     if isinstance(engine, Sparse):
@@ -174,12 +205,39 @@ def _column_size(engine: Any) -> int:
     return engine.height if hasattr(engine, "columns") else 64
 
 
-def _in_threads(part: Callable[[int, int], None], count: int, size: int) -> None:
-    """Run part(start, end) over a range whose steps each read `size` values."""
-    able = min(THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    threads = max(1, min(able, count * size // VALUES_A_THREAD))
-    if threads == 1:
-        return part(0, count)
-    edges = np.linspace(0, count, threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, edges[:-1], edges[1:]))
+class Crew:
+    """Threads that share compiled work, started when there is work for more than one.
+
+    Attributes:
+        least: Values to be read from which a second thread pays; unreachable with one processor.
+    """
+
+    def __init__(self) -> None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        able = len(affinity(0)) if affinity else os.cpu_count() or 1
+        self._able = min(THREADS, able)
+        self.least = 2 * VALUES_A_THREAD if self._able > 1 else np.iinfo(np.int64).max
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, part: Callable[[int, int], Result], count: int, values: int) -> list[Result]:
+        """The results of part(start, end) over ranges that make up 0 to `count`.
+
+        Args:
+            part: Compiled work, run without the interpreter lock.
+            count: Steps in all.
+            values: What all steps read.
+        """
+        threads = max(1, min(self._able, count, values // VALUES_A_THREAD))
+        if threads == 1:
+            return [part(0, count)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._able)
+        edges = np.linspace(0, count, threads + 1).astype(int).tolist()
+        return list(self._pool.map(part, edges[:-1], edges[1:]))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from delift_pipeline.selection.kernels_numba import CLIP, NOTHING, RAW, SCALE, Dense, Sparse
+from delift_pipeline.selection.loops.forms import CLIP, NOTHING, RAW, SCALE, Dense, Sparse
 from delift_pipeline.utility.block import RowScaled
 from delift_pipeline.utility.columns import (
     Columns,

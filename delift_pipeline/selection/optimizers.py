@@ -256,7 +256,7 @@ def _lazy_phase(
 def _fused_phase(
     objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
 ) -> Ranking:
-    from delift_pipeline.selection.kernels_numba import Limits
+    from delift_pipeline.selection.loops.forms import Limits
 
     limits = Limits(
         costs=tracker.costs,

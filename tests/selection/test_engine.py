@@ -9,6 +9,7 @@ from scipy import sparse
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection import fused
 from delift_pipeline.selection.combined import WeightedSum
+from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -37,10 +38,10 @@ KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg", "rfl", "saturated")
 
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
-    """Puts back from which size on kernels are read by compiled loops."""
-    before = fused.FUSED_FROM
+    """Puts back from which size on kernels are read by compiled loops, and by how many threads."""
+    before = fused.FUSED_FROM, fused.VALUES_A_THREAD
     yield
-    fused.FUSED_FROM = before
+    fused.FUSED_FROM, fused.VALUES_A_THREAD = before
 
 
 def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -> Coverage:
@@ -95,6 +96,37 @@ def test_numpy_and_compiled_loops_agree(seed: int) -> None:
         assert (np.diff(theirs.gains) <= 0).all()
         assert quick.value == pytest.approx(plain.value, rel=1e-12)
         assert evaluate(quick, theirs.picks) == pytest.approx(theirs.gains.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(0, 15, 2))
+def test_candidates_looked_at_together_by_threads_change_nothing(seed: int) -> None:
+    kernel = kernel_of(seed)
+    n = kernel.shape[1]
+    tie = np.random.default_rng(seed).permutation(n)
+    limits = Constraints(
+        pinned=(n // 2,), banned=(0,), costs=np.linspace(1, 2, n), capacity=0.7 * n
+    )
+    for kind in KINDS:
+        objective = make(kind, kernel, np.random.default_rng(seed), compiled=True)
+        for constraints in (None, limits):
+            fused.VALUES_A_THREAD = 500_000
+            alone = lazy_greedy(objective, n // 2 + 1, tie, constraints)
+            fused.VALUES_A_THREAD = 1
+            together = lazy_greedy(objective, n // 2 + 1, tie, constraints)
+            assert together.picks.tolist() == alone.picks.tolist()
+            assert together.gains.tolist() == alone.gains.tolist()
+
+
+def test_gains_of_the_empty_set_are_those_found_while_checking() -> None:
+    objective = make("flmi", kernel_of(2), np.random.default_rng(2), compiled=True)
+    everything = np.arange(objective.n)
+    first = objective.gains(everything)
+    objective.add(0)
+    assert objective.gain(0) < first[0]
+    objective.reset()
+    assert objective.gains(everything).tolist() == first.tolist()
+    objective.add_all(np.zeros(0, np.int64))
+    assert [objective.gain(j) for j in range(objective.n)] == first.tolist()
 
 
 @pytest.mark.parametrize("seed", [1, 6, 11])

@@ -1,0 +1,55 @@
+"""Compilation of the loops, and when compiled code on disk is still that of its source."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core.caching import FunctionCache
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@cache
+def source_digest(folder: Path) -> str:
+    """Digest of all Python files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class FolderCache(FunctionCache):
+    """Compiled code on disk that counts while no file of the function's folder has changed.
+
+    numba itself looks at the function's own file alone, and would go on running what was compiled
+    from a former state of another file that the function calls into.
+    """
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        folder = Path(self._py_func.__code__.co_filename).parent
+        return (*super()._index_key(sig, codegen), source_digest(folder))
+
+
+def compiled(function: Function, **options: Any) -> Function:
+    """Compile without the interpreter lock, kept on disk where some cache folder can be written."""
+    compile_with: Any = numba.njit
+    dispatcher = compile_with(nogil=True, **options)(function)
+    try:
+        dispatcher._cache = FolderCache(function)
+    except RuntimeError:
+        # No folder can be written: compiled anew in every process.
+        return dispatcher
+    return dispatcher
+
+
+def jit(function: Function) -> Function:
+    """Compile with sums in the order written."""
+    return compiled(function)
+
+
+def jit_sum(function: Function) -> Function:
+    """Compile with sums in vector order, fixed by their length; NaN keeps its meaning."""
+    return compiled(function, fastmath={"reassoc", "nsz"})
