@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -166,16 +167,15 @@ class Arm(BaseModel):
         return f"instruction_tuning.{self.name.split('.', 1)[1]}"
 
 
-class Arms(BaseModel):
+@dataclass(frozen=True)
+class Arms:
     """All arms and the plan options they share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    plan: PlanOptions = Field(default_factory=PlanOptions)
-    automation: AutomationOptions = Field(default_factory=AutomationOptions)
+    plan: PlanOptions
+    automation: AutomationOptions
     arms: tuple[Arm, ...]
 
-    def __iter__(self) -> Iterator[Arm]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Arm]:
         return iter(self.arms)
 
     @property

@@ -1,5 +1,7 @@
 """The sentence embedder that neighbour plans use."""
 
+from dataclasses import replace
+
 import dagster as dg
 from pydantic import Field
 
@@ -19,5 +21,4 @@ class EmbedderResource(dg.ConfigurableResource):
         """The arms with this embedder in their plan options, where one is named."""
         if not self.name:
             return arms
-        plan = arms.plan.model_copy(update={"embedder": self.name})
-        return arms.model_copy(update={"plan": plan})
+        return replace(arms, plan=arms.plan.model_copy(update={"embedder": self.name}))

@@ -274,9 +274,14 @@ def test_weekly_schedule_asks_for_the_newest_version_of_each_data_set(
     assert newest_versions(home) == {"a": "a-v2", "b": "b-v1"}
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
         time = dt.datetime(2026, 11, 23, 3, tzinfo=dt.UTC)
-        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=time)
-        requests = list(weekly_reselection_schedule(context, store=store) or [])  # type: ignore[arg-type, call-overload]
-        assert sorted(request.partition_key for request in requests) == ["a-v2", "b-v1"]
+        context = dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=time,
+            resources={"store": store},
+            repository_def=defs.get_repository_def(),
+        )
+        requests = weekly_reselection_schedule.evaluate_tick(context).run_requests or []
+        assert sorted(str(request.partition_key) for request in requests) == ["a-v2", "b-v1"]
         assert set(instance.get_dynamic_partitions(VERSIONS)) == {"a-v1", "a-v2", "b-v1"}
 
 

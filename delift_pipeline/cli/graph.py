@@ -199,8 +199,8 @@ def _count_pairs(result: "dg.ExecuteInProcessResult", tally: Tally) -> None:
         materialization = event.step_materialization_data.materialization
         if materialization.asset_key.path[-1] == "in_context_logprobs":
             facts = materialization.metadata
-            tally.pairs_scored += int(facts["pairs_scored"].value)  # type: ignore[arg-type]
-            tally.pairs_reused += int(facts["pairs_reused"].value)  # type: ignore[arg-type]
+            tally.pairs_scored += int(str(facts["pairs_scored"].value))
+            tally.pairs_reused += int(str(facts["pairs_reused"].value))
 
 
 def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:

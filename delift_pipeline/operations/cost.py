@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _chosen(arms: Arms, names: Sequence[str]) -> Arms:
     if not names:
         return arms
     kept = [arms.arm(name).model_copy(update={"enabled": True}) for name in names]
-    return arms.model_copy(update={"arms": tuple(kept)})
+    return replace(arms, arms=tuple(kept))
 
 
 def _blocks(

@@ -23,7 +23,11 @@ def arm(name: str = CONTINUAL) -> Arm:
 
 
 def store(
-    home: Home, version: str, numbers: range, parents: tuple[str, ...] = (), **about: str
+    home: Home,
+    version: str,
+    numbers: range,
+    parents: tuple[str, ...] = (),
+    existing: str = "subset",
 ) -> None:
     folder = home.root / "files"
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +36,7 @@ def store(
     path.write_text("".join(rows))
     heldout = folder / "heldout.jsonl"
     heldout.write_text('{"id": "h", "instruction": "held", "output": "out"}\n')
-    ingest(home, path, version=version, parents=parents, heldout=heldout, **about)  # type: ignore[arg-type]
+    ingest(home, path, version=version, parents=parents, heldout=heldout, existing=existing)
 
 
 def choose(home: Home, version: str, name: str, places: list[int]) -> list[str]:

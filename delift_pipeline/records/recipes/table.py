@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import GENERAL, MetricName
 from delift_pipeline.records.recipes import rows
 from delift_pipeline.records.recipes.rows import Rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,7 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         Refused: there is none.
     """
-    if name not in RECIPES:
-        known = ", ".join(RECIPES)
-        raise Refused(Fault(f"{name!r} is no recipe; there are {known}", field="recipe"))
-    return RECIPES[name]
+    return _named(RECIPES, name, "recipe")
 
 
 def transfer_of(name: str) -> Transfer:
@@ -227,7 +226,11 @@ def transfer_of(name: str) -> Transfer:
     Raises:
         Refused: there is none.
     """
-    if name not in TRANSFERS:
-        known = ", ".join(TRANSFERS)
-        raise Refused(Fault(f"{name!r} is no transfer; there are {known}", field="transfer"))
-    return TRANSFERS[name]
+    return _named(TRANSFERS, name, "transfer")
+
+
+def _named(table: Mapping[str, T], name: str, kind: str) -> T:
+    if name not in table:
+        known = ", ".join(table)
+        raise Refused(Fault(f"{name!r} is no {kind}; there are {known}", field=kind))
+    return table[name]
