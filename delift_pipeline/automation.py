@@ -23,12 +23,15 @@ EXECUTOR = dg.multi_or_in_process_executor.configured(
 INTERVAL_SECONDS = _OPTIONS.seconds
 
 # As `eager`, but a parent that was made again with the same content asks for nothing, and a parent
-# whose blocking check failed launches nothing, in this run or in a later tick.
+# whose blocking check failed launches nothing, in this run or in a later tick. What failed last is
+# left to its retries and to people: between a killed run and the run that Dagster launches in its
+# place, nothing is in progress, and a tick would launch a third run beside them.
 on_new_data_version = (
     dg.AutomationCondition.eager().replace(
         "newly_updated", dg.AutomationCondition.data_version_changed()
     )
     & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    & ~dg.AutomationCondition.execution_failed()
 ).with_label("on_new_data_version")
 
 # An unpartitioned table over all partitions: `eager` would wait until none is missing.

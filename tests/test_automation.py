@@ -307,6 +307,18 @@ class Ticks:
             [stand_in], instance=self.instance, partition_key=version, raise_on_error=False
         )
 
+    def ran(self, version: str, *, succeeds: bool) -> None:
+        """A run of the pair plan that is killed, or that ends well."""
+
+        @dg.asset(name="pair_plan", partitions_def=dataset_version)
+        def stand_in() -> None:
+            if not succeeds:
+                raise RuntimeError("the process is gone")
+
+        dg.materialize(
+            [stand_in], instance=self.instance, partition_key=version, raise_on_error=False
+        )
+
     def planned(self) -> None:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization("pair_plan", partition="v1")
@@ -383,6 +395,21 @@ class TestOnNewDataVersion:
                 )
             assert ticks.asked() == {"b-v1"}
             assert [ticks.tick() for _ in range(2)] == [0, 0]
+
+    def test_what_failed_is_left_to_its_retry(self) -> None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            ticks = Ticks(instance, "v1", "v2")
+            ticks.tick()
+            for version in ("v1", "v2"):
+                ticks.made("x", version=version)
+            ticks.ran("v1", succeeds=False)
+            assert ticks.asked() == {"v2"}
+            ticks.made("y")
+            assert ticks.tick() == 0
+            ticks.ran("v1", succeeds=True)
+            assert ticks.tick() == 0
+            ticks.made("z")
+            assert ticks.asked() == {"v1"}
 
 
 class TestOnAnyReport:
