@@ -9,7 +9,7 @@ Against a plain pass over prefix and target, all exact up to rounding:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from delift_pipeline.scoring.mixing import (
     Heads,
     JointMixing,
     Mixing,
+    Own,
     SplitMixing,
     picked,
     repeated,
@@ -28,6 +29,10 @@ from delift_pipeline.scoring.mixing import (
 )
 from delift_pipeline.scoring.packed import Packed, packed
 
+SHORT = 32
+"""Tokens up to which the attention kernel of a CPU takes most of its time to get going."""
+NARROW = 128
+"""Numbers of a token's heads up to which its turn is written down for every head."""
 KNOWN_LAYERS = (
     "LlamaDecoderLayer",
     "MistralDecoderLayer",
@@ -35,6 +40,10 @@ KNOWN_LAYERS = (
     "Qwen3DecoderLayer",
     "Phi3DecoderLayer",
 )
+
+
+Turn = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of tokens' positions, [tokens, 1, turned width] each."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,23 @@ def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
     return None
 
 
+@dataclass
+class Start:
+    """What the first layer makes of a batch's targets, whatever stands before them.
+
+    Attributes:
+        hidden: Embeddings, [tokens, model width].
+        heads: The first layer's, not rotated.
+        own: Its own part after prefixes of some lengths, by the way of mixing.
+        used: Whether a prefix has been scored with it.
+    """
+
+    hidden: torch.Tensor
+    heads: Heads
+    own: dict[tuple[Mixing, tuple[int, ...]], Own] = field(default_factory=dict)
+    used: bool = False
+
+
 class LayerPath:
     """Runs the layers of the families in `KNOWN_LAYERS` over packed targets."""
 
@@ -85,10 +111,12 @@ class LayerPath:
         self.width = int(attention.head_dim)
         self.heads = int(decoder.config.num_attention_heads)
         self.groups = int(attention.num_key_value_groups)
-        self.split = SplitMixing()
-        joint = decoder.device.type == "cpu" and decoder.model.dtype == torch.bfloat16
-        self.mixings: tuple[Mixing, ...] = (JointMixing(), self.split) if joint else (self.split,)
+        self.scale = float(attention.scaling)
+        half = decoder.model.dtype == torch.bfloat16
+        joint = (JointMixing(None if half else SHORT),) if decoder.device.type == "cpu" else ()
+        self.mixings: tuple[Mixing, ...] = (*joint, SplitMixing())
         self.kept_bytes = self._room = kept_bytes
+        self._table: Turn | None = None
 
     def prepare(self, batch: Batch) -> Packed:
         """A batch as this path reads it."""
@@ -101,7 +129,7 @@ class LayerPath:
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
         hidden = self.body.embed_tokens(ids)  # pyright: ignore
-        turn = self._turn(torch.arange(len(ids), device=ids.device), hidden)
+        turn = self._turns(len(ids), hidden)
         found = []
         for layer in self.layers:
             own = self._turned(self._projected(layer, layer.input_layernorm(hidden)), turn)
@@ -109,7 +137,7 @@ class LayerPath:
             if len(found) < len(self.layers):
                 spread = Heads(own.query, *(repeated(part, self.groups, 1) for part in own[1:]))
                 query, key, value = (rows_of(part, 1) for part in spread)
-                part = attend(query, key, value, scale=_scale(layer), causal=True)
+                part = attend(query, key, value, scale=self.scale, causal=True)
                 hidden = self._after(layer, hidden, part.out[0].transpose(0, 1))
         return PrefixKeys(found)
 
@@ -122,46 +150,106 @@ class LayerPath:
         """
         own_prefixes = [prefixes[owner] for owner in batch.owners]
         for mixing in self.mixings:
-            found = self._logprobs(batch, own_prefixes, mixing)
-            if mixing.sound():
-                return found
+            if batch.width <= mixing.widest:
+                found = self._logprobs(batch, own_prefixes, mixing)
+                if found is not None:
+                    return found
         raise AssertionError("the last way of mixing is always sound")
 
     def _logprobs(
         self, batch: Packed, prefixes: list[PrefixKeys | None], mixing: Mixing
-    ) -> torch.Tensor:
-        hidden, own = self._first(batch)
-        turn = self._turn(_positions(batch, prefixes), hidden)
+    ) -> torch.Tensor | None:
+        """As `logprobs`; None where this way of mixing cannot be believed."""
+        start = self._start(batch)
+        hidden, own = start.hidden, None
+        before = tuple(prefix.tokens if prefix else 0 for prefix in prefixes)
+        turn = self._turn(batch, before, hidden)
         for place, layer in enumerate(self.layers):
             last = place == len(self.layers) - 1
             at = batch.at if last else None
             if place:
-                own = self._projected(layer, layer.input_layernorm(hidden), at)
-            elif last:
-                own = own._replace(query=own.query[batch.at])
+                heads = self._projected(layer, layer.input_layernorm(hidden), at)
+                own = self._own(heads, batch, turn, mixing, at)
+            else:
+                own = self._first_own(start, batch, before, turn, mixing, at)
             keys = [prefix and prefix.layers[place] for prefix in prefixes]
-            mix = self.split.asked if last else mixing.mixed
-            mixed = mix(self._turned(own, turn, at), batch, keys, _scale(layer))
+            segments = batch.asked_segments if last else batch.segments
+            mixed = mixing.joined(own, keys, segments, self.scale)
+            if not mixing.sound():
+                return None
             hidden = self._after(layer, picked(hidden, at), mixed)
         return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore
 
-    def _first(self, batch: Packed) -> tuple[torch.Tensor, Heads]:
-        """Embeddings and the first layer's heads before rotation: the same after every prefix."""
-        if batch.first is not None:
-            return batch.first[0], Heads(*batch.first[1:])
+    def _start(self, batch: Packed) -> Start:
+        """What the first layer makes of a batch, kept while there is room."""
+        if isinstance(batch.start, Start):
+            return batch.start
         hidden = self.body.embed_tokens(batch.ids)  # pyright: ignore
-        own = self._projected(self.layers[0], self.layers[0].input_layernorm(hidden))
-        size = sum(tensor.nbytes for tensor in (hidden, *own))
-        if size <= self._room:
-            self._room -= size
-            batch.first = (hidden, *own)
-        return hidden, own
+        heads = self._projected(self.layers[0], self.layers[0].input_layernorm(hidden))
+        start = Start(hidden, heads)
+        batch.start = start if self._fits(hidden, *heads) else None
+        return start
 
-    def _turn(self, steps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = self.body.rotary_emb(like[None], position_ids=steps[None])  # pyright: ignore
-        # The lower half of a head turns by minus the sine: the sign is taken here once.
-        sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
-        return cos[0, :, None], sin[0, :, None]
+    def _first_own(
+        self,
+        start: Start,
+        batch: Packed,
+        before: tuple[int, ...],
+        turn: Turn,
+        mixing: Mixing,
+        at: torch.Tensor | None,
+    ) -> Own:
+        """The first layer's own part: the same after all prefixes of the same lengths."""
+        key = (mixing, before)
+        if key in start.own:
+            return start.own[key]
+        heads = start.heads
+        heads = heads if at is None else heads._replace(query=heads.query[at])
+        own = self._own(heads, batch, turn, mixing, at)
+        # From the second prefix on, so that every batch of the first finds room for its start.
+        if start.used and batch.start is start and self._fits(*own):
+            start.own[key] = own
+        start.used = True
+        return own
+
+    def _fits(self, *tensors: torch.Tensor) -> bool:
+        """Whether there is room to keep tensors, which is then theirs."""
+        size = sum(tensor.nbytes for tensor in tensors)
+        fits = size <= self._room
+        self._room -= size * fits
+        return fits
+
+    def _own(
+        self,
+        heads: Heads,
+        batch: Packed,
+        turn: Turn,
+        mixing: Mixing,
+        at: torch.Tensor | None,
+    ) -> Own:
+        """Attention of the targets to themselves; of the tokens `at` where that is given."""
+        return mixing.own(self._turned(heads, turn, at), batch, self.scale, asked=at is not None)
+
+    def _turn(self, batch: Packed, before: tuple[int, ...], like: torch.Tensor) -> Turn:
+        """How far each token's place in its whole sequence turns it."""
+        places = batch.steps + before[0]
+        if len(before) > 1:
+            sizes = torch.tensor([stop - start for start, stop in batch.segments])
+            places = batch.steps + torch.tensor(before).repeat_interleave(sizes).to(places.device)
+        cos, sin = self._turns(batch.width + max(before), like)
+        return cos.index_select(0, places), sin.index_select(0, places)
+
+    def _turns(self, tokens: int, like: torch.Tensor) -> Turn:
+        """Cosines and sines of the first positions, [tokens, heads or 1, turned width] each."""
+        if self._table is None or len(self._table[0]) < tokens:
+            places = torch.arange(tokens, device=like.device)[None]
+            cos, sin = self.body.rotary_emb(like[None], position_ids=places)  # pyright: ignore
+            # The lower half of a head turns by minus the sine: the sign is taken here once.
+            low, high = sin.chunk(2, dim=-1)
+            found = (cos[0, :, None], torch.cat([-low, high], dim=-1)[0, :, None])
+            copies = self.heads if self.heads * self.width <= NARROW else 1
+            self._table = (found[0].repeat(1, copies, 1), found[1].repeat(1, copies, 1))
+        return self._table[0][:tokens], self._table[1][:tokens]
 
     def _projected(self, layer: Any, normed: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
         """The heads of tokens, not rotated; queries only of the tokens `at` where that is given."""
@@ -180,37 +268,30 @@ class LayerPath:
             query, key = attention.q_norm(query), attention.k_norm(key)
         return Heads(query, key, value)
 
-    def _turned(
-        self, own: Heads, turn: tuple[torch.Tensor, ...], at: torch.Tensor | None = None
-    ) -> Heads:
+    def _turned(self, own: Heads, turn: Turn, at: torch.Tensor | None = None) -> Heads:
         """Heads with rotary positions; `at` as in `_projected`."""
         asking = turn if at is None else tuple(part[at] for part in turn)
         return Heads(_rotated(own.query, *asking), _rotated(own.key, *turn), own.value)
 
     def _after(self, layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """What a layer does after attention, [tokens, model width]."""
-        hidden = hidden + layer.self_attn.o_proj(mixed.flatten(1))
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        hidden = layer.self_attn.o_proj(mixed.flatten(1)).add_(hidden)
+        return _fed(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
 
 
-def _positions(batch: Packed, prefixes: list[PrefixKeys | None]) -> torch.Tensor:
-    """Each token's place in its whole sequence, int64 [tokens]."""
-    before = [prefix.tokens if prefix else 0 for prefix in prefixes]
-    if len(before) == 1:
-        return batch.steps + before[0]
-    sizes = torch.tensor([stop - start for start, stop in batch.segments])
-    shift = torch.tensor(before).repeat_interleave(sizes)
-    return batch.steps + shift.to(batch.steps.device)
-
-
-def _scale(layer: Any) -> float:
-    return float(layer.self_attn.scaling)
+def _fed(mlp: Any, normed: torch.Tensor) -> torch.Tensor:
+    """A gated feed-forward block, with one array less than the model's own makes."""
+    if hasattr(mlp, "gate_up_proj"):
+        gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
+        return mlp.down_proj(mlp.activation_fn(gate).mul_(up))
+    return mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
 
 
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, width] turned by `LayerPath._turn` in the first `cos.shape[-1]` of a head."""
-    turned = cos.shape[-1]
+    """[tokens, heads, width] turned as `cos` and `sin` say, in their width."""
+    turned, many = cos.shape[-1], min(cos.shape[1], heads.shape[1])
     part, rest = heads[..., :turned], heads[..., turned:]
     low, high = part.chunk(2, dim=-1)
-    found = torch.addcmul(part * cos, torch.cat([high, low], dim=-1), sin)
+    other = torch.cat([high, low], dim=-1)
+    found = torch.addcmul(part * cos[:, :many], other, sin[:, :many])
     return found if not rest.shape[-1] else torch.cat([found, rest], dim=-1)

@@ -20,6 +20,10 @@ LIMIT_CPU = 1.5
 SHARE_OF_GPU = 0.8
 """Of the memory that is free on a GPU where no limit is given."""
 BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_NARROW = 4096
+"""On a CPU for a model of which this many tokens still stay in its cache."""
+NARROW_LAYER = 256
+"""Widest array of such a model's layers, in numbers a token."""
 BATCH_TOKENS_GPU = 65536
 LARGEST_WINDOW = 2048
 KEPT_BYTES = 256 << 20
@@ -96,6 +100,11 @@ class _Shape:
         # Scores that are written down: by `JointMixing`, or in the last layer without a kernel.
         return size + (12 * self.heads * (window // 2) if gpu else 140 * self.heads)
 
+    def tokens_on_cpu(self) -> int:
+        """Target tokens that a CPU scores fastest together."""
+        narrow = max(self.hidden, self.inner, self.middle) <= NARROW_LAYER
+        return BATCH_TOKENS_NARROW if narrow else BATCH_TOKENS_CPU
+
     def key(self) -> float:
         """Bytes of one token of a prefix that is copied for a target, in all layers."""
         return 2 * self.itemsize * (self.layers * self.kept + 2 * self.inner)
@@ -147,13 +156,23 @@ def plan_memory(
     if memory_limit and fixed + one > limit:
         raise Refused(_too_small(memory_limit, (fixed + one) / GIB, window))
     room = max(limit - fixed, one)
-    wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else BATCH_TOKENS_CPU)
+    wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else shape.tokens_on_cpu())
     if shared:
         return MemoryPlan(limit, min(wanted, int(room / each)), None, reach, rows, kept)
     # Half for the targets and half for the copies of their prefix, what one leaves to the other.
     tokens = max(min(wanted, int(room / 2 / each)), 1)
     keys = max(int((room - tokens * each) / shape.key()), window)
     return MemoryPlan(limit, tokens, keys, reach, rows, kept)
+
+
+def keep_freed_pages() -> None:
+    """Make the C library keep what a pass has freed for the next pass.
+
+    It gives large blocks back at once, and every fresh page costs a fault: a quarter of the time of
+    a tiny model. Once it has freed a large block of up to 32 MiB, glibc keeps blocks of that size
+    (mallopt(3), M_MMAP_THRESHOLD). Another library takes no notice.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _own_limit(device: torch.device) -> int:

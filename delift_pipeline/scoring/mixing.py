@@ -6,12 +6,13 @@ products; in bfloat16 on a CPU it takes little more than half the time of the ke
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 
-from delift_pipeline.scoring.attention import Part, attend, merged
-from delift_pipeline.scoring.packed import Packed
+from delift_pipeline.scoring.attention import attend, merged
+from delift_pipeline.scoring.packed import Packed, Segments
 
 LOG2_E = 1.4426950408889634
 CHUNK_SCORES = 1 << 20
@@ -34,20 +35,50 @@ Keys = tuple[torch.Tensor, torch.Tensor] | None
 """Keys and values of one prefix in one layer, [tokens, key heads, width] each; None without one."""
 
 
-class Mixing(Protocol):
-    """A way to attend."""
+class Own(NamedTuple):
+    """What queries take from the tokens of their own target, before anything of a prefix.
 
-    def mixed(self, own: Heads, batch: Packed, keys: Sequence[Keys], scale: float) -> torch.Tensor:
-        """Attention of every token to its prefix and to the tokens before it, itself included.
+    Attributes:
+        query: [queries, heads, width].
+        out: [queries, heads, width], as its mixing keeps it.
+        weight: float32 [queries, heads], what it takes to add a prefix to it.
+    """
+
+    query: torch.Tensor
+    out: torch.Tensor
+    weight: torch.Tensor
+
+
+class Mixing(Protocol):
+    """A way to attend.
+
+    Attributes:
+        widest: Tokens of the longest target that it is meant for.
+    """
+
+    widest: float
+
+    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+        """Attention of tokens to those before them in their target, themselves included.
 
         Args:
-            own: The batch's heads.
+            heads: The batch's heads.
             batch: The targets.
-            keys: Of the prefix of each of the batch's segments.
             scale: Factor of the scores.
+            asked: Whether the queries are those of `batch.at` alone.
+        """
+        ...
 
-        Returns:
-            [tokens, heads, width].
+    def joined(
+        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+    ) -> torch.Tensor:
+        """Attention to a prefix and to the own target together, [queries, heads, width].
+
+        Args:
+            own: The own part; left as it is.
+            keys: Of the prefix of each segment.
+            segments: First query of each and the one after its last.
+            scale: Factor of the scores.
         """
         ...
 
@@ -59,26 +90,32 @@ class Mixing(Protocol):
 class SplitMixing:
     """The device's kernel on prefix and own keys apart."""
 
-    def mixed(self, own: Heads, batch: Packed, keys: Sequence[Keys], scale: float) -> torch.Tensor:
-        """As `Mixing.mixed`."""
-        query, key, value = (rows_of(picked(part, batch.spread), batch.rows) for part in own)
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeated(key, groups, 1), repeated(value, groups, 1)
-        part = attend(query, key, value, scale=scale, causal=True)
-        return _joined(own.query, part, batch.gather, keys, batch.segments, scale)
+    widest = float("inf")
 
-    def asked(self, own: Heads, batch: Packed, keys: Sequence[Keys], scale: float) -> torch.Tensor:
-        """Attention of the tokens that predict an answer token, whose queries alone are given.
+    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+        """As `Mixing.own`; `weight` is the log-sum-exp of the scores."""
+        query, key, value = in_rows(heads, batch, asked=asked)
+        mask = batch.mask(query.dtype) if asked else None
+        part = attend(query, key, value, scale=scale, causal=not asked, mask=mask)
+        out, weight = part.out.transpose(1, 2).flatten(0, 1), part.lse.transpose(1, 2).flatten(0, 1)
+        back = batch.asked_back if asked else batch.gather
+        return Own(heads.query, picked(out, back), picked(weight, back))
 
-        Returns:
-            [answers, heads, width].
-        """
-        query = rows_of(picked(own.query, batch.asked), batch.rows)
-        key, value = (rows_of(picked(part, batch.spread), batch.rows) for part in own[1:])
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeated(key, groups, 1), repeated(value, groups, 1)
-        part = attend(query, key, value, scale=scale, mask=batch.mask(query.dtype))
-        return _joined(own.query, part, batch.asked_back, keys, batch.asked_segments, scale)
+    def joined(
+        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+    ) -> torch.Tensor:
+        """As `Mixing.joined`."""
+        heads, parts = own.query.shape[1], []
+        for (start, stop), prefix in zip(segments, keys, strict=True):
+            query, out, weight = (part[start:stop] for part in own)
+            if prefix is None:
+                parts.append(out)
+                continue
+            key, value = (rows_of(repeated(each, heads // each.shape[1], 1), 1) for each in prefix)
+            before = attend(rows_of(query, 1), key, value, scale=scale)
+            first, first_lse = before.out[0].transpose(0, 1), before.lse[0].transpose(0, 1)
+            parts.append(merged(first, first_lse, out, weight))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def sound(self) -> bool:
         """Always."""
@@ -92,18 +129,28 @@ class JointMixing:
     stay in range; `sound` says whether they did. Both parts add to one numerator and one sum.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, widest: int | None = None) -> None:
+        """Meant for targets of up to `widest` tokens; None for all."""
+        self.widest = widest or float("inf")
         self._least, self._largest = float("inf"), 0.0
 
-    def mixed(self, own: Heads, batch: Packed, keys: Sequence[Keys], scale: float) -> torch.Tensor:
-        """As `Mixing.mixed`."""
-        groups = own.query.shape[1] // own.key.shape[1]
-        value, total = self._own(own, batch, groups, scale * LOG2_E)
-        value, total = picked(value, batch.gather), picked(total, batch.gather)
-        for (start, stop), prefix in zip(batch.segments, keys, strict=True):
+    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+        """As `Mixing.own`; `out` is the numerator and `weight` the sum below it."""
+        query, key, value = (part.flatten(0, 1) for part in in_rows(heads, batch, asked=asked))
+        add = _asked_sums if asked else _causal_sums
+        out, weight = add(query, key, value, batch, scale * LOG2_E)
+        back = batch.asked_back if asked else batch.gather
+        return Own(heads.query, picked(out, back), picked(weight, back))
+
+    def joined(
+        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+    ) -> torch.Tensor:
+        """As `Mixing.joined`."""
+        value, total = own.out.clone(), own.weight.clone()
+        for (start, stop), prefix in zip(segments, keys, strict=True):
             if prefix is not None:
                 into = (value[start:stop], total[start:stop])
-                self._add_prefix(own.query[start:stop], prefix, into, scale * LOG2_E)
+                _add_prefix(own.query[start:stop], prefix, into, scale * LOG2_E)
         least, largest = torch.aminmax(total)
         self._least = min(self._least, float(least))
         self._largest = max(self._largest, float(largest))
@@ -115,71 +162,87 @@ class JointMixing:
         self._least, self._largest = float("inf"), 0.0
         return found
 
-    def _own(
-        self, own: Heads, batch: Packed, groups: int, factor: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numerators [rows * width, heads, head width] and sums [rows * width, heads]."""
-        query, key, value = (
-            repeated(rows_of(picked(part, batch.spread), batch.rows), times, 1).flatten(0, 1)
-            for part, times in zip(own, (1, groups, groups), strict=True)
-        )
-        shape = (batch.rows, batch.width, own.query.shape[1])
-        found = query.new_empty(*shape, own.query.shape[2])
-        total = query.new_empty(shape, dtype=torch.float32)
-        for start in range(0, batch.width, OWN_STEP):
-            stop = min(start + OWN_STEP, batch.width)
-            scores = _powers(query[:, start:stop], key[:, :stop], factor)
-            scores[:, :, start:].tril_()
-            sums = scores.sum(-1).unflatten(0, (batch.rows, -1))
-            mixed = torch.bmm(scores, value[:, :stop]).unflatten(0, (batch.rows, -1))
-            found[:, start:stop], total[:, start:stop] = mixed.transpose(1, 2), sums.transpose(1, 2)
-        return found.flatten(0, 1), total.flatten(0, 1)
 
-    def _add_prefix(
-        self,
-        query: torch.Tensor,
-        keys: tuple[torch.Tensor, torch.Tensor],
-        into: tuple[torch.Tensor, torch.Tensor],
-        factor: float,
-    ) -> None:
-        heads = query.shape[1]
-        key, value = (repeated(part, heads // part.shape[1], 1).transpose(0, 1) for part in keys)
-        step = max(CHUNK_SCORES // (heads * key.shape[1]), 1)
-        for start in range(0, len(query), step):
-            scores = _powers(query[start : start + step].transpose(0, 1), key, factor)
-            into[1][start : start + step] += scores.sum(-1).T
-            into[0][start : start + step] += torch.bmm(scores, value).transpose(0, 1)
+def _causal_sums(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Packed, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numerators [rows * width, heads, head width] and sums [rows * width, heads].
+
+    Query, key and value are [rows * heads, width, head width].
+    """
+    shape = (batch.rows, batch.width, len(query) // batch.rows)
+    found = query.new_empty(*shape, query.shape[2])
+    total = query.new_empty(shape, dtype=torch.float32)
+    for start in range(0, batch.width, OWN_STEP):
+        stop = min(start + OWN_STEP, batch.width)
+        scores = _scores(query[:, start:stop], key[:, :stop], factor)
+        sums, mixed = _summed(_without_later(scores, start).exp2_(), value[:, :stop], batch.rows)
+        found[:, start:stop], total[:, start:stop] = mixed, sums
+    return found.flatten(0, 1), total.flatten(0, 1)
 
 
-def _powers(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
-    """2^(factor * query . key), [batch, queries, keys]."""
+def _asked_sums(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Packed, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_causal_sums` for queries [rows * heads, most answers, head width]."""
+    scores = _scores(query, key, factor)
+    scores.unflatten(0, (batch.rows, -1)).add_(batch.mask(query.dtype))
+    sums, mixed = _summed(scores.exp2_(), value, batch.rows)
+    return mixed.flatten(0, 1), sums.flatten(0, 1)
+
+
+def _without_later(scores: torch.Tensor, start: int) -> torch.Tensor:
+    """Scores of queries `start`... with -inf for the keys after each, in place."""
+    scores[:, :, start:].add_(_later(scores.shape[1], scores.dtype, scores.device))
+    return scores
+
+
+@lru_cache(maxsize=OWN_STEP)
+def _later(tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """0, or -inf above the diagonal, [tokens, tokens]."""
+    return torch.full((tokens, tokens), float("-inf"), dtype=dtype, device=device).triu_(1)
+
+
+def _summed(
+    powers: torch.Tensor, value: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums [rows, queries, heads] and numerators [rows, queries, heads, head width]."""
+    sums = powers.sum(-1).unflatten(0, (rows, -1))
+    mixed = torch.bmm(powers, value).unflatten(0, (rows, -1))
+    return sums.transpose(1, 2), mixed.transpose(1, 2)
+
+
+def _add_prefix(
+    query: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor],
+    into: tuple[torch.Tensor, torch.Tensor],
+    factor: float,
+) -> None:
+    """Add a prefix's part to numerators and sums, for so many queries at a time."""
+    heads = query.shape[1]
+    key, value = (repeated(part, heads // part.shape[1], 1).transpose(0, 1) for part in keys)
+    step = max(CHUNK_SCORES // (heads * key.shape[1]), 1)
+    for start in range(0, len(query), step):
+        powers = _scores(query[start : start + step].transpose(0, 1), key, factor).exp2_()
+        into[1][start : start + step] += powers.sum(-1).T
+        into[0][start : start + step] += torch.bmm(powers, value).transpose(0, 1)
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
+    """The factor times query . key, [batch, queries, keys]."""
     shape = (query.shape[0], query.shape[1], key.shape[1])
     nothing = query.new_empty(1).expand(shape)
-    return torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=factor).exp2_()
+    return torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=factor)
 
 
-def _joined(
-    query: torch.Tensor,
-    part: Part,
-    back: torch.Tensor | None,
-    keys: Sequence[Keys],
-    segments: Sequence[tuple[int, int]],
-    scale: float,
-) -> torch.Tensor:
-    """A batch's own part and the prefixes' parts as one, [queries, heads, width]."""
-    heads, width = query.shape[1:]
-    out = picked(part.out.transpose(1, 2).reshape(-1, heads, width), back)
-    lse = picked(part.lse.transpose(1, 2).reshape(-1, heads), back)
-    parts = []
-    for (start, stop), prefix in zip(segments, keys, strict=True):
-        if prefix is None:
-            parts.append(out[start:stop])
-            continue
-        key, value = (rows_of(repeated(each, heads // each.shape[1], 1), 1) for each in prefix)
-        before = attend(rows_of(query[start:stop], 1), key, value, scale=scale)
-        first, first_lse = before.out[0].transpose(0, 1), before.lse[0].transpose(0, 1)
-        parts.append(merged(first, first_lse, out[start:stop], lse[start:stop]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def in_rows(heads: Heads, batch: Packed, *, asked: bool) -> list[torch.Tensor]:
+    """Query, key and value as [rows, heads, tokens, width], all with the query's heads."""
+    places = (batch.asked if asked else batch.spread, batch.spread, batch.spread)
+    groups = heads.query.shape[1] // heads.key.shape[1]
+    return [
+        repeated(rows_of(picked(part, place), batch.rows), times, 1)
+        for part, place, times in zip(heads, places, (1, groups, groups), strict=True)
+    ]
 
 
 def picked(tensor: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:

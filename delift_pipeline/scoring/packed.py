@@ -30,7 +30,7 @@ class Packed:
         owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
         segments: First token of each owner's targets and the one after the last.
         asked_segments: The same of answers.
-        first: What the first layer makes of the batch, kept from one prefix to the next.
+        start: What the first layer makes of the batch, kept from one prefix to the next.
     """
 
     ids: torch.Tensor
@@ -47,7 +47,7 @@ class Packed:
     owners: list[int]
     segments: Segments
     asked_segments: Segments
-    first: tuple[torch.Tensor, ...] | None = None
+    start: object | None = None
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """0 or -inf, [rows, 1, most answers, width]: what each answer's cell sees."""

@@ -13,7 +13,7 @@ from delift_pipeline.scoring.cache_path import CachePath
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.layers import LayerPath, why_not_layered
-from delift_pipeline.scoring.memory import plan_memory
+from delift_pipeline.scoring.memory import keep_freed_pages, plan_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +60,7 @@ class TransformersEngine:
         Raises:
             Refused: not even one pair fits the memory limit.
         """
+        keep_freed_pages()
         self.decoder = Decoder(model)
         self.why_not_layers = why_not_layers or why_not_layered(self.decoder, window)
         shared = self.why_not_layers is None
