@@ -120,6 +120,8 @@ def _agreement(evidence: dict[str, Any]) -> str:
     if "agreement" not in evidence:
         return ""
     agreed, relative = evidence["agreement"], evidence["relative"]
+    if relative < 0 and evidence["trust"] == 1:
+        return f": its nearest prompts are too far to be believed (weight {evidence['weight']:.3f})"
     return f": near prompts agree {agreed:+.3f}, {relative:+.3f} against its surroundings"
 
 

@@ -8,6 +8,7 @@ import typer
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @takes_model
 def plan(
-    version: Annotated[str, typer.Option(help="A stored version, or a file of records.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A file of records, in place of a stored version.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
     arm: Annotated[
         list[str] | None, typer.Option(help="An arm; repeatable [all that apply].")
     ] = None,
@@ -38,12 +42,16 @@ def plan(
     from delift_pipeline.operations.cost import as_version, cost_of
 
     place, names = Home.at(home), arm or []
-    if version not in place.versions() and Path(version).is_file():
+    if (file is None) == (version is None):
+        raise Refused(Fault("name either a file of records or a stored version (--version V)"))
+    if version is not None and version not in place.versions() and Path(version).is_file():
+        file = Path(version)
+    if file is not None:
         options = flags.options(model) if model else None
-        with as_version(Path(version)) as (data, name):
+        with as_version(file) as (data, name):
             found = cost_of(data, name, place, names, options, measure=measure)
-        found = replace(found, name=version)
-    else:
+        found = replace(found, name=str(file))
+    elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, place, names, options, measure=measure)
     if as_json:

@@ -20,6 +20,7 @@ from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.steps.plan import wanted_pairs
+from delift_pipeline.steps.score import part_folder, scorable_pairs
 from delift_pipeline.steps.subset import refuse_inapplicable
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
@@ -107,7 +108,7 @@ class Cost:
 
 @contextmanager
 def as_version(file: Path) -> Iterator[tuple[Home, str]]:
-    """A file as a version of a home that is thrown away; nothing of it is held out.
+    """A file as a version of a home that is thrown away; a tenth is held out as of a first one.
 
     Raises:
         Refused: the file is faulty.
@@ -146,7 +147,10 @@ def cost_of(
     applicable = arms.of_stages(dataset.stages())
     fingerprint = fingerprint_of(model).digest if model else None
     store = ScoreStore(home.scores(fingerprint)) if fingerprint else None
-    blocks, notes = _blocks(data, dataset, arms, store)
+    left_out = _unscorable(data, version, fingerprint)
+    blocks, notes = _blocks(data, dataset, arms, store, left_out)
+    if left_out:
+        notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
     rate, rate_from = _rate(dataset, store, model, measure)
     missing = sum(block.missing for block in blocks)
     seconds = missing / rate if rate else 0.0 if not missing else None
@@ -180,44 +184,61 @@ def _chosen(arms: Arms, names: Sequence[str]) -> Arms:
     return replace(arms, arms=tuple(kept))
 
 
+def _unscorable(home: Home, version: str, fingerprint: str | None) -> dict[str, str]:
+    """What an earlier scoring of the version found cannot be scored: record_id -> why."""
+    if fingerprint is None:
+        return {}
+    manifest = read_manifest(part_folder(home, version, fingerprint, "in_context"))
+    return manifest.details["unscorable"] if manifest else {}
+
+
 def _blocks(
-    data: Home, dataset: DatasetVersion, arms: Arms, store: ScoreStore | None
+    data: Home,
+    dataset: DatasetVersion,
+    arms: Arms,
+    store: ScoreStore | None,
+    left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
     """Pairs by block: counted where a plan of these arms can be had, else bounded."""
     wanted = wanted_pairs(data, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
     blocks: list[BlockCost] = []
     if wanted.self_pairs == "all":
-        blocks.append(_counted(PairBlock("self", ids, ids), store))
+        blocks.append(_counted(PairBlock("self", ids, ids), store, left_out))
     else:
-        blocks.append(_near(data, dataset, arms.plan.neighbours, store))
+        blocks.append(_near(data, dataset, arms.plan.neighbours, store, left_out))
     if wanted.target_pairs and dataset.target is not None:
         targets = tuple(dataset.target["record_id"])
-        blocks.append(_counted(PairBlock("target", targets, ids), store))
+        blocks.append(_counted(PairBlock("target", targets, ids), store, left_out))
     if wanted.existing is not None:
         new = tuple(dataset.new_records(data)["record_id"])
         known = tuple(wanted.existing["record_id"])
-        blocks.append(_counted(PairBlock("existing", new, known), store))
+        blocks.append(_counted(PairBlock("existing", new, known), store, left_out))
     if wanted.replay is not None:
         known = tuple(wanted.replay["record_id"])
-        blocks.append(_counted(PairBlock("replay", known, known), store))
+        blocks.append(_counted(PairBlock("replay", known, known), store, left_out))
     return blocks, list(wanted.notes)
 
 
-def _counted(block: PairBlock, store: ScoreStore | None) -> BlockCost:
-    missing = store.missing(PairPlan((block,))).pairs if store else block.pairs
+def _counted(block: PairBlock, store: ScoreStore | None, left_out: dict[str, str]) -> BlockCost:
+    absent = store.missing(PairPlan((block,))).blocks if store else (block,)
+    missing = sum(scorable_pairs(one, left_out) for one in absent)
     return BlockCost(block.name, block.pairs, missing, True, block.dense)
 
 
 def _near(
-    data: Home, dataset: DatasetVersion, neighbours: int, store: ScoreStore | None
+    data: Home,
+    dataset: DatasetVersion,
+    neighbours: int,
+    store: ScoreStore | None,
+    left_out: dict[str, str],
 ) -> BlockCost:
     """Near pairs: those of the stored plan, else at most both directions of each neighbourhood."""
     manifest = read_manifest(data.plan(dataset.version))
     if manifest and manifest.request.get("neighbours") == neighbours:
         own = read_plan(data.plan(dataset.version)).block("self")
         if own is not None and not own.dense:
-            return _counted(own, store)
+            return _counted(own, store, left_out)
     n = dataset.pool.height
     bound = n * min(n - 1, 2 * neighbours)
     return BlockCost("self", bound, bound, False, False)

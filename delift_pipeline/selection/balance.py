@@ -66,9 +66,9 @@ def vanished(table: pl.DataFrame) -> tuple[str, ...]:
             f"{g} ({n:,})" for g, n in part.select("group", "pool").head(NAMED).rows()
         )
         more = "" if part.height <= NAMED else f" and {part.height - NAMED:,} more"
-        lines.append(
-            f"warning: {part.height:,} groups by {name} are not in the subset: {named}{more}"
-        )
+        lost = "1 group" if part.height == 1 else f"{part.height:,} groups"
+        verb = "is" if part.height == 1 else "are"
+        lines.append(f"warning: {lost} by {name} {verb} not in the subset: {named}{more}")
     return tuple(lines)
 
 

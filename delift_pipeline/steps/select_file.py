@@ -280,6 +280,9 @@ def _report(
     notes = list(selection.notes)
     if sets.left_out:
         notes.insert(0, f"{sets.left_out:,} faulty rows were left out")
+    if scored and scored.unscorable:
+        record, why = next(iter(scored.unscorable.items()))
+        notes.append(f"{len(scored.unscorable):,} records cannot be scored; {record}: {why}")
     if scored:
         notes += [f"{count:,} records were cut ({kind})" for kind, count in scored.cuts.items()]
     return Report(

@@ -8,8 +8,11 @@ import pytest
 from delift_pipeline.evaluation.result import differences, read_evaluation
 from delift_pipeline.operations.compare import compare_arms
 from delift_pipeline.operations.cost import cost_of
+from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.steps.score import scorable_pairs
 from delift_pipeline.storage.home import Home
 
 RANDOM, TRUSTED = "instruction_tuning.random", "instruction_tuning.delift_trusted"
@@ -49,6 +52,21 @@ def test_unscored_version_costs_every_pair_it_misses(copied: Home, tmp_path: Pat
     assert any("speed is not known" in note for note in found.notes)
 
 
+def test_pairs_of_records_that_cannot_be_scored_are_not_missing(copied: Home) -> None:
+    (scores,) = copied.root.glob("scores/*/versions/v1/in_context/manifest.json")
+    written = json.loads(scores.read_text("utf-8"))
+    gone = load_version(copied, "v1").pool["record_id"][0]
+    written["details"]["unscorable"] = {gone: "it is too long"}
+    scores.write_text(json.dumps(written), encoding="utf-8")
+    arms = copied.arms_file.read_text("utf-8") + "  instruction_tuning.delift: {}\n"
+    copied.arms_file.write_text(arms, encoding="utf-8")
+    plan = read_plan(copied.plan("v1")).blocks[0]
+    near = scorable_pairs(plan, {gone: ""})
+    found = cost_of(copied, "v1", copied, ["instruction_tuning.delift"], DEMO)
+    assert found.pairs == 19 * 19 - near
+    assert "1 records cannot be scored, and their pairs need not be" in found.notes
+
+
 def test_arm_that_needs_every_pair_is_costed_exactly(copied: Home) -> None:
     arms = copied.arms_file.read_text("utf-8") + "  instruction_tuning.delift: {}\n"
     copied.arms_file.write_text(arms, encoding="utf-8")
@@ -85,17 +103,21 @@ def test_speed_of_a_model_without_scores_is_tried(tmp_path: Path) -> None:
 def test_plan_takes_a_file_and_leaves_nothing_behind(made: Home, tmp_path: Path, delift) -> None:
     file = write_pool(tmp_path / "new.jsonl", 20)
     before = sorted(path for path in made.root.rglob("*"))
-    given = ("plan", "--version", file, "--no-measure", "--home", made.root)
+    given = ("plan", file, "--no-measure", "--home", made.root)
     said = delift(*given, "--json").json
     assert said["name"] == str(file)
     assert said["records"] == 18
     assert "to score" in delift(*given).out
+    assert delift("plan", "--version", *given[1:], "--json").json == said
     assert sorted(path for path in made.root.rglob("*")) == before
 
 
 def test_plan_refuses_what_cannot_be(made: Home, delift) -> None:
     (line,) = delift("plan", "--version", "v9", "--home", made.root).faults
     assert "no version 'v9'" in line
+    for given in (("plan",), ("plan", "--version", "v1", "v1.jsonl")):
+        (line,) = delift(*given, "--home", made.root).faults
+        assert "either a file of records or a stored version" in line
     given = ("plan", "--version", "v1", "--arm", "continual.random", "--home", made.root)
     (line,) = delift(*given).faults
     assert "does not apply to v1" in line

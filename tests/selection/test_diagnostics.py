@@ -140,7 +140,7 @@ def test_the_balance_names_groups_that_vanish() -> None:
     assert table.filter(pl.col("by") == "colour")["group"].to_list() == ["red", "(none)"]
     assert set(table["by"]) == {"task", "source", "length", "script", "colour"}
     lines = vanished(table)
-    assert any("groups by task are not in the subset: rare (1)" in line for line in lines)
+    assert any("1 group by task is not in the subset: rare (1)" in line for line in lines)
     for _, part in table.group_by("by"):
         assert part["pool_share"].sum() == pytest.approx(1)
         assert part["shift"].sum() == pytest.approx(0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from delift_pipeline.arms import load_arms
+from delift_pipeline.cli.explain import as_text
 from delift_pipeline.cli.main import run
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.records.stored import load_version
@@ -18,6 +19,7 @@ from delift_pipeline.scoring.plan import build_plan
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.run import select, selection_request, write_subset
 from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.steps.explain import Explanation
 from delift_pipeline.steps.suspects import suspects_of
 from delift_pipeline.storage.home import Home
 from delift_pipeline.utility.kernel import build_kernel, load_block
@@ -95,6 +97,15 @@ def test_the_planted_record_is_named_with_who_disagrees(chosen: Home, capsys) ->
     assert explain(chosen, PLANTED) == 0
     shown = capsys.readouterr().out
     assert "SUSPECTED WRONG" in shown and "dropped; covered" in shown and "disagrees" in shown
+
+
+def test_trust_that_has_no_ground_says_so() -> None:
+    lone = {"trust": 1.0, "suspected": False, "agreement": -0.9, "relative": -0.3, "weight": 0.012}
+    found = Explanation(
+        VERSION, ARM, "r", {"text": "a -> b", "source_ids": ["r"]}, False,
+        evidence={**lone, "neighbours": []},
+    )  # fmt: skip
+    assert as_text(found).endswith("too far to be believed (weight 0.012)")
 
 
 def test_a_chosen_record_says_what_it_covers(chosen: Home, capsys) -> None:

@@ -94,7 +94,7 @@ def test_the_balance_is_taken_by_a_kept_column_and_warns_of_what_vanishes(stored
     }
     assert table.filter("vanished")["group"].to_list() == ["rare"]
     check = outcome.checks["balance"]
-    assert not check.passed and "1 groups by topic are not in the subset: rare (1)" in check.note
+    assert not check.passed and "1 group by topic is not in the subset: rare (1)" in check.note
     whole, _ = made(stored, 30, balance="[topic]")
     assert (
         whole.checks["balance"].passed and "length, script, topic" in whole.checks["balance"].note
