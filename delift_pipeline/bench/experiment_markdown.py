@@ -29,7 +29,7 @@ def markdown_tables(table: Mapping[str, Any], metrics: Sequence[str] = ()) -> st
     ]
     commits = ", ".join(table["commits_of_cells"])
     seeds = ", ".join(str(seed) for seed in table["seeds"])
-    return "\n\n".join([f"Pools {seeds}; commit {commits}.", *parts]) + "\n"
+    return "\n\n".join([f"Pools {seeds}; commit {commits}.", *table["notes"], *parts]) + "\n"
 
 
 def _table(place: tuple[Any, ...], rows: list[Row]) -> str:

@@ -39,6 +39,7 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
         about=experiment.about,
         pools=max((row["n"] for row in rows), default=0),
         seeds=table["seeds"],
+        notes=table["notes"],
         commits=[commit[:SHORT_COMMIT] for commit in table["commits_of_cells"]],
         curves=[*_curves(rows, experiment.across), *_prices(rows)],
         tables=[_table(place, list(group)) for place, group in _grouped(rows, PLACE)],

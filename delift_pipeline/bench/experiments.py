@@ -19,8 +19,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from delift_pipeline.bench.contenders import FULL, INITIAL, RANDOM, Contender, contenders
+from delift_pipeline.bench.experiment_notes import (
+    can_quantise,
+    noted_selectors,
+    noted_stages,
+    noted_tuning,
+    nothing_noted,
+)
 from delift_pipeline.bench.experiment_theory import TheoryCell
 from delift_pipeline.bench.quality_cells import Cell, Setting
+from delift_pipeline.bench.quality_judge import Jury
 from delift_pipeline.bench.quality_measure import Mode
 from delift_pipeline.bench.quality_pools import Sizes
 from delift_pipeline.bench.quality_scorer import DEMO, SMALL
@@ -85,6 +93,7 @@ class Asked:
         steps: Optimizer steps by budget where they are not the usual ones.
         modes: What is done with subsets; empty for the experiment's own.
         model: What `tuning` trains: `demo`, a folder or a hub id, the paper's facebook/opt-125m.
+        judge: Who scores the answers of `stages`, or None.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -95,6 +104,7 @@ class Asked:
     steps: dict[float, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
     model: str = DEMO
+    judge: Jury | None = None
 
     def cells(
         self,
@@ -140,6 +150,7 @@ class Experiment:
         units: What it measures, from what is asked.
         across: The column that its curves run over, or None for bars.
         takes_names: Whether contenders can be asked for.
+        notes: What a reader of its table has to know, from what is asked.
     """
 
     name: str
@@ -147,6 +158,7 @@ class Experiment:
     units: Callable[[Asked], Sequence[Unit]]
     across: str | None = None
     takes_names: bool = True
+    notes: Callable[[Asked], tuple[str, ...]] = nothing_noted
 
 
 def _selectors(asked: Asked) -> list[Cell]:
@@ -161,7 +173,7 @@ def _selectors(asked: Asked) -> list[Cell]:
 
 
 def _stages(asked: Asked) -> list[Cell]:
-    setting = Setting(modes=("lora", "in_context"), texts=True)
+    setting = Setting(modes=("lora", "in_context"), texts=True, judge=asked.judge)
     more = () if asked.quick else PAPERS
     return asked.cells(asked.named(INITIAL, *COMPARED, *more, FULL), setting=setting)
 
@@ -183,11 +195,7 @@ def _annotation_budget(asked: Asked) -> list[Cell]:
 
 
 def _tuning(asked: Asked) -> list[Cell]:
-    from importlib.util import find_spec
-
-    modes: tuple[Mode, ...] = ("lora", "full")
-    if find_spec("bitsandbytes"):
-        modes = ("lora", "qlora", "full")
+    modes: tuple[Mode, ...] = ("lora", "qlora", "full") if can_quantise() else ("lora", "full")
     return asked.cells(
         asked.named(INITIAL, "delift_se-tfidf", "delift_trusted", FULL),
         stages=("instruction_tuning",),
@@ -270,8 +278,10 @@ def _theory(asked: Asked) -> list[TheoryCell]:
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
     for one in (
-        Experiment("selectors", "Every selector on equal terms.", _selectors),
-        Experiment("stages", "Arms, metrics and modes in each stage.", _stages),
+        Experiment(
+            "selectors", "Every selector on equal terms.", _selectors, notes=noted_selectors
+        ),
+        Experiment("stages", "Arms, metrics and modes in each stage.", _stages, notes=noted_stages),
         Experiment("budget", "How much of a pool is enough?", _budget, "budget"),
         Experiment(
             "annotation_budget",
@@ -280,7 +290,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             "pairs_per_record",
             takes_names=False,
         ),
-        Experiment("tuning", "The same subsets, fine-tuned by other methods.", _tuning),
+        Experiment(
+            "tuning", "The same subsets, fine-tuned by other methods.", _tuning, notes=noted_tuning
+        ),
         Experiment(
             "objectives", "Which objective, and how weighted?", _objectives, takes_names=False
         ),
@@ -320,11 +332,15 @@ def units_of(chosen: Experiment, asked: Asked) -> Sequence[Unit]:
 
     Raises:
         Refused: contenders are asked of an experiment that names its own, one is unknown, or
-            another model of an experiment that trains the demo model.
+            another model of an experiment that trains the demo model, or a judge of one without
+            generated answers.
     """
     if asked.model != DEMO and chosen.name != "tuning":
         reason = f"{chosen.name} trains the demo model; the experiment tuning takes any"
         raise Refused(Fault(reason, field="--model"))
+    if asked.judge and chosen.name != "stages":
+        reason = f"{chosen.name} generates no answers to judge; the experiment stages does"
+        raise Refused(Fault(reason, field="--judge"))
     if asked.names and not chosen.takes_names:
         reason = f"the experiment {chosen.name} names its own contenders; ask for stages only"
         raise Refused(Fault(reason, field="--only"))

@@ -26,6 +26,7 @@ def run_quality(
     wanted: Sequence[Unit],
     progress: Progress,
     workers: int = 1,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure what is missing and make the table.
 
@@ -35,10 +36,11 @@ def run_quality(
         wanted: What is measured.
         progress: Where cells done are shown.
         workers: Processes, one thread each.
+        notes: What a reader of the table has to know.
 
     Returns:
-        `experiment`, `commit`, `commits_of_cells`, `seeds` and `rows`; kept in `folder`, too, as
-        `table_path`.
+        `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; kept in
+        `folder`, too, as `table_path`.
     """
     missing = [unit for unit in wanted if not _file(folder, unit).exists()]
     with progress.track("cells", len(wanted), "cells") as meter:
@@ -58,6 +60,7 @@ def run_quality(
         "commit": git_commit(),
         "commits_of_cells": sorted({str(kept["commit"]) for _, kept in found}),
         "seeds": sorted({unit.seed for unit in wanted}),
+        "notes": list(notes),
         "rows": rows_of([(unit, kept["rows"]) for unit, kept in found]),
     }
     write_json(table_path(folder, name), table)

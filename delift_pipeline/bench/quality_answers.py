@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from delift_pipeline.bench.quality_training import EVALUATED_AT_ONCE, Stack, StackedLora
-from delift_pipeline.evaluation.text_metrics import rouge, squad_f1
+from delift_pipeline.evaluation.text_metrics import embedding_similarity, rouge, squad_f1
 from delift_pipeline.training.batches import Example
 
 ROUGES = ("rouge1", "rougeL")
+EMBEDDER = "minilm"
 MARGIN = 2
 """How far past the longest reference an answer may run."""
 
@@ -61,16 +63,20 @@ def _answered(
     ]
 
 
-def text_metrics(
-    tokenizer: Any, answers: Sequence[list[int]], references: Sequence[str]
-) -> dict[str, float]:
-    """Mean ROUGE-1, ROUGE-L and token F1 of one run's answers."""
-    written = [
+def written(tokenizer: Any, answers: Sequence[list[int]]) -> list[str]:
+    """Answers as text."""
+    return [
         tokenizer.decode(
             answer, skip_special_tokens=True, clean_up_tokenization_spaces=False
         ).strip()
         for answer in answers
     ]
-    found: dict[str, list[float]] = dict(rouge(written, references, ROUGES))
-    found["squad_f1"] = [squad_f1(*pair) for pair in zip(written, references, strict=True)]
+
+
+def text_metrics(samples: pl.DataFrame) -> dict[str, float]:
+    """Mean ROUGE-1, ROUGE-L, token F1 and embedding similarity of generated and reference."""
+    generated, references = samples["generated"].to_list(), samples["reference"].to_list()
+    found: dict[str, list[float]] = dict(rouge(generated, references, ROUGES))
+    found["squad_f1"] = [squad_f1(*pair) for pair in zip(generated, references, strict=True)]
+    found["embedding_similarity"] = embedding_similarity(generated, references, EMBEDDER)
     return {name: float(np.mean(values)) for name, values in found.items()}

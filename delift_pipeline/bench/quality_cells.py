@@ -5,13 +5,15 @@ file, so that an interrupted experiment goes on where it stopped.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from delift_pipeline.bench.contenders import Contender
 from delift_pipeline.bench.quality_costs import Spent, cost_metrics, spent_on_selection
-from delift_pipeline.bench.quality_measure import Mode, Subset, measured
+from delift_pipeline.bench.quality_judge import Jury
+from delift_pipeline.bench.quality_measure import Mode, Reading, Subset, measured
 from delift_pipeline.bench.quality_pools import (
     NEIGHBOURS,
     Drawn,
@@ -27,7 +29,7 @@ from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
 
 LEAST_STEPS, STEPS_A_SHARE = 150, 1000
-CODE = 2
+CODE = 3
 """Counted up when a cell's meaning changes."""
 
 
@@ -42,6 +44,7 @@ class Setting:
         trained: The model that is trained; another one than the demo model scores for itself.
         template: The prompt template of scoring; training always uses the demo world's own.
         texts: Whether answers are generated and compared as texts, too.
+        judge: Who scores the generated answers, or None.
         costs: Whether seconds and floating-point operations are measured, too.
         steps: Optimizer steps by budget where they are not `steps_at`.
     """
@@ -52,6 +55,7 @@ class Setting:
     trained: str = DEMO
     template: str = "world"
     texts: bool = False
+    judge: Jury | None = None
     costs: bool = False
     steps: dict[float, int] = field(default_factory=dict)
 
@@ -89,7 +93,9 @@ class Cell:
     @property
     def key(self) -> str:
         """Names what was measured; equal cells have equal keys."""
-        setting = asdict(self.setting) | {"steps": sorted(self.setting.steps.items())}
+        setting = asdict(replace(self.setting, judge=None))
+        setting |= {"steps": sorted(self.setting.steps.items())}
+        setting |= {"judge": self.setting.judge.identity if self.setting.judge else None}
         options = [asdict(one) for one in self.contenders]
         asked = [self.budgets, options, asdict(self.sizes), setting, CODE]
         return f"{self.stage}-{self.seed}-{self.wrong_share:g}-{digest_json(asked)[:12]}"
@@ -111,11 +117,13 @@ class Cell:
         scores = self._scores(folder, drawn)
         subsets = [subset for budget in self.budgets for subset in self._subsets(scores, budget)]
         rows, model = [], trained_options(self.setting.trained)
+        jury = self.setting.judge
+        reading = Reading(self.setting.texts, partial(jury.scores, folder) if jury else None)
         for mode in self.setting.modes:
             for budget in self.budgets:
                 chosen = [subset for subset in subsets if subset.budget == budget]
                 steps = self.setting.asked_steps(budget)
-                found = measured(drawn, chosen, mode, steps, self.seed, self.setting.texts, model)
+                found = measured(drawn, chosen, mode, steps, self.seed, reading, model)
                 if self.setting.costs:
                     spent = self._spent(drawn, budget)
                     found += cost_metrics(spent, chosen, drawn, self.setting.steps_at(budget))

@@ -23,6 +23,7 @@ from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from delift_pipeline.bench.quality_training import StackedLora, Weights
+    from delift_pipeline.evaluation.result import Evaluation
     from delift_pipeline.scoring.model import LoadedModel
     from delift_pipeline.training.batches import Example
 
@@ -33,8 +34,10 @@ SHOWN = 5
 """Demonstrations in context, as in the paper."""
 FULL_LEARNING_RATE = 1e-3
 """Of full fine-tuning, set beforehand: adapters take a higher one than the weights they adapt."""
+NEARNESS = "tfidf"
+"""Embedding by which the shown records are the nearest."""
 PLAIN: tuple[MetricName, ...] = ("exact_match", "answer_loss")
-TEXTS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1")
+TEXTS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1", "embedding_similarity")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,33 @@ class Subset:
 
 Found = list[tuple[Subset, str, float]]
 """Subset, metric (with its held-out group) and value."""
+Opinion = Callable[[pl.DataFrame], Mapping[str, float]]
+"""What a judge says of a model's samples (`Jury.scores`)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read off the answers beside exact match and answer loss.
+
+    Attributes:
+        texts: Whether generated answers are compared with the references as texts.
+        judge: Who scores them, or None.
+    """
+
+    texts: bool = False
+    judge: Opinion | None = None
+
+    @property
+    def metrics(self) -> tuple[MetricName, ...]:
+        """The metrics of evaluation."""
+        return (*PLAIN, *(TEXTS if self.texts else ()))
+
+    def opinion(self, samples: pl.DataFrame) -> Mapping[str, float]:
+        """The judge's metrics; none where nobody judges."""
+        return self.judge(samples) if self.judge else {}
+
+
+PLAINLY = Reading()
 
 
 def training_options(mode: Mode, steps: int | None, preset: Preset = "demo") -> TrainingOptions:
@@ -67,7 +97,7 @@ def measured(
     mode: Mode,
     steps: int | None,
     seed: int,
-    texts: bool = False,
+    reading: Reading = PLAINLY,
     model: ModelOptions = MODEL,
 ) -> Found:
     """Use subsets of one budget and measure each on every held-out group.
@@ -78,21 +108,23 @@ def measured(
         mode: What is done with it.
         steps: Optimizer steps of each run; None for the paper's epochs, with another model.
         seed: Of every run's start and order.
-        texts: Whether generated answers are compared as texts, too.
+        reading: What is read off the answers.
         model: What is trained; another one than the demo model by the paper's preset.
     """
     if model != MODEL:
         options = training_options(mode, steps, "paper")
-        return _one_by_one(drawn, subsets, options, seed, texts, model)
+        return _one_by_one(drawn, subsets, options, seed, reading, model)
     assert steps is not None, "the demo model trains for a number of steps"
     if mode == "lora":
-        return _stacked(drawn, subsets, steps, seed, texts)
+        return _stacked(drawn, subsets, steps, seed, reading)
     if mode == "in_context":
-        return _in_context(drawn, subsets, steps, seed, texts)
-    return _one_by_one(drawn, subsets, training_options(mode, steps), seed, texts, model)
+        return _in_context(drawn, subsets, steps, seed, reading)
+    return _one_by_one(drawn, subsets, training_options(mode, steps), seed, reading, model)
 
 
-def _stacked(drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, texts: bool) -> Found:
+def _stacked(
+    drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, reading: Reading
+) -> Found:
     loaded = demo_model()
     options = training_options("lora", steps)
     start = _started(drawn, loaded, options, seed)
@@ -101,7 +133,7 @@ def _stacked(drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, tex
         group = [subset for subset in subsets if bool(subset.records) == trained]
         if group:
             lora = _trained(drawn, loaded, group, options, seed, start)
-            found += _answered(drawn, loaded, lora, group, texts)
+            found += _answered(drawn, loaded, lora, group, reading)
     return found
 
 
@@ -144,7 +176,7 @@ def _answered(
     loaded: "LoadedModel",
     lora: "StackedLora",
     subsets: Sequence[Subset],
-    texts: bool,
+    reading: Reading,
 ) -> Found:
     from delift_pipeline.bench.quality_training import measure
 
@@ -155,8 +187,8 @@ def _answered(
         for name, measures in (("exact_match", values.exact), ("answer_loss", values.loss)):
             means = measures.mean(axis=1).tolist()
             found += [(s, name + group, mean) for s, mean in zip(subsets, means, strict=True)]
-        if texts:
-            found += _texts(loaded, lora, subsets, asked, heldout, group)
+        if reading.texts:
+            found += _texts(loaded, lora, subsets, asked, heldout, group, reading)
     return found
 
 
@@ -167,53 +199,56 @@ def _texts(
     asked: list["Example"],
     heldout: pl.DataFrame,
     group: str,
+    reading: Reading,
 ) -> Found:
-    from delift_pipeline.bench.quality_answers import greedy_answers, text_metrics
+    from delift_pipeline.bench.quality_answers import greedy_answers, text_metrics, written
 
-    of_record = dict(zip(heldout["record_id"], heldout["output"], strict=True))
-    references = [of_record[example.record_id] for example in asked]
+    ids = pl.DataFrame({"record_id": [example.record_id for example in asked]})
+    texts = heldout.select("record_id", "instruction", "input", reference="output")
+    samples = ids.join(texts, on="record_id", how="left", maintain_order="left")
+    found: Found = []
     answers = greedy_answers(lora, asked, loaded.encoder.eos)
-    return [
-        (subset, name + group, value)
-        for subset, own in zip(subsets, answers, strict=True)
-        for name, value in text_metrics(loaded.tokenizer, own, references).items()
-    ]
+    for subset, own in zip(subsets, answers, strict=True):
+        own_samples = samples.with_columns(generated=pl.Series(written(loaded.tokenizer, own)))
+        values = {**text_metrics(own_samples), **reading.opinion(own_samples)}
+        found += [(subset, name + group, value) for name, value in values.items()]
+    return found
 
 
 def _in_context(
-    drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, texts: bool
+    drawn: Drawn, subsets: Sequence[Subset], steps: int, seed: int, reading: Reading
 ) -> Found:
     from delift_pipeline.evaluation.in_context import evaluate_in_context
     from delift_pipeline.evaluation.run import evaluate_loaded
 
     loaded = demo_model()
-    options = EvaluationOptions(
-        metrics=(*PLAIN, *(TEXTS if texts else ())), in_context=SHOWN, embedder="tfidf"
-    )
+    options = EvaluationOptions(metrics=reading.metrics, in_context=SHOWN)
     start = _started(drawn, loaded, training_options("lora", steps), seed)
     if start is not None:
         _put(loaded.model, start)
 
-    def ask(subset: Subset, heldout: pl.DataFrame) -> Mapping[str, float]:
+    def ask(subset: Subset, heldout: pl.DataFrame) -> "Evaluation":
         chosen = drawn.pool.filter(pl.col("record_id").is_in(subset.records))
         if chosen.is_empty():
-            return evaluate_loaded(loaded, heldout, options).metrics
-        return evaluate_in_context(loaded, chosen, heldout, options).metrics
+            return evaluate_loaded(loaded, heldout, options)
+        return evaluate_in_context(loaded, chosen, heldout, options, embedder=NEARNESS)
 
-    return _asked(drawn, subsets, ask, options.metrics)
+    return _asked(drawn, subsets, ask, reading)
 
 
 def _asked(
     drawn: Drawn,
     subsets: Sequence[Subset],
-    ask: Callable[[Subset, pl.DataFrame], Mapping[str, float]],
-    metrics: Sequence[str],
+    ask: Callable[[Subset, pl.DataFrame], "Evaluation"],
+    reading: Reading,
 ) -> Found:
     found: Found = []
     for group, heldout in drawn.heldout.items():
         for subset in subsets:
-            values = ask(subset, heldout)
-            found += [(subset, name + group, float(values[name])) for name in metrics]
+            evaluation = ask(subset, heldout)
+            values = {name: float(evaluation.metrics[name]) for name in reading.metrics}
+            values |= reading.opinion(evaluation.samples)
+            found += [(subset, name + group, value) for name, value in values.items()]
     return found
 
 
@@ -222,14 +257,14 @@ def _one_by_one(
     subsets: Sequence[Subset],
     options: TrainingOptions,
     seed: int,
-    texts: bool,
+    reading: Reading,
     model: ModelOptions,
 ) -> Found:
     """Training and evaluation as an arm does them, an adapter or a model a subset."""
     from delift_pipeline.evaluation.run import evaluate
     from delift_pipeline.training.run import train
 
-    asked = EvaluationOptions(metrics=(*PLAIN, *(TEXTS if texts else ())))
+    asked = EvaluationOptions(metrics=reading.metrics)
     with tempfile.TemporaryDirectory() as folder:
         start = None
         if drawn.existing is not None:
@@ -247,8 +282,8 @@ def _one_by_one(
             return _asked(
                 drawn,
                 [subset],
-                lambda _, heldout: evaluate(model, out, heldout, asked).metrics,
-                asked.metrics,
+                lambda _, heldout: evaluate(model, out, heldout, asked),
+                reading,
             )
 
         return [row for number, subset in enumerate(subsets) for row in ask_all(number, subset)]

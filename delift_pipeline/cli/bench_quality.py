@@ -1,5 +1,6 @@
 """`delift bench quality`: the experiments, each one command that goes on where it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from delift_pipeline.cli.options import JsonOption, print_json, progress
 
 if TYPE_CHECKING:
     from delift_pipeline.bench.experiments import Asked
+    from delift_pipeline.bench.quality_judge import Jury
 
 DEFAULT_FOLDER = "delift_bench"
 SHOWN = ("exact_match", "largest", "conditional")
@@ -39,6 +41,15 @@ def quality(
     model: Annotated[
         str, typer.Option(help="What tuning trains: demo, a folder, or e.g. facebook/opt-125m.")
     ] = "demo",
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Who scores the answers of stages: a name at ENDPOINT, or a folder."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The judge's OpenAI-compatible address.")
+    ] = None,
+    judge_mode: Annotated[str, typer.Option(help="single or dimensions.")] = "single",
+    judge_scoring: Annotated[str, typer.Option(help="written or expected.")] = "written",
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
     out: Annotated[
         Path, typer.Option(help="Where results are kept; a second call goes on from there.")
@@ -58,8 +69,10 @@ def quality(
     from delift_pipeline.bench.quality import run_quality, table_path
 
     chosen = experiment_named(experiment)
-    wanted = units_of(chosen, _asked(only, seeds, quick, model))
-    result = run_quality(out, experiment, wanted, progress(), workers)
+    jury = _jury(judge, endpoint, mode=judge_mode, scoring=judge_scoring)
+    asked = replace(_asked(only, seeds, quick, model), judge=jury)
+    wanted = units_of(chosen, asked)
+    result = run_quality(out, experiment, wanted, progress(), workers, chosen.notes(asked))
     page = write_page(out, chosen, result)
     if markdown is not None:
         from delift_pipeline.bench.experiment_markdown import markdown_tables
@@ -73,8 +86,9 @@ def quality(
     if as_json:
         print_json({**result, "page": str(page)})
     else:
-        _show(result["rows"])
-        print(f"{page}")
+        show_rows(result["rows"])
+        for line in (*result["notes"], page):
+            print(line)
 
 
 def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -> "Asked":
@@ -101,6 +115,20 @@ def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -
     )
 
 
+def _jury(judge: str | None, endpoint: str | None, **how: str) -> "Jury | None":
+    """The judge that is asked for, if any.
+
+    Raises:
+        Refused: an endpoint without a judge's name, or a setting out of range.
+    """
+    from delift_pipeline.bench.quality_judge import Jury
+    from delift_pipeline.errors import Fault, Refused
+
+    if judge is None and endpoint is not None:
+        raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
+    return None if judge is None else Jury.named(judge, endpoint, **how)
+
+
 def _seeds(given: str | None) -> tuple[int, ...]:
     """`500-502,510` as (500, 501, 502, 510).
 
@@ -121,7 +149,7 @@ def _seeds(given: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def show_rows(rows: list[dict[str, Any]]) -> None:
     """One small table a stage, share of wrong answers, budget and metric."""
     from itertools import groupby
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import experiments
+from delift_pipeline.bench import experiment_notes, experiments
 from delift_pipeline.bench.contenders import contender, contenders, known_names
 from delift_pipeline.bench.experiment_markdown import markdown_tables
 from delift_pipeline.bench.experiment_page import experiment_page, write_page
@@ -28,12 +28,13 @@ from delift_pipeline.bench.experiments import EXPERIMENTS, Asked, experiment, un
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.quality_answers import greedy_answers
 from delift_pipeline.bench.quality_cells import Cell, Setting
+from delift_pipeline.bench.quality_judge import SCORED, Jury
 from delift_pipeline.bench.quality_measure import demo_model, examples_of, training_options
 from delift_pipeline.bench.quality_pools import Sizes, draw
 from delift_pipeline.bench.quality_scorer import scorer_options
 from delift_pipeline.bench.quality_table import rows_of
 from delift_pipeline.bench.quality_training import measure, train
-from delift_pipeline.errors import Refused
+from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.selection.registry import SELECTORS
 
@@ -120,7 +121,7 @@ def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) 
 def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
     units = units_of(experiment("stages"), asked("instruction_tuning", names=("initial",)))
     rows = run_quality(tmp_path, "stages", units, SilentProgress())["rows"]
-    for metric in ("exact_match", "answer_loss", "rougeL", "squad_f1"):
+    for metric in ("exact_match", "answer_loss", "rougeL", "squad_f1", "embedding_similarity"):
         found = tables(rows, metric)
         trained, shown = found["initial", "lora", 0.2], found["initial", "in_context", 0.2]
         assert trained == pytest.approx(shown, abs=1e-5)
@@ -201,6 +202,74 @@ def test_every_registered_selector_is_a_contender() -> None:
         contender("best")
 
 
+def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_path: Path) -> None:
+    jury = Jury.named(str(chat_folder), None, scoring="expected", least_mass=0.0)
+    given = asked("instruction_tuning", names=("initial",), judge=jury)
+    stages = experiment("stages")
+    units = units_of(stages, given)
+    first = run_quality(tmp_path, "stages", units, SilentProgress(), notes=stages.notes(given))
+    rows = first["rows"]
+    for mode in ("lora", "in_context"):
+        score, share = (tables(rows, name)["initial", mode, 0.2] for name in ("judge", SCORED))
+        assert 1 < score < 5 and share == 1
+    assert any("mean score from 1 to 5" in note for note in first["notes"])
+    (journal,) = tmp_path.glob("home/judgements/*/journal.jsonl")
+    said = journal.read_bytes()
+    for cell in tmp_path.glob("cells/*.json"):
+        cell.unlink()
+    second = run_quality(tmp_path, "stages", units, SilentProgress())
+    assert second["rows"] == rows and journal.read_bytes() == said
+    unjudged = units_of(stages, asked("instruction_tuning", names=("initial",)))
+    assert unjudged[0].key != units[0].key
+    with pytest.raises(Refused, match="generates no answers to judge"):
+        units_of(experiment("budget"), given)
+
+
+def test_a_judge_that_does_not_reply_stops_the_experiment(tmp_path: Path) -> None:
+    nobody = Jury.named("judge", "http://127.0.0.1:9/v1", retries=0)
+    given = asked("instruction_tuning", names=("initial",), judge=nobody, modes=("in_context",))
+    units = units_of(experiment("stages"), given)
+    with pytest.raises(DeliftError, match="questions to the judge failed: start the experiment"):
+        run_quality(tmp_path, "stages", units, SilentProgress())
+    assert not list(tmp_path.glob("cells/*.json"))
+
+
+def test_a_table_says_what_it_leaves_out_and_what_its_numbers_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        experiment_notes, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
+    )
+    tuning = experiment("tuning")
+    given = asked("instruction_tuning", names=("initial",))
+    units = units_of(tuning, given)
+    table = run_quality(tmp_path, "tuning", units, SilentProgress(), notes=tuning.notes(given))
+    assert {row["mode"] for row in table["rows"]} == {"lora", "full"}
+    (note,) = json.loads((tmp_path / "tuning.table.json").read_text())["notes"]
+    assert note.startswith("qlora is left out: bitsandbytes is not installed")
+    assert note in markdown_tables(table)
+    assert "qlora is left out" in experiment_page(tuning, table)
+
+
+def test_ratings_of_the_demo_model_are_said_to_mean_nothing() -> None:
+    from delift_pipeline.scoring.model import load_encoder
+    from delift_pipeline.scoring.options import ModelOptions
+    from delift_pipeline.selection.selectors.selectit import QUESTION, RATING_PROMPTS
+
+    selectors, stages = experiment("selectors"), experiment("stages")
+    assert any("selectit" in note for note in selectors.notes(Asked()))
+    assert any("selectit" in note for note in stages.notes(Asked()))
+    assert not selectors.notes(Asked(names=("delift",)))
+    encoder = load_encoder(ModelOptions(model="demo", template="world"))
+    unknown: Any = encoder.tokenizer.unk_token_id
+    ids = [token for text in (*RATING_PROMPTS, QUESTION) for token in encoder.plain.ids(text)]
+    counts = f"{ids.count(unknown)} of the {len(ids)} tokens"
+    assert counts in experiment_notes.SELECTIT
+
+
 def test_every_experiment_has_five_pools_and_a_quick_form() -> None:
     for one in EXPERIMENTS.values():
         seeds = {unit.seed for unit in units_of(one, Asked())}
@@ -239,12 +308,14 @@ def _table() -> dict[str, Any]:
         "commit": "c0ffee",
         "commits_of_cells": ["c0ffee"],
         "seeds": [1, 2, 3],
+        "notes": ["<i>a note"],
         "rows": rows_of(list(zip(cells, varied, strict=True))),
     }
 
 
 def test_a_page_escapes_names_and_shows_errors() -> None:
     page = experiment_page(EXPERIMENTS["stages"], _table())
+    assert "<i>a note" not in page and "&lt;i&gt;a note" in page
     assert "<b>delift" not in page and "&lt;b&gt;delift" in page
     assert "0.520 ± 0.006 *" in page and "+0.300 ± 0.000" in page and "15% wrong answers" in page
 
