@@ -9,6 +9,7 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.model_places import model_at
 from resources.compute import ComputeResource
 
 MODEL_VARIABLE = "DELIFT_MODEL"
@@ -52,7 +53,8 @@ class LanguageModelResource(dg.ConfigurableResource):
             Refused: no model is named anywhere, or a setting is out of range.
         """
         own = known_manifest(home, version).details
-        model = self.model or own.get("model") or os.environ.get(MODEL_VARIABLE)
+        kept = model_at(home, own["model"]) if own.get("model") and not self.model else None
+        model = self.model or kept or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
                 Fault(

@@ -16,7 +16,6 @@ from delift_pipeline.cli.options import (
     SkipBadOption,
     TemplateOption,
     column_mapping,
-    portable_model,
     print_json,
     progress,
     refuse_overwriting,
@@ -78,7 +77,7 @@ def ingest(
         mapping=column_mapping(column),
         coverage=coverage,
         existing=existing,
-        model=portable_model(model) if model else None,
+        model=model,
         template=template,
         keep=keep or (),
     )

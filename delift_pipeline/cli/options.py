@@ -51,12 +51,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def portable_model(model: str) -> str:
-    """A local folder by its full path, since a home is used from anywhere; else the name as is."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
-
-
 def refuse_overwriting(read: Iterable[Path | None], written: Mapping[str, Path | None]) -> None:
     """Refuse output files that would replace an input file or each other.
 

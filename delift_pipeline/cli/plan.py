@@ -67,9 +67,11 @@ def _own_model(
     from dataclasses import replace
 
     from delift_pipeline.records.stored import known_manifest
+    from delift_pipeline.storage.model_places import model_at
 
     own = known_manifest(home, version).details
-    named = model or own.get("model") or os.environ.get("DELIFT_MODEL")
+    kept = model_at(home, own["model"]) if own.get("model") and not model else None
+    named = model or kept or os.environ.get("DELIFT_MODEL")
     if not named:
         return None
     return replace(flags, template=flags.template or own.get("template")).options(named)

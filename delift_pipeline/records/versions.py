@@ -24,6 +24,7 @@ from delift_pipeline.records.stored import (
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.home import Home, checked_version
 from delift_pipeline.storage.manifest import Manifest, read_manifest
+from delift_pipeline.storage.model_places import named_model
 
 __all__ = ["Changes", "DatasetVersion", "changes", "ingest", "load_version"]
 
@@ -69,7 +70,7 @@ def ingest(
         mapping: Column mapping of all three files, see `read_records`.
         coverage: Which pairs to score: `auto`, `neighbours` or `all`.
         existing: What continual selection compares with: the parents' `subset` or whole `pool`.
-        model: The scorer model, if the version has its own.
+        model: The scorer model, if the version has its own; kept as `named_model` names it.
         template: The prompt template, if the version has its own.
         keep: Further columns of the pool's file to keep as text, for balance reports and quotas.
 
@@ -87,6 +88,8 @@ def ingest(
         raise Refused(*faults)
     read, forgotten = without_forgotten(home, files.read)
     parts = settle(home, read, tuple(parents))
+    if model is not None:
+        settings["model"] = named_model(home, model)
     kept = kept_of_file(parts.pool, read["pool"], columns) if columns else None
     if kept is not None:
         settings = {**settings, "keep": columns}

@@ -1,11 +1,13 @@
 """Which model a version is scored with, and which settings are refused."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.versions import ingest
+from delift_pipeline.records.versions import ingest, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 from resources.compute import ComputeResource
@@ -33,6 +35,39 @@ def test_the_versions_own_model_and_template_are_the_default(versions: Home) -> 
     found = options(versions, "own")
     assert (found.model, found.template, found.dtype) == ("demo", "world", "float32")
     assert (found.device, found.threads, found.trust_remote_code) == ("auto", None, False)
+
+
+def test_a_home_that_has_moved_finds_its_models_and_names_no_path(
+    home: Home, tmp_path: Path, tiny: ModelOptions
+) -> None:
+    pool = tmp_path / "pool.jsonl"
+    rows = (f'{{"id": "{n}", "instruction": "say {n}", "output": "{n}"}}\n' for n in range(20))
+    pool.write_text("".join(rows))
+    inside = home.root / "models" / "mine"
+    shutil.copytree(tiny.model, inside)
+    ingest(home, pool, version="inside", model=str(inside))
+    ingest(home, pool, version="outside", model=tiny.model)
+    for version in ("inside", "outside"):
+        text = (home.dataset(version) / "manifest.json").read_text()
+        assert str(home.root) not in text and tiny.model not in text
+    moved = Home.at(shutil.move(home.root, tmp_path / "moved"))
+    assert options(moved, "inside").model == str(moved.root / "models" / "mine")
+    assert options(moved, "outside").model == tiny.model
+    assert (
+        ingest(moved, pool, version="outside", model=tiny.model).details["model"]
+        == (load_version(moved, "outside").manifest.details["model"])
+    )
+    (moved.root / "models.json").write_text(f'{{"{_model(moved)}": "/gone"}}')
+    with pytest.raises(Refused, match=r"lay at /gone, which is not there: give --model DIR"):
+        options(moved, "outside")
+    (moved.root / "models.json").unlink()
+    with pytest.raises(Refused, match="in no folder known here"):
+        options(moved, "outside")
+    assert options(moved, "outside", model="demo").model == "demo"
+
+
+def _model(home: Home) -> str:
+    return load_version(home, "outside").manifest.details["model"]
 
 
 def test_the_resource_overrides_the_version(versions: Home) -> None:
