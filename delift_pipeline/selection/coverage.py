@@ -22,7 +22,7 @@ import numpy as np
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection import fused
-from delift_pipeline.utility.columns import Columns, as_columns
+from delift_pipeline.utility.columns import Columns, DenseColumns, as_columns
 
 
 class Coverage:
@@ -79,7 +79,7 @@ class Coverage:
         None where NumPy reads the kernel.
         """
         if self.engine is None:
-            _refuse_faults(self.kernel, range(self.n), "kernel")
+            _check(self.kernel, "kernel")
             return None
         first, fault = fused.checked_lifts(self.engine, self._terms)
         if fault >= 0:
@@ -193,16 +193,24 @@ def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
     columns = as_columns(kernel)
     engine = fused.engine_of(columns)
     if engine is None:
-        _refuse_faults(columns, range(columns.shape[1]), called)
+        _check(columns, called)
     elif (fault := fused.first_fault(engine)) >= 0:
         _refuse_faults(columns, [fault], called)
     return columns
 
 
+def _check(kernel: Columns, called: str) -> None:
+    """Refuse a kernel with a bad value; a dense one is read as a whole first."""
+    whole = kernel.matrix if isinstance(kernel, DenseColumns) else None
+    # NaN makes both comparisons false, and infinity the second one.
+    if whole is not None and whole.size and whole.min() >= 0 and whole.max() < np.inf:
+        return
+    _refuse_faults(kernel, range(kernel.shape[1]), called)
+
+
 def _refuse_faults(kernel: Columns, suspects: Iterable[int], called: str) -> None:
     for j in suspects:
         _, values = kernel.column(j)
-        # NaN makes both comparisons false, and infinity the second one.
         if len(values) and not (values.min() >= 0 and values.max() < np.inf):
             fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
             raise Refused(

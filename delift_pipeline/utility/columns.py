@@ -174,6 +174,8 @@ def each_column(matrix: Columns) -> Iterator[Column]:
 def column_maxima(matrix: Columns) -> np.ndarray:
     """The greatest value of each column, float64 [columns]; absent entries count as 0."""
     n_rows = matrix.shape[0]
+    if isinstance(matrix, DenseColumns) and n_rows:
+        return matrix.matrix.max(axis=0).astype(np.float64)
     best = np.zeros(matrix.shape[1])
     for j, (rows, values) in enumerate(each_column(matrix)):
         if len(values):
@@ -183,6 +185,8 @@ def column_maxima(matrix: Columns) -> np.ndarray:
 
 def row_maxima(matrix: Columns) -> np.ndarray:
     """The greatest value of each row and 0, float64 [rows]; absent entries count as 0."""
+    if isinstance(matrix, DenseColumns):
+        return matrix.matrix.max(axis=1, initial=0).astype(np.float64)
     best = np.zeros(matrix.shape[0])
     for rows, values in each_column(matrix):
         if rows is None:

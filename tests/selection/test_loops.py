@@ -4,20 +4,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.selection.loops.heap import rise, sink
+from delift_pipeline.selection.loops import heap as loops
 
 PROGRAM = """
 import inner, outer
 print(outer.twice(2), sum(outer.twice.stats.cache_hits.values()))
 """
 OUTER = """
-from delift_pipeline.selection.loops.compiling import jit
+from delift_pipeline.selection.loops.compiling import entry
 from inner import once
-@jit
+@entry
 def twice(x):
     return once(once(x))
 """
@@ -27,6 +28,16 @@ from delift_pipeline.selection.loops.compiling import jit
 def once(x):
     return x + {step}
 """
+
+
+@numba.njit
+def rise(heap, size, key, place):
+    loops.rise(heap, size, key, place)
+
+
+@numba.njit
+def sink(heap, size, key, place):
+    loops.sink(heap, size, key, place)
 
 
 @settings(max_examples=100, deadline=None)

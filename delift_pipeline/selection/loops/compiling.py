@@ -11,6 +11,8 @@ from numba.core.caching import FunctionCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 
 @cache
 def source_digest(folder: Path) -> str:
@@ -45,11 +47,16 @@ def compiled(function: Function, **options: Any) -> Function:
     return dispatcher
 
 
-def jit(function: Function) -> Function:
-    """Compile with sums in the order written."""
+def entry(function: Function) -> Function:
+    """Compile for calls from Python as well, which takes longer: the tuples must be unpacked."""
     return compiled(function)
 
 
+def jit(function: Function) -> Function:
+    """Compile for calls from compiled code, with sums in the order written."""
+    return compiled(function, **_INNER)
+
+
 def jit_sum(function: Function) -> Function:
-    """Compile with sums in vector order, fixed by their length; NaN keeps its meaning."""
-    return compiled(function, fastmath={"reassoc", "nsz"})
+    """`jit` with sums in vector order, fixed by their length; NaN keeps its meaning."""
+    return compiled(function, fastmath={"reassoc", "nsz"}, **_INNER)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from delift_pipeline.selection.loops.compiling import jit
+from delift_pipeline.selection.loops.compiling import entry, jit
 from delift_pipeline.selection.loops.forms import NOTHING, PLAIN, RAW, SCALE
 from delift_pipeline.selection.loops.rows import block_sum, cover, faults, keep, left, unweighted
 
@@ -214,7 +214,7 @@ def dense_fault(kernel, start, end):
     return -1
 
 
-@jit
+@entry
 def dense_range(kernel, out, start, end):
     """Least and greatest value that is not masked, of columns start to end, into out [2]."""
     buffer = np.empty(kernel.block, kernel.affine.dtype)

@@ -3,19 +3,19 @@
 import numpy as np
 
 from delift_pipeline.selection.loops import either
-from delift_pipeline.selection.loops.compiling import jit
+from delift_pipeline.selection.loops.compiling import entry, jit
 from delift_pipeline.selection.loops.forms import BEFORE, COMPUTED, MADE, SIZE, SPENT, WAITING
 from delift_pipeline.selection.loops.heap import rise, sink
 
 
-@jit
+@entry
 def lifts(kernel, terms, candidates, out, start, end):
     """Lifts of candidates[start:end] into `out`."""
     for place in range(start, end):
         out[place] = either.lift(kernel, terms, candidates[place])
 
 
-@jit
+@entry
 def checked_lifts(kernel, terms, out, start, end):
     """Lifts of columns start to end into `out`; the first one with a fault ends it, else -1."""
     for j in range(start, end):
@@ -25,13 +25,13 @@ def checked_lifts(kernel, terms, out, start, end):
     return -1
 
 
-@jit
+@entry
 def first_fault(kernel, start, end):
     """The first of columns start to end with a value that is negative or not finite, or -1."""
     return either.fault(kernel, start, end)
 
 
-@jit
+@entry
 def take_all(kernel, terms, picks):
     """Cover with every pick."""
     for j in picks:
@@ -91,26 +91,26 @@ def _gather(kernel, memory, limits, queue, slots, goal):
     queue.counts[SPENT] += work
 
 
-@jit
+@entry
 def look_at(kernel, terms, memory, bonus, limits, queue, start, end):
     """Look at entries start to end of the batch; several threads may share it."""
-    for entry in range(start, end):
-        j = queue.candidates[queue.batch[entry]]
+    for held in range(start, end):
+        j = queue.candidates[queue.batch[held]]
         gain = either.look(kernel, terms, memory, j, queue.counts[MADE]) + bonus[j]
-        queue.fresh[entry] = gain / limits.scale[j]
+        queue.fresh[held] = gain / limits.scale[j]
 
 
 @jit
 def _put_back(queue):
     """Return what was looked at to the heap."""
-    for entry in range(queue.counts[WAITING]):
-        rise(queue.heap, queue.counts[SIZE], queue.fresh[entry], queue.batch[entry])
+    for held in range(queue.counts[WAITING]):
+        rise(queue.heap, queue.counts[SIZE], queue.fresh[held], queue.batch[held])
         queue.counts[SIZE] += 1
     queue.counts[COMPUTED] += queue.counts[WAITING]
     queue.counts[WAITING] = 0
 
 
-@jit
+@entry
 def lazy(kernel, terms, memory, bonus, limits, queue, picks, gains, least):
     """Lazy greedy until all is picked, or until a batch is worth being looked at by threads.
 
