@@ -13,8 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.bench.experiments import Unit
+from delift_pipeline.bench.experiments import Unit, experiment
 from delift_pipeline.bench.quality_table import rows_of
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress
 from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.storage.manifest import git_commit
@@ -70,6 +71,26 @@ def run_quality(
 def table_path(folder: Path, name: str) -> Path:
     """Where an experiment's table is kept."""
     return folder / f"{name}.table.json"
+
+
+def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dict[str, Any]:
+    """An experiment's table as it was kept, all contenders or some.
+
+    Raises:
+        Refused: the experiment was not finished there, or has no such contender.
+    """
+    experiment(name)
+    path = table_path(folder, name)
+    if not path.is_file():
+        reason = f"{folder} holds no table of {name}: delift bench quality --experiment {name}"
+        raise Refused(Fault(f"{reason} --out {folder}", field="--experiment"))
+    table = read_json(path)
+    known = dict.fromkeys(row["selector"] for row in table["rows"])
+    if unknown := [one for one in contenders if one not in known]:
+        reason = f"{name} has no contender {unknown[0]!r}; there are {', '.join(known)}"
+        raise Refused(Fault(reason, field="arms"))
+    rows = [row for row in table["rows"] if not contenders or row["selector"] in contenders]
+    return {**table, "rows": rows}
 
 
 def _file(folder: Path, unit: Unit) -> Path:

@@ -1,12 +1,18 @@
-"""`delift compare`: arms side by side, with paired differences and their standard errors."""
+"""`delift compare`: arms side by side, with paired differences and their standard errors.
+
+Arms of a home by default; with `--experiment` the contenders of an experiment's table.
+"""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_rows
 from delift_pipeline.cli.lineage import split_adapter
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -15,12 +21,27 @@ if TYPE_CHECKING:
 
 def compare(
     arms: Annotated[
-        list[str], typer.Argument(metavar="V/ARM V/ARM...", help="The first is the reference.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="V/ARM V/ARM...",
+            help="The first is the reference. With --experiment: its contenders [all].",
+        ),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="The table of `delift bench quality --experiment NAME`.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --experiment: where it was kept.")] = Path(
+        DEFAULT_FOLDER
+    ),
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluated arms, paired by held-out record."""
+    """Compare evaluated arms, paired by held-out record, or the contenders of an experiment."""
+    if experiment is not None:
+        _compare_contenders(out, experiment, arms or [], as_json)
+        return
+    if not arms:
+        raise Refused(Fault("name arms as V/ARM, or an experiment by --experiment", field="arms"))
     from delift_pipeline.operations.compare import compare_arms
 
     found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
@@ -30,6 +51,23 @@ def compare(
     _print_table(found)
     for note in found.notes:
         print(note, file=sys.stderr)
+
+
+def _compare_contenders(folder: Path, name: str, contenders: list[str], as_json: bool) -> None:
+    """Print what an experiment has found, with the page it is shown on.
+
+    Raises:
+        Refused: it was not run there, or has no such contender.
+    """
+    from delift_pipeline.bench.quality import stored_table
+
+    table, page = stored_table(folder, name, contenders), folder / f"{name}.html"
+    if as_json:
+        print_json({**table, "page": str(page)})
+        return
+    show_rows(table["rows"])
+    for line in (*table["notes"], page):
+        print(line)
 
 
 def _print_table(found: "Comparison") -> None:

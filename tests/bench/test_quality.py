@@ -223,6 +223,54 @@ def test_the_command_gives_one_document(tmp_path: Path, monkeypatch, capsys) -> 
     assert "task_specific: exact_match, lora, 15% wrong answers" in capsys.readouterr().out
 
 
+def test_an_experiments_numbers_are_the_same_wherever_they_are_shown(
+    delift: Any, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from delift_pipeline.lineage.tracking_store import local_uri
+
+    asked = ["--experiment", "theory", "--quick", "--workers", "1", "--out", tmp_path, "--json"]
+    document = delift("bench", "quality", *asked).json
+    kept = json.loads((tmp_path / "theory.table.json").read_text(encoding="utf-8"))
+    compared = delift("compare", "--experiment", "theory", "--out", tmp_path, "--json").json
+    assert document["rows"] == kept["rows"] == compared["rows"]
+    assert compared["page"] == document["page"] == str(tmp_path / "theory.html")
+    client = MlflowClient(local_uri(Home.at(tmp_path / "home")))
+    where = client.get_run(document["mlflow_run"]).info.experiment_id
+    wanted = f"tags.`mlflow.parentRunId` = '{document['mlflow_run']}'"
+    runs = {run.data.params["selector"]: run.data for run in client.search_runs([where], wanted)}
+    assert {row["selector"] for row in kept["rows"]} == set(runs)
+    for row in kept["rows"]:
+        logged = runs[row["selector"]].metrics
+        assert (logged[row["metric"]], logged[f"{row['metric']}_se"]) == (row["mean"], row["se"])
+        assert runs[row["selector"]].params["n"] == str(row["n"]) == "2"
+    page = Path(document["page"]).read_text(encoding="utf-8")
+    assert all(row["selector"] in page for row in kept["rows"])
+
+
+def test_compare_shows_the_contenders_that_are_named(delift: Any, tmp_path: Path) -> None:
+    row = {"stage": "continual", "wrong_share": 0.15, "mode": "lora", "budget": 0.2}
+    row |= {"metric": "exact_match", "n": 2, "mean": 0.5, "se": 0.1, "pairs_per_record": 3.0}
+    row |= {"within_error_of_best": True, "wrong_in_subset": 0.1, "records": 4.0}
+    for short in ("random", "tfidf", "delift"):
+        se = "diff_se" if short == "random" else f"diff_{short}_se"
+        row |= {f"diff_{short}": None, se: None, f"{short}_verdict": None}
+    rows = [{**row, "selector": name} for name in ("random", "delift")]
+    table = {"experiment": "budget", "notes": ["a note"], "rows": rows}
+    (tmp_path / "budget.table.json").write_text(json.dumps(table), encoding="utf-8")
+    asked = ("compare", "--experiment", "budget", "--out", tmp_path)
+    shown = delift(*asked, "delift").out
+    assert "exact_match" in shown and "delift *" in shown and "random *" not in shown
+    assert shown.splitlines()[-2:] == ["a note", str(tmp_path / "budget.html")]
+    assert "has no contender 'best'; there are random, delift" in delift(*asked, "best").faults[0]
+    missing = delift("compare", "--experiment", "cost", "--out", tmp_path).faults[0]
+    assert "holds no table of cost: delift bench quality --experiment cost" in missing
+    other = delift("compare", "--experiment", "other").faults[0]
+    assert "no experiment is called 'other'" in other
+    assert "name arms as V/ARM" in delift("compare").faults[0]
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
