@@ -153,6 +153,70 @@ def test_bad_values_are_named_by_the_compiled_check(value: float, dtype: type, f
         FacilityLocation(form(kernel))
 
 
+FORMS = {
+    "row-ordered": np.ascontiguousarray,
+    "fortran": np.asfortranarray,
+    "strided": lambda k: np.repeat(np.repeat(k, 2, axis=0), 3, axis=1)[::2, ::3],
+    "backwards": lambda k: np.ascontiguousarray(k[::-1, ::-1])[::-1, ::-1],
+    "transposed view": lambda k: np.ascontiguousarray(k.T).T,
+    "read only": lambda k: np.frombuffer(k.tobytes(), k.dtype).reshape(k.shape),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(40, 30), (7, 90), (1, 5), (300, 1)])
+def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str, shape) -> None:
+    kernel = np.random.default_rng(shape[0]).random(shape).astype(np.float32)
+    n, tie = shape[1], np.random.default_rng(1).permutation(shape[1])
+    fused.FUSED_FROM = 1 << 60
+    plain = naive_greedy(FacilityLocation(kernel), n, tie)
+    fused.FUSED_FROM = 0
+    formed = lazy_greedy(FacilityLocation(FORMS[form](kernel)), n, tie)
+    assert formed.gains == pytest.approx(plain.gains, rel=1e-12, abs=1e-12)
+    paying = plain.gains > 1e-9
+    assert formed.picks[paying].tolist() == plain.picks[paying].tolist()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda k: FacilityLocation(k[0]), "2 dimensions"),
+        (lambda k: FacilityLocation(k > 0.5), "floats, not bool"),
+        (lambda k: FacilityLocation(k.astype(np.complex64)), "floats, not complex64"),
+        (lambda k: FLMI(k, k[:, :-1]), r"bonus has shape \(29,\)"),
+        (lambda k: FLCG(k, k[:-1]), r"floor has shape \(39,\)"),
+        (lambda k: FacilityLocation(k, np.ones(30)), r"weights has shape \(30,\)"),
+        (lambda k: FacilityLocation(k, np.full(40, np.nan)), "weights holds a missing"),
+        (lambda k: lazy_greedy(FacilityLocation(k), 31, np.arange(30)), "31 picks were asked for"),
+        (lambda k: lazy_greedy(FacilityLocation(k), -1, np.arange(30)), "-1 picks were asked for"),
+        (lambda k: lazy_greedy(FacilityLocation(k), 3, np.arange(29)), "29 ids were given"),
+    ],
+)
+def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, sentence: str) -> None:
+    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    with pytest.raises(Refused, match=sentence):
+        build(np.asfortranarray(np.random.default_rng(0).random((40, 30), np.float32)))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize("threads_from", [1, 500_000])
+def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value, threads_from: int) -> None:
+    fused.FUSED_FROM, fused.VALUES_A_THREAD = 0, threads_from
+    tie = np.random.default_rng(5).permutation(64)
+    ranking = lazy_greedy(FacilityLocation(np.full((64, 64), value, np.float32)), 64, tie)
+    assert ranking.picks.tolist() == np.argsort(tie).tolist()
+    assert ranking.gains.tolist() == [64 * value] + [0.0] * 63
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_kernels_without_rows_or_columns_gain_nothing(shape) -> None:
+    fused.FUSED_FROM = 0
+    ranking = lazy_greedy(FacilityLocation(np.zeros(shape)), shape[1], np.arange(shape[1]))
+    assert ranking.gains.tolist() == [0.0] * shape[1]
+    assert ranking.picks.tolist() == list(range(shape[1]))
+
+
 def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
     fused.FUSED_FROM = 0
     alone = lazy_greedy(FacilityLocation(np.array([[0.5]])), 1, np.arange(1))
