@@ -17,6 +17,7 @@ from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.model_places import FILE, places
 
 State = Literal["ok", "warning", "broken"]
 GIGABYTE = 1e9
@@ -58,8 +59,8 @@ def examine(home: Home, *, self_test: bool = True) -> list[Finding]:
         home: The home, which need not exist yet.
         self_test: Also score and select a few records with the packaged model.
     """
-    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _store, _databases, _ports]
-    looks += [_waste, *([_self_test] if self_test else [])]
+    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases]
+    looks += [_ports, _waste, *([_self_test] if self_test else [])]
     return [finding for look in looks for finding in _guarded(look, home)]
 
 
@@ -130,6 +131,18 @@ def _arms(home: Home) -> Iterator[Finding]:
         )
         return
     yield Finding("arms", "ok", f"{own}: {sum(arm.enabled for arm in arms)} arms enabled")
+
+
+def _models(home: Home) -> Iterator[Finding]:
+    """The model folders outside the home, where versions have any."""
+    known = places(home)
+    gone = {name: place for name, place in known.items() if not Path(place).is_dir()}
+    for name, place in gone.items():
+        note = f"{name} lay at {place}, which is not there"
+        todo = f"write its folder into {FILE} of the home, or give --model DIR"
+        yield Finding("models", "warning", note, todo)
+    if known and not gone:
+        yield Finding("models", "ok", f"{len(known)} model folders outside the home, all there")
 
 
 def _store(home: Home) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ def named_model(home: Home, model: str) -> str:
     path = home.root / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{FILE}.lock")):
-        known = _places(home)
+        known = places(home)
         if known.get(name) != str(folder):
             write_json(path, known | {name: str(folder)})
     return name
@@ -53,7 +53,7 @@ def model_at(home: Home, name: str) -> str:
         return str(home.root / name.removeprefix(INSIDE))
     if not name.startswith(OUTSIDE):
         return name
-    place = _places(home).get(name)
+    place = places(home).get(name)
     if place is None or not Path(place).is_dir():
         lies = f"lay at {place}, which is not there" if place else "is in no folder known here"
         reason = f"{name} {lies}: give --model DIR, or write its folder into {FILE} of the home"
@@ -61,8 +61,8 @@ def model_at(home: Home, name: str) -> str:
     return place
 
 
-def _places(home: Home) -> dict[str, str]:
-    """Name -> folder.
+def places(home: Home) -> dict[str, str]:
+    """Name -> folder, of the model folders outside a home.
 
     Raises:
         Refused: the file is damaged.

@@ -59,6 +59,15 @@ def test_doctor_sees_a_port_in_use(made: Home, monkeypatch: pytest.MonkeyPatch) 
     assert found.state == "warning" and str(port) in found.note
 
 
+def test_doctor_names_a_model_folder_that_has_moved(home: Home, tmp_path: Path) -> None:
+    home.root.mkdir(parents=True)
+    (home.root / "models.json").write_text(f'{{"local:mine-1": "{tmp_path}"}}', encoding="utf-8")
+    assert states(home)["models"] == "ok"
+    (home.root / "models.json").write_text('{"local:mine-1": "/gone"}', encoding="utf-8")
+    (found,) = (one for one in examine(home, self_test=False) if one.name == "models")
+    assert found.state == "warning" and "lay at /gone" in found.note and "models.json" in found.todo
+
+
 def test_nothing_of_a_whole_home_is_waste(made: Home) -> None:
     assert collect(made, settled=0).waste == []
 
