@@ -107,6 +107,7 @@ class Rules:
         wanted = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
         frame = wanted.join(pool, on="record_id", how="left", maintain_order="left")
         columns = dict.fromkeys(quota.column for quota in self.quotas)
+        self._refuse_unranked(pool, frame, budget)
         costs = None if budget.tokens is None else token_costs(frame)
         return Constraints(
             pinned=_numbers(self.pin, number, known, "pin"),
@@ -117,11 +118,27 @@ class Rules:
             stop=budget.stop,
         )
 
+    def _refuse_unranked(self, pool: pl.DataFrame, frame: pl.DataFrame, budget: Budget) -> None:
+        """Refuse a least count of a group that has records, none of which can be ranked."""
+        for quota in self.quotas:
+            least, _ = quota.counts(budget.count)
+            if not least or quota.column not in frame.columns:
+                continue
+            there, ranked = (set(_names(one[quota.column])) for one in (pool, frame))
+            wanted = there if quota.value is None else there & {quota.value}
+            if lost := sorted(wanted - ranked):
+                said = (
+                    f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}, whose records "
+                    f"have no scores and cannot be ranked: name the other values one by one "
+                    f"({quota.column}=VALUE:LOW..)"
+                )
+                raise Refused(Fault(said, field="quota"))
+
     def _grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         if column not in frame.columns:
             said = f"the pool has no column {column}; there are {', '.join(sorted(frame.columns))}"
             raise Refused(Fault(said, field="quota"))
-        values = frame[column].cast(pl.String).fill_null("")
+        values = _names(frame[column])
         names = sorted(set(values))
         number = {name: place for place, name in enumerate(names)}
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
@@ -135,6 +152,10 @@ class Rules:
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
         return Grouping(column, tuple(names), np.array([number[v] for v in values]), low, high)
+
+
+def _names(column: pl.Series) -> pl.Series:
+    return column.cast(pl.String).fill_null("")
 
 
 def _check_shares(quota: Quota, budget: Budget) -> None:

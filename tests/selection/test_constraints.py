@@ -253,6 +253,15 @@ def test_rules_become_candidate_numbers() -> None:
     assert (priced.costs.tolist(), priced.capacity) == ([4, 3], 5)
 
 
+def test_a_least_count_of_records_without_scores_is_refused_and_named() -> None:
+    frame = pl.DataFrame({"record_id": list("abcd"), "task": ["x", "x", "y", "z"]})
+    with pytest.raises(Refused, match=r"asks at least 1 of task 'z', whose records have no scores"):
+        Rules(quotas=(Quota("task", None, 0.25, 1.0),)).resolved(frame, list("abc"), Budget(3))
+    kept = (Quota("task", "y", 1), Quota("task", None, 0, 2))
+    (grouping,) = Rules(quotas=kept).resolved(frame, list("abc"), Budget(3)).groupings
+    assert grouping.low.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     "text", ["task", "task:", "task:..", "0.1..0.2", "task:a..b", "task:0.1..1.5", "task:1.2.3..4"]
 )
