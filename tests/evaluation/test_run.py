@@ -101,6 +101,18 @@ def test_batch_size_changes_nothing(
         assert other.metrics == pytest.approx(together.metrics, abs=1e-5)
 
 
+def test_rows_are_joined_by_record_whatever_order_they_come_in(
+    loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
+) -> None:
+    first = evaluate_loaded(loaded, records, options).samples
+    again = evaluate_loaded(loaded, records.sample(fraction=1, shuffle=True, seed=3), options)
+    assert again.samples["record_id"].to_list() != first["record_id"].to_list()
+    kept = [name for name in first.columns if name not in ("answer_loss", "embedding_similarity")]
+    ours, theirs = (frame.sort("record_id") for frame in (again.samples, first))
+    assert ours.select(kept).equals(theirs.select(kept))
+    np.testing.assert_allclose(ours["answer_loss"], theirs["answer_loss"], atol=1e-5)
+
+
 def test_a_models_own_generation_settings_are_set_aside(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from delift_pipeline.scoring.model import LoadedModel, load_model
+from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import (
     Example,
@@ -40,6 +40,21 @@ def test_answers_end_with_the_end_of_text_token(loaded: LoadedModel, records: pl
         assert example.prompt[0] == loaded.tokenizer.bos_token_id
         text = cast(str, loaded.tokenizer.decode(example.answer[:-1].tolist()))
         assert text.strip() == row["output"]
+
+
+@pytest.mark.parametrize("template", ["plain", "paper", "world"])
+def test_training_and_evaluation_read_the_tokens_that_are_scored(
+    template: str, tiny: ModelOptions, records: pl.DataFrame
+) -> None:
+    encoder = load_encoder(tiny.model_copy(update={"template": template, "window": 64}))
+    scored = encoder.encode(records)
+    examples, _ = encode_examples(encoder, records)
+    assert len(examples) == len(scored) == records.height
+    for i, example in enumerate(examples):
+        np.testing.assert_array_equal(
+            example.prompt, np.concatenate([scored.prefix(), scored.prompt(i)])
+        )
+        np.testing.assert_array_equal(example.answer, scored.answer(i))
 
 
 def test_losses_equal_forward_passes_by_hand(loaded: LoadedModel, records: pl.DataFrame) -> None:
