@@ -115,7 +115,8 @@ def _adapter_text(found: dict[str, Any]) -> str:
         asked = f"budget {subset['budget']}, seed {subset['seed']}"
         lines.append(f"  subset    {subset['selector']}, {asked}  {subset['content_hash']}")
     lines += [f"  model     fingerprint {model.get('fingerprint', 'not known')}"]
-    lines += [f"  {one['made_of']}  {one['hash']}  {one['state']}" for one in found["scores"]]
+    made_of = [f"  {one['made_of']}  {one['hash']}  {one['state']}" for one in found["scores"]]
+    lines += list(dict.fromkeys(made_of))
     lines += [f"  {name} {value:.4g}" for name, value in found["metrics"].items()]
     lines += [f"  dagster   {name}: {run}" for name, run in runs["dagster"].items()]
     if runs["mlflow"]:

@@ -1,5 +1,6 @@
 """The `delift` program: exit status 0 done, 1 the work failed, 2 the input was refused."""
 
+import logging
 import os
 import sys
 
@@ -59,6 +60,8 @@ app.add_typer(bench.app, name="bench")
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # It warns of an optional package for faster 4-bit weights even where none are used.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.exit(run(arguments))
 
 
