@@ -5,14 +5,12 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import specs
-from assets.columns import column_metadata
+from assets.common import common
 from assets.door import enter, progress
-from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
 from assets.training import adapter
-from delift_pipeline.automation import RETRIES, on_any_report
+from delift_pipeline.automation import on_any_report
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
@@ -30,13 +28,9 @@ from resources.tracking import TrackingResource
     partitions_def=version_and_arm,
     group_name="evaluation",
     kinds={"pytorch", "huggingface", "mlflow"},
-    owners=["team:delift"],
-    metadata=column_metadata("eval_report"),
-    freshness_policy=within_a_week,
     pool=GPU_POOL,
     code_version=report.CODE_VERSION,
-    check_specs=specs("eval_report"),
-    retry_policy=RETRIES,
+    **common("eval_report"),
 )
 def eval_report(
     context: dg.AssetExecutionContext,
@@ -69,12 +63,9 @@ def eval_report(
     deps=[eval_report],
     group_name="evaluation",
     kinds={"polars", "duckdb"},
-    owners=["team:delift"],
-    metadata=column_metadata("leaderboard"),
-    freshness_policy=within_a_week,
     automation_condition=on_any_report,
     code_version=leaderboard_step.CODE_VERSION,
-    retry_policy=RETRIES,
+    **common("leaderboard"),
 )
 def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """All reports in one table: stage, selector, metrics, and differences to random."""

@@ -5,13 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import specs
-from assets.columns import column_metadata
+from assets.common import common
 from assets.door import enter, progress
-from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
-from delift_pipeline.automation import RETRIES, on_new_data_version
+from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
 from delift_pipeline.steps.outcome import Outcome
@@ -26,13 +24,9 @@ from resources.store import StoreResource
     partitions_def=dataset_version,
     group_name="scoring",
     kinds={"scikitlearn", "numpy"},
-    owners=["team:delift"],
-    metadata=column_metadata("pair_plan"),
-    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     code_version=plan.CODE_VERSION,
-    check_specs=specs("pair_plan"),
-    retry_policy=RETRIES,
+    **common("pair_plan"),
 )
 def pair_plan(
     context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
@@ -51,14 +45,10 @@ def pair_plan(
     partitions_def=dataset_version,
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
-    owners=["team:delift"],
-    metadata=column_metadata("baseline_logprobs"),
-    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
-    check_specs=specs("baseline_logprobs"),
-    retry_policy=RETRIES,
+    **common("baseline_logprobs"),
 )
 def baseline_logprobs(
     context: dg.AssetExecutionContext,
@@ -81,14 +71,10 @@ def baseline_logprobs(
     partitions_def=dataset_version,
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
-    owners=["team:delift"],
-    metadata=column_metadata("in_context_logprobs"),
-    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
-    check_specs=specs("in_context_logprobs"),
-    retry_policy=RETRIES,
+    **common("in_context_logprobs"),
 )
 def in_context_logprobs(
     context: dg.AssetExecutionContext,

@@ -5,14 +5,12 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import specs
-from assets.columns import column_metadata
+from assets.common import common
 from assets.door import enter, progress
-from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.pool import gpu_place
 from assets.scoring import baseline_logprobs, in_context_logprobs
-from delift_pipeline.automation import RETRIES, on_new_data_version
+from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.steps import kernel
@@ -28,13 +26,9 @@ from resources.store import StoreResource
     partitions_def=dataset_version,
     group_name="selection",
     kinds={"numpy"},
-    owners=["team:delift"],
-    metadata=column_metadata("utility_kernel"),
-    freshness_policy=within_a_week,
     automation_condition=on_new_data_version,
     code_version=kernel.CODE_VERSION,
-    check_specs=specs("utility_kernel"),
-    retry_policy=RETRIES,
+    **common("utility_kernel"),
 )
 def utility_kernel(
     context: dg.AssetExecutionContext,
@@ -57,12 +51,8 @@ def utility_kernel(
     partitions_def=version_and_arm,
     group_name="selection",
     kinds={"numpy", "parquet"},
-    owners=["team:delift"],
-    metadata=column_metadata("subset"),
-    freshness_policy=within_a_week,
     code_version=subset_step.CODE_VERSION,
-    check_specs=specs("subset"),
-    retry_policy=RETRIES,
+    **common("subset"),
 )
 def subset(
     context: dg.AssetExecutionContext,

@@ -5,14 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import specs
-from assets.columns import column_metadata
+from assets.common import common
 from assets.door import enter, progress
-from assets.freshness import within_a_week
 from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
 from assets.selection import subset
-from delift_pipeline.automation import RETRIES
 from delift_pipeline.partitions import version_and_arm, version_and_arm_of
 from delift_pipeline.steps import adapter as adapter_step
 from delift_pipeline.steps.outcome import Outcome
@@ -27,13 +24,9 @@ from resources.tracking import TrackingResource
     partitions_def=version_and_arm,
     group_name="training",
     kinds={"pytorch", "huggingface", "mlflow"},
-    owners=["team:delift"],
-    metadata=column_metadata("adapter"),
-    freshness_policy=within_a_week,
     pool=GPU_POOL,
     code_version=adapter_step.CODE_VERSION,
-    check_specs=specs("adapter"),
-    retry_policy=RETRIES,
+    **common("adapter"),
 )
 def adapter(
     context: dg.AssetExecutionContext,
