@@ -12,6 +12,7 @@ import pytest
 from delift_pipeline.arms import load_arms
 from delift_pipeline.definitions import ALL_ASSETS
 from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 
@@ -261,3 +262,31 @@ def test_metadata_links_to_the_mlflow_run(world: Any) -> None:
     }
     assert len(links) == 6
     assert all("/#/experiments/" in link and "/runs/" in link for link in links)
+
+
+def test_leaderboard_reports_mlflow_and_compare_show_the_same_numbers(world: Any) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from delift_pipeline.operations.compare import compare_arms
+
+    client = MlflowClient(f"sqlite:///{world.home.mlflow / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("delift")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`delift.arm` != ''")
+    logged = {
+        (run.data.tags["delift.version"], run.data.tags["delift.arm"]): run.data.metrics
+        for run in runs
+    }
+    board = pl.read_parquet(world.home.leaderboard / "leaderboard.parquet")
+    rows = {(r["version"], r["arm"]): r for r in board.to_dicts() if r["selector"] != "initial"}
+    names = sorted(rows)
+    arms = [name for name in names if name[0] == "v1"]
+    sides = {side.name: side for side in compare_arms(world.home, arms).arms}
+    assert set(names) == set(logged) and len(sides) == 4
+    for name in names:
+        report = read_json(world.home.report(*name) / "report.json")["evaluation"]["metrics"]
+        assert {"answer_loss", "answer_loss_se", "exact_match"} <= set(report)
+        for metric, value in report.items():
+            assert rows[name][metric] == logged[name][metric] == value
+            if name in arms:
+                assert sides["/".join(name)].metrics[metric] == value
