@@ -315,6 +315,26 @@ def test_everything_is_found_the_second_time_and_what_is_missing_is_made_again(
     assert first.gains.tobytes() == third.gains.tobytes()
 
 
+def test_a_device_is_claimed_before_weights_are_loaded_and_for_nothing_else(
+    tiny: ModelOptions, records: pl.DataFrame, home: Home
+) -> None:
+    claims: list[str] = []
+
+    def choose(selector: str, **options: object) -> int:
+        claims.clear()
+        model = LanguageModel(tiny, home, claim=lambda: claims.append(selector))
+        given = SelectionInputs("instruction_tuning", records, model=model)
+        select(given, selector, 6, 0, options)
+        return len(claims)
+
+    assert choose("less", **SMALL) == 1
+    assert choose("less", **SMALL) == 0, "everything was found"
+    assert choose("ifd") == choose("rds_plus") == 1
+    assert choose("nuggets") == 1
+    assert choose("nuggets") == 0, "every pair was found"
+    assert choose("length") == 0, "a tokenizer is no weights"
+
+
 def test_a_killed_warm_up_goes_on_from_its_last_checkpoint(
     tiny: ModelOptions, records: pl.DataFrame, home: Home
 ) -> None:
