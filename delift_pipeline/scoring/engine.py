@@ -14,7 +14,8 @@ class Job:
     """One prefix and the targets scored after it.
 
     Attributes:
-        prefix: What stands before every target: `EncodedRecords.prefix(...)`, int32 [tokens].
+        prefix: What stands before every target, int32 [tokens]: `EncodedRecords.prefix(...)` of no
+            demonstration, one or several.
         rows: Rows of the targets in the encoded records, int [targets].
     """
 

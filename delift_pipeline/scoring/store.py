@@ -57,6 +57,8 @@ class ScoreStore:
     leases/           who is scoring what (`leases`)
     aside/            shards found damaged
 
+    A score is kept by its target and one demonstration, or none. Those after several demonstrations
+    come from an engine's jobs and are not kept.
     A pair that stands in several shards keeps the oldest one's value.
     """
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from delift_pipeline.bench.scoring import peak_memory
 from delift_pipeline.bench.scoring_shapes import random_model, random_records
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.decoder import Decoder
@@ -53,6 +54,13 @@ def test_tensors_of_a_wide_vocabulary_stay_below_the_plan(wide: Any, layered: bo
     peak = peak_bytes(lambda: engine.score(records, [job]))
     # The logits of these answers alone, had they been made at once, are 0.27 GiB and twice that.
     assert 0.05 * GIB < peak < 0.75 * GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["wide-vocabulary", "llama-10m", "demo"])
+def test_the_process_stays_below_one_and_a_half_gib_over_the_model(shape: str) -> None:
+    # 64 targets of 210 + 40 tokens: their logits alone, made everywhere, are 8.9 GiB of the first.
+    assert 20 < peak_memory(shape, "realistic", targets=64) < 1536
 
 
 def plan(model: Any, **asked: Any) -> MemoryPlan:
