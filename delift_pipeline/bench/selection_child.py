@@ -202,11 +202,12 @@ def measure(
 def _warm(kernel: Columns, name: str, optimizer: str) -> None:
     """Load the compiled loops for this type of kernel."""
     from delift_pipeline.selection import fused
+    from delift_pipeline.utility import crew
     from delift_pipeline.utility.columns import RestrictedColumns
 
-    before = fused.FUSED_FROM, fused.VALUES_A_THREAD
+    before = fused.FUSED_FROM, crew.VALUES_A_THREAD
     # So that fifty records pass through every loop that is measured, those of threads among them.
-    fused.FUSED_FROM, fused.VALUES_A_THREAD = 0, 1
+    fused.FUSED_FROM, crew.VALUES_A_THREAD = 0, 1
     some = np.arange(50)
     if isinstance(kernel, SparseColumns):
         small: Any = SparseColumns(
@@ -219,7 +220,7 @@ def _warm(kernel: Columns, name: str, optimizer: str) -> None:
     # Objectives with a second kernel run through the loops of facility location.
     alone = "fl" if name in ("fl1mi", "flmi", "flcg", "fl2mi") else name
     OPTIMIZERS[optimizer](_objective(alone, small, _side(alone, 50)), 5, np.arange(50))
-    fused.FUSED_FROM, fused.VALUES_A_THREAD = before
+    fused.FUSED_FROM, crew.VALUES_A_THREAD = before
 
 
 def main() -> None:

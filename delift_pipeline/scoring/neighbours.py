@@ -13,6 +13,8 @@ from delift_pipeline.errors import Fault, Refused
 # summed in; six decimals are the last that float32 embeddings carry.
 COSINE_DECIMALS = 6
 _CHUNK_MIB = 128
+# Texts from which loading compiled code pays.
+_COMPILED_FROM = 4_000
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def nearest(embeddings: Any, m: int) -> Neighbours:
     """The m nearest other rows of each row by cosine, exactly, ties by row number.
 
     A row is never its own neighbour, and a row without positive cosine to another has none. All
-    n x n cosines are computed in chunks of bounded memory.
+    n x n cosines are computed: of many texts' words by an inverted index, else in chunks of bounded
+    memory.
 
     Args:
         embeddings: float [n, d], array or CSR matrix, as `embed` returns it.
@@ -122,6 +125,10 @@ def nearest(embeddings: Any, m: int) -> Neighbours:
     if m < 1:
         raise Refused(Fault(f"{m} neighbours were asked for; ask for 1 or more", field="m"))
     n = embeddings.shape[0]
+    if hasattr(embeddings, "tocsc") and n >= _COMPILED_FROM:
+        from delift_pipeline.scoring.near_words import nearest_by_words
+
+        return Neighbours(*nearest_by_words(embeddings, m))
     indices = np.full((n, m), -1, dtype=np.int32)
     cosine = np.zeros((n, m), dtype=np.float32)
 

@@ -1,14 +1,13 @@
 """Between objectives and their compiled loops; numba is imported when a kernel is large enough."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from delift_pipeline.utility.columns import Columns
+from delift_pipeline.utility.crew import Crew
 
 if TYPE_CHECKING:
     from delift_pipeline.selection.loops.forms import Limits, Memory, Queue, Terms
@@ -17,16 +16,11 @@ if TYPE_CHECKING:
 # Stored values from which compiled loops pay; a column costs NumPy about as much as 50 of them.
 FUSED_FROM = 1_000_000
 COLUMN_COST = 50
-THREADS = 8
-# Values a thread should have to read before it is worth starting.
-VALUES_A_THREAD = 500_000
 # A column's rows are remembered once they are this part of all, and so many of all columns.
 REMEMBERED_SHARE = 6
 REMEMBERED = 1 << 26
 # Candidates that are looked at together, at most.
 BATCH = 1 << 16
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -203,41 +197,3 @@ def _width(engine: Any) -> int:
 
 def _column_size(engine: Any) -> int:
     return engine.height if hasattr(engine, "columns") else 64
-
-
-class Crew:
-    """Threads that share compiled work, started when there is work for more than one.
-
-    Attributes:
-        least: Values to be read from which a second thread pays; unreachable with one processor.
-    """
-
-    def __init__(self) -> None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        able = len(affinity(0)) if affinity else os.cpu_count() or 1
-        self._able = min(THREADS, able)
-        self.least = 2 * VALUES_A_THREAD if self._able > 1 else np.iinfo(np.int64).max
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> "Crew":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def share(self, part: Callable[[int, int], Result], count: int, values: int) -> list[Result]:
-        """The results of part(start, end) over ranges that make up 0 to `count`.
-
-        Args:
-            part: Compiled work, run without the interpreter lock.
-            count: Steps in all.
-            values: What all steps read.
-        """
-        threads = max(1, min(self._able, count, values // VALUES_A_THREAD))
-        if threads == 1:
-            return [part(0, count)]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._able)
-        edges = np.linspace(0, count, threads + 1).astype(int).tolist()
-        return list(self._pool.map(part, edges[:-1], edges[1:]))

@@ -22,6 +22,7 @@ from delift_pipeline.selection.objectives import (
     evaluate,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
+from delift_pipeline.utility import crew
 from delift_pipeline.utility.block import RowScaled
 from delift_pipeline.utility.columns import (
     Columns,
@@ -39,9 +40,9 @@ KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg", "rfl", "saturated")
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
     """Puts back from which size on kernels are read by compiled loops, and by how many threads."""
-    before = fused.FUSED_FROM, fused.VALUES_A_THREAD
+    before = fused.FUSED_FROM, crew.VALUES_A_THREAD
     yield
-    fused.FUSED_FROM, fused.VALUES_A_THREAD = before
+    fused.FUSED_FROM, crew.VALUES_A_THREAD = before
 
 
 def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -> Coverage:
@@ -109,9 +110,9 @@ def test_candidates_looked_at_together_by_threads_change_nothing(seed: int) -> N
     for kind in KINDS:
         objective = make(kind, kernel, np.random.default_rng(seed), compiled=True)
         for constraints in (None, limits):
-            fused.VALUES_A_THREAD = 500_000
+            crew.VALUES_A_THREAD = 500_000
             alone = lazy_greedy(objective, n // 2 + 1, tie, constraints)
-            fused.VALUES_A_THREAD = 1
+            crew.VALUES_A_THREAD = 1
             together = lazy_greedy(objective, n // 2 + 1, tie, constraints)
             assert together.picks.tolist() == alone.picks.tolist()
             assert together.gains.tolist() == alone.gains.tolist()
@@ -202,7 +203,7 @@ def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, senten
 @pytest.mark.parametrize("value", [0.0, 0.5])
 @pytest.mark.parametrize("threads_from", [1, 500_000])
 def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value, threads_from: int) -> None:
-    fused.FUSED_FROM, fused.VALUES_A_THREAD = 0, threads_from
+    fused.FUSED_FROM, crew.VALUES_A_THREAD = 0, threads_from
     tie = np.random.default_rng(5).permutation(64)
     ranking = lazy_greedy(FacilityLocation(np.full((64, 64), value, np.float32)), 64, tie)
     assert ranking.picks.tolist() == np.argsort(tie).tolist()

@@ -16,14 +16,14 @@ import inner, outer
 print(outer.twice(2), sum(outer.twice.stats.cache_hits.values()))
 """
 OUTER = """
-from delift_pipeline.selection.loops.compiling import entry
+from delift_pipeline.utility.compiling import entry
 from inner import once
 @entry
 def twice(x):
     return once(once(x))
 """
 INNER = """
-from delift_pipeline.selection.loops.compiling import jit
+from delift_pipeline.utility.compiling import jit
 @jit
 def once(x):
     return x + {step}

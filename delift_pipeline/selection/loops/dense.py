@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from delift_pipeline.selection.loops.compiling import entry, jit
 from delift_pipeline.selection.loops.forms import NOTHING, PLAIN, RAW, SCALE
 from delift_pipeline.selection.loops.rows import block_sum, cover, faults, keep, left, unweighted
+from delift_pipeline.utility.compiling import entry, jit
 
 # One block of so many tells whether it pays to count the rows of all.
 SAMPLED = 8

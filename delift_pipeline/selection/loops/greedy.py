@@ -3,9 +3,9 @@
 import numpy as np
 
 from delift_pipeline.selection.loops import either
-from delift_pipeline.selection.loops.compiling import entry, jit
 from delift_pipeline.selection.loops.forms import BEFORE, COMPUTED, MADE, SIZE, SPENT, WAITING
 from delift_pipeline.selection.loops.heap import rise, sink
+from delift_pipeline.utility.compiling import entry, jit
 
 
 @entry

@@ -4,7 +4,7 @@ Entry i has its children at 4 i + 1 to 4 i + 4: half the depth of a binary heap,
 side by side in memory.
 """
 
-from delift_pipeline.selection.loops.compiling import jit
+from delift_pipeline.utility.compiling import jit
 
 
 @jit

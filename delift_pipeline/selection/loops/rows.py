@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from delift_pipeline.selection.loops.compiling import jit, jit_sum
 from delift_pipeline.selection.loops.forms import GENERAL, PLAIN, SATURATING
+from delift_pipeline.utility.compiling import jit, jit_sum
 
 
 @jit_sum

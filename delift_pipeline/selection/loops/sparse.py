@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from delift_pipeline.selection.loops.compiling import jit
 from delift_pipeline.selection.loops.rows import cover, faults, lift_of
+from delift_pipeline.utility.compiling import jit
 
 
 @jit

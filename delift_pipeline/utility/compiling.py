@@ -1,4 +1,4 @@
-"""Compilation of the loops, and when compiled code on disk is still that of its source."""
+"""Compilation of inner loops, and when compiled code on disk is still that of its source."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,9 +16,9 @@ _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 @cache
 def source_digest(folder: Path) -> str:
-    """Digest of all Python files of a folder."""
+    """Digest of all Python files of a folder, and of this one, which says how they are compiled."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in (*sorted(folder.glob("*.py")), Path(__file__)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

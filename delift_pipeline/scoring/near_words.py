@@ -1,0 +1,72 @@
+"""Nearest rows of a sparse matrix by an inverted index, compiled; imported for many texts."""
+
+from typing import Any
+
+import numpy as np
+
+from delift_pipeline.utility.compiling import entry
+from delift_pipeline.utility.crew import Crew
+
+SCALE = 1e6
+"""Cosines are compared in six decimals."""
+
+
+@entry
+def _nearest(rows, by_word, indices, cosine, start, end):
+    """Fill rows start to end: walk the texts of each word, then keep the best in row order."""
+    word_of, words, values = rows
+    text_of, texts, shares = by_word
+    count, m = len(indices), indices.shape[1]
+    score = np.empty(count)
+    for row in range(start, end):
+        score[:] = 0.0
+        for place in range(word_of[row], word_of[row + 1]):
+            word, value = words[place], np.float64(values[place])
+            for other in range(text_of[word], text_of[word + 1]):
+                score[texts[other]] += value * shares[other]
+        score[row] = 0.0
+        best, found = cosine[row], indices[row]
+        for j in range(count):
+            # Half a decimal more than the least kept may still round to less.
+            if score[j] <= best[m - 1] - 1.0 / SCALE:
+                continue
+            near = np.float32(min(np.round(score[j] * SCALE) / SCALE, 1.0))
+            if near <= best[m - 1]:
+                continue
+            slot = m - 1
+            while slot > 0 and best[slot - 1] < near:
+                best[slot], found[slot] = best[slot - 1], found[slot - 1]
+                slot -= 1
+            best[slot], found[slot] = near, j
+
+
+def nearest_by_words(embeddings: Any, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The m rows of greatest cosine with each row, ties by row number.
+
+    Sums are made in float64, row by row, so that they depend on no block or thread.
+
+    Args:
+        embeddings: CSR matrix [n, d], rows of length 1 or 0, values at least 0.
+        m: Neighbours a row.
+
+    Returns:
+        int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m] cosines
+        in six decimals, 0 there.
+    """
+    n = embeddings.shape[0]
+    indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)
+    rows, by_word = _arrays(embeddings.tocsr()), _arrays(embeddings.tocsc())
+    # What a row reads at least: its cosines with all.
+    with Crew() as crew:
+        crew.share(
+            lambda start, end: _nearest(rows, by_word, indices, cosine, start, end), n, n * n
+        )
+    return indices, cosine
+
+
+def _arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        matrix.indptr.astype(np.int64),
+        matrix.indices.astype(np.int32),
+        matrix.data.astype(np.float32),
+    )
