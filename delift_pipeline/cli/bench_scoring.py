@@ -1,7 +1,7 @@
 """`delift bench scoring`: pairs a second, side by side with what others do."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +53,10 @@ def scoring(
         speed = ", ".join(f"{method} {rate:,.1f}" for method, rate in rates)
         print(
             f"{name}: pairs a second {speed}; {row['ratio_vs_naive_full']:.2f} x full logits, "
-            f"{row['ratio_vs_naive_answer']:.2f} x answer logits, "
+            f"{row['ratio_vs_naive_answer']:.2f} x answer logits, {_beside_vllm(row)}"
             f"{row['fraction_of_peak']:.2f} of the matmul peak"
         )
+
+
+def _beside_vllm(row: dict[str, Any]) -> str:
+    return f"{row['ratio_vs_vllm']:.2f} x vLLM, " if "ratio_vs_vllm" in row else ""
