@@ -3,7 +3,8 @@
 Against a plain pass over prefix and target, all exact up to rounding:
 - the prefix's keys and values are computed once and never copied for the rows (`mixing`);
 - padding exists only where tokens look at each other (`packed`);
-- what the first layer's projections make of a target does not depend on the prefix and is kept;
+- what the first layer's projections make of a target does not depend on the prefix and is kept, and
+  its attention to itself, which depends on the prefix's length alone;
 - the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
   and values.
 """
