@@ -91,6 +91,8 @@ def summarise(samples: pl.DataFrame) -> dict[str, float]:
 
 def mean_and_error(values: pl.Series) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is 0."""
+    # Polars adds chunk by chunk, and where grouping has cut a series differs from call to call.
+    values = values.rechunk()
     deviation = cast(float | None, values.std()) or 0.0
     return float(cast(float, values.mean())), deviation / math.sqrt(values.len())
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.evaluation.options import GENERAL, EvaluationOptions
-from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
+from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, mean_and_error
 from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_loaded
 from delift_pipeline.records.read import read_records
 from delift_pipeline.records.schema import RECORD_SCHEMA
@@ -111,6 +111,15 @@ def test_rows_are_joined_by_record_whatever_order_they_come_in(
     ours, theirs = (frame.sort("record_id") for frame in (again.samples, first))
     assert ours.select(kept).equals(theirs.select(kept))
     np.testing.assert_allclose(ours["answer_loss"], theirs["answer_loss"], atol=1e-5)
+
+
+def test_means_do_not_depend_on_how_a_series_lies_in_memory() -> None:
+    values = np.random.default_rng(0).uniform(1, 5, 301)
+    whole = pl.Series(values)
+    for cut in range(1, 300, 7):
+        parts = pl.concat([pl.Series(values[:cut]), pl.Series(values[cut:])], rechunk=False)
+        assert parts.n_chunks() == 2
+        assert mean_and_error(parts) == mean_and_error(whole)
 
 
 def test_a_models_own_generation_settings_are_set_aside(
