@@ -1,6 +1,9 @@
 """What every asset of the graph is declared with."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict
+
+import dagster as dg
 
 from assets.checks import specs
 from assets.columns import column_metadata
@@ -8,8 +11,18 @@ from assets.freshness import within_a_week
 from delift_pipeline.automation import RETRIES
 
 
-def common(asset: str) -> dict[str, Any]:
-    """Arguments of `dagster.asset`: owner, columns, freshness, checks and retries."""
+class Common(TypedDict):
+    """Arguments of `dagster.asset`."""
+
+    owners: list[str]
+    metadata: Mapping[str, dg.MetadataValue]
+    freshness_policy: dg.FreshnessPolicy
+    check_specs: list[dg.AssetCheckSpec]
+    retry_policy: dg.RetryPolicy
+
+
+def common(asset: str) -> Common:
+    """The asset's owner, columns, freshness, checks and retries."""
     return {
         "owners": ["team:delift"],
         "metadata": column_metadata(asset),
