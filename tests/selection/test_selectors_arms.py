@@ -57,7 +57,8 @@ def test_a_subset_that_read_the_model_depends_on_it(home: Home, version: str) ->
         fingerprint = fingerprint_of(MODEL).digest
         assert first.manifest.parents["model"] == first.manifest.fingerprint == fingerprint
         assert first.manifest.counts["selected"] == 7
-        assert all(check.passed for check in first.checks.values() if check is not None)
+        # Seven records leave groups out: `balance` may warn of them.
+        assert all(check.passed for name, check in first.checks.items() if name != "balance")
         assert make_subset(home, version, arm, MODEL).reused
         assert not make_subset(home, version, arm, MODEL.model_copy(update={"window": 256})).reused
 
