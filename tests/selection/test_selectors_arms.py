@@ -57,8 +57,12 @@ def test_a_subset_that_read_the_model_depends_on_it(home: Home, version: str) ->
         fingerprint = fingerprint_of(MODEL).digest
         assert first.manifest.parents["model"] == first.manifest.fingerprint == fingerprint
         assert first.manifest.counts["selected"] == 7
-        # Seven records leave groups out: `balance` may warn of them.
-        assert all(check.passed for name, check in first.checks.items() if name != "balance")
+        # Seven records cannot hold every task of the pool, and `balance` has to warn of it.
+        assert [name for name, check in first.checks.items() if not check.passed] == ["balance"]
+        chosen = pl.read_parquet(home.subset(version, name) / "subset.parquet")
+        pool = pl.read_parquet(home.dataset(version) / "pool.parquet")
+        held = pool.join(chosen, on="record_id", how="semi")
+        assert held.height == 7 and set(pool["task"]) - set(held["task"])
         assert make_subset(home, version, arm, MODEL).reused
         assert not make_subset(home, version, arm, MODEL.model_copy(update={"window": 256})).reused
 
