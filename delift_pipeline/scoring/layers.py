@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from delift_pipeline.scoring import compiled
 from delift_pipeline.scoring.attention import attend
 from delift_pipeline.scoring.batches import Batch
 from delift_pipeline.scoring.decoder import Decoder
@@ -26,14 +27,12 @@ from delift_pipeline.scoring.mixing import (
     SplitMixing,
     picked,
     repeated,
-    rows_of,
 )
 from delift_pipeline.scoring.packed import Packed, packed
+from delift_pipeline.scoring.turning import Angles, Turn
 
 SHORT = 32
 """Tokens up to which the attention kernel of a CPU takes most of its time to get going."""
-NARROW = 128
-"""Numbers of a token's heads up to which its turn is written down for every head."""
 KNOWN_LAYERS = (
     "LlamaDecoderLayer",
     "MistralDecoderLayer",
@@ -43,20 +42,16 @@ KNOWN_LAYERS = (
 )
 
 
-Turn = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of tokens' positions, [tokens, 1, turned width] each."""
-
-
 @dataclass(frozen=True)
 class PrefixKeys:
-    """Keys and values of a prefix in every layer, [tokens, key heads, width] each."""
+    """Keys and values of a prefix in every layer, [key heads, tokens, width] each."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def tokens(self) -> int:
         """Tokens of the prefix."""
-        return self.layers[0][0].shape[0]
+        return self.layers[0][0].shape[1]
 
 
 def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
@@ -114,10 +109,11 @@ class LayerPath:
         self.groups = int(attention.num_key_value_groups)
         self.scale = float(attention.scaling)
         half = decoder.model.dtype == torch.bfloat16
-        joint = (JointMixing(None if half else SHORT),) if decoder.device.type == "cpu" else ()
+        on_cpu = decoder.device.type == "cpu"
+        joint = (JointMixing(None if half else SHORT),) if on_cpu else ()
         self.mixings: tuple[Mixing, ...] = (*joint, SplitMixing())
         self.kept_bytes = self._room = kept_bytes
-        self._table: Turn | None = None
+        self._angles: Angles | None = None
 
     def prepare(self, batch: Batch) -> Packed:
         """A batch as this path reads it."""
@@ -130,16 +126,20 @@ class LayerPath:
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
         hidden = self.body.embed_tokens(ids)  # pyright: ignore
-        turn = self._turns(len(ids), hidden)
-        found = []
-        for layer in self.layers:
-            own = self._turned(self._projected(layer, layer.input_layernorm(hidden)), turn)
-            found.append((own.key.contiguous(), own.value.contiguous()))
-            if len(found) < len(self.layers):
-                spread = Heads(own.query, *(repeated(part, self.groups, 1) for part in own[1:]))
-                query, key, value = (rows_of(part, 1) for part in spread)
-                part = attend(query, key, value, scale=self.scale, causal=True)
-                hidden = self._after(layer, hidden, part.out[0].transpose(0, 1))
+        tokens = torch.arange(len(ids), device=ids.device)
+        turn = Turn(self._up_to(len(ids), hidden), tokens)
+        normed, found = compiled.normed(self.layers[0].input_layernorm, hidden), []
+        for place, layer in enumerate(self.layers):
+            own = self._projected(layer, normed)
+            fewer = own.key.shape[1]
+            key = compiled.laid_out(own.key, tokens, fewer, turn)
+            value = compiled.laid_out(own.value, tokens, fewer)
+            found.append((key, value))
+            if place < len(self.layers) - 1:
+                query = compiled.laid_out(own.query, tokens, self.heads, turn)[None]
+                spread = [repeated(part, self.groups, 0)[None] for part in (key, value)]
+                part = attend(query, *spread, scale=self.scale, causal=True)
+                hidden, normed = self._after(place, hidden, part.out[0].transpose(0, 1))
         return PrefixKeys(found)
 
     def logprobs(self, batch: Packed, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
@@ -162,31 +162,33 @@ class LayerPath:
     ) -> torch.Tensor | None:
         """As `logprobs`; None where this way of mixing cannot be believed."""
         start = self._start(batch)
-        hidden, own = start.hidden, None
+        hidden, normed = start.hidden, None
         before = tuple(prefix.tokens if prefix else 0 for prefix in prefixes)
         turn = self._turn(batch, before, hidden)
         for place, layer in enumerate(self.layers):
-            last = place == len(self.layers) - 1
-            at = batch.at if last else None
-            if place:
-                heads = self._projected(layer, layer.input_layernorm(hidden), at)
-                own = self._own(heads, batch, turn, mixing, at)
+            asked = place == len(self.layers) - 1
+            at = batch.at if asked else None
+            if normed is None:
+                own = self._first_own(start, batch, before, turn, mixing, asked)
             else:
-                own = self._first_own(start, batch, before, turn, mixing, at)
+                heads = self._projected(layer, normed, at)
+                own = mixing.own(heads, turn, batch, self.scale, asked=asked)
             keys = [prefix and prefix.layers[place] for prefix in prefixes]
-            segments = batch.asked_segments if last else batch.segments
-            mixed = mixing.joined(own, keys, segments, self.scale)
+            mixed = mixing.joined(own, keys, batch, self.scale, asked=asked)
             if not mixing.sound():
                 return None
-            hidden = self._after(layer, picked(hidden, at), mixed)
-        return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore
+            hidden, normed = self._after(place, picked(hidden, at), mixed)
+        assert normed is not None
+        return self.decoder.logprobs(normed, batch.answers)
 
     def _start(self, batch: Packed) -> Start:
         """What the first layer makes of a batch, kept while there is room."""
         if isinstance(batch.start, Start):
             return batch.start
         hidden = self.body.embed_tokens(batch.ids)  # pyright: ignore
-        heads = self._projected(self.layers[0], self.layers[0].input_layernorm(hidden))
+        heads = self._projected(
+            self.layers[0], compiled.normed(self.layers[0].input_layernorm, hidden)
+        )
         start = Start(hidden, heads)
         batch.start = start if self._fits(hidden, *heads) else None
         return start
@@ -198,18 +200,18 @@ class LayerPath:
         before: tuple[int, ...],
         turn: Turn,
         mixing: Mixing,
-        at: torch.Tensor | None,
+        asked: bool,
     ) -> Own:
         """The first layer's own part: the same after all prefixes of the same lengths."""
         key = (mixing, before)
         if key in start.own:
             return start.own[key]
         heads = start.heads
-        heads = heads if at is None else heads._replace(query=heads.query[at])
-        own = self._own(heads, batch, turn, mixing, at)
+        heads = heads._replace(query=heads.query[batch.at]) if asked else heads
+        own = mixing.own(heads, turn, batch, self.scale, asked=asked)
         # From the second prefix on, so that every batch of the first finds room for its start.
-        if start.used and batch.start is start and self._fits(*own):
-            start.own[key] = own
+        if start.used and batch.start is start and self._fits(*own[:3]):
+            own = start.own[key] = own._replace(kept=True)
         start.used = True
         return own
 
@@ -220,37 +222,21 @@ class LayerPath:
         self._room -= size * fits
         return fits
 
-    def _own(
-        self,
-        heads: Heads,
-        batch: Packed,
-        turn: Turn,
-        mixing: Mixing,
-        at: torch.Tensor | None,
-    ) -> Own:
-        """Attention of the targets to themselves; of the tokens `at` where that is given."""
-        return mixing.own(self._turned(heads, turn, at), batch, self.scale, asked=at is not None)
-
     def _turn(self, batch: Packed, before: tuple[int, ...], like: torch.Tensor) -> Turn:
         """How far each token's place in its whole sequence turns it."""
         places = batch.steps + before[0]
         if len(before) > 1:
             sizes = torch.tensor([stop - start for start, stop in batch.segments])
             places = batch.steps + torch.tensor(before).repeat_interleave(sizes).to(places.device)
-        cos, sin = self._turns(batch.width + max(before), like)
-        return cos.index_select(0, places), sin.index_select(0, places)
+        return Turn(self._up_to(batch.width + max(before), like), places)
 
-    def _turns(self, tokens: int, like: torch.Tensor) -> Turn:
-        """Cosines and sines of the first positions, [tokens, heads or 1, turned width] each."""
-        if self._table is None or len(self._table[0]) < tokens:
+    def _up_to(self, tokens: int, like: torch.Tensor) -> Angles:
+        """The angles of at least the first positions."""
+        if self._angles is None or len(self._angles) < tokens:
             places = torch.arange(tokens, device=like.device)[None]
             cos, sin = self.body.rotary_emb(like[None], position_ids=places)  # pyright: ignore
-            # The lower half of a head turns by minus the sine: the sign is taken here once.
-            low, high = sin.chunk(2, dim=-1)
-            found = (cos[0, :, None], torch.cat([-low, high], dim=-1)[0, :, None])
-            copies = self.heads if self.heads * self.width <= NARROW else 1
-            self._table = (found[0].repeat(1, copies, 1), found[1].repeat(1, copies, 1))
-        return self._table[0][:tokens], self._table[1][:tokens]
+            self._angles = Angles.of(cos[0], sin[0], self.heads)
+        return self._angles
 
     def _projected(self, layer: Any, normed: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
         """The heads of tokens, not rotated; queries only of the tokens `at` where that is given."""
@@ -263,21 +249,28 @@ class LayerPath:
         else:
             query = attention.q_proj(normed if at is None else normed[at])
             key, value = attention.k_proj(normed), attention.v_proj(normed)
-        parts = (part.reshape(len(part), -1, self.width) for part in (query, key, value))
-        query, key, value = parts
+        query, key, value = (part.unflatten(-1, (-1, self.width)) for part in (query, key, value))
         if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
+            query, key = (
+                compiled.normed(attention.q_norm, query),
+                compiled.normed(attention.k_norm, key),
+            )
         return Heads(query, key, value)
 
-    def _turned(self, own: Heads, turn: Turn, at: torch.Tensor | None = None) -> Heads:
-        """Heads with rotary positions; `at` as in `_projected`."""
-        asking = turn if at is None else tuple(part[at] for part in turn)
-        return Heads(_rotated(own.query, *asking), _rotated(own.key, *turn), own.value)
-
-    def _after(self, layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        """What a layer does after attention, [tokens, model width]."""
-        hidden = layer.self_attn.o_proj(mixed.flatten(1)).add_(hidden)
-        return _fed(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
+    def _after(
+        self, place: int, hidden: torch.Tensor, mixed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a layer does after attention, and the norm that follows, [tokens, model width]."""
+        layer, following = self.layers[place], place + 1
+        norm = (
+            self.layers[following].input_layernorm
+            if following < len(self.layers)
+            else self.body.norm  # pyright: ignore
+        )
+        found = layer.self_attn.o_proj(mixed.flatten(1))
+        normed = compiled.added_and_normed(layer.post_attention_layernorm, found, hidden)
+        after = _fed(layer.mlp, normed)
+        return after, compiled.added_and_normed(norm, after, found)
 
 
 def _fed(mlp: Any, normed: torch.Tensor) -> torch.Tensor:
@@ -286,13 +279,3 @@ def _fed(mlp: Any, normed: torch.Tensor) -> torch.Tensor:
         gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
         return mlp.down_proj(mlp.activation_fn(gate).mul_(up))
     return mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
-
-
-def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, width] turned as `cos` and `sin` say, in their width."""
-    turned, many = cos.shape[-1], min(cos.shape[1], heads.shape[1])
-    part, rest = heads[..., :turned], heads[..., turned:]
-    low, high = part.chunk(2, dim=-1)
-    other = torch.cat([high, low], dim=-1)
-    found = torch.addcmul(part * cos[:, :many], other, sin[:, :many])
-    return found if not rest.shape[-1] else torch.cat([found, rest], dim=-1)

@@ -7,19 +7,22 @@ targets in float32 as well.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 
 from delift_pipeline.scoring.attention import attend, merged
-from delift_pipeline.scoring.packed import Packed, Segments
+from delift_pipeline.scoring.compiled import by_loops, laid_out, powers_and_sums, taken_back
+from delift_pipeline.scoring.packed import Packed
+from delift_pipeline.scoring.turning import Turn
 
 LOG2_E = 1.4426950408889634
-CHUNK_SCORES = 1 << 20
+CHUNK_SCORES = 1 << 21
 """Attention scores made at a time: few enough to stay in a CPU's cache."""
 OWN_STEP = 64
 """Queries whose own keys are read together: keys that none of them may see are skipped."""
+KEYS_TOGETHER = 32
+"""A product of bfloat16 is up to a third faster with a multiple of so many keys."""
 LEAST_SUM, LARGEST_SUM = 2.0**-80, 2.0**100
 """Sums of exponentials between these lose no digit in bfloat16 or float32."""
 
@@ -33,21 +36,23 @@ class Heads(NamedTuple):
 
 
 Keys = tuple[torch.Tensor, torch.Tensor] | None
-"""Keys and values of one prefix in one layer, [tokens, key heads, width] each; None without one."""
+"""Keys and values of one prefix in one layer, [key heads, tokens, width] each; None without one."""
 
 
 class Own(NamedTuple):
     """What queries take from the tokens of their own target, before anything of a prefix.
 
     Attributes:
-        query: [queries, heads, width].
-        out: [queries, heads, width], as its mixing keeps it.
-        weight: float32 [queries, heads], what it takes to add a prefix to it.
+        query: Turned queries, laid out as their mixing reads them.
+        out: What they take, as their mixing keeps it.
+        weight: float32, what it takes to add a prefix to it.
+        kept: Whether it is needed again.
     """
 
     query: torch.Tensor
     out: torch.Tensor
     weight: torch.Tensor
+    kept: bool = False
 
 
 class Mixing(Protocol):
@@ -59,11 +64,12 @@ class Mixing(Protocol):
 
     widest: float
 
-    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+    def own(self, heads: Heads, turn: Turn, batch: Packed, scale: float, *, asked: bool) -> Own:
         """Attention of tokens to those before them in their target, themselves included.
 
         Args:
-            heads: The batch's heads.
+            heads: The batch's heads, not turned.
+            turn: The tokens' positions.
             batch: The targets.
             scale: Factor of the scores.
             asked: Whether the queries are those of `batch.at` alone.
@@ -71,15 +77,16 @@ class Mixing(Protocol):
         ...
 
     def joined(
-        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+        self, own: Own, keys: Sequence[Keys], batch: Packed, scale: float, *, asked: bool
     ) -> torch.Tensor:
         """Attention to a prefix and to the own target together, [queries, heads, width].
 
         Args:
-            own: The own part; left as it is.
-            keys: Of the prefix of each segment.
-            segments: First query of each and the one after its last.
+            own: The own part; left as it is where it is kept.
+            keys: Of the prefix of each of the batch's segments.
+            batch: The targets.
             scale: Factor of the scores.
+            asked: As in `own`.
         """
         ...
 
@@ -89,30 +96,35 @@ class Mixing(Protocol):
 
 
 class SplitMixing:
-    """The device's kernel on prefix and own keys apart."""
+    """The device's kernel on prefix and own keys apart; all by token, [tokens, heads, ...]."""
 
     widest = float("inf")
 
-    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+    def own(self, heads: Heads, turn: Turn, batch: Packed, scale: float, *, asked: bool) -> Own:
         """As `Mixing.own`; `weight` is the log-sum-exp of the scores."""
+        asking = turn.at(batch.at if asked else None)
+        heads = Heads(asking(heads.query), turn(heads.key), heads.value)
         query, key, value = in_rows(heads, batch, asked=asked)
         mask = batch.mask(query.dtype) if asked else None
         part = attend(query, key, value, scale=scale, causal=not asked, mask=mask)
         out, weight = part.out.transpose(1, 2).flatten(0, 1), part.lse.transpose(1, 2).flatten(0, 1)
         back = batch.asked_back if asked else batch.gather
+        if batch.full and not asked:
+            return Own(heads.query, out, weight)
         return Own(heads.query, picked(out, back), picked(weight, back))
 
     def joined(
-        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+        self, own: Own, keys: Sequence[Keys], batch: Packed, scale: float, *, asked: bool
     ) -> torch.Tensor:
         """As `Mixing.joined`."""
         heads, parts = own.query.shape[1], []
+        segments = batch.asked_segments if asked else batch.segments
         for (start, stop), prefix in zip(segments, keys, strict=True):
-            query, out, weight = (part[start:stop] for part in own)
+            query, out, weight = (part[start:stop] for part in own[:3])
             if prefix is None:
                 parts.append(out)
                 continue
-            key, value = (rows_of(repeated(each, heads // each.shape[1], 1), 1) for each in prefix)
+            key, value = (repeated(each, heads // each.shape[0], 0)[None] for each in prefix)
             before = attend(rows_of(query, 1), key, value, scale=scale)
             first, first_lse = before.out[0].transpose(0, 1), before.lse[0].transpose(0, 1)
             parts.append(merged(first, first_lse, out, weight))
@@ -124,10 +136,11 @@ class SplitMixing:
 
 
 class JointMixing:
-    """One softmax over prefix and own keys, without the search for its largest score.
+    """One softmax over prefix and own keys, without the search for its largest score; on a CPU.
 
     Exponentials are to base 2 and nothing is taken from the scores, which is exact as long as sums
-    stay in range; `sound` says whether they did. Both parts add to one numerator and one sum.
+    stay in range; `sound` says whether they did. Both parts add to one numerator and one sum. All
+    is laid out by head and by the batch's cells, padding included, [heads, cells, ...].
     """
 
     def __init__(self, widest: int | None = None) -> None:
@@ -135,27 +148,36 @@ class JointMixing:
         self.widest = widest or float("inf")
         self._least, self._largest = float("inf"), 0.0
 
-    def own(self, heads: Heads, batch: Packed, scale: float, *, asked: bool) -> Own:
+    def own(self, heads: Heads, turn: Turn, batch: Packed, scale: float, *, asked: bool) -> Own:
         """As `Mixing.own`; `out` is the numerator and `weight` the sum below it."""
-        query, key, value = (part.flatten(0, 1) for part in in_rows(heads, batch, asked=asked))
+        many = heads.query.shape[1]
+        asking = turn.at(batch.at if asked else None)
+        query = laid_out(heads.query, batch.asked if asked else batch.spread, many, asking)
+        key = laid_out(heads.key, batch.spread, many, turn)
+        value = laid_out(heads.value, batch.spread, many)
         add = _asked_sums if asked else _causal_sums
-        out, weight = add(query, key, value, batch, scale * LOG2_E)
-        back = batch.asked_back if asked else batch.gather
-        return Own(heads.query, picked(out, back), picked(weight, back))
+        by_row = Heads(*(_by_row(part, batch.rows) for part in (query, key, value)))
+        out, weight = add(by_row, batch, scale * LOG2_E)
+        return Own(query, out.view(query.shape), weight.view(query.shape[:2]))
 
     def joined(
-        self, own: Own, keys: Sequence[Keys], segments: Segments, scale: float
+        self, own: Own, keys: Sequence[Keys], batch: Packed, scale: float, *, asked: bool
     ) -> torch.Tensor:
         """As `Mixing.joined`."""
-        value, total = own.out.clone(), own.weight.clone()
-        for (start, stop), prefix in zip(segments, keys, strict=True):
-            if prefix is not None:
-                into = (value[start:stop], total[start:stop])
-                _add_prefix(own.query[start:stop], prefix, into, scale * LOG2_E)
+        value, total = (own.out.clone(), own.weight.clone()) if own.kept else own[1:3]
+        cells = total.shape[1] // batch.rows
+        for (start, stop), prefix in zip(batch.row_segments, keys, strict=True):
+            if prefix is None:
+                continue
+            here = slice(start * cells, stop * cells)
+            parts = [part[:, here].contiguous() for part in (own.query, value, total)]
+            _add_prefix((parts[0], parts[1], parts[2]), prefix, scale * LOG2_E)
+            if len(keys) > 1:
+                value[:, here], total[:, here] = parts[1:]
         least, largest = torch.aminmax(total)
         self._least = min(self._least, float(least))
         self._largest = max(self._largest, float(largest))
-        return value.div_(total[..., None])
+        return taken_back(value, total, batch.asked_back if asked else batch.gather)
 
     def sound(self) -> bool:
         """Whether no sum left the range since the last question."""
@@ -164,81 +186,103 @@ class JointMixing:
         return found
 
 
-def _causal_sums(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Packed, factor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numerators [rows * width, heads, head width] and sums [rows * width, heads].
+def _by_row(part: torch.Tensor, rows: int) -> torch.Tensor:
+    """[heads, cells, width] as [heads * rows, cells of a row, width]."""
+    return part.unflatten(1, (rows, -1)).flatten(0, 1)
 
-    Query, key and value are [rows * heads, width, head width].
+
+def _causal_sums(own: Heads, batch: Packed, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numerators [heads * rows, width, head width] and sums [heads * rows, width].
+
+    All of `own` are [heads * rows, width, head width].
     """
-    shape = (batch.rows, batch.width, len(query) // batch.rows)
-    found = query.new_empty(*shape, query.shape[2])
-    total = query.new_empty(shape, dtype=torch.float32)
+    found = torch.empty_like(own.query)
+    total = found.new_empty(found.shape[:2], dtype=torch.float32)
     for start in range(0, batch.width, OWN_STEP):
-        stop = min(start + OWN_STEP, batch.width)
-        scores = _scores(query[:, start:stop], key[:, :stop], factor)
-        sums, mixed = _summed(_without_later(scores, start).exp2_(), value[:, :stop], batch.rows)
-        found[:, start:stop], total[:, start:stop] = mixed, sums
-    return found.flatten(0, 1), total.flatten(0, 1)
+        here = slice(start, min(start + OWN_STEP, batch.width))
+        seen = torch.arange(start + 1, here.stop + 1)
+        powers, total[:, here] = _powers(own.query[:, here], own.key[:, : here.stop], factor, seen)
+        if here.stop - start == batch.width:
+            return torch.bmm(powers, own.value), total
+        found[:, here] = torch.bmm(powers, own.value[:, : here.stop])
+    return found, total
 
 
-def _asked_sums(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Packed, factor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_causal_sums` for queries [rows * heads, most answers, head width]."""
-    scores = _scores(query, key, factor)
-    scores.unflatten(0, (batch.rows, -1)).add_(batch.mask(query.dtype))
-    sums, mixed = _summed(scores.exp2_(), value, batch.rows)
-    return mixed.flatten(0, 1), sums.flatten(0, 1)
-
-
-def _without_later(scores: torch.Tensor, start: int) -> torch.Tensor:
-    """Scores of queries `start`... with -inf for the keys after each, in place."""
-    scores[:, :, start:].add_(_later(scores.shape[1], scores.dtype, scores.device))
-    return scores
-
-
-@lru_cache(maxsize=OWN_STEP)
-def _later(tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """0, or -inf above the diagonal, [tokens, tokens]."""
-    return torch.full((tokens, tokens), float("-inf"), dtype=dtype, device=device).triu_(1)
-
-
-def _summed(
-    powers: torch.Tensor, value: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums [rows, queries, heads] and numerators [rows, queries, heads, head width]."""
-    sums = powers.sum(-1).unflatten(0, (rows, -1))
-    mixed = torch.bmm(powers, value).unflatten(0, (rows, -1))
-    return sums.transpose(1, 2), mixed.transpose(1, 2)
+def _asked_sums(own: Heads, batch: Packed, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_causal_sums` for queries [heads * rows, most answers, head width]."""
+    powers, total = _powers(own.query, own.key, factor, batch.seen.flatten() + 1)
+    return torch.bmm(powers, own.value), total
 
 
 def _add_prefix(
-    query: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     keys: tuple[torch.Tensor, torch.Tensor],
-    into: tuple[torch.Tensor, torch.Tensor],
     factor: float,
 ) -> None:
-    """Add a prefix's part to numerators and sums, for so many queries at a time."""
-    heads = query.shape[1]
-    key, value = (repeated(part, heads // part.shape[1], 1).transpose(0, 1) for part in keys)
-    step = max(CHUNK_SCORES // (heads * key.shape[1]), 1)
-    for start in range(0, len(query), step):
-        powers = _scores(query[start : start + step].transpose(0, 1), key, factor).exp2_()
-        into[1][start : start + step] += powers.sum(-1).T
-        into[0][start : start + step] += torch.bmm(powers, value).transpose(0, 1)
+    """Add a prefix's part to numerators and sums, for so many queries at a time.
+
+    Args:
+        own: Queries and numerators, [heads, queries, width], and sums [heads, queries].
+        keys: The prefix's.
+        factor: Factor of the scores.
+    """
+    many, tokens, _ = keys[0].shape
+    # Heads that share keys lie side by side: they are more queries of the same keys.
+    query, value, total = (part.view(many, -1, *part.shape[2:]) for part in own)
+    key, values = (_widened(part) for part in keys)
+    seen = torch.tensor([tokens])
+    step = max(CHUNK_SCORES // (many * key.shape[1]), 1)
+    for start in range(0, query.shape[1], step):
+        here = slice(start, start + step)
+        powers, sums = _powers(query[:, here], key, factor, seen)
+        total[:, here] += sums
+        value[:, here].baddbmm_(powers, values)
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, factor: float) -> torch.Tensor:
-    """The factor times query . key, [batch, queries, keys]."""
-    shape = (query.shape[0], query.shape[1], key.shape[1])
-    nothing = query.new_empty(1).expand(shape)
-    return torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=factor)
+def _widened(part: torch.Tensor) -> torch.Tensor:
+    """Keys or values [heads, tokens, width] of as many tokens as products are fast with."""
+    if not _in_halves(part):
+        return part
+    return torch.nn.functional.pad(part, (0, 0, 0, -part.shape[1] % KEYS_TOGETHER))
+
+
+def _in_halves(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.bfloat16 and by_loops(tensor)
+
+
+def _powers(
+    query: torch.Tensor, key: torch.Tensor, factor: float, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """2^(factor query . key), [batch, queries, keys], 0 for keys not seen, and sums over keys.
+
+    Args:
+        query: [batch, queries, width].
+        key: [batch, keys, width].
+        factor: Factor of the scores.
+        seen: How many keys each query sees, int64, as often over as there are queries.
+    """
+    if _in_halves(query):
+        return powers_and_sums(torch.bmm(query, key.transpose(1, 2)), factor, seen)
+    # By key first: sums over keys are then sums of whole rows.
+    nothing = query.new_empty(1).expand(query.shape[0], key.shape[1], query.shape[1])
+    scores = torch.baddbmm(nothing, key, query.transpose(1, 2), beta=0, alpha=factor)
+    if seen.numel() > 1:
+        unseen = _unseen(seen.view(-1, query.shape[1]), key.shape[1])
+        scores.view(-1, *unseen.shape).add_(unseen)
+    powers = scores.exp2_()
+    return powers.transpose(1, 2), powers.sum(1)
+
+
+def _unseen(seen: torch.Tensor, keys: int) -> torch.Tensor:
+    """0, or -inf for a key that a query does not see, float32 [patterns, keys, queries]."""
+    hidden = torch.arange(keys)[:, None] >= seen[:, None]
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def in_rows(heads: Heads, batch: Packed, *, asked: bool) -> list[torch.Tensor]:
     """Query, key and value as [rows, heads, tokens, width], all with the query's heads."""
-    places = (batch.asked if asked else batch.spread, batch.spread, batch.spread)
+    spread = None if batch.full else batch.spread
+    places = (batch.asked if asked else spread, spread, spread)
     groups = heads.query.shape[1] // heads.key.shape[1]
     return [
         repeated(rows_of(picked(part, place), batch.rows), times, 1)

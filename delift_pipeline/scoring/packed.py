@@ -22,14 +22,16 @@ class Packed:
         at: Tokens that predict an answer token, int64 [answers].
         rows: Targets.
         width: Tokens of the longest.
-        spread: Token of every cell [rows * width], padding repeats token 0; None without padding.
-        gather: Cell of every token [tokens]; None without padding.
+        full: Whether there is no padding: every cell is its own token.
+        spread: Token of every cell [rows * width], padding repeats token 0.
+        gather: Cell of every token [tokens].
         asked: Answer of every cell of [rows * most answers], padding repeats answer 0.
         asked_back: Cell of every answer in it [answers].
         seen: The last column that each answer's cell sees, int64 [rows, 1, most answers, 1].
         owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
         segments: First token of each owner's targets and the one after the last.
         asked_segments: The same of answers.
+        row_segments: The same of rows.
         start: What the first layer makes of the batch, kept from one prefix to the next.
     """
 
@@ -39,14 +41,16 @@ class Packed:
     at: torch.Tensor
     rows: int
     width: int
-    spread: torch.Tensor | None
-    gather: torch.Tensor | None
+    full: bool
+    spread: torch.Tensor
+    gather: torch.Tensor
     asked: torch.Tensor
     asked_back: torch.Tensor
     seen: torch.Tensor
     owners: list[int]
     segments: Segments
     asked_segments: Segments
+    row_segments: Segments
     start: object | None = None
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
@@ -60,7 +64,7 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of its index arrays."""
         held = (self.ids, self.steps, self.answers, self.at, self.spread, self.gather, self.seen)
-        return sum(array.nbytes for array in held if array is not None)
+        return sum(array.nbytes for array in held)
 
 
 def packed(batch: Batch, device: torch.device) -> Packed:
@@ -76,7 +80,6 @@ def packed(batch: Batch, device: torch.device) -> Packed:
     back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
     asked, seen = np.zeros(rows * most, dtype=np.int64), np.zeros(rows * most, dtype=np.int64)
     asked[back], seen[back] = np.arange(len(line)), column
-    full = len(cells) == rows * width
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -89,14 +92,16 @@ def packed(batch: Batch, device: torch.device) -> Packed:
         at=put(token_of[positions]),
         rows=rows,
         width=width,
-        spread=None if full else put(token_of),
-        gather=None if full else put(cells),
+        full=len(cells) == rows * width,
+        spread=put(token_of),
+        gather=put(cells),
         asked=put(asked),
         asked_back=put(back),
         seen=put(seen).view(rows, 1, most, 1),
         owners=owners.tolist(),
         segments=_segments(first, batch.lengths),
         asked_segments=_segments(first, counts),
+        row_segments=_segments(first, np.ones(rows, dtype=np.int64)),
     )
 
 

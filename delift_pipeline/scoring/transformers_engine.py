@@ -177,12 +177,14 @@ class _Made:
 def _split(
     result: np.ndarray, records: EncodedRecords, jobs: Sequence[Job], halved: int
 ) -> list[TokenScores]:
-    lengths = [records.answer_lengths[job.rows] for job in jobs]
-    ends = np.cumsum([int(each.sum()) for each in lengths])[:-1]
-    parts = np.split(result, ends)
-    # A batch of several jobs is counted at the first of them.
-    counts = [halved] + [0] * (len(jobs) - 1)
-    return [TokenScores(*each) for each in zip(parts, lengths, counts, strict=True)]
+    found, start = list[TokenScores](), 0
+    for job in jobs:
+        lengths = records.answer_lengths[job.rows]
+        stop = start + int(lengths.sum())
+        # A batch of several jobs is counted at the first of them.
+        found.append(TokenScores(result[start:stop], lengths, 0 if found else halved))
+        start = stop
+    return found
 
 
 def check_memory(error: Exception) -> None:

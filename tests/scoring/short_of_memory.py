@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
@@ -17,18 +18,18 @@ from delift_pipeline.scoring.run import score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 
 COPIES = 2048
-"""Rows that the model's last layer norm is made to copy its input: memory that a batch needs."""
+"""Copies that a product is made to take of its input: memory that a batch needs."""
 
 
-def costly(norm: torch.nn.Module) -> None:
-    """Make a layer norm hold many copies of what it reads, so that a tiny model needs memory."""
-    plain = norm.forward
+def costly(product: torch.nn.Module) -> None:
+    """Make a product hold many copies of what it reads, so that a tiny model needs memory."""
+    plain = product.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         held = hidden.expand(COPIES, *hidden.shape).contiguous()
         return plain(held[0])
 
-    norm.forward = forward
+    product.forward = forward
 
 
 def main(model: str, frame: str, folder: str) -> None:
@@ -36,7 +37,9 @@ def main(model: str, frame: str, folder: str) -> None:
     torch.set_num_threads(1)
     loaded = load_model(ModelOptions(model=model, threads=1))
     records = loaded.encoder.encode(pl.read_ipc(frame, memory_map=False))
-    costly(loaded.model.model.norm)  # pyright: ignore
+    # Compiled loops are loaded now: below the limit there may be no room for their compiler.
+    engine_for(loaded)
+    costly(loaded.model.model.layers[-1].self_attn.o_proj)  # pyright: ignore
     answers = int(records.answer_lengths.sum())
     batch = answers * int(loaded.model.config.hidden_size) * 4 * COPIES
     with open("/proc/self/statm", encoding="ascii") as handle:
