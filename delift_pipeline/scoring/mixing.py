@@ -7,13 +7,14 @@ targets in float32 as well.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 
 from delift_pipeline.scoring.attention import attend, merged
 from delift_pipeline.scoring.compiled import by_loops, laid_out, powers_and_sums, taken_back
-from delift_pipeline.scoring.packed import Packed
+from delift_pipeline.scoring.packed import Packed, Seen
 from delift_pipeline.scoring.turning import Turn
 
 LOG2_E = 1.4426950408889634
@@ -200,7 +201,7 @@ def _causal_sums(own: Heads, batch: Packed, factor: float) -> tuple[torch.Tensor
     total = found.new_empty(found.shape[:2], dtype=torch.float32)
     for start in range(0, batch.width, OWN_STEP):
         here = slice(start, min(start + OWN_STEP, batch.width))
-        seen = torch.arange(start + 1, here.stop + 1)
+        seen = _earlier(start, here.stop)
         powers, total[:, here] = _powers(own.query[:, here], own.key[:, : here.stop], factor, seen)
         if here.stop - start == batch.width:
             return torch.bmm(powers, own.value), total
@@ -210,8 +211,14 @@ def _causal_sums(own: Heads, batch: Packed, factor: float) -> tuple[torch.Tensor
 
 def _asked_sums(own: Heads, batch: Packed, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As `_causal_sums` for queries [heads * rows, most answers, head width]."""
-    powers, total = _powers(own.query, own.key, factor, batch.seen.flatten() + 1)
+    powers, total = _powers(own.query, own.key, factor, batch.seen)
     return torch.bmm(powers, own.value), total
+
+
+@lru_cache(maxsize=OWN_STEP)
+def _earlier(start: int, stop: int) -> Seen:
+    """Tokens `start` to `stop` see those up to themselves."""
+    return Seen(torch.arange(start + 1, stop + 1)[None], stop)
 
 
 def _add_prefix(
@@ -230,7 +237,7 @@ def _add_prefix(
     # Heads that share keys lie side by side: they are more queries of the same keys.
     query, value, total = (part.view(many, -1, *part.shape[2:]) for part in own)
     key, values = (_widened(part) for part in keys)
-    seen = torch.tensor([tokens])
+    seen = Seen(torch.tensor([[tokens]]), tokens)
     step = max(CHUNK_SCORES // (many * key.shape[1]), 1)
     for start in range(0, query.shape[1], step):
         here = slice(start, start + step)
@@ -251,7 +258,7 @@ def _in_halves(tensor: torch.Tensor) -> bool:
 
 
 def _powers(
-    query: torch.Tensor, key: torch.Tensor, factor: float, seen: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, factor: float, seen: Seen
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """2^(factor query . key), [batch, queries, keys], 0 for keys not seen, and sums over keys.
 
@@ -259,24 +266,17 @@ def _powers(
         query: [batch, queries, width].
         key: [batch, keys, width].
         factor: Factor of the scores.
-        seen: How many keys each query sees, int64, as often over as there are queries.
+        seen: The keys that each query sees.
     """
     if _in_halves(query):
-        return powers_and_sums(torch.bmm(query, key.transpose(1, 2)), factor, seen)
+        return powers_and_sums(torch.bmm(query, key.transpose(1, 2)), factor, seen.counts)
     # By key first: sums over keys are then sums of whole rows.
     nothing = query.new_empty(1).expand(query.shape[0], key.shape[1], query.shape[1])
     scores = torch.baddbmm(nothing, key, query.transpose(1, 2), beta=0, alpha=factor)
-    if seen.numel() > 1:
-        unseen = _unseen(seen.view(-1, query.shape[1]), key.shape[1])
-        scores.view(-1, *unseen.shape).add_(unseen)
+    if seen.counts.numel() > 1:
+        scores.view(-1, *seen.hidden.shape).add_(seen.hidden)
     powers = scores.exp2_()
     return powers.transpose(1, 2), powers.sum(1)
-
-
-def _unseen(seen: torch.Tensor, keys: int) -> torch.Tensor:
-    """0, or -inf for a key that a query does not see, float32 [patterns, keys, queries]."""
-    hidden = torch.arange(keys)[:, None] >= seen[:, None]
-    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def in_rows(heads: Heads, batch: Packed, *, asked: bool) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """A batch without its padding: what does not look at other tokens runs on real tokens only."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,26 @@ import torch
 from delift_pipeline.scoring.batches import Batch
 
 Segments = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How many keys each query sees, from the first on.
+
+    Attributes:
+        counts: int64 [patterns, queries]; a batch of queries repeats the patterns.
+        keys: Keys there are.
+    """
+
+    counts: torch.Tensor
+    keys: int
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """0, or -inf for a key that a query does not see, float32 [patterns, keys, queries]."""
+        places = torch.arange(self.keys, device=self.counts.device)
+        hidden = places[:, None] >= self.counts[:, None]
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
 
 @dataclass
@@ -27,7 +48,7 @@ class Packed:
         gather: Cell of every token [tokens].
         asked: Answer of every cell of [rows * most answers], padding repeats answer 0.
         asked_back: Cell of every answer in it [answers].
-        seen: The last column that each answer's cell sees, int64 [rows, 1, most answers, 1].
+        seen: Tokens of its target that each answer's cell sees, [rows, most answers].
         owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
         segments: First token of each owner's targets and the one after the last.
         asked_segments: The same of answers.
@@ -46,7 +67,7 @@ class Packed:
     gather: torch.Tensor
     asked: torch.Tensor
     asked_back: torch.Tensor
-    seen: torch.Tensor
+    seen: Seen
     owners: list[int]
     segments: Segments
     asked_segments: Segments
@@ -55,16 +76,14 @@ class Packed:
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """0 or -inf, [rows, 1, most answers, width]: what each answer's cell sees."""
-        hidden = torch.arange(self.width, device=self.ids.device) > self.seen
-        return torch.zeros(hidden.shape, device=hidden.device, dtype=dtype).masked_fill_(
-            hidden, float("-inf")
-        )
+        return self.seen.hidden.transpose(1, 2)[:, None].to(dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its index arrays."""
-        held = (self.ids, self.steps, self.answers, self.at, self.spread, self.gather, self.seen)
-        return sum(array.nbytes for array in held)
+        """Bytes of its index arrays and of the mask."""
+        mask = 4 * self.seen.counts.numel() * self.width
+        held = (self.ids, self.steps, self.answers, self.at, self.spread, self.gather)
+        return mask + sum(array.nbytes for array in held)
 
 
 def packed(batch: Batch, device: torch.device) -> Packed:
@@ -97,7 +116,7 @@ def packed(batch: Batch, device: torch.device) -> Packed:
         gather=put(cells),
         asked=put(asked),
         asked_back=put(back),
-        seen=put(seen).view(rows, 1, most, 1),
+        seen=Seen(put(seen + 1).view(rows, most), width),
         owners=owners.tolist(),
         segments=_segments(first, batch.lengths),
         asked_segments=_segments(first, counts),

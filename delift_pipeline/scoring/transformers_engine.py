@@ -13,7 +13,7 @@ from delift_pipeline.scoring.cache_path import CachePath
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.layers import LayerPath, why_not_layered
-from delift_pipeline.scoring.memory import keep_freed_pages, plan_memory
+from delift_pipeline.scoring.memory import MemoryPlan, keep_freed_pages, plan_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,9 +104,8 @@ class TransformersEngine:
         result = np.empty(int(records.answer_lengths[targets.rows].sum()), dtype=np.float32)
         prefixes = [self._prefilled(job.prefix) for job in jobs]
         reach = max(self.plan.reach, *(len(job.prefix) for job in jobs))
-        places = batch_places(targets, self.plan.tokens, keys=self.plan.keys, reach=reach)
         halved = 0
-        for batch, ready in self._made.batches(targets, places):
+        for batch, ready in self._made.batches(targets, self.plan, reach):
             halved += self._into(result, targets, batch, ready, prefixes)
         return _split(result, records, jobs, halved)
 
@@ -154,14 +153,19 @@ class _Made:
     def __init__(self, path: LayerPath | CachePath, room: int) -> None:
         self.path, self.room, self.left = path, room, room
         self.targets: Targets | None = None
+        self.reach: int | None = None
+        self.places: list[np.ndarray] = []
         self.kept: dict[int, _Ready] = {}
 
-    def batches(self, targets: Targets, places: list[np.ndarray]) -> Iterator[_Ready]:
-        """The batches of targets; `places` follow from them."""
-        if not targets.same(self.targets):
+    def batches(self, targets: Targets, plan: MemoryPlan, reach: int) -> Iterator[_Ready]:
+        """The batches of targets under a plan, after prefixes of up to `reach` tokens."""
+        # Where keys are not bounded, how far a prefix reaches decides nothing.
+        bounded = None if plan.keys is None else reach
+        if not targets.same(self.targets) or bounded != self.reach:
             self.path.forget()
-            self.targets, self.kept, self.left = targets, {}, self.room
-        for number, chosen in enumerate(places):
+            self.targets, self.reach, self.kept, self.left = targets, bounded, {}, self.room
+            self.places = batch_places(targets, plan.tokens, keys=plan.keys, reach=reach)
+        for number, chosen in enumerate(self.places):
             yield self.kept.get(number) or self._make(targets, number, chosen)
 
     def _make(self, targets: Targets, number: int, chosen: np.ndarray) -> _Ready:
