@@ -73,7 +73,7 @@ class VllmEngine:
         prepare_environment(options)
         _check_device(options)
         self._lora = None if adapter is None else _lora_request(adapter)
-        with _threads_kept():
+        with _threads_kept(), llvm_by_its_names():
             self._llm: Any = _started(folder, options, window, adapter)
         _check_head(self._llm)
         self._parallel = options.tensor_parallel_size
@@ -303,6 +303,30 @@ def _threads_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads = own
+
+
+@contextlib.contextmanager
+def llvm_by_its_names() -> Iterator[None]:
+    """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
+
+    vLLM asks everything that loaded modules hold for its `__dict__`; this library, which numba
+    brings, answers to any name with a function, where ctypes' own libraries have no such names.
+    """
+    from llvmlite.binding import ffi
+
+    kind: Any = type(ffi.lib)
+    own = kind.__getattr__
+
+    def found(library: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return own(library, name)
+
+    kind.__getattr__ = found
+    try:
+        yield
+    finally:
+        kind.__getattr__ = own
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.vllm_engine import adapted_modules, answer_of
+from delift_pipeline.scoring.vllm_engine import adapted_modules, answer_of, llvm_by_its_names
 
 
 @pytest.fixture
@@ -103,3 +103,17 @@ def test_an_adapter_that_vllm_cannot_follow_is_refused(
 def test_a_folder_without_adapter_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="holds no adapter_model"):
         adapted_modules(tmp_path)
+
+
+def test_llvmlites_library_has_no_dict_while_vllm_asks_everything_for_one() -> None:
+    from llvmlite.binding import ffi
+
+    library, symbol = ffi.lib, "LLVMPY_GetVersionInfo"
+    with llvm_by_its_names():
+        assert not hasattr(library, "__dict__")
+        inside = getattr(library, symbol)
+    assert inside is getattr(library, symbol)
+    own = type(library).__getattr__
+    with pytest.raises(RuntimeError, match="failed"), llvm_by_its_names():
+        raise RuntimeError("vLLM failed")
+    assert type(library).__getattr__ is own
