@@ -16,10 +16,15 @@ THREADS = 2
 """Threads up to which a loop on one of them is as fast as operations shared out to all."""
 
 
+HELD = (torch.float32, torch.bfloat16)
+"""Numbers that the loops can read; exponentials of attention scores keep their digits in both."""
+
+
 def by_loops(tensor: torch.Tensor) -> bool:
     """Whether compiled loops do the work on such a tensor."""
-    held = tensor.dtype in (torch.float32, torch.bfloat16)
-    return held and tensor.device.type == "cpu" and torch.get_num_threads() <= THREADS
+    return (
+        tensor.dtype in HELD and tensor.device.type == "cpu" and torch.get_num_threads() <= THREADS
+    )
 
 
 def normed(norm: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -109,8 +109,8 @@ class LayerPath:
         self.groups = int(attention.num_key_value_groups)
         self.scale = float(attention.scaling)
         half = decoder.model.dtype == torch.bfloat16
-        on_cpu = decoder.device.type == "cpu"
-        joint = (JointMixing(None if half else SHORT),) if on_cpu else ()
+        able = decoder.device.type == "cpu" and decoder.model.dtype in compiled.HELD
+        joint = (JointMixing(None if half else SHORT),) if able else ()
         self.mixings: tuple[Mixing, ...] = (*joint, SplitMixing())
         self.kept_bytes = self._room = kept_bytes
         self._angles: Angles | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.layers import SHORT, LayerPath, Start
@@ -55,6 +56,20 @@ def test_short_targets_attend_in_one_softmax_and_long_ones_by_the_kernel(
     widest = int(np.diff(records.target_starts).max()) - 1
     assert (bool(asked), bool(kernel)) == ((True, False) if widest <= SHORT else (False, True))
     assert (widest <= SHORT) == (longest == 3)
+
+
+def test_in_float16_whose_exponentials_lose_digits_the_kernel_attends(
+    llama: LoadedModel, made_up: Made
+) -> None:
+    records = llama.encoder.encode(made_up(6, longest=3))
+    job = Job(records.prefix(1), np.arange(6))
+    engine = TransformersEngine(copy.deepcopy(llama.model).to(torch.float16))  # pyright: ignore
+    assert isinstance(engine.path, LayerPath)
+    assert [type(mixing) for mixing in engine.path.mixings] == [SplitMixing]
+    (found,), (exact,) = (
+        each.score(records, [job]) for each in (engine, TransformersEngine(llama.model))
+    )
+    np.testing.assert_allclose(found.logprobs, exact.logprobs, atol=0.02)
 
 
 def test_a_softmax_that_leaves_its_range_is_given_up_at_that_layer(
