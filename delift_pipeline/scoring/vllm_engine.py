@@ -10,7 +10,7 @@ import gc
 import importlib.util
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.vllm_traps import llvm_by_its_names, threads_kept, uncompiled_on_cpu
 
 if TYPE_CHECKING:
     from delift_pipeline.scoring.model import LoadedModel
@@ -73,7 +74,7 @@ class VllmEngine:
         prepare_environment(options)
         _check_device(options)
         self._lora = None if adapter is None else _lora_request(adapter)
-        with _threads_kept(), llvm_by_its_names():
+        with threads_kept(), llvm_by_its_names():
             self._llm: Any = _started(folder, options, window, adapter)
         _check_head(self._llm)
         self._parallel = options.tensor_parallel_size
@@ -161,7 +162,7 @@ class VllmEngine:
         from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
 
         self._check_window(max(map(len, prompts)))
-        with _uncompiled_on_cpu():
+        with uncompiled_on_cpu():
             return self._llm.generate(
                 [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
                 list(samplings),
@@ -291,55 +292,6 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
         raise Refused(
             Fault(f"{options.model}: vLLM could not load the model ({reason})", field="engine")
         ) from error
-
-
-@contextlib.contextmanager
-def _threads_kept() -> Iterator[None]:
-    # On a CPU vLLM replaces this function by one that does nothing, for the whole process.
-    import torch
-
-    own = torch.set_num_threads
-    try:
-        yield
-    finally:
-        torch.set_num_threads = own
-
-
-@contextlib.contextmanager
-def llvm_by_its_names() -> Iterator[None]:
-    """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
-
-    vLLM asks everything that loaded modules hold for its `__dict__`; this library, which numba
-    brings, answers to any name with a function, where ctypes' own libraries have no such names.
-    """
-    from llvmlite.binding import ffi
-
-    kind: Any = type(ffi.lib)
-    own = kind.__getattr__
-
-    def found(library: Any, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return own(library, name)
-
-    kind.__getattr__ = found
-    try:
-        yield
-    finally:
-        kind.__getattr__ = own
-
-
-@contextlib.contextmanager
-def _uncompiled_on_cpu() -> Iterator[None]:
-    # One small function (the ranks, which nobody reads) is compiled by itself: half a minute.
-    import torch
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    if not current_platform.is_cpu():
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _check_head(llm: Any) -> None:
