@@ -123,6 +123,27 @@ def test_prefixes_that_are_copied_bound_the_targets_of_a_batch(
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_batches_are_made_anew_where_a_longer_prefix_leaves_less_room(
+    llama: LoadedModel, made_up: Made
+) -> None:
+    records = llama.encoder.encode(made_up(20))
+    engine = TransformersEngine(llama.model, why_not_layers="compared", window=256)
+    engine.plan = MemoryPlan(**{**vars(engine.plan), "keys": 600, "reach": 1})
+    sizes = list[int]()
+    logprobs: Any = engine.path.logprobs
+    engine.path.logprobs = lambda ready, prefixes: (  # pyright: ignore
+        sizes.append(len(ready.rows)) or logprobs(ready, prefixes)  # pyright: ignore
+    )
+    rows, one = np.arange(20), records.prefix(3)
+    long = np.concatenate([one] * 5)
+    engine.score(records, [Job(one, rows)])
+    short, sizes[:] = max(sizes), []
+    (found,) = engine.score(records, [Job(long, rows)])
+    assert max(sizes) < short and sum(sizes) == 20
+    expected = TransformersEngine(llama.model, window=256).score(records, [Job(long, rows)])[0]
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+
+
 def test_an_allocation_that_fails_halves_the_batch_and_the_shard_says_so(
     llama: LoadedModel, made_up: Made, tmp_path: Path
 ) -> None:
