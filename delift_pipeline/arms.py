@@ -22,6 +22,7 @@ from delift_pipeline.selection.rule_options import RuleOptions
 from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.storage.home import ARM_PATTERN, Home
 from delift_pipeline.training.options import TrainingOptions
+from delift_pipeline.validation import faults_of
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -327,10 +328,7 @@ def _validated(model: type[T], value: Any, file: str, where: str, faults: list[F
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for item in error.errors():
-            field = ".".join(str(part) for part in (where, *item["loc"]))
-            reason = f"{item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
-            faults.append(Fault(reason, file, field=field))
+        faults += faults_of(error, model, file=file, parent=where)
         return None
 
 

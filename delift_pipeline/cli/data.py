@@ -1,6 +1,9 @@
 """`delift ingest` and `delift select`: data in, the part worth training on out."""
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +23,9 @@ from delift_pipeline.cli.options import (
     progress,
     refuse_overwriting,
 )
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.storage.home import Home
+from delift_pipeline.validation import faults_of
 
 if TYPE_CHECKING:
     from delift_pipeline.selection.rule_options import RuleOptions
@@ -180,13 +184,28 @@ def select(
         rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
     )
     refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
-    report = select_file(Home.at(home), request, flags.options(model), progress())
+    with _named_as_options(request.options):
+        report = select_file(Home.at(home), request, flags.options(model), progress())
     for note in (*report.notes, *report.said):
         print(note, file=sys.stderr)
     if as_json:
         print_json(report.as_json())
     else:
         print(report.text())
+
+
+@contextmanager
+def _named_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
+    """Name the fields of a refusal as the command line names them: `--pin`, `--option eta`."""
+    names = {name: f"--{name}" for name in ("budget", "selector", "pin", "exclude", "quota", "cap")}
+    names |= {name: f"--option {name}" for name in selector_options}
+    try:
+        yield
+    except Refused as refused:
+        faults = (
+            replace(one, field=names.get(one.field or "", one.field)) for one in refused.faults
+        )
+        raise Refused(*faults) from refused
 
 
 def _rules(**given: list[str] | None) -> "RuleOptions":
@@ -200,12 +219,8 @@ def _rules(**given: list[str] | None) -> "RuleOptions":
     try:
         return RuleOptions.model_validate({name: texts or () for name, texts in given.items()})
     except ValidationError as error:
-        raise Refused(
-            *(
-                Fault(item["msg"].removeprefix("Value error, "), field=f"--{item['loc'][0]}")
-                for item in error.errors()
-            )
-        ) from error
+        names = {name: f"--{name}" for name in RuleOptions.model_fields}
+        raise Refused(*faults_of(error, RuleOptions, names=names)) from error
 
 
 def _default_out(file: Path) -> Path:

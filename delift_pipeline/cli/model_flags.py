@@ -92,7 +92,8 @@ class ModelFlags:
     def given(self) -> dict[str, Any]:
         """What was given, by the names of the flags."""
         values = {name: getattr(self, name) for name in _names()}
-        return {name: value for name, value in values.items() if value not in (None, False)}
+        # 0 is a value, and equal to False: it is refused where it makes no sense.
+        return {n: value for n, value in values.items() if value is not None and value is not False}
 
     def resources(self, model: str | None) -> dict[str, Any]:
         """The run config of the `language_model` and `compute` resources.

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.validation import faults_of
 
 FIELDS = ("instruction", "input", "output")
 PROMPT_FIELDS = ("instruction", "input")
@@ -148,8 +149,4 @@ def _parse(text: str, file: str) -> Template:
     except yaml.YAMLError as error:
         raise Refused(Fault(f"this is not YAML: {error}", file=file)) from error
     except ValidationError as error:
-        faults = (
-            Fault(found["msg"], file=file, field=".".join(str(part) for part in found["loc"]))
-            for found in error.errors()
-        )
-        raise Refused(*faults) from error
+        raise Refused(*faults_of(error, Template, file=file)) from error

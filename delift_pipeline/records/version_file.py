@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.validation import faults_of
 
 VERSION_FILE = "version.yaml"
 
@@ -53,12 +54,7 @@ def read_version_file(folder: Path) -> VersionFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(Fault(f"not YAML: {error}", file=VERSION_FILE)) from error
     except ValidationError as error:
-        raise Refused(
-            *(
-                Fault(item["msg"], file=VERSION_FILE, field=".".join(map(str, item["loc"])))
-                for item in error.errors()
-            )
-        ) from error
+        raise Refused(*faults_of(error, VersionFile, file=VERSION_FILE)) from error
 
 
 def stated_parents(folder: Path) -> list[str]:

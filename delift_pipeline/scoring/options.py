@@ -13,8 +13,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.presets import expanded
+from delift_pipeline.validation import faults_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "naive", "vllm"]
@@ -145,10 +146,4 @@ def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = Non
     try:
         return ModelOptions.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
-        raise Refused(*(_fault(item, names or {}) for item in error.errors())) from error
-
-
-def _fault(item: Any, names: Mapping[str, str]) -> Fault:
-    field = ".".join(str(part) for part in item["loc"])
-    reason = item["msg"] if item["type"] == "conflict" else f"{item['msg']} (got {item['input']!r})"
-    return Fault(reason, field=names.get(field, field))
+        raise Refused(*faults_of(error, ModelOptions, names=names)) from error

@@ -145,8 +145,12 @@ def _check_numbers(constraints: Constraints, n: int, budget: int) -> None:
         said = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
         raise Refused(Fault(said, field="pin"))
     if budget > n - len(banned) and not constraints.open_ended:
-        said = f"{budget:,} picks were asked for, and {n - len(banned):,} are not pinned out"
-        raise Refused(Fault(said, field="pin"))
+        left = n - len(banned)
+        said = (
+            f"{len(banned):,} of {n:,} records are excluded. The {left:,} that are left are fewer "
+            f"than the budget of {budget:,}: exclude fewer records, or lower the budget"
+        )
+        raise Refused(Fault(said, field="exclude"))
     costs = _costs(constraints, n)
     spent = float(costs[list(pinned)].sum())
     if constraints.capacity is not None and spent > constraints.capacity:

@@ -5,8 +5,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.utility.forms import UtilityForm
+from delift_pipeline.validation import faults_of
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
 STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
@@ -148,9 +149,4 @@ def checked_options(model: type[Options], values: Mapping[str, Any] | BaseModel)
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise Refused(
-            *(
-                Fault(fault["msg"], field=".".join(str(part) for part in fault["loc"]))
-                for fault in error.errors()
-            )
-        ) from error
+        raise Refused(*faults_of(error, model)) from error

@@ -66,3 +66,14 @@ def test_every_wrong_option_is_named_at_once(
 def test_an_unknown_preset_is_refused_with_those_there_are(delift: Any, file: Path) -> None:
     (fault,) = delift("prompt", file, "--target", "1", "--model", "preset:gpt-5").faults
     assert fault.startswith("--model: there is no preset 'gpt-5'") and "opt-125m" in fault
+
+
+@pytest.mark.parametrize(
+    "option",
+    "--window --threads --batch-tokens --memory-limit --in-flight --tensor-parallel --workers "
+    "--gpu-memory".split(),
+)
+def test_zero_is_not_the_same_as_not_given(delift: Any, file: Path, option: str) -> None:
+    arguments = ("--model", "demo", "--target", "1", option, 0)
+    (fault,) = delift("prompt", file, *arguments).faults
+    assert fault.startswith(f"{option}: ") and "got 0" in fault

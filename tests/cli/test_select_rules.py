@@ -137,3 +137,16 @@ def test_the_model_itself_embeds(select: Any, tmp_path: Path) -> None:
     assert own == chosen("--option", "embedder=model") != chosen("--option", "embedder=tfidf")
     embedding = ("--selector", "delift_se", "--option", "embedder=model")
     assert len(set(chosen(*embedding))) == 6
+
+
+def test_an_unknown_selector_option_is_answered_with_the_ones_there_are(select: Any) -> None:
+    (fault,) = select("--budget", 2, "--selector", "delift", "--option", "diagonl=keep").faults
+    assert fault.startswith("--option diagonl: ")
+    assert "mean 'diagonal'" in fault and "optimizer" in fault and "eta" in fault
+
+
+def test_excluding_every_record_is_refused_by_the_name_of_the_option(
+    select: Any, files: Any
+) -> None:
+    (fault,) = select("--budget", 2, "--exclude", files.first_pool).faults
+    assert fault.startswith("--exclude: ") and "24 of 24" in fault

@@ -150,7 +150,7 @@ def quota(low: list[int], high: list[int]) -> Grouping:
         (Constraints(pinned=(0,), banned=(0,)), "pinned both in and out"),
         (Constraints(pinned=(0, 1, 2)), "pinned in, above the budget"),
         (Constraints(pinned=(7,)), "none of the 3 candidates"),
-        (Constraints(banned=(0, 1)), "1 are not pinned out"),
+        (Constraints(banned=(0, 1)), "exclude: 2 of 3 records are excluded"),
         (Constraints(groupings=(quota([0, 0], [1, 0]),)), "at most 1 records, and the budget is 2"),
         (Constraints(groupings=(quota([2, 1], [3, 3]),)), "at least 3 records, and the budget"),
         (Constraints(groupings=(quota([0, 2], [3, 3]),)), "b asks for 2 to 3"),

@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.evaluation.judge.rubric import VERSION, Mode
 from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.validation import faults_of
 
 Scoring = Literal["written", "expected"]
 
@@ -92,9 +93,4 @@ def read_judge_options(given: Mapping[str, Any]) -> JudgeOptions:
     try:
         return JudgeOptions.model_validate(dict(given))
     except ValidationError as error:
-        raise Refused(
-            *(
-                Fault(one["msg"].removeprefix("Value error, "), field=str(one["loc"][0]))
-                for one in error.errors()
-            )
-        ) from error
+        raise Refused(*faults_of(error, JudgeOptions)) from error
