@@ -7,6 +7,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN = $(VLLM_VENV)/bin
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
+DEMO_HOME ?= delift_demo
 
 .PHONY: demo test test-slow test-browser screenshots test-vllm lint format ui bench check install clean
 
@@ -18,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/delift demo
+	$(BIN)/delift demo --home "$(DEMO_HOME)"
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile

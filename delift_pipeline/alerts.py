@@ -1,7 +1,6 @@
 """Alerts: what failed, as a line in the home's `alerts.jsonl` and, if asked for, at a webhook."""
 
 import datetime as dt
-import json
 import logging
 import os
 import urllib.error
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.json_text import json_text
 
 WEBHOOK_VARIABLE = "DELIFT_ALERT_URL"
 WEBHOOK_SECONDS = 10.0
@@ -81,7 +81,7 @@ def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
     Returns:
         Why it could not be posted, or None.
     """
-    line = json.dumps(alert.as_json(), ensure_ascii=False)
+    line = json_text(alert.as_json())
     file = alerts_file(home)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")), file.open("a", encoding="utf-8") as log:

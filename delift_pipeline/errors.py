@@ -1,6 +1,7 @@
 """The two ways work ends badly: it failed, or the input was refused."""
 
 import errno
+import re
 from dataclasses import dataclass
 
 PASSING_ERRNOS = {
@@ -73,3 +74,39 @@ def _passes(error: BaseException) -> bool:
         # torch says it in words; its own class is only a RuntimeError to those who do not load it.
         return any(words in str(error).lower() for words in MEMORY_WORDS)
     return isinstance(error, OSError) and error.errno in PASSING_ERRNOS
+
+
+_SYSTEM_WORDS = {
+    errno.EACCES: "permission is denied. Change its access rights, or choose another place",
+    errno.EPERM: "the operating system does not permit this. Choose another place",
+    errno.EROFS: "the file system is read-only. Choose another place",
+    errno.ENOSPC: "the disk is full. Free some space and run again (`delift gc` lists what can go)",
+    errno.EDQUOT: "your disk quota is used up. Free some space and run again",
+    errno.ENOENT: "there is no such file or folder",
+    errno.EISDIR: "this is a folder, and a file is needed. Name a file",
+    errno.ENOTDIR: "a part of this path is a file, and a folder is needed. Choose another place",
+    errno.EEXIST: "a file is there, and a folder is needed. Choose another place",
+    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
+    errno.ELOOP: "the links lead in a circle. Choose another place",
+    errno.EMFILE: "too many files are open. Raise the limit with `ulimit -n` and run again",
+    errno.EIO: "the disk could not be read or written. Check the disk and run again",
+}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error that an exception is, or tells of in its text.
+
+    Polars and safetensors raise exceptions of their own with the number in the text.
+    """
+    if isinstance(error, OSError):
+        return error
+    found = _RUST_ERROR.search(str(error))
+    return OSError(int(found[1]), str(error)) if found else None
+
+
+def system_sentence(error: OSError) -> str:
+    """What the operating system refused, and what to do about it, in one sentence."""
+    words = _SYSTEM_WORDS.get(error.errno or 0) or error.strerror or str(error)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*names[-1:], " ".join(words.split())])

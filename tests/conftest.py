@@ -18,7 +18,7 @@ from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 
-OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DAGSTER_HOME")
+OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DELIFT_DEBUG", "DAGSTER_HOME")
 DATA_VARIABLE = "DELIFT_TEST_DATA"
 THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
 CODES = "one two three four five six".split()

@@ -211,7 +211,7 @@ def peak_memory(shape: str, lengths: str, targets: int = TARGETS) -> float:
     Raises:
         DeliftError: the process fails.
     """
-    command = [sys.executable, "-m", "delift_pipeline.bench.scoring_memory"]
+    command = [sys.executable, "-P", "-m", "delift_pipeline.bench.scoring_memory"]
     command += [shape, lengths, str(targets)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -205,7 +205,8 @@ def _child(*arguments: object) -> dict[str, Any]:
     Raises:
         DeliftError: it ended badly; the sentence holds the last line that it said.
     """
-    command = [sys.executable, "-m", "delift_pipeline.bench.selection_child", *map(str, arguments)]
+    module = ["-P", "-m", "delift_pipeline.bench.selection_child"]
+    command = [sys.executable, *module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import JsonOption, print_json, progress
+from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
+from delift_pipeline.storage.output import refuse_unwritable_folder, write_output
 
 if TYPE_CHECKING:
     from delift_pipeline.bench.experiments import Asked
@@ -72,13 +73,14 @@ def quality(
     jury = _jury(judge, endpoint, mode=judge_mode, scoring=judge_scoring)
     asked = replace(_asked(only, seeds, quick, model), judge=jury)
     wanted = units_of(chosen, asked)
+    check_outputs({"--markdown": markdown}, as_json=as_json)
+    refuse_unwritable_folder(out, "--out")
     result = run_quality(out, experiment, wanted, progress(), workers, chosen.notes(asked))
     page = write_page(out, chosen, result)
     if markdown is not None:
         from delift_pipeline.bench.experiment_markdown import markdown_tables
-        from delift_pipeline.storage.atomic import write_text
 
-        write_text(markdown, markdown_tables(result, SHOWN))
+        write_output(markdown, markdown_tables(result, SHOWN).encode("utf-8"))
     if track:
         from delift_pipeline.bench.experiment_tracking import track_table
 

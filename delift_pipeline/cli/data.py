@@ -18,10 +18,12 @@ from delift_pipeline.cli.options import (
     ModelOption,
     SkipBadOption,
     TemplateOption,
+    check_outputs,
     column_mapping,
+    message_stream,
     print_json,
     progress,
-    refuse_overwriting,
+    writable_home,
 )
 from delift_pipeline.errors import Refused
 from delift_pipeline.storage.home import Home
@@ -68,7 +70,7 @@ def ingest(
     """Store a file as an immutable dataset version."""
     from delift_pipeline.records.versions import ingest as store
 
-    place = Home.at(home)
+    place = writable_home(home)
     manifest = store(
         place,
         file,
@@ -113,7 +115,9 @@ def select(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the chosen records go [./FILE.selected.jsonl]."),
+        typer.Option(
+            help="Where the chosen records go; - is standard output [./FILE.selected.jsonl]."
+        ),
     ] = None,
     why: Annotated[Path | None, typer.Option(help="Where the reasons go, as JSON Lines.")] = None,
     stage: Annotated[
@@ -183,7 +187,8 @@ def select(
         balance=tuple(balance or ()),
         rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
     )
-    refuse_overwriting((file, target, existing), {"--out": request.out, "--why": why})
+    outputs = {"--out": request.out, "--why": why}
+    check_outputs(outputs, read=(file, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), progress())
     for note in (*report.notes, *report.said):
@@ -191,7 +196,7 @@ def select(
     if as_json:
         print_json(report.as_json())
     else:
-        print(report.text())
+        print(report.text(), file=message_stream(request.out, why))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import JsonOption, print_json
+from delift_pipeline.cli.options import JsonOption, print_json, writable_home
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
 
@@ -26,7 +26,9 @@ ONE_THREAD = {"compute": {"config": {"threads": 1}}}
 def demo(
     home: Annotated[
         Path | None,
-        typer.Option("--home", envvar="DELIFT_HOME", help=f"The home directory [./{DEMO_HOME}]."),
+        typer.Option(
+            "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +37,8 @@ def demo(
     from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows
 
     started, tally = time.monotonic(), Tally()
-    place = Home.at(home or DEMO_HOME)
+    place = writable_home(home or Path(DEMO_HOME))
+    print(f"the demo writes to {place.root}", file=sys.stderr)
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
     prepare(place)

@@ -15,10 +15,11 @@ from delift_pipeline.cli.options import (
     JsonOption,
     ModelOption,
     SkipBadOption,
+    check_outputs,
     column_mapping,
+    message_stream,
     print_json,
     progress,
-    refuse_overwriting,
 )
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -39,7 +40,7 @@ def score(
     from delift_pipeline.records.read import read_records
     from delift_pipeline.steps.score_file import score_file
 
-    refuse_overwriting([file], {"--out": out})
+    check_outputs({"--out": out}, read=[file], as_json=as_json)
     records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad)
     options = flags.options(model)
     report = score_file(Home.at(home), records.frame, options, out, progress())
@@ -48,7 +49,8 @@ def score(
         return
     print(
         f"{report['pairs_scored']:,} pairs scored, {report['pairs_reused']:,} found, "
-        f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}"
+        f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}",
+        file=message_stream(out),
     )
 
 

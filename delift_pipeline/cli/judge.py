@@ -8,6 +8,7 @@ from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, progress
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
     from delift_pipeline.evaluation.judge.run import Estimate
@@ -85,6 +86,7 @@ def judge(
         print_json(vars(cost)) if as_json else print(_cost_line(cost))
         return
     shown.say(_cost_line(cost))
+    refuse_unwritable_folder(panel.home.root, "--home")
     found = judge_sides(panel, sides, shown)
     print_json([one.as_json() for one in found]) if as_json else _print(found)
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.cli.options import (
+    HomeOption,
+    JsonOption,
+    check_outputs,
+    message_stream,
+    print_json,
+)
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -42,6 +48,7 @@ def lineage(
     given = {option: value for option, value in asked.items() if value is not None}
     if len(given) != 1:
         raise Refused(Fault("give one of --adapter V/ARM, --record ID and --version V"))
+    check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = given.items()
     found, text = _answered(place, option, value)
     if openlineage is not None:
@@ -51,7 +58,7 @@ def lineage(
     if as_json:
         print_json(found)
     else:
-        print(text)
+        print(text, file=message_stream(openlineage))
 
 
 def split_adapter(value: str) -> tuple[str, str]:

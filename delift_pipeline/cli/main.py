@@ -1,11 +1,17 @@
 """The `delift` program: exit status 0 done, 1 the work failed, 2 the input was refused."""
 
+import io
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TextIO
 
 import typer
 
+from delift_pipeline import __version__
 from delift_pipeline.cli import (
     bench,
     bench_scoring,
@@ -24,15 +30,42 @@ from delift_pipeline.cli import (
     runs,
     verify,
 )
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.cli.options import DEBUG_VARIABLE
+from delift_pipeline.errors import DeliftError, Refused, system_error, system_sentence
+
+DEBUG = "--debug"
+LONGEST_MESSAGE = 500
 
 app = typer.Typer(
-    help="Choose the part of an instruction data set worth fine-tuning on, and say why.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"delift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(DEBUG, help="Show the traceback of an error; also after the command's name."),
+    ] = False,
+) -> None:
+    """Choose the part of an instruction data set worth fine-tuning on, and say why."""
+
+
 app.command("demo")(demo.demo)
 app.command("ingest")(data.ingest)
 app.command("recipe")(recipe.recipe)
@@ -60,29 +93,76 @@ app.add_typer(bench.app, name="bench")
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Python processes that this one starts must not import from the current folder, where a file
+    # of the user's may be named as a module.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     # It warns of an optional package for faster 4-bit weights even where none are used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        _escape_what_it_cannot_encode(stream)
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the program; the exit status instead of exceptions."""
-    try:
-        status = app(args=arguments, standalone_mode=False)
-    except Refused as refused:
-        for fault in refused.faults:
-            print(fault, file=sys.stderr)
-        return 2
-    except DeliftError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except typer.Abort:
-        return 130
-    except typer.TyperException as error:
-        # A wrong command line; Typer's own exceptions, as it no longer builds on click's.
-        print(getattr(error, "format_message", error.__str__)(), file=sys.stderr)
-        return 2
+    given = sys.argv[1:] if arguments is None else arguments
+    with _debugging(given) as rest:
+        try:
+            status = app(args=rest, standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What reads our output, such as `head`, has ended. Python would report it at exit.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return 1
+        except (KeyboardInterrupt, typer.Abort):
+            return 130
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                traceback.print_exc()
+            status, lines = _answer_to(error)
+            for line in lines:
+                print(line, file=sys.stderr)
     return status if isinstance(status, int) else 0
+
+
+def _answer_to(error: Exception) -> tuple[int, list[str]]:
+    """The exit status for an error, and what the user reads of it."""
+    if isinstance(error, Refused):
+        return 2, [str(fault) for fault in error.faults]
+    if isinstance(error, DeliftError):
+        return 1, [str(error)]
+    if isinstance(error, typer.TyperException):
+        # A wrong command line; Typer's own exceptions, as it no longer builds on click's.
+        return 2, [getattr(error, "format_message", error.__str__)()]
+    if (refused := system_error(error)) is not None:
+        return 1, [system_sentence(refused)]
+    said = " ".join(str(error).split())[:LONGEST_MESSAGE]
+    return 1, [
+        f"{type(error).__name__}: {said}. This was not expected. Run again with {DEBUG} for the "
+        "traceback, and report it"
+    ]
+
+
+@contextmanager
+def _debugging(arguments: list[str]) -> Iterator[list[str]]:
+    """The arguments without `--debug`; given anywhere, it holds for this command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [one for one in arguments[:end] if one != DEBUG] + arguments[end:]
+    before = os.environ.get(DEBUG_VARIABLE)
+    if len(rest) < len(arguments):
+        os.environ[DEBUG_VARIABLE] = "1"
+    try:
+        yield rest
+    finally:
+        if before is None:
+            os.environ.pop(DEBUG_VARIABLE, None)
+        else:
+            os.environ[DEBUG_VARIABLE] = before
+
+
+def _escape_what_it_cannot_encode(stream: TextIO) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """`delift forget`, `delift doctor` and `delift gc`: looking after a home."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
 from delift_pipeline.cli.query import existing
 from delift_pipeline.storage.home import Home
 
@@ -25,7 +26,7 @@ def forget(
     """Take records out of the data for ever, and mark everything made of them for rebuilding."""
     from delift_pipeline.operations.forget import forget as forgotten
 
-    found = forgotten(existing(Home.at(home)), records, dry_run=dry_run)
+    found = forgotten(_existing(home, written=not dry_run), records, dry_run=dry_run)
     if as_json:
         print_json(found.as_json())
     else:
@@ -62,7 +63,7 @@ def gc(
     """List what nothing needs any more: leftovers of kills, and artifacts that nothing names."""
     from delift_pipeline.operations.gc import collect
 
-    found = collect(existing(Home.at(home)), apply=apply)
+    found = collect(_existing(home, written=apply), apply=apply)
     if as_json:
         print_json(found.as_json())
         return
@@ -70,6 +71,12 @@ def gc(
         print(f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}")
     done = "removed" if apply else "can go (delift gc --apply removes it)"
     print(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
+
+
+def _existing(home: Path | None, *, written: bool) -> Home:
+    """The home, if there is one and it can be written where that is needed."""
+    place = existing(Home.at(home))
+    return writable_home(home) if written else place
 
 
 def _forgotten_text(found: "Forgotten") -> str:

@@ -1,15 +1,22 @@
 """Options that several commands share."""
 
-import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, progress_for
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import (
+    is_standard_output,
+    reason_unwritable,
+    refuse_unwritable_folder,
+)
 
 HomeOption = Annotated[
     Path | None,
@@ -41,6 +48,10 @@ ColumnOption = Annotated[
 ]
 
 
+DEBUG_VARIABLE = "DELIFT_DEBUG"
+"""Where it is set, an error is shown with its traceback."""
+
+
 def progress() -> Progress:
     """A bar where standard error is a terminal, plain lines elsewhere."""
     return progress_for(sys.stderr.isatty())
@@ -48,30 +59,56 @@ def progress() -> Progress:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(value, ensure_ascii=False))
+    print(json_text(value, sys.stdout.encoding))
 
 
-def refuse_overwriting(read: Iterable[Path | None], written: Mapping[str, Path | None]) -> None:
-    """Refuse output files that would replace an input file or each other.
+def check_outputs(
+    written: Mapping[str, Path | None], *, read: Iterable[Path | None] = (), as_json: bool = False
+) -> None:
+    """Refuse output files that cannot be written, or would replace an input or each other.
+
+    Called before any work, since the work may take hours.
 
     Args:
-        read: The input files.
         written: The output files by option.
+        read: The input files.
+        as_json: Whether standard output is taken by a JSON document.
 
     Raises:
         Refused: one fault for each such option.
     """
-    taken = {path.resolve() for path in read if path is not None}
+    taken = {os.path.realpath(path) for path in read if path is not None}
     faults = []
     for option, path in written.items():
         if path is None:
             continue
-        if path.resolve() in taken:
+        reason = reason_unwritable(path)
+        if os.path.realpath(path) in taken:
             reason = f"{path} is read or written by this command already: choose another file"
+        elif as_json and is_standard_output(path):
+            reason = "standard output holds the document of --json already: name a file"
+        if reason is not None:
             faults.append(Fault(reason, field=option))
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
     if faults:
         raise Refused(*faults)
+
+
+def writable_home(path: Path | None) -> Home:
+    """The home, for a command that writes to it.
+
+    Raises:
+        Refused: nothing can be written there.
+    """
+    home = Home.at(path)
+    refuse_unwritable_folder(home.root, "--home")
+    return home
+
+
+def message_stream(*outputs: Path | None) -> TextIO:
+    """Where a command prints its summary: standard error where a result takes standard output."""
+    taken = any(path is not None and is_standard_output(path) for path in outputs)
+    return sys.stderr if taken else sys.stdout
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str] | None:

@@ -1,15 +1,15 @@
 """`delift query` and `delift catalog`: read-only SQL over everything stored."""
 
 import csv
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.json_text import json_text, plain
 
 if TYPE_CHECKING:
     from delift_pipeline.operations.query import Answer
@@ -34,7 +34,7 @@ def query(
     for line in answer.left_out:
         print(line, file=sys.stderr)
     if as_json:
-        print_json([{k: plain(v) for k, v in row.items()} for row in answer.as_json()])
+        print_json(answer.as_json())
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(answer.columns)
@@ -47,7 +47,8 @@ def catalog(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Make catalog.duckdb anew from the files of the home."""
     from delift_pipeline.operations.catalog import refresh_catalog
 
-    place = existing(Home.at(home))
+    existing(Home.at(home))
+    place = writable_home(home)
     made = refresh_catalog(place, anew=True)
     size = place.catalog.stat().st_size
     if as_json:
@@ -68,24 +69,11 @@ def existing(home: Home) -> Home:
     return home
 
 
-def plain(value: Any) -> Any:
-    """A value of DuckDB's as JSON takes it."""
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    return float(value) if hasattr(value, "as_tuple") else str(value)
-
-
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     found = plain(value)
-    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return found if isinstance(found, str) else json_text(found)
 
 
 def _print_table(answer: "Answer") -> None:

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import JsonOption, print_json
+from delift_pipeline.cli.options import JsonOption, check_outputs, message_stream, print_json
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.storage.output import refuse_unwritable_folder
 
 
 def recipe(
@@ -44,10 +45,12 @@ def recipe(
     if out is None:
         raise Refused(Fault("say where to write", field="--out"))
     if name in TRANSFERS:
+        refuse_unwritable_folder(out, "--out")
         facts = _transfer(name, source or [], out, (limit, target, heldout), seed)
     else:
+        check_outputs({"--out": out}, as_json=as_json)
         facts = _benchmark(name, source or [], split, limit, seed, revision, out)
-    print_json(facts) if as_json else print(facts.pop("said"))
+    print_json(facts) if as_json else print(facts.pop("said"), file=message_stream(out))
 
 
 def _benchmark(

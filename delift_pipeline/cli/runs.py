@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
-from delift_pipeline.storage.home import Home
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
 
 
 @takes_model
@@ -38,7 +37,7 @@ def run(
     )
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
 
-    started, tally, place = time.monotonic(), Tally(), Home.at(home)
+    started, tally, place = time.monotonic(), Tally(), writable_home(home)
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
     config = flags.resources(model)
@@ -71,4 +70,4 @@ def ui(
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
     from delift_pipeline.cli.serve import serve
 
-    raise typer.Exit(serve(Home.at(home), port, mlflow_port))
+    raise typer.Exit(serve(writable_home(home), port, mlflow_port))

@@ -41,9 +41,10 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
         0 when asked to end; the failure is raised otherwise.
 
     Raises:
-        Refused: a port is taken, or the home is served already.
+        Refused: a port is taken or given to both servers, or the home is served already.
         DeliftError: a server did not answer in time, or ended again and again.
     """
+    _refuse_one_port(port, mlflow_port)
     _refuse_taken(port=port, mlflow_port=mlflow_port)
     with _serving_alone(home):
         _prepare(home, port, mlflow_port)
@@ -88,6 +89,12 @@ def _serve_prepared(home: Home, port: int, mlflow_port: int) -> int:
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise Stopped
+
+
+def _refuse_one_port(port: int, mlflow_port: int) -> None:
+    if port == mlflow_port and not _remote_tracking():
+        reason = f"{port} is Dagster's port already: give MLflow another one"
+        raise Refused(Fault(reason, field="--mlflow-port"))
 
 
 def _refuse_taken(**ports: int) -> None:

@@ -6,7 +6,6 @@ and hash, so that exporting again gives the same ids; the Dagster run stands in 
 """
 
 import datetime as dt
-import json
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,9 +21,10 @@ from delift_pipeline.lineage.artifacts import (
     current_hash,
     direct_causes,
 )
-from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.storage.output import write_output
 from delift_pipeline.utility.kernel import block_hashes
 
 SPEC = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
@@ -49,7 +49,7 @@ def write_openlineage(home: Home, artifacts: Iterable[Artifact], path: Path) -> 
         How many events were written.
     """
     events = list(openlineage_events(home, artifacts))
-    write_text(path, "".join(f"{json.dumps(event, ensure_ascii=False)}\n" for event in events))
+    write_output(path, "".join(f"{json_text(event)}\n" for event in events).encode("utf-8"))
     return len(events)
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,26 @@ import polars as pl
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.records.compression import compress, kind_of
-from delift_pipeline.records.formats import encodable
 from delift_pipeline.records.read import RecordsFile
-from delift_pipeline.storage.atomic import replacing
+from delift_pipeline.storage.json_text import json_text, plain
+from delift_pipeline.storage.output import is_standard_output, write_output
 
 
-def write_chosen(path: Path, file: RecordsFile, record_ids: Sequence[str]) -> None:
+def write_chosen(
+    path: Path, file: RecordsFile, record_ids: Sequence[str], source: Path | None = None
+) -> None:
     """Write the original rows of `record_ids`, unchanged, in that order.
 
     The format follows the suffix of `path`, JSON Lines where it says nothing; `.gz` and `.zst`
-    compress. From JSON Lines to JSON Lines the lines' own text is kept. Equal input gives equal
-    bytes.
+    compress. From JSON Lines to JSON Lines the lines' own text is kept. What Parquet holds and text
+    formats do not is written as `json_text.plain` says; Parquet to Parquet keeps every type. Equal
+    input gives equal bytes.
+
+    Args:
+        path: Where to write: a file, a pipe or device, or `-` for standard output.
+        file: The records and their rows.
+        record_ids: Which of them, in the order to write.
+        source: The file they were read from. Standard output takes its format where that is text.
 
     Raises:
         DeliftError: an id is not in the file, or the rows do not fit the format.
@@ -30,27 +38,23 @@ def write_chosen(path: Path, file: RecordsFile, record_ids: Sequence[str]) -> No
     if lost := [record for record in record_ids if record not in places]:
         raise DeliftError(f"{len(lost)} chosen records are not in the file, the first {lost[0]}")
     chosen = [places[record] for record in record_ids]
-    kind = kind_of(Path(path))
+    kind, form = kind_of(path), kind_of(path).format
+    if form is None and source is not None and is_standard_output(path):
+        form = kind_of(source).format
+        form = None if form == "parquet" else form
     writers = {"json": _json_array, "csv": _csv, "parquet": _parquet}
-    data = writers.get(kind.format or "jsonl", _json_lines)(file, chosen)
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(compress(data, kind.codec))
-
-
-def _json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    # Half of a surrogate pair in a column that no record uses exists only as a JSON escape.
-    return text if encodable(text) else json.dumps(value, default=str)
+    data = writers.get(form or "jsonl", _json_lines)(file, chosen)
+    write_output(path, compress(data, kind.codec))
 
 
 def _json_lines(file: RecordsFile, chosen: list[int]) -> bytes:
     lines = file.raw
-    texts = [_json(file.rows[at]) if lines is None else lines[at] for at in chosen]
+    texts = [json_text(file.rows[at]) if lines is None else lines[at] for at in chosen]
     return "".join(f"{text}\n" for text in texts).encode("utf-8")
 
 
 def _json_array(file: RecordsFile, chosen: list[int]) -> bytes:
-    body = ",\n".join(_json(file.rows[at]) for at in chosen)
+    body = ",\n".join(json_text(file.rows[at]) for at in chosen)
     return f"[\n{body}\n]\n".encode()
 
 
@@ -66,9 +70,10 @@ def _csv(file: RecordsFile, chosen: list[int]) -> bytes:
 
 
 def _cell(value: Any) -> str:
+    value = plain(value)
     if value is None:
         return ""
-    return value if isinstance(value, str) else _json(value)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _parquet(file: RecordsFile, chosen: list[int]) -> bytes:

@@ -217,7 +217,8 @@ def _launched(number: int, folder: Path, place: Mapping[str, str]) -> _Worker:
     log = folder / f"worker-{number}.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, str(folder)],
+            # -P: a file in the current folder may be named as a module.
+            [sys.executable, "-P", "-m", MODULE, str(folder)],
             env={**os.environ, **place},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,6 +1,5 @@
 """The reasons that `delift select --why` writes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.token_changes import MOST_RECORDS, TokenChange, token_changes
+from delift_pipeline.storage.json_text import json_text
 
 Texts = Mapping[str, Mapping[str, Any]]
 
@@ -46,7 +46,7 @@ def reasons_text(
         row["text"] = text_of(texts, name)
         evidence = suspects.get(name)
         row["suspected"] = evidence and _neighbours(evidence, texts, changes.get(name, ()))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(f"{json_text(row)}\n" for row in rows)
 
 
 def _suspects(selection: Selection, records: Sequence[str]) -> dict[str, Evidence]:

@@ -15,6 +15,7 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.steps.score import scorable_pairs
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.output import refuse_unwritable_folder, writing
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def score_plan(
         progress: Where progress is shown.
 
     Raises:
-        Refused: the model cannot be used.
+        Refused: the model cannot be used, or the home cannot be written.
         DeliftError: the model gives no numbers.
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer
@@ -68,6 +69,8 @@ def score_plan(
     missing = any(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
     alone = bool((store.baseline(encoded.ids).tokens == 0).any())
     scored, reused = 0, wanted
+    if missing or alone:
+        refuse_unwritable_folder(home.root, "--home")
     if (missing or alone) and options.workers > 1:
         report = score_together(options, store, frame, encoded, plan, progress, baseline=True)
         scored, reused = report.pairs_scored, report.pairs_reused
@@ -93,7 +96,8 @@ def score_file(
     ids = tuple(records["record_id"])
     plan = PairPlan((PairBlock("self", ids, ids),))
     scored = score_plan(home, options, records, plan, progress)
-    write_parquet(out, read_table(scored.store, scored.ids))
+    with writing(out) as temporary:
+        write_parquet(temporary, read_table(scored.store, scored.ids))
     return {
         "records": len(ids),
         "unscorable": len(scored.unscorable),

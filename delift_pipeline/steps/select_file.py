@@ -38,8 +38,8 @@ from delift_pipeline.steps.rule_files import (
 )
 from delift_pipeline.steps.score_file import Scored, score_plan
 from delift_pipeline.steps.tokens import counted
-from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.output import write_output
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.kernel import build_kernel, load_block
 
@@ -247,9 +247,10 @@ def _inputs(sets: Sets) -> SelectionInputs:
 
 def _write(request: Request, sets: Sets, selection: Selection, reader: LanguageModel) -> None:
     file = sets.file if selection.replayed is None else _with_existing(sets)
-    write_chosen(request.out, file, selection.ranking)
+    write_chosen(request.out, file, selection.ranking, request.file)
     if request.why is not None:
-        write_text(request.why, reasons_text(selection, sets.pool, sets.whole, reader))
+        reasons = reasons_text(selection, sets.pool, sets.whole, reader)
+        write_output(request.why, reasons.encode("utf-8"))
 
 
 def _with_existing(sets: Sets) -> RecordsFile:

@@ -66,9 +66,18 @@ class Home:
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
-        """The home at `path`, else at `$DELIFT_HOME`, else at `./delift_home`."""
+        """The home at `path`, else at `$DELIFT_HOME`, else at `./delift_home`.
+
+        Raises:
+            Refused: a file is there, or takes the place of a folder above it.
+        """
         chosen = path or os.environ.get("DELIFT_HOME") or "delift_home"
-        return cls(Path(chosen).expanduser().resolve())
+        root = Path(os.path.realpath(Path(chosen).expanduser()))
+        for place in (root, *root.parents):
+            if place.is_file():
+                reason = f"{place} is a file, and a home is a folder: choose another place"
+                raise Refused(Fault(reason, field="--home"))
+        return cls(root)
 
     @property
     def inbox(self) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.evaluation.judge.reply import Reply
+from delift_pipeline.storage.json_text import json_text
 
 FILE = "journal.jsonl"
 
@@ -30,7 +31,7 @@ class Journal:
         if reply.status == "failed":
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"key": key, **reply.as_json()}, ensure_ascii=False) + "\n"
+        line = json_text({"key": key, **reply.as_json()}) + "\n"
         with self.path.open("ab") as handle:
             handle.truncate(self._whole)
             handle.seek(self._whole)

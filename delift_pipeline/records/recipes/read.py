@@ -1,6 +1,5 @@
 """A benchmark's files, from a folder, a file or the hub, as rows in a record's columns."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.formats import read_table
 from delift_pipeline.records.recipes.table import Recipe
-from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import write_output
 
 OWN = {"instruction", "output"}
 RECORD_COLUMNS = {"instruction", "input", "output"}
@@ -77,8 +77,7 @@ def files_of(
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
     """Write rows as JSON Lines, whole or not at all."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(path, "".join(lines))
+    write_output(path, "".join(f"{json_text(row)}\n" for row in rows).encode("utf-8"))
 
 
 def _hub_id(recipe: Recipe, source: str | None) -> str:
