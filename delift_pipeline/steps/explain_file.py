@@ -52,7 +52,8 @@ def explain_file(path: Path, record: str) -> Explanation:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also ends a line at characters that a text may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error
     rows = []
