@@ -1,7 +1,9 @@
 """Chosen rows go back into files as they came."""
 
+import base64
 import datetime as dt
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -95,3 +97,54 @@ def test_rows_that_do_not_fit_parquet_say_so(tmp_path: Path, source: Path) -> No
     file = read_records(source)
     with pytest.raises(DeliftError, match="write JSON Lines"):
         write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
+
+
+@pytest.fixture
+def typed(tmp_path: Path) -> Path:
+    """A Parquet file with what text formats have no value for."""
+    frame = pl.DataFrame(
+        {
+            "instruction": ["a", "b"],
+            "output": ["c", "d"],
+            "score": [float("nan"), 0.5],
+            "limits": [[float("inf"), 1.0], [2.0, None]],
+            "day": [dt.date(2024, 5, 1), None],
+            "at": [dt.datetime(2024, 5, 1, 12, 30, tzinfo=dt.UTC), None],
+            "raw": [b"\xff\x00", b"plain"],
+            "price": [Decimal("1.50"), Decimal("2.25")],
+            "long_id": pl.Series([Decimal(2**70), Decimal(1)], dtype=pl.Decimal(38, 0)),
+            "meta": [{"weight": float("nan"), "day": dt.date(2024, 5, 1)}, None],
+        }
+    )
+    frame.write_parquet(tmp_path / "typed.parquet")
+    return tmp_path / "typed.parquet"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_text_formats_hold_dates_bytes_and_missing_numbers_as_readers_expect(
+    tmp_path: Path, typed: Path, suffix: str
+) -> None:
+    file = read_records(typed)
+    out = tmp_path / f"out{suffix}"
+    write_chosen(out, file, file.frame["record_id"].to_list())
+    assert "NaN" not in out.read_text("utf-8") and "Infinity" not in out.read_text("utf-8")
+    again = read_records(out)
+    named = ["record_id", "instruction", "output"]
+    assert again.frame.select(named).equals(file.frame.select(named))
+    row = again.rows[0]
+    assert (row["day"], row["at"]) == ("2024-05-01", "2024-05-01T12:30:00+00:00")
+    assert base64.b64decode(row["raw"]) == b"\xff\x00"
+    if suffix == ".csv":
+        assert row["score"] in ("", None)
+        assert (row["price"], row["long_id"]) == ("1.5", str(2**70))
+        assert json.loads(row["limits"]) == [None, 1.0]
+    else:
+        assert row["score"] is None and row["limits"] == [None, 1.0]
+        assert (row["price"], row["long_id"]) == (1.5, 2**70)
+        assert row["meta"] == {"weight": None, "day": "2024-05-01"}
+
+
+def test_parquet_keeps_dates_bytes_and_missing_numbers(tmp_path: Path, typed: Path) -> None:
+    file = read_records(typed)
+    write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(pl.read_parquet(typed))
