@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.operations.gc import collect
@@ -26,6 +28,11 @@ NO_DISK = 0.5 * GIGABYTE
 PACKAGES = ("torch", "transformers", "peft", "dagster", "dagster-webserver", "mlflow", "duckdb")
 PORTS = {"Dagster": 3000, "MLflow": 5000}
 SELF_TEST_SECONDS = 10.0
+LOCK_SECONDS = 1.0
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+IN_USE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+LATER = "run `delift doctor` again when that process is done; leave the file where it is"
+ACCESS = "give this user the right to read and write it; leave the file where it is"
 
 
 @dataclass(frozen=True)
@@ -178,35 +185,86 @@ def _writable(home: Home) -> Iterator[Finding]:
 
 
 def _databases(home: Home) -> Iterator[Finding]:
-    """SQLite files of Dagster and MLflow, and the catalog."""
+    """SQLite files of Dagster and MLflow, and the catalog.
+
+    Only a failed integrity check is damage: to move a healthy one aside would lose its runs.
+    """
     files = [home.mlflow / "mlflow.db", *sorted(home.dagster.rglob("*.db"))]
     present = [path for path in files if path.is_file()]
-    damaged = [path for path in present if not _intact(path)]
-    for path in damaged:
-        where = path.relative_to(home.root).as_posix()
-        todo = f"move {where} aside: lineage lives in the manifests, a new one is made"
-        yield Finding("databases", "broken", f"{where} is damaged", todo)
-    if not damaged:
+    wrong = [found for path in present if (found := _database_finding(home, path)) is not None]
+    yield from wrong
+    if not wrong:
         yield Finding("databases", "ok", f"{len(present)} SQLite files, intact")
     if home.catalog.is_file():
-        from delift_pipeline.operations.catalog import known_stamps
-
-        good = bool(known_stamps(home.catalog))
-        note = "catalog.duckdb is readable" if good else "catalog.duckdb cannot be read"
-        todo = "" if good else "delift catalog makes it anew"
-        yield Finding("catalog", "ok" if good else "warning", note, todo)
+        yield _catalog_finding(home)
 
 
-def _intact(path: Path) -> bool:
-    """Whether SQLite finds nothing wrong; read-only, so that a running server is not disturbed."""
+def _database_finding(home: Home, path: Path) -> Finding | None:
+    """What is wrong with a SQLite file; None where it is intact.
+
+    It is opened for reading only, so that a running server is not disturbed.
+    """
+    where = path.relative_to(home.root).as_posix()
     try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+        answer = _integrity(path)
+    except sqlite3.DatabaseError as error:
+        # The low byte is the kind of error; the rest says more of it.
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if kind in IN_USE:
+            return Finding("databases", "warning", _in_use(where, _holder(path)), LATER)
+        if kind not in DAMAGED:
+            return Finding("databases", "broken", f"{where} cannot be opened ({error})", ACCESS)
+        answer = str(error)
+    if answer == "ok":
+        return None
+    todo = f"move {where} aside: lineage lives in the manifests, a new one is made"
+    return Finding("databases", "broken", f"{where} is damaged ({answer})", todo)
+
+
+def _catalog_finding(home: Home) -> Finding:
+    """Whether `catalog.duckdb` can be read."""
+    import duckdb
+
+    from delift_pipeline.operations.catalog import known_stamps
+
+    name = home.catalog.name
+    try:
+        duckdb.connect(str(home.catalog), read_only=True).close()
+    except duckdb.IOException as error:
+        if "lock" in str(error):
+            return Finding("catalog", "warning", _in_use(name, _holder(home.catalog)), LATER)
+        if "ermission" in str(error):
+            return Finding("catalog", "broken", f"{name} cannot be opened", ACCESS)
+    except duckdb.Error:
+        pass
+    if known_stamps(home.catalog):
+        return Finding("catalog", "ok", f"{name} is readable")
+    todo = "delift catalog makes it anew"
+    return Finding("catalog", "warning", f"{name} cannot be read", todo)
+
+
+def _integrity(path: Path) -> str:
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+    try:
+        return str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def _in_use(where: str, holder: int | None) -> str:
+    by = "another process" if holder is None else f"process {holder}"
+    return f"{where} is in use by {by}, and could not be checked"
+
+
+def _holder(path: Path) -> int | None:
+    """A process that has the file open, as far as this user may see."""
+    for process in psutil.process_iter():
         try:
-            return connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError:
-        return False
+            if any(Path(one.path) == path for one in process.open_files()):
+                return process.pid
+        except (psutil.Error, OSError):
+            continue
+    return None
 
 
 def _ports(home: Home) -> Iterator[Finding]:

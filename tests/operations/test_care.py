@@ -2,12 +2,16 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
+import subprocess
+import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from delift_pipeline.operations.doctor import examine
+from delift_pipeline.operations.doctor import Finding, examine
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest
@@ -49,6 +53,70 @@ def test_doctor_names_a_damaged_database_arms_file_and_catalog(copied: Home) -> 
     found = states(copied)
     assert found["databases"] == found["arms"] == "broken"
     assert found["catalog"] == "warning"
+
+
+@pytest.fixture
+def database(home: Home) -> Path:
+    """An MLflow database of a home, with one table."""
+    home.mlflow.mkdir(parents=True)
+    with closing(sqlite3.connect(home.mlflow / "mlflow.db")) as connection:
+        connection.execute("CREATE TABLE runs (name TEXT)")
+        connection.commit()
+    return home.mlflow / "mlflow.db"
+
+
+def database_finding(home: Home) -> Finding:
+    (found,) = [one for one in examine(home, self_test=False) if one.name == "databases"]
+    return found
+
+
+def test_doctor_says_who_uses_a_locked_database_and_leaves_it(home: Home, database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        found = database_finding(home)
+    assert found.state == "warning" and f"in use by process {os.getpid()}" in found.note
+    assert "aside" not in found.todo
+    assert database_finding(home).state == "ok"
+
+
+def test_doctor_calls_no_database_damaged_that_it_may_not_open(
+    home: Home, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    found = database_finding(home)
+    assert found.state == "broken" and "mlflow.db cannot be opened" in found.note
+    assert "right to read and write" in found.todo and "aside" not in found.todo
+
+
+def test_doctor_finds_damage_inside_a_database(home: Home, database: Path) -> None:
+    with database.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 200)
+    found = database_finding(home)
+    assert found.state == "broken" and "is damaged" in found.note and "aside" in found.todo
+
+
+def test_doctor_says_who_uses_a_locked_catalog(home: Home) -> None:
+    home.root.mkdir(parents=True)
+    program = (
+        "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); "
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, home.catalog],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        (found,) = [one for one in examine(home, self_test=False) if one.name == "catalog"]
+        assert holder.stdin is not None
+        holder.stdin.close()
+    assert found.state == "warning" and f"in use by process {holder.pid}" in found.note
 
 
 def test_doctor_sees_a_port_in_use(made: Home, monkeypatch: pytest.MonkeyPatch) -> None:
