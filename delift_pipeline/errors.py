@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PASSING_ERRNOS = {
@@ -47,7 +49,53 @@ class Refused(DeliftError):
         self.faults: tuple[Fault, ...] = tuple(
             fault if isinstance(fault, Fault) else Fault(fault) for fault in faults
         )
-        super().__init__("\n".join(str(fault) for fault in self.faults))
+        super().__init__("\n".join(fault_lines(self.faults)))
+
+
+MOST_LINES, MOST_OF_A_KIND, MOST_KINDS = 20, 5, 10
+_DETAIL = re.compile(r"'[^']*'|\d+")
+
+
+def fault_kind(fault: Fault) -> str:
+    """Field and reason without the numbers and quoted texts in which faults of a kind differ."""
+    text = ": ".join(part for part in (fault.field, fault.reason) if part)
+    return _DETAIL.sub("…", text)
+
+
+def fault_counts(faults: Sequence[Fault]) -> dict[str, int]:
+    """How many faults there are of each kind, the most frequent first."""
+    return dict(Counter(map(fault_kind, faults)).most_common())
+
+
+def fault_count_lines(faults: Sequence[Fault]) -> list[str]:
+    """How many faults there are of each kind, one kind a line."""
+    counts = fault_counts(faults)
+    lines = [f"  {count:,} x {kind}" for kind, count in list(counts.items())[:MOST_KINDS]]
+    if len(counts) > MOST_KINDS:
+        lines.append(f"  and {len(counts) - MOST_KINDS:,} other reasons")
+    return lines
+
+
+def first_faults(faults: Sequence[Fault]) -> list[Fault]:
+    """The first faults of each kind, at most 20, in their order."""
+    shown, seen = list[Fault](), Counter[str]()
+    for fault in faults:
+        kind = fault_kind(fault)
+        seen[kind] += 1
+        if seen[kind] <= MOST_OF_A_KIND:
+            shown.append(fault)
+        if len(shown) == MOST_LINES:
+            break
+    return shown
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """The faults, one a line; of more than 20 the first of each kind, and how many there are."""
+    if len(faults) <= MOST_LINES:
+        return [str(fault) for fault in faults]
+    shown = first_faults(faults)
+    more = f"and {len(faults) - len(shown):,} more faults; by reason:"
+    return [*map(str, shown), more, *fault_count_lines(faults)]
 
 
 def may_pass(error: BaseException) -> bool:

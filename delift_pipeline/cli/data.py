@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,29 +15,39 @@ from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
     ColumnOption,
     HomeOption,
+    IdsOption,
     JsonOption,
     ModelOption,
     SkipBadOption,
     TemplateOption,
     check_outputs,
     column_mapping,
+    ids_choice,
     message_stream,
     print_json,
+    print_notes,
     progress,
     writable_home,
 )
-from delift_pipeline.errors import Refused
+from delift_pipeline.errors import Refused, fault_counts
 from delift_pipeline.storage.home import Home
 from delift_pipeline.validation import faults_of
 
 if TYPE_CHECKING:
     from delift_pipeline.selection.rule_options import RuleOptions
 
-FileArgument = Annotated[Path, typer.Argument(help="JSON Lines, JSON, CSV or Parquet (.gz, .zst).")]
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="JSON Lines, JSON, CSV, Parquet or Arrow (.gz, .zst); a folder of them; - is standard "
+        "input.",
+    ),
+]
 
 
 def ingest(
-    file: FileArgument,
+    files: FilesArgument,
     version: Annotated[str, typer.Option(help="The new version's name, e.g. mydata-v1.")],
     parent: Annotated[
         list[str] | None, typer.Option(help="A version this one follows; repeatable.")
@@ -63,17 +74,19 @@ def ingest(
         list[str] | None,
         typer.Option(help="A column to keep for balance reports and quotas; repeatable."),
     ] = None,
+    ids: IdsOption = "keep",
     skip_bad: SkipBadOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a file as an immutable dataset version."""
+    """Store files as an immutable dataset version."""
+    from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
     from delift_pipeline.records.versions import ingest as store
 
     place = writable_home(home)
     manifest = store(
         place,
-        file,
+        files,
         version=version,
         parents=parent or (),
         target=target,
@@ -86,14 +99,18 @@ def ingest(
         model=model,
         template=template,
         keep=keep or (),
+        ids=ids_choice(ids),
+        say=partial(print, file=sys.stderr),
     )
     counts = manifest.counts
-    if counts["left_out"]:
-        print(f"{counts['left_out']:,} faulty rows were left out", file=sys.stderr)
+    listed = place.dataset(version) / FAULTS_FILE
+    faults = read_faults(listed)
+    print_notes(left_out_notes(faults, counts["left_out"], listed))
     if counts.get("forgotten"):
         print(f"{counts['forgotten']:,} forgotten records were left out", file=sys.stderr)
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        skipped = {"faults": fault_counts(faults), "faults_file": str(listed)} if faults else {}
+        print_json({**manifest.model_dump(mode="json"), **skipped})
         return
     print(
         f"{version}: {counts['pool']:,} records in the pool ({counts['new']:,} in no parent, "
@@ -104,7 +121,7 @@ def ingest(
 
 @takes_model
 def select(
-    file: FileArgument,
+    files: FilesArgument,
     model: ModelOption,
     budget: Annotated[
         str,
@@ -162,17 +179,19 @@ def select(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
     column: ColumnOption = None,
+    ids: IdsOption = "keep",
     skip_bad: SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the records of a file worth fine-tuning on; no Dagster involved."""
+    from delift_pipeline.records.left_out import faults_beside
     from delift_pipeline.steps.file_selection import Request
     from delift_pipeline.steps.select_file import select_file
 
     request = Request(
-        file=file,
+        file=tuple(files),
         target=target,
         existing=existing,
         stage=stage,
@@ -182,17 +201,19 @@ def select(
         seed=seed,
         mapping=column_mapping(column),
         skip_bad=skip_bad,
-        out=out or _default_out(file),
+        out=out or _default_out(files[0]),
         why=why,
         balance=tuple(balance or ()),
         rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
+        ids=ids_choice(ids),
     )
     outputs = {"--out": request.out, "--why": why}
-    check_outputs(outputs, read=(file, target, existing), as_json=as_json)
+    if skip_bad:
+        outputs["--skip-bad"] = faults_beside(request.out)
+    check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), progress())
-    for note in (*report.notes, *report.said):
-        print(note, file=sys.stderr)
+    print_notes((*report.notes, *report.said))
     if as_json:
         print_json(report.as_json())
     else:
@@ -229,7 +250,9 @@ def _rules(**given: list[str] | None) -> "RuleOptions":
 
 
 def _default_out(file: Path) -> Path:
-    return Path(f"{file.name.split('.')[0]}.selected.jsonl")
+    """A file in the working directory, named after the first input."""
+    name = "stdin" if str(file) == "-" else file.resolve().name
+    return Path(f"{name.split('.')[0]}.selected.jsonl")
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:

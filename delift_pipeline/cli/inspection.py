@@ -2,48 +2,61 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
 import typer
 
-from delift_pipeline.cli.data import FileArgument
+from delift_pipeline.cli.data import FilesArgument
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
     ColumnOption,
     HomeOption,
+    IdsOption,
     JsonOption,
     ModelOption,
     SkipBadOption,
     check_outputs,
     column_mapping,
+    ids_choice,
     message_stream,
     print_json,
+    print_notes,
     progress,
 )
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Fault, Refused, fault_counts
 from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.records.read import RecordsFile
 
 
 @takes_model
 def score(
-    file: FileArgument,
+    files: FilesArgument,
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="The Parquet file to write, a row per pair.")],
     column: ColumnOption = None,
+    ids: IdsOption = "keep",
     skip_bad: SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score every pair of a file's records: target_id, demonstration_id, sum_logprob, ..."""
-    from delift_pipeline.records.read import read_records
+    from delift_pipeline.records.left_out import faults_beside, write_faults
     from delift_pipeline.steps.score_file import score_file
 
-    check_outputs({"--out": out}, read=[file], as_json=as_json)
-    records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad)
+    listed = faults_beside(out)
+    outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}
+    check_outputs(outputs, read=files, as_json=as_json)
+    records = _read(files, column, skip_bad, ids, listed)
     options = flags.options(model)
     report = score_file(Home.at(home), records.frame, options, out, progress())
+    if records.faults:
+        write_faults(listed, records.faults)
+        counted = {"left_out": records.left_out, "faults": fault_counts(records.faults)}
+        report |= {**counted, "faults_file": str(listed)}
     if as_json:
         print_json(report)
         return
@@ -56,7 +69,7 @@ def score(
 
 @takes_model
 def prompt(
-    file: FileArgument,
+    files: FilesArgument,
     model: ModelOption,
     target: Annotated[str, typer.Option(help="The record answered: record_id or the file's id.")],
     demonstration: Annotated[
@@ -64,16 +77,16 @@ def prompt(
         typer.Option(help="A record shown before it; repeatable; none for the baseline."),
     ] = None,
     column: ColumnOption = None,
+    ids: IdsOption = "keep",
     skip_bad: SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
     as_json: JsonOption = False,
 ) -> None:
     """Show the exact text and token ids that are scored for a target and its demonstrations."""
     from delift_pipeline.prompts.render import render
-    from delift_pipeline.records.read import read_records
     from delift_pipeline.scoring.model import load_encoder
 
-    records = read_records(file, mapping=column_mapping(column), skip_bad=skip_bad).frame
+    records = _read(files, column, skip_bad, ids, None).frame
     asked = _record(records, target, "--target")
     shown = [_record(records, name, "--demonstration") for name in demonstration or ()]
     encoder = load_encoder(flags.options(model))
@@ -92,6 +105,19 @@ def prompt(
     print(rendered.text)
     scored = len(rendered.answer_positions)
     print(f"{len(rendered.token_ids)} tokens, the last {scored} are scored: {rendered.token_ids}")
+
+
+def _read(
+    files: list[Path], column: list[str] | None, skip_bad: bool, ids: str, listed: Path | None
+) -> "RecordsFile":
+    """The files' records; what there is to know of their reading goes to standard error."""
+    from delift_pipeline.records.left_out import left_out_notes
+    from delift_pipeline.records.read import read_records
+
+    mapping, chosen = column_mapping(column), ids_choice(ids)
+    records = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=chosen)
+    print_notes([*left_out_notes(records.faults, records.left_out, listed), *records.notes])
+    return records
 
 
 def _record(records: pl.DataFrame, name: str, option: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from delift_pipeline.cli import (
     verify,
 )
 from delift_pipeline.cli.options import DEBUG_VARIABLE
-from delift_pipeline.errors import DeliftError, Refused, system_error, system_sentence
+from delift_pipeline.errors import DeliftError, Refused, fault_lines, system_error, system_sentence
 
 DEBUG = "--debug"
 LONGEST_MESSAGE = 500
@@ -128,7 +128,7 @@ def run(arguments: list[str] | None = None) -> int:
 def _answer_to(error: Exception) -> tuple[int, list[str]]:
     """The exit status for an error, and what the user reads of it."""
     if isinstance(error, Refused):
-        return 2, [str(fault) for fault in error.faults]
+        return 2, fault_lines(error.faults)
     if isinstance(error, DeliftError):
         return 1, [str(error)]
     if isinstance(error, typer.TyperException):

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -13,10 +13,14 @@ from delift_pipeline.progress import Progress, progress_for
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.output import (
+    STANDARD_OUTPUT,
     is_standard_output,
     reason_unwritable,
     refuse_unwritable_folder,
 )
+
+if TYPE_CHECKING:
+    from delift_pipeline.records.read import Ids
 
 HomeOption = Annotated[
     Path | None,
@@ -38,7 +42,13 @@ TemplateOption = Annotated[
     typer.Option(help="Prompt template: plain, paper, world, chat (the model's own), a file."),
 ]
 SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Load the good records and say how many were left out.")
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave faulty records out, count them by reason and list their faults."
+    ),
+]
+IdsOption = Annotated[
+    str, typer.Option("--ids", help="keep, or ignore: do not use the ids of the file.")
 ]
 ColumnOption = Annotated[
     list[str] | None,
@@ -57,6 +67,23 @@ def progress() -> Progress:
     return progress_for(sys.stderr.isatty())
 
 
+def ids_choice(ids: str) -> "Ids":
+    """What `--ids` says.
+
+    Raises:
+        typer.BadParameter: it is neither of the choices.
+    """
+    if ids == "keep" or ids == "ignore":
+        return ids
+    raise typer.BadParameter(f"write --ids keep or --ids ignore, not {ids}")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print lines to standard error."""
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     print(json_text(value, sys.stdout.encoding))
@@ -65,19 +92,21 @@ def print_json(value: Any) -> None:
 def check_outputs(
     written: Mapping[str, Path | None], *, read: Iterable[Path | None] = (), as_json: bool = False
 ) -> None:
-    """Refuse output files that cannot be written, or would replace an input or each other.
+    """Refuse output files that cannot be written, would replace an input, or join its folder.
 
     Called before any work, since the work may take hours.
 
     Args:
         written: The output files by option.
-        read: The input files.
+        read: The input files and folders.
         as_json: Whether standard output is taken by a JSON document.
 
     Raises:
         Refused: one fault for each such option.
     """
-    taken = {os.path.realpath(path) for path in read if path is not None}
+    named = [path for path in read if path is not None and path != STANDARD_OUTPUT]
+    taken = {os.path.realpath(path) for path in named}
+    folders = {path for path in taken if os.path.isdir(path)}
     faults = []
     for option, path in written.items():
         if path is None:
@@ -87,6 +116,8 @@ def check_outputs(
             reason = f"{path} is read or written by this command already: choose another file"
         elif as_json and is_standard_output(path):
             reason = "standard output holds the document of --json already: name a file"
+        elif os.path.dirname(os.path.realpath(path)) in folders:
+            reason = f"{path} is in a folder that this command reads: choose another folder"
         if reason is not None:
             faults.append(Fault(reason, field=option))
         taken.add(os.path.realpath(path))

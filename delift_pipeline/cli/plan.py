@@ -1,13 +1,25 @@
 """`delift plan`: what a version or file would cost, before anything is done."""
 
 import os
+import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.cli.options import (
+    ColumnOption,
+    HomeOption,
+    IdsOption,
+    JsonOption,
+    SkipBadOption,
+    column_mapping,
+    ids_choice,
+    print_json,
+    print_notes,
+)
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -18,8 +30,9 @@ if TYPE_CHECKING:
 
 @takes_model
 def plan(
-    file: Annotated[
-        Path | None, typer.Argument(help="A file of records, in place of a stored version.")
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE...]", help="Files of records, in place of a stored version."),
     ] = None,
     version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
     arm: Annotated[
@@ -32,6 +45,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
     ] = True,
+    column: ColumnOption = None,
+    ids: IdsOption = "keep",
+    skip_bad: SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -40,17 +56,24 @@ def plan(
     from dataclasses import replace
 
     from delift_pipeline.operations.cost import as_version, cost_of
+    from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
+    from delift_pipeline.records.stored import known_manifest
 
     place, names = Home.at(home), arm or []
-    if (file is None) == (version is None):
-        raise Refused(Fault("name either a file of records or a stored version (--version V)"))
+    if bool(files) == (version is not None):
+        raise Refused(Fault("name either files of records or a stored version (--version V)"))
     if version is not None and version not in place.versions() and Path(version).is_file():
-        file = Path(version)
-    if file is not None:
+        files = [Path(version)]
+    if files:
         options = flags.options(model) if model else None
-        with as_version(file) as (data, name):
+        reading: dict[str, Any] = {"mapping": column_mapping(column), "ids": ids_choice(ids)}
+        reading |= {"skip_bad": skip_bad, "say": partial(print, file=sys.stderr)}
+        with as_version(files, **reading) as (data, name):
+            faults = read_faults(data.dataset(name) / FAULTS_FILE)
+            left_out = known_manifest(data, name).counts["left_out"]
+            print_notes(left_out_notes(faults, left_out, None))
             found = cost_of(data, name, place, names, options, measure=measure)
-        found = replace(found, name=str(file))
+        found = replace(found, name=", ".join(map(str, files)))
     elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, place, names, options, measure=measure)

@@ -4,12 +4,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from delift_pipeline.arms import Arm, Arms, load_arms
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage.artifacts import arm_artifacts, stored_versions
+from delift_pipeline.records.read import Inputs
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -107,15 +107,19 @@ class Cost:
 
 
 @contextmanager
-def as_version(file: Path) -> Iterator[tuple[Home, str]]:
-    """A file as a version of a home that is thrown away; a tenth is held out as of a first one.
+def as_version(files: Inputs, **reading: Any) -> Iterator[tuple[Home, str]]:
+    """Files as a version of a home that is thrown away; a tenth is held out as of a first one.
+
+    Args:
+        files: The files.
+        **reading: How they are read: `mapping`, `skip_bad`, `ids` and `say` of `ingest`.
 
     Raises:
-        Refused: the file is faulty.
+        Refused: a file is faulty.
     """
     with tempfile.TemporaryDirectory(prefix="delift-plan-") as folder:
         home = Home.at(folder)
-        ingest(home, file, version=PLANNED)
+        ingest(home, files, version=PLANNED, **reading)
         yield home, PLANNED
 
 

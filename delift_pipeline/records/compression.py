@@ -1,4 +1,4 @@
-"""What a file's name says about its format and compression, and its bytes either way."""
+"""What a file's name says about its format and compression, and its bytes decompressed."""
 
 import gzip
 import zlib
@@ -8,9 +8,10 @@ from pathlib import Path
 from delift_pipeline.errors import Fault, Refused
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"} | {
-    suffix: suffix[1:] for suffix in (".csv", ".parquet")
+    suffix: suffix[1:] for suffix in (".csv", ".tsv", ".parquet", ".arrow")
 }
 CODECS = {".gz": "gzip", ".zst": "zstd"}
+_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class FileKind:
 
     Attributes:
         stem: The name without the suffixes of format and codec.
-        format: `jsonl`, `json`, `csv` or `parquet`; None where the suffix says nothing.
+        format: A value of `FORMATS`; None where the suffix says nothing.
         codec: `gzip`, `zstd` or None.
     """
 
@@ -36,14 +37,16 @@ def kind_of(path: Path) -> FileKind:
     return FileKind(inner.stem if found else inner.name, found, codec)
 
 
-def read_bytes(path: Path, codec: str | None) -> bytes:
-    """The file's bytes, decompressed.
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes, decompressed; its first bytes tell the codec, whatever its name.
 
     Raises:
-        Refused: the file cannot be read, or is not what its suffix says.
+        Refused: the file cannot be read, or its compressed data is damaged.
     """
+    codec = None
     try:
         data = path.read_bytes()
+        codec = next((one for start, one in _FIRST_BYTES.items() if data.startswith(start)), None)
         return decompress(data, codec)
     except FileNotFoundError:
         raise Refused(Fault("no such file", file=str(path))) from None

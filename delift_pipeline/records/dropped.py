@@ -98,6 +98,7 @@ def _ingest_folder(home: Home, entry: Entry) -> Manifest:
         heldout=part_file(entry.path, "heldout"),
         dataset=about.dataset,
         skip_bad=about.skip_bad,
+        ids=about.ids,
         mapping=about.columns,
         **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
     )

@@ -1,28 +1,34 @@
-"""One file of instruction data as a typed frame of records."""
+"""Files of instruction data as a typed frame of records."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.compression import kind_of
 from delift_pipeline.records.fold import Folded, Folder
-from delift_pipeline.records.formats import Row, Table, read_table
+from delift_pipeline.records.formats import Table
 from delift_pipeline.records.shapes import (
-    Draft,
-    Shape,
+    KNOWN_COLUMNS,
+    mapped_fields,
     mapped_shape,
     missing_columns,
-    recognise,
+    shape_of_file,
 )
+from delift_pipeline.records.sources import input_files
+from delift_pipeline.records.tables import read_table
+
+Inputs = Path | Sequence[Path]
+"""A file, a folder of them, or several of either."""
+Ids = Literal["keep", "ignore"]
 
 
 @dataclass(frozen=True)
 class RecordsFile:
-    """What was read from one file.
+    """What was read from one file, or from several as one.
 
     Attributes:
         frame: n records (`RECORD_SCHEMA`), identical ones folded, in file order of first copies.
@@ -31,10 +37,12 @@ class RecordsFile:
         faults: Why rows were left out (`skip_bad` only; a row may have several).
         read: How many rows the file has, bad ones included.
         folded: How many good rows went into an identical one.
-        shape: The recognised shape's name, or `mapping`.
+        shape: The recognised shape's name, or `mapping`; several files may have several.
         derived: Those of `source` and `source_ids` that come from the file's name because no row
             gives them; two files that differ only there hold the same version.
-        schema: The file's column types; Parquet only.
+        schema: The file's column types; Parquet and Arrow only.
+        mapped: The fields of the mapping whose columns were there.
+        notes: What the user should know about how it was read.
     """
 
     frame: pl.DataFrame
@@ -46,6 +54,8 @@ class RecordsFile:
     shape: str
     derived: frozenset[str] = field(default_factory=frozenset)
     schema: pl.Schema | None = None
+    mapped: frozenset[str] = field(default_factory=frozenset)
+    notes: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> int:
@@ -54,91 +64,181 @@ class RecordsFile:
 
 
 def read_records(
-    path: Path, *, mapping: Mapping[str, str] | None = None, skip_bad: bool = False
+    inputs: Inputs,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    ids: Ids = "keep",
+    all_mapped: bool = True,
 ) -> RecordsFile:
-    """Read JSON Lines, a JSON array, CSV or Parquet, each plain, .gz or .zst.
+    """Read JSON Lines, JSON, CSV, Parquet or Arrow, plain or compressed, from files or folders.
 
-    The shape is recognised (`records.shapes`) unless `mapping` (field -> column) gives it. A row
-    without a source id gets `<file stem>-<row number>`, rows counted from 1; one without a source
-    gets the file's name. A missing or null input is empty.
+    The shape of each file is recognised (`records.shapes`) unless `mapping` (field -> column) gives
+    it. A row without a source id gets `<file stem>-<row number>`, rows counted from 1; one without
+    a source gets the file's name. A missing or null input is empty. A source id that occurs again
+    on other contents becomes `ID#2`.
 
     Args:
-        path: The file; its suffixes name the format.
+        inputs: Files and folders (`records.sources`), read as one.
         mapping: Columns by field: instruction, input, output (or messages), source_id, source,
-            task. A field that is not named stands in the column of its own name.
+            task. A field that is not named is in the column of its own name.
         skip_bad: Leave faulty rows out instead of refusing the file.
+        ids: `ignore` drops the files' own ids.
+        all_mapped: Whether every mapped column has to be in one of the files.
 
     Raises:
-        Refused: the file as a whole is unusable, has no good record, or has faults and `skip_bad`
-            is off; every fault is given, in file order.
+        Refused: a file as a whole is unusable, there is no good record, a mapped column is in no
+            file, or there are faults and `skip_bad` is off; every fault is given, in file order.
     """
-    path = Path(path)
-    table = read_table(path)
-    shape, whole = _shape_for(table, mapping, str(path), skip_bad)
-    if shape is None or whole or table.fatal:
-        raise Refused(*whole, *_in_order(_unreadable(table, str(path)) + table.fatal))
-    folded, faults = _fold(table, shape, path)
-    if faults and not skip_bad:
+    parts, faults = read_parts(
+        {"": inputs}, mapping=mapping, skip_bad=skip_bad, ids=ids, all_mapped=all_mapped
+    )
+    if faults:
         raise Refused(*faults)
+    return parts[""]
+
+
+def read_parts(
+    parts: Mapping[str, Inputs | None],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    ids: Ids = "keep",
+    all_mapped: bool = True,
+) -> tuple[dict[str, RecordsFile], list[Fault]]:
+    """Read the inputs of one command by name, as `read_records`, with all faults of all of them.
+
+    A mapping applies to each file as far as the file has its columns; with `all_mapped` a column
+    that no file has is a fault. Inputs that are None are left out.
+    """
+    read: dict[str, RecordsFile] = {}
+    faults: list[Fault] = []
+    fields = mapped_fields(mapping or {})
+    if mapping:
+        try:
+            mapped_shape(mapping)
+        except Refused as refused:
+            return {}, list(refused.faults)
+    for part, inputs in parts.items():
+        if inputs is None:
+            continue
+        try:
+            read[part] = _read(inputs, fields, skip_bad, ids)
+        except Refused as refused:
+            faults += [fault for fault in refused.faults if fault not in faults]
+    if all_mapped and not faults:
+        faults = _unused(fields, read, parts)
+    return read, faults
+
+
+def _unused(
+    fields: Mapping[str, str], read: Mapping[str, RecordsFile], parts: Mapping[str, Inputs | None]
+) -> list[Fault]:
+    """Faults for mapped columns that no file has."""
+    used = frozenset[str]().union(*(file.mapped for file in read.values()))
+    present = {column for file in read.values() for row in file.rows for column in row}
+    lost = {field: column for field, column in fields.items() if field not in used}
+    files = [path for inputs in parts.values() if inputs is not None for path in _several(inputs)]
+    return missing_columns(lost, present, ", ".join(map(str, files))) if lost else []
+
+
+def first_input(inputs: Inputs) -> Path:
+    """The first file or folder."""
+    return _several(inputs)[0]
+
+
+def _several(inputs: Inputs) -> list[Path]:
+    return [inputs] if isinstance(inputs, Path) else list(inputs)
+
+
+@dataclass
+class _Reading:
+    """What has been read so far of the files of one input."""
+
+    folder: Folder = field(default_factory=Folder)
+    tables: list[Table] = field(default_factory=list)
+    shapes: dict[str, None] = field(default_factory=dict)
+    mapped: frozenset[str] = frozenset()
+    whole: list[Fault] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -> RecordsFile:
+    files, notes = input_files(_several(inputs))
+    reading = _Reading()
+    for path in files:
+        try:
+            table = read_table(path, KNOWN_COLUMNS | set(fields.values()))
+        except Refused as refused:
+            reading.whole += refused.faults
+        else:
+            _add(reading, path, table, fields, ids)
+    if reading.whole:
+        raise Refused(*reading.whole)
+    if reading.faults and not skip_bad:
+        raise Refused(*reading.faults)
+    folded = reading.folder.done()
     if folded.frame.is_empty():
-        raise Refused(_none_good(str(path)), *faults)
-    return _records_file(table, shape, folded, faults)
+        names = ", ".join(map(str, _several(inputs)))
+        raise Refused(Fault("no good record", names), *reading.faults)
+    return _records_file(reading, folded, notes)
 
 
-def _shape_for(
-    table: Table, mapping: Mapping[str, str] | None, file: str, skip_bad: bool
-) -> tuple[Shape | None, list[Fault]]:
-    readable = any(row.value is not None for row in table.rows)
-    shape = mapped_shape(mapping) if mapping else None
-    if not readable:
-        return None, [] if table.fatal or (table.rows and not skip_bad) else [_none_good(file)]
+def _add(reading: _Reading, path: Path, table: Table, fields: Mapping[str, str], ids: Ids) -> None:
+    """Add a file's rows, or the faults that make it unusable as a whole."""
+    reading.tables.append(table)
+    file = str(path)
+    unreadable = [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
+    shape, problems, mapped = None, list[Fault](), frozenset[str]()
+    if len(unreadable) < len(table.rows):
+        shape, problems, mapped = shape_of_file(table.rows, file, fields)
+    if problems or table.fatal:
+        reading.whole += [*problems, *_in_order(unreadable + table.fatal)]
+        return
+    faults = unreadable
     if shape is not None:
-        return shape, missing_columns(shape, table.rows, file)
-    return recognise(table.rows, file)
-
-
-def _none_good(file: str) -> Fault:
-    return Fault("no good record", file)
-
-
-def _unreadable(table: Table, file: str) -> list[Fault]:
-    return [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
+        reading.shapes[shape.name] = None
+        reading.mapped |= mapped
+        shape = shape if ids == "keep" else replace(shape, ids=False)
+        stem = kind_of(path).stem
+        for row in table.rows:
+            if row.value is None:
+                continue
+            draft, wrong = shape.draft(row.value)
+            faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
+            if draft is not None:
+                reading.folder.add(row, draft, path.name, stem)
+    reading.faults += _in_order(faults)
 
 
 def _in_order(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.line or 0)
 
 
-def _fold(table: Table, shape: Shape, path: Path) -> tuple[Folded, list[Fault]]:
-    file = str(path)
-    folder = Folder(file, path.name, kind_of(path).stem)
-    faults, drafts = _unreadable(table, file), list[Draft]()
-    for row in table.rows:
-        if row.value is None:
-            continue
-        draft, problems = shape.draft(row.value)
-        faults.extend(Fault(reason, file, row.line, column) for column, reason in problems)
-        if draft is not None:
-            drafts.append(draft)
-            folder.add(row, draft)
-    folded = folder.done(drafts)
-    return folded, _in_order(faults + folded.faults)
-
-
-def _records_file(table: Table, shape: Shape, folded: Folded, faults: list[Fault]) -> RecordsFile:
+def _records_file(reading: _Reading, folded: Folded, notes: list[str]) -> RecordsFile:
     raw = [row.raw for row in folded.rows if row.raw is not None]
+    schemas = [table.schema for table in reading.tables]
+    said = [*notes, *(note for table in reading.tables for note in table.notes)]
     return RecordsFile(
         frame=folded.frame,
-        rows=[_value(row) for row in folded.rows],
-        raw=raw or None,
-        faults=faults,
-        read=len(table.rows),
+        rows=[row.value or {} for row in folded.rows],
+        raw=raw if len(raw) == len(folded.rows) else None,
+        faults=reading.faults,
+        read=sum(len(table.rows) for table in reading.tables),
         folded=folded.folded,
-        shape=shape.name,
+        shape=", ".join(reading.shapes),
         derived=folded.derived,
-        schema=table.schema,
+        schema=schemas[0] if all(one == schemas[0] for one in schemas) else None,
+        mapped=reading.mapped,
+        notes=(*said, *_renamed_note(folded.renamed)),
     )
 
 
-def _value(row: Row) -> dict[str, Any]:
-    return row.value if row.value is not None else {}
+def _renamed_note(renamed: Mapping[str, str]) -> list[str]:
+    if not renamed:
+        return []
+    new, old = next(iter(renamed.items()))
+    return [
+        f"{len(renamed):,} ids were already taken by other records and got a number; the first: "
+        f"{old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
+    ]

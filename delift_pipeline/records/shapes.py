@@ -13,7 +13,7 @@ Every shape may also have `source_id` (or `id`), `source` and `task`: text or wh
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,16 @@ from delift_pipeline.records.formats import NOT_UTF8, Row, encodable, type_name
 from delift_pipeline.records.schema import TEXT_FIELDS
 
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
-_MAPPABLE = (*TEXT_FIELDS, "messages", *METADATA)
+_TEXTS = (*TEXT_FIELDS, "messages")
+_MAPPABLE = (*_TEXTS, *METADATA)
+_HINTS = {
+    "object": "write it as text, for example with json.dumps",
+    "list": "write it as text, for example with json.dumps",
+    "number": "put it in quotes",
+    "true/false": "put it in quotes",
+    "null": "fill it in",
+}
+"""What to do about a value that is not text, by its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +55,12 @@ class Shape:
     Attributes:
         name: As reported.
         columns: Field -> the file's column.
+        ids: Whether the file's own ids are read.
     """
 
     name: str
     columns: Mapping[str, str]
+    ids: bool = True
 
     @cached_property
     def required(self) -> frozenset[str]:
@@ -62,7 +73,7 @@ class Shape:
         texts, problems = self._conversation(row) if self._is_chat else self._texts(row)
         problems = problems + _content_problems(texts, self.columns)
         source_id, source, task = (
-            _metadata(row, self._metadata(field), problems) for field in METADATA
+            _metadata(row, columns, problems) for columns in self._metadata_columns
         )
         if problems:
             return None, problems
@@ -83,20 +94,29 @@ class Shape:
         texts: dict[str, str] = {}
         problems: Problems = []
         for field in TEXT_FIELDS:
-            column = self.columns.get(field, field)
-            value = row.get(column)
+            column = self.columns.get(field)
+            value = None if column is None else row.get(column)
             if field == "input" and value is None:
                 texts[field] = ""
-            elif column not in row:
-                problems.append((column, "missing"))
+            elif column is None or column not in row:
+                problems.append((column or field, "missing"))
             elif not isinstance(value, str):
-                problems.append((column, f"must be text, not {type_name(value)}"))
+                problems.append((column, _not_text(value)))
             else:
                 texts[field] = value
         return texts, problems
 
-    def _metadata(self, field: str) -> tuple[str, ...]:
-        return (self.columns[field],) if field in self.columns else METADATA[field]
+    @cached_property
+    def _metadata_columns(self) -> list[tuple[str, ...]]:
+        """The columns that may hold source id, source and task; none that holds a text."""
+        texts = {column for field, column in self.columns.items() if field in _TEXTS}
+        own = {
+            field: tuple(column for column in columns if column not in texts)
+            for field, columns in METADATA.items()
+        }
+        named = {field: (self.columns[field],) for field in METADATA if field in self.columns}
+        ignored: dict[str, tuple[str, ...]] = {} if self.ids else {"source_id": ()}
+        return list((own | named | ignored).values())
 
 
 def _shape(name: str, instruction: str, input: str, output: str) -> Shape:
@@ -113,6 +133,16 @@ SHAPES = (
 )
 
 
+KNOWN_COLUMNS = frozenset(column for shape in SHAPES for column in shape.columns.values())
+"""The columns in which a recognised shape keeps its texts."""
+
+
+def _not_text(value: Any) -> str:
+    kind = type_name(value)
+    hint = _HINTS.get(kind)
+    return f"must be text, not {kind}" + (f": {hint}" if hint else "")
+
+
 def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> Problems:
     """Faults of the texts that are there: empty ones, and what no tokenizer should meet."""
     problems: Problems = []
@@ -124,9 +154,9 @@ def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> P
             problems.append((place[field], f"{NOT_UTF8}: half of a surrogate pair"))
     prompt = [texts[field] for field in ("instruction", "input") if field in texts]
     if len(prompt) == 2 and not any(text.strip() for text in prompt):
-        problems.append((place["instruction"], "empty, and so is the input"))
+        problems.append((place["instruction"], "is empty, and so is the input: fill one in"))
     if not texts.get("output", "-").strip():
-        problems.append((place["output"], "empty"))
+        problems.append((place["output"], "is empty: fill it in"))
     return problems
 
 
@@ -134,11 +164,14 @@ def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: Problems
     """The first of `columns` that the row fills, as text; empty text counts as not filled."""
     for column in columns:
         value = row.get(column)
-        if value is None or value == "":
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or value == "" or value != value:  # NaN: a missing number of pandas
             continue
         text = str(value)
         if not isinstance(value, str | int) or isinstance(value, bool):
-            problems.append((column, f"must be text or a whole number, not {type_name(value)}"))
+            shown = text.lower() if isinstance(value, bool | float) else type_name(value)
+            problems.append((column, f"must be text or a whole number, not {shown}"))
         elif "\x00" in text or not encodable(text):
             problems.append((column, f"NUL character or {NOT_UTF8}"))
         return text
@@ -148,12 +181,12 @@ def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: Problems
 def mapped_shape(mapping: Mapping[str, str]) -> Shape:
     """The shape a user's mapping (field -> column) describes.
 
-    A field that is not named stands in the column of its own name.
+    A text that is not named is in the column of its own name, unless another text is.
 
     Raises:
-        Refused: the mapping names fields that records do not have.
+        Refused: the mapping names fields that records do not have, or leaves no column to one.
     """
-    fields = {"source_id" if field == "id" else field: name for field, name in mapping.items()}
+    fields = mapped_fields(mapping)
     known = ", ".join(_MAPPABLE)
     unknown = [field for field in fields if field not in _MAPPABLE]
     if unknown:
@@ -161,8 +194,57 @@ def mapped_shape(mapping: Mapping[str, str]) -> Shape:
         raise Refused(*(Fault(reason, field=field) for field in unknown))
     if "messages" in fields and (both := [field for field in TEXT_FIELDS if field in fields]):
         raise Refused(Fault(f"map either messages or {', '.join(both)}", field="messages"))
-    texts = {} if "messages" in fields else {field: field for field in TEXT_FIELDS}
-    return Shape("mapping", texts | fields)
+    shape = _mapped(fields)
+    if lost := [field for field in ("instruction", "output") if not _has(shape, field)]:
+        reason = "its own column is named for another field: name the column of this one too"
+        raise Refused(*(Fault(reason, field=field) for field in lost))
+    return shape
+
+
+def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
+    """A mapping with the fields' own names; `id` is short for `source_id`."""
+    return {"source_id" if field == "id" else field: name for field, name in mapping.items()}
+
+
+def _mapped(fields: Mapping[str, str]) -> Shape:
+    if "messages" in fields:
+        return Shape("mapping", fields)
+    taken = {column for field, column in fields.items() if field in TEXT_FIELDS}
+    own = {field: field for field in TEXT_FIELDS if field not in taken}
+    return Shape("mapping", own | dict(fields))
+
+
+def _has(shape: Shape, field: str) -> bool:
+    return field in shape.columns or "messages" in shape.columns
+
+
+def shape_of_file(
+    rows: Sequence[Row], file: str, mapping: Mapping[str, str]
+) -> tuple[Shape | None, list[Fault], frozenset[str]]:
+    """The shape of a file's rows, by a mapping as far as the file has the mapped columns.
+
+    Args:
+        rows: The file's rows.
+        file: Its name.
+        mapping: Column by field (`mapped_fields`), or empty.
+
+    Returns:
+        The shape, the faults that concern the whole file, and the mapped fields that it has.
+    """
+    present = {column for row in rows if row.value for column in row.value} if mapping else set()
+    fields = {field: column for field, column in mapping.items() if column in present}
+    if not fields.keys().isdisjoint(_TEXTS):
+        shape = _mapped(fields)
+        if all(_has(shape, field) for field in TEXT_FIELDS if field != "input") and (
+            shape.required <= present
+        ):
+            return shape, [], frozenset(fields)
+    shape, faults = recognise(rows, file)
+    if shape is None or faults:
+        missing = missing_columns(mapping, present, file)
+        return None if missing else shape, missing or faults, frozenset()
+    metadata = {field: column for field, column in fields.items() if field in METADATA}
+    return Shape(shape.name, {**shape.columns, **metadata}), [], frozenset(metadata)
 
 
 def recognise(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]]:
@@ -196,15 +278,12 @@ def _shape_of(value: Mapping[str, Any]) -> Shape | None:
     return next((shape for shape in SHAPES if shape.required <= value.keys()), None)
 
 
-def missing_columns(shape: Shape, rows: Sequence[Row], file: str) -> list[Fault]:
-    """Faults for columns of a mapping that no row of the file has."""
-    present = {column for row in rows if row.value is not None for column in row.value}
-    wanted = dict(shape.columns)
-    if wanted.get("input") == "input":  # Optional, unless the mapping names another column.
-        del wanted["input"]
+def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
+    """Faults for columns of a mapping that are not there."""
+    found = f"columns found: {', '.join(sorted(present)) or 'none'}"
     return [
-        Fault(f"the file has no column {name!r}; {_found(rows)}", file, field=field)
-        for field, name in wanted.items()
+        Fault(f"there is no column {name!r}; {found}", file, field=field)
+        for field, name in mapping.items()
         if name not in present
     ]
 

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.read import Ids
 from delift_pipeline.validation import faults_of
 
 VERSION_FILE = "version.yaml"
@@ -23,6 +24,7 @@ class VersionFile(BaseModel):
         columns: Field -> column of all its files.
         keep: Further columns of the pool's file to keep; else those the first parent keeps.
         skip_bad: Leave faulty rows out and count them.
+        ids: `ignore` drops the files' own ids.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -37,6 +39,7 @@ class VersionFile(BaseModel):
     columns: dict[str, str] | None = None
     keep: list[str] | None = None
     skip_bad: bool = False
+    ids: Ids = "keep"
 
 
 def read_version_file(folder: Path) -> VersionFile:

@@ -1,8 +1,6 @@
 """Ingesting files as an immutable dataset version."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,8 +9,9 @@ from filelock import FileLock
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.forgotten import without_forgotten
 from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
+from delift_pipeline.records.left_out import FAULTS_FILE, write_faults
 from delift_pipeline.records.parts import KEPT, Parts, settle, version_hash
-from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
 from delift_pipeline.records.stored import (
     Changes,
     DatasetVersion,
@@ -35,12 +34,12 @@ DATASET_CODE_VERSION = "1"
 
 def ingest(
     home: Home,
-    file: Path,
+    file: Inputs,
     *,
     version: str,
     parents: Sequence[str] = (),
-    target: Path | None = None,
-    heldout: Path | None = None,
+    target: Inputs | None = None,
+    heldout: Inputs | None = None,
     dataset: str | None = None,
     skip_bad: bool = False,
     mapping: Mapping[str, str] | None = None,
@@ -49,6 +48,8 @@ def ingest(
     model: str | None = None,
     template: str | None = None,
     keep: Sequence[str] = (),
+    ids: Ids = "keep",
+    say: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Store a file, with its target and held-out sets, as a new version.
 
@@ -59,20 +60,23 @@ def ingest(
 
     Args:
         home: Where to store it, as `datasets/<version>`.
-        file: The pool.
+        file: The pool: a file, a folder of files, or several.
         version: Its name, for ever: storing the same again does nothing.
         parents: Stored versions it follows.
         target: Records of the task to select for.
         heldout: Records for evaluation only.
         dataset: The data set it is a version of; else the first parent's, else the version's name
             up to its last `-`.
-        skip_bad: Leave faulty rows out (of all three files) and count them.
+        skip_bad: Leave faulty rows out (of all three files), count them and list their faults in
+            the version's `faults.jsonl`.
         mapping: Column mapping of all three files, see `read_records`.
         coverage: Which pairs to score: `auto`, `neighbours` or `all`.
         existing: What continual selection compares with: the parents' `subset` or whole `pool`.
         model: The scorer model, if the version has its own; kept as `named_model` names it.
         template: The prompt template, if the version has its own.
         keep: Further columns of the pool's file to keep as text, for balance reports and quotas.
+        ids: `ignore` drops the files' own ids.
+        say: Called with what the user should know about how the files were read.
 
     Returns:
         The manifest; its content hash depends on the records, not on their order or copies.
@@ -82,11 +86,14 @@ def ingest(
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
     columns = sorted(set(keep))
-    files = _read_all({"pool": file, "target": target, "heldout": heldout}, mapping, skip_bad)
-    faults = _name_faults(home, version, parents, settings) + files.faults
-    if faults:
+    inputs = {"pool": file, "target": target, "heldout": heldout}
+    found, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
+    if faults := _name_faults(home, version, parents, settings) + faults:
         raise Refused(*faults)
-    read, forgotten = without_forgotten(home, files.read)
+    for note in dict.fromkeys(note for part in found.values() for note in part.notes):
+        if say is not None:
+            say(note)
+    read, forgotten = without_forgotten(home, found)
     parts = settle(home, read, tuple(parents))
     if model is not None:
         settings["model"] = named_model(home, model)
@@ -97,29 +104,8 @@ def ingest(
     manifest = _manifest(home, version, dataset, tuple(parents), settings, read, parts)
     if forgotten:
         manifest.counts["forgotten"] = forgotten
-    return _store(home, version, manifest, {**parts.frames, KEPT: kept})
-
-
-@dataclass(frozen=True)
-class _Files:
-    read: dict[str, RecordsFile]
-    faults: list[Fault]
-
-
-def _read_all(
-    paths: Mapping[str, Path | None], mapping: Mapping[str, str] | None, skip_bad: bool
-) -> _Files:
-    read: dict[str, RecordsFile] = {}
-    faults: list[Fault] = []
-    for part, path in paths.items():
-        if path is None:
-            continue
-        try:
-            read[part] = read_records(path, mapping=mapping, skip_bad=skip_bad)
-        except Refused as refused:
-            # A fault of the mapping would come once for each file.
-            faults += [fault for fault in refused.faults if fault not in faults]
-    return _Files(read, faults)
+    skipped = [fault for part in read.values() for fault in part.faults]
+    return _store(home, version, manifest, {**parts.frames, KEPT: kept}, skipped)
 
 
 def _name_faults(
@@ -207,7 +193,11 @@ def _counts(
 
 
 def _store(
-    home: Home, version: str, manifest: Manifest, frames: Mapping[str, pl.DataFrame | None]
+    home: Home,
+    version: str,
+    manifest: Manifest,
+    frames: Mapping[str, pl.DataFrame | None],
+    skipped: Sequence[Fault],
 ) -> Manifest:
     """Write the version's folder whole, unless it is there already."""
     home.datasets.mkdir(parents=True, exist_ok=True)
@@ -219,6 +209,8 @@ def _store(
             for part, frame in frames.items():
                 if frame is not None:
                     write_parquet(folder / f"{part}.parquet", frame)
+            if skipped:
+                write_faults(folder / FAULTS_FILE, skipped)
             manifest.write(folder)
     return manifest
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def write_chosen(
     if form is None and source is not None and is_standard_output(path):
         form = kind_of(source).format
         form = None if form == "parquet" else form
-    writers = {"json": _json_array, "csv": _csv, "parquet": _parquet}
+    tabs = partial(_csv, separator="\t")
+    writers = {"json": _json_array, "csv": _csv, "tsv": tabs, "parquet": _parquet}
     data = writers.get(form or "jsonl", _json_lines)(file, chosen)
     write_output(path, compress(data, kind.codec))
 
@@ -58,12 +60,12 @@ def _json_array(file: RecordsFile, chosen: list[int]) -> bytes:
     return f"[\n{body}\n]\n".encode()
 
 
-def _csv(file: RecordsFile, chosen: list[int]) -> bytes:
+def _csv(file: RecordsFile, chosen: list[int], separator: str = ",") -> bytes:
     rows = [file.rows[at] for at in chosen]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
     # The default line ending, "\r\n", also makes the writer quote cells with a lone "\r".
-    writer = csv.writer(text)
+    writer = csv.writer(text, delimiter=separator)
     writer.writerow(columns)
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     return text.getvalue().encode("utf-8")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delift_pipeline.records.read import Ids, Inputs
 from delift_pipeline.selection.rule_options import RuleOptions
 
 
@@ -13,7 +14,7 @@ class Request:
     """What `delift select` was asked for.
 
     Attributes:
-        file: The pool.
+        file: The pool: a file, a folder of files, or several.
         target: Examples of the task to choose for, or None.
         existing: Records the model is trained on already, or None.
         stage: The stage; None takes the one that fits what is given.
@@ -22,14 +23,15 @@ class Request:
         budget: A share, a count, `full`, tokens or `auto`, as typed.
         seed: Seeds whatever is drawn.
         mapping: Column by field.
-        skip_bad: Leave faulty rows out.
+        skip_bad: Leave faulty rows out and list their faults beside `out`.
         out: Where the chosen records go.
         why: Where the reasons go, or None.
         balance: Columns of the file to compare pool and subset by, beside task and source.
         rules: Records pinned in or out (ids or files), quotas and caps.
+        ids: `ignore` drops the files' own ids.
     """
 
-    file: Path
+    file: Inputs
     target: Path | None
     existing: Path | None
     stage: str | None
@@ -43,11 +45,19 @@ class Request:
     why: Path | None
     balance: tuple[str, ...] = ()
     rules: RuleOptions = field(default_factory=RuleOptions)
+    ids: Ids = "keep"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was chosen, at what cost."""
+    """What was chosen, at what cost.
+
+    Attributes:
+        folded: Records of the pool's file that repeat an earlier one.
+        left_out: Faulty rows left out of all files.
+        faults: How many faults those have, by reason.
+        faults_file: The file that lists the faults, or None.
+    """
 
     pool: int
     selected: int
@@ -60,7 +70,10 @@ class Report:
     knee: int | None
     pairs_scored: int
     pairs_reused: int
+    folded: int
     left_out: int
+    faults: dict[str, int]
+    faults_file: str | None
     unscorable: int
     cuts: dict[str, int]
     seconds: float

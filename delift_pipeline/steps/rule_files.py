@@ -47,7 +47,8 @@ def _split(given: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def _records(files: Sequence[Path], mapping: Mapping[str, str] | None) -> list[str]:
-    return [r for file in files for r in read_records(file, mapping=mapping).frame["record_id"]]
+    read = [read_records(file, mapping=mapping, all_mapped=False) for file in files]
+    return [record for one in read for record in one.frame["record_id"]]
 
 
 def with_columns_of(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:

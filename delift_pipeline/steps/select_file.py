@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Fault, Refused, fault_counts
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.kept_columns import file_columns
-from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.left_out import faults_beside, left_out_notes, write_faults
+from delift_pipeline.records.read import RecordsFile, first_input, read_parts
 from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import Neighbours, nearest, prompt_texts
@@ -61,6 +62,8 @@ class Sets:
         existing: D_E, or None.
         existing_file: The file of D_E, to write replayed rows back, or None.
         left_out: Faulty rows left out of all files.
+        faults: Why they were.
+        notes: What the user should know about how the files were read.
     """
 
     stage: Stage
@@ -70,6 +73,8 @@ class Sets:
     existing: pl.DataFrame | None
     existing_file: RecordsFile | None
     left_out: int
+    faults: list[Fault]
+    notes: list[str]
 
     @property
     def whole(self) -> pl.DataFrame:
@@ -110,16 +115,12 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
 
 def _read(request: Request) -> Sets:
     """Read all files, every fault of all of them at once."""
-    read: dict[str, RecordsFile] = {}
-    faults: list[Fault] = []
-    for name in ("file", "target", "existing"):
-        path: Path | None = getattr(request, name)
-        if path is None:
-            continue
-        try:
-            read[name] = read_records(path, mapping=request.mapping, skip_bad=request.skip_bad)
-        except Refused as refused:
-            faults += [fault for fault in refused.faults if fault not in faults]
+    read, faults = read_parts(
+        {"file": request.file, "target": request.target, "existing": request.existing},
+        mapping=request.mapping,
+        skip_bad=request.skip_bad,
+        ids=request.ids,
+    )
     stage, wrong = _stage(request)
     if faults or wrong:
         raise Refused(*wrong, *faults)
@@ -131,8 +132,17 @@ def _read(request: Request) -> Sets:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
         raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
-    left_out = sum(one.left_out for one in read.values())
-    return Sets(stage, read["file"], pool, target, existing, read.get("existing"), left_out)
+    return Sets(
+        stage=stage,
+        file=read["file"],
+        pool=pool,
+        target=target,
+        existing=existing,
+        existing_file=read.get("existing"),
+        left_out=sum(one.left_out for one in read.values()),
+        faults=[fault for one in read.values() for fault in one.faults],
+        notes=list(dict.fromkeys(note for one in read.values() for note in one.notes)),
+    )
 
 
 def _ruled(request: Request, sets: Sets, model: ModelOptions) -> tuple[pl.DataFrame, Rules]:
@@ -247,7 +257,9 @@ def _inputs(sets: Sets) -> SelectionInputs:
 
 def _write(request: Request, sets: Sets, selection: Selection, reader: LanguageModel) -> None:
     file = sets.file if selection.replayed is None else _with_existing(sets)
-    write_chosen(request.out, file, selection.ranking, request.file)
+    write_chosen(request.out, file, selection.ranking, first_input(request.file))
+    if sets.faults:
+        write_faults(faults_beside(request.out), sets.faults)
     if request.why is not None:
         reasons = reasons_text(selection, sets.pool, sets.whole, reader)
         write_output(request.why, reasons.encode("utf-8"))
@@ -269,6 +281,18 @@ def _with_existing(sets: Sets) -> RecordsFile:
     )
 
 
+def _folded_note(file: RecordsFile) -> list[str]:
+    """How many records repeat an earlier one, and an example by their own ids."""
+    if not file.folded:
+        return []
+    first = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
+    ids = ", ".join(first["source_ids"][:SHOWN_IDS])
+    return [
+        f"{file.folded:,} of {file.read:,} rows have the prompt and answer of an earlier row and "
+        f"were folded into it; the first record with copies has {first['copies']:,} (ids: {ids})"
+    ]
+
+
 def _report(
     request: Request,
     sets: Sets,
@@ -278,9 +302,13 @@ def _report(
     fingerprint: str,
     seconds: float,
 ) -> Report:
-    notes = list(selection.notes)
-    if sets.left_out:
-        notes.insert(0, f"{sets.left_out:,} faulty rows were left out")
+    listed = faults_beside(request.out) if sets.faults else None
+    notes = [
+        *left_out_notes(sets.faults, sets.left_out, listed),
+        *sets.notes,
+        *_folded_note(sets.file),
+        *selection.notes,
+    ]
     if scored and scored.unscorable:
         record, why = next(iter(scored.unscorable.items()))
         notes.append(f"{len(scored.unscorable):,} records cannot be scored; {record}: {why}")
@@ -298,7 +326,10 @@ def _report(
         knee=selection.details.get("knee"),
         pairs_scored=scored.pairs_scored if scored else 0,
         pairs_reused=scored.pairs_reused if scored else 0,
+        folded=sets.file.folded,
         left_out=sets.left_out,
+        faults=fault_counts(sets.faults),
+        faults_file=str(listed) if listed else None,
         unscorable=len(scored.unscorable) if scored else 0,
         cuts=scored.cuts if scored else {},
         seconds=round(seconds, 3),

@@ -13,7 +13,11 @@ GOOD = b'{"id": "g", "instruction": "Add 1 and 1.", "input": "", "output": "2"}'
 
 BAD_LINES = {
     "not JSON": (b'{"instruction": "a"', None, "invalid JSON"),
-    "not a number of JSON": (b'{"instruction": "a", "output": NaN}', None, "NaN is no JSON value"),
+    "not a number of JSON": (
+        b'{"instruction": "a", "output": NaN}',
+        None,
+        "NaN is not a JSON value",
+    ),
     "too deep": (b"[" * 100_000, None, "nested too deeply"),
     "a list": (b'["a", "b"]', None, "not an object but a JSON list"),
     "a number": (b"12", None, "not an object but a JSON number"),
@@ -42,19 +46,29 @@ BAD_LINES = {
         None,
         "not valid UTF-8 (byte 21 of the line)",
     ),
+    "object as output": (b'{"instruction": "a", "output": {"b": 1}}', "output", "json.dumps"),
     "NUL": (b'{"instruction": "a\\u0000b", "output": "c"}', "instruction", "NUL character"),
     "half a pair": (b'{"instruction": "a", "output": "\\ud83d"}', "output", "surrogate"),
     "number with a fraction as id": (
         b'{"id": 1.5, "instruction": "a", "output": "b"}',
         "id",
-        "whole number, not number",
+        "whole number, not 1.5",
     ),
     "object as task": (
         b'{"task": {}, "instruction": "a", "output": "b"}',
         "task",
         "whole number, not object",
     ),
-    "an id twice": (b'{"id": "g", "instruction": "Other.", "output": "3"}', "source_id", "line 1"),
+    "a key twice": (
+        b'{"instruction": "a", "output": "b", "output": "c"}',
+        None,
+        "'output' occurs twice",
+    ),
+    "a key twice inside": (
+        b'{"instruction": "a", "output": "b", "more": [{"k": 1, "k": 2}]}',
+        None,
+        "'k' occurs twice",
+    ),
 }
 
 
@@ -83,7 +97,6 @@ def test_all_faults_come_at_once_in_file_order(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([GOOD, *lines]))
     faults = faults_of(path)
     assert [fault.line for fault in faults] == list(range(2, len(lines) + 2))
-    assert len(str(Refused(*faults)).splitlines()) == len(lines)
     assert read_records(path, skip_bad=True).left_out == len(lines)
 
 
@@ -104,11 +117,18 @@ def test_a_file_with_no_good_record_is_refused_even_with_skip_bad(
         read_records(path, skip_bad=True)
 
 
-def test_faults_of_a_json_array_have_the_position_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("indent", "lines"), [(None, [2, 3]), (2, [8, 9])])
+def test_faults_of_a_json_array_have_their_line_or_their_position_in_a_single_line(
+    tmp_path: Path, indent: int | None, lines: list[int]
+) -> None:
     path = tmp_path / "bad.json"
     rows = [json.loads(GOOD), 3, {"instruction": "a", "output": 1}]
-    path.write_text(json.dumps(rows, indent=2))
-    assert [(fault.line, fault.field) for fault in faults_of(path)] == [(2, None), (3, "output")]
+    path.write_text(json.dumps(rows, indent=indent))
+    faults = faults_of(path)
+    assert [(fault.line, fault.field) for fault in faults] == [
+        (lines[0], None),
+        (lines[1], "output"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,9 +136,7 @@ def test_faults_of_a_json_array_have_the_position_in_it(tmp_path: Path) -> None:
     [
         (b"[" + GOOD + b", {]", 2, "invalid JSON"),
         (b"[" + GOOD + b" " + GOOD + b"]", 2, "Expecting ','"),
-        (b"[" + GOOD + b"] []", 2, "Extra data"),
         (b"[" + GOOD + b",", 2, "invalid JSON"),
-        (GOOD, 1, "name JSON Lines files .jsonl"),
     ],
 )
 def test_a_broken_array_is_refused_whole(
@@ -139,9 +157,9 @@ def test_a_broken_array_is_refused_whole(
         (
             "bad.json",
             b'[\n{"instruction":"a","output":"b"},\n{"instruction":"\xff","output":"b"}]',
-            2,
+            3,
         ),
-        ("bad.csv", b"instruction,output\na,b\nx,caf\xe9\n", 3),
+        ("bad.csv", "instruction,output\na,é\nx,caf".encode() + b"\xe9\n", 3),
     ],
 )
 def test_bytes_that_are_not_utf8_are_found_in_every_format(
@@ -150,7 +168,8 @@ def test_bytes_that_are_not_utf8_are_found_in_every_format(
     path = tmp_path / name
     path.write_bytes(content)
     (fault,) = faults_of(path)
-    assert (fault.line, fault.reason) == (line, "not valid UTF-8")
+    assert fault.line == line
+    assert "not valid UTF-8" in fault.reason
     assert read_records(path, skip_bad=True).frame.height == 1
 
 
@@ -164,7 +183,7 @@ def test_csv_faults_have_the_physical_line(tmp_path: Path) -> None:
     assert [fault.line for fault in faults] == [5, 6, 7, 8, 9]
     assert "2 cells where the header has 3" in faults[0].reason
     assert "4 cells where the header has 3" in faults[1].reason
-    assert (faults[2].field, faults[2].reason) == ("output", "empty")
+    assert (faults[2].field, "empty" in faults[2].reason) == ("output", True)
     assert "invalid CSV" in faults[3].reason
     assert "NUL" in faults[4].reason
     assert read_records(path, skip_bad=True).frame["instruction"].to_list() == ["two\nlines\ralso"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.formats import read_table
 from delift_pipeline.records.recipes.table import Recipe
+from delift_pipeline.records.tables import read_table
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.output import write_output
 
@@ -109,7 +109,7 @@ def _downloaded(hub_id: str, patterns: tuple[str, ...], revision: str | None) ->
 def _read(recipe: Recipe, path: Path) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     faults: list[Fault] = []
-    table = read_table(path)
+    table = read_table(path, recipe.columns | RECORD_COLUMNS)
     for row in table.rows:
         if row.value is None:
             faults.append(Fault(row.reason, str(path), row.line))

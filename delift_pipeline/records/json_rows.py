@@ -1,0 +1,250 @@
+"""Rows of JSON Lines, arrays, objects that follow each other, and an object around one list."""
+
+import json
+import re
+from collections.abc import Collection, Generator, Iterator
+from typing import Any
+
+from delift_pipeline.errors import Fault
+from delift_pipeline.records.formats import (
+    MARK,
+    NOT_UTF8,
+    Row,
+    Table,
+    checked_row,
+    lenient_text,
+    type_name,
+)
+
+_START = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
+_BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
+_NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)
+_MARK_BYTES = MARK.encode()
+_CONVERT = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+
+Place = tuple[int, Any, str]
+"""Where a value starts in the text, the value, and what is wrong with it."""
+
+
+class _Decoder:
+    """Decodes JSON, and says what Python's decoder accepts or changes without a word."""
+
+    def __init__(self) -> None:
+        self._problem = ""
+        self._json = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._object)
+
+    def value(self, text: str, start: int = 0) -> tuple[Any, int, str]:
+        """The value at `start`, where it ends, and what is wrong with it.
+
+        Raises:
+            ValueError: there is no JSON value.
+            RecursionError: it is nested too deeply.
+        """
+        self._problem = ""
+        value, end = self._json.raw_decode(text, start)
+        return value, end, self._problem
+
+    def line(self, text: str) -> tuple[Any, str]:
+        """The one value of a line, and what is wrong with it."""
+        self._problem = ""
+        return self._json.decode(text), self._problem
+
+    def _constant(self, name: str) -> None:
+        self._problem = f"invalid JSON: {name} is not a JSON value"
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            self._problem = f"the key {repeated!r} occurs twice in one object: keep one of them"
+        return value
+
+
+def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
+    """Rows of a text that starts with `{` or `[`.
+
+    Args:
+        data: UTF-8.
+        file: Named in faults.
+        columns: Columns that records may have; an object with one of them is a record and not
+            an object around a list of records.
+    """
+    if _is_lines(data):
+        table = json_lines(data)
+        if len(table.rows) > 1 or not _lists(table.rows, columns):
+            return table
+    text, valid = lenient_text(data)
+    table = _stream(text, file)
+    if lists := _lists(table.rows, columns):
+        table = _unwrapped(text, file, lists)
+    return table if valid else Table([checked_row(row) for row in table.rows], table.fatal)
+
+
+def json_lines(data: bytes) -> Table:
+    """One row for each line that is not blank."""
+    rows: list[Row] = []
+    decoder = _Decoder()
+    for line, encoded in enumerate(data.split(b"\n"), start=1):
+        while encoded.startswith(_MARK_BYTES):
+            encoded = encoded.removeprefix(_MARK_BYTES)
+        if encoded.strip():
+            rows.append(_line_row(decoder, len(rows) + 1, line, encoded.removesuffix(b"\r")))
+    return Table(rows)
+
+
+def _line_row(decoder: _Decoder, number: int, line: int, encoded: bytes) -> Row:
+    try:
+        text = encoded.decode("utf-8")
+        value, problem = decoder.line(text)
+    except UnicodeDecodeError as error:
+        reason = f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
+        return Row(number, line, None, reason)
+    except json.JSONDecodeError as error:
+        return Row(number, line, None, f"invalid JSON: {error.msg} (column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return Row(number, line, None, _syntax_fault(error))
+    return _row(number, line, value, problem, text)
+
+
+def _row(number: int, line: int, value: Any, problem: str, raw: str | None = None) -> Row:
+    if problem or not isinstance(value, dict):
+        reason = problem or f"not an object but a JSON {type_name(value)}"
+        return Row(number, line, None, reason)
+    return Row(number, line, value, raw=raw)
+
+
+def _syntax_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+    if isinstance(error, RecursionError):
+        return "invalid JSON: nested too deeply"
+    return f"invalid JSON: {error}"
+
+
+def _is_lines(data: bytes) -> bool:
+    """Whether each line of the text is a value of its own, by its first line."""
+    found = _START.match(data)
+    start = found.end() if found else 0
+    end = data.find(b"\n", start)
+    if data.startswith(b"[", start):
+        return False
+    line = lenient_text(data[start:] if end < 0 else data[start:end])[0].strip()
+    decoder = _Decoder()
+    try:
+        decoder.line(line)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return True
+    if line == "{":
+        return False
+    whole, _ = lenient_text(data)
+    try:
+        decoder.value(whole, _skip(whole, 0))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _stream(text: str, file: str) -> Table:
+    """Values that follow each other; the elements of an array count as values."""
+    return _placed(text, file, _values(text, _Decoder()))
+
+
+def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
+    """Rows with their lines; with their numbers where several start on one line."""
+    found: list[Place] = []
+    fatal: list[Fault] = []
+    try:
+        for place in values:
+            found.append(place)
+    except (ValueError, RecursionError) as error:
+        line = len(found) + 1
+        if isinstance(error, json.JSONDecodeError) and error.lineno > 1:
+            line = error.lineno
+        fatal.append(Fault(_syntax_fault(error), file, line))
+    lines, line, before = list[int](), 1, 0
+    for at, _, _ in found:
+        line, before = line + text.count("\n", before, at), at
+        lines.append(line)
+    if len(set(lines)) < len(lines):
+        lines = list(range(1, len(found) + 1))
+    rows = [
+        _row(number, line, value, problem)
+        for number, (line, (_, value, problem)) in enumerate(zip(lines, found, strict=True), 1)
+    ]
+    return Table(rows, fatal)
+
+
+def _values(text: str, decoder: _Decoder) -> Iterator[Place]:
+    """The values of a text; the next line with an object follows one that is broken."""
+    at = _skip(text, 0)
+    while at < len(text):
+        if text[at] == "[":
+            at = yield from _elements(text, at, decoder)
+        else:
+            try:
+                value, end, problem = decoder.value(text, at)
+            except (ValueError, RecursionError) as error:
+                found = _NEXT_OBJECT.search(text, at + 1)
+                value, problem = None, _syntax_fault(error)
+                end = found.start() if found else len(text)
+            yield at, value, problem
+            at = end
+        at = _skip(text, at)
+
+
+def _elements(text: str, at: int, decoder: _Decoder) -> Generator[Place, None, int]:
+    """The elements of the array at a place one by one; returns where it ends."""
+    at = _skip(text, at + 1)
+    more = not text.startswith("]", at)
+    while more:
+        value, end, problem = decoder.value(text, at)
+        yield at, value, problem
+        at = _skip(text, end)
+        more = text.startswith(",", at)
+        if not more and not text.startswith("]", at):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        at = _skip(text, at + 1) if more else at
+    return at + 1
+
+
+def _skip(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _lists(rows: list[Row], columns: Collection[str]) -> list[str]:
+    """The lists of objects in a file's only object, unless that is a record itself."""
+    value = rows[0].value if len(rows) == 1 else None
+    if value is None or not value.keys().isdisjoint(columns):
+        return []
+    return [
+        key
+        for key, items in value.items()
+        if isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+    ]
+
+
+def _unwrapped(text: str, file: str, lists: list[str]) -> Table:
+    """The rows of the only list of objects in an object."""
+    if len(lists) > 1:
+        reason = (
+            f"the file is one object with several lists of records ({', '.join(lists)}): write "
+            f"one of them to a file of its own, for example with `jq .{lists[0]}`"
+        )
+        return Table([], [Fault(reason, file)])
+    decoder = _Decoder()
+    return _placed(text, file, _elements(text, _member(text, lists[0], decoder), decoder))
+
+
+def _member(text: str, key: str, decoder: _Decoder) -> int:
+    """Where the value of a key starts in the text's only object."""
+    at, name = _skip(text, 0), None
+    while True:
+        name, end, _ = decoder.value(text, _skip(text, at + 1))
+        at = _skip(text, _skip(text, end) + 1)
+        if name == key:
+            return at
+        at = _skip(text, decoder.value(text, at)[1])

@@ -1,0 +1,53 @@
+"""What is said of faulty records that were left out, and the file that lists all their faults."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from delift_pipeline.errors import Fault, fault_count_lines, first_faults
+from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import is_standard_output
+
+FAULTS_FILE = "faults.jsonl"
+
+
+def faults_beside(out: Path) -> Path:
+    """The file of faults beside an output; in the working directory if that is not a file."""
+    if is_standard_output(out) or (out.exists() and not out.is_file()):
+        return Path(FAULTS_FILE)
+    return out.with_name(f"{out.name}.{FAULTS_FILE}")
+
+
+def write_faults(path: Path, faults: Sequence[Fault]) -> None:
+    """Write one JSON object a fault: reason, file, line, field."""
+    lines = (json_text(asdict(fault)) + "\n" for fault in faults)
+    write_text(path, "".join(lines))
+
+
+def read_faults(path: Path) -> list[Fault]:
+    """The faults of a file that `write_faults` wrote; none where it is not there."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [Fault(**json.loads(line)) for line in lines if line]
+
+
+def left_out_notes(faults: Sequence[Fault], left_out: int, written: Path | None) -> list[str]:
+    """How many rows were left out and why, with the first places.
+
+    Args:
+        faults: Why, in the order of their places.
+        left_out: How many rows.
+        written: The file that lists all faults, or None.
+    """
+    if not faults:
+        return []
+    place = f"; {written} lists every fault" if written else ""
+    return [
+        f"{left_out:,} faulty rows were left out{place}; by reason:",
+        *fault_count_lines(faults),
+        "the first of them:",
+        *map(str, first_faults(faults)),
+    ]
