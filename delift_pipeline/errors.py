@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 PASSING_ERRNOS = {
     errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ENOMEM, errno.ENOLCK, errno.ESTALE,
@@ -58,7 +59,11 @@ _DETAIL = re.compile(r"'[^']*'|\d+")
 
 def fault_kind(fault: Fault) -> str:
     """Field and reason without the numbers and quoted texts in which faults of a kind differ."""
-    text = ": ".join(part for part in (fault.field, fault.reason) if part)
+    return _without_details(": ".join(part for part in (fault.field, fault.reason) if part))
+
+
+@lru_cache(4096)
+def _without_details(text: str) -> str:
     return _DETAIL.sub("…", text)
 
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from delift_pipeline.errors import DeliftError, Refused, may_pass
+from delift_pipeline.errors import DeliftError, Fault, Refused, fault_counts, fault_lines, may_pass
 
 
 def caused(cause: BaseException) -> DeliftError:
@@ -57,3 +57,26 @@ def test_torchs_own_error_counts_as_memory() -> None:
     import torch
 
     assert may_pass(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_long_list_of_faults_shows_the_first_of_each_kind_and_the_counts() -> None:
+    empty = [Fault("is empty", "a.jsonl", line, "output") for line in range(1, 10_000)]
+    broken = [Fault(f"invalid JSON (column {n})", "a.jsonl", n) for n in (7, 9)]
+    lines = fault_lines([*empty, *broken])
+    assert len(lines) < 25
+    assert lines[:2] == ["a.jsonl:1: output: is empty", "a.jsonl:2: output: is empty"]
+    assert str(broken[1]) in lines
+    assert any("9,999 x output: is empty" in line for line in lines)
+    assert any("2 x invalid JSON" in line for line in lines)
+    assert str(Refused(*empty, *broken)).splitlines() == lines
+    assert list(fault_counts([*broken, *empty]).values()) == [9_999, 2]
+
+
+def test_a_short_list_of_faults_is_shown_whole() -> None:
+    faults = [Fault("is empty", "a.jsonl", line) for line in range(1, 21)]
+    assert fault_lines(faults) == [str(fault) for fault in faults]
+
+
+def test_many_kinds_of_faults_are_bounded_too() -> None:
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
+    assert len(fault_lines([Fault(word, "a.jsonl", 1) for word in words])) < 35

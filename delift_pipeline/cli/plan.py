@@ -61,7 +61,7 @@ def plan(
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
-        raise Refused(Fault("name either files of records or a stored version (--version V)"))
+        raise Refused(Fault("name either a file of records or a stored version (--version V)"))
     if version is not None and version not in place.versions() and Path(version).is_file():
         files = [Path(version)]
     if files:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.read import RecordsFile, read_parts, read_records
 
 
 def load(folder: Path, *rows: dict[str, Any], **options: Any) -> RecordsFile:
@@ -137,6 +137,60 @@ def test_a_mapping_that_does_not_fit_is_refused(
     with pytest.raises(Refused) as caught:
         load(tmp_path, {"q": "i", "a": "o"}, mapping=mapping)
     assert {fault.field for fault in caught.value.faults} == fields
+
+
+def test_a_column_that_one_text_took_is_no_longer_another(tmp_path: Path) -> None:
+    row = {"id": "q1", "input": "Name a lake.", "output": "Como."}
+    assert texts(load(tmp_path, row, mapping={"instruction": "input"})) == [
+        ("Name a lake.", "", "Como.")
+    ]
+    row = {"task": "Name a lake.", "output": "Como."}
+    found = load(tmp_path, row, mapping={"instruction": "task"})
+    assert found.frame.select("instruction", "task").row(0) == ("Name a lake.", "")
+    found = load(tmp_path, row | {"id": "q"}, mapping={"instruction": "id"})
+    assert found.frame["source_ids"].to_list() == [["rows-1"]]
+
+
+def test_a_mapping_that_takes_the_answers_column_has_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        load(tmp_path, {"instruction": "i", "output": "o"}, mapping={"input": "output"})
+    assert [fault.field for fault in caught.value.faults] == ["output"]
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_mapping_applies_to_the_files_that_have_its_columns(tmp_path: Path) -> None:
+    mapping = {"instruction": "question", "task": "kind"}
+    parts = {
+        "file": write(tmp_path / "f.jsonl", {"question": "q", "output": "o", "kind": "k"}),
+        "target": write(tmp_path / "t.jsonl", {"instruction": "i", "output": "o"}),
+        "existing": write(tmp_path / "e.jsonl", {"question": "e", "output": "o"}),
+    }
+    read, faults = read_parts(parts, mapping=mapping)
+    assert faults == []
+    found = {part: file.frame.select("instruction", "task").row(0) for part, file in read.items()}
+    assert found == {"file": ("q", "k"), "target": ("i", ""), "existing": ("e", "")}
+    both = read_records([parts["file"], parts["target"]], mapping=mapping)
+    assert both.frame["instruction"].to_list() == ["q", "i"]
+
+
+def test_a_mapped_column_that_no_file_has_is_refused_once(tmp_path: Path) -> None:
+    parts = {
+        "file": write(tmp_path / "f.jsonl", {"question": "q", "output": "o"}),
+        "target": write(tmp_path / "t.jsonl", {"instruction": "i", "output": "o"}),
+    }
+    _, faults = read_parts(parts, mapping={"instruction": "question", "task": "kynd"})
+    assert [fault.field for fault in faults] == ["task"]
+    assert "'kynd'" in faults[0].reason and "question" in faults[0].reason
+
+
+def test_a_mapped_task_goes_with_any_recognised_shape(tmp_path: Path) -> None:
+    row = turns(("user", "q"), ("assistant", "a")) | {"kind": "k"}
+    found = load(tmp_path, row, mapping={"task": "kind"})
+    assert (found.shape, found.frame["task"].to_list()) == ("chat", ["k"])
 
 
 def test_an_unrecognised_shape_is_refused_with_what_was_found_and_what_is_known(
