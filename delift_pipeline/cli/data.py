@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...",
+        metavar="FILE",
         help="JSON Lines, JSON, CSV, Parquet or Arrow (.gz, .zst); a folder of them; - is standard "
         "input.",
     ),

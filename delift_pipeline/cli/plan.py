@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def plan(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE...]", help="Files of records, in place of a stored version."),
+        typer.Argument(metavar="FILE", help="Files of records, in place of a stored version."),
     ] = None,
     version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
     arm: Annotated[

@@ -1,5 +1,6 @@
 """Taking what was dropped into the inbox: ingested and put aside, or rejected with its faults."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home, checked_version
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 
+_LOG = logging.getLogger(__name__)
 FAULTS = ".faults.txt"
 INHERITED = {
     "coverage": "auto",
@@ -79,7 +81,9 @@ def _ingest(home: Home, entry: Entry) -> Manifest:
         newest = newest_versions(home).get(entry.dataset)
         parents = [newest] if newest else []
         settings = _inherited(home, parents, {})
-    return ingest(home, entry.path, version=entry.version, parents=parents, **settings)
+    return ingest(
+        home, entry.path, version=entry.version, parents=parents, say=_LOG.warning, **settings
+    )
 
 
 def _ingest_folder(home: Home, entry: Entry) -> Manifest:
@@ -99,6 +103,7 @@ def _ingest_folder(home: Home, entry: Entry) -> Manifest:
         dataset=about.dataset,
         skip_bad=about.skip_bad,
         ids=about.ids,
+        say=_LOG.warning,
         mapping=about.columns,
         **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
     )

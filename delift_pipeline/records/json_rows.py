@@ -139,12 +139,13 @@ def _is_lines(data: bytes) -> bool:
         return True
     if line == "{":
         return False
-    whole, _ = lenient_text(data)
+    text, _ = lenient_text(data)
+    first = _skip(text, 0)
     try:
-        decoder.value(whole, _skip(whole, 0))
+        _, last, _ = decoder.value(text, first)
     except (ValueError, RecursionError):
         return True
-    return False
+    return "\n" not in text[first:last]
 
 
 def _stream(text: str, file: str) -> Table:

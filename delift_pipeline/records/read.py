@@ -125,10 +125,10 @@ def read_parts(
         try:
             read[part] = _read(inputs, fields, skip_bad, ids)
         except Refused as refused:
-            faults += [fault for fault in refused.faults if fault not in faults]
+            faults += refused.faults
     if all_mapped and not faults:
         faults = _unused(fields, read, parts)
-    return read, faults
+    return read, list(dict.fromkeys(faults))  # two inputs may name the same file
 
 
 def _unused(

@@ -285,11 +285,12 @@ def _folded_note(file: RecordsFile) -> list[str]:
     """How many records repeat an earlier one, and an example by their own ids."""
     if not file.folded:
         return []
-    first = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
-    ids = ", ".join(first["source_ids"][:SHOWN_IDS])
+    record = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
+    first, *others = record["source_ids"][: SHOWN_IDS + 1]
+    example = f"{', '.join(others)} into {first}" if others else f"all rows with the id {first}"
     return [
-        f"{file.folded:,} of {file.read:,} rows have the prompt and answer of an earlier row and "
-        f"were folded into it; the first record with copies has {first['copies']:,} (ids: {ids})"
+        f"{file.folded:,} of {file.read:,} rows repeat the prompt and answer of an earlier row and "
+        f"were folded into it (for example {example})"
     ]
 
 

@@ -109,7 +109,7 @@ def test_folded_records_are_counted_with_an_example(select: Any, tmp_path: Path)
     answer = select(write(tmp_path / "a.jsonl", rows), "--json")
     assert (answer.json["pool"], answer.json["folded"]) == (2, 2)
     (note,) = [note for note in answer.json["notes"] if "folded" in note]
-    assert "2 of 4" in note and "p, q, r" in note
+    assert "2 of 4" in note and "q, r into p" in note
     assert note in answer.err
 
 

@@ -179,8 +179,9 @@ def test_an_array_may_hold_a_key_twice_in_one_of_its_records(tmp_path: Path) -> 
     assert [fault.line for fault in found.faults] == [2]
 
 
-def test_a_broken_first_line_is_a_fault_of_that_line_only(tmp_path: Path) -> None:
-    (fault,) = refusal(tmp_path, "a.jsonl", '{"instruction": "a"\n' + LINES)
+@pytest.mark.parametrize("first", ['{"instruction": "a"', '{"instruction": "a"},'])
+def test_a_broken_first_line_is_a_fault_of_that_line_only(tmp_path: Path, first: str) -> None:
+    (fault,) = refusal(tmp_path, "a.jsonl", f"{first}\n{LINES}")
     assert fault.line == 1
 
 
