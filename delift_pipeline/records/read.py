@@ -173,10 +173,9 @@ def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -
             reading.whole += refused.faults
         else:
             _add(reading, path, table, fields, ids)
-    if reading.whole:
-        raise Refused(*reading.whole)
-    if reading.faults and not skip_bad:
-        raise Refused(*reading.faults)
+    refusing = reading.whole + ([] if skip_bad else reading.faults)
+    if refusing:
+        raise Refused(*refusing)
     folded = reading.folder.done()
     if folded.frame.is_empty():
         names = ", ".join(map(str, _several(inputs)))

@@ -166,6 +166,20 @@ class TestTaking:
         assert entries(home) == []
         assert (home.inbox / "accepted" / "squares-v1.jsonl").is_file()
 
+    def test_what_to_know_of_a_file_is_a_warning_and_ids_can_be_ignored(
+        self, home: Home, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        drop(home, "squares-v1.jsonl", text=lines(range(9), id="x"))
+        ingest_dropped(home, "squares-v1")
+        assert "'x#2'" in caplog.text
+        caplog.clear()
+        drop(home, "squares-v2/pool.jsonl", text=lines(range(9), id="x"))
+        drop(home, "squares-v2/version.yaml", text="ids: ignore")
+        ingest_dropped(home, "squares-v2")
+        assert caplog.text == ""
+        ids = load_version(home, "squares-v2").pool["source_ids"].list.first()
+        assert ids.str.starts_with("pool-").all()
+
     def test_a_bad_file_is_rejected_with_its_faults_beside_it(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", text=lines([1]) + '{"instruction": "x"}\n{broken\n')
         with pytest.raises(Refused) as caught:

@@ -150,6 +150,13 @@ def test_every_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_faults_of_all_files_come_together(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "a.jsonl", "a", "")
+    second = tmp_path / "b.csv"
+    second.write_text("text;label\na;b\n")
+    assert {fault.file for fault in refusal([first, second])} == {str(first), str(second)}
+
+
 def test_an_empty_shard_is_no_fault_among_others(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl")
     write_lines(tmp_path / "b.jsonl", "b")
