@@ -50,8 +50,10 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
             raise Refused(Fault(f"the file is {content}", file))
     if data.startswith(b"PAR1"):
         return _columnar(lambda: pl.read_parquet(io.BytesIO(data)), "Parquet", file)
-    if data.startswith((ARROW_FILE, ARROW_STREAM)):
-        return _columnar(lambda: _arrow(data), "Arrow", file)
+    if data.startswith(ARROW_FILE):
+        return _columnar(lambda: pl.read_ipc(io.BytesIO(data)), "Arrow", file)
+    if data.startswith(ARROW_STREAM):
+        return _columnar(lambda: pl.read_ipc_stream(io.BytesIO(data)), "Arrow", file)
     return _text_table(_as_utf8(data, file), path, columns)
 
 
@@ -89,19 +91,10 @@ def _as_utf8(data: bytes, file: str) -> bytes:
         raise Refused(Fault(reason, file)) from error
 
 
-def _arrow(data: bytes) -> pl.DataFrame:
-    import pyarrow as pa
-
-    read = pa.ipc.open_file if data.startswith(ARROW_FILE) else pa.ipc.open_stream
-    frame = pl.from_arrow(read(pa.py_buffer(data)).read_all())
-    assert isinstance(frame, pl.DataFrame)  # A table never becomes a single column.
-    return frame
-
-
 def _columnar(read: Callable[[], pl.DataFrame], kind: str, file: str) -> Table:
     try:
         frame = read()
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         first = str(error).splitlines()[0]
         return Table([], [Fault(f"cannot be read as {kind}: {first}", file)])
     rows = [Row(n, n, value) for n, value in enumerate(frame.iter_rows(named=True), start=1)]

@@ -1,5 +1,6 @@
 """A file is read by what it holds: format, compression, encoding and separator."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -9,6 +10,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.read import RecordsFile, read_records
@@ -197,3 +200,28 @@ def test_a_mapped_column_tells_the_separator(tmp_path: Path) -> None:
         tmp_path, "a.csv", content, mapping={"instruction": "what, precisely", "output": "reply"}
     )
     assert found.frame["output"].to_list() == ["Argon."]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=st.sampled_from(sorted(CONTENTS)),
+    at=st.floats(0, 1),
+    removed=st.integers(0, 20),
+    put=st.sampled_from([b"", b"{", b"]", b'"', b"\n", b"\xff", b"\x00", MARK.encode()]),
+    skip_bad=st.booleans(),
+)
+def test_a_damaged_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    case: str,
+    at: float,
+    removed: int,
+    put: bytes,
+    skip_bad: bool,
+) -> None:
+    name, content = CONTENTS[case]
+    whole = content.encode() if isinstance(content, str) else content
+    place = int(at * len(whole))
+    damaged = whole[:place] + put + whole[place + removed :]
+    with contextlib.suppress(Refused):
+        found = read(tmp_path_factory.mktemp("damaged"), name, damaged, skip_bad=skip_bad)
+        assert found.frame.height > 0
