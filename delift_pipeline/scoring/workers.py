@@ -57,7 +57,9 @@ class _Worker:
         lines = self.log.read_text("utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         status = self.status or 0
-        return f"signal {-status}" if status < 0 else (said or [f"exit status {status}"])[-1]
+        if status < 0:
+            return f"signal {-status}" + (f" after it said: {said[-1]}" if said else "")
+        return (said or [f"exit status {status}"])[-1]
 
     @property
     def faults(self) -> list[str]:

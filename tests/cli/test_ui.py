@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from delift_pipeline.cli import serve
 from delift_pipeline.cli.serve import commands
 from delift_pipeline.storage.home import Home
 
@@ -176,6 +177,20 @@ def test_both_ports_taken_are_two_faults(delift: Any, tmp_path: Path) -> None:
         faults = delift("ui", *options).faults
     assert [port in fault for port, fault in zip(ports, faults, strict=True)] == [True, True]
     assert not (tmp_path / "home").exists()
+
+
+def test_one_port_for_both_servers_is_refused(
+    delift: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DELIFT_TRACKING_URI", raising=False)
+    for name in ("_prepare", "_serve_prepared"):
+        monkeypatch.setattr(serve, name, lambda *_: 0)
+    port, _ = free_ports()
+    options = ("--port", port, "--mlflow-port", port, "--home", tmp_path / "home")
+    (fault,) = delift("ui", *options).faults
+    assert fault.startswith("--mlflow-port: ") and str(port) in fault
+    monkeypatch.setenv("DELIFT_TRACKING_URI", "https://track.example")
+    assert delift("ui", *options).status == 0
 
 
 def test_with_a_tracking_server_none_is_started_here(

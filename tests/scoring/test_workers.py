@@ -23,7 +23,13 @@ from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.worker import ORPHANED
-from delift_pipeline.scoring.workers import MODULE, environments, pinned, score_together
+from delift_pipeline.scoring.workers import (
+    MODULE,
+    _started,
+    environments,
+    pinned,
+    score_together,
+)
 
 COUNT = 48
 
@@ -137,6 +143,17 @@ def test_when_all_workers_die_one_sentence_says_what_is_left(work: Work) -> None
 def test_a_worker_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", MODULE, str(tmp_path)]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == ORPHANED
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('my own script ran')")
+    monkeypatch.chdir(tmp_path)
+    with _started(tmp_path, [{}]) as (worker,):
+        worker.status = worker.process.wait(60)
+        last = worker.last_words
+    assert last.startswith("FileNotFoundError") and "job.json" in last
 
 
 def test_an_error_in_a_worker_ends_it_with_a_traceback_and_status_1(tmp_path: Path) -> None:
