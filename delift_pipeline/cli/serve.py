@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from delift_pipeline.cli.options import DEBUG_VARIABLE
 from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
 
 ADDRESS = "127.0.0.1"
@@ -68,7 +71,7 @@ def _serve_prepared(home: Home, port: int, mlflow_port: int) -> int:
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in programs.items():
-            servers[name] = _start(command)
+            servers[name] = _start(home, name, command)
         for name, where in (("dagster", port), (MLFLOW, mlflow_port)):
             if name == MLFLOW and MLFLOW not in servers:
                 print(f"mlflow: {_remote_tracking()}", file=sys.stderr, flush=True)
@@ -123,9 +126,28 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
     # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    set_log_level(home)
     _close_interrupted(home)
     if not remote:
         Tracker(home)
+
+
+def set_log_level(home: Home) -> None:
+    """Runs print every event of theirs only where `--debug` asks for it.
+
+    A home made by an older version has no level yet. Any other level was set by hand and stays.
+    """
+    from delift_pipeline.cli.graph import prepare_dagster_home
+
+    prepare_dagster_home(home)
+    file = home.dagster / "dagster.yaml"
+    before = file.read_text("utf-8")
+    level = "DEBUG" if os.environ.get(DEBUG_VARIABLE) else "INFO"
+    text = re.sub(r"(?m)^(  python_log_level:) (INFO|DEBUG)$", rf"\1 {level}", before)
+    if "python_log_level" not in text:
+        text += f"\npython_logs:\n  python_log_level: {level}\n"
+    if text != before:
+        write_text(file, text)
 
 
 def _remote_tracking() -> str | None:
@@ -146,11 +168,12 @@ def _close_interrupted(home: Home) -> None:
 def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     """The programs to start, by name; MLflow only where no tracking server is named."""
     python = [sys.executable, "-m"]
-    location = ["-m", MODULE]
+    # Dagster imports from the working directory first, which is the current folder by default.
+    location = ["-m", MODULE, "--working-directory", str(home.dagster)]
     programs = {
         "webserver": [
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
-            "--dagster-log-level", "warning",
+            "--dagster-log-level", "warning", "--code-server-log-level", "warning",
         ],
         DAEMON: [*python, "dagster._daemon", "run", *location, "--log-level", "warning"],
         MLFLOW: [
@@ -164,11 +187,28 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     return programs
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def _start(home: Home, name: str, command: list[str]) -> subprocess.Popen[bytes]:
     # Each in a session of its own, so that it and its children can be ended as one group.
     return subprocess.Popen(
-        command, start_new_session=True, stdout=sys.stderr, preexec_fn=_die_with_parent()
+        command,
+        env=environment(home),
+        # MLflow's web server imports from the folder it is started in, whatever its options say.
+        cwd=home.mlflow if name == MLFLOW else None,
+        start_new_session=True,
+        stdout=sys.stderr,
+        preexec_fn=_die_with_parent(),
     )
+
+
+def environment(home: Home) -> dict[str, str]:
+    """The servers' environment: they import nothing from the user's current folder.
+
+    Dagster takes the first place that Python imports from for the folder of the script, and leaves
+    it out. A folder without modules stands there, so that nothing of PYTHONPATH is left out.
+    """
+    path = [str(home.dagster), os.environ.get("PYTHONPATH", "")]
+    safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(part for part in path if part)}
+    return {**os.environ, **safe}
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -208,7 +248,7 @@ def _watch(
             _await_gone(servers[name])
             if name == DAEMON:
                 _close_interrupted(home)
-            servers[name] = _start(commands[name])
+            servers[name] = _start(home, name, commands[name])
         time.sleep(0.5)
 
 

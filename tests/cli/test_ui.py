@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from delift_pipeline.cli import serve
 from delift_pipeline.cli.serve import commands
@@ -93,13 +94,22 @@ def end_by_id(processes: list[psutil.Process]) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`delift ui` on an empty home, in a session of its own."""
+    """`delift ui` on an empty home, in a session of its own.
+
+    The current folder holds files of the user's that are named as modules.
+    """
     folder = tmp_path_factory.mktemp("ui")
+    for name in ("random", "gql", "assets", "resources", "yaml", "mlflow"):
+        (folder / f"{name}.py").write_text("raise SystemExit('my own script ran')")
     port, mlflow_port = free_ports()
-    command = [sys.executable, "-m", "delift_pipeline.cli.main", "ui"]
+    # As the installed program, which does not look for modules in the current folder either.
+    command = [sys.executable, "-P", "-m", "delift_pipeline.cli.main", "ui"]
     options = ["--port", str(port), "--mlflow-port", str(mlflow_port), "--home", folder / "home"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *options], cwd=folder, env=environment, stderr=log, start_new_session=True
+        )
     running = Served(process, port, mlflow_port)
     try:
         until_answered(port, "/server_info")
@@ -191,6 +201,28 @@ def test_one_port_for_both_servers_is_refused(
     assert fault.startswith("--mlflow-port: ") and str(port) in fault
     monkeypatch.setenv("DELIFT_TRACKING_URI", "https://track.example")
     assert delift("ui", *options).status == 0
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_runs_print_their_events_only_where_debug_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    home = Home.at(tmp_path)
+    file = home.dagster / "dagster.yaml"
+    if older:  # made before the level was set
+        file.parent.mkdir()
+        file.write_text("telemetry:\n  enabled: false\n")
+
+    def level() -> str:
+        serve.set_log_level(home)
+        return yaml.safe_load(file.read_text("utf-8"))["python_logs"]["python_log_level"]
+
+    monkeypatch.delenv("DELIFT_DEBUG", raising=False)
+    assert level() == "INFO"
+    monkeypatch.setenv("DELIFT_DEBUG", "1")
+    assert level() == "DEBUG"
+    file.write_text(file.read_text("utf-8").replace("DEBUG", "ERROR"))
+    assert level() == "ERROR"
 
 
 def test_with_a_tracking_server_none_is_started_here(
