@@ -13,7 +13,7 @@ import polars as pl
 
 from assets.checks import severity
 from assets.columns import column_lineage, row_count
-from delift_pipeline.errors import DeliftError, Refused, may_pass
+from delift_pipeline.errors import DeliftError, Refused, may_pass, system_error, system_sentence
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.steps.outcome import Outcome
 
@@ -49,7 +49,8 @@ def enter(
     except DeliftError as error:
         raise dg.Failure(description=str(error), allow_retries=may_pass(error)) from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        failed = system_error(error)
+        said = system_sentence(failed) if failed else f"{type(error).__name__}: {error}"
         raise dg.Failure(description=said, allow_retries=may_pass(error)) from error
     seconds = time.monotonic() - started
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")

@@ -191,7 +191,12 @@ def _execute(
     tally.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})
     _count_pairs(result, tally)
     if not result.success:
-        raise _failure(result, label)
+        error = _failure(result, label)
+        # Printed with the traceback of --debug, which itself ends at this call.
+        for event in (event for event in result.all_events if event.is_step_failure):
+            if event.step_failure_data.error is not None:
+                error.add_note(event.step_failure_data.error.to_string())
+        raise error
 
 
 def _count_pairs(result: "dg.ExecuteInProcessResult", tally: Tally) -> None:

@@ -71,6 +71,11 @@ def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
     assert str(error) in said
 
 
+def test_a_full_disk_is_said_in_words() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "reports/.tmp-1-leaderboard")
+    assert "disk is full" in tries(failing(error))[2]
+
+
 def test_every_asset_is_tried_again_in_the_same_way() -> None:
     assert {asset.op.retry_policy for asset in ALL_ASSETS} == {RETRIES}
 
