@@ -1,12 +1,15 @@
 """`delift run`: the whole graph from the command line, in a process of its own."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from delift_pipeline.cli.graph import Tally, materialise_leaderboard
+from delift_pipeline.errors import DeliftError
 from delift_pipeline.storage.home import Home
 
 ARMS = """
@@ -148,3 +151,21 @@ def test_faults_in_the_inbox_come_one_a_line(program: Any, home: Home) -> None:
     faults = program("run", "--version", "broken", "--home", home.root).faults
     places = [fault.split(": ")[0] for fault in faults if "pool.jsonl" in fault]
     assert [place.rpartition("/")[2] for place in places] == ["pool.jsonl:2", "pool.jsonl:3"]
+
+
+def test_the_traceback_of_a_failed_step_is_kept_for_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dg.op
+    def broken() -> None:
+        raise ValueError("deep down")
+
+    @dg.job
+    def refresh_leaderboard() -> None:
+        broken()
+
+    stand_in = dg.Definitions(jobs=[refresh_leaderboard])
+    monkeypatch.setattr("delift_pipeline.definitions.defs", stand_in)
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(DeliftError) as failed:
+        materialise_leaderboard(instance, {}, Tally())
+    assert "Traceback" not in str(failed.value)
+    shown = "".join(traceback.format_exception(failed.value))
+    assert "ValueError: deep down" in shown and "in broken" in shown
