@@ -98,6 +98,23 @@ def test_all_faults_of_a_file_come_at_once_with_their_fields() -> None:
     assert "stage.selector" in faults["arms.finetuning.random"]
 
 
+def test_an_unknown_field_is_answered_with_those_there_are() -> None:
+    faults = faults_of(
+        """
+        arms:
+          instruction_tuning.full: {training: {stepz: 3}}
+          instruction_tuning.delift: {options: {diagonl: keep}, seeds: 9}
+        """
+    )
+    for field, meant, other in (
+        ("full.training.stepz", "steps", "learning_rate"),
+        ("delift.options.diagonl", "diagonal", "optimizer"),
+        ("delift.seeds", "seed", "budget"),
+    ):
+        reason = faults[f"arms.instruction_tuning.{field}"]
+        assert f"mean '{meant}'" in reason and other in reason
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "arms: []", "arms:", "plan: {}", "- arms", "arms: {a: [}", "arms: text"]
 )

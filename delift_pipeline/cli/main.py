@@ -30,7 +30,7 @@ from delift_pipeline.cli import (
     runs,
     verify,
 )
-from delift_pipeline.cli.options import DEBUG_VARIABLE
+from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging
 from delift_pipeline.errors import DeliftError, Refused, fault_lines, system_error, system_sentence
 
 DEBUG = "--debug"
@@ -117,7 +117,7 @@ def run(arguments: list[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             return 130
         except Exception as error:
-            if os.environ.get(DEBUG_VARIABLE):
+            if debugging():
                 traceback.print_exc()
             status, lines = _answer_to(error)
             for line in lines:

@@ -62,6 +62,11 @@ DEBUG_VARIABLE = "DELIFT_DEBUG"
 """Where it is set, an error is shown with its traceback."""
 
 
+def debugging() -> bool:
+    """Whether the user wants tracebacks and every message."""
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
 def progress() -> Progress:
     """A bar where standard error is a terminal, plain lines elsewhere."""
     return progress_for(sys.stderr.isatty())
@@ -86,7 +91,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    print(json_text(value, sys.stdout.encoding))
+    print(json_text(value, sys.stdout.encoding or "utf-8"))
 
 
 def check_outputs(

@@ -14,7 +14,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from delift_pipeline.cli.options import DEBUG_VARIABLE
+from delift_pipeline.cli.options import debugging
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
@@ -142,9 +142,9 @@ def set_log_level(home: Home) -> None:
     prepare_dagster_home(home)
     file = home.dagster / "dagster.yaml"
     before = file.read_text("utf-8")
-    level = "DEBUG" if os.environ.get(DEBUG_VARIABLE) else "INFO"
+    level = "DEBUG" if debugging() else "INFO"
     text = re.sub(r"(?m)^(  python_log_level:) (INFO|DEBUG)$", rf"\1 {level}", before)
-    if "python_log_level" not in text:
+    if "python_logs:" not in text:
         text += f"\npython_logs:\n  python_log_level: {level}\n"
     if text != before:
         write_text(file, text)

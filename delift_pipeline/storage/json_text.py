@@ -29,6 +29,8 @@ def plain(value: Any) -> Any:
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, decimal.Decimal):
         return _number(value)
+    if hasattr(value, "tolist"):  # of NumPy
+        return plain(value.tolist())
     return str(value)
 
 

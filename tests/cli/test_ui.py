@@ -225,6 +225,17 @@ def test_runs_print_their_events_only_where_debug_asks_for_them(
     assert level() == "ERROR"
 
 
+def test_the_servers_keep_what_the_user_has_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.at(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("/mine", "/other")))
+    found = serve.environment(home)
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(home.dagster), "/mine", "/other"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert serve.environment(home)["PYTHONPATH"] == str(home.dagster)
+
+
 def test_with_a_tracking_server_none_is_started_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

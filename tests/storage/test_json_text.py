@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 
+import numpy as np
 import pytest
 
 from delift_pipeline.storage.json_text import json_text
@@ -15,6 +16,11 @@ def refuse(name: str) -> None:
 def test_nan_and_infinities_are_null_at_every_depth() -> None:
     text = json_text({"a": float("nan"), "b": [{"c": float("-inf")}, (1.5,)]})
     assert json.loads(text, parse_constant=refuse) == {"a": None, "b": [{"c": None}, [1.5]]}
+
+
+def test_numbers_of_numpy_stay_numbers() -> None:
+    value = {"count": np.int64(3), "mean": np.float32("nan"), "row": np.array([1.5, np.inf])}
+    assert json.loads(json_text(value)) == {"count": 3, "mean": None, "row": [1.5, None]}
 
 
 def test_times_are_iso_8601() -> None:
