@@ -82,7 +82,11 @@ def ingest(
     """Store files as an immutable dataset version."""
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
     from delift_pipeline.records.versions import ingest as store
+    from delift_pipeline.scoring.options import read_options
+    from delift_pipeline.scoring.source import check_local_model
 
+    if model is not None:
+        check_local_model(read_options({"model": model}, {"model": "--model"}))
     place = writable_home(home)
     manifest = store(
         place,

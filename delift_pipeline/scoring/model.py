@@ -1,7 +1,7 @@
 """Load a language model to score with: safetensors only, no remote code unless asked for."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,17 @@ from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.estimate import BYTES, GIB, stored_parameters
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
+from delift_pipeline.scoring.model_files import weight_files
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
-from delift_pipeline.scoring.source import model_folder, read_config, resolve_window, weight_files
+from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
 from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LONGEST_REASON = 300
+"""Characters of a library's own words in a message."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,10 @@ def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
-    try:
+    with refused_where_loading_fails(options, "the tokenizer"):
         return AutoTokenizer.from_pretrained(
             folder, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Refused(
-            Fault(f"{options.model}: no tokenizer could be loaded ({reason})", field="model")
-        ) from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -138,7 +137,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
 
     placed = _placement(options)
     try:
-        with _quiet():
+        with refused_where_loading_fails(options, "the model"), _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, options.dtype),
@@ -151,16 +150,64 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
         _check_complete(info, options)
         # Where a map or a quantiser has placed the weights they stay.
         model = model if placed else model.to(resolve_device(options.device))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Refused(
-            Fault(f"{options.model}: the model could not be loaded ({reason})", field="model")
-        ) from error
+        model = model.eval().requires_grad_(False)
+        if options.load_in:
+            _check_quantised(model, options)
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
         raise DeliftError(no_room(folder, options)) from error
-    return model.eval().requires_grad_(False)
+    return model
+
+
+@contextlib.contextmanager
+def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise while they load into one sentence.
+
+    They raise many kinds of error for the same cause: files that do not fit together.
+
+    Args:
+        options: The model's.
+        what: What is being loaded.
+
+    Raises:
+        Refused: it could not be loaded; a lack of memory is passed on.
+    """
+    try:
+        yield
+    except DeliftError:
+        raise
+    except Exception as error:
+        if is_memory_error(error):
+            raise
+        reason = _loading_advice(error)
+        raise Refused(
+            Fault(f"{options.model}: {what} could not be loaded: {reason}", field="model")
+        ) from error
+
+
+def _loading_advice(error: Exception) -> str:
+    """The error in one line, with what to do where that is known."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in said:
+        return "it comes with code of its own; give --trust-remote-code if you trust its author"
+    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+
+
+def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
+    """Try one token: some layers load in few bits and cannot be multiplied on a device."""
+    device: Any = model.get_input_embeddings().weight.device
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device))
+    except Exception as error:
+        if is_memory_error(error):
+            raise
+        reason = (
+            f"{options.model} does not work in {options.load_in} on device {device} "
+            f"({_loading_advice(error)}); leave load_in out, or choose another device"
+        )
+        raise Refused(Fault(reason, field="load_in")) from error
 
 
 def _placement(options: ModelOptions) -> dict[str, Any]:
@@ -198,15 +245,9 @@ def _shape_only(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = options.trust_remote_code
-    try:
+    with refused_where_loading_fails(options, "the model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Refused(
-            Fault(f"{options.model}: the model could not be loaded ({reason})", field="model")
-        ) from error
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()
 
 
 def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
@@ -241,10 +282,13 @@ def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: Model
 def _quiet() -> Any:
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    # The table of missing weights is said in one sentence by `_check_complete`.
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.model_files import check_model_file, check_model_folder
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 
 LARGEST_DEFAULT_WINDOW = 2048
-INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 # Some repositories hold a second copy of the weights for another program.
@@ -21,20 +21,21 @@ def model_folder(options: ModelOptions) -> Path:
     """The folder with the model's files, fetched from the hub where it has to be.
 
     Raises:
-        Refused: there is no such folder or hub model, or it has no config or safetensors weights.
+        Refused: there is no such folder or hub model, or it holds no whole model.
     """
     folder = _located(options)
-    if not (folder / "config.json").is_file():
-        raise Refused(Fault(f"{options.model}: no config.json, so no model", field="model"))
-    if not weight_files(folder):
-        raise Refused(
-            Fault(
-                f"{options.model}: no *.safetensors weights; other formats can run code when "
-                "they are read and are not loaded (convert with save_pretrained)",
-                field="model",
-            )
-        )
+    check_model_folder(folder, options.model)
     return folder
+
+
+def check_local_model(options: ModelOptions) -> None:
+    """Refuse a local model that cannot be loaded; a hub id is not looked up.
+
+    Raises:
+        Refused: there is no such folder, or it holds no whole model.
+    """
+    if not _on_hub(options.model):
+        model_folder(options)
 
 
 def _located(options: ModelOptions) -> Path:
@@ -45,9 +46,16 @@ def _located(options: ModelOptions) -> Path:
     local = Path(options.model).expanduser()
     if local.is_dir():
         return local.resolve()
-    if not _HUB_ID.fullmatch(options.model) or ".." in options.model:
+    check_model_file(local, options.model)
+    if not _on_hub(options.model):
         raise Refused(Fault(f"{options.model}: no such folder", field="model"))
     return _from_hub(options)
+
+
+def _on_hub(model: str) -> bool:
+    """Whether the name can only be that of a model on the hub."""
+    here = model == MODEL_DEMO or Path(model).expanduser().exists()
+    return not here and bool(_HUB_ID.fullmatch(model)) and ".." not in model
 
 
 def _from_hub(options: ModelOptions) -> Path:
@@ -70,16 +78,6 @@ def _from_hub(options: ModelOptions) -> Path:
             )
         ) from error
     return Path(found)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights, sorted by name."""
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text("utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

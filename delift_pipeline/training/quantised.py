@@ -3,7 +3,13 @@
 import torch
 
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_tokenizer, resolve_device
+from delift_pipeline.scoring.model import (
+    LoadedModel,
+    load_encoder,
+    load_tokenizer,
+    refused_where_loading_fails,
+    resolve_device,
+)
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
 from delift_pipeline.scoring.source import model_folder
@@ -20,7 +26,7 @@ def load_quantised(options: ModelOptions) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     folder, compute = model_folder(options), getattr(torch, options.dtype)
-    with quiet_loading():
+    with refused_where_loading_fails(options, "the model"), quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,

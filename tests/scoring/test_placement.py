@@ -14,9 +14,9 @@ from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.estimate import stored_parameters
 from delift_pipeline.scoring.model import LoadedModel, load_model
+from delift_pipeline.scoring.model_files import weight_files
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
-from delift_pipeline.scoring.source import weight_files
 
 # In 8 bits the numbers of a whole batch decide which columns stay in 16 bits.
 BOUNDS = {"4bit": 1e-4, "8bit": 0.25}
