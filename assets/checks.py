@@ -36,7 +36,7 @@ WARNING: dict[str, dict[str, str]] = {
     "raw_dataset": {"inbox": "What was dropped into the inbox under this name was taken."},
     "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
     "subset": {
-        "trust": "The picks are trusted no less than the pool, or trust is not known.",
+        "trust": "The trust of the picks is at most .01 below the pool's, or is not known.",
         "balance": "No group of the pool vanishes: task, source, length, script, columns named.",
     },
     "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},

@@ -23,6 +23,8 @@ from delift_pipeline.selection.trust import SUSPECTED_BELOW, Trust, trust_of
 COVERAGE_LIMIT = 20_000
 """Above this many records embedding coverage is not computed: it compares all with all."""
 RANDOM_DRAWS = 20
+TRUST_MARGIN = 0.01
+"""Picks and pool are trusted alike where their mean trust differs by no more than this."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,15 @@ class Diagnostics:
         return self.trust_picks - self.trust_pool
 
     @property
+    def less_trusted(self) -> bool:
+        """Whether the picks are trusted less than the pool by more than `TRUST_MARGIN`."""
+        gap = self.trust_difference
+        return gap is not None and gap < -TRUST_MARGIN
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What should be looked at before training."""
-        gap = self.trust_difference
-        if gap is None or gap >= 0:
+        if not self.less_trusted:
             return ()
         return (
             f"warning: the picks are trusted less than the pool ({self.trust_picks:.3f} against "

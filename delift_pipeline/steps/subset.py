@@ -257,11 +257,11 @@ def _tables(home: Home, choice: Choice) -> dict[str, pl.DataFrame]:
 
 
 def _trust_check(diagnostics: Diagnostics) -> Check:
-    """Whether the picks are trusted at least as much as the pool; it warns and stops nothing."""
+    """Whether the picks are trusted about as much as the pool; it warns and stops nothing."""
     gap = diagnostics.trust_difference
     if gap is None:
         return Check(True, "no near pairs are scored, so trust is not known")
-    return Check(gap >= 0, diagnostics.lines()[0], {"trust_difference": gap})
+    return Check(not diagnostics.less_trusted, diagnostics.lines()[0], {"trust_difference": gap})
 
 
 def _balance_check(choice: Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:

@@ -17,6 +17,7 @@ from delift_pipeline.selection.result import self_shares, subset_frames
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import trust_of
+from delift_pipeline.steps.subset import _trust_check
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import as_columns
 
@@ -97,6 +98,15 @@ def test_picks_less_trusted_than_the_pool_are_a_warning() -> None:
     assert low.lines()[-1].startswith("warning: the picks are trusted less") and low.warnings
     assert Diagnostics(0.9, 0.8, 0.0, 0.1).warnings == () == Diagnostics().lines()
     assert len(Diagnostics(0.9, 0.8, 0.0, 0.1, 0.5, 0.4).lines()) == 2
+
+
+@pytest.mark.parametrize(("picks", "alarm"), [(0.8, False), (0.7905, False), (0.7895, True)])
+def test_the_warning_and_the_check_are_silent_below_a_difference_of_a_hundredth(
+    picks: float, alarm: bool
+) -> None:
+    numbers = Diagnostics(picks, 0.8, 0.0, 0.0)
+    assert bool(numbers.warnings) is alarm
+    assert _trust_check(numbers).passed is not alarm
 
 
 def test_without_near_pairs_trust_is_not_known() -> None:
