@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 import polars as pl
 
-from assets.checks import severity
+from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
 from delift_pipeline.errors import DeliftError, Refused, may_pass, system_error, system_sentence
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.steps.outcome import Outcome
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
+REFUSAL_CHECK = "schema"
+"""The check of `raw_dataset` that fails where a data set is refused."""
 
 
 def progress(context: dg.AssetExecutionContext) -> Progress:
@@ -139,14 +141,28 @@ def _image(title: str, png: bytes) -> dg.MetadataValue:
 
 
 def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult]:
-    """A refused data set shows as a failed check, so that the faults are seen in the UI."""
-    if name == "raw_dataset":
-        yield dg.AssetCheckResult(
-            check_name="schema",
-            passed=False,
-            description=f"{len(refused.faults)} faults; nothing was stored",
-            metadata=_fault_metadata(refused),
-        )
+    """A refused data set shows as a failed check, so that the faults are seen in the UI.
+
+    Dagster shows a check without a result as failed in a failed run. The other checks therefore
+    say that they were not evaluated, as warnings.
+    """
+    if name != "raw_dataset":
+        return
+    for check_name in (*BLOCKING[name], *WARNING[name]):
+        if check_name == REFUSAL_CHECK:
+            yield dg.AssetCheckResult(
+                check_name=check_name,
+                passed=False,
+                description=f"{len(refused.faults)} faults; nothing was stored",
+                metadata=_fault_metadata(refused),
+            )
+        else:
+            yield dg.AssetCheckResult(
+                check_name=check_name,
+                passed=False,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"not evaluated: the data set was refused (check {REFUSAL_CHECK})",
+            )
 
 
 def _fault_metadata(refused: Refused) -> dict[str, dg.MetadataValue]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
@@ -38,6 +39,24 @@ def test_faulty_input_shows_as_a_failed_check_with_its_faults(
     assert "pool.jsonl:2" in check.metadata["first faults"].value
     assert list(result.made) == []
     assert "bad" not in broken.home.versions()
+
+
+def test_checks_that_a_refusal_kept_from_running_say_so_and_are_no_errors(
+    ingested: Home, copied: Callable
+) -> None:
+    broken = copied(ingested)
+    drop(broken.home, "bad", ["{not json"])
+    broken.add_version("bad")
+    broken.execute("score_version", "bad")
+    names = {"schema", "not_empty", "disjoint", "inbox"}
+    keys = [dg.AssetCheckKey(dg.AssetKey("raw_dataset"), name) for name in names]
+    storage = broken.instance.event_log_storage
+    records = storage.get_latest_asset_check_execution_by_key(keys)
+    found = {key.name: record.evaluation for key, record in records.items()}
+    assert None not in found.values() and set(found) == names
+    errors = {name for name, one in found.items() if one.severity == dg.AssetCheckSeverity.ERROR}
+    assert errors == {"schema"}
+    assert all("not evaluated" in (found[name].description or "") for name in names - {"schema"})
 
 
 def test_an_unknown_version_is_refused_with_those_there_are(
