@@ -1,6 +1,6 @@
 """What makes two records the same: the exact text of prompt and answer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
@@ -15,6 +15,20 @@ def record_id(instruction: str, input: str, output: str) -> str:
     scores is a different record, so one id always stands for the same scores.
     """
     return digest_text(instruction, input, output)
+
+
+def own_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
+    """What the user calls records: the file's own id of each one's first copy.
+
+    Args:
+        frame: Records with record_id and, where the file's ids are known, source_ids.
+        records: record_ids; one that is not in the frame is named by its record_id.
+    """
+    if "source_ids" not in frame.columns:
+        return list(records)
+    named = frame.filter(pl.col("record_id").is_in(records))
+    known = dict(zip(named["record_id"], named["source_ids"].list.first(), strict=True))
+    return [known.get(record) or record for record in records]
 
 
 def content_hash(frame: pl.DataFrame, derived: Collection[str] = ()) -> str:

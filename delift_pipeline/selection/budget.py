@@ -94,11 +94,16 @@ def resolve_budget(budget: float | int | str, n: int) -> int:
     return parsed
 
 
+def is_full(budget: BudgetText) -> bool:
+    """Whether the budget is `full`: as many records as there are."""
+    return isinstance(budget, str) and budget.strip().lower() == FULL
+
+
 def _parsed(budget: float | int | str) -> Decimal | int | None:
     """A share as Decimal, a count as int, None for `full`."""
+    if is_full(budget):
+        return None
     if isinstance(budget, str):
-        if budget.strip().lower() == FULL:
-            return None
         budget = _number(budget.strip())
     if isinstance(budget, bool) or not math.isfinite(budget):
         raise _refused(budget)

@@ -168,7 +168,7 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
         raise _refused(
             grouping,
             f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records, with "
-            f"{pinned[group]:,} pinned in and {there[group]:,} there",
+            f"{pinned[group]:,} pinned in and {there[group]:,} that may be picked",
         )
     if (least := int(np.maximum(low, pinned).sum())) > budget:
         raise _refused(grouping, f"at least {least:,} records, and the budget is {budget:,}")

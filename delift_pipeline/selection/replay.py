@@ -96,21 +96,9 @@ def joined(new: Picks, replayed: Picks | None, schedule: Schedule) -> Picks:
     )
 
 
-def shortfalls(
-    selector: str, pool: int, ranked: int, schedule: Schedule, budget: int
-) -> tuple[str, ...]:
-    """What to say of records that cannot be ranked, of replay, and of a ranking that is short.
-
-    Args:
-        selector: Its name.
-        pool: Records of the pool.
-        ranked: How many of them have scores.
-        schedule: Places of the ranking.
-        budget: Places asked for.
-    """
+def shortfalls(schedule: Schedule, budget: int) -> tuple[str, ...]:
+    """What to say of replay, and of a ranking that is short of the places asked for."""
     notes = []
-    if unscorable := pool - ranked:
-        notes.append(f"{unscorable:,} records have no scores and cannot be ranked by {selector}")
     if schedule.replayed:
         notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
     if (places := len(schedule.replays)) < budget:

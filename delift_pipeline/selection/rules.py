@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.identity import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints, Grouping
 from delift_pipeline.selection.costs import token_costs
@@ -110,8 +111,10 @@ class Rules:
         self._refuse_unranked(pool, frame, budget)
         costs = None if budget.tokens is None else token_costs(frame)
         return Constraints(
-            pinned=_numbers(self.pin, number, known, "pin"),
-            banned=_numbers([r for r in self.ban if r in number or r not in known], number, known),
+            pinned=_numbers(self.pin, number, pool, "pin"),
+            banned=_numbers(
+                [r for r in self.ban if r in number or r not in known], number, pool, "exclude"
+            ),
             groupings=tuple(self._grouping(frame, column, budget) for column in columns),
             costs=costs,
             capacity=budget.tokens,
@@ -172,12 +175,13 @@ def _count(end: float | int, count: int, up: bool) -> int:
 
 
 def _numbers(
-    records: Sequence[str], number: dict[str, int], known: set[str], field: str = "exclude"
+    records: Sequence[str], number: dict[str, int], pool: pl.DataFrame, field: str
 ) -> tuple[int, ...]:
     """Candidate numbers of records, each once."""
     absent = [record for record in records if record not in number]
     if absent:
-        why = "have no scores and cannot be ranked" if absent[0] in known else "are no candidates"
-        said = f"{len(absent):,} records {why} (the first is {absent[0]})"
+        known = absent[0] in set(pool["record_id"])
+        why = "have no scores and cannot be ranked" if known else "are not in the pool"
+        said = f"{len(absent):,} records {why} (first: {own_ids(pool, absent[:1])[0]})"
         raise Refused(Fault(said, field=field))
     return tuple(dict.fromkeys(number[record] for record in records))

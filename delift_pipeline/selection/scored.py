@@ -53,6 +53,7 @@ def by_score(
     count = min(budget, len(ids))
     constraints = inputs.constraints(ids, count)
     picks = _worth(in_order(order, count, constraints), rounded, constraints)
+    short = f"the ranking has {len(ids):,} records, fewer than the {budget:,} of the budget"
     return Selection(
         selector=selector,
         ranking=tuple(ids[int(j)] for j in picks),
@@ -60,18 +61,12 @@ def by_score(
         objective=f"sum of {selector} scores",
         value=float(rounded[picks].sum()),
         value_random=float(rounded.mean() * len(picks)),
-        notes=(*notes, *left_out(selector, inputs, len(ids), budget)),
+        notes=(
+            *notes,
+            *inputs.unranked_notes(selector, len(ids)),
+            *([short] if budget > len(ids) else ()),
+        ),
     )
-
-
-def left_out(selector: str, inputs: SelectionInputs, ranked: int, budget: int) -> tuple[str, ...]:
-    """What to say where not every record of the pool can be ranked."""
-    notes = []
-    if missing := inputs.pool.height - ranked:
-        notes.append(f"{missing:,} records have no scores and cannot be ranked by {selector}")
-    if budget > ranked:
-        notes.append(f"the ranking has {ranked:,} records, fewer than the {budget:,} of the budget")
-    return tuple(notes)
 
 
 def refuse_auto(selector: str, inputs: SelectionInputs) -> None:

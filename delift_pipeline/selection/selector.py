@@ -1,6 +1,6 @@
 """What a selector is given and what it promises."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -8,6 +8,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.records.identity import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.language_model import LanguageModel
@@ -32,6 +33,8 @@ class Needs:
         existing_records: Whether D_E itself is read, without scores (the pairs imply it).
         replay_pairs: Whether D_E x D_E is read, to replay some of D_E.
         model: Whether the language model itself is read, beyond pair scores.
+        answers: Whether a record whose answer does not fit the window cannot be ranked, though no
+            block is read.
         other_models: Further models that are read, by folder or hub id.
     """
 
@@ -41,12 +44,18 @@ class Needs:
     existing_records: bool = False
     replay_pairs: bool = False
     model: bool = False
+    answers: bool = False
     other_models: tuple[str, ...] = ()
 
     @property
     def reads_existing(self) -> bool:
         """Whether D_E must be known."""
         return self.existing_pairs or self.existing_records or self.replay_pairs
+
+    @property
+    def scores(self) -> bool:
+        """Whether only records that can be scored can be ranked."""
+        return self.answers or bool(self.blocks)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -78,6 +87,7 @@ class SelectionInputs:
         rules: Pins and quotas.
         allowance: A budget in tokens or `auto`; None where the count is all there is to it.
         model: The language model, where the selector needs one.
+        unscorable: record_id -> why it cannot be scored, as far as that is known.
     """
 
     stage: Stage
@@ -90,6 +100,7 @@ class SelectionInputs:
     rules: Rules = field(default_factory=Rules)
     allowance: Budget | None = None
     model: LanguageModel | None = field(default=None, repr=False)
+    unscorable: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
         """What an optimizer must keep to, or None.
@@ -130,6 +141,17 @@ class SelectionInputs:
             frames.append(self.existing_records)
         united = pl.concat(frames, how="diagonal_relaxed")
         return united.unique("record_id", keep="first", maintain_order=True)
+
+    def unranked_notes(self, selector: str, ranked: int) -> tuple[str, ...]:
+        """How many records of the pool a selector cannot rank, and why the first one; if any."""
+        if not (missing := self.pool.height - ranked):
+            return ()
+        note = f"{missing:,} records have no scores and cannot be ranked by {selector}"
+        first = next((one for one in self.pool["record_id"] if one in self.unscorable), None)
+        if first is None:
+            return (note,)
+        name = own_ids(self.pool, [first])[0]
+        return (f"{note} (first: {name}: {self.unscorable[first]})",)
 
     def replayed(self, picks: Picks | None) -> pl.DataFrame | None:
         """The records of picks from D_E, as a selection names them; None where there are none."""

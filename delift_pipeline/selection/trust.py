@@ -101,9 +101,8 @@ def trust_of(
     block = block.restricted(ids, ids)
     stored, n = to_sparse(block.matrix), len(block.rows)
     utilities = csc_matrix((stored.data, stored.indices, stored.indptr), shape=(n, n))
-    scored = pl.DataFrame({"record_id": block.rows}).join(
-        ordered, on="record_id", how="left", maintain_order="left"
-    )
+    rows = pl.DataFrame({"record_id": block.rows}, schema={"record_id": pl.String})
+    scored = rows.join(ordered, on="record_id", how="left", maintain_order="left")
     # Prompts of records without scores still count for the words of tf-idf.
     embeddings = embedded(prompt_texts(ordered), embedder, model)[_places(ordered, block.rows)]
     weights = _weights(utilities, embeddings, duplicate_groups(scored), block.rows)

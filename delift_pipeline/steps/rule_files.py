@@ -1,6 +1,6 @@
 """Rules on the records of a file: pins and exclusions by file, quotas on any column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -61,11 +61,19 @@ def with_columns_of(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str])
     return pool.with_columns(as_text(file_columns(pool, file, wanted, "--quota")))
 
 
-def refuse_infeasible(rules: Rules, pool: pl.DataFrame, budget: Budget) -> None:
+def refuse_infeasible(
+    rules: Rules, pool: pl.DataFrame, budget: Budget, unscorable: Collection[str] = ()
+) -> None:
     """Refuse rules that no subset of the pool keeps to, before anything is scored.
+
+    Args:
+        rules: The rules.
+        pool: The records chosen from.
+        budget: What may be picked of them.
+        unscorable: record_ids that cannot be picked, since they cannot be scored.
 
     Raises:
         Refused: the sentence says which quota or pin, and what is there.
     """
-    ids = tuple(pool["record_id"])
+    ids = tuple(record for record in pool["record_id"] if record not in unscorable)
     Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)

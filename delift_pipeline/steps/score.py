@@ -18,6 +18,7 @@ from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.scorable import refuse_unscorable
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
 from delift_pipeline.steps.plots import MOST_COLUMNS, histogram_png
 from delift_pipeline.storage.hashing import digest_bytes, digest_json
@@ -147,12 +148,15 @@ def _run(job: Job, part: Part, progress: Progress) -> ScoreReport:
     from delift_pipeline.scoring.workers import score_together
 
     frame, store = plan_records(job.home, job.version, job.plan), job.store
+    pool = load_version(job.home, job.version).pool
     if part == "in_context" and job.model.workers > 1:
         encoder = load_encoder(job.model)
         encoded = _noted(encoder, progress).encode(frame)
+        refuse_unscorable(pool, encoded.unscorable, "records of the pool")
         return score_together(job.model, store, frame, encoded, job.plan, progress)
     model = load_scorer(job.model)
     encoded = _noted(model.encoder, progress).encode(frame)
+    refuse_unscorable(pool, encoded.unscorable, "records of the pool")
     if part == "baseline":
         return score_baseline(model, store, encoded, progress)
     return score_pairs(model, store, encoded, job.plan, progress)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -12,10 +12,15 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
 from delift_pipeline.steps.score import scorable_pairs
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.output import refuse_unwritable_folder, writing
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encode import Encoder
+    from delift_pipeline.prompts.encoded import EncodedRecords
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,20 @@ class Scored:
     pairs_reused: int
 
 
+def encode_records(encoder: "Encoder", frame: pl.DataFrame, progress: Progress) -> "EncodedRecords":
+    """Encode records, once what the user should know of the wording is said."""
+    for note in encoder.notes:
+        progress.say(note)
+    return encoder.encode(frame)
+
+
 def score_plan(
-    home: Home, options: ModelOptions, frame: pl.DataFrame, plan: PairPlan, progress: Progress
+    home: Home,
+    options: ModelOptions,
+    frame: pl.DataFrame,
+    plan: PairPlan,
+    progress: Progress,
+    encoded: "EncodedRecords | None" = None,
 ) -> Scored:
     """Score what is missing of a plan; the model is loaded only where something is.
 
@@ -50,6 +67,7 @@ def score_plan(
         frame: All records the plan names (`RECORD_SCHEMA`).
         plan: The wanted pairs.
         progress: Where progress is shown.
+        encoded: The records of `frame`, where they are encoded already.
 
     Raises:
         Refused: the model cannot be used, or the home cannot be written.
@@ -60,10 +78,8 @@ def score_plan(
     from delift_pipeline.scoring.workers import score_together
 
     store = ScoreStore(home.scores(fingerprint_of(options).digest))
-    encoder = load_encoder(options)
-    for note in encoder.notes:
-        progress.say(note)
-    encoded = encoder.encode(frame)
+    if encoded is None:
+        encoded = encode_records(load_encoder(options), frame, progress)
     unscorable = dict(encoded.unscorable)
     wanted = sum(scorable_pairs(block, unscorable) for block in plan.blocks)
     missing = any(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
@@ -89,6 +105,9 @@ def score_file(
 
     Returns:
         Counts, seconds, the fingerprint, and where the table is.
+
+    Raises:
+        Refused: the model cannot be used, or no record can be scored.
     """
     from delift_pipeline.scoring.table import read_table
 
@@ -96,6 +115,9 @@ def score_file(
     ids = tuple(records["record_id"])
     plan = PairPlan((PairBlock("self", ids, ids),))
     scored = score_plan(home, options, records, plan, progress)
+    refuse_unscorable(records, scored.unscorable, "records of the file")
+    for note in unscorable_notes(records, scored.unscorable, "records"):
+        progress.say(note)
     with writing(out) as temporary:
         write_parquet(temporary, read_table(scored.store, scored.ids))
     return {

@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
+from delift_pipeline.arms import PlanOptions, load_arms
 from delift_pipeline.errors import Fault, Refused, fault_counts
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.kept_columns import file_columns
@@ -16,19 +17,26 @@ from delift_pipeline.records.left_out import faults_beside, left_out_notes, writ
 from delift_pipeline.records.read import RecordsFile, first_input, read_parts
 from delift_pipeline.records.write import write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.neighbours import Neighbours, nearest, prompt_texts
+from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
 from delift_pipeline.selection.balance import balance, vanished
+from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import needs_of, options_of
+from delift_pipeline.selection.replay import replay_schedule
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.run import refuse_impossible, select
+from delift_pipeline.selection.scorable import (
+    refuse_beyond_scorable,
+    refuse_unscorable,
+    replay_of,
+    unscorable_notes,
+)
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.file_reasons import reasons_text
 from delift_pipeline.steps.file_selection import Report, Request
@@ -37,15 +45,16 @@ from delift_pipeline.steps.rule_files import (
     rules_of_files,
     with_columns_of,
 )
-from delift_pipeline.steps.score_file import Scored, score_plan
+from delift_pipeline.steps.score_file import Scored, encode_records, score_plan
 from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.output import write_output
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.kernel import build_kernel, load_block
 
-NEIGHBOURS = 20
-EMBEDDER = "tfidf"
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encoded import EncodedRecords
+
 SCRATCH = "selected"
 SHOWN_IDS = 5
 
@@ -81,6 +90,12 @@ class Sets:
         """D and D_E together."""
         return self.pool if self.existing is None else pl.concat([self.pool, self.existing])
 
+    @property
+    def everything(self) -> pl.DataFrame:
+        """D, D_T and D_E together, each record once."""
+        frames = [frame for frame in (self.pool, self.target, self.existing) if frame is not None]
+        return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+
 
 def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
     """Choose records of a file and write them, in rank order, and perhaps the reasons.
@@ -96,15 +111,19 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     needs = needs_of(request.selector, sets.stage, options)
     pool, rules = _ruled(request, sets, model)
     fingerprint = fingerprint_of(model).digest
+    reader = LanguageModel(model, home, progress)
+    encoded = None
+    if needs.scores:
+        encoded = encode_records(reader.encoder, sets.everything, progress)
+        _refuse_unscorable(request, sets, pool, rules, needs, encoded.unscorable)
     with tempfile.TemporaryDirectory() as scratch:
         scored, inputs = None, _inputs(sets)
-        reader = LanguageModel(model, home, progress)
-        if needs.blocks:
-            embedder = getattr(options, "embedder", EMBEDDER)
-            scored, inputs = _scored(Home(Path(scratch)), sets, needs, reader, embedder)
+        if encoded and needs.blocks:
+            planned = load_arms(home).plan
+            scored, inputs = _scored(Home(Path(scratch)), sets, needs, reader, planned, encoded)
         if needs.model:
             inputs = replace(inputs, model=reader)
-        inputs = replace(inputs, pool=pool)
+        inputs = replace(inputs, pool=pool, unscorable=encoded.unscorable if encoded else {})
         selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
         selection = diagnosed(inputs, selection, request.seed)
     table = balance(sets.pool, selection.ranking, columns)
@@ -163,6 +182,33 @@ def _ruled(request: Request, sets: Sets, model: ModelOptions) -> tuple[pl.DataFr
     return pool, rules
 
 
+def _refuse_unscorable(
+    request: Request,
+    sets: Sets,
+    pool: pl.DataFrame,
+    rules: Rules,
+    needs: Needs,
+    unscorable: Mapping[str, str],
+) -> None:
+    """Refuse what more records would have to be scored for than can be, before any is.
+
+    Raises:
+        Refused: no record can be scored, or the budget or a rule asks for more than can be.
+    """
+    refuse_unscorable(pool, unscorable, "records of the file")
+    if needs.target_pairs and sets.target is not None:
+        refuse_unscorable(sets.target, unscorable, "target records")
+    share, replayable = replay_of(
+        request.selector, sets.stage, request.options, sets.existing, unscorable
+    )
+    refuse_beyond_scorable(pool, unscorable, request.budget, share, replayable)
+    if rules != Rules():
+        allowed = parse_budget(request.budget, pool.height)
+        scorable = sum(record not in unscorable for record in pool["record_id"])
+        new = replay_schedule(allowed.count, share, scorable, replayable).new
+        refuse_infeasible(rules, pool, replace(allowed, count=new), unscorable)
+
+
 def _frame(read: Mapping[str, RecordsFile], name: str) -> pl.DataFrame | None:
     return read[name].frame if name in read else None
 
@@ -198,14 +244,19 @@ def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
 
 
 def _scored(
-    scratch: Home, sets: Sets, needs: Needs, reader: LanguageModel, embedder: str
+    scratch: Home,
+    sets: Sets,
+    needs: Needs,
+    reader: LanguageModel,
+    options: PlanOptions,
+    encoded: "EncodedRecords",
 ) -> tuple[Scored, SelectionInputs]:
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
     whole = sets.whole if needs.existing_records else sets.pool
-    plan, beside = _planned(whole, sets, needs, embedder, reader)
-    frames = [frame for frame in (sets.pool, sets.target, sets.existing) if frame is not None]
-    everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-    scored = score_plan(reader.home, reader.options, everything, plan, reader.progress)
+    plan, beside = _planned(whole, sets, needs, options)
+    scored = score_plan(
+        reader.home, reader.options, sets.everything, plan, reader.progress, encoded
+    )
     fingerprint = reader.fingerprint
     build_kernel(
         scratch,
@@ -224,12 +275,12 @@ def _scored(
 
 
 def _planned(
-    whole: pl.DataFrame, sets: Sets, needs: Needs, embedder: str, reader: LanguageModel
+    whole: pl.DataFrame, sets: Sets, needs: Needs, options: PlanOptions
 ) -> tuple[PairPlan, PairBlock | None]:
     """The pairs to score, and near pairs as a block of their own for the trust of the picks."""
     near: Neighbours | None = None
     if needs.self_pairs != "none":
-        near = nearest(embedded(prompt_texts(whole), embedder, reader), NEIGHBOURS)
+        near = nearest(embed(prompt_texts(whole), options.embedder), options.neighbours)
     plan = build_plan(
         whole,
         sets.target,
@@ -310,11 +361,14 @@ def _report(
         *_folded_note(sets.file),
         *selection.notes,
     ]
-    if scored and scored.unscorable:
-        record, why = next(iter(scored.unscorable.items()))
-        notes.append(f"{len(scored.unscorable):,} records cannot be scored; {record}: {why}")
+    for what, frame in (("target records", sets.target), ("existing records", sets.existing)):
+        if scored and frame is not None:
+            notes += unscorable_notes(frame, scored.unscorable, what)
     if scored:
-        notes += [f"{count:,} records were cut ({kind})" for kind, count in scored.cuts.items()]
+        notes += [
+            f"{count:,} records were shortened for scoring ({kind}); they are written whole"
+            for kind, count in scored.cuts.items()
+        ]
     return Report(
         pool=sets.pool.height,
         selected=len(selection.ranking),

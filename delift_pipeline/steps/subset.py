@@ -1,5 +1,6 @@
 """The step behind `subset`: the records an arm chooses, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +29,15 @@ from delift_pipeline.selection.run import (
     subset_parents,
     write_subset,
 )
+from delift_pipeline.selection.scorable import (
+    refuse_beyond_scorable,
+    refuse_unscorable,
+    replay_of,
+)
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.cost import cost_sentence
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, preview
+from delift_pipeline.steps.score import part_folder
 from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
@@ -184,7 +191,7 @@ def _select(
         fingerprint = choice.fingerprint or reader.fingerprint
         return load_block(home, version, fingerprint, name, form)
 
-    existing = choice.existing
+    existing, unscorable = choice.existing, _unscorable(home, choice)
     inputs = SelectionInputs(
         stage=arm.stage,
         pool=choice.pool,
@@ -194,7 +201,9 @@ def _select(
         target=choice.dataset.target,
         whole=choice.dataset.pool,
         model=reader,
+        unscorable=unscorable,
     )
+    _refuse_beyond_scorable(choice, unscorable)
     rules = arm.rules.rules(choice.pool)
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
     selection = diagnosed(inputs, selection, arm.seed)
@@ -211,6 +220,25 @@ def _select(
     )
     plots = {"gains": gain_curve_png(selection)} if selection.gains is not None else {}
     return manifest, plots
+
+
+def _unscorable(home: Home, choice: Choice) -> dict[str, str]:
+    """record_id -> why, of the records that scoring has left out."""
+    if choice.fingerprint is None:
+        return {}
+    version = choice.dataset.version
+    manifest = read_manifest(part_folder(home, version, choice.fingerprint, "in_context"))
+    return manifest.details["unscorable"] if manifest else {}
+
+
+def _refuse_beyond_scorable(choice: Choice, unscorable: Mapping[str, str]) -> None:
+    """Refuse a budget above the number of records that the arm's selector can rank."""
+    arm = choice.arm
+    if not needs_of(arm.selector, arm.stage, arm.options).scores:
+        return
+    refuse_unscorable(choice.pool, unscorable, "records of the pool")
+    share, replayable = replay_of(arm.selector, arm.stage, arm.options, choice.existing, unscorable)
+    refuse_beyond_scorable(choice.pool, unscorable, arm.budget, share, replayable)
 
 
 def _outcome(

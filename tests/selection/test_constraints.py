@@ -277,7 +277,7 @@ def test_quotas_that_mean_nothing_are_refused(text: str) -> None:
         (Rules(quotas=(Quota("task", "z"),)), Budget(2), "no record has task 'z'"),
         (Rules(quotas=(Quota("task", None, 0, 0.5),)), Budget(6, tokens=9), "budget in records"),
         (Rules(quotas=(Quota("task", None, 1),)), Budget(6, stop=0.1), "budget in records"),
-        (Rules(pin=("zz",)), Budget(2), "are no candidates"),
+        (Rules(pin=("zz",)), Budget(2), "are not in the pool"),
     ],
 )
 def test_rules_that_do_not_fit_the_pool_are_refused(rules, budget, sentence: str) -> None:

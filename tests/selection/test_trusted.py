@@ -1,5 +1,6 @@
 """Trusted coverage against its definition, written out with loops."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -281,3 +282,11 @@ def test_embedding_similarity_to_a_target_set(objective: str) -> None:
     assert found.ranking == tuple(NEW[j] for j in greedy(values[objective], len(NEW), 3))
     with pytest.raises(DeliftError, match="target set's records"):
         select(SelectionInputs("task_specific", pool), "delift_se", 3, 0, options)
+
+
+def test_where_nothing_was_scored_there_is_no_trust_and_nothing_breaks() -> None:
+    empty = replace(block("neighbours").restricted((), ()), left_out=frozenset(IDS))
+    assert trust_of(empty, frame()).by_id == {}
+    with pytest.raises(DeliftError, match="no record of the pool has scores"):
+        given = inputs("instruction_tuning", load=lambda n, f: empty)
+        select(given, "delift_trusted", 2, 0, {})

@@ -101,7 +101,10 @@ class DeliftSelector:
             value_random=objective_of_random(objective, len(new.ids), seed),
             blocks={name: block.hash for name, block in blocks.items()},
             details=details | ({"replayed": schedule.replayed} if replayable else {}),
-            notes=shortfalls(self.name, inputs.pool.height, len(candidates), schedule, budget),
+            notes=(
+                *inputs.unranked_notes(self.name, len(candidates)),
+                *shortfalls(schedule, budget),
+            ),
             replayed=inputs.replayed(old),
         )
 

@@ -142,8 +142,9 @@ class DeliftTrustedSelector:
             value_random=objective_of_random(objective, len(chosen.ids), seed),
             blocks=blocks,
             details={"replayed": schedule.replayed} if inputs.stage == "continual" else {},
-            notes=shortfalls(
-                self.name, inputs.pool.height, len(parts[0].columns), schedule, budget
+            notes=(
+                *inputs.unranked_notes(self.name, len(parts[0].columns)),
+                *shortfalls(schedule, budget),
             ),
             trust=trust,
             self_shares=picks.self_shares,

@@ -56,7 +56,7 @@ class IfdSelector:
 
     def needs(self, stage: Stage, options: IfdOptions) -> Needs:
         """The model; no pair scores."""
-        return Needs(model=True)
+        return Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: IfdOptions

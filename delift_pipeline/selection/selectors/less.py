@@ -107,7 +107,7 @@ class LessSelector:
 
     def needs(self, stage: Stage, options: LessOptions) -> Needs:
         """The model; no pair scores."""
-        return Needs(model=True)
+        return Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: LessOptions

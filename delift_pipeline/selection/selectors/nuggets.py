@@ -43,7 +43,7 @@ class NuggetsSelector:
 
     def needs(self, stage: Stage, options: NuggetsOptions) -> Needs:
         """The model, which scores the pairs that are missing."""
-        return Needs(model=True)
+        return Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: NuggetsOptions
