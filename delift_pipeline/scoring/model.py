@@ -17,6 +17,7 @@ from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
 from delift_pipeline.scoring.model_files import weight_files
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
+from delift_pipeline.scoring.quiet import quiet_loading
 from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
 from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
@@ -137,7 +138,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
 
     placed = _placement(options)
     try:
-        with refused_where_loading_fails(options, "the model"), _quiet():
+        with refused_where_loading_fails(options, "the model"), quiet_loading():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, options.dtype),
@@ -276,19 +277,3 @@ def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: Model
                 field="model",
             )
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    from transformers.utils import logging
-
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    # The table of missing weights is said in one sentence by `_check_complete`.
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

