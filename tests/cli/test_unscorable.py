@@ -48,7 +48,7 @@ def test_a_budget_above_what_can_be_scored_is_refused_before_scoring(
     chosen = ("--selector", selector)
     for budget in (10, 0.9):
         (line,) = select(data(long=5), "--budget", budget, *chosen).faults
-        assert line.startswith("budget: ") and "7 of the 12" in line
+        assert "budget: " in line and "7 of the 12" in line
         assert "row-7: its answer takes 91 tokens" in line
         assert "lower the budget to 7" in line and "window" in line
     assert (
@@ -62,7 +62,7 @@ def test_a_file_of_which_nothing_can_be_scored_is_refused_with_the_reason(
     data: WRITES, select: Any, selector: str, budget: object
 ) -> None:
     (line,) = select(data(long=12), "--budget", budget, "--selector", selector).faults
-    assert line.startswith("window: none of the 12 records")
+    assert "window: none of the 12 records" in line
     assert "row-0: its answer takes 91 tokens" in line and "random" in line
 
 
@@ -91,9 +91,9 @@ def test_a_pin_or_quota_on_what_cannot_be_scored_is_refused_before_scoring(
 ) -> None:
     file = data(long=5)
     (line,) = select(file, "--budget", 3, "--pin", "row-8").faults
-    assert line.startswith("pin: ") and "row-8" in line
+    assert "pin: " in line and "row-8" in line
     (line,) = select(file, "--budget", 3, "--quota", "topic=long:2..").faults
-    assert line.startswith("quota: ") and "long" in line
+    assert "quota: " in line and "long" in line
     assert not list(tmp_path.glob("home/scores/*/shards/*"))
 
 

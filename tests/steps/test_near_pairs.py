@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from delift_pipeline.arms import load_arms
+from delift_pipeline.errors import DeliftError
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairPlan
@@ -15,7 +16,7 @@ from delift_pipeline.steps.plan import plan_pairs
 from delift_pipeline.storage.home import Home
 
 
-class PlannedError(Exception):
+class PlannedError(DeliftError):
     """Ends a selection once its pairs are planned."""
 
 
@@ -33,8 +34,7 @@ def pairs_of_file(
 
     monkeypatch.setattr("delift_pipeline.steps.select_file.score_plan", stop)
     asked = ("--budget", "3", "--home", str(home.root), "--model", model.model)
-    with pytest.raises(PlannedError):
-        main.run(["select", str(file), *asked, "--option", option])
+    assert main.run(["select", str(file), *asked, "--option", option]) == 1
     return planned[0]
 
 
