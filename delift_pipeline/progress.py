@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 LINE_EVERY_SECONDS = 30.0
+LARGE = 20_000
+"""Above this many records the work before scoring takes long enough to be announced."""
 
 
 class Meter(Protocol):
@@ -44,6 +46,11 @@ class SilentProgress:
 
     def say(self, line: str) -> None:
         """Show nothing."""
+
+
+def tracked(progress: Progress, name: str, total: int, unit: str) -> AbstractContextManager[Meter]:
+    """A context of work that is quick, and so not shown, up to `LARGE` units."""
+    return (progress if total > LARGE else SilentProgress()).track(name, total, unit)
 
 
 class _LineMeter:

@@ -84,10 +84,12 @@ def ingest(
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.options import read_options
     from delift_pipeline.scoring.source import check_local_model
+    from delift_pipeline.steps.reading import announce_reading
 
     if model is not None:
         check_local_model(read_options({"model": model}, {"model": "--model"}))
     place = writable_home(home)
+    announce_reading((files, target, heldout), progress())
     manifest = store(
         place,
         files,

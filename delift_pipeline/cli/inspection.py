@@ -113,7 +113,9 @@ def _read(
     """The files' records; what there is to know of their reading goes to standard error."""
     from delift_pipeline.records.left_out import left_out_notes
     from delift_pipeline.records.read import read_records
+    from delift_pipeline.steps.reading import announce_reading
 
+    announce_reading([files], progress())
     mapping, chosen = column_mapping(column), ids_choice(ids)
     records = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=chosen)
     print_notes([*left_out_notes(records.faults, records.left_out, listed), *records.notes])

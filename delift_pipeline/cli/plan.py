@@ -1,10 +1,8 @@
 """`delift plan`: what a version or file would cost, before anything is done."""
 
 import os
-import sys
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +17,7 @@ from delift_pipeline.cli.options import (
     ids_choice,
     print_json,
     print_notes,
+    progress,
 )
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -36,7 +35,8 @@ def plan(
     ] = None,
     version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
     arm: Annotated[
-        list[str] | None, typer.Option(help="An arm; repeatable [all that apply].")
+        list[str] | None,
+        typer.Option(help="An arm; repeatable [all that apply; of a file select's default]."),
     ] = None,
     model: Annotated[
         str | None,
@@ -53,11 +53,10 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say how many pairs, how long, how much disk and how much training the arms would take."""
-    from dataclasses import replace
-
-    from delift_pipeline.operations.cost import as_version, cost_of
-    from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
-    from delift_pipeline.records.stored import known_manifest
+    from delift_pipeline.operations.cost import cost_of, cost_of_records
+    from delift_pipeline.records.left_out import left_out_notes
+    from delift_pipeline.records.read import read_records
+    from delift_pipeline.steps.reading import announce_reading
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
@@ -66,14 +65,12 @@ def plan(
         files = [Path(version)]
     if files:
         options = flags.options(model) if model else None
-        reading: dict[str, Any] = {"mapping": column_mapping(column), "ids": ids_choice(ids)}
-        reading |= {"skip_bad": skip_bad, "say": partial(print, file=sys.stderr)}
-        with as_version(files, **reading) as (data, name):
-            faults = read_faults(data.dataset(name) / FAULTS_FILE)
-            left_out = known_manifest(data, name).counts["left_out"]
-            print_notes(left_out_notes(faults, left_out, None))
-            found = cost_of(data, name, place, names, options, measure=measure)
-        found = replace(found, name=", ".join(map(str, files)))
+        announce_reading([files], progress())
+        mapping, kept = column_mapping(column), ids_choice(ids)
+        read = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=kept)
+        print_notes([*left_out_notes(read.faults, read.left_out, None), *read.notes])
+        named = ", ".join(map(str, files))
+        found = cost_of_records(named, read.frame, place, names, options, measure=measure)
     elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, place, names, options, measure=measure)

@@ -1,24 +1,26 @@
 """What a version's arms would cost: pairs, time, disk and training, before any of it is done."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import polars as pl
+
 from delift_pipeline.arms import Arm, Arms, load_arms
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.lineage.artifacts import arm_artifacts, stored_versions
-from delift_pipeline.records.read import Inputs
+from delift_pipeline.progress import LARGE
 from delift_pipeline.records.stored import DatasetVersion, load_version
-from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.scoring.plan import neighbour_block, read_plan
 from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import resolve_budget
+from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
 from delift_pipeline.steps.plan import wanted_pairs
 from delift_pipeline.steps.score import part_folder, scorable_pairs
 from delift_pipeline.steps.subset import refuse_inapplicable
@@ -29,7 +31,8 @@ from delift_pipeline.training.log import read_training_log
 DENSE_BYTES, SPARSE_BYTES = 8, 12
 """Bytes of one pair: two float32 scores, and where pairs are sparse the target's number."""
 RECORD_BYTES = 16
-PLANNED = "planned"
+TRIED = 64
+"""Records of which a trial scores some."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +109,74 @@ class Cost:
         return asdict(self)
 
 
-@contextmanager
-def as_version(files: Inputs, **reading: Any) -> Iterator[tuple[Home, str]]:
-    """Files as a version of a home that is thrown away; a tenth is held out as of a first one.
+def cost_of_records(
+    name: str,
+    pool: pl.DataFrame,
+    home: Home,
+    names: Sequence[str],
+    model: ModelOptions | None,
+    *,
+    measure: bool = True,
+) -> Cost:
+    """Work out what `delift select` would cost on records; none is held out, nothing is trained.
 
     Args:
-        files: The files.
-        **reading: How they are read: `mapping`, `skip_bad`, `ids` and `say` of `ingest`.
+        name: What they are called.
+        pool: The records of the files.
+        home: The home whose `plan`, arms and scores count.
+        names: Arms whose selectors count, in place of the default selector.
+        model: The scorer; None leaves time unknown.
+        measure: Where no scores are stored, try the model on a few records (loads it).
 
     Raises:
-        Refused: a file is faulty.
+        Refused: no record can be scored, an arm needs more than a pool, or the model cannot be
+            used.
     """
-    with tempfile.TemporaryDirectory(prefix="delift-plan-") as folder:
-        home = Home.at(folder)
-        ingest(home, files, version=PLANNED, **reading)
-        yield home, PLANNED
+    arms = load_arms(home)
+    store, left_out, notes = None, {}, list[str]()
+    if model is not None:
+        store = ScoreStore(home.scores(fingerprint_of(model).digest))
+        left_out, notes = _cannot_be_scored(pool, model)
+    blocks = _blocks_of_pool(pool, arms, names, store, left_out)
+    return _cost(name, pool, blocks, [], notes, (store, model, measure))
+
+
+def _blocks_of_pool(
+    pool: pl.DataFrame,
+    arms: Arms,
+    names: Sequence[str],
+    store: ScoreStore | None,
+    left_out: Mapping[str, str],
+) -> list[BlockCost]:
+    """The pairs that selectors read of a file; near pairs of a small one are counted."""
+    wanted = {_self_pairs(arms.arm(name)) for name in names} or {"neighbours"}
+    ids = tuple(pool["record_id"])
+    if "all" in wanted:
+        return [_counted(PairBlock("self", ids, ids), store, left_out)]
+    if "neighbours" not in wanted:
+        return []
+    if arms.plan.embedder != "tfidf" or len(ids) > LARGE:
+        return [_bounded(len(ids), arms.plan.neighbours)]
+    near = nearest(embed(prompt_texts(pool), arms.plan.embedder), arms.plan.neighbours)
+    return [_counted(neighbour_block(ids, near), store, left_out)]
+
+
+def _self_pairs(arm: Arm) -> str:
+    if arm.stage != "instruction_tuning":
+        reason = f"{arm.name} needs more than a pool; ingest the files and plan the version"
+        raise Refused(Fault(reason, field="--arm"))
+    return needs_of(arm.selector, arm.stage, arm.options).self_pairs
+
+
+def _cannot_be_scored(pool: pl.DataFrame, model: ModelOptions) -> tuple[dict[str, str], list[str]]:
+    """What of a file cannot be scored; of a large one that is not looked up."""
+    if pool.height > LARGE:
+        return {}, []
+    from delift_pipeline.scoring.model import load_encoder
+
+    unscorable = load_encoder(model).encode(pool).unscorable
+    refuse_unscorable(pool, unscorable, "records of the file")
+    return unscorable, list(unscorable_notes(pool, unscorable, "records"))
 
 
 def cost_of(
@@ -155,24 +211,37 @@ def cost_of(
     blocks, notes = _blocks(data, dataset, arms, store, left_out)
     if left_out:
         notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
-    rate, rate_from = _rate(dataset, store, model, measure)
-    missing = sum(block.missing for block in blocks)
-    seconds = missing / rate if rate else 0.0 if not missing else None
     trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
-    if seconds is None:
-        notes.append("no scores with this model are stored, so its speed is not known")
     unknown = [one.arm for one in trained if one.seconds is None]
     if unknown:
         notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
+    return _cost(version, dataset.pool, blocks, trained, notes, (store, model, measure))
+
+
+def _cost(
+    name: str,
+    pool: pl.DataFrame,
+    blocks: list[BlockCost],
+    trained: list[ArmCost],
+    notes: list[str],
+    speed: tuple[ScoreStore | None, ModelOptions | None, bool],
+) -> Cost:
+    """The cost of pairs and trainings; `speed` is where the rate comes from, see `_rate`."""
+    store, model, measure = speed
+    rate, rate_from = _rate(pool, store, model, measure)
+    missing = sum(block.missing for block in blocks)
+    seconds = missing / rate if rate else 0.0 if not missing else None
+    if seconds is None:
+        notes = [*notes, "no scores with this model are stored, so its speed is not known"]
     return Cost(
-        name=version,
-        records=dataset.pool.height,
+        name=name,
+        records=pool.height,
         blocks=blocks,
         pairs=missing,
         rate=rate,
         rate_from=rate_from,
         seconds=seconds,
-        disk_bytes=_disk(dataset, blocks),
+        disk_bytes=_disk(pool.height, blocks),
         arms=trained,
         hours=_hours(seconds, trained),
         gpu=_on_gpu(model),
@@ -224,7 +293,7 @@ def _blocks(
     return blocks, list(wanted.notes)
 
 
-def _counted(block: PairBlock, store: ScoreStore | None, left_out: dict[str, str]) -> BlockCost:
+def _counted(block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, str]) -> BlockCost:
     absent = store.missing(PairPlan((block,))).blocks if store else (block,)
     missing = sum(scorable_pairs(one, left_out) for one in absent)
     return BlockCost(block.name, block.pairs, missing, True, block.dense)
@@ -243,13 +312,16 @@ def _near(
         own = read_plan(data.plan(dataset.version)).block("self")
         if own is not None and not own.dense:
             return _counted(own, store, left_out)
-    n = dataset.pool.height
-    bound = n * min(n - 1, 2 * neighbours)
+    return _bounded(dataset.pool.height, neighbours)
+
+
+def _bounded(records: int, neighbours: int) -> BlockCost:
+    bound = records * min(records - 1, 2 * neighbours)
     return BlockCost("self", bound, bound, False, False)
 
 
 def _rate(
-    dataset: DatasetVersion, store: ScoreStore | None, model: ModelOptions | None, measure: bool
+    pool: pl.DataFrame, store: ScoreStore | None, model: ModelOptions | None, measure: bool
 ) -> tuple[float | None, str | None]:
     rate = stored_rate(store) if store else None
     if rate:
@@ -260,17 +332,21 @@ def _rate(
     from delift_pipeline.scoring.model import load_scorer
 
     loaded = load_scorer(model)
-    encoded = loaded.encoder.encode(dataset.pool.head(64))
-    if not len(encoded):
-        raise DeliftError("no record of the pool fits the model's window, so nothing can be tried")
-    return pairs_per_second(engine_for(loaded), encoded), "a trial on a few records"
+    unscorable: dict[str, str] = {}
+    for some in pool.iter_slices(TRIED):
+        encoded = loaded.encoder.encode(some)
+        if len(encoded):
+            return pairs_per_second(engine_for(loaded), encoded), "a trial on a few records"
+        unscorable |= encoded.unscorable
+    refuse_unscorable(pool, unscorable, "records of the pool")
+    return None, None
 
 
-def _disk(dataset: DatasetVersion, blocks: Sequence[BlockCost]) -> int:
+def _disk(records: int, blocks: Sequence[BlockCost]) -> int:
     """Scores that are missing (1 % more for the files), and a kernel of every pair wanted."""
     scores = sum(block.missing * _pair_bytes(block) for block in blocks)
     kernel = sum(block.pairs * _pair_bytes(block) for block in blocks)
-    return int(scores * 1.01) + kernel + RECORD_BYTES * dataset.pool.height
+    return int(scores * 1.01) + kernel + RECORD_BYTES * records
 
 
 def _pair_bytes(block: BlockCost) -> int:

@@ -1,7 +1,7 @@
 """From records to the exact tokens that are scored, within caps that never look at the partner."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -100,11 +100,14 @@ class Encoder:
         """What the user should know of the wording."""
         return self.wording.notes
 
-    def encode(self, frame: pl.DataFrame) -> EncodedRecords:
+    def encode(
+        self, frame: pl.DataFrame, advance: Callable[[int], None] = lambda _: None
+    ) -> EncodedRecords:
         """Tokenise records.
 
         Args:
             frame: Records with the columns of `RECORD_SCHEMA`.
+            advance: Told how many more records are done.
 
         Returns:
             The scorable records as arrays, what was cut, and which records cannot be scored.
@@ -121,6 +124,7 @@ class Encoder:
                 else:
                     ids.append(record["record_id"])
                     kept.append(example)
+            advance(chunk.height)
         return self._flat(ids, kept, unscorable)
 
     def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:

@@ -1,5 +1,6 @@
 """Nearest rows of a sparse matrix by an inverted index, compiled; imported for many texts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from delift_pipeline.utility.crew import Crew
 
 SCALE = 1e6
 """Cosines are compared in six decimals."""
+_SPAN = 4096
+"""Rows between two signs of progress."""
 
 
 @entry
@@ -40,7 +43,9 @@ def _nearest(rows, by_word, indices, cosine, start, end):
             best[slot], found[slot] = near, j
 
 
-def nearest_by_words(embeddings: Any, m: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_by_words(
+    embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: None
+) -> tuple[np.ndarray, np.ndarray]:
     """The m rows of greatest cosine with each row, ties by row number.
 
     Sums are made in float64, row by row, so that they depend on no block or thread.
@@ -48,6 +53,7 @@ def nearest_by_words(embeddings: Any, m: int) -> tuple[np.ndarray, np.ndarray]:
     Args:
         embeddings: CSR matrix [n, d], rows of length 1 or 0, values at least 0.
         m: Neighbours a row.
+        advance: Told how many more rows are done.
 
     Returns:
         int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m] cosines
@@ -56,11 +62,16 @@ def nearest_by_words(embeddings: Any, m: int) -> tuple[np.ndarray, np.ndarray]:
     n = embeddings.shape[0]
     indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)
     rows, by_word = _arrays(embeddings.tocsr()), _arrays(embeddings.tocsc())
-    # What a row reads at least: its cosines with all.
     with Crew() as crew:
-        crew.share(
-            lambda start, end: _nearest(rows, by_word, indices, cosine, start, end), n, n * n
-        )
+        for first in range(0, n, _SPAN):
+            count = min(_SPAN, n - first)
+
+            def search(start: int, end: int, first: int = first) -> None:
+                _nearest(rows, by_word, indices, cosine, first + start, first + end)
+
+            # What a row reads at least: its cosines with all.
+            crew.share(search, count, count * n)
+            advance(count)
     return indices, cosine
 
 

@@ -1,6 +1,6 @@
 """Embeddings of prompts and their exact nearest neighbours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ def _sentence_transformer(texts: Sequence[str], embedder: str) -> np.ndarray:
     return vectors
 
 
-def nearest(embeddings: Any, m: int) -> Neighbours:
+def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: None) -> Neighbours:
     """The m nearest other rows of each row by cosine, exactly, ties by row number.
 
     A row is never its own neighbour, and a row without positive cosine to another has none. All
@@ -96,6 +96,7 @@ def nearest(embeddings: Any, m: int) -> Neighbours:
     Args:
         embeddings: float [n, d], array or CSR matrix, as `embed` returns it.
         m: Neighbours a row, at least 1; rows keep m slots where n <= m.
+        advance: Told how many more rows are done.
 
     Raises:
         Refused: `m` is below 1.
@@ -108,12 +109,13 @@ def nearest(embeddings: Any, m: int) -> Neighbours:
     if hasattr(embeddings, "tocsc") and n >= _COMPILED_FROM:
         from delift_pipeline.scoring.near_words import nearest_by_words
 
-        return Neighbours(*nearest_by_words(embeddings, m))
+        return Neighbours(*nearest_by_words(embeddings, m, advance))
     indices = np.full((n, m), -1, dtype=np.int32)
     cosine = np.zeros((n, m), dtype=np.float32)
 
     def keep(distances: np.ndarray, start: int) -> None:
         _keep_nearest(distances, start, indices, cosine)
+        advance(len(distances))
 
     if n > 1:
         chunks: Iterable[Any] = pairwise_distances_chunked(

@@ -1,5 +1,6 @@
 """The steps behind `baseline_logprobs` and `in_context_logprobs`: score what is missing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -190,7 +191,7 @@ def _missing(job: Job, part: Part, unscorable: dict[str, str]) -> bool:
     return any(scorable_pairs(block, unscorable) for block in job.store.missing(job.plan).blocks)
 
 
-def scorable_pairs(block: PairBlock, unscorable: dict[str, str]) -> int:
+def scorable_pairs(block: PairBlock, unscorable: Mapping[str, str]) -> int:
     """Pairs of a block in which both records can be scored."""
     good = np.array([record not in unscorable for record in block.targets], dtype=bool)
     return sum(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from delift_pipeline.progress import Progress
+from delift_pipeline.progress import LARGE, Progress, tracked
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
+from delift_pipeline.steps.ahead import announce_pairs, announce_scoring
 from delift_pipeline.steps.score import scorable_pairs
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.home import Home
@@ -21,6 +23,7 @@ from delift_pipeline.storage.output import refuse_unwritable_folder, writing
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
     from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.scoring.model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def encode_records(encoder: "Encoder", frame: pl.DataFrame, progress: Progress) 
     """Encode records, once what the user should know of the wording is said."""
     for note in encoder.notes:
         progress.say(note)
-    return encoder.encode(frame)
+    with tracked(progress, "tokenised", frame.height, "records") as meter:
+        return encoder.encode(frame, meter.advance)
 
 
 def score_plan(
@@ -82,20 +86,33 @@ def score_plan(
         encoded = encode_records(load_encoder(options), frame, progress)
     unscorable = dict(encoded.unscorable)
     wanted = sum(scorable_pairs(block, unscorable) for block in plan.blocks)
-    missing = any(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
+    missing = sum(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
     alone = bool((store.baseline(encoded.ids).tokens == 0).any())
     scored, reused = 0, wanted
     if missing or alone:
         refuse_unwritable_folder(home.root, "--home")
     if (missing or alone) and options.workers > 1:
+        announce_scoring(frame.height, missing, stored_rate(store), progress)
         report = score_together(options, store, frame, encoded, plan, progress, baseline=True)
         scored, reused = report.pairs_scored, report.pairs_reused
     elif missing or alone:
         model = load_scorer(options)
+        if frame.height > LARGE:
+            announce_scoring(frame.height, missing, _rate(store, model, encoded), progress)
         score_baseline(model, store, encoded, progress)
         report = score_pairs(model, store, encoded, plan, progress)
         scored, reused = report.pairs_scored, report.pairs_reused
     return Scored(store, encoded.ids, unscorable, dict(encoded.cuts), scored, reused)
+
+
+def _rate(store: ScoreStore, model: "LoadedModel", encoded: "EncodedRecords") -> float | None:
+    """Pairs a second by stored scores, else by a trial; vLLM would have to be started for one."""
+    from delift_pipeline.scoring.engines import engine_for
+
+    rate = stored_rate(store)
+    if rate or model.options.engine == "vllm":
+        return rate
+    return pairs_per_second(engine_for(model), encoded)
 
 
 def score_file(
@@ -114,6 +131,7 @@ def score_file(
     started = time.monotonic()
     ids = tuple(records["record_id"])
     plan = PairPlan((PairBlock("self", ids, ids),))
+    announce_pairs(home, records, plan.pairs, options, progress)
     scored = score_plan(home, options, records, plan, progress)
     refuse_unscorable(records, scored.unscorable, "records of the file")
     for note in unscorable_notes(records, scored.unscorable, "records"):

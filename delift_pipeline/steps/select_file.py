@@ -11,7 +11,7 @@ import polars as pl
 
 from delift_pipeline.arms import PlanOptions, load_arms
 from delift_pipeline.errors import Fault, Refused, fault_counts
-from delift_pipeline.progress import Progress
+from delift_pipeline.progress import Progress, tracked
 from delift_pipeline.records.kept_columns import file_columns
 from delift_pipeline.records.left_out import faults_beside, left_out_notes, write_faults
 from delift_pipeline.records.read import RecordsFile, first_input, read_parts
@@ -38,8 +38,10 @@ from delift_pipeline.selection.scorable import (
     unscorable_notes,
 )
 from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.steps.ahead import announce_pairs
 from delift_pipeline.steps.file_reasons import reasons_text
 from delift_pipeline.steps.file_selection import Report, Request
+from delift_pipeline.steps.reading import announce_reading
 from delift_pipeline.steps.rule_files import (
     refuse_infeasible,
     rules_of_files,
@@ -105,21 +107,24 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         DeliftError: scoring failed.
     """
     started = time.monotonic()
+    announce_reading((request.file, request.target, request.existing), progress)
     sets = _read(request)
     columns = file_columns(sets.pool, sets.file, request.balance, "--balance")
     options = options_of(request.selector, request.options)
     needs = needs_of(request.selector, sets.stage, options)
+    planned = load_arms(home).plan
     pool, rules = _ruled(request, sets, model)
     fingerprint = fingerprint_of(model).digest
     reader = LanguageModel(model, home, progress)
     encoded = None
     if needs.scores:
+        pairs = _pairs_at_most(sets, needs, planned)
+        announce_pairs(home, sets.everything, pairs, model, progress)
         encoded = encode_records(reader.encoder, sets.everything, progress)
         _refuse_unscorable(request, sets, pool, rules, needs, encoded.unscorable)
     with tempfile.TemporaryDirectory() as scratch:
         scored, inputs = None, _inputs(sets)
         if encoded and needs.blocks:
-            planned = load_arms(home).plan
             scored, inputs = _scored(Home(Path(scratch)), sets, needs, reader, planned, encoded)
         if needs.model:
             inputs = replace(inputs, model=reader)
@@ -253,7 +258,7 @@ def _scored(
 ) -> tuple[Scored, SelectionInputs]:
     """Score the pairs the selector reads, and build their kernel in a scratch folder."""
     whole = sets.whole if needs.existing_records else sets.pool
-    plan, beside = _planned(whole, sets, needs, options)
+    plan, beside = _planned(whole, sets, needs, options, reader.progress)
     scored = score_plan(
         reader.home, reader.options, sets.everything, plan, reader.progress, encoded
     )
@@ -274,13 +279,27 @@ def _scored(
     return scored, replace(_inputs(sets), block=block, whole=whole)
 
 
+def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
+    """How many pairs are scored at most, before the near ones are found."""
+    n, existing = sets.pool.height, 0 if sets.existing is None else sets.existing.height
+    whole = sets.whole.height if needs.existing_records else n
+    near = whole * min(whole - 1, 2 * options.neighbours)
+    pairs = {"none": 0, "neighbours": near, "all": n * n}[needs.self_pairs]
+    if needs.target_pairs and sets.target is not None:
+        pairs += sets.target.height * n
+    pairs += n * existing if needs.existing_pairs else 0
+    return pairs + (existing * existing if needs.replay_pairs else 0)
+
+
 def _planned(
-    whole: pl.DataFrame, sets: Sets, needs: Needs, options: PlanOptions
+    whole: pl.DataFrame, sets: Sets, needs: Needs, options: PlanOptions, progress: Progress
 ) -> tuple[PairPlan, PairBlock | None]:
     """The pairs to score, and near pairs as a block of their own for the trust of the picks."""
     near: Neighbours | None = None
     if needs.self_pairs != "none":
-        near = nearest(embed(prompt_texts(whole), options.embedder), options.neighbours)
+        embeddings = embed(prompt_texts(whole), options.embedder)
+        with tracked(progress, "near prompts", whole.height, "records") as meter:
+            near = nearest(embeddings, options.neighbours, meter.advance)
     plan = build_plan(
         whole,
         sets.target,
