@@ -63,7 +63,7 @@ def as_text(found: "Explanation") -> str:
     """The explanation for people."""
     record = found.record
     lines = [
-        f"{found.record_id} ({', '.join(record['source_ids'])}) under {found.arm} on "
+        f"{', '.join(record['source_ids'])} ({found.record_id}) under {found.arm} on "
         f"{found.version}",
         f"  {_text(record)}",
         *_place(found),
@@ -84,10 +84,12 @@ def _text(record: dict[str, Any]) -> str:
 
 def _place(found: "Explanation") -> list[str]:
     if not found.selected:
+        if found.unscorable is not None:
+            return [f"dropped; it cannot be scored: {found.unscorable}"]
         if found.covered_by is None:
             return ["dropped; no chosen record covers it"]
         by = found.covered_by
-        return [f"dropped; covered {found.coverage:.3f} by {by['record_id']}: {by['text']}"]
+        return [f"dropped; covered {found.coverage:.3f} by {by['source_id']}: {by['text']}"]
     gain = "" if found.gain is None else f", gain {found.gain:.4f}"
     own = "" if found.self_share is None else f", {found.self_share:.0%} of it its own row"
     kind = "replayed" if found.replayed else "chosen"
@@ -98,7 +100,7 @@ def _listed(title: str, records: list[dict[str, str]]) -> list[str]:
     if not records:
         return []
     lines = [f"{title} {len(records):,}:"]
-    lines += [f"  {one['record_id']}: {one['text']}" for one in records[:SHOWN]]
+    lines += [f"  {one['source_id']}: {one['text']}" for one in records[:SHOWN]]
     return lines + (["  ..."] if len(records) > SHOWN else [])
 
 
@@ -110,7 +112,7 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
     for one in evidence["neighbours"]:
         verb = "disagrees" if one["disagrees"] else "agrees"
         lines.append(
-            f"  {one['record_id']} {verb} (prompt cosine {one['similarity']:.2f}, helped by this "
+            f"  {one['source_id']} {verb} (prompt cosine {one['similarity']:.2f}, helped by this "
             f"record {_signed(one['helps'])}, helps it {_signed(one['helped'])}): {one['text']}"
         )
     return lines
@@ -134,7 +136,7 @@ def _tokens(tokens: list[dict[str, Any]]) -> list[str]:
     for one in tokens:
         values = zip(one["tokens"], one["alone"], one["change"], strict=True)
         shown = "  ".join(f"{t!r} {a:.3f} {c:+.3f}" for t, a, c in values)
-        lines.append(f"  after {one['record_id']} ({sum(one['change']):+.3f} in all): {shown}")
+        lines.append(f"  after {one['source_id']} ({sum(one['change']):+.3f} in all): {shown}")
     return lines
 
 

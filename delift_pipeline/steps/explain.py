@@ -17,6 +17,7 @@ from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_
 from delift_pipeline.selection.run import DROPPED
 from delift_pipeline.selection.token_changes import TokenChange, token_changes
 from delift_pipeline.selection.trust import trust_of
+from delift_pipeline.steps.score import part_folder
 from delift_pipeline.steps.suspects import kept_changes
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest
@@ -42,6 +43,7 @@ class Explanation:
         coverage: How well.
         near_duplicates: The other records of its group, with their texts.
         evidence: Trust, and the near prompts that speak most against it; None where not scored.
+        unscorable: Why it cannot be scored, and so not be chosen by its scores; None where it can.
         tokens: Per neighbour each answer token's log-probability alone and after it, where a model
             was given, or a report has kept them of a suspected record.
     """
@@ -60,6 +62,7 @@ class Explanation:
     coverage: float | None = None
     near_duplicates: list[dict[str, str]] = field(default_factory=list)
     evidence: dict[str, Any] | None = None
+    unscorable: str | None = None
     tokens: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +103,11 @@ def explain(
         texts[name],
         **facts,
         evidence=None if evidence is None else _with_texts(evidence, texts),
-        tokens=[change.as_json() for change in changes],
+        unscorable=_unscorable(home, version, manifest).get(name),
+        tokens=[
+            {**change.as_json(), "source_id": _own_id(change.record_id, texts)}
+            for change in changes
+        ],
     )
 
 
@@ -110,6 +117,14 @@ def _manifest(home: Home, version: str, arm: str) -> Manifest:
         reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
         raise Refused(Fault(reason, field="--arm"))
     return manifest
+
+
+def _unscorable(home: Home, version: str, manifest: Manifest) -> dict[str, str]:
+    """record_id -> why, of the records that scoring has left out."""
+    if manifest.fingerprint is None:
+        return {}
+    scored = read_manifest(part_folder(home, version, manifest.fingerprint, "in_context"))
+    return scored.details["unscorable"] if scored else {}
 
 
 def _known(home: Home, dataset: DatasetVersion) -> pl.DataFrame:
@@ -177,7 +192,16 @@ def _group(groups: pl.DataFrame, name: str) -> list[str]:
 
 
 def _shown(record: str, texts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {"record_id": record, "text": text_of(texts, record)}
+    return {
+        "record_id": record,
+        "source_id": _own_id(record, texts),
+        "text": text_of(texts, record),
+    }
+
+
+def _own_id(record: str, texts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The file's own id of a record; its record_id where the record is not known."""
+    return texts[record]["source_ids"][0] if record in texts else record
 
 
 def _evidence(
@@ -208,7 +232,7 @@ def _with_texts(evidence: Evidence, texts: Mapping[str, Mapping[str, Any]]) -> d
     return {
         **evidence.as_json(),
         "neighbours": [
-            {**asdict(one), "disagrees": one.disagrees, "text": text_of(texts, one.record_id)}
+            {**asdict(one), "disagrees": one.disagrees, **_shown(one.record_id, texts)}
             for one in evidence.neighbours
         ],
     }

@@ -1,7 +1,7 @@
 """Why a record of a file was chosen or not, from the reasons that `delift select --why` wrote."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ def explain_file(path: Path, record: str) -> Explanation:
     """
     rows = _read(path)
     row = _named(rows, record)
-    texts = {one["record_id"]: one["text"] for one in rows}
+    known = {one["record_id"]: one for one in rows}
 
     def shown(other: str) -> dict[str, str]:
-        return {"record_id": other, "text": texts.get(other, other)}
+        found = known.get(other, {"source_id": other, "text": other})
+        return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
 
     by = row.get("covered_by")
     return Explanation(
@@ -40,8 +41,13 @@ def explain_file(path: Path, record: str) -> Explanation:
         covers=[shown(other) for other in row.get("covers") or ()],
         covered_by=None if by is None else shown(by),
         near_duplicates=[shown(other) for other in row["near_duplicates"]],
-        evidence=_evidence(row),
-        tokens=[one["tokens"] for one in row["suspected"] or () if one.get("tokens")],
+        evidence=_evidence(row, shown),
+        unscorable=row.get("unscorable"),
+        tokens=[
+            {**one["tokens"], "source_id": shown(one["record_id"])["source_id"]}
+            for one in row["suspected"] or ()
+            if one.get("tokens")
+        ],
         rank=row.get("rank"),
         gain=row.get("gain"),
         self_share=row.get("self_share"),
@@ -82,7 +88,9 @@ def _named(rows: Sequence[dict[str, Any]], record: str) -> dict[str, Any]:
     raise Refused(Fault(f"no record of the file has the id {record!r}", field="--record"))
 
 
-def _evidence(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def _evidence(
+    row: Mapping[str, Any], shown: Callable[[str], dict[str, str]]
+) -> dict[str, Any] | None:
     """Trust and, of a suspected record, who disagrees; None where it is not known."""
     if row["trust"] is None:
         return None
@@ -90,7 +98,11 @@ def _evidence(row: Mapping[str, Any]) -> dict[str, Any] | None:
         "trust": row["trust"],
         "suspected": row["trust"] < SUSPECTED_BELOW,
         "neighbours": [
-            {**one, "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0}
+            {
+                **shown(one["record_id"]),
+                **one,
+                "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0,
+            }
             for one in row["suspected"] or ()
         ],
     }

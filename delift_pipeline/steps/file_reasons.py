@@ -16,20 +16,25 @@ Texts = Mapping[str, Mapping[str, Any]]
 
 
 def reasons_text(
-    selection: Selection, pool: pl.DataFrame, whole: pl.DataFrame, reader: LanguageModel
+    selection: Selection,
+    pool: pl.DataFrame,
+    whole: pl.DataFrame,
+    reader: LanguageModel,
+    unscorable: Mapping[str, str],
 ) -> str:
     """One JSON line a record: the chosen in rank order, then the dropped in file order.
 
     `suspected` holds the near prompts that speak most against a record with little trust, and is
     null where nothing is suspected; of the `MOST_RECORDS` least trusted each of them says with
     `tokens` what it does to the record's answer. In `near_duplicates` stand the other records of
-    its group.
+    its group. `unscorable` says why a record could not be scored, and is null where it could.
 
     Args:
         selection: What was chosen.
         pool: What it was chosen from.
         whole: Those records, and the existing ones.
         reader: The model, loaded only where a record is suspected.
+        unscorable: record_id -> why it could not be scored.
     """
     subset, dropped = subset_frames(selection, pool)
     rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
@@ -44,6 +49,7 @@ def reasons_text(
         others = groups.get(row["near_duplicates"], ())
         row["near_duplicates"] = [record for record in others if record != name]
         row["text"] = text_of(texts, name)
+        row["unscorable"] = unscorable.get(name)
         evidence = suspects.get(name)
         row["suspected"] = evidence and _neighbours(evidence, texts, changes.get(name, ()))
     return "".join(f"{json_text(row)}\n" for row in rows)

@@ -132,7 +132,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
         selection = diagnosed(inputs, selection, request.seed)
     table = balance(sets.pool, selection.ranking, columns)
-    _write(request, sets, selection, reader)
+    _write(request, sets, selection, reader, inputs.unscorable)
     seconds = time.monotonic() - started
     return _report(request, sets, selection, table, scored, fingerprint, seconds)
 
@@ -325,13 +325,19 @@ def _inputs(sets: Sets) -> SelectionInputs:
     )
 
 
-def _write(request: Request, sets: Sets, selection: Selection, reader: LanguageModel) -> None:
+def _write(
+    request: Request,
+    sets: Sets,
+    selection: Selection,
+    reader: LanguageModel,
+    unscorable: Mapping[str, str],
+) -> None:
     file = sets.file if selection.replayed is None else _with_existing(sets)
     write_chosen(request.out, file, selection.ranking, first_input(request.file))
     if sets.faults:
         write_faults(faults_beside(request.out), sets.faults)
     if request.why is not None:
-        reasons = reasons_text(selection, sets.pool, sets.whole, reader)
+        reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
         write_output(request.why, reasons.encode("utf-8"))
 
 

@@ -34,7 +34,8 @@ def test_chosen_and_dropped_records_are_explained(delift: Any, files: Any, reaso
     assert original["output"] in found["record"]["text"]
     covered = next(row for row in rows if row.get("covered_by"))
     said = delift("explain", "--why", reasons, "--record", covered["record_id"][:16]).out
-    assert f"by {covered['covered_by']}" in said and covered["text"] in said and "trust" in said
+    by = next(row for row in rows if row["record_id"] == covered["covered_by"])
+    assert f"by {by['source_id']}: " in said and covered["text"] in said and "trust" in said
 
 
 def test_a_suspect_is_shown_with_who_disagrees(delift: Any, reasons: Path) -> None:

@@ -79,6 +79,22 @@ def test_full_takes_what_can_be_scored_and_says_once_what_cannot(data: WRITES, s
     assert "cannot be ranked" in note and "row-7: its answer takes 91 tokens" in note
 
 
+def test_reasons_and_explain_say_why_a_record_could_not_be_chosen(
+    data: WRITES, select: Any, delift: Any, tmp_path: Path
+) -> None:
+    why = tmp_path / "why.jsonl"
+    assert select(data(long=5), "--budget", 6, "--why", why).status == 0
+    rows = {row["source_id"]: row for row in map(json.loads, why.read_text().splitlines())}
+    assert "its answer takes 91 tokens" in rows["row-8"]["unscorable"]
+    assert rows["row-0"]["unscorable"] is None
+    said = delift("explain", "--why", why, "--record", "row-8").out
+    assert "cannot be scored: its answer takes 91 tokens" in said
+    chosen = next(row for row in rows.values() if len(row.get("covers", ())) > 1)
+    said = delift("explain", "--why", why, "--record", chosen["source_id"]).out
+    covered = [row["source_id"] for row in rows.values() if row["record_id"] in chosen["covers"]]
+    assert all(f"  {name}: " in said for name in covered)
+
+
 def test_a_target_set_of_which_nothing_can_be_scored_is_refused(data: WRITES, select: Any) -> None:
     target = data(long=3, first=9, name="target")
     pool = data(long=0)
