@@ -44,8 +44,7 @@ def test_the_announcement_comes_before_anything_is_read(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("read")
 
-    for place in ("steps.select_file", "records.read", "records.versions", "operations.cost"):
-        monkeypatch.setattr(f"delift_pipeline.{place}.read_records", fail)
+    monkeypatch.setattr("delift_pipeline.records.read.input_files", fail)
     home, model = ("--home", tmp_path), ("--model", tiny.model)
     for command in (
         ("select", many, *model, *home, "--budget", 5, "--out", tmp_path / "o.jsonl"),
