@@ -4,10 +4,6 @@ import warnings
 
 import dagster as dg
 
-from delift_pipeline.partitions import dataset_version, version_and_arm
-
-PER_ARM = ("subset", "adapter", "eval_report")
-
 BLOCKING: dict[str, dict[str, str]] = {
     "raw_dataset": {
         "schema": "Columns and types are those every later step reads.",
@@ -47,12 +43,11 @@ WARNING: dict[str, dict[str, str]] = {
 }
 
 
-def specs(asset: str) -> list[dg.AssetCheckSpec]:
+def specs(asset: str, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
     """The check specifications of one asset, partitioned as it is.
 
     A failed check then holds back its own version (and arm) and no other.
     """
-    partitions = version_and_arm if asset in PER_ARM else dataset_version
     with warnings.catch_warnings():
         # Partitioned checks are new in Dagster 1.13 and announce themselves as a preview.
         warnings.simplefilter("ignore")

@@ -35,7 +35,7 @@ def enter(
     """Run a step of the library and yield what Dagster is to know of it.
 
     Raises:
-        dagster.Failure: the step refused or failed. It is retried (`RETRIES`) only where trying
+        dagster.Failure: the step refused or failed. It is retried only where trying
             again can help: memory ran out, a read or a connection failed.
     """
     name = context.asset_key.path[-1]

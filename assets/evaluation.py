@@ -5,13 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets.common import common
+from assets.common import asset_per_arm, asset_without_partitions
 from assets.door import enter, progress
-from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
-from assets.training import adapter
 from delift_pipeline.automation import on_any_report
-from delift_pipeline.partitions import version_and_arm, version_and_arm_of
+from delift_pipeline.partitions import version_and_arm_of
 from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
 from delift_pipeline.steps.judge import with_judgement
@@ -23,14 +21,12 @@ from resources.store import StoreResource
 from resources.tracking import TrackingResource
 
 
-@dg.asset(
-    deps=[raw_dataset, adapter],
-    partitions_def=version_and_arm,
+@asset_per_arm(
+    deps=["raw_dataset", "adapter"],
     group_name="evaluation",
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=GPU_POOL,
     code_version=report.CODE_VERSION,
-    **common("eval_report"),
 )
 def eval_report(
     context: dg.AssetExecutionContext,
@@ -59,13 +55,12 @@ def eval_report(
     yield from enter(context, step)
 
 
-@dg.asset(
-    deps=[eval_report],
+@asset_without_partitions(
+    deps=["eval_report"],
     group_name="evaluation",
     kinds={"polars", "duckdb"},
     automation_condition=on_any_report,
     code_version=leaderboard_step.CODE_VERSION,
-    **common("leaderboard"),
 )
 def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """All reports in one table: stage, selector, metrics, and differences to random."""

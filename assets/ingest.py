@@ -5,19 +5,16 @@ from typing import Any
 
 import dagster as dg
 
-from assets.common import common
+from assets.common import asset_per_version
 from assets.door import enter
-from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import dataset
 from resources.store import StoreResource
 
 
-@dg.asset(
-    partitions_def=dataset_version,
+@asset_per_version(
     group_name="ingest",
     kinds={"polars", "parquet"},
     code_version=dataset.CODE_VERSION,
-    **common("raw_dataset"),
 )
 def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """A dataset version: pool, held-out set and perhaps a target set, typed and identified.

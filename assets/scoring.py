@@ -5,12 +5,10 @@ from typing import Any
 
 import dagster as dg
 
-from assets.common import common
+from assets.common import asset_per_version
 from assets.door import enter, progress
-from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
 from delift_pipeline.automation import on_new_data_version
-from delift_pipeline.partitions import dataset_version
 from delift_pipeline.steps import plan, score
 from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
@@ -19,14 +17,12 @@ from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
 
 
-@dg.asset(
-    deps=[raw_dataset],
-    partitions_def=dataset_version,
+@asset_per_version(
+    deps=["raw_dataset"],
     group_name="scoring",
     kinds={"scikitlearn", "numpy"},
     automation_condition=on_new_data_version,
     code_version=plan.CODE_VERSION,
-    **common("pair_plan"),
 )
 def pair_plan(
     context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
@@ -40,15 +36,13 @@ def pair_plan(
     yield from enter(context, step)
 
 
-@dg.asset(
-    deps=[pair_plan],
-    partitions_def=dataset_version,
+@asset_per_version(
+    deps=["pair_plan"],
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
-    **common("baseline_logprobs"),
 )
 def baseline_logprobs(
     context: dg.AssetExecutionContext,
@@ -66,15 +60,13 @@ def baseline_logprobs(
     yield from enter(context, step)
 
 
-@dg.asset(
-    deps=[pair_plan, baseline_logprobs],
-    partitions_def=dataset_version,
+@asset_per_version(
+    deps=["pair_plan", "baseline_logprobs"],
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
     code_version=score.CODE_VERSION,
-    **common("in_context_logprobs"),
 )
 def in_context_logprobs(
     context: dg.AssetExecutionContext,

@@ -5,13 +5,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets.common import common
+from assets.common import asset_per_arm, asset_per_version
 from assets.door import enter, progress
-from assets.ingest import raw_dataset
 from assets.pool import gpu_place
-from assets.scoring import baseline_logprobs, in_context_logprobs
 from delift_pipeline.automation import on_new_data_version
-from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
+from delift_pipeline.partitions import version_and_arm_of
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
@@ -21,14 +19,12 @@ from resources.language_model import LanguageModelResource
 from resources.store import StoreResource
 
 
-@dg.asset(
-    deps=[baseline_logprobs, in_context_logprobs],
-    partitions_def=dataset_version,
+@asset_per_version(
+    deps=["baseline_logprobs", "in_context_logprobs"],
     group_name="selection",
     kinds={"numpy"},
     automation_condition=on_new_data_version,
     code_version=kernel.CODE_VERSION,
-    **common("utility_kernel"),
 )
 def utility_kernel(
     context: dg.AssetExecutionContext,
@@ -46,13 +42,11 @@ def utility_kernel(
     yield from enter(context, step)
 
 
-@dg.asset(
-    deps=[raw_dataset, utility_kernel],
-    partitions_def=version_and_arm,
+@asset_per_arm(
+    deps=["raw_dataset", "utility_kernel"],
     group_name="selection",
     kinds={"numpy", "parquet"},
     code_version=subset_step.CODE_VERSION,
-    **common("subset"),
 )
 def subset(
     context: dg.AssetExecutionContext,

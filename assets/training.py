@@ -5,12 +5,10 @@ from typing import Any
 
 import dagster as dg
 
-from assets.common import common
+from assets.common import asset_per_arm
 from assets.door import enter, progress
-from assets.ingest import raw_dataset
 from assets.pool import GPU_POOL
-from assets.selection import subset
-from delift_pipeline.partitions import version_and_arm, version_and_arm_of
+from delift_pipeline.partitions import version_and_arm_of
 from delift_pipeline.steps import adapter as adapter_step
 from delift_pipeline.steps.outcome import Outcome
 from resources.compute import ComputeResource
@@ -19,14 +17,12 @@ from resources.store import StoreResource
 from resources.tracking import TrackingResource
 
 
-@dg.asset(
-    deps=[raw_dataset, subset],
-    partitions_def=version_and_arm,
+@asset_per_arm(
+    deps=["raw_dataset", "subset"],
     group_name="training",
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=GPU_POOL,
     code_version=adapter_step.CODE_VERSION,
-    **common("adapter"),
 )
 def adapter(
     context: dg.AssetExecutionContext,

@@ -1,6 +1,5 @@
 """Arms: one tracked experiment cell each (stage x selector x options), read from `arms.yaml`."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,9 +208,9 @@ def load_arms(home: Home | None = None) -> Arms:
     Raises:
         Refused: every fault of the file at once, each with its field.
     """
-    own = (home or Home.at()).arms_file if home or os.environ.get("DELIFT_HOME") else None
-    if own and own.is_file():
-        return read_arms(own.read_text(encoding="utf-8"), str(own.name))
+    own = (home or Home.at()).arms_file
+    if own.is_file():
+        return read_arms(own.read_text(encoding="utf-8"), own.name)
     return read_arms(default_text(), "arms.yaml (package default)")
 
 

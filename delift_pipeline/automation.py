@@ -2,25 +2,29 @@
 
 import dagster as dg
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.arms import AutomationOptions
 
-_OPTIONS = load_arms().automation
 
-# A step whose process was killed, or whose failure may pass (`errors.may_pass`), is tried again; it
-# goes on where it was. Refusals are never tried again.
-RETRIES = dg.RetryPolicy(
-    max_retries=_OPTIONS.retries,
-    delay=_OPTIONS.retry_seconds,
-    backoff=dg.Backoff.EXPONENTIAL,
-)
+def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
+    """How a step is tried again after its process was killed or a failure that may pass.
 
-# How the steps of a run are executed; the launchpad can choose otherwise.
-EXECUTOR = dg.multi_or_in_process_executor.configured(
-    {"multiprocess": {"max_concurrent": 2}} if _OPTIONS.isolate_steps else {"in_process": {}}
-)
+    The step goes on where it was. `assets.door` decides which failures may pass
+    (`errors.may_pass`); a refusal is never tried again.
+    """
+    return dg.RetryPolicy(
+        max_retries=options.retries,
+        delay=options.retry_seconds,
+        backoff=dg.Backoff.EXPONENTIAL,
+    )
 
-# Least time between two looks of a sensor.
-INTERVAL_SECONDS = _OPTIONS.seconds
+
+def executor(options: AutomationOptions) -> dg.ExecutorDefinition:
+    """How the steps of a run are executed; the launchpad can choose otherwise."""
+    isolated = {"multiprocess": {"max_concurrent": 2}}
+    return dg.multi_or_in_process_executor.configured(
+        isolated if options.isolate_steps else {"in_process": {}}
+    )
+
 
 # As `eager`, but a parent that was made again with the same content asks for nothing, and a parent
 # whose blocking check failed launches nothing, in this run or in a later tick. What failed last is

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.arms import Arms
 from delift_pipeline.storage.home import Home
 
 VERSION_DIMENSION = "version"
@@ -12,10 +12,12 @@ ARM_DIMENSION = "arm"
 PARTITION_TAG = "dagster/partition"
 
 dataset_version = dg.DynamicPartitionsDefinition(name="dataset_version")
-arm = dg.StaticPartitionsDefinition(load_arms().names)
-version_and_arm = dg.MultiPartitionsDefinition(
-    {VERSION_DIMENSION: dataset_version, ARM_DIMENSION: arm}
-)
+
+
+def version_and_arm(arms: Arms) -> dg.MultiPartitionsDefinition:
+    """The partitions of every arm of every version; retired arms keep theirs."""
+    arm = dg.StaticPartitionsDefinition(arms.names)
+    return dg.MultiPartitionsDefinition({VERSION_DIMENSION: dataset_version, ARM_DIMENSION: arm})
 
 
 def partition_of(version: str, arm_name: str) -> dg.MultiPartitionKey:

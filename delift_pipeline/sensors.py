@@ -5,11 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.ingest import raw_dataset
-from assets.selection import utility_kernel
 from delift_pipeline.alerts import Alert, send_alert
 from delift_pipeline.arms import Arm, Arms
-from delift_pipeline.automation import INTERVAL_SECONDS
 from delift_pipeline.errors import DeliftError, Fault
 from delift_pipeline.jobs import arm_job, score_job, select_job
 from delift_pipeline.partitions import dataset_version, partition_of, version_and_arm_in
@@ -22,6 +19,8 @@ from resources.store import StoreResource
 KERNELS_A_TICK = 20
 FAULTS_SHOWN = 20
 ARMS_SENSOR = "applicable_arms_sensor"
+RAW_DATASET = dg.AssetKey("raw_dataset")
+UTILITY_KERNEL = dg.AssetKey("utility_kernel")
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -31,11 +30,6 @@ UNFINISHED = [
 WILL_RETRY = "dagster/will_retry"
 
 
-@dg.sensor(
-    job=score_job,
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-)
 def new_dataset_version_sensor(
     context: dg.SensorEvaluationContext, store: StoreResource
 ) -> dg.SensorResult:
@@ -82,7 +76,7 @@ def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEva
     beside = reject(home, entry, faults)
     shown = "\n".join(f"- `{fault}`" for fault in faults[:FAULTS_SHOWN])
     return dg.AssetCheckEvaluation(
-        asset_key=raw_dataset.key,
+        asset_key=RAW_DATASET,
         check_name="inbox",
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
@@ -117,12 +111,6 @@ def _waiting_for_arms(instance: dg.DagsterInstance) -> list[str]:
     return [_kernel_of(record)[0] for record in _kernels_after(instance, cursor)]
 
 
-@dg.sensor(
-    name=ARMS_SENSOR,
-    jobs=[select_job, arm_job],
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-)
 def applicable_arms_sensor(
     context: dg.SensorEvaluationContext, store: StoreResource
 ) -> dg.SensorResult | dg.SkipReason:
@@ -167,7 +155,7 @@ def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
 def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(
-            asset_key=utility_kernel.key, after_storage_id=int(cursor) if cursor else None
+            asset_key=UTILITY_KERNEL, after_storage_id=int(cursor) if cursor else None
         ),
         limit=KERNELS_A_TICK,
         ascending=True,
@@ -193,7 +181,7 @@ def _failed_checks(
     return [
         one.check_name
         for one in found
-        if (one.asset_key, one.partition) == (utility_kernel.key, version)
+        if (one.asset_key, one.partition) == (UTILITY_KERNEL, version)
         and one.blocking
         and not one.passed
     ]
@@ -208,11 +196,6 @@ def arm_request(job: str, version: str, arm: Arm, digest: str) -> dg.RunRequest:
     )
 
 
-@dg.run_failure_sensor(
-    name="failed_run_alerts",
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-)
 def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
     """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
     why = send_alert(store.open(), alert_of(context), store.arms().automation.webhook)
@@ -241,15 +224,20 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert:
     )
 
 
-ALL_SENSORS = [
-    new_dataset_version_sensor,
-    applicable_arms_sensor,
-    failed_run_alerts,
-    dg.AutomationConditionSensorDefinition(
-        "automation_conditions",
-        target=dg.AssetSelection.groups("scoring", "selection", "evaluation")
-        - dg.AssetSelection.assets("eval_report"),
-        minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
-    ),
-]
+def build_sensors(seconds: int) -> list[dg.SensorDefinition]:
+    """All sensors, shipped stopped; each waits at least `seconds` between two evaluations."""
+    settings: Any = {
+        "minimum_interval_seconds": seconds,
+        "default_status": dg.DefaultSensorStatus.STOPPED,
+    }
+    return [
+        dg.sensor(job=score_job, **settings)(new_dataset_version_sensor),
+        dg.sensor(jobs=[select_job, arm_job], **settings)(applicable_arms_sensor),
+        dg.run_failure_sensor(name="failed_run_alerts", **settings)(failed_run_alerts),
+        dg.AutomationConditionSensorDefinition(
+            "automation_conditions",
+            target=dg.AssetSelection.groups("scoring", "selection", "evaluation")
+            - dg.AssetSelection.assets("eval_report"),
+            **settings,
+        ),
+    ]

@@ -172,7 +172,7 @@ def requested(
 
 def make_kernel(instance: dg.DagsterInstance, version: str, sound: bool) -> None:
     """A run that makes a kernel whose checks pass or fail."""
-    checks = specs("utility_kernel")
+    checks = specs("utility_kernel", dataset_version)
 
     @dg.asset(name="utility_kernel", partitions_def=dataset_version, check_specs=checks)
     def stand_in() -> dg.MaterializeResult:

@@ -9,7 +9,9 @@ import polars as pl
 from assets.checks import specs
 from assets.ingest import raw_dataset
 from assets.scoring import pair_plan
-from delift_pipeline.definitions import ALL_ASSETS, defs
+from delift_pipeline.arms import load_arms
+from delift_pipeline.definitions import defs
+from delift_pipeline.graph import build_assets
 from delift_pipeline.partitions import dataset_version, partition_of
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
@@ -18,6 +20,7 @@ from resources.store import StoreResource
 
 VERSIONS = str(dataset_version.name)
 ARM = "instruction_tuning.random"
+ARMS = load_arms()
 
 
 class Ticks:
@@ -29,7 +32,7 @@ class Ticks:
         instance.add_dynamic_partitions(VERSIONS, list(self.versions))
 
     def made(self, data_version: str, sound: bool = True, version: str = "v1") -> None:
-        checks = specs("raw_dataset")
+        checks = specs("raw_dataset", dataset_version)
 
         @dg.asset(name="raw_dataset", partitions_def=dataset_version, check_specs=checks)
         def stand_in() -> dg.MaterializeResult:
@@ -66,7 +69,7 @@ class Ticks:
         """The versions whose pair plan this tick asks for."""
         result = dg.evaluate_automation_conditions(
             dg.Definitions(
-                assets=[raw_dataset, pair_plan],
+                assets=[raw_dataset(ARMS), pair_plan(ARMS)],
                 resources={"store": StoreResource(), "embedder": EmbedderResource()},
             ),
             instance=self.instance,
@@ -125,7 +128,7 @@ class TestOnNewDataVersion:
             ticks.tick()
             for version in ("b-v1", "a-v1"):
                 dg.materialize(
-                    [raw_dataset],
+                    [raw_dataset(ARMS)],
                     instance=instance,
                     partition_key=version,
                     resources={"store": StoreResource(home=str(home.root))},
@@ -161,7 +164,7 @@ class TestOnAnyReport:
                         dg.AssetMaterialization("eval_report", partition=partition_of("v1", ARM))
                     )
                 result = dg.evaluate_automation_conditions(
-                    dg.Definitions(assets=[*ALL_ASSETS], resources=defs.resources),
+                    dg.Definitions(assets=build_assets(ARMS), resources=defs.resources),
                     instance=instance,
                     asset_selection=dg.AssetSelection.assets(key),
                     cursor=cursor,

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "library"
 # Each layer and the layers it may import, innermost first (DESIGN: library <- partitions,
-# automation <- resources <- assets <- jobs, sensors, schedules <- definitions <- cli).
+# automation <- resources <- assets <- jobs, sensors, schedules <- graph, definitions <- cli).
 ORDER = (LIBRARY, "wiring", "resources", "assets", "automation", "definitions", "cli")
 WIRING = {"partitions", "automation"}
 AUTOMATION = {"jobs", "sensors", "schedules"}
@@ -27,7 +27,9 @@ def layer_of(module: str) -> str | None:
         return "wiring"
     if name in AUTOMATION:
         return "automation"
-    return name if name in ("definitions", "cli") else LIBRARY
+    if name in ("graph", "definitions"):
+        return "definitions"
+    return "cli" if name == "cli" else LIBRARY
 
 
 def python_files() -> Iterator[tuple[str, Path]]:

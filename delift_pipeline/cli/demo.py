@@ -96,7 +96,7 @@ def materialise(home: Home, tally: "Tally") -> None:
     with opened_instance(home) as instance:
         run_version(home, instance, FIRST_VERSION, others, ONE_THREAD, tally)
         run_version(home, instance, SECOND_VERSION, continual, ONE_THREAD, tally)
-        materialise_leaderboard(instance, {}, tally)
+        materialise_leaderboard(home, instance, {}, tally)
 
 
 def show(rows: list[dict[str, Any]], page: Path, tally: "Tally") -> None:

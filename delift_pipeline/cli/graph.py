@@ -53,18 +53,33 @@ def prepare_dagster_home(home: Home) -> None:
 def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
     """The home's Dagster instance; its versions are partitions in it.
 
-    `DELIFT_HOME` and `DAGSTER_HOME` are set for what runs inside.
+    `DELIFT_HOME` and `DAGSTER_HOME` name this home for what runs inside, and afterwards what they
+    named before, so that one process can open several homes.
     """
     prepare_dagster_home(home)
-    os.environ["DELIFT_HOME"], os.environ["DAGSTER_HOME"] = str(home.root), str(home.dagster)
     import dagster as dg
 
     from delift_pipeline.partitions import add_versions
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
-    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+    variables = {"DELIFT_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
+    with _environment(variables), dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         add_versions(instance, home)
         yield instance
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -> list[Arm]:
@@ -102,7 +117,7 @@ def materialise_version(
     Raises:
         DeliftError: a step failed; the message is the step's own.
     """
-    _execute(instance, "score_version", version, config, tally)
+    _execute(home, instance, "score_version", version, config, tally)
 
 
 def materialise_arm(
@@ -116,14 +131,14 @@ def materialise_arm(
     """Materialise subset, adapter and report of one arm of a version."""
     from delift_pipeline.partitions import partition_of
 
-    _execute(instance, "finetune_arm", partition_of(version, arm), config, tally)
+    _execute(home, instance, "finetune_arm", partition_of(version, arm), config, tally)
 
 
 def materialise_leaderboard(
-    instance: "dg.DagsterInstance", config: Mapping[str, Any], tally: Tally
+    home: Home, instance: "dg.DagsterInstance", config: Mapping[str, Any], tally: Tally
 ) -> None:
     """Rebuild the leaderboard."""
-    _execute(instance, "refresh_leaderboard", None, config, tally)
+    _execute(home, instance, "refresh_leaderboard", None, config, tally)
 
 
 def refuse_unknown(home: Home, version: str) -> None:
@@ -169,13 +184,14 @@ def _add_partition(instance: "dg.DagsterInstance", version: str) -> None:
 
 
 def _execute(
+    home: Home,
     instance: "dg.DagsterInstance",
     job: str,
     partition: Any,
     config: Mapping[str, Any],
     tally: Tally,
 ) -> None:
-    from delift_pipeline.definitions import defs
+    from delift_pipeline.graph import build_definitions
 
     started = time.monotonic()
     run_config = {
@@ -183,7 +199,8 @@ def _execute(
         RESOURCES: dict(config),
     }
     print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
-    result = defs.resolve_job_def(job).execute_in_process(
+    graph = build_definitions(home)
+    result = graph.resolve_job_def(job).execute_in_process(
         instance=instance, partition_key=partition, run_config=run_config, raise_on_error=False
     )
     label = f"{job}:{partition}" if partition else job

@@ -44,7 +44,7 @@ def run(
     refuse_unknown(place, version)
     with opened_instance(place) as instance:
         arms = run_version(place, instance, version, arm or [], config, tally)
-        materialise_leaderboard(instance, {}, tally)
+        materialise_leaderboard(place, instance, {}, tally)
     rows = [row for row in leaderboard_rows(place) if row["version"] == version]
     if not as_json:
         print_leaderboard(rows, Console())

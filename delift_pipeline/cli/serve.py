@@ -124,6 +124,8 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     else:
         os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
+    # The servers read which home is theirs.
+    os.environ["DELIFT_HOME"], os.environ["DAGSTER_HOME"] = str(home.root), str(home.dagster)
     # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     set_log_level(home)

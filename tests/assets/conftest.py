@@ -11,8 +11,10 @@ import pytest
 import torch
 from dagster import AssetCheckEvaluation
 
-from delift_pipeline.definitions import ALL_ASSETS, defs
+from delift_pipeline.arms import load_arms
+from delift_pipeline.definitions import defs
 from delift_pipeline.demo.dataset import DemoFiles, DemoSizes, write_demo_files
+from delift_pipeline.graph import build_assets
 from delift_pipeline.partitions import add_versions, dataset_version, partition_of
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
@@ -97,7 +99,8 @@ class World:
     def execute_asset(self, asset: str, version: str, arm: str | None = None) -> Run:
         """Run one asset alone."""
         job = dg.define_asset_job("alone", selection=[asset])
-        alone = dg.Definitions(assets=ALL_ASSETS, resources=defs.resources, jobs=[job])
+        assets = build_assets(load_arms())
+        alone = dg.Definitions(assets=assets, resources=defs.resources, jobs=[job])
         return self._run(alone.resolve_job_def("alone"), version, arm, {})
 
     def _run(

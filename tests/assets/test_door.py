@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -9,9 +10,10 @@ import pytest
 
 from assets.checks import severity
 from assets.door import enter
-from delift_pipeline.automation import RETRIES
-from delift_pipeline.definitions import ALL_ASSETS
+from delift_pipeline.arms import AutomationOptions, load_arms
+from delift_pipeline.automation import retry_policy
 from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.graph import build_assets
 from delift_pipeline.steps.outcome import Outcome
 from delift_pipeline.storage.manifest import Manifest
 
@@ -77,7 +79,10 @@ def test_a_full_disk_is_said_in_words() -> None:
 
 
 def test_every_asset_is_tried_again_in_the_same_way() -> None:
-    assert {asset.op.retry_policy for asset in ALL_ASSETS} == {RETRIES}
+    policy = retry_policy(AutomationOptions(retries=7))
+    assert policy.max_retries == 7
+    arms = replace(load_arms(), automation=AutomationOptions(retries=7))
+    assert {asset.op.retry_policy for asset in build_assets(arms)} == {policy}
 
 
 def test_only_broken_data_is_an_error() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import dagster as dg
 
 from delift_pipeline.arms import load_arms
-from delift_pipeline.definitions import ALL_ASSETS, defs
+from delift_pipeline.definitions import defs
+from delift_pipeline.graph import build_assets
 
 VERSION, ARM = {"version"}, {"version", "arm"}
 GRAPH: dict[str, dict[str, Any]] = {
@@ -83,6 +84,8 @@ GRAPH: dict[str, dict[str, Any]] = {
     },
 }
 
+ASSETS = build_assets(load_arms())
+
 
 def dimensions(asset: dg.AssetsDefinition) -> set[str]:
     definition = asset.partitions_def
@@ -109,11 +112,11 @@ def shape_of(asset: dg.AssetsDefinition) -> dict[str, Any]:
 
 
 def test_graph_is_the_one_of_the_design() -> None:
-    assert {asset.key.path[-1]: shape_of(asset) for asset in ALL_ASSETS} == GRAPH
+    assert {asset.key.path[-1]: shape_of(asset) for asset in ASSETS} == GRAPH
 
 
 def test_every_asset_says_what_it_is() -> None:
-    for asset in ALL_ASSETS:
+    for asset in ASSETS:
         (spec,) = asset.specs
         assert spec.description, asset.key
         assert spec.code_version, asset.key
@@ -122,13 +125,13 @@ def test_every_asset_says_what_it_is() -> None:
 
 
 def test_every_check_says_what_it_checks() -> None:
-    checks = [check for asset in ALL_ASSETS for check in asset.check_specs]
+    checks = [check for asset in ASSETS for check in asset.check_specs]
     assert len(checks) == sum(len(one["blocking"] | one["warning"]) for one in GRAPH.values())
     assert all(check.description for check in checks)
 
 
 def test_arm_partitions_are_the_arms_of_the_package() -> None:
-    subset = next(asset for asset in ALL_ASSETS if asset.key.path == ["subset"])
+    subset = next(asset for asset in ASSETS if asset.key.path == ["subset"])
     assert isinstance(subset.partitions_def, dg.MultiPartitionsDefinition)
     arms = subset.partitions_def.get_partitions_def_for_dimension("arm")
     assert list(arms.get_partition_keys()) == load_arms().names

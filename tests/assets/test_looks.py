@@ -9,19 +9,21 @@ import pytest
 
 from assets.columns import COLUMNS, MADE_OF, schema_of
 from assets.source import STEPS, with_code_references
-from delift_pipeline.definitions import ALL_ASSETS
+from delift_pipeline.arms import load_arms
 from delift_pipeline.evaluation.leaderboard import ROW_SCHEMA
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
+from delift_pipeline.graph import build_assets
 from delift_pipeline.lineage.trained_on import SCHEMA as TRAINED_ON
 from delift_pipeline.records.schema import RECORD_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = [asset.key.path[-1] for asset in ALL_ASSETS]
+ASSETS = build_assets(load_arms())
+NAMES = [asset.key.path[-1] for asset in ASSETS]
 GROUPS = ["ingest", "scoring", "selection", "training", "evaluation"]
 
 
 def spec_of(name: str) -> dg.AssetSpec:
-    return next(asset.specs_by_key[asset.key] for asset in ALL_ASSETS if asset.key.path == [name])
+    return next(asset.specs_by_key[asset.key] for asset in ASSETS if asset.key.path == [name])
 
 
 def references(spec: dg.AssetSpec) -> list[Any]:
@@ -64,7 +66,7 @@ def test_code_references_lead_to_the_projects_home_where_one_is_named(
     from assets.ingest import raw_dataset
 
     monkeypatch.setenv("DELIFT_SOURCE_URL", "https://github.com/someone/delift/")
-    (asset,) = with_code_references([raw_dataset])
+    (asset,) = with_code_references([raw_dataset(load_arms())])
     step, door = references(asset.specs_by_key[asset.key])
     start = r"https://github\.com/someone/delift/tree/[0-9a-z.]+/"
     assert re.fullmatch(start + r"delift_pipeline/steps/dataset\.py#L\d+", step.url)

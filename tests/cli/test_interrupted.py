@@ -21,9 +21,7 @@ from delift_pipeline.storage.home import Home
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    for name in ("DELIFT_HOME", "DAGSTER_HOME"):
-        monkeypatch.setenv(name, "")  # `opened_instance` sets both
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with opened_instance(Home.at(tmp_path / "home")) as opened:
         yield opened
 

@@ -8,7 +8,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from delift_pipeline.definitions import ALL_ASSETS
+from delift_pipeline.arms import load_arms
+from delift_pipeline.graph import build_assets
 from delift_pipeline.storage.home import Home
 
 pytestmark = pytest.mark.data
@@ -51,7 +52,7 @@ def ingest_and_run(program: Any, home: Home, version: str, *ingest: object) -> d
 
 def check_assets(home: Home) -> None:
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
-        for asset in ALL_ASSETS:
+        for asset in build_assets(load_arms()):
             assert instance.get_latest_materialization_event(asset.key) is not None, asset.key
 
 

@@ -82,16 +82,13 @@ DELIFT = ("-m", "delift_pipeline.cli.main")
 LOAD = "from delift_pipeline.definitions import defs; defs.get_repository_def()"
 TICK = """
 import dagster as dg
-from delift_pipeline.definitions import defs
-from delift_pipeline.sensors import new_dataset_version_sensor as sensor
-repository = defs.get_repository_def()
+from delift_pipeline.sensors import new_dataset_version_sensor
+from resources.store import StoreResource
 with dg.DagsterInstance.ephemeral() as instance:
     import os
     started = os.times()
-    context = dg.build_sensor_context(
-        instance=instance, repository_def=repository, resources=dict(defs.resources)
-    )
-    result = sensor(context)
+    context = dg.build_sensor_context(instance=instance)
+    result = new_dataset_version_sensor(context, store=StoreResource())
     ended = os.times()
     print(len(result.run_requests), ended.user + ended.system - started.user - started.system)
 """
