@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from delift_pipeline.alerts import checked_webhook
@@ -20,12 +19,13 @@ from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.rule_options import RuleOptions
 from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.storage.home import ARM_PATTERN, Home
+from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import faults_of, unknown_name
 
 T = TypeVar("T", bound=BaseModel)
 
-SECTIONS = {"plan", "automation", "defaults", "selectors", "arms"}
+SECTIONS = ("plan", "automation", "defaults", "selectors", "arms")
 
 COMPARISONS = ("random", "full")
 """Selectors that every other arm's report is read beside, so they are made first."""
@@ -70,7 +70,7 @@ class AutomationOptions(BaseModel):
         default=False, description="Train and evaluate the arms too, not only select."
     )
     seconds: int = Field(
-        default=30, ge=1, description="Least time between two looks of a sensor, in seconds."
+        default=30, ge=1, description="Least time between two evaluations of a sensor, in seconds."
     )
     retries: int = Field(
         default=2,
@@ -99,11 +99,10 @@ class AutomationOptions(BaseModel):
             raise ValueError(refused.faults[0].reason) from refused
 
 
-class Arm(BaseModel):
-    """One arm: what is selected, how it is trained and how it is measured.
+class ArmSettings(BaseModel):
+    """What `arms.yaml` says of one arm.
 
     Attributes:
-        name: `stage.selector[-variant]`; never renamed.
         enabled: False keeps a retired arm listed and asks for no more runs of it.
         budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all,
             `20000tokens`, or `auto` (`auto:0.05`): as many as pay.
@@ -117,7 +116,6 @@ class Arm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
     enabled: bool = True
     budget: BudgetText = 0.3
     rules: RuleOptions = Field(default_factory=RuleOptions)
@@ -127,7 +125,7 @@ class Arm(BaseModel):
     training: TrainingOptions
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
     def _means_something(cls, budget: BudgetText) -> BudgetText:
         try:
@@ -135,6 +133,16 @@ class Arm(BaseModel):
         except Refused as refused:
             raise ValueError(refused.faults[0].reason) from refused
         return budget
+
+
+class Arm(ArmSettings):
+    """One arm: what is selected, how it is trained and how it is measured.
+
+    Attributes:
+        name: `stage.selector[-variant]`; never renamed.
+    """
+
+    name: str
 
     @model_validator(mode="after")
     def _can_be_kept_to(self) -> "Arm":
@@ -203,15 +211,15 @@ class Arms:
 
 
 def load_arms(home: Home | None = None) -> Arms:
-    """The arms of a home: its own `arms.yaml` where there is one, else the package's.
+    """The arms of a home: its own `arms.yaml` over the shipped one.
 
     Raises:
         Refused: every fault of the file at once, each with its field.
     """
     own = (home or Home.at()).arms_file
-    if own.is_file():
-        return read_arms(own.read_text(encoding="utf-8"), own.name)
-    return read_arms(default_text(), "arms.yaml (package default)")
+    if not own.is_file():
+        return read_arms(default_text(), "arms.yaml (package default)")
+    return read_arms(read_text(own, own.name), own.name)
 
 
 def default_text() -> str:
@@ -219,95 +227,128 @@ def default_text() -> str:
     return resources.files("delift_pipeline.defaults").joinpath("arms.yaml").read_text("utf-8")
 
 
-def load_arms_file(path: Path) -> Arms:
-    """The arms of one file."""
-    return read_arms(path.read_text(encoding="utf-8"), str(path))
+@cache
+def _shipped() -> dict[str, Any]:
+    return parse_yaml(default_text(), "arms.yaml").value
 
 
 def read_arms(text: str, file: str) -> Arms:
-    """Parse and validate the whole of an `arms.yaml`.
+    """The arms of an `arms.yaml`; what it does not give is as in the shipped file.
+
+    `plan`, `automation`, `defaults` and `selectors` inherit field by field. A file with an `arms:`
+    block lists all arms of its home, and each inherits from the shipped arm of the same name. A
+    file without that block keeps the shipped arms.
 
     Raises:
         Refused: every fault at once.
     """
-    try:
-        document = yaml.load(text, _UniqueKeys) or {}
-    except yaml.YAMLError as error:
-        raise Refused(Fault(f"not YAML: {error}", file=file)) from error
-    if not isinstance(document, dict) or not isinstance(document.get("arms"), dict):
-        raise Refused(Fault("needs a mapping `arms:` from arm name to its settings", file=file))
-    if wrong := _kind_faults(document, file):
-        raise Refused(*wrong)
-    arms, faults = _parse_arms(document, file)
-    plan = _validated(PlanOptions, document.get("plan") or {}, file, "plan", faults)
-    given = document.get("automation") or {}
-    automation = _validated(AutomationOptions, given, file, "automation", faults)
-    reason = f"is no selector; there are: {', '.join(sorted(SELECTORS))}"
-    strange = set(document.get("selectors") or {}) - set(SELECTORS)
-    faults += [Fault(reason, file, field=f"selectors.{name}") for name in strange]
-    unknown = set(document) - SECTIONS
-    reason = f"is not a section; there are {', '.join(sorted(SECTIONS))}"
-    faults += [Fault(reason, file, field=str(key)) for key in unknown]
-    if faults:
-        raise Refused(*faults)
-    return Arms(
-        plan=plan or PlanOptions(),
-        automation=automation or AutomationOptions(),
-        arms=tuple(arms),
-    )
+    return _ArmsReader(text, file).read()
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, where YAML would keep the last."""
+class _ArmsReader:
+    """Reads one `arms.yaml` and collects every fault in it."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(None, None, f"{key} stands twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str) else None)
-        return super().construct_mapping(node, deep)
+    def __init__(self, text: str, file: str) -> None:
+        document = parse_yaml(text, file)
+        self.file, self.lines, self.faults = file, document.lines, list(document.repeated)
+        given = self.mapping(document.value, "")
+        self.lists_arms = given.get("arms") is not None
+        self.given = {name: self.mapping(given.get(name), name) for name in SECTIONS}
+        for name in map(str, given):
+            if name not in SECTIONS:
+                self.refuse(unknown_name(name, list(SECTIONS)), name)
 
-
-def _kind_faults(document: dict[str, Any], file: str) -> list[Fault]:
-    """Whatever has to be a mapping and is not; nothing else can be read then."""
-    given = {name: document.get(name) for name in ("defaults", "selectors")}
-    for name, settings in document["arms"].items():
-        given[f"arms.{name}"] = settings
-        if isinstance(settings, dict):
-            parts = ("training", "evaluation", "options", "rules")
-            given |= {f"arms.{name}.{part}": settings.get(part) for part in parts}
-    if isinstance(given["selectors"], dict):
-        given |= {f"selectors.{name}": options for name, options in given["selectors"].items()}
-    return [
-        Fault(f"is no mapping (got {value!r})", file, field=field)
-        for field, value in given.items()
-        if value is not None and not isinstance(value, dict)
-    ]
-
-
-def _parse_arms(document: dict[str, Any], file: str) -> tuple[list[Arm], list[Fault]]:
-    arms: list[Arm] = []
-    faults: list[Fault] = []
-    selectors = document.get("selectors") or {}
-    for name, settings in document["arms"].items():
-        where = f"arms.{name}"
-        reason = _name_fault(str(name))
-        if reason:
-            faults.append(Fault(reason, file, field=where))
-            continue
-        merged = _with_defaults(document.get("defaults") or {}, settings or {}) | {"name": name}
-        selector = _selector_of(name)
-        given = _merged(selectors.get(selector) or {}, merged.get("options") or {})
-        options = _validated(
-            SELECTORS[selector].options_model, given, file, f"{where}.options", faults
+    def read(self) -> Arms:
+        """All arms with the options they share."""
+        shipped, given = _shipped(), self.given
+        plan = self.validated(PlanOptions, _over(shipped["plan"], given["plan"]), "plan")
+        automation = self.validated(
+            AutomationOptions, _over(shipped["automation"], given["automation"]), "automation"
         )
-        merged["options"] = options.model_dump(mode="json") if options else {}
-        arm = _validated(Arm, merged, file, where, faults)
-        if arm is not None:
-            arms.append(arm)
-    return arms, faults
+        defaults = _with_training(shipped["defaults"], given["defaults"])
+        selectors = self.selectors()
+        names = given["arms"] if self.lists_arms else shipped["arms"]
+        arms = [self.arm(name, defaults, selectors) for name in names]
+        if self.faults:
+            raise Refused(*sorted(dict.fromkeys(self.faults), key=lambda fault: fault.line or 0))
+        assert plan is not None and automation is not None  # else there is a fault
+        return Arms(plan, automation, tuple(arm for arm in arms if arm is not None))
+
+    def selectors(self) -> dict[str, dict[str, Any]]:
+        """The options of each selector that any file names; this file's are validated."""
+        options = dict(_shipped()["selectors"])
+        for name, given in self.given["selectors"].items():
+            field = f"selectors.{name}"
+            if name not in SELECTORS:
+                self.refuse(unknown_name(str(name), sorted(SELECTORS)), field)
+                continue
+            options[name] = _over(options.get(name, {}), self.mapping(given, field))
+            self.validated(SELECTORS[name].options_model, options[name], field)
+        return options
+
+    def arm(
+        self, name: Any, defaults: dict[str, Any], selectors: dict[str, dict[str, Any]]
+    ) -> Arm | None:
+        """One arm over the shipped arm of that name, over the defaults; None if it is faulty."""
+        field = f"arms.{name}"
+        if reason := _name_fault(str(name)):
+            self.refuse(reason, field)
+            return None
+        own = self.mapping(self.given["arms"].get(name), field)
+        shipped = _shipped()["arms"].get(name) or {}
+        settings = _with_training(defaults, _with_training(shipped, own))
+        selector = _selector_of(name)
+        given = self.mapping(settings.get("options"), f"{field}.options")
+        options = self.validated(
+            SELECTORS[selector].options_model,
+            _over(selectors.get(selector, {}), given),
+            f"{field}.options",
+            inherited_from=f"selectors.{selector}",
+        )
+        settings["options"] = options.model_dump(mode="json") if options else {}
+        sound = self.validated(ArmSettings, settings, field, inherited_from="defaults")
+        if sound is None or options is None:
+            return None
+        return self.validated(Arm, settings | {"name": name}, field)
+
+    def mapping(self, value: Any, field: str) -> dict[str, Any]:
+        """A value that has to be a mapping; empty where nothing is given, or anything else."""
+        if value is None or isinstance(value, dict):
+            return value or {}
+        self.refuse(f"This must be a mapping of names to values (got {value!r}).", field)
+        return {}
+
+    def validated(
+        self, model: type[T], value: Any, field: str, inherited_from: str | None = None
+    ) -> T | None:
+        """The value as its model, or None after its faults are collected.
+
+        A fault names the field that holds the value: the one below `field` if this file gives it,
+        else the one below `inherited_from`.
+        """
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            for fault in faults_of(error, model, parent=field):
+                place = str(fault.field)
+                if inherited_from and self.line_of(place, field) is None:
+                    elsewhere = inherited_from + place.removeprefix(field)
+                    if self.line_of(elsewhere, inherited_from) is not None:
+                        place = elsewhere
+                self.refuse(fault.reason, place)
+            return None
+
+    def refuse(self, reason: str, field: str) -> None:
+        """Collect one fault, with the line of the field or of what holds it."""
+        self.faults.append(Fault(reason, self.file, self.line_of(field), field or None))
+
+    def line_of(self, field: str, below: str = "") -> int | None:
+        """The line of a field, or of the nearest field around it that lies below another."""
+        while field != below and field:
+            if field in self.lines:
+                return self.lines[field]
+            field = field.rpartition(".")[0]
+        return None
 
 
 def _selector_of(name: str) -> str:
@@ -316,42 +357,37 @@ def _selector_of(name: str) -> str:
 
 def _name_fault(name: str) -> str | None:
     if not ARM_PATTERN.fullmatch(name):
-        return f"is no arm name: write stage.selector[-variant], stage one of {', '.join(STAGES)}"
+        stages = ", ".join(STAGES)
+        return (
+            "This is not the name of an arm. Write stage.selector or stage.selector-variant, "
+            f"where stage is one of {stages}."
+        )
     if _selector_of(name) not in SELECTORS:
-        known = ", ".join(sorted(SELECTORS))
-        return f"selector {_selector_of(name)!r} is unknown; there are: {known}"
+        return f"Its selector {unknown_name(_selector_of(name), sorted(SELECTORS))}"
     return None
 
 
-def _validated(model: type[T], value: Any, file: str, where: str, faults: list[Fault]) -> T | None:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        faults += faults_of(error, model, file=file, parent=where)
-        return None
+def _with_training(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` over `base`, where training is told how long it takes only once.
 
-
-def _with_defaults(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """An arm's settings over the defaults.
-
-    `steps`, `epochs` and `preset` answer the same question (how much training), so that an arm
-    which gives one of them takes none of them from the defaults; a preset takes nothing else.
+    `steps`, `epochs` and `preset` answer the same question, so that settings which give one of
+    them inherit none of them. A preset is a complete set of values and inherits nothing.
     """
-    own = settings.get("training") or {}
-    base = dict(defaults)
-    if isinstance(own, dict) and isinstance(base.get("training"), dict):
-        if "preset" in own:
-            base["training"] = {}
-        elif {"steps", "epochs"} & set(own):
-            kept = base["training"].items()
-            base["training"] = {k: v for k, v in kept if k not in ("steps", "epochs")}
-    return _merged(base, settings)
+    own, inherited = settings.get("training"), base.get("training")
+    if isinstance(own, dict) and isinstance(inherited, dict):
+        if own.get("preset") is not None:
+            inherited = {}
+        elif own.get("steps") is not None or own.get("epochs") is not None:
+            inherited = {k: v for k, v in inherited.items() if k not in ("steps", "epochs")}
+        base = base | {"training": inherited}
+    return _over(base, settings)
 
 
-def _merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` over `defaults`, mapping by mapping."""
-    result = dict(defaults)
+def _over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` over `base`, mapping by mapping; an empty entry of a mapping says nothing."""
+    result = dict(base)
     for key, value in settings.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        if isinstance(result.get(key), dict) and (value is None or isinstance(value, dict)):
+            value = _over(result[key], value or {})
+        result[key] = value
     return result

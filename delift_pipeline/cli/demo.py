@@ -60,6 +60,7 @@ def demo(
 
 def prepare(home: Home) -> None:
     """Write the demonstration's files and arms, and store both versions; again changes nothing."""
+    from delift_pipeline.arms import load_arms
     from delift_pipeline.demo import verify_demo_model
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
     from delift_pipeline.records.versions import ingest
@@ -69,6 +70,7 @@ def prepare(home: Home) -> None:
     if not home.arms_file.is_file():
         arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
         write_text(home.arms_file, arms)
+    load_arms(home)  # A faulty file is refused before anything else is written.
     files = write_demo_files(home.root / "demo_files")
     store = partial(ingest, home, model=MODEL_DEMO, template=TEMPLATE, dataset="demo")
     store(

@@ -4,11 +4,11 @@ import re
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.validation import faults_of
 
 FIELDS = ("instruction", "input", "output")
@@ -140,13 +140,11 @@ def load_template(name_or_path: str) -> Template:
         raise Refused(
             Fault(f"no template {name_or_path!r}: use {known} or a YAML file", field="template")
         )
-    return _parse(path.read_text("utf-8"), name_or_path)
+    return _parse(read_text(path, name_or_path), name_or_path)
 
 
 def _parse(text: str, file: str) -> Template:
     try:
-        return Template.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise Refused(Fault(f"this is not YAML: {error}", file=file)) from error
+        return Template.model_validate(parse_yaml(text, file).value)
     except ValidationError as error:
         raise Refused(*faults_of(error, Template, file=file)) from error

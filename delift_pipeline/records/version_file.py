@@ -1,13 +1,12 @@
 """`version.yaml`: what a dropped folder says of the version it asks to become."""
 
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.records.read import Ids
+from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.validation import faults_of
 
 VERSION_FILE = "version.yaml"
@@ -46,16 +45,14 @@ def read_version_file(folder: Path) -> VersionFile:
     """A folder's `version.yaml`; all defaults where it has none.
 
     Raises:
-        Refused: it is no YAML, or a field is unknown or of the wrong kind.
+        Refused: it is not YAML, or a field is unknown or of the wrong kind.
     """
     path = folder / VERSION_FILE
     if not path.is_file():
         return VersionFile()
     try:
-        loaded: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return VersionFile.model_validate(loaded)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(Fault(f"not YAML: {error}", file=VERSION_FILE)) from error
+        document = parse_yaml(read_text(path, VERSION_FILE), VERSION_FILE)
+        return VersionFile.model_validate(document.value or {})
     except ValidationError as error:
         raise Refused(*faults_of(error, VersionFile, file=VERSION_FILE)) from error
 

@@ -105,7 +105,8 @@ def _parsed(budget: float | int | str) -> Decimal | int | None:
         return None
     if isinstance(budget, str):
         budget = _number(budget.strip())
-    if isinstance(budget, bool) or not math.isfinite(budget):
+    number = isinstance(budget, float | int) and not isinstance(budget, bool)
+    if not number or not math.isfinite(budget):
         raise _refused(budget)
     if 0 < budget < 1:
         return Decimal(repr(float(budget)))

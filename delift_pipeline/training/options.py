@@ -62,7 +62,7 @@ class TrainingOptions(BaseModel):
         default="all-linear",
         description="Layers that get an adapter: every linear one but the output head, or by name.",
     )
-    learning_rate: float = Field(default=5e-3, gt=0, description="Highest learning rate.")
+    learning_rate: float = Field(default=2e-4, gt=0, description="Highest learning rate.")
     schedule: Literal["linear", "constant", "cosine"] = Field(
         default="linear", description="How the learning rate falls after the warm-up."
     )

@@ -124,8 +124,8 @@ def test_faults_in_arms_yaml_come_one_a_line(program: Any, files: Any, tmp_path:
     wrong = "arms: {instruction_tuning.best: {}, instruction_tuning.random: {budget: -1}}\n"
     (tmp_path / "arms.yaml").write_text(wrong, encoding="utf-8")
     faults = program("run", "--version", "v1", "--home", tmp_path).faults
-    assert len(faults) == 3  # the names, the budget, and no measure of training
-    assert all(fault.startswith("arms.yaml: arms.") for fault in faults)
+    assert len(faults) == 2  # the name and the budget
+    assert all(fault.startswith("arms.yaml:1: arms.") for fault in faults)
 
 
 def test_a_dropped_version_runs_from_the_inbox(program: Any, home: Home, second: Any) -> None:

@@ -19,7 +19,7 @@ from delift_pipeline.training.setup import lora_config, prepare
 bnb = cast(Any, pytest.importorskip("bitsandbytes"))
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 
-OPTIONS = TrainingOptions(method="qlora", rank=4, steps=5)
+OPTIONS = TrainingOptions(method="qlora", rank=4, steps=5, learning_rate=5e-3)
 
 
 @pytest.fixture
