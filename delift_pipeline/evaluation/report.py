@@ -285,7 +285,7 @@ def _sample_rows(report: ArmReport) -> list[dict[str, Any]]:
             "reference": _shortened(row["reference"]),
             "base": _shortened(base.get(row["record_id"])),
             "generated": _shortened(row["generated"]),
-            "exact": row["exact_match"] == 1.0,
+            "exact": row.get("exact_match") == 1.0,
         }
         for row in samples[chosen].iter_rows(named=True)
     ]

@@ -33,7 +33,8 @@ class Evaluation:
     Attributes:
         metrics: Mean of each metric over the measured records, and its standard error as
             `<metric>_se` (sample standard deviation over the root of the count; 0 for one record).
-        samples: One row a measured record (`SAMPLE_SCHEMA`), in held-out order.
+        samples: One row a measured record (`SAMPLE_SCHEMA`), in held-out order. A report of an
+            earlier release lacks the columns of metrics that came later: they were not measured.
         counts: `heldout` records given, `records` measured, `unscorable` among the rest (their
             answer does not fit), `past_limit` (left out by `limit`), `unfinished` (generated
             answers that reached the longest length without an end-of-text token).
@@ -82,11 +83,15 @@ class Difference:
 def summarise(samples: pl.DataFrame) -> dict[str, float]:
     """Mean and standard error of every metric that was computed."""
     metrics: dict[str, float] = {}
-    for name in METRICS:
+    for name in _metrics_in(samples):
         values = samples[name].drop_nulls()
         if values.len():
             metrics[name], metrics[f"{name}_se"] = mean_and_error(values)
     return metrics
+
+
+def _metrics_in(samples: pl.DataFrame) -> list[MetricName]:
+    return [name for name in METRICS if name in samples.columns]
 
 
 def mean_and_error(values: pl.Series) -> tuple[float, float]:
@@ -101,11 +106,14 @@ def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Differ
     """Each metric's paired difference, records joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
     found: dict[MetricName, Difference] = {}
-    for name, metric in METRICS.items():
+    for name in _metrics_in(ours.samples):
+        if name not in theirs.samples.columns:
+            continue
         gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
         if gaps.len():
             mean, error = mean_and_error(gaps)
-            found[name] = Difference(mean, error, metric.improvement(mean, 0.0), gaps.len())
+            improvement = METRICS[name].improvement(mean, 0.0)
+            found[name] = Difference(mean, error, improvement, gaps.len())
     return found
 
 

@@ -132,7 +132,10 @@ def _worse(own: Evaluation, reference: Evaluation, metric: MetricName) -> str | 
 
 def rows(evaluation: Evaluation, metric: MetricName) -> set[str]:
     """The held-out records that a metric was measured on."""
-    return set(evaluation.samples.filter(pl.col(metric).is_not_null())["record_id"])
+    samples = evaluation.samples
+    if metric not in samples.columns:
+        return set()
+    return set(samples.filter(pl.col(metric).is_not_null())["record_id"])
 
 
 def _winner(eligible: Sequence[Candidate], metric: MetricName) -> Candidate | None:

@@ -9,7 +9,7 @@ import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import METRICS
-from delift_pipeline.evaluation.result import REPORT, SAMPLES
+from delift_pipeline.evaluation.result import REPORT, SAMPLE_SCHEMA, SAMPLES
 from delift_pipeline.lineage.artifacts import (
     Artifact,
     arm_artifacts,
@@ -176,14 +176,23 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
     ]
 
 
-def _rows(places: Iterable[str], file: str, name: str) -> dict[str, dict[str, Any]]:
-    """The record's row in each folder's table that has one, all read in one pass."""
+def _rows(
+    places: Iterable[str], file: str, name: str, schema: pl.Schema | None = None
+) -> dict[str, dict[str, Any]]:
+    """The record's row in each folder's table that has one, all read in one pass.
+
+    Columns that some tables lack are null there; without a schema those of the first are read.
+    """
     paths = [f"{folder}/{file}" for folder in places]
     if not paths:
         return {}
     matching = (
         pl.scan_parquet(
-            paths, include_file_paths="path", missing_columns="insert", extra_columns="ignore"
+            paths,
+            schema=schema,
+            include_file_paths="path",
+            missing_columns="insert",
+            extra_columns="ignore",
         )
         .filter(pl.col("record_id") == name)
         .collect()
@@ -298,7 +307,7 @@ def _reports(home: Home, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]
 def _measured(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
     """A held-out record's own metrics under each arm of the versions that hold it out."""
     artifacts = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
-    rows = _rows((one.folder.as_posix() for one in artifacts), SAMPLES, name)
+    rows = _rows((one.folder.as_posix() for one in artifacts), SAMPLES, name, SAMPLE_SCHEMA)
     return [
         {
             "version": one.version,

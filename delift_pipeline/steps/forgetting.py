@@ -129,7 +129,7 @@ def _reported(
 
 
 def _united(samples: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(samples).unique("record_id", keep="first", maintain_order=True)
+    return pl.concat(samples, how="diagonal").unique("record_id", keep="first", maintain_order=True)
 
 
 def _row(model: str, arm: str | None, samples: pl.DataFrame, sets: list[DatasetVersion]) -> Row:
