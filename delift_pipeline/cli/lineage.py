@@ -1,6 +1,10 @@
 """`delift lineage`: what made an adapter, what became of a record, what a version changed."""
 
+import datetime as dt
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +22,7 @@ from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.artifacts import Artifact
+    from delift_pipeline.lineage.openlineage import StepTimes, Times
 
 SHOWN = 10
 
@@ -54,11 +59,38 @@ def lineage(
     if openlineage is not None:
         from delift_pipeline.lineage.openlineage import write_openlineage
 
-        write_openlineage(place, _subjects(place, option, found), openlineage)
+        with _dagster_times(place) as step_times:
+            subjects = _subjects(place, option, found)
+            write_openlineage(place, subjects, openlineage, step_times)
     if as_json:
         print_json(found)
     else:
         print(text, file=message_stream(openlineage))
+
+
+@contextmanager
+def _dagster_times(home: Home) -> Iterator["StepTimes"]:
+    """When steps started and ended, as far as the home's Dagster instance knows."""
+    if not (home.dagster / "dagster.yaml").is_file():
+        yield lambda run, step: None
+        return
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+
+        @cache
+        def steps_of(run: str) -> dict[str, "Times"]:
+            return {
+                step.step_key: (_utc(step.start_time), _utc(step.end_time))
+                for step in instance.get_run_step_stats(run)
+                if step.start_time is not None and step.end_time is not None
+            }
+
+        yield lambda run, step: steps_of(run).get(step)
+
+
+def _utc(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 def split_adapter(value: str) -> tuple[str, str]:

@@ -7,13 +7,14 @@ and hash, so that exporting again gives the same ids; the Dagster run stands in 
 
 import datetime as dt
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline import __version__
+from delift_pipeline.evaluation.result import read_evaluation
 from delift_pipeline.lineage.artifacts import (
     Artifact,
     Cause,
@@ -25,6 +26,7 @@ from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.storage.output import write_output
+from delift_pipeline.training.log import TRAINING_LOG, read_training_log
 from delift_pipeline.utility.kernel import block_hashes
 
 SPEC = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
@@ -39,26 +41,69 @@ SCHEMA_FILES = {
     "report": "samples.parquet",
     "plan": "records.parquet",
 }
+STEPS = {
+    "dataset": "raw_dataset",
+    "plan": "pair_plan",
+    "scores": "in_context_logprobs",
+    "kernel": "utility_kernel",
+    "subset": "subset",
+    "adapter": "adapter",
+    "report": "eval_report",
+}
+"""The step of a Dagster run that makes each kind of artifact."""
+
 Event = dict[str, Any]
+Times = tuple[dt.datetime, dt.datetime]
+StepTimes = Callable[[str, str], Times | None]
+"""When a step of a Dagster run started and ended, by run id and step; None if it is not known."""
 
 
-def write_openlineage(home: Home, artifacts: Iterable[Artifact], path: Path) -> int:
+def write_openlineage(
+    home: Home, artifacts: Iterable[Artifact], path: Path, step_times: StepTimes
+) -> int:
     """Write the events of some artifacts and of all their causes, oldest first.
 
     Returns:
         How many events were written.
     """
-    events = list(openlineage_events(home, artifacts))
+    events = list(openlineage_events(home, artifacts, step_times))
     write_output(path, "".join(f"{json_text(event)}\n" for event in events).encode("utf-8"))
     return len(events)
 
 
-def openlineage_events(home: Home, artifacts: Iterable[Artifact]) -> Iterator[Event]:
-    """START and COMPLETE of every run that led to some artifacts, oldest first."""
+def openlineage_events(
+    home: Home, artifacts: Iterable[Artifact], step_times: StepTimes = lambda run, step: None
+) -> Iterator[Event]:
+    """START and COMPLETE of every run that led to some artifacts, oldest first.
+
+    A run starts and ends as its Dagster step did. Where Dagster does not know the step, it ends as
+    its manifest was written, and starts as much earlier as the training or evaluation took; of
+    other artifacts nothing holds the duration, and both events have the same time.
+    """
     runs = _with_causes(home, artifacts)
     for artifact in sorted(runs, key=lambda one: (one.manifest.created, one.name)):
-        for kind in ("START", "COMPLETE"):
-            yield _event(home, artifact, kind)
+        started, ended = _times(artifact, step_times)
+        yield _event(home, artifact, "START", started)
+        yield _event(home, artifact, "COMPLETE", ended)
+
+
+def _times(artifact: Artifact, step_times: StepTimes) -> Times:
+    run = artifact.manifest.run_id
+    known = step_times(run, STEPS[artifact.kind]) if run else None
+    if known is not None:
+        return known
+    ended = dt.datetime.fromisoformat(artifact.manifest.created)
+    ended = ended if ended.tzinfo else ended.replace(tzinfo=dt.UTC)
+    return ended - dt.timedelta(seconds=_measured_seconds(artifact)), ended
+
+
+def _measured_seconds(artifact: Artifact) -> float:
+    """How long training or evaluation took, as the artifact's own files say; else 0."""
+    if artifact.kind == "adapter" and (artifact.folder / TRAINING_LOG).is_file():
+        return read_training_log(artifact.folder).seconds
+    if artifact.kind == "report" and (evaluation := read_evaluation(artifact.folder)):
+        return evaluation.seconds
+    return 0.0
 
 
 def _with_causes(home: Home, artifacts: Iterable[Artifact]) -> list[Artifact]:
@@ -79,11 +124,11 @@ def run_id(artifact: Artifact) -> str:
     return str(uuid.uuid5(RUNS, f"{artifact.name}:{artifact.manifest.content_hash}"))
 
 
-def _event(home: Home, artifact: Artifact, kind: str) -> Event:
+def _event(home: Home, artifact: Artifact, kind: str, time: dt.datetime) -> Event:
     done = kind == "COMPLETE"
     return {
         "eventType": kind,
-        "eventTime": _time(artifact.manifest.created),
+        "eventTime": time.isoformat(),
         "producer": PRODUCER,
         "schemaURL": SPEC,
         "run": {"runId": run_id(artifact), "facets": _run_facets(artifact.manifest)},
@@ -113,12 +158,6 @@ def _outputs(home: Home, artifact: Artifact) -> list[dict[str, Any]]:
         _dataset(home, Artifact(f"kernel:{version}:{block}", artifact.folder, artifact.manifest))
         for block in block_hashes(artifact.manifest)
     ]
-
-
-def _time(created: str) -> str:
-    """RFC 3339, as the specification wants it."""
-    moment = dt.datetime.fromisoformat(created)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).isoformat()
 
 
 def _run_facets(manifest: Manifest) -> dict[str, Any]:

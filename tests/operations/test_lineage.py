@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
@@ -17,6 +18,7 @@ from delift_pipeline.lineage.version import version_lineage
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, mark_for_rebuilding, read_manifest
+from delift_pipeline.training.log import read_training_log
 
 FIRST, SECOND = "instruction_tuning.delift_trusted", "continual.delift_trusted"
 
@@ -223,6 +225,42 @@ def test_openlineage_events_have_what_the_specification_requires(
     for run in runs:
         kinds = [event["eventType"] for event in events if event["run"]["runId"] == run]
         assert kinds == ["START", "COMPLETE"]
+
+
+def durations(home: Home, path: Path, delift) -> dict[str, float]:
+    """Seconds from START to COMPLETE of each run that led to an adapter, by what it made."""
+    given = ("lineage", "--adapter", f"v1/{FIRST}", "--home", home.root, "--openlineage", path)
+    assert delift(*given).status == 0
+    events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    found = {}
+    for start, complete in zip(events[::2], events[1::2], strict=True):
+        first, last = (dt.datetime.fromisoformat(one["eventTime"]) for one in (start, complete))
+        found[complete["outputs"][0]["name"]] = (last - first).total_seconds()
+    return found
+
+
+def test_openlineage_runs_last_as_long_as_their_dagster_steps(
+    made: Home, tmp_path: Path, delift
+) -> None:
+    found = durations(made, tmp_path / "events.jsonl", delift)
+    run = manifest_of(made.adapter("v1", FIRST)).run_id
+    with dg.DagsterInstance.from_config(str(made.dagster)) as instance:
+        (step,) = instance.get_run_step_stats(str(run), ["adapter"])
+    assert step.start_time and step.end_time
+    spent = step.end_time - step.start_time
+    assert found[f"adapter:v1:{FIRST}"] == pytest.approx(spent, abs=1e-3)
+    assert all(seconds > 0 for name, seconds in found.items() if name != "dataset:v1")
+
+
+def test_openlineage_without_dagster_knows_how_long_training_took(
+    copied: Home, tmp_path: Path, delift
+) -> None:
+    shutil.rmtree(copied.dagster)
+    found = durations(copied, tmp_path / "events.jsonl", delift)
+    seconds = read_training_log(copied.adapter("v1", FIRST)).seconds
+    assert found[f"adapter:v1:{FIRST}"] == pytest.approx(seconds, abs=1e-3)
+    assert found[f"report:v1:{FIRST}"] > 0
+    assert not copied.dagster.exists()
 
 
 def test_openlineage_events_connect_the_adapter_with_the_data(made: Home, tmp_path: Path) -> None:
