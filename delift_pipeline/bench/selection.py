@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from delift_pipeline.errors import DeliftError
 
-REPEATS = 5
 APRICOT_ABSENT = "apricot is not installed (pip install apricot-select==0.6.1), so it is not beside"
 
 

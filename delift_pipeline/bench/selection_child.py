@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from delift_pipeline.bench.objectives import FoldCoverage, SaturatedCoverage
 from delift_pipeline.selection import objectives
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import Coverage
@@ -118,8 +119,8 @@ def _objective(name: str, kernel: Any, other: np.ndarray) -> Coverage:
         "fl1mi": lambda: objectives.FL1MI(kernel, other),
         "fl2mi": lambda: objectives.FL2MI(other),
         "flcg": lambda: objectives.FLCG(kernel, np.ascontiguousarray(other.T), 0.5),
-        "rfl": lambda: objectives.FoldCoverage(kernel, 2),
-        "saturated": lambda: objectives.SaturatedCoverage(kernel, 0.1),
+        "rfl": lambda: FoldCoverage(kernel, 2),
+        "saturated": lambda: SaturatedCoverage(kernel, 0.1),
     }
     return built[name]()
 

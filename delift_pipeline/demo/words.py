@@ -59,12 +59,6 @@ SYNONYMS: dict[str, str] = {
     for first, second in zip(words, SECOND_WORDS[name], strict=True)
 }
 CATEGORY_OF: dict[str, str] = {word: name for name, words in CATEGORIES.items() for word in words}
-CONCEPT_OF: dict[str, str] = {
-    **{concept: concept for concept in CONCEPTS},
-    **{second: first for first, second in SYNONYMS.items()},
-}
-"""Either word of a concept -> the concept."""
-
 NAMES: tuple[str, ...] = (
     *("ann", "bob", "carl", "dina", "eve"),
     *("finn", "gus", "hana", "ivan", "jo"),

@@ -11,7 +11,6 @@ from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.validation import faults_of
 
-FIELDS = ("instruction", "input", "output")
 PROMPT_FIELDS = ("instruction", "input")
 FIELD = re.compile(r"\{([a-z_]+)\}")
 

@@ -73,11 +73,6 @@ class MemoryEstimate:
         """All of it, in bytes."""
         return self.weights + self.cache + self.activations + self.logits
 
-    @property
-    def total_gib(self) -> float:
-        """All of it, in GiB."""
-        return self.total / GIB
-
 
 def estimate(
     shape: ModelShape,

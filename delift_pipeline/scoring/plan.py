@@ -114,7 +114,6 @@ def write_plan(
     *,
     pool: pl.DataFrame | None = None,
     neighbours: Neighbours | None = None,
-    embeddings: Any = None,
     request: dict[str, Any] | None = None,
     parents: dict[str, str] | None = None,
     code_version: str = "1",
@@ -127,7 +126,6 @@ def write_plan(
         plan: The pairs.
         pool: D, to list which records have no neighbours and why (`records.parquet`).
         neighbours: The pool's neighbours, kept for later reading.
-        embeddings: The pool's embeddings (array or CSR matrix), kept for later reading.
         request: What was asked for, kept in the manifest.
         parents: The hashes of what the plan was made of.
         code_version: The asset's code version.
@@ -137,7 +135,7 @@ def write_plan(
         for block in plan.blocks:
             _write_block(temporary, block)
         write_json(temporary / _BLOCKS, [_described(block) for block in plan.blocks])
-        alone = _write_neighbours(temporary, pool, neighbours, embeddings)
+        alone = _write_neighbours(temporary, pool, neighbours)
         manifest = Manifest(
             kind="plan",
             content_hash=plan_hash(plan, neighbours),
@@ -192,11 +190,9 @@ def _write_block(folder: Path, block: PairBlock) -> None:
 
 
 def _write_neighbours(
-    folder: Path, pool: pl.DataFrame | None, neighbours: Neighbours | None, embeddings: Any
+    folder: Path, pool: pl.DataFrame | None, neighbours: Neighbours | None
 ) -> int:
     """Write what was found about the pool; returns how many records have no neighbour."""
-    if embeddings is not None:
-        _write_embeddings(folder / "embeddings", embeddings)
     if neighbours is None:
         return 0
     np.save(folder / "neighbours.npy", neighbours.indices)
@@ -210,16 +206,6 @@ def _write_neighbours(
         )
         write_parquet(folder / "records.parquet", frame)
     return int((counts == 0).sum())
-
-
-def _write_embeddings(folder: Path, embeddings: Any) -> None:
-    folder.mkdir()
-    if isinstance(embeddings, np.ndarray):
-        np.save(folder / "rows.npy", embeddings)
-        return
-    for part in ("indptr", "indices", "data"):
-        np.save(folder / f"{part}.npy", getattr(embeddings, part))
-    np.save(folder / "shape.npy", np.array(embeddings.shape, dtype=np.int64))
 
 
 def read_plan(folder: Path) -> PairPlan:
@@ -253,18 +239,3 @@ def read_neighbours(folder: Path) -> Neighbours | None:
     if not (folder / "neighbours.npy").exists():
         return None
     return Neighbours(np.load(folder / "neighbours.npy"), np.load(folder / "cosine.npy"))
-
-
-def read_embeddings(folder: Path) -> Any:
-    """The embeddings kept with a plan: an array, a SciPy CSR matrix, or None."""
-    kept = folder / "embeddings"
-    if (kept / "rows.npy").exists():
-        return np.load(kept / "rows.npy")
-    if not kept.is_dir():
-        return None
-    from scipy.sparse import csr_matrix
-
-    data, indices, indptr, shape = (
-        np.load(kept / f"{part}.npy") for part in ("data", "indices", "indptr", "shape")
-    )
-    return csr_matrix((data, indices, indptr), shape=tuple(shape))

@@ -32,7 +32,6 @@ from delift_pipeline.storage.hashing import digest_bytes
 BASELINE = -1
 SUFFIX = ".safetensors"
 _META = "delift"
-_VALUES = ("squared_distance", "sum_logprob", "tokens")
 _DTYPES = {
     "F32": np.float32,
     "I32": np.int32,

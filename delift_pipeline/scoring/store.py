@@ -139,18 +139,6 @@ class ScoreStore:
             block.sum_logprob[:, place] = column.sum_logprob
         return block
 
-    def read_pairs(self, block: PairBlock) -> Column:
-        """Scores of a block's pairs, float32 [pairs], demonstration after demonstration."""
-        numbers = self._numbers_of(block.targets)
-        known = self.ids.numbers(block.demonstrations)
-        found = [
-            self._gathered(int(number), numbers[block.targets_of(place)])
-            for place, number in enumerate(known)
-        ]
-        squared = [pair[0] for pair in found] or [np.empty(0, np.float32)]
-        logprob = [pair[1] for pair in found] or [np.empty(0, np.float32)]
-        return Column(np.concatenate(squared), np.concatenate(logprob))
-
     def baseline(self, targets: Sequence[str]) -> Baseline:
         """Scores of `targets` without a demonstration, and their answers' token counts."""
         numbers = self._numbers_of(targets)
@@ -173,11 +161,6 @@ class ScoreStore:
             raw = digest_bytes(rows.tobytes(), squared.tobytes(), logprob.tobytes())
             parts += [block.demonstrations[place].encode(), raw.encode()]
         return digest_bytes(names.encode(), *parts)
-
-    def digest_baseline(self, targets: Sequence[str]) -> str:
-        """Digest of targets and their scores without a demonstration."""
-        names = digest_bytes(*(target.encode() for target in targets))
-        return digest_bytes(names.encode(), *(part.tobytes() for part in self.baseline(targets)))
 
     def _gathered(self, demonstration: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         squared = np.full(len(numbers), np.nan, dtype=np.float32)

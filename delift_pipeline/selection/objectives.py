@@ -1,7 +1,7 @@
 """Monotone submodular objectives over utility kernels.
 
 All of them are coverage of rows by columns; see `coverage.Coverage` for the general form, what is
-assumed of kernels, and what is guaranteed. Weighted sums of them are in `combined`.
+assumed of kernels, and what is guaranteed.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection.coverage import Coverage, checked_kernel
-from delift_pipeline.utility.columns import column_maxima, row_maxima, row_sums
+from delift_pipeline.utility.columns import column_maxima, row_maxima
 
 __all__ = [
     "FL1MI",
@@ -20,9 +20,8 @@ __all__ = [
     "FLMI",
     "Coverage",
     "FacilityLocation",
-    "FoldCoverage",
     "Objective",
-    "SaturatedCoverage",
+    "checked_factor",
     "checked_kernel",
     "evaluate",
     "objective_of_random",
@@ -97,7 +96,7 @@ class FLMI(Coverage):
     def __init__(
         self, kernel: Any, target: Any, eta: float = 1.0, weights: np.ndarray | None = None
     ) -> None:
-        self.target, self.eta = checked_kernel(target, "target kernel"), _factor(eta, "eta")
+        self.target, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
         super().__init__(kernel, bonus=self.eta * column_maxima(self.target), weights=weights)
 
 
@@ -118,7 +117,7 @@ class FL1MI(Coverage):
     name = "fl1mi"
 
     def __init__(self, kernel: Any, target: Any, eta: float = 1.0) -> None:
-        self.target, self.eta = checked_kernel(target, "target kernel"), _factor(eta, "eta")
+        self.target, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
         super().__init__(kernel, cap=self.eta * column_maxima(self.target))
 
 
@@ -137,7 +136,7 @@ class FL2MI(Coverage):
     name = "fl2mi"
 
     def __init__(self, target: Any, eta: float = 1.0, weights: np.ndarray | None = None) -> None:
-        kernel, self.eta = checked_kernel(target, "target kernel"), _factor(eta, "eta")
+        kernel, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
         super().__init__(kernel, bonus=self.eta * column_maxima(kernel), weights=weights)
 
 
@@ -160,52 +159,16 @@ class FLCG(Coverage):
         self, kernel: Any, existing: Any, nu: float = 1.0, weights: np.ndarray | None = None
     ) -> None:
         self.existing = checked_kernel(existing, "kernel of existing records")
-        self.nu = _factor(nu, "nu")
+        self.nu = checked_factor(nu, "nu")
         super().__init__(kernel, floor=self.nu * row_maxima(self.existing), weights=weights)
 
 
-class FoldCoverage(Coverage):
-    """rFL(A) = sum_i (sum of the r greatest s_ij with j in A): r demonstrations for every target.
+def checked_factor(value: float, called: str) -> float:
+    """A factor of an objective.
 
-    With r = 1 it is facility location. The sum of the r greatest of a set is the weighted rank of a
-    uniform matroid, which is monotone and submodular (Edmonds 1970; r-fold or fault-tolerant
-    facility location: Jain and Vazirani 2000). Assumes s >= 0.
-
-    Args:
-        kernel: s [targets, n].
-        fold: r, at least 1.
-        weights: Optional weight of each target.
+    Raises:
+        Refused: it is negative or not finite.
     """
-
-    name = "rfl"
-
-    def __init__(self, kernel: Any, fold: int = 2, weights: np.ndarray | None = None) -> None:
-        super().__init__(kernel, weights=weights, fold=fold)
-        self.fold = fold
-
-
-class SaturatedCoverage(Coverage):
-    """SC(A) = sum_i min(sum_{j in A} s_ij, alpha sum_{j in D} s_ij).
-
-    A target is satisfied once it has a share alpha of all the help there is. A concave function of
-    a modular one is submodular. Assumes s >= 0 and alpha >= 0. Source: Lin and Bilmes 2011, "A
-    Class of Submodular Functions for Document Summarization".
-
-    Args:
-        kernel: s [targets, n].
-        alpha: The share of its column sum at which a target is satisfied.
-        weights: Optional weight of each target.
-    """
-
-    name = "saturated"
-
-    def __init__(self, kernel: Any, alpha: float = 0.1, weights: np.ndarray | None = None) -> None:
-        columns, self.alpha = checked_kernel(kernel), _factor(alpha, "alpha")
-        cap = self.alpha * row_sums(columns)
-        super().__init__(columns, cap=cap, weights=weights, saturating=True)
-
-
-def _factor(value: float, called: str) -> float:
     if not (np.isfinite(value) and value >= 0):
         raise Refused(f"{called} is {value}; it must be a finite number of at least 0")
     return float(value)

@@ -166,8 +166,7 @@ def _make(
     parents: dict[str, str],
     run_id: str | None,
 ) -> Manifest:
-    embeddings = embed(prompt_texts(dataset.pool), options.embedder)
-    neighbours = nearest(embeddings, options.neighbours)
+    neighbours = nearest(embed(prompt_texts(dataset.pool), options.embedder), options.neighbours)
     plan = build_plan(
         dataset.pool,
         dataset.target,
@@ -185,7 +184,6 @@ def _make(
         plan,
         pool=dataset.pool,
         neighbours=neighbours,
-        embeddings=embeddings,
         request=request,
         parents=parents,
         code_version=CODE_VERSION,

@@ -12,7 +12,6 @@ from delift_pipeline.scoring.plan import (
     NO_NEIGHBOUR,
     build_plan,
     plan_hash,
-    read_embeddings,
     read_neighbours,
     read_plan,
     write_plan,
@@ -93,10 +92,7 @@ def test_what_is_missing_is_said(target, existing, neighbours, sentence) -> None
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     plan = near_plan()
-    embeddings = embed(TEXTS)
-    manifest = write_plan(
-        tmp_path / "plan", plan, pool=POOL, neighbours=NEIGHBOURS, embeddings=embeddings
-    )
+    manifest = write_plan(tmp_path / "plan", plan, pool=POOL, neighbours=NEIGHBOURS)
     read = read_plan(tmp_path / "plan")
     assert plan_hash(read, NEIGHBOURS) == plan_hash(plan, NEIGHBOURS) == manifest.content_hash
     assert [b.targets for b in read.blocks] == [b.targets for b in plan.blocks]
@@ -104,7 +100,6 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     kept = read_neighbours(tmp_path / "plan")
     assert isinstance(kept, Neighbours)
     assert (kept.indices == NEIGHBOURS.indices).all()
-    assert (read_embeddings(tmp_path / "plan") != embeddings).nnz == 0
 
 
 def test_records_without_neighbours_say_why(tmp_path: Path) -> None:
@@ -117,7 +112,7 @@ def test_equal_plans_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         neighbours = nearest(embed(TEXTS), 2)
         plan = near_plan(neighbours=neighbours)
-        write_plan(tmp_path / name, plan, pool=POOL, neighbours=neighbours, embeddings=embed(TEXTS))
+        write_plan(tmp_path / name, plan, pool=POOL, neighbours=neighbours)
     one, two = (
         {
             p.relative_to(tmp_path / n): p.read_bytes()
@@ -129,10 +124,8 @@ def test_equal_plans_give_equal_bytes(tmp_path: Path) -> None:
     assert one == two and len(one) > 8
 
 
-def test_dense_embeddings_are_kept_too(tmp_path: Path) -> None:
-    rows = np.eye(6, dtype=np.float32)
-    write_plan(tmp_path / "plan", near_plan(), embeddings=rows)
-    assert (read_embeddings(tmp_path / "plan") == rows).all()
+def test_a_plan_without_neighbours_has_none(tmp_path: Path) -> None:
+    write_plan(tmp_path / "plan", near_plan())
     assert read_neighbours(tmp_path / "plan") is None
 
 

@@ -85,7 +85,7 @@ def test_memory_adds_up_by_hand() -> None:
     assert found.cache == 2 * 2 * 2 * 4 * 2 * (2 + 3) / 2
     assert found.activations == 3 * (8 * 8 + 3 * 16) * 2 / 2
     assert found.logits == 512 * 10 * (2 + 8) / 2
-    assert found.total_gib == sum((1000, 160, 336, 25_600)) / GIB
+    assert found.total == sum((1000, 160, 336, 25_600))
     four = estimate(shape, "bfloat16", "4bit").weights
     assert four == 160 * 2 + 840 * 4.127 / 8
 
@@ -103,10 +103,10 @@ def test_the_memory_table_in_the_docs_is_what_the_formula_gives() -> None:
     for name, parameters, *gib in table:
         shape = PRESETS[name].shape
         assert parameters == f"{shape.parameters / 1e9:.2f} B"
-        assert gib == [f"{estimate(shape, *kind).total_gib:.1f}" for kind in kinds]
+        assert gib == [f"{estimate(shape, *kind).total / GIB:.1f}" for kind in kinds]
     assert [row[0] for row in table] == list(PRESETS)
     large = PRESETS["qwen2-72b-instruct"].shape
-    shares = [f"{estimate(large, 'bfloat16', gpus=gpus).total_gib:.1f}" for gpus in (2, 4, 8)]
+    shares = [f"{estimate(large, 'bfloat16', gpus=gpus).total / GIB:.1f}" for gpus in (2, 4, 8)]
     assert "{} on two, {} on four,\n{} on eight".format(*shares) in text
 
 

@@ -106,7 +106,7 @@ def test_the_id_table_survives_a_torn_write_and_two_writers(tmp_path: Path) -> N
     assert second.names() == list(ids)
 
 
-def test_blocks_columns_and_pairs_read_the_same_numbers(tmp_path: Path) -> None:
+def test_blocks_and_columns_read_the_same_numbers(tmp_path: Path) -> None:
     store, ids = ScoreStore(tmp_path), names(12)
     store.ids.add(ids)
     rng = np.random.default_rng(3)
@@ -123,10 +123,6 @@ def test_blocks_columns_and_pairs_read_the_same_numbers(tmp_path: Path) -> None:
         column = store.column(ids[j], shuffled)
         order = [ids.index(name) for name in shuffled]
         np.testing.assert_array_equal(column.sum_logprob, block.sum_logprob[order, j])
-    pairs = store.read_pairs(sparse_block(ids, lists))
-    np.testing.assert_array_equal(
-        pairs.sum_logprob, np.concatenate([made_scores(5, j).sum_logprob for j in range(12)])
-    )
 
 
 def test_records_nobody_scored_read_as_absent_and_never_as_the_baseline(tmp_path: Path) -> None:
@@ -142,8 +138,7 @@ def test_records_nobody_scored_read_as_absent_and_never_as_the_baseline(tmp_path
     assert np.isnan(alone.sum_logprob[3])
     assert np.isnan(store.column(ids[3], ids).sum_logprob).all()
     assert np.isnan(store.column(ids[0], ids).sum_logprob).all()
-    everything = PairBlock("self", ids, ids, np.asarray([0, 1, 2, 3, 4]), np.zeros(4, np.int32))
-    assert np.isnan(store.read_pairs(everything).sum_logprob).all()
+    assert np.isnan(store.read_block(ids, ids).sum_logprob).all()
 
 
 def test_a_pair_found_twice_keeps_the_oldest_value_and_targets_unite(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from delift_pipeline.bench.objectives import FoldCoverage, SaturatedCoverage
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection import fused
-from delift_pipeline.selection.combined import WeightedSum
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.objectives import (
     FL1MI,
@@ -17,8 +17,6 @@ from delift_pipeline.selection.objectives import (
     FLMI,
     Coverage,
     FacilityLocation,
-    FoldCoverage,
-    SaturatedCoverage,
     evaluate,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
@@ -244,23 +242,3 @@ def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
     assert common_affine(blocks) == plain
     objective = FacilityLocation(Similarity(as_columns(mapped), plain, None))
     assert np.shares_memory(objective.engine.matrix, mapped)  # pyright: ignore
-
-
-def test_sums_of_objectives_are_ranked_like_their_stacked_form() -> None:
-    rng = np.random.default_rng(3)
-    kernel, other = rng.random((2, 30, 30))
-    parts = [(0.5, FacilityLocation(kernel)), (2.0, SaturatedCoverage(other, 0.2))]
-    total = WeightedSum(parts)
-    naive, lazy = (run(total, 12, np.arange(30)) for run in (naive_greedy, lazy_greedy))
-    assert lazy.picks.tolist() == naive.picks.tolist()
-    apart = [a * evaluate(objective, lazy.picks) for a, objective in parts]
-    assert evaluate(total, lazy.picks) == pytest.approx(sum(apart))
-    stacked = WeightedSum([(1.0, FacilityLocation(kernel)), (1.0, FacilityLocation(other))])
-    whole = lazy_greedy(FacilityLocation(np.vstack([kernel, other])), 12, np.arange(30))
-    assert lazy_greedy(stacked, 12, np.arange(30)).picks.tolist() == whole.picks.tolist()
-
-
-@pytest.mark.parametrize("parts", [[], [(-1.0, FacilityLocation(np.eye(2)))]])
-def test_sums_that_are_not_submodular_are_refused(parts) -> None:
-    with pytest.raises(Refused, match="sum"):
-        WeightedSum(parts)

@@ -4,12 +4,11 @@ Each function takes a row and gives the records it makes: usually one, for MT-Be
 row in a record's own columns (`instruction` and `output`) passes through all of them unchanged.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, str]]
-Rule = Callable[[Row], Rows]
 
 LETTERS = "ABCDEFGHIJ"
 REWRITE = "Rewrite the last question so that it can be understood without the conversation."
