@@ -171,12 +171,11 @@ def test_fifty_thousand_records_take_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [("gsm8k/train", 2000), ("dolly/train", 2000), ("alpaca/v3_latest_cleaned", 1996)],
-)
-def test_real_files_load_whole(shared_data: Path, name: str, rows: int) -> None:
-    found = read_records(shared_data / f"{name}.jsonl")
+@pytest.mark.parametrize("name", ["gsm8k/train", "dolly/train", "alpaca/v3_latest_cleaned"])
+def test_real_files_load_whole(shared_data: Path, name: str) -> None:
+    path = shared_data / f"{name}.jsonl"
+    rows = path.read_bytes().count(b"\n")
+    found = read_records(path)
     assert (found.frame.height, found.read, found.folded) == (rows, rows, 0)
     assert found.frame["source_ids"].list.len().eq(1).all()
 
