@@ -7,14 +7,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 import polars as pl
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
 from delift_pipeline.errors import DeliftError, Refused, may_pass, system_error, system_sentence
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
+from delift_pipeline.run_process import close_run, process_of
+from delift_pipeline.signals import SignalWatch
 from delift_pipeline.steps.outcome import Outcome
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
@@ -39,10 +43,13 @@ def enter(
             again can help: memory ran out, a read or a connection failed.
     """
     name = context.asset_key.path[-1]
-    _end_with_parent()
     started = time.monotonic()
     try:
-        outcome = step()
+        with _ending_when_told(context):
+            outcome = step()
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+        # Under a retry policy Dagster would try an interrupted step again.
+        raise dg.Failure("the step was interrupted", allow_retries=False) from interrupt
     except Refused as refused:
         yield from _refusal_checks(name, refused)
         raise dg.Failure(
@@ -59,20 +66,33 @@ def enter(
     yield _materialized(name, outcome, seconds)
 
 
-def _end_with_parent() -> None:
-    """In a step's own process: end when the run's process is killed, as that run then is over.
+@contextmanager
+def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """In a process that a server or a run started: end it when it has to end.
 
-    Its successor would otherwise work beside it on the same device.
+    That is when its parent is killed, as the run is over then and its successor would work at the
+    same time on the same device; and when an interrupt has not ended the step within some seconds,
+    as Dagster would give its place in the pool away while it works on.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
+        yield
         return
 
     def wait() -> None:
         parent.join()
         os._exit(1)
 
+    def record_end() -> None:
+        run = context.instance.get_run_by_id(context.run_id)
+        process = process_of(context.instance, run) if run else None
+        # A step's own process leaves the record to the process of its run.
+        if run and process and process.pid == os.getpid():
+            close_run(context.instance, run)
+
     threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+    with SignalWatch(before_exit=record_end):
+        yield
 
 
 def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.MaterializeResult:

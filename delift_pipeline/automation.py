@@ -3,6 +3,7 @@
 import dagster as dg
 
 from delift_pipeline.arms import AutomationOptions
+from delift_pipeline.executor import interruptible_executor
 
 
 def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
@@ -21,7 +22,7 @@ def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
 def executor(options: AutomationOptions) -> dg.ExecutorDefinition:
     """How the steps of a run are executed; the launchpad can choose otherwise."""
     isolated = {"multiprocess": {"max_concurrent": 2}}
-    return dg.multi_or_in_process_executor.configured(
+    return interruptible_executor.configured(
         isolated if options.isolate_steps else {"in_process": {}}
     )
 

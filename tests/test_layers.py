@@ -8,10 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "library"
-# Each layer and the layers it may import, innermost first (DESIGN: library <- partitions,
+# Each layer and the layers it may import, innermost first (library <- partitions, executor,
 # automation <- resources <- assets <- jobs, sensors, schedules <- graph, definitions <- cli).
 ORDER = (LIBRARY, "wiring", "resources", "assets", "automation", "definitions", "cli")
-WIRING = {"partitions", "automation"}
+WIRING = {"partitions", "automation", "executor", "run_process"}
 AUTOMATION = {"jobs", "sensors", "schedules"}
 HEAVY = ("torch", "transformers", "peft", "vllm", "mlflow", "duckdb", "sentence_transformers")
 

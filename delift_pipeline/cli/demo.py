@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from delift_pipeline.cli.interruption import interruptible
 from delift_pipeline.cli.options import JsonOption, print_json, writable_home
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
@@ -41,8 +42,9 @@ def demo(
     print(f"the demo writes to {place.root}", file=sys.stderr)
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
-    prepare(place)
-    materialise(place, tally)
+    with interruptible(place):
+        prepare(place)
+        materialise(place, tally)
     rows, page = leaderboard_rows(place), place.leaderboard / PAGE
     tally.seconds["total"] = round(time.monotonic() - started, 2)
     result = {
@@ -90,12 +92,12 @@ def prepare(home: Home) -> None:
 def materialise(home: Home, tally: "Tally") -> None:
     """Every asset: the first version's two stages, the second version's continual one."""
     from delift_pipeline.arms import load_arms
-    from delift_pipeline.cli.graph import materialise_leaderboard, opened_instance, run_version
+    from delift_pipeline.cli.graph import materialise_leaderboard, run_version, working_instance
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
 
     continual = [arm.name for arm in load_arms(home) if arm.stage == "continual"]
     others = [arm.name for arm in load_arms(home) if arm.stage != "continual"]
-    with opened_instance(home) as instance:
+    with working_instance(home) as instance:
         run_version(home, instance, FIRST_VERSION, others, ONE_THREAD, tally)
         run_version(home, instance, SECOND_VERSION, continual, ONE_THREAD, tally)
         materialise_leaderboard(home, instance, {}, tally)

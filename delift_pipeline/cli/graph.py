@@ -82,6 +82,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def working_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
+    """The home's instance for runs of this process; runs that lost theirs are closed first."""
+    from delift_pipeline.cli.interrupted import close_interrupted, is_served, report_closed
+
+    with opened_instance(home) as instance:
+        report_closed(close_interrupted(instance, served=is_served(home)))
+        yield instance
+
+
 def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -> list[Arm]:
     """The named arms, or all enabled ones, that apply to a version; random and full first.
 
@@ -191,6 +201,7 @@ def _execute(
     config: Mapping[str, Any],
     tally: Tally,
 ) -> None:
+    from delift_pipeline.executor import execute_in_process
     from delift_pipeline.graph import build_definitions
 
     started = time.monotonic()
@@ -199,10 +210,8 @@ def _execute(
         RESOURCES: dict(config),
     }
     print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
-    graph = build_definitions(home)
-    result = graph.resolve_job_def(job).execute_in_process(
-        instance=instance, partition_key=partition, run_config=run_config, raise_on_error=False
-    )
+    job_definition = build_definitions(home).resolve_job_def(job)
+    result = execute_in_process(job_definition, instance, partition, run_config)
     label = f"{job}:{partition}" if partition else job
     tally.seconds[label] = round(time.monotonic() - started, 2)
     tally.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})

@@ -1,84 +1,87 @@
-"""Runs whose process is gone: they are closed as failed, so that the daemon launches them again."""
+"""Runs whose process is gone: they are closed, so that nothing waits for them."""
 
+import sys
 from typing import TYPE_CHECKING
 
-import psutil
+from filelock import FileLock, Timeout
+
+from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     import dagster as dg
 
-MESSAGE = "the process of this run is gone; what it finished is kept, and it is launched again"
-MESSAGE_ALONE = "the process of this run is gone; what it finished is found again by the next run"
 FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
 """Where Dagster's daemon keeps the last failure it has considered for a retry."""
-NO_RETRY = {"dagster/max_retries": "0"}
-SLACK_SECONDS = 2.0
-"""How much later than its own events a process may seem to have started."""
 
 
-def close_interrupted(instance: "dg.DagsterInstance") -> list[str]:
+def serving_lock(home: Home, timeout: float = 0) -> FileLock:
+    """The lock that `delift ui` holds while it serves a home."""
+    return FileLock(home.dagster / ".serving.lock", timeout=timeout)
+
+
+def is_served(home: Home) -> bool:
+    """Whether a `delift ui` serves the home just now."""
+    try:
+        with serving_lock(home):
+            return False
+    except Timeout:
+        return True
+
+
+def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -> list[str]:
     """Close every run that is at work by its record and has no process any more.
 
-    Only for a home that no daemon serves: a run which is about to start has no process yet. Slots
-    of pools that such runs hold are given back.
+    The daemon launches those again that a server had launched. Places in pools that such runs, or
+    runs that have ended, still hold are freed.
+
+    Args:
+        instance: The home's Dagster instance.
+        served: Whether a `delift ui` is running. It looks after the runs that it launched; one
+            that is about to start has no process yet.
 
     Returns:
-        Their ids, oldest first.
+        The ids of the closed runs, oldest first.
     """
-    import dagster as dg
+    from delift_pipeline.run_process import close_run, free_slots, is_launched
 
-    _consider_failures_from_now(instance)
-    statuses = [
-        dg.DagsterRunStatus.STARTING,
-        dg.DagsterRunStatus.STARTED,
-        dg.DagsterRunStatus.CANCELING,
-    ]
-    runs = instance.get_runs(dg.RunsFilter(statuses=statuses))
-    gone = [run for run in reversed(runs) if not _is_alive(instance, run.run_id)]
+    if not served:
+        _consider_failures_from_now(instance)
+    gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
     for run in gone:
-        _close(instance, run)
+        close_run(instance, run)
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or (run.is_finished and not (served and is_launched(run))):
+            free_slots(instance, run_id)
     return [run.run_id for run in gone]
 
 
-def _close(instance: "dg.DagsterInstance", run: "dg.DagsterRun") -> None:
+def report_closed(run_ids: list[str]) -> None:
+    """Say on standard error which runs were closed."""
+    for run_id in run_ids:
+        reason = "its process is gone; what it finished is kept"
+        print(f"run {run_id[:8]} was interrupted: {reason}", file=sys.stderr, flush=True)
+
+
+def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"]:
+    """Runs that are at work by their record and have no process, oldest first."""
     import dagster as dg
 
-    if run.status == dg.DagsterRunStatus.CANCELING:
-        instance.report_run_canceled(run)
-    elif run.remote_job_origin is None:
-        # `delift run` executed it: no daemon knows how to launch it.
-        instance.add_run_tags(run.run_id, NO_RETRY)
-        instance.report_run_failed(run, MESSAGE_ALONE)
-    else:
-        instance.report_run_failed(run, MESSAGE)
-    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    from delift_pipeline.run_process import AT_WORK, PROCESS_TAG, process_of
+
+    # A server's run may wait for its start for long; ours is started where it is made.
+    statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
+    runs = [
+        run
+        for run in instance.get_runs(dg.RunsFilter(statuses=statuses))
+        if run.status in AT_WORK or PROCESS_TAG in run.tags
+    ]
+    return [run for run in reversed(runs) if process_of(instance, run) is None]
 
 
 def _consider_failures_from_now(instance: "dg.DagsterInstance") -> None:
-    """The daemon's first look would pass over all failures before it, these among them."""
+    """Set the daemon's first cursor: it would pass over all earlier failures, these among them."""
     cursors = instance.daemon_cursor_storage
     if cursors.get_cursor_values({FAILURE_CURSOR}).get(FAILURE_CURSOR) is None:
         latest = instance.event_log_storage.get_maximum_record_id() or 0
         cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
-
-
-def _is_alive(instance: "dg.DagsterInstance", run_id: str) -> bool:
-    """Whether the process that said it executes a run still exists."""
-    for entry in instance.all_logs(run_id):
-        event = entry.dagster_event
-        if event is None or not event.is_engine_event:
-            continue
-        pid = event.engine_event_data.metadata.get("pid")
-        if pid is not None and _exists(int(str(pid.value)), entry.timestamp):
-            return True
-    return False
-
-
-def _exists(pid: int, said: float) -> bool:
-    """Whether a process is there that started before it said so, and not another of that id."""
-    try:
-        process = psutil.Process(pid)
-        zombie = process.status() == psutil.STATUS_ZOMBIE
-        return not zombie and process.create_time() <= said + SLACK_SECONDS
-    except psutil.NoSuchProcess:
-        return False

@@ -3,10 +3,11 @@
 import os
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from delift_pipeline.cli.interruption import interruptible
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
 
@@ -25,25 +26,35 @@ def run(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Materialise a version and its arms through Dagster, in this process."""
+    """Materialise a version and its arms through Dagster, in this process.
+
+    Ctrl-C and SIGTERM end it within ten seconds; the next run goes on where it stopped.
+    """
+    place = writable_home(home)
+    with interruptible(place):
+        _run(place, version, arm or [], flags.resources(model), as_json)
+
+
+def _run(
+    place: Home, version: str, names: list[str], config: dict[str, Any], as_json: bool
+) -> None:
     from rich.console import Console
 
     from delift_pipeline.cli.graph import (
         Tally,
         materialise_leaderboard,
-        opened_instance,
         refuse_unknown,
         run_version,
+        working_instance,
     )
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
 
-    started, tally, place = time.monotonic(), Tally(), writable_home(home)
+    started, tally = time.monotonic(), Tally()
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
-    config = flags.resources(model)
     refuse_unknown(place, version)
-    with opened_instance(place) as instance:
-        arms = run_version(place, instance, version, arm or [], config, tally)
+    with working_instance(place) as instance:
+        arms = run_version(place, instance, version, names, config, tally)
         materialise_leaderboard(place, instance, {}, tally)
     rows = [row for row in leaderboard_rows(place) if row["version"] == version]
     if not as_json:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from delift_pipeline.cli.interrupted import close_interrupted, report_closed, serving_lock
 from delift_pipeline.cli.options import debugging
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.storage.atomic import write_text
@@ -23,6 +24,9 @@ ADDRESS = "127.0.0.1"
 READY_SECONDS = 120.0
 GRACE_SECONDS = 10.0
 GONE_SECONDS = 2.0
+LOCK_SECONDS = 1.0
+"""How long another program may look whether the home is served."""
+CLOSE_EVERY_SECONDS = 10.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
 DAEMON, MLFLOW = "daemon", "mlflow"
@@ -58,7 +62,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
 def _serving_alone(home: Home) -> Iterator[None]:
     home.dagster.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(home.dagster / ".serving.lock", timeout=0):
+        with serving_lock(home, LOCK_SECONDS):
             yield
     except Timeout:
         reason = f"{home.root.name} is served by another `delift ui`: end that one first"
@@ -157,14 +161,12 @@ def _remote_tracking() -> str | None:
     return os.environ.get("DELIFT_TRACKING_URI") or None
 
 
-def _close_interrupted(home: Home) -> None:
-    """What no process works on any more is closed, and launched again by the daemon."""
+def _close_interrupted(home: Home, *, served: bool = False) -> None:
+    """Close what no process works on any more; the daemon launches its own runs again."""
     from delift_pipeline.cli.graph import opened_instance
-    from delift_pipeline.cli.interrupted import close_interrupted
 
     with opened_instance(home) as instance:
-        for run_id in close_interrupted(instance):
-            print(f"run {run_id[:8]} was interrupted", file=sys.stderr, flush=True)
+        report_closed(close_interrupted(instance, served=served))
 
 
 def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
@@ -238,7 +240,12 @@ def _watch(
 ) -> None:
     """Start again whatever ends, unless it has ended too often."""
     ends: list[float] = []
+    closed = time.monotonic()
     while True:
+        if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
+            # A `delift run` beside the servers may have been killed; they would wait for its slot.
+            _close_interrupted(home, served=True)
+            closed = time.monotonic()
         for name in [name for name, server in servers.items() if server.poll() is not None]:
             now = time.monotonic()
             ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]

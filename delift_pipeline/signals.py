@@ -1,0 +1,104 @@
+"""Ending a process within seconds of SIGINT or SIGTERM, whatever it is doing."""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 5.0
+"""How long the work may take to end by itself after the first signal."""
+REPEAT_SECONDS = 1.0
+"""Signals that follow the first one so closely count as the same one."""
+LAST_SECONDS = 2.0
+"""How long `before_exit` may take."""
+_CLOSE = 0
+
+
+class SignalWatch:
+    """Notes SIGINT and SIGTERM, and ends the process if they have not ended the work inside.
+
+    Python calls signal handlers between two instructions of the main thread, so a long call into C
+    delays them, and Dagster replaces them. The watch is a thread that hears of every signal at
+    once. A second signal ends the process without waiting. Outside the main thread the watch does
+    nothing.
+
+    Attributes:
+        received: The first signal, once there was one.
+    """
+
+    def __init__(self, before_exit: Callable[[], object]) -> None:
+        """Prepare the watch.
+
+        Args:
+            before_exit: Called before the process is ended; it has `LAST_SECONDS`.
+        """
+        self.received: int | None = None
+        self._before_exit = before_exit
+        self._heard = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "SignalWatch":
+        if threading.current_thread() is threading.main_thread():
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is None:
+            return
+        signal.set_wakeup_fd(self._previous)
+        os.write(self._write, bytes([_CLOSE]))
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self, seconds: float) -> int | None:
+        """The first signal, for which this waits a moment."""
+        self._heard.wait(seconds)
+        return self.received
+
+    def _watch(self) -> None:
+        first = 0.0
+        while True:
+            left = None
+            if self.received is not None:
+                left = max(0.0, first + GRACE_SECONDS - time.monotonic())
+            if not select.select([self._read], [], [], left)[0]:
+                self._exit()
+            number = os.read(self._read, 1)[0]
+            if number == _CLOSE:
+                return
+            if number not in SIGNALS:
+                continue
+            if self.received is None:
+                self.received, first = number, time.monotonic()
+                self._heard.set()
+            elif time.monotonic() - first > REPEAT_SECONDS:
+                self._exit()
+
+    def _exit(self) -> None:
+        status = exit_status(self.received)
+        guard = threading.Timer(LAST_SECONDS, os._exit, [status])
+        guard.daemon = True
+        guard.start()
+        try:
+            self._before_exit()
+        finally:
+            os._exit(status)
+
+
+def exit_status(number: int | None) -> int:
+    """The exit status of a process that a signal ended; SIGINT's where the signal is not known."""
+    return 128 + (number or signal.SIGINT)
