@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -142,8 +143,9 @@ class InterruptibleExecutor(InProcessExecutor):
                     if _reports_interrupt(event) or check_captured_interrupt():
                         raise DagsterExecutionInterruptedError
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-            if not is_launched(run):
-                # Dagster records a run that nobody cancelled as failed.
+            known = instance.get_run_by_id(run.run_id)
+            if known and known.status == dg.DagsterRunStatus.STARTED and not is_launched(run):
+                # Dagster would record it as failed, since nobody has cancelled it.
                 instance.report_run_canceling(run, INTERRUPTED)
             raise
         finally:
@@ -226,10 +228,14 @@ def execute_in_process(
     """Execute a job in this process, as `JobDefinition.execute_in_process` does it.
 
     The run bears the process in its tags, and can be interrupted and cancelled.
+
+    Raises:
+        KeyboardInterrupt: it was.
     """
     executor = InterruptibleExecutor(RetryMode.ENABLED)
     ephemeral = job.as_ephemeral_job(resource_defs={}, input_values={})
-    return core_execute_in_process(
+    run_id = str(uuid.uuid4())
+    result = core_execute_in_process(
         job=InMemoryJob(
             ephemeral.with_executor_def(dg.ExecutorDefinition.hardcoded_executor(executor))
         ),
@@ -238,5 +244,10 @@ def execute_in_process(
         output_capturing_enabled=True,
         raise_on_error=False,
         run_tags=merge_run_tags(job, partition, own_tags(), None, instance, run_config),
+        run_id=run_id,
         asset_selection=frozenset(),
     )
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status == dg.DagsterRunStatus.CANCELED:
+        raise KeyboardInterrupt
+    return result

@@ -1,6 +1,7 @@
 """Sensors: what is dropped becomes partitions and runs; scored versions ask for their arms."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,7 +10,12 @@ from delift_pipeline.alerts import Alert, send_alert
 from delift_pipeline.arms import Arm, Arms
 from delift_pipeline.errors import DeliftError, Fault
 from delift_pipeline.jobs import arm_job, score_job, select_job
-from delift_pipeline.partitions import dataset_version, partition_of, version_and_arm_in
+from delift_pipeline.partitions import (
+    PARTITION_TAG,
+    dataset_version,
+    partition_of,
+    version_and_arm_in,
+)
 from delift_pipeline.records.dropped import reject
 from delift_pipeline.records.inbox import Entry, Look, look
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -26,7 +32,11 @@ UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
 ]
+SIGNATURE_TAG = "delift/inbox_signature"
+"""Names the contents of the inbox that a run was asked for to take."""
+ASK_AGAIN = "to have it taken, move it out of the inbox and back, or touch it"
 WILL_RETRY = "dagster/will_retry"
 
 
@@ -37,7 +47,8 @@ def new_dataset_version_sensor(
 
     A drop is taken once two ticks have seen it unchanged, and after the versions it follows. What
     can be no version by its name is rejected here; all else is read, and if need be rejected, by
-    the run that is asked for.
+    the run that is asked for. What a run has left in the inbox is asked for again only after it was
+    moved or touched, so that a run that fails is not launched at every tick.
     """
     home, instance = store.open(), context.instance
     known = set(instance.get_dynamic_partitions(str(dataset_version.name)))
@@ -46,29 +57,80 @@ def new_dataset_version_sensor(
     busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
     found = look(home, before["seen"], busy)
     ready = {entry.path.name: entry for entry in found.ready}
-    fresh = [e for name, e in ready.items() if before["asked"].get(name) != e.signature]
-    asked = {name: entry.signature for name, entry in ready.items()}
-    requests = [_version_request(name, name) for name in stored]
-    requests += [_version_request(e.version, f"{e.version}:{e.signature}") for e in fresh]
+    runs = {name: _runs_for(instance, entry) for name, entry in ready.items()}
+    marks = {name: f"{entry.signature}:{entry.arrived}" for name, entry in ready.items()}
+    asked = {name: mark for name, mark in before["asked"].items() if name in ready}
+    fresh = [
+        name for name in ready if asked.get(name) != marks[name] and not _unfinished(runs[name])
+    ]
+    asked |= {name: marks[name] for name in fresh}
+    requests = [_stored_request(instance, name) for name in stored]
+    requests += [_entry_request(ready[name], runs[name]) for name in fresh]
+    for name in fresh:
+        if runs[name]:
+            context.log.info(f"{name} is asked for again: {_outcome(runs[name])}")
     add = list(dict.fromkeys(str(one.partition_key) for one in requests))
     add = [name for name in add if name not in known]
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else dg.SkipReason(_nothing_new(found)),
+        skip_reason=None if requests else dg.SkipReason(_nothing_new(found, runs)),
         dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
         asset_events=[_rejected(home, entry, faults) for entry, faults in found.faulty],
         cursor=json.dumps({"seen": found.seen, "asked": asked}),
     )
 
 
-def _version_request(version: str, key: str) -> dg.RunRequest:
-    return dg.RunRequest(run_key=key, partition_key=version)
+def _stored_request(instance: dg.DagsterInstance, version: str) -> dg.RunRequest:
+    tags = {PARTITION_TAG: version}
+    runs = instance.get_runs(dg.RunsFilter(job_name=score_job.name, tags=tags))
+    return dg.RunRequest(run_key=_run_key(version, runs), partition_key=version)
 
 
-def _nothing_new(found: Look) -> str:
+def _entry_request(entry: Entry, runs: Sequence[dg.DagsterRun]) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=_run_key(f"{entry.version}:{entry.signature}", runs),
+        partition_key=entry.version,
+        tags={SIGNATURE_TAG: entry.signature},
+    )
+
+
+def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
+    """A key that Dagster has not seen once the runs it was given to have ended."""
+    return f"{base}:{sum(run.is_finished for run in runs)}"
+
+
+def _runs_for(instance: dg.DagsterInstance, entry: Entry) -> Sequence[dg.DagsterRun]:
+    """The runs that were asked for to take an entry, newest first."""
+    return instance.get_runs(dg.RunsFilter(tags={SIGNATURE_TAG: entry.signature}))
+
+
+def _unfinished(runs: Sequence[dg.DagsterRun]) -> bool:
+    return any(run.status in UNFINISHED for run in runs)
+
+
+def _nothing_new(found: Look, runs: Mapping[str, Sequence[dg.DagsterRun]]) -> str:
     lines = [f"{name}: {why}" for name, why in found.waiting.items()]
-    lines += [f"{entry.path.name}: a run was asked for to take it" for entry in found.ready]
+    lines += [f"{entry.path.name}: {_outcome(runs[entry.path.name])}" for entry in found.ready]
     return "; ".join(lines) or "nothing new in the inbox"
+
+
+def _outcome(runs: Sequence[dg.DagsterRun]) -> str:
+    """What became of the newest of the runs that were asked for to take an entry."""
+    if not runs:
+        return f"the run that was asked for to take it was deleted; {ASK_AGAIN}"
+    run = runs[0]
+    name = f"run {run.run_id[:8]}"
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        return f"{name} is being cancelled"
+    if run.status in UNFINISHED:
+        return f"{name} is to take it ({run.status.value.lower()})"
+    if run.status == dg.DagsterRunStatus.FAILURE and run.tags.get(WILL_RETRY) == "true":
+        return f"{name} failed and is launched again"
+    ended = {
+        dg.DagsterRunStatus.CANCELED: "was cancelled",
+        dg.DagsterRunStatus.FAILURE: "failed",
+    }.get(run.status, "ended")
+    return f"{name} {ended} and left it in the inbox; {ASK_AGAIN}"
 
 
 def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:

@@ -48,6 +48,7 @@ class Inbox:
 
     def __init__(self, store: StoreResource, instance: dg.DagsterInstance) -> None:
         self.store, self.instance, self.cursor = store, instance, None
+        self.keys: list[str] = []
 
     def tick(self) -> dg.SensorResult:
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
@@ -62,6 +63,22 @@ class Inbox:
 
     def asked(self) -> list[str]:
         return [str(request.partition_key) for request in self.tick().run_requests or []]
+
+    def start_run(self) -> dg.DagsterRun:
+        """The one run that a tick asks for, as the daemon would start it."""
+        (request,) = self.tick().run_requests or []
+        assert request.run_key not in self.keys  # the daemon would skip it
+        self.keys.append(str(request.run_key))
+        return self.instance.create_run_for_job(
+            defs.resolve_job_def("score_version"),
+            tags={"dagster/partition": str(request.partition_key), **request.tags},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+
+    def skip_reason(self) -> str:
+        reason = self.tick().skip_reason
+        assert reason is not None
+        return str(reason.skip_message)
 
     @property
     def partitions(self) -> list[str]:
@@ -142,6 +159,82 @@ class TestNewDatasetVersionSensor:
         assert inbox.asked() == []
         inbox.instance.report_run_failed(run)
         assert inbox.asked() == ["a-v2"]
+
+    @pytest.mark.parametrize("end", ["report_run_canceled", "report_run_failed"])
+    def test_a_file_moved_back_after_its_run_ended_is_asked_for_under_a_new_key(
+        self, home: Home, inbox: Inbox, end: str
+    ) -> None:
+        path = write_pool(home.inbox / "a-v1.jsonl", "a")
+        inbox.tick()
+        run = inbox.start_run()
+        ingest_dropped(home, "a-v1")
+        getattr(inbox.instance, end)(run)
+        assert inbox.asked() == []
+        (home.inbox / "accepted" / "a-v1.jsonl").rename(path)
+        assert inbox.asked() == []
+        inbox.start_run()
+        assert inbox.asked() == []
+
+    @pytest.mark.parametrize(
+        ("end", "said"), [("report_run_canceled", "cancelled"), ("report_run_failed", "failed")]
+    )
+    def test_what_its_run_left_in_the_inbox_is_asked_for_again_only_once_it_was_moved(
+        self, home: Home, inbox: Inbox, end: str, said: str
+    ) -> None:
+        path = write_pool(home.inbox / "a-v1.jsonl", "a")
+        inbox.tick()
+        run = inbox.start_run()
+        assert run.run_id[:8] in inbox.skip_reason()
+        getattr(inbox.instance, end)(run)
+        for _ in range(3):
+            reason = inbox.skip_reason()
+            assert run.run_id[:8] in reason and said in reason and "move it" in reason
+        path.rename(home.root / path.name)
+        (home.root / path.name).rename(path)  # within one tick
+        inbox.start_run()
+
+    def test_a_file_waits_while_the_run_that_was_asked_for_is_being_cancelled(
+        self, home: Home, inbox: Inbox
+    ) -> None:
+        path = write_pool(home.inbox / "a-v1.jsonl", "a")
+        inbox.tick()
+        run = inbox.start_run()
+        inbox.instance.report_run_canceling(run)
+        path.rename(home.root / path.name)
+        (home.root / path.name).rename(path)
+        assert "being cancelled" in inbox.skip_reason()
+        inbox.instance.report_run_canceled(run)
+        inbox.start_run()
+
+    def test_the_tick_says_that_the_run_of_a_file_was_deleted(
+        self, home: Home, inbox: Inbox
+    ) -> None:
+        path = write_pool(home.inbox / "a-v1.jsonl", "a")
+        inbox.tick()
+        inbox.instance.delete_run(inbox.start_run().run_id)
+        assert "deleted" in inbox.skip_reason()
+        path.rename(home.root / path.name)
+        (home.root / path.name).rename(path)
+        assert inbox.asked() == ["a-v1"]
+
+    def test_a_stored_version_whose_partition_was_deleted_is_asked_for_under_a_new_key(
+        self, home: Home, inbox: Inbox, tmp_path: Path
+    ) -> None:
+        ingest(home, write_pool(tmp_path / "a.jsonl", "a"), version="a-v1")
+        run = inbox.start_run()
+        inbox.instance.report_run_canceled(run)
+        inbox.instance.delete_dynamic_partition(VERSIONS, "a-v1")
+        inbox.start_run()
+
+    def test_a_run_that_is_being_cancelled_still_holds_back_what_follows(
+        self, inbox: Inbox
+    ) -> None:
+        run = inbox.instance.create_run_for_job(
+            defs.resolve_job_def("score_version"),
+            tags={"dagster/partition": "a-v1"},
+            status=dg.DagsterRunStatus.CANCELING,
+        )
+        assert run.run_id[:8] in busy_versions(inbox.instance)["a-v1"]
 
     def test_a_run_of_one_arm_holds_back_the_versions_that_follow(self, inbox: Inbox) -> None:
         inbox.instance.add_dynamic_partitions(VERSIONS, ["a-v1"])

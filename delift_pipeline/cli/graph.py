@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     import dagster as dg
 
 RESOURCES = "resources"
+OUTPUT_NOT_COPIED = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
 
 
 @dataclass
@@ -54,16 +60,20 @@ def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
     """The home's Dagster instance; its versions are partitions in it.
 
     `DELIFT_HOME` and `DAGSTER_HOME` name this home for what runs inside, and afterwards what they
-    named before, so that one process can open several homes.
+    named before, so that one process can open several homes. What its runs print goes to this
+    program's own output: Dagster would copy it to files by programs that a Ctrl-C ends too, each
+    with a traceback.
     """
     prepare_dagster_home(home)
     import dagster as dg
+    from dagster._core.instance.ref import InstanceRef
 
     from delift_pipeline.partitions import add_versions
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     variables = {"DELIFT_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
-    with _environment(variables), dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+    reference = InstanceRef.from_dir(str(home.dagster), overrides=OUTPUT_NOT_COPIED)
+    with _environment(variables), dg.DagsterInstance.from_ref(reference) as instance:
         add_versions(instance, home)
         yield instance
 

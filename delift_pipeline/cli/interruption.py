@@ -14,7 +14,7 @@ import typer
 from delift_pipeline.signals import SIGNALS, SignalWatch, exit_status
 from delift_pipeline.storage.home import Home
 
-NOTE = "interrupted: what is finished is kept, and the next `delift run` goes on where this one stopped"
+NOTE = "interrupted: what is finished is kept; the next `delift run` goes on from there"
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Entry:
         version: The version it asks to become.
         dataset: The data set, as its name says it.
         signature: Digest of the names, sizes and modification times of its files.
+        arrived: When it was last moved or touched, in nanoseconds.
         complete: Whether none of its files is named like a copy in progress.
     """
 
@@ -41,6 +42,7 @@ class Entry:
     version: str
     dataset: str
     signature: str
+    arrived: int
     complete: bool
 
     def faults(self) -> list[Fault]:
@@ -164,6 +166,8 @@ def _entry(path: Path) -> Entry | None:
     try:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if whole else [path]
         stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in files]
+        # The only time that a move changes, and only that of what is moved itself.
+        arrived = path.stat().st_ctime_ns
     except OSError:
         return None
     if not stats:
@@ -174,6 +178,7 @@ def _entry(path: Path) -> Entry | None:
         version=version,
         dataset=version.rpartition("-")[0] or version,
         signature=digest_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]),
+        arrived=arrived,
         complete=not any(_temporary(file.name) for file in files),
     )
 
