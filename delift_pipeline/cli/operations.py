@@ -40,10 +40,11 @@ def doctor(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at versions, GPU, disk, store, databases and ports; exit status 1 if one is broken."""
+    """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
+    from delift_pipeline.cli.run_findings import runs
     from delift_pipeline.operations.doctor import examine
 
-    findings = examine(Home.at(home), self_test=self_test)
+    findings = examine(Home.at(home), self_test=self_test, more=[runs])
     broken = [finding for finding in findings if finding.state == "broken"]
     if as_json:
         print_json({"ok": not broken, "findings": [finding.as_json() for finding in findings]})

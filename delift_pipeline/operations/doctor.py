@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,14 +59,15 @@ class Finding:
 Look = Callable[[Home], Iterator[Finding]]
 
 
-def examine(home: Home, *, self_test: bool = True) -> list[Finding]:
+def examine(home: Home, *, self_test: bool = True, more: Sequence[Look] = ()) -> list[Finding]:
     """Look at everything; what fails unexpectedly is a finding too.
 
     Args:
         home: The home, which need not exist yet.
         self_test: Also score and select a few records with the packaged model.
+        more: Further examinations, after that of the databases.
     """
-    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases]
+    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
     looks += [_ports, _waste, *([_self_test] if self_test else [])]
     return [finding for look in looks for finding in _guarded(look, home)]
 

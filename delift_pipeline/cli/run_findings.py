@@ -1,0 +1,59 @@
+"""What `delift doctor` says of the runs of a home: those without a process, and those that wait."""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from delift_pipeline.cli.interrupted import is_served, runs_without_process
+from delift_pipeline.operations.doctor import Finding
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+NAME = "runs"
+
+
+def runs(home: Home) -> Iterator[Finding]:
+    """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
+    if not (home.dagster / "dagster.yaml").is_file():
+        return
+    import dagster as dg
+
+    logging.getLogger("dagster").setLevel(logging.ERROR)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        findings = [*_interrupted(home, instance), *_waiting(instance)]
+    yield from findings or [Finding(NAME, "ok", "none was interrupted, none waits for a pool")]
+
+
+def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[Finding]:
+    from delift_pipeline.run_process import is_launched
+
+    served = is_served(home)
+    for run in runs_without_process(instance):
+        if not (served and is_launched(run)):
+            note = f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone"
+            todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
+            yield Finding(NAME, "warning", note, todo)
+
+
+def _waiting(instance: "dg.DagsterInstance") -> Iterator[Finding]:
+    storage = instance.event_log_storage
+    for pool in sorted(storage.get_concurrency_keys()):
+        info = storage.get_concurrency_info(pool)
+        waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
+        if not waiting:
+            continue
+        names = ", ".join(run_id[:8] for run_id in waiting)
+        holders = sorted(info.active_run_ids)
+        held = " and ".join(_holder(instance, run_id) for run_id in holders) or "no run"
+        note = f"run {names} waits for a place in the pool {pool}, held by {held}"
+        yield Finding(NAME, "warning", note, "let the holder finish, or end its process")
+
+
+def _holder(instance: "dg.DagsterInstance", run_id: str) -> str:
+    from delift_pipeline.run_process import process_of
+
+    run = instance.get_run_by_id(run_id)
+    process = process_of(instance, run) if run else None
+    return f"run {run_id[:8]} ({f'process {process.pid}' if process else 'its process is gone'})"
