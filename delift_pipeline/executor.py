@@ -4,8 +4,8 @@ Dagster's own executor does not see an interrupt while a step waits for a pool, 
 pause. Steps in processes of their own are left to Dagster's multiprocess executor.
 """
 
-import _thread
 import os
+import signal
 import sys
 import threading
 import time
@@ -185,7 +185,7 @@ def _interrupted_when_cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun
     if is_launched(run) or not instance.is_persistent:
         yield
         return
-    done = threading.Event()
+    done, main = threading.Event(), threading.get_ident()
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
@@ -194,7 +194,7 @@ def _interrupted_when_cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun
             except SQLAlchemyError:
                 continue
             if (known is None or known.status in ENDING) and not done.is_set():
-                _thread.interrupt_main()
+                signal.pthread_kill(main, signal.SIGINT)
                 return
 
     threading.Thread(target=watch, name="cancelled", daemon=True).start()

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import severity
 from assets.door import enter
@@ -40,7 +41,7 @@ def tries(step: Callable[[], Outcome]) -> tuple[bool, int, str]:
     return result.success, count, said
 
 
-def failing(*errors: Exception) -> Callable[[], Outcome]:
+def failing(*errors: BaseException) -> Callable[[], Outcome]:
     """A step that fails in these ways, one after the other, and then works."""
     left = list(errors)
 
@@ -76,6 +77,11 @@ def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
 def test_a_full_disk_is_said_in_words() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "reports/.tmp-1-leaderboard")
     assert "disk is full" in tries(failing(error))[2]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), DagsterExecutionInterruptedError()])
+def test_an_interrupted_step_is_not_tried_again(interrupt: BaseException) -> None:
+    assert tries(failing(interrupt)) == (False, 1, "the step was interrupted")
 
 
 def test_every_asset_is_tried_again_in_the_same_way() -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 from dagster._core.events import EngineEventData
 from filelock import FileLock
 
+from delift_pipeline import run_process
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.cli.interrupted import FAILURE_CURSOR, close_interrupted
 from delift_pipeline.definitions import defs
+from delift_pipeline.run_process import PROCESS_TAG
 from delift_pipeline.storage.home import Home
 
 
@@ -65,6 +68,52 @@ def test_a_run_that_no_daemon_launched_is_not_launched_again(
     closed = instance.get_run_by_id(run.run_id)
     assert closed is not None
     assert closed.tags["dagster/will_retry"] == "false"
+
+
+def test_a_process_that_only_has_the_id_of_a_dead_one_keeps_no_run_alive(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = at_work(instance, dead_process())
+    started = psutil.Process().create_time()
+    instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started - 60}"})
+    assert close_interrupted(instance) == [run.run_id]
+    run = at_work(instance, dead_process())
+    instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started}"})
+    assert close_interrupted(instance) == []
+
+
+def test_beside_a_running_server_only_runs_that_no_server_launched_are_closed(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = at_work(instance, dead_process())
+    monkeypatch.setattr(run_process, "is_launched", lambda _: True)
+    assert close_interrupted(instance, served=True) == []
+    monkeypatch.undo()
+    assert close_interrupted(instance, served=True) == [run.run_id]
+
+
+def test_places_that_ended_or_deleted_runs_still_hold_are_freed(
+    instance: dg.DagsterInstance,
+) -> None:
+    ended, deleted = at_work(instance, os.getpid()), at_work(instance, os.getpid())
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("gpu", 2)
+    for run in (ended, deleted):
+        assert storage.claim_concurrency_slot("gpu", run.run_id, "adapter").is_claimed
+    instance.report_run_failed(ended)
+    instance.run_storage.delete_run(deleted.run_id)
+    assert close_interrupted(instance) == []
+    assert storage.get_concurrency_run_ids() == set()
+
+
+def test_a_run_whose_cancelling_process_died_counts_as_cancelled(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = at_work(instance, dead_process())
+    instance.report_run_canceling(run)
+    assert close_interrupted(instance) == [run.run_id]
+    closed = instance.get_run_by_id(run.run_id)
+    assert closed is not None and closed.status == dg.DagsterRunStatus.CANCELED
 
 
 def test_a_home_is_served_once_at_a_time(delift: Any, tmp_path: Path) -> None:
