@@ -9,7 +9,7 @@ VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
 DEMO_HOME ?= delift_demo
 
-.PHONY: demo test test-slow test-browser screenshots test-vllm lint format ui bench check install clean
+.PHONY: demo test test-slow test-endings test-browser screenshots test-vllm lint format ui bench check install clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
+
+# All other ways to end a run than those of `make test-slow`; half an hour, with a table.
+test-endings: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.end_to_end.all_endings
 
 # Chromium is the system's own (`apt-get install chromium`, or $DELIFT_CHROMIUM).
 test-browser: $(INSTALLED)

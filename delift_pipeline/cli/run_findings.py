@@ -38,22 +38,23 @@ def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[Finding
 
 
 def _waiting(instance: "dg.DagsterInstance") -> Iterator[Finding]:
+    from delift_pipeline.run_process import process_of
+
     storage = instance.event_log_storage
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
         waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
         if not waiting:
             continue
+        holders, todo = [], "the next `delift run` or `delift ui` frees it"
+        for run_id in sorted(info.active_run_ids):
+            run = instance.get_run_by_id(run_id)
+            process = process_of(instance, run) if run else None
+            if process:
+                todo = "let it finish, or end its process"
+            where = f"process {process.pid}" if process else "its process is gone"
+            holders.append(f"run {run_id[:8]} ({where})")
         names = ", ".join(run_id[:8] for run_id in waiting)
-        holders = sorted(info.active_run_ids)
-        held = " and ".join(_holder(instance, run_id) for run_id in holders) or "no run"
+        held = " and ".join(holders) or "no run"
         note = f"run {names} waits for a place in the pool {pool}, held by {held}"
-        yield Finding(NAME, "warning", note, "let the holder finish, or end its process")
-
-
-def _holder(instance: "dg.DagsterInstance", run_id: str) -> str:
-    from delift_pipeline.run_process import process_of
-
-    run = instance.get_run_by_id(run_id)
-    process = process_of(instance, run) if run else None
-    return f"run {run_id[:8]} ({f'process {process.pid}' if process else 'its process is gone'})"
+        yield Finding(NAME, "warning", note, todo)

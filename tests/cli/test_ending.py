@@ -19,7 +19,7 @@ from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.definitions import defs
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.steps import plan, score
-from delift_pipeline.steps.outcome import Outcome
+from delift_pipeline.steps.outcome import Check, Outcome
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest
 
@@ -45,7 +45,8 @@ def opened(home: Home) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture(autouse=True)
 def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs need not be planned where none is scored."""
-    made = Outcome(Manifest(kind="plan", content_hash="0" * 32), "plans/v1")
+    checks = {"neighbours": Check(True, "none was looked for")}
+    made = Outcome(Manifest(kind="plan", content_hash="0" * 32), "plans/v1", checks=checks)
     monkeypatch.setattr(plan, "plan_pairs", lambda *_: made)
 
 
