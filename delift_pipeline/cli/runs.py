@@ -10,6 +10,7 @@ import typer
 from delift_pipeline.cli.interruption import interruptible
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
+from delift_pipeline.storage.home import Home
 
 
 @takes_model
