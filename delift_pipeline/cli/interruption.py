@@ -14,7 +14,7 @@ import typer
 from delift_pipeline.signals import SIGNALS, SignalWatch, exit_status
 from delift_pipeline.storage.home import Home
 
-NOTE = "interrupted: what is finished is kept; the next `delift run` goes on from there"
+NOTE = "interrupted: what is finished is kept; run the same command again to go on from there"
 
 
 @contextmanager
@@ -35,7 +35,10 @@ def interruptible(home: Home) -> Iterator[None]:
         with SignalWatch(before_exit=partial(_record_end, home)) as watch:
             try:
                 yield
-            except KeyboardInterrupt:
+            except BaseException as error:
+                # An interrupt inside a library may come out as an error of that library.
+                if not isinstance(error, KeyboardInterrupt) and watch.received is None:
+                    raise
                 _record_end(home)
                 raise typer.Exit(exit_status(watch.wait(seconds=1.0))) from None
     finally:

@@ -1,6 +1,7 @@
 """What `delift doctor` says of the runs of a home: those without a process, and those that wait."""
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ NAME = "runs"
 
 def runs(home: Home) -> Iterator[Finding]:
     """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
-    if not (home.dagster / "dagster.yaml").is_file():
-        return
+    if not ((home.dagster / "dagster.yaml").is_file() and os.access(home.dagster, os.W_OK)):
+        return  # Dagster cannot open its databases where it cannot write.
     import dagster as dg
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
@@ -29,8 +30,9 @@ def runs(home: Home) -> Iterator[Finding]:
 def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[Finding]:
     from delift_pipeline.run_process import is_launched
 
-    served = is_served(home)
-    for run in runs_without_process(instance):
+    gone = runs_without_process(instance)
+    served = any(is_launched(run) for run in gone) and is_served(home)
+    for run in gone:
         if not (served and is_launched(run)):
             note = f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone"
             todo = "the next `delift run` or `delift ui` closes it and goes on with its work"

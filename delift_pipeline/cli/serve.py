@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from filelock import Timeout
+from sqlalchemy.exc import SQLAlchemyError
 
 from delift_pipeline.cli.interrupted import close_interrupted, report_closed, serving_lock
 from delift_pipeline.cli.options import debugging
@@ -243,8 +244,9 @@ def _watch(
     closed = time.monotonic()
     while True:
         if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
-            # A `delift run` beside the servers may have been killed; they would wait for its slot.
-            _close_interrupted(home, served=True)
+            # A `delift run` on this home may have been killed: runs would wait for its slot.
+            with suppress(SQLAlchemyError):  # a database that is locked just now
+                _close_interrupted(home, served=True)
             closed = time.monotonic()
         for name in [name for name, server in servers.items() if server.poll() is not None]:
             now = time.monotonic()

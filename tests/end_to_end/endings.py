@@ -192,7 +192,7 @@ def _play_run(bench: Bench, home: Home, ending: Ending) -> float:
             os.killpg(process.pid, signal.SIGKILL)
     if ending.way != "SIGKILL":
         assert seconds < MOST_SECONDS
-        assert "goes on from there" in bench.log(home).read_text()
+        assert "run the same command again" in bench.log(home).read_text()
         assert state(home, run_id) == ("CANCELED", False)
     assert retries(home, run_id) == 0
     assert bench.run(home).wait() == 0, bench.log(home).read_text()
