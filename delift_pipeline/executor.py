@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
@@ -52,13 +52,19 @@ ENDING = (
 )
 
 
+@dataclass
+class _Wait:
+    since: float
+    report_at: float = 0.0
+    """How long it has to last until it is reported again."""
+
+
 class PoolClaims(InstanceConcurrencyContext):
     """A run's claims of places in pools; while one waits, it says who holds the place."""
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         super().__init__(instance, run)
-        self._waits_since: dict[str, float] = {}
-        self._reported: dict[str, float] = defaultdict(lambda: -REPORT_SECONDS)
+        self._waiting: dict[str, _Wait] = {}
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
         """Claim a place for a step; where none is free, return after a pause.
@@ -67,6 +73,7 @@ class PoolClaims(InstanceConcurrencyContext):
             DagsterExecutionInterruptedError: the process was interrupted.
         """
         if super().claim(concurrency_key, step_key, step_priority):
+            self._waiting.pop(step_key, None)
             return True
         self._report(concurrency_key, step_key)
         sleep(POLL_SECONDS)
@@ -75,13 +82,12 @@ class PoolClaims(InstanceConcurrencyContext):
         return False
 
     def _report(self, pool: str, step: str) -> None:
-        now = time.monotonic()
-        waited = now - self._waits_since.setdefault(step, now)
-        if waited - self._reported[step] < REPORT_SECONDS:
+        wait = self._waiting.setdefault(step, _Wait(time.monotonic()))
+        waited = time.monotonic() - wait.since
+        if waited < wait.report_at:
             return
-        holders = self._living_holders(pool, waited)
-        if holders:
-            self._reported[step] = waited
+        if holders := self._living_holders(pool, waited):
+            wait.report_at = waited + REPORT_SECONDS
             what = f"{step} waits for a place in the pool {pool}"
             print(f"{what}, held by {holders}; {waited:.0f} s so far", file=sys.stderr, flush=True)
 
