@@ -153,7 +153,9 @@ def test_faults_in_the_inbox_come_one_a_line(program: Any, home: Home) -> None:
     assert [place.rpartition("/")[2] for place in places] == ["pool.jsonl:2", "pool.jsonl:3"]
 
 
-def test_the_traceback_of_a_failed_step_is_kept_for_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_a_failed_step_is_kept_for_debug(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     @dg.op
     def broken() -> None:
         raise ValueError("deep down")
@@ -163,9 +165,9 @@ def test_the_traceback_of_a_failed_step_is_kept_for_debug(monkeypatch: pytest.Mo
         broken()
 
     stand_in = dg.Definitions(jobs=[refresh_leaderboard])
-    monkeypatch.setattr("delift_pipeline.definitions.defs", stand_in)
+    monkeypatch.setattr("delift_pipeline.graph.build_definitions", lambda home: stand_in)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(DeliftError) as failed:
-        materialise_leaderboard(instance, {}, Tally())
+        materialise_leaderboard(Home(tmp_path), instance, {}, Tally())
     assert "Traceback" not in str(failed.value)
     shown = "".join(traceback.format_exception(failed.value))
     assert "ValueError: deep down" in shown and "in broken" in shown
