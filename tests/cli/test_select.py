@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from delift_pipeline.cli.data import _default_out
+
 MODEL = ("--model", "demo", "--template", "world", "--threads", 1)
 KEYS = {
     "pool",
@@ -253,3 +255,8 @@ def test_formats_follow_the_suffix(select: Any, files: Any, tmp_path: Path) -> N
     names = [row["id"] for row in rows(tmp_path / "o.jsonl")]
     assert pl.read_parquet(tmp_path / "o.parquet")["id"].to_list() == names
     assert pl.read_csv(tmp_path / "o.csv.gz")["id"].to_list() == names
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_the_default_output_of_standard_input_is_named_after_it(name: str) -> None:
+    assert _default_out(Path(name)) == Path("stdin.selected.jsonl")
