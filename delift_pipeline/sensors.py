@@ -68,7 +68,7 @@ def new_dataset_version_sensor(
     requests += [_entry_request(ready[name], runs[name]) for name in fresh]
     for name in fresh:
         if runs[name]:
-            context.log.info(f"{name} is asked for again: {_outcome(runs[name])}")
+            context.log.info(f"{name} is asked for again: {_state(runs[name])}")
     add = list(dict.fromkeys(str(one.partition_key) for one in requests))
     add = [name for name in add if name not in known]
     return dg.SensorResult(
@@ -110,27 +110,31 @@ def _unfinished(runs: Sequence[dg.DagsterRun]) -> bool:
 
 def _nothing_new(found: Look, runs: Mapping[str, Sequence[dg.DagsterRun]]) -> str:
     lines = [f"{name}: {why}" for name, why in found.waiting.items()]
-    lines += [f"{entry.path.name}: {_outcome(runs[entry.path.name])}" for entry in found.ready]
+    for entry in found.ready:
+        own = runs[entry.path.name]
+        todo = "" if _unfinished(own) or _launched_again(own) else f"; {ASK_AGAIN}"
+        lines.append(f"{entry.path.name}: {_state(own)}{todo}")
     return "; ".join(lines) or "nothing new in the inbox"
 
 
-def _outcome(runs: Sequence[dg.DagsterRun]) -> str:
+def _state(runs: Sequence[dg.DagsterRun]) -> str:
     """What became of the newest of the runs that were asked for to take an entry."""
     if not runs:
-        return f"the run that was asked for to take it was deleted; {ASK_AGAIN}"
-    run = runs[0]
-    name = f"run {run.run_id[:8]}"
-    if run.status == dg.DagsterRunStatus.CANCELING:
-        return f"{name} is being cancelled"
-    if run.status in UNFINISHED:
-        return f"{name} is to take it ({run.status.value.lower()})"
-    if run.status == dg.DagsterRunStatus.FAILURE and run.tags.get(WILL_RETRY) == "true":
-        return f"{name} failed and is launched again"
-    ended = {
+        return "the run that was asked for to take it was deleted"
+    states = {
+        dg.DagsterRunStatus.CANCELING: "is being cancelled",
         dg.DagsterRunStatus.CANCELED: "was cancelled",
         dg.DagsterRunStatus.FAILURE: "failed",
-    }.get(run.status, "ended")
-    return f"{name} {ended} and left it in the inbox; {ASK_AGAIN}"
+        dg.DagsterRunStatus.SUCCESS: "has succeeded",
+    }
+    state = states.get(runs[0].status, f"is to take it ({runs[0].status.value.lower()})")
+    again = " and is launched again" if _launched_again(runs) else ""
+    return f"run {runs[0].run_id[:8]} {state}{again}"
+
+
+def _launched_again(runs: Sequence[dg.DagsterRun]) -> bool:
+    failed = bool(runs) and runs[0].status == dg.DagsterRunStatus.FAILURE
+    return failed and runs[0].tags.get(WILL_RETRY) == "true"
 
 
 def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
