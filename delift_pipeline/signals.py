@@ -1,12 +1,16 @@
 """Ending a process within seconds of SIGINT or SIGTERM, whatever it is doing."""
 
+import atexit
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0
@@ -102,3 +106,23 @@ class SignalWatch:
 def exit_status(number: int | None) -> int:
     """The exit status of a process that a signal ended; SIGINT's where the signal is not known."""
     return 128 + (number or signal.SIGINT)
+
+
+def exit_with(run: Callable[[], int]) -> NoReturn:
+    """Exit with the status that a program returns.
+
+    After an interrupt the process ends once the handlers of `atexit` are done: to free all memory
+    in order takes seconds where large libraries are loaded.
+    """
+    status = 0
+
+    def end() -> None:
+        if status in map(exit_status, SIGNALS):
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end)  # the handler that is registered first is called last
+    status = run()
+    sys.exit(status)

@@ -55,3 +55,24 @@ def test_the_watch_leaves_nothing_behind() -> None:
         assert signal.set_wakeup_fd(-1) != before
     assert watch.received is None
     assert signal.set_wakeup_fd(before) == before
+
+
+@pytest.mark.parametrize(("status", "out"), [(130, "said\nfirst\n"), (1, "said\nfirst\nfreed\n")])
+def test_an_interrupted_program_ends_without_freeing_its_memory_in_order(
+    status: int, out: str
+) -> None:
+    program = f"""
+import atexit
+from delift_pipeline.signals import exit_with
+class Large:
+    def __del__(self):
+        print("freed")
+large = Large()
+def run():
+    atexit.register(print, "first")
+    print("said")
+    return {status}
+exit_with(run)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, out)

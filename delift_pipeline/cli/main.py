@@ -32,6 +32,7 @@ from delift_pipeline.cli import (
 )
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging
 from delift_pipeline.errors import DeliftError, Refused, fault_lines, system_error, system_sentence
+from delift_pipeline.signals import exit_with
 
 DEBUG = "--debug"
 LONGEST_MESSAGE = 500
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
-    sys.exit(run(arguments))
+    exit_with(lambda: run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
