@@ -1,5 +1,6 @@
 """The door between the graph and the library: outcomes become materialisations."""
 
+import atexit
 import base64
 import multiprocessing
 import os
@@ -92,7 +93,12 @@ def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
 
     threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
     with SignalWatch(before_exit=record_end):
-        yield
+        try:
+            yield
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+            # To free all memory in order takes seconds, and the run and its place wait for it.
+            atexit.register(os._exit, 1)
+            raise
 
 
 def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.MaterializeResult:
