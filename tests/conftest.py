@@ -42,6 +42,11 @@ test_data_root.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Dagster configures logging for each run, which closes all handlers. absl's closes its stream
+    # unless that is the process's own; it would otherwise be the one that pytest captures.
+    from absl import logging
+
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -137,7 +137,7 @@ def test_ids_are_ignored_by_every_command_that_reads_files(delift: Any, tmp_path
     shown = delift("prompt", file, *MODEL, "--target", "a-2", "--ids", "ignore")
     assert "say b" in shown.out
     plan = delift("plan", file, "--no-measure", *home, "--json")
-    assert plan.json["records"] == 3
+    assert plan.json["records"] == 4
 
 
 def test_several_files_and_a_folder_are_one_pool(delift: Any, select: Any, tmp_path: Path) -> None:
