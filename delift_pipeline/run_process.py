@@ -1,12 +1,12 @@
 """Which process works on a run, whether it lives, and how a run without one is closed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import dagster as dg
 import psutil
 
 PROCESS_TAG = "delift/process"
-"""Process id and start time of the `delift` program that executes a run itself."""
+"""Process id and start of the `delift` program that executes a run itself."""
 AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -23,7 +23,12 @@ INTERRUPTED = "a signal ended the process of this run; what it finished is kept"
 def own_tags() -> dict[str, str]:
     """The tags of a run that this process executes itself: no daemon may launch it again."""
     process = psutil.Process()
-    return {PROCESS_TAG: f"{process.pid} {process.create_time()}", **NO_RETRY}
+    return {PROCESS_TAG: f"{process.pid} {start_after_boot(process)}", **NO_RETRY}
+
+
+def start_after_boot(process: psutil.Process) -> float:
+    """Seconds from the boot to the start of a process; setting the clock does not change them."""
+    return round(process.create_time() - psutil.boot_time(), 2)
 
 
 def is_launched(run: dg.DagsterRun) -> bool:
@@ -33,25 +38,30 @@ def is_launched(run: dg.DagsterRun) -> bool:
 
 def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> psutil.Process | None:
     """The process that works on a run; None if it is gone or not known."""
+    if tag := run.tags.get(PROCESS_TAG):
+        pid, started = tag.split()
+        # A process that started at another time only has the id of the one that is gone.
+        return _living(int(pid), lambda one: abs(start_after_boot(one) - float(started)) < 0.05)
     for pid, recorded in _recorded_processes(instance, run):
-        try:
-            process = psutil.Process(pid)
-            # A process that started later only has the id of the one that is gone.
-            same = process.create_time() <= recorded + SLACK_SECONDS
-            if same and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except psutil.NoSuchProcess:
-            continue
+        process = _living(pid, lambda one, at=recorded: one.create_time() <= at + SLACK_SECONDS)
+        if process is not None:
+            return process
     return None
+
+
+def _living(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return process if alive and is_same(process) else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _recorded_processes(
     instance: dg.DagsterInstance, run: dg.DagsterRun
 ) -> Iterator[tuple[int, float]]:
-    """Process ids of a run, each with a time at which that process existed."""
-    if tag := run.tags.get(PROCESS_TAG):
-        pid, started = tag.split()
-        yield int(pid), float(started)
+    """Process ids in a run's events, each with a time at which that process existed."""
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         if entry.dagster_event and "pid" in entry.dagster_event.engine_event_data.metadata:
             pid = entry.dagster_event.engine_event_data.metadata["pid"].value

@@ -59,7 +59,7 @@ def new_dataset_version_sensor(
     ready = {entry.path.name: entry for entry in found.ready}
     runs = {name: _runs_for(instance, entry) for name, entry in ready.items()}
     marks = {name: f"{entry.signature}:{entry.arrived}" for name, entry in ready.items()}
-    asked = {name: mark for name, mark in before["asked"].items() if name in ready}
+    asked = {name: mark for name, mark in before["asked"].items() if name in found.seen}
     fresh = [
         name for name in ready if asked.get(name) != marks[name] and not _unfinished(runs[name])
     ]

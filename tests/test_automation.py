@@ -193,6 +193,23 @@ class TestNewDatasetVersionSensor:
         (home.root / path.name).rename(path)  # within one tick
         inbox.start_run()
 
+    def test_what_its_run_left_is_not_asked_for_again_after_its_parent_was_busy(
+        self, home: Home, inbox: Inbox, tmp_path: Path
+    ) -> None:
+        ingest(home, write_pool(tmp_path / "a.jsonl", "a"), version="a-v1")
+        inbox.instance.add_dynamic_partitions(VERSIONS, ["a-v1"])
+        write_pool(home.inbox / "a-v2.jsonl", "b")
+        inbox.tick()
+        inbox.instance.report_run_failed(inbox.start_run())
+        busy = inbox.instance.create_run_for_job(
+            defs.resolve_job_def("score_version"),
+            tags={"dagster/partition": "a-v1"},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        assert busy.run_id[:8] in inbox.skip_reason()
+        inbox.instance.report_run_canceled(busy)
+        assert "failed" in inbox.skip_reason()
+
     def test_a_file_waits_while_the_run_that_was_asked_for_is_being_cancelled(
         self, home: Home, inbox: Inbox
     ) -> None:

@@ -252,7 +252,7 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
         if data.user_failure_data is not None:
             text = data.user_failure_data.description or "failed"
             refused = "faults" in (data.user_failure_data.metadata or {})
-            return Refused(*text.splitlines()) if refused else DeliftError(text)
+            return Refused(text) if refused else DeliftError(text)
         if data.error is not None:
             cause = data.error.cause or data.error
             return DeliftError(f"{label}, step {event.step_key}: {cause.message.strip()}")

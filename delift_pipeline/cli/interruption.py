@@ -39,6 +39,9 @@ def interruptible(home: Home) -> Iterator[None]:
                 # An interrupt inside a library may come out as an error of that library.
                 if not isinstance(error, KeyboardInterrupt) and watch.received is None:
                     raise
+                # A repeated signal must not break this off. The watch still hears it.
+                for sign in SIGNALS:
+                    signal.signal(sign, lambda *_: None)
                 _record_end(home)
                 raise typer.Exit(exit_status(watch.wait(seconds=1.0))) from None
     finally:

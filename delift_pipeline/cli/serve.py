@@ -35,8 +35,8 @@ MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
 """A server that ends is started again, but not more often than this all in all."""
 
 
-class Stopped(Exception):
-    """Someone asked the servers to end."""
+class Stopped(BaseException):
+    """Someone asked the servers to end; no library may take it for an error of its own."""
 
 
 def serve(home: Home, port: int, mlflow_port: int) -> int:
@@ -249,16 +249,19 @@ def _watch(
                 _close_interrupted(home, served=True)
             closed = time.monotonic()
         for name in [name for name, server in servers.items() if server.poll() is not None]:
+            # Its children would go on working at the same time as those of the new one.
+            _signal_group(servers[name], signal.SIGKILL)
+            _await_gone(servers[name])
+            try:
+                if name == DAEMON:
+                    _close_interrupted(home)
+            except SQLAlchemyError:  # a database that is locked just now: try again
+                continue
             now = time.monotonic()
             ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]
             if len(ends) > MOST_ENDS:
                 _raise_if_ended(servers)
             print(f"the {name} server ended and is started again", file=sys.stderr, flush=True)
-            # Its children would work on beside those of the new one.
-            _signal_group(servers[name], signal.SIGKILL)
-            _await_gone(servers[name])
-            if name == DAEMON:
-                _close_interrupted(home)
             servers[name] = _start(home, name, commands[name])
         time.sleep(0.5)
 

@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
+from delift_pipeline import run_process
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.definitions import defs
 from delift_pipeline.errors import DeliftError
@@ -131,6 +132,29 @@ def test_a_signal_ends_the_run_and_the_step_is_not_tried_again(
     assert "run the same command again" in answer.err
     assert "Traceback" not in answer.err and answer.out == ""
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert_own_run_ended(home, dg.DagsterRunStatus.CANCELED)
+
+
+def test_a_signal_that_is_repeated_at_once_does_not_break_the_ending_off(
+    delift: Any, home: Home, scoring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_end = run_process.cancel_own_runs
+
+    def record_slowly(instance: dg.DagsterInstance) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        record_end(instance)
+
+    monkeypatch.setattr(run_process, "cancel_own_runs", record_slowly)
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * ENDS_WITHIN_SECONDS)
+
+    scoring(act)
+    monkeypatch.setattr("delift_pipeline.signals.REPEAT_SECONDS", 10.0)
+    answer = delift("run", "--version", "v1", "--home", home.root)
+    assert answer.status == 143
     assert_own_run_ended(home, dg.DagsterRunStatus.CANCELED)
 
 

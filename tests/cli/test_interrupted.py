@@ -74,7 +74,7 @@ def test_a_process_that_only_has_the_id_of_a_dead_one_keeps_no_run_alive(
     instance: dg.DagsterInstance,
 ) -> None:
     run = at_work(instance, dead_process())
-    started = psutil.Process().create_time()
+    started = run_process.start_after_boot(psutil.Process())
     instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started - 60}"})
     assert close_interrupted(instance) == [run.run_id]
     run = at_work(instance, dead_process())
