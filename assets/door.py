@@ -16,7 +16,14 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
-from delift_pipeline.errors import DeliftError, Refused, may_pass, system_error, system_sentence
+from delift_pipeline.errors import (
+    DeliftError,
+    Refused,
+    may_pass,
+    system_error,
+    system_sentence,
+    unexpected_sentence,
+)
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.run_process import close_run, process_of
 from delift_pipeline.signals import SignalWatch
@@ -60,7 +67,7 @@ def enter(
         raise dg.Failure(description=str(error), allow_retries=may_pass(error)) from error
     except Exception as error:
         failed = system_error(error)
-        said = system_sentence(failed) if failed else f"{type(error).__name__}: {error}"
+        said = system_sentence(failed) if failed else unexpected_sentence(error)
         raise dg.Failure(description=said, allow_retries=may_pass(error)) from error
     seconds = time.monotonic() - started
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")

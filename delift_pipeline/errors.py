@@ -129,6 +129,19 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in PASSING_ERRNOS
 
 
+LONGEST_MESSAGE = 500
+"""Characters of an unexpected error's own words in a message."""
+
+
+def unexpected_sentence(error: BaseException) -> str:
+    """The sentence about an error that nobody foresaw."""
+    words = " ".join(str(error).split())[:LONGEST_MESSAGE]
+    return (
+        f"{type(error).__name__}: {words}. This was not expected. Run again with --debug for the "
+        "traceback, and report it"
+    )
+
+
 _SYSTEM_WORDS = {
     errno.EACCES: "permission is denied. Change its access rights, or choose another place",
     errno.EPERM: "the operating system does not permit this. Choose another place",

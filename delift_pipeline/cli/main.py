@@ -31,11 +31,17 @@ from delift_pipeline.cli import (
     verify,
 )
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging
-from delift_pipeline.errors import DeliftError, Refused, fault_lines, system_error, system_sentence
+from delift_pipeline.errors import (
+    DeliftError,
+    Refused,
+    fault_lines,
+    system_error,
+    system_sentence,
+    unexpected_sentence,
+)
 from delift_pipeline.signals import exit_with
 
 DEBUG = "--debug"
-LONGEST_MESSAGE = 500
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -137,11 +143,7 @@ def _answer_to(error: Exception) -> tuple[int, list[str]]:
         return 2, [getattr(error, "format_message", error.__str__)()]
     if (refused := system_error(error)) is not None:
         return 1, [system_sentence(refused)]
-    said = " ".join(str(error).split())[:LONGEST_MESSAGE]
-    return 1, [
-        f"{type(error).__name__}: {said}. This was not expected. Run again with {DEBUG} for the "
-        "traceback, and report it"
-    ]
+    return 1, [unexpected_sentence(error)]
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def announce_scoring(records: int, pairs: int, rate: float | None, progress: Pro
     if records <= LARGE:
         return
     known = rate and f"about {duration_text(pairs / rate)} at {rate:,.0f} pairs a second"
-    progress.say(f"{pairs:,} pairs to score, {known or 'for a time that is not known'}")
+    progress.say(f"{pairs:,} pairs to score, {known or 'how long is not known'}")
 
 
 def _memory_gib(records: pl.DataFrame, model: ModelOptions) -> float:

@@ -79,6 +79,12 @@ def test_a_full_disk_is_said_in_words() -> None:
     assert "disk is full" in tries(failing(error))[2]
 
 
+def test_an_unexpected_error_is_one_bounded_sentence() -> None:
+    said = tries(failing(KeyError("line\n" * 1_000)))[2]
+    assert "KeyError" in said and "--debug" in said
+    assert len(said.splitlines()) == 1 and len(said) < 1_000
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), DagsterExecutionInterruptedError()])
 def test_an_interrupted_step_is_not_tried_again(interrupt: BaseException) -> None:
     assert tries(failing(interrupt)) == (False, 1, "the step was interrupted")
