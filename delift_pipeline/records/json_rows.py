@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from typing import Any
 
@@ -55,8 +56,7 @@ class _Decoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = next(key for key in keys if keys.count(key) > 1)
+            ((repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
             self._problem = f"the key {repeated!r} occurs twice in one object: keep one of them"
         return value
 

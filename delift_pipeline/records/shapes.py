@@ -26,6 +26,8 @@ from delift_pipeline.records.schema import TEXT_FIELDS
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
 _TEXTS = (*TEXT_FIELDS, "messages")
 _MAPPABLE = (*_TEXTS, *METADATA)
+MOST_COLUMNS = 20
+"""Columns that a message names at most."""
 _HINTS = {
     "object": "write it as text, for example with json.dumps",
     "list": "write it as text, for example with json.dumps",
@@ -239,6 +241,9 @@ def shape_of_file(
             shape.required <= present
         ):
             return shape, [], frozenset(fields)
+        # The file has a column that was named for a text: to leave it out would be silent.
+        needed = {f: name for f, name in shape.columns.items() if name in shape.required}
+        return None, missing_columns(needed, present, file), frozenset()
     shape, faults = recognise(rows, file)
     if shape is None or faults:
         missing = missing_columns(mapping, present, file)
@@ -280,7 +285,7 @@ def _shape_of(value: Mapping[str, Any]) -> Shape | None:
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
     """Faults for columns of a mapping that are not there."""
-    found = f"columns found: {', '.join(sorted(present)) or 'none'}"
+    found = f"columns found: {_listed(sorted(present))}"
     return [
         Fault(f"there is no column {name!r}; {found}", file, field=field)
         for field, name in mapping.items()
@@ -290,7 +295,14 @@ def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: 
 
 def _found(rows: Sequence[Row]) -> str:
     columns = dict.fromkeys(column for row in rows if row.value for column in row.value)
-    return f"columns found: {', '.join(columns) or 'none'}"
+    return f"columns found: {_listed(list(columns))}"
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """The first columns; an object of records has as many keys as records."""
+    more = len(columns) - MOST_COLUMNS
+    shown = ", ".join(columns[:MOST_COLUMNS]) or "none"
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _known() -> str:

@@ -71,7 +71,9 @@ def _text_table(data: bytes, path: Path, columns: Collection[str]) -> Table:
     if len(set(columns).intersection(header)) >= _SURE:
         return csv_table(data, str(path), columns)
     if named:
-        raise Refused(Fault(f"cannot be read as {named.title()}: it does not start so", str(path)))
+        raise Refused(
+            Fault(f"is not {named.title()}: its first bytes are those of another format", str(path))
+        )
     known = ", ".join(FORMATS)
     reason = f"unknown format: name it {known}, each plain or {', '.join(CODECS)}"
     raise Refused(Fault(reason, str(path)))

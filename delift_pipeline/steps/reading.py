@@ -1,11 +1,14 @@
 """What reading a large file takes, said before it is read."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from delift_pipeline.errors import Refused
 from delift_pipeline.progress import LARGE, Progress
 from delift_pipeline.records.compression import kind_of
 from delift_pipeline.records.read import Inputs
+from delift_pipeline.records.sources import input_files
 from delift_pipeline.scoring.rate import duration_text
 
 MIB = 2**20
@@ -23,14 +26,12 @@ def announce_reading(parts: Iterable[Inputs | None], progress: Progress) -> None
     """Say of each large input how long reading it takes and how much memory."""
     for inputs in parts:
         paths = [inputs] if isinstance(inputs, Path) else list(inputs or ())
-        # Of a pipe nothing can be read twice.
-        files = [one for path in paths for one in _files(path) if one.is_file()]
-        if files and (said := _announcement(files)):
-            progress.say(said)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+        # What cannot be read is refused by the reading itself, with everything else that is wrong.
+        with suppress(OSError, Refused):
+            # Of a pipe nothing can be read twice.
+            files = [file for file in input_files(paths)[0] if file.is_file()]
+            if files and (said := _announcement(files)):
+                progress.say(said)
 
 
 def _announcement(files: Sequence[Path]) -> str | None:

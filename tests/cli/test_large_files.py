@@ -108,3 +108,15 @@ def test_a_plan_of_a_file_may_name_arms_that_need_no_more_than_it(
     assert none["pairs"] == 0
     (line,) = delift("plan", file, "--arm", "continual.delift", *home).faults
     assert "continual.delift" in line and "ingest" in line
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_the_reading_itself(
+    many: Path, tiny: Any, delift: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(many))
+
+    monkeypatch.setattr("delift_pipeline.steps.reading._announcement", fail)
+    chosen = ("--model", tiny.model, "--home", tmp_path / "home", "--selector", "random")
+    out = tmp_path / "out.jsonl"
+    assert delift("select", many, *chosen, "--budget", 5, "--out", out).status == 0

@@ -157,6 +157,29 @@ def test_a_mapping_that_takes_the_answers_column_has_to_name_another(tmp_path: P
     assert [fault.field for fault in caught.value.faults] == ["output"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "response": "r", "q": "question"},
+        {"instruction": "i", "context": "c", "response": "r", "q": "question"},
+    ],
+)
+def test_a_column_named_for_a_text_is_not_passed_over_for_a_shape_that_is_recognised(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused) as caught:
+        load(tmp_path, row, mapping={"instruction": "q"})
+    assert [fault.field for fault in caught.value.faults] == ["output"]
+
+
+def test_an_object_of_records_is_refused_without_naming_every_key(tmp_path: Path) -> None:
+    records = {f"id{n}": {"instruction": "i", "output": "o"} for n in range(5_000)}
+    with pytest.raises(Refused) as caught:
+        load(tmp_path, records)
+    (fault,) = caught.value.faults
+    assert "4,980 more" in fault.reason and len(fault.reason) < 1_000
+
+
 def write(path: Path, *rows: dict[str, Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
