@@ -48,11 +48,19 @@ def main() -> None:
         "--source",
         action="append",
         default=[],
+        type=_named_source,
         metavar="NAME=PLACE",
         help="a recipe's data set: a local file or folder, or a hub id instead of its own",
     )
     given = parser.parse_args()
-    make(given.folder, dict(one.split("=", 1) for one in given.source), given.model)
+    make(given.folder, dict(given.source), given.model)
+
+
+def _named_source(text: str) -> tuple[str, str]:
+    name, separator, place = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"write NAME=PLACE, not {text}")
+    return name, place
 
 
 def make(folder: Path, sources: Mapping[str, str], model: Path | None) -> None:
@@ -71,7 +79,7 @@ def make(folder: Path, sources: Mapping[str, str], model: Path | None) -> None:
             write_rows(path, numbered(unique(rows), f"{name}-{split}"))
     write_alpaca(folder / "data" / "alpaca", sources)
     if model is not None:
-        shutil.copytree(model, folder / MODEL)
+        shutil.copytree(model, folder / MODEL, dirs_exist_ok=True)
 
 
 def write_alpaca(folder: Path, sources: Mapping[str, str]) -> None:
@@ -100,7 +108,7 @@ def published(recipe: Recipe, sources: Mapping[str, str]) -> list[dict[str, Any]
         elif path.suffix == ".json":
             rows += json.loads(text)
         else:
-            rows += [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows += [json.loads(line) for line in text.split("\n") if line.strip()]
     return [{name: row[name] for name in ("instruction", "input", "output")} for row in rows]
 
 

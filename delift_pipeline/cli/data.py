@@ -215,7 +215,7 @@ def select(
     )
     outputs = {"--out": request.out, "--why": why}
     if skip_bad:
-        outputs["--skip-bad"] = faults_beside(request.out)
+        outputs["--skip-bad"] = faults_beside(request.out, files[0])
     check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), progress())

@@ -47,7 +47,7 @@ def score(
     from delift_pipeline.records.left_out import faults_beside, write_faults
     from delift_pipeline.steps.score_file import score_file
 
-    listed = faults_beside(out)
+    listed = faults_beside(out, files[0])
     outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}
     check_outputs(outputs, read=files, as_json=as_json)
     records = _read(files, column, skip_bad, ids, listed)

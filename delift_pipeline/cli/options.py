@@ -121,7 +121,7 @@ def check_outputs(
             reason = f"{path} is read or written by this command already: choose another file"
         elif as_json and is_standard_output(path):
             reason = "standard output holds the document of --json already: name a file"
-        elif os.path.dirname(os.path.realpath(path)) in folders:
+        elif not is_standard_output(path) and os.path.dirname(os.path.realpath(path)) in folders:
             reason = f"{path} is in a folder that this command reads: choose another folder"
         if reason is not None:
             faults.append(Fault(reason, field=option))

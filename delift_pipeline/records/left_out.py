@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from delift_pipeline.errors import Fault, fault_count_lines, first_faults
+from delift_pipeline.records.sources import STANDARD, STANDARD_INPUT
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.output import is_standard_output
@@ -13,10 +14,16 @@ from delift_pipeline.storage.output import is_standard_output
 FAULTS_FILE = "faults.jsonl"
 
 
-def faults_beside(out: Path) -> Path:
-    """The file of faults beside an output; in the working directory if that is not a file."""
+def faults_beside(out: Path, source: Path) -> Path:
+    """The file of faults beside an output.
+
+    Args:
+        out: The output.
+        source: The first input; it names a file in the working directory if `out` is a stream.
+    """
     if is_standard_output(out) or (out.exists() and not out.is_file()):
-        return Path(FAULTS_FILE)
+        name = "stdin" if source in (STANDARD, STANDARD_INPUT) else source.resolve().name
+        return Path(f"{name}.{FAULTS_FILE}")
     return out.with_name(f"{out.name}.{FAULTS_FILE}")
 
 
@@ -42,8 +49,10 @@ def left_out_notes(faults: Sequence[Fault], left_out: int, written: Path | None)
         left_out: How many rows.
         written: The file that lists all faults, or None.
     """
-    if not faults:
+    if not left_out:
         return []
+    if not faults:  # a version that was stored before faults were kept
+        return [f"{left_out:,} faulty rows were left out"]
     place = f"; {written} lists every fault" if written else ""
     return [
         f"{left_out:,} faulty rows were left out{place}; by reason:",

@@ -44,7 +44,7 @@ def write_chosen(
         form = kind_of(source).format
         form = None if form == "parquet" else form
     tabs = partial(_csv, separator="\t")
-    writers = {"json": _json_array, "csv": _csv, "tsv": tabs, "parquet": _parquet}
+    writers = {"json": _json_array, "csv": _csv, "tsv": tabs, "parquet": _parquet, "arrow": _arrow}
     data = writers.get(form or "jsonl", _json_lines)(file, chosen)
     write_output(path, compress(data, kind.codec))
 
@@ -79,14 +79,23 @@ def _cell(value: Any) -> str:
 
 
 def _parquet(file: RecordsFile, chosen: list[int]) -> bytes:
+    buffer = io.BytesIO()
+    _frame(file, chosen).write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _arrow(file: RecordsFile, chosen: list[int]) -> bytes:
+    buffer = io.BytesIO()
+    _frame(file, chosen).write_ipc(buffer)
+    return buffer.getvalue()
+
+
+def _frame(file: RecordsFile, chosen: list[int]) -> pl.DataFrame:
     rows = [file.rows[at] for at in chosen]
     try:
-        frame = pl.DataFrame(rows, schema=file.schema, infer_schema_length=None)
+        return pl.DataFrame(rows, schema=file.schema, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise DeliftError(
-            f"a column holds values of several types, which Parquet cannot: write JSON Lines "
-            f"({error})"
+            f"a column holds values of several types, which Parquet and Arrow cannot: write JSON "
+            f"Lines ({error})"
         ) from error
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()

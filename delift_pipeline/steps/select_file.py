@@ -335,7 +335,7 @@ def _write(
     file = sets.file if selection.replayed is None else _with_existing(sets)
     write_chosen(request.out, file, selection.ranking, first_input(request.file))
     if sets.faults:
-        write_faults(faults_beside(request.out), sets.faults)
+        write_faults(faults_beside(request.out, first_input(request.file)), sets.faults)
     if request.why is not None:
         reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
         write_output(request.why, reasons.encode("utf-8"))
@@ -379,7 +379,7 @@ def _report(
     fingerprint: str,
     seconds: float,
 ) -> Report:
-    listed = faults_beside(request.out) if sets.faults else None
+    listed = faults_beside(request.out, first_input(request.file)) if sets.faults else None
     notes = [
         *left_out_notes(sets.faults, sets.left_out, listed),
         *sets.notes,

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -224,3 +225,24 @@ def test_a_recipe_is_written_through_a_link_and_to_standard_output(
     assert link.is_symlink() and "two" in target.read_text("utf-8")
     answer = delift("recipe", "gsm8k", "--source", source, "--out", "-")
     assert answer.out == target.read_text("utf-8") and "1 records" in answer.err
+
+
+def test_the_current_folder_can_be_read_into_standard_output(
+    select: Any, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(files.first_pool, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    answer = select("--out", "-", file=Path("."))
+    assert answer.status == 0 and len(answer.out.splitlines()) == 3
+
+
+def test_faults_of_a_stream_are_listed_in_a_file_named_after_the_input(
+    select: Any, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = files.first_pool.read_text("utf-8")
+    (tmp_path / "own.jsonl").write_text(text + '{"instruction": "i", "output": ""}\n', "utf-8")
+    (tmp_path / "faults.jsonl").write_text("of another program")
+    monkeypatch.chdir(tmp_path)
+    assert select("--out", "-", "--skip-bad", file=Path("own.jsonl")).status == 0
+    assert (tmp_path / "faults.jsonl").read_text() == "of another program"
+    assert len((tmp_path / "own.jsonl.faults.jsonl").read_text().splitlines()) == 1

@@ -148,3 +148,10 @@ def test_parquet_keeps_dates_bytes_and_missing_numbers(tmp_path: Path, typed: Pa
     file = read_records(typed)
     write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
     assert pl.read_parquet(tmp_path / "out.parquet").equals(pl.read_parquet(typed))
+
+
+def test_arrow_is_written_where_its_name_is_given(tmp_path: Path, typed: Path) -> None:
+    file = read_records(typed)
+    write_chosen(tmp_path / "out.arrow", file, file.frame["record_id"].to_list())
+    assert pl.read_ipc(tmp_path / "out.arrow").equals(pl.read_parquet(typed))
+    assert read_records(tmp_path / "out.arrow").frame["output"].equals(file.frame["output"])
