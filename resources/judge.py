@@ -50,7 +50,7 @@ class JudgeResource(dg.ConfigurableResource):
         """
         if not self.model:
             return None
-        from delift_pipeline.evaluation.judge.options import read_judge_options
+        from delift_pipeline.evaluation.judge.questions import read_judge_options
         from delift_pipeline.scoring.options import read_options
         from delift_pipeline.steps.judge import Panel
 

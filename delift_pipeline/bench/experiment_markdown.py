@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from delift_pipeline.bench.quality_table import OTHERS, Row
+from delift_pipeline.formatting import with_error
 
 PLACE = ("stage", "mode", "wrong_share", "metric")
 UNRESOLVED = " (not resolved)"
@@ -49,7 +50,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> str:
                 [
                     f"{row['budget']:.0%}",
                     row["selector"] + best,
-                    _with_error(f"{row['mean']:.3f}", row["se"]),
+                    with_error(row["mean"], row["se"], ascii_only=True),
                     *(_gap(row, short) for short in others),
                     f"{row['wrong_in_subset']:.0%}",
                     f"{row['pairs_per_record']:.1f}",
@@ -65,11 +66,7 @@ def _gap(row: Row, short: str) -> str:
         return "-"
     error = row["diff_se" if short == "random" else f"diff_{short}_se"]
     doubt = UNRESOLVED if row[f"{short}_verdict"] == "not resolved" else ""
-    return _with_error(f"{gap:+.3f}", error) + doubt
-
-
-def _with_error(value: str, error: float | None) -> str:
-    return value if error is None else f"{value} ± {error:.3f}"
+    return with_error(gap, error, sign=True, ascii_only=True) + doubt
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 from delift_pipeline.bench.contenders import RANDOM
 from delift_pipeline.bench.experiments import Experiment
 from delift_pipeline.bench.quality_table import Row, lower_is_better
-from delift_pipeline.evaluation.pages import number, render, signed, with_error
-from delift_pipeline.evaluation.svg import Bar, Curve, bar_plot, curves_plot, scatter_plot
+from delift_pipeline.evaluation.pages import render
+from delift_pipeline.formatting import number, with_error
+from delift_pipeline.plots import Bar, Curve, bars, curves, svg
 from delift_pipeline.selection.options import STAGES
 from delift_pipeline.storage.atomic import write_text
 
 PLACE = ("stage", "wrong_share", "mode", "budget")
-DASHES = ("", "7 4", "2 4", "10 4 2 4", "4 2", "1 3")
 VARIED = re.compile(r"-near-\d+$")
 """What tells contenders of one curve apart where pairs are swept."""
 FLOPS = ("selection_flops", "training_flops")
@@ -70,7 +70,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
         "title": f"{_said(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
         "metrics": [_said(metric) for metric in metrics],
         "rows": [_row(row, [of.get((row["selector"], name)) for name in metrics]) for row in first],
-        "svg": bar_plot([_bar(row) for row in first], _said(metrics[0])),
+        "svg": svg(bars({"": [_bar(row) for row in first]}), _said(metrics[0])),
     }
 
 
@@ -91,7 +91,7 @@ def _cell(row: Row | None) -> dict[str, str]:
     gap, error, verdict = row["diff_random"], row["diff_se"], row["random_verdict"]
     better = (verdict == "lower") == lower_is_better(row["metric"])
     style = "soft" if verdict in (None, "not resolved") else ("good" if better else "bad")
-    said = "" if gap is None else signed(gap) + ("" if error is None else f" ± {number(error)}")
+    said = "" if gap is None else with_error(gap, error, sign=True)
     return {"value": with_error(row["mean"], row["se"]) + best, "gap": said, "style": style}
 
 
@@ -112,10 +112,13 @@ def _prices(rows: Sequence[Row]) -> list[dict[str, Any]]:
         total = {name: sum(of[name, metric]["mean"] for metric in FLOPS) for name in names}
         for metric in dict.fromkeys(metric for _, metric in of if metric.startswith("exact")):
             shown = [(of[name, metric], spent) for name, spent in total.items() if spent > 0]
-            points = [(row["selector"], x, row["mean"], row["se"]) for row, x in shown]
+            points = [
+                Curve(row["selector"], [x], [row["mean"]], [row["se"]], "o") for row, x in shown
+            ]
             title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
-            svg = scatter_plot(points, "floating-point operations", _said(metric))
-            plots += [{"title": title, "svg": svg}] if points else []
+            spent = "floating-point operations"
+            drawn = svg(curves(points, spent, _said(metric), log_x=True), title)
+            plots += [{"title": title, "svg": drawn}] if points else []
     return plots
 
 
@@ -127,17 +130,14 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
     plots = []
     for place, group in _grouped(rows, rest):
         lines = sorted(group, key=lambda row: (VARIED.sub("", row["selector"]), row[across]))
-        curves = [
-            Curve(name, [(row[across], row["mean"], row["se"]) for row in line])
-            for name, line in groupby(lines, key=lambda row: VARIED.sub("", row["selector"]))
-        ]
-        dashed = [
-            Curve(curve.label, curve.points, DASHES[i % len(DASHES)])
-            for i, curve in enumerate(curves)
-        ]
+        shown = []
+        for name, line in groupby(lines, key=lambda row: VARIED.sub("", row["selector"])):
+            points = list(line)
+            x, y, errors = ([row[key] for row in points] for key in (across, "mean", "se"))
+            shown.append(Curve(name, x, y, errors))
         metric = _said(place[3])
         title = f"{_said(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
-        plots.append({"title": title, "svg": curves_plot(dashed, _said(across), metric)})
+        plots.append({"title": title, "svg": svg(curves(shown, _said(across), metric), title)})
     return plots
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.evaluation.judge.options import JudgeOptions, read_judge_options
+from delift_pipeline.evaluation.judge.questions import JudgeOptions, read_judge_options
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.evaluation.judge.run import Judge
+    from delift_pipeline.evaluation.judge.judges import Judge
     from delift_pipeline.steps.judge import Panel
 
 SCORE, SCORED = "judge", "judge_scored"
@@ -63,7 +63,8 @@ class Jury:
         Raises:
             DeliftError: a question was not answered; a second call asks it again.
         """
-        from delift_pipeline.evaluation.judge.run import ask, questions_for
+        from delift_pipeline.evaluation.judge.questions import questions_for
+        from delift_pipeline.evaluation.judge.run import ask
         from delift_pipeline.steps.judge import Panel
 
         panel = Panel(Home.at(folder / "home"), self.options, self.model)

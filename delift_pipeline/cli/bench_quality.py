@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
+from delift_pipeline.formatting import with_error
 from delift_pipeline.storage.output import refuse_unwritable_folder, write_output
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
         for row in group:
             table.add_row(
                 row["selector"] + (" *" if row["within_error_of_best"] else ""),
-                _with_error(row["mean"], row["se"]),
+                with_error(row["mean"], row["se"], ascii_only=True),
                 _gap(row["diff_random"], row["diff_se"], row["random_verdict"]),
                 _gap(row["diff_tfidf"], row["diff_tfidf_se"], row["tfidf_verdict"]),
                 _gap(row["diff_delift"], row["diff_delift_se"], row["delift_verdict"]),
@@ -182,12 +183,8 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     console.print("scored pairs a record of the pool.")
 
 
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
-
-
 def _gap(gap: float | None, error: float | None, verdict: str | None) -> str:
     if gap is None:
         return "-"
     said = "" if verdict != "not resolved" else " not resolved"
-    return (f"{gap:+.3f}" if error is None else f"{gap:+.3f} ± {error:.3f}") + said
+    return with_error(gap, error, sign=True, ascii_only=True) + said

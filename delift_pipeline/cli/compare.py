@@ -13,6 +13,7 @@ from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_rows
 from delift_pipeline.cli.lineage import split_adapter
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.formatting import with_error
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -99,5 +100,7 @@ def _print_table(found: "Comparison") -> None:
 def _cells(side: "Side", metric: str) -> tuple[str, str]:
     value, error = side.metrics.get(metric), side.metrics.get(f"{metric}_se")
     gap = side.minus_first.get(metric)
-    shown = "" if value is None else f"{value:.3f} ± {error or 0:.3f}"
-    return shown, "" if gap is None else f"{gap['mean']:+.3f} ± {gap['se']:.3f}"
+    shown = "" if value is None else with_error(value, error or 0.0, ascii_only=True)
+    if gap is None:
+        return shown, ""
+    return shown, with_error(gap["mean"], gap["se"], sign=True, ascii_only=True)

@@ -7,6 +7,7 @@ import typer
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, progress
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.formatting import with_error
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.output import refuse_unwritable_folder
 
@@ -58,7 +59,7 @@ def judge(
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
     """
-    from delift_pipeline.evaluation.judge.options import read_judge_options
+    from delift_pipeline.evaluation.judge.questions import read_judge_options
     from delift_pipeline.steps.judge import Panel, estimate_judging, judge_sides, side_of
 
     asked = {
@@ -109,8 +110,8 @@ def _print(found: "list[JudgedSide]") -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found:
         scores, gap = one.judged.overall, one.minus_first
-        mean = "-" if scores.mean is None else f"{scores.mean:.2f} ± {scores.se:.2f}"
-        beside = "-" if gap is None else f"{gap.mean:+.2f} ± {gap.se:.2f}"
+        mean = with_error(scores.mean, scores.se, 2, ascii_only=True)
+        beside = with_error(gap.mean, gap.se, 2, sign=True, ascii_only=True) if gap else "-"
         counts = (scores.scored, scores.unparsable, scores.failed)
         table.add_row(str(one.side), mean, *(f"{count:,}" for count in counts), beside)
     Console().print(table)

@@ -1,7 +1,4 @@
-"""The base model's metrics: measured once per version and fingerprint, read by every report."""
-
-from collections.abc import Callable
-from typing import Any
+"""What every report of a stage shares: its held-out records and the base model's metrics."""
 
 import polars as pl
 from filelock import FileLock
@@ -10,6 +7,7 @@ from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation, write_evaluation
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.options import Stage
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
@@ -18,10 +16,31 @@ from delift_pipeline.storage.manifest import Manifest, up_to_date
 CODE_VERSION = "1"
 
 
+def stage_heldout(
+    heldout: pl.DataFrame, target: pl.DataFrame | None, stage: Stage, options: EvaluationOptions
+) -> pl.DataFrame:
+    """The held-out records that tell how well a stage's goal is met.
+
+    The task-specific stage chooses for the target set's tasks and is measured on these, where the
+    held-out set has records of them; every other stage is measured on the whole held-out set.
+
+    Args:
+        heldout: All held-out records (`RECORD_SCHEMA`).
+        target: The target set, or None.
+        stage: The stage.
+        options: `target_tasks_only` turns this off.
+    """
+    if stage != "task_specific" or target is None or not options.target_tasks_only:
+        return heldout
+    tasks = target["task"].filter(target["task"] != "").unique()
+    chosen = heldout.filter(pl.col("task").is_in(tasks.implode()))
+    return heldout if chosen.is_empty() else chosen
+
+
 def base_evaluation(
     home: Home,
     version: str,
-    model_options: ModelOptions,
+    model: ModelOptions,
     fingerprint: str,
     heldout: pl.DataFrame,
     options: EvaluationOptions,
@@ -37,26 +56,8 @@ def base_evaluation(
         Refused: there is no held-out record.
         DeliftError: no held-out record can be measured.
     """
-
-    def measure() -> Evaluation:
-        from delift_pipeline.evaluation.run import evaluate
-
-        return evaluate(model_options, None, heldout, options, progress)
-
-    return stored_base_evaluation(home, version, fingerprint, heldout, options, measure)
-
-
-def stored_base_evaluation(
-    home: Home,
-    version: str,
-    fingerprint: str,
-    heldout: pl.DataFrame,
-    options: EvaluationOptions,
-    measure: Callable[[], Evaluation],
-) -> Evaluation:
-    """The stored evaluation of this request, else what `measure` finds, stored."""
     folder = home.base_report(version, fingerprint)
-    request: dict[str, Any] = {"evaluation": options.request}
+    request = {"evaluation": options.request}
     parents = {"model": fingerprint, "heldout": digest_frame(heldout)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -64,23 +65,20 @@ def stored_base_evaluation(
             stored = read_evaluation(folder)
             if stored is not None:
                 return stored
-        evaluation = measure()
+        from delift_pipeline.evaluation.run import evaluate
+
+        evaluation = evaluate(model, None, heldout, options, progress)
+        manifest = Manifest(
+            kind="report",
+            content_hash=evaluation.content_hash,
+            parents=parents,
+            fingerprint=fingerprint,
+            counts=evaluation.counts,
+            request=request,
+            code_version=CODE_VERSION,
+        )
         facts = {"kind": "initial", "version": version, "fingerprint": fingerprint}
         with replacing_folder(folder) as temporary:
             write_evaluation(temporary, evaluation, facts)
-            _manifest(evaluation, fingerprint, request, parents).write(temporary)
+            manifest.write(temporary)
         return evaluation
-
-
-def _manifest(
-    evaluation: Evaluation, fingerprint: str, request: dict[str, Any], parents: dict[str, str]
-) -> Manifest:
-    return Manifest(
-        kind="report",
-        content_hash=evaluation.content_hash,
-        parents=parents,
-        fingerprint=fingerprint,
-        counts=evaluation.counts,
-        request=request,
-        code_version=CODE_VERSION,
-    )

@@ -1,7 +1,6 @@
 """Multiple choice by the log-probability of each option's letter (MMLU, Hendrycks et al. 2021)."""
 
 import re
-from collections.abc import Sequence
 
 import polars as pl
 
@@ -43,41 +42,29 @@ def choice_accuracy(
     Returns:
         1.0, 0.0, or None where the prompt lists no options or the output is none of them.
     """
-    rows = [_asked(row) for row in records.iter_rows(named=True)]
-    options = [(i, letter) for i, letters in enumerate(rows) for letter in letters]
-    scores = _scores(engine, encoder, records, options, progress)
-    best: dict[int, tuple[float, str]] = {}
-    for (i, letter), score in zip(options, scores, strict=True):
-        if i not in best or score > best[i][0]:
-            best[i] = (score, letter)
     right = [output.strip() for output in records["output"]]
-    return [float(best[i][1] == right[i]) if i in best else None for i in range(records.height)]
-
-
-def _asked(row: dict[str, str]) -> list[str]:
-    letters = listed_options(f"{row['instruction']}\n{row['input']}")
-    return letters if row["output"].strip() in letters else []
-
-
-def _scores(
-    engine: EvaluationEngine,
-    encoder: Encoder,
-    records: pl.DataFrame,
-    options: Sequence[tuple[int, str]],
-    progress: Progress,
-) -> list[float]:
-    """The summed log-probability of each option's letter after its record's prompt."""
+    prompts = records.select(pl.concat_str("instruction", "input", separator="\n")).to_series()
+    listed = [
+        letters if answer in (letters := listed_options(prompt)) else []
+        for prompt, answer in zip(prompts, right, strict=True)
+    ]
+    options = [(i, letter) for i, letters in enumerate(listed) for letter in letters]
     if not options:
-        return []
+        return [None] * records.height
     asked = records[[i for i, _ in options]].with_columns(
         record_id=pl.Series([f"{i}-{letter}" for i, letter in options]),
         output=pl.Series([letter for _, letter in options]),
     )
     examples, _ = encode_examples(encoder, asked)
     losses = engine.losses(examples, progress, "multiple choice")
-    found = {
+    # A letter takes no more room than the answer, so a record that fits fits with any letter.
+    scores = {
         example.record_id: -float(tokens[:-1].sum())
         for example, tokens in zip(examples, losses, strict=True)
     }
-    # A letter takes no more room than the answer, so a record that fits fits with any letter.
-    return [found[name] for name in asked["record_id"]]
+
+    def right_is_best(i: int) -> float:
+        best = max(listed[i], key=lambda letter: scores[f"{i}-{letter}"])
+        return float(best == right[i])
+
+    return [right_is_best(i) if listed[i] else None for i in range(records.height)]

@@ -8,18 +8,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import torch
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.generate import Answer, generated_answers
-from delift_pipeline.evaluation.losses import token_losses
-from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.evaluation.options import EvaluationOptions, Generation
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
-from delift_pipeline.training.batches import Example
+from delift_pipeline.training.batches import Example, answer_losses, collate, unwrapped
+
+if TYPE_CHECKING:
+    from delift_pipeline.scoring.vllm_engine import VllmEngine
+
+LOSSES = "answer loss"
+PAPER_NEW_TOKENS = 150
+PAPER: dict[str, Any] = {"temperature": 0.2, "min_p": 0.1, "top_k": 0, "top_p": 1.0}
+"""How the paper samples answers; transformers and vLLM have the same names for it."""
+AT_ONCE = 256
+"""Records handed to vLLM in one call, after which progress is shown."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer.
+
+    Attributes:
+        tokens: Token ids in front of the end-of-text token.
+        finished: Whether an end-of-text token ended it.
+    """
+
+    tokens: list[int]
+    finished: bool
 
 
 class EvaluationEngine(Protocol):
@@ -28,19 +50,15 @@ class EvaluationEngine(Protocol):
     name: str
 
     def losses(
-        self, examples: Sequence[Example], progress: Progress, title: str = "answer loss"
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
     ) -> list[np.ndarray]:
         """Negative log-probability of each answer token, nats, `[answer tokens]` an example."""
         ...
 
     def answers(
-        self,
-        prompts: Sequence[np.ndarray],
-        stops: Sequence[int],
-        max_new_tokens: int,
-        progress: Progress,
+        self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """The continuation of each prompt up to a stop token, at most so many tokens."""
+        """The continuation of each prompt up to a stop token, at most `longest` tokens."""
         ...
 
 
@@ -55,7 +73,7 @@ class VllmModel(LoadedModel):
     adapter: Path | None = None
 
 
-class TransformersAnswers:
+class TransformersAnswers(EvaluationEngine):
     """The model itself, in batches of near lengths."""
 
     name = "transformers"
@@ -64,29 +82,71 @@ class TransformersAnswers:
         self._model, self._options = loaded.model, options
 
     def losses(
-        self, examples: Sequence[Example], progress: Progress, title: str = "answer loss"
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
     ) -> list[np.ndarray]:
-        """Negative log-probability of each answer token, nats, `[answer tokens]` an example."""
+        """As `token_losses` gives them."""
         return token_losses(self._model, examples, self._options.batch_size, progress, title)
 
     def answers(
-        self,
-        prompts: Sequence[np.ndarray],
-        stops: Sequence[int],
-        max_new_tokens: int,
-        progress: Progress,
+        self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """The continuation of each prompt up to a stop token, at most so many tokens."""
+        """As `generated_answers` gives them."""
+        how = self._options
         return generated_answers(
-            self._model,
-            prompts,
-            stops,
-            max_new_tokens,
-            self._options.batch_size,
-            progress,
-            self._options.generation,
-            self._options.seed,
+            self._model, prompts, stops, longest, how.batch_size, progress, how.generation, how.seed
         )
+
+
+class VllmAnswers(EvaluationEngine):
+    """A model inside vLLM, with or without an adapter.
+
+    vLLM forms its own batches of whatever lengths. A greedy answer does not depend on them; a
+    sampled one has a random state of its own, so that it does not either.
+    """
+
+    name = "vllm"
+
+    def __init__(self, engine: "VllmEngine", options: EvaluationOptions) -> None:
+        self._engine, self._options = engine, options
+
+    def losses(
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
+    ) -> list[np.ndarray]:
+        """From vLLM's log-probabilities of prompts."""
+        found: list[np.ndarray] = []
+        with progress.track(title, len(examples), "records") as meter:
+            for start in range(0, len(examples), AT_ONCE):
+                part = examples[start : start + AT_ONCE]
+                ids = [np.concatenate([one.prompt, one.answer]).tolist() for one in part]
+                logprobs = self._engine.answer_logprobs(ids, [len(one.answer) for one in part])
+                found += [-one.astype(np.float64) for one in logprobs]
+                meter.advance(len(part))
+        return found
+
+    def answers(
+        self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
+    ) -> list[Answer]:
+        """From vLLM's sampler."""
+        # The model's own end-of-text tokens are set aside, as its sampling settings are.
+        how = {"max_tokens": longest, "stop_token_ids": list(stops), "ignore_eos": True}
+        how |= {"temperature": 0.0} if self._options.generation == "greedy" else PAPER
+        samplings = [how | self._seed(place) for place in range(len(prompts))]
+        found: list[Answer] = []
+        with progress.track("answer", len(prompts), "records") as meter:
+            for start in range(0, len(prompts), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                ids = [prompt.tolist() for prompt in prompts[part]]
+                tokens = self._engine.continuations(ids, samplings[part])
+                found += [until_stop(one, stops) for one in tokens]
+                meter.advance(len(ids))
+        return found
+
+    def _seed(self, place: int) -> dict[str, int]:
+        """A seed of its own for each sampled answer; none for greedy ones."""
+        if self._options.generation == "greedy":
+            return {}
+        state = np.random.SeedSequence([self._options.seed, place]).generate_state(1)
+        return {"seed": int(state[0])}
 
 
 @contextmanager
@@ -106,7 +166,6 @@ def evaluation_engine(
     if not isinstance(loaded, VllmModel):
         yield TransformersAnswers(loaded, options)
         return
-    from delift_pipeline.evaluation.vllm_answers import VllmAnswers
     from delift_pipeline.scoring.vllm_engine import VllmEngine
 
     with closing(
@@ -133,31 +192,140 @@ def load_trained(
     Raises:
         Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
     """
-    asked = _with_engine(model_options, options)
-    load = _for_vllm if asked.engine == "vllm" else load_model
-    if adapter is None:
-        return load(asked)
-    if (adapter / "adapter_config.json").is_file():
-        return _adapted(load(asked), adapter)
-    if (adapter / "config.json").is_file():
-        return load(asked.model_copy(update={"model": str(adapter), "revision": None}))
-    raise Refused(Fault(f"{adapter.name} holds neither an adapter nor a model", field="adapter"))
-
-
-def _with_engine(model: ModelOptions, options: EvaluationOptions | None) -> ModelOptions:
-    if options is None or options.engine is None or options.engine == model.engine:
-        return model
-    return read_options(model.model_dump() | {"engine": options.engine})
-
-
-def _for_vllm(options: ModelOptions) -> VllmModel:
-    return VllmModel(**vars(load_scorer(options)))
-
-
-def _adapted(loaded: LoadedModel, adapter: Path) -> LoadedModel:
-    if isinstance(loaded, VllmModel):
-        return replace(loaded, adapter=adapter)
+    asked, engine = model_options, options.engine if options else None
+    if engine not in (None, asked.engine):
+        asked = read_options(asked.model_dump() | {"engine": engine})
+    is_peft = adapter is not None and (adapter / "adapter_config.json").is_file()
+    if adapter is not None and not is_peft:
+        if not (adapter / "config.json").is_file():
+            reason = f"{adapter.name} holds neither an adapter nor a model"
+            raise Refused(Fault(reason, field="adapter"))
+        asked = asked.model_copy(update={"model": str(adapter), "revision": None})
+    if asked.engine == "vllm":
+        return VllmModel(**vars(load_scorer(asked)), adapter=adapter if is_peft else None)
+    loaded = load_model(asked)
+    if not is_peft:
+        return loaded
     from peft import PeftModel
 
     model: Any = PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=False)
     return replace(loaded, model=model.eval())
+
+
+@torch.inference_mode()
+def token_losses(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress,
+    title: str = LOSSES,
+) -> list[np.ndarray]:
+    """Negative log-probability of each answer token, nats, float64 `[answer tokens]` each.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        examples: Encoded records.
+        batch_size: Examples in one forward pass; near lengths share one.
+        progress: Where progress is shown.
+        title: What progress calls it.
+
+    Returns:
+        The losses in the examples' order.
+    """
+    device = next(model.parameters()).device
+    found: dict[int, np.ndarray] = {}
+    with progress.track(title, len(examples), "records") as meter:
+        for chosen in _near_lengths(examples, batch_size):
+            batch = collate([examples[i] for i in chosen]).to(device)
+            losses = answer_losses(model, batch).double().cpu().numpy()
+            ends = np.cumsum([len(examples[i].answer) for i in chosen])
+            found |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
+            meter.advance(len(chosen))
+    return [found[i] for i in range(len(examples))]
+
+
+def generated_answers(
+    model: torch.nn.Module,
+    prompts: Sequence[np.ndarray],
+    stops: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+    generation: Generation = "greedy",
+    seed: int = 0,
+) -> list[Answer]:
+    """The model's continuation of each prompt, token by token.
+
+    Args:
+        model: A causal language model, with or without adapters, in evaluation mode.
+        prompts: Token ids of each prompt, int32.
+        stops: Token ids that end an answer.
+        max_new_tokens: Longest answer, its end-of-text token included.
+        batch_size: Prompts in one batch; near lengths share one, padded on the left.
+        progress: Where progress is shown.
+        generation: `greedy` takes the most likely token; `paper` samples as the paper does.
+        seed: Of sampled answers, which also depend on the batch size; the caller's random state
+            is left as it was.
+
+    Returns:
+        The answers in the prompts' order.
+    """
+    from transformers import GenerationConfig
+
+    how = {"do_sample": False, "num_beams": 1}
+    # Padding goes in front of a prompt, masked, or behind an end: any token of the vocabulary does.
+    config = GenerationConfig(
+        **(how if generation == "greedy" else {"do_sample": True, **PAPER}),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stops) or None,
+        pad_token_id=stops[0] if stops else 0,
+    )
+    # `generate` fills what a configuration leaves open from the model's own, and many models ship
+    # a repetition penalty or a temperature there, so the model's own is set aside.
+    owner = cast(Any, unwrapped(model))
+    own, owner.generation_config = owner.generation_config, config
+    answers: dict[int, Answer] = {}
+    try:
+        with (
+            torch.random.fork_rng(),
+            progress.track("answer", len(prompts), "records") as meter,
+        ):
+            torch.manual_seed(seed)
+            for chosen in _near_lengths(prompts, batch_size):
+                found = _continued(model, [prompts[i] for i in chosen], config)
+                answers |= {i: until_stop(row, stops) for i, row in zip(chosen, found, strict=True)}
+                meter.advance(len(chosen))
+    finally:
+        owner.generation_config = own
+    return [answers[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _continued(
+    model: torch.nn.Module, prompts: Sequence[np.ndarray], config: Any
+) -> list[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(prompts), width), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    found = cast(Any, model).generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
+        generation_config=config,
+    )
+    return found[:, width:].tolist()
+
+
+def until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
+    """The tokens in front of the first stop token."""
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    return Answer(tokens[:end], finished=end is not None)
+
+
+def _near_lengths(items: Sequence[Any], size: int) -> Iterator[list[int]]:
+    """The items' places in batches, shortest first."""
+    order = sorted(range(len(items)), key=lambda i: len(items[i]))
+    return (order[start : start + size] for start in range(0, len(order), size))

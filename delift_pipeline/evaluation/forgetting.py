@@ -12,8 +12,14 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.evaluation.options import METRICS, MetricName
-from delift_pipeline.evaluation.pages import number, signed, with_error
-from delift_pipeline.evaluation.result import Difference, Evaluation, differences, summarise
+from delift_pipeline.evaluation.result import (
+    Difference,
+    Evaluation,
+    difference_cell,
+    differences,
+    metric_text,
+    summarise,
+)
 
 BASE = "initial"
 
@@ -80,7 +86,7 @@ class Forgetting:
         """The matrix as a small table: a line for each model and metric, a column for each set."""
         lines = [
             {"model": row.model, "arm": row.arm or "", "metric": name}
-            | {f"on {v}": _cell(row.cells.get(v), name) for v in self.heldout}
+            | {f"on {v}": _cell(row, v, name) for v in self.heldout}
             for name in self.metrics()
             for row in self.rows
         ]
@@ -99,12 +105,9 @@ class Forgetting:
             for name, gap in found.items()
         }
 
-    def sections(self, clear: float) -> list[dict[str, Any]]:
-        """A table for each metric, as the report's page shows it.
-
-        Args:
-            clear: How many standard errors a difference must exceed to be coloured.
-        """
+    def sections(self) -> list[dict[str, Any]]:
+        """A table for each metric, as the report's page shows it."""
+        changes = self.changes()
         return [
             {
                 "title": METRICS[name].title,
@@ -112,12 +115,12 @@ class Forgetting:
                 "rows": [
                     {
                         "model": "base model" if row.model == BASE else row.model,
-                        "cells": [_cell(row.cells.get(v), name) for v in self.heldout],
+                        "cells": [_cell(row, v, name) for v in self.heldout],
                     }
                     for row in self.rows
                 ],
                 "changes": [
-                    _change(self.changes().get(v, {}).get(name), clear) for v in self.heldout
+                    difference_cell(changes.get(v, {}).get(name), absent="") for v in self.heldout
                 ],
             }
             for name in self.metrics()
@@ -132,16 +135,5 @@ def evaluation_of(samples: pl.DataFrame, heldout: pl.Series) -> Evaluation | Non
     return Evaluation(summarise(chosen), chosen, {"records": chosen.height})
 
 
-def _cell(evaluation: Evaluation | None, name: str) -> str:
-    if evaluation is None:
-        return ""
-    return with_error(evaluation.metrics.get(name), evaluation.metrics.get(f"{name}_se"))
-
-
-def _change(gap: Difference | None, clear: float) -> dict[str, str]:
-    if gap is None:
-        return {"text": "", "style": "soft"}
-    text = f"{signed(gap.mean)} ± {number(gap.se)}"
-    if abs(gap.mean) <= clear * gap.se:
-        return {"text": text, "style": "soft"}
-    return {"text": text, "style": "good" if gap.improvement > 0 else "bad"}
+def _cell(row: Row, version: str, name: str) -> str:
+    return metric_text(row.cells[version].metrics, name) if version in row.cells else ""

@@ -1,23 +1,12 @@
 """What can be asked of evaluation, and what its metrics mean. Holds no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MetricName = Literal[
-    "answer_loss",
-    "exact_match",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "embedding_similarity",
-    "squad_exact_match",
-    "squad_f1",
-    "hotpotqa_f1",
-    "choice_accuracy",
-    "final_answer",
-]
+from delift_pipeline.evaluation import text_metrics
 
 
 @dataclass(frozen=True)
@@ -27,109 +16,103 @@ class Metric:
     Attributes:
         title: Its name for people.
         heading: The same for a narrow table.
+        meaning: One sentence for reports.
         better: Which direction is better, `lower` or `higher`.
         generated: Whether it needs the model's generated answer.
-        meaning: One sentence for reports.
+        compare: The score of one generated answer against its reference, None where it does not
+            apply; only for metrics that are measured answer by answer.
     """
 
     title: str
     heading: str
-    better: Literal["lower", "higher"]
-    generated: bool
     meaning: str
+    better: Literal["lower", "higher"] = "higher"
+    generated: bool = True
+    compare: Callable[[str, str], float | None] | None = None
 
     def improvement(self, value: float, reference: float) -> float:
         """By how much `value` is better than `reference`, in the metric's own units."""
         return reference - value if self.better == "lower" else value - reference
 
 
-METRICS: dict[MetricName, Metric] = {
+METRICS: dict[str, Metric] = {
     "answer_loss": Metric(
         "answer loss",
         "loss",
-        "lower",
-        False,
         "mean negative log-probability per reference answer token (nats, end-of-text token "
         "included, teacher-forced), averaged over records",
+        better="lower",
+        generated=False,
     ),
     "exact_match": Metric(
         "exact match",
         "exact",
-        "higher",
-        True,
         "share of greedy answers equal to the reference once white space at the ends is stripped "
         "and runs of it are one space; letter case and punctuation count",
+        compare=text_metrics.exact_match,
     ),
     "rouge1": Metric(
-        "ROUGE-1",
-        "R-1",
-        "higher",
-        True,
-        "F1 of words shared with the reference, stemmed (rouge-score)",
+        "ROUGE-1", "R-1", "F1 of words shared with the reference, stemmed (rouge-score)"
     ),
     "rouge2": Metric(
         "ROUGE-2",
         "R-2",
-        "higher",
-        True,
         "F1 of pairs of neighbouring words shared with the reference, stemmed (rouge-score)",
     ),
     "rougeL": Metric(
-        "ROUGE-L",
-        "R-L",
-        "higher",
-        True,
-        "F1 of the longest common subsequence of words, stemmed (rouge-score)",
+        "ROUGE-L", "R-L", "F1 of the longest common subsequence of words, stemmed (rouge-score)"
     ),
     "embedding_similarity": Metric(
         "embedding similarity",
         "similar",
-        "higher",
-        True,
         "cosine of the sentence embeddings of answer and reference; an empty answer counts 0",
     ),
     "squad_exact_match": Metric(
         "exact match (SQuAD)",
         "squad EM",
-        "higher",
-        True,
         "share of answers equal to the reference in small letters, without punctuation and "
         "articles",
+        compare=text_metrics.squad_exact_match,
     ),
     "squad_f1": Metric(
         "token F1 (SQuAD)",
         "squad F1",
-        "higher",
-        True,
         "F1 of the words shared with the reference, in small letters, without punctuation and "
         "articles",
+        compare=text_metrics.squad_f1,
     ),
     "hotpotqa_f1": Metric(
         "token F1 (HotpotQA)",
         "hotpot F1",
-        "higher",
-        True,
         "as token F1 (SQuAD), but 0 where one of both is yes, no or noanswer and the other is not "
         "the same",
+        compare=text_metrics.hotpotqa_f1,
     ),
     "choice_accuracy": Metric(
         "multiple choice",
         "choice",
-        "higher",
-        False,
         "share of questions whose right option's letter is the most likely one after the prompt; "
         "records that list no options are left out",
+        generated=False,
     ),
     "final_answer": Metric(
         "final answer",
         "final",
-        "higher",
-        True,
         "share of answers whose number after the last #### equals the reference's; records whose "
         "reference has none are left out",
+        compare=text_metrics.final_answer,
     ),
 }
-"""Every metric by name, in the order tables show them."""
+"""Every metric by name, in the order tables show them.
+
+A metric of one answer against its reference is one entry here. Reports that were written before it
+lack its column and count as not measured in it.
+"""
+
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(METRICS)]
 
 GENERAL: tuple[MetricName, ...] = (
     "answer_loss",

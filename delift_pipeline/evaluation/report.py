@@ -20,7 +20,7 @@
 The functions take plain data: they know neither Dagster nor MLflow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,17 @@ import polars as pl
 
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
-from delift_pipeline.evaluation.pages import ABSENT, number, render, signed, with_error
+from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import (
     Difference,
     Evaluation,
+    difference_cell,
     differences,
+    metric_text,
     write_evaluation,
 )
-from delift_pipeline.evaluation.svg import Bar, bar_plot, line_plot
+from delift_pipeline.formatting import ABSENT, verdict
+from delift_pipeline.plots import Bar, bars, curves, series, svg
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.training.log import TrainingLog
 
@@ -44,8 +47,12 @@ FORMAT = 1
 PAGE = "report.html"
 SAMPLES_SHOWN, TEXT_SHOWN = 20, 600
 HEADLINE: tuple[MetricName, ...] = ("answer_loss", "exact_match")
-CLEAR = 2.0
-"""How many standard errors a difference must exceed to be called one."""
+
+
+Models = Sequence[tuple[str, Mapping[str, float], str]]
+"""Each model's name, its metrics, and the colour of its bars (`plots.COLOURS`)."""
+Gaps = Mapping[str, Mapping[MetricName, Difference]]
+"""Other model's name -> the arm minus that model, by metric."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,6 @@ class ArmReport:
     balance: list[dict[str, Any]] = field(default_factory=list)
     forgetting: Forgetting | None = None
 
-    @property
-    def gains(self) -> list[float]:
-        """Marginal gains in rank order; empty where the selector has none."""
-        if "gain" not in self.subset.columns:
-            return []
-        return [float(gain) for gain in self.subset["gain"].drop_nulls()]
-
 
 def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
     """Write an arm's report into an existing folder.
@@ -114,16 +114,22 @@ def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
     Returns:
         What `report.json` holds.
     """
-    facts = report_facts(report)
+    gaps = {
+        name: differences(report.evaluation, other)
+        for name, other in report.beside.items()
+        if other is not None
+    }
+    subset = report.subset
+    gains = subset["gain"].drop_nulls().to_list() if "gain" in subset.columns else []
+    facts = _facts(report, gaps, gains)
     write_evaluation(folder, report.evaluation, facts)
-    write_text(folder / PAGE, report_page(report))
+    write_text(folder / PAGE, _page(report, facts, gaps, gains))
     return facts | {"evaluation": report.evaluation.as_json()}
 
 
-def report_facts(report: ArmReport) -> dict[str, Any]:
+def _facts(report: ArmReport, gaps: Gaps, gains: list[float]) -> dict[str, Any]:
     """What `report.json` holds, but for the evaluation itself."""
     names = ("version", "arm", "stage", "selector", "seed", "budget", "model", "fingerprint")
-    gains = report.gains
     return {
         "format": FORMAT,
         "kind": "arm",
@@ -138,7 +144,12 @@ def report_facts(report: ArmReport) -> dict[str, Any]:
         "diagnostics": dict(report.diagnostics),
         "training": report.training.summary() if report.training else None,
         "beside": {
-            name: None if other is None else _compared(report.evaluation, other)
+            name: {
+                "metrics": other.metrics,
+                "differences": {metric: asdict(gap) for metric, gap in gaps[name].items()},
+            }
+            if other
+            else None
             for name, other in report.beside.items()
         },
         "forgetting": report.forgetting.as_json() if report.forgetting else None,
@@ -147,129 +158,94 @@ def report_facts(report: ArmReport) -> dict[str, Any]:
     }
 
 
-def report_page(report: ArmReport) -> str:
+def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[float]) -> str:
     """The report as one HTML page."""
-    facts = report_facts(report)
-    gaps = {
-        name: differences(report.evaluation, other)
-        for name, other in report.beside.items()
-        if other is not None
-    }
+    models = [("this arm", report.evaluation.metrics, "chosen")]
+    models += [(name, e.metrics, "plain") for name, e in report.beside.items() if e is not None]
+    knee = report.objective.get("knee")
+    marked = None if knee is None else (int(knee), f"knee, {int(knee):,} records")
     losses = report.training.losses if report.training else []
+    measured = [name for name in METRICS if name in report.evaluation.metrics]
+    forgetting = report.forgetting
     return render(
         "report.html.j2",
         title=f"{report.arm} on {report.version}",
         report=facts,
         counts=report.evaluation.counts,
         training=facts["training"],
-        verdicts=_verdicts(gaps),
+        verdicts=[_verdict(name, found) for name, found in gaps.items() if found],
         columns=["this arm", *report.beside],
         difference_columns=list(gaps),
-        metric_rows=[_metric_row(report, name, gaps) for name in _measured(report)],
-        plots=[_metric_plot(report, name) for name in _measured(report)],
-        gain_plot=line_plot(
-            report.gains, "records chosen", "marginal gain", marked=_knee(report.objective)
-        ),
-        loss_plot=line_plot(losses, "step", "loss (nats per answer token)"),
+        metric_rows=[_metric_row(report, name, gaps) for name in measured],
+        plots=metric_plots(models, measured),
+        gain_plot=_line_plot(gains, "records chosen", "marginal gain", marked),
+        loss_plot=_line_plot(losses, "step", "loss (nats per answer token)"),
         sample_rows=_sample_rows(report),
         diagnostics={k: v for k, v in report.diagnostics.items() if v is not None},
         suspects=report.suspects,
         balance=report.balance,
-        heldout_sets=list(report.forgetting.heldout) if report.forgetting else [],
-        forgetting=report.forgetting.sections(CLEAR) if report.forgetting else [],
+        heldout_sets=list(forgetting.heldout) if forgetting else [],
+        forgetting=forgetting.sections() if forgetting else [],
     )
 
 
-def _knee(objective: Mapping[str, Any]) -> tuple[int, str] | None:
-    """Where the gain curve is marked."""
-    knee = objective.get("knee")
-    return None if knee is None else (int(knee), f"knee, {int(knee):,} records")
+def _verdict(other: str, gaps: Mapping[MetricName, Difference]) -> dict[str, Any]:
+    """Better, worse or no clear difference than another arm, for each metric of the headline."""
+    parts = [
+        {
+            "text": f"{METRICS[name].title} {verdict(gap.mean, gap.se, gap.improvement)}",
+            "style": difference_cell(gap)["style"],
+        }
+        for name in HEADLINE
+        if (gap := gaps.get(name))
+    ]
+    return {"other": other, "records": max(gap.records for gap in gaps.values()), "parts": parts}
 
 
-def _compared(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
-    gaps = differences(ours, theirs)
+def _metric_row(report: ArmReport, name: MetricName, gaps: Gaps) -> dict[str, Any]:
+    evaluations = [report.evaluation, *report.beside.values()]
     return {
-        "metrics": theirs.metrics,
-        "differences": {name: asdict(difference) for name, difference in gaps.items()},
+        **{key: getattr(METRICS[name], key) for key in ("title", "better", "meaning")},
+        "cells": [
+            {
+                "text": metric_text(found.metrics, name) if found else "not evaluated yet",
+                "soft": found is None,
+            }
+            for found in evaluations
+        ],
+        "differences": [difference_cell(found.get(name)) for found in gaps.values()],
     }
 
 
-def _measured(report: ArmReport) -> list[MetricName]:
-    return [name for name in METRICS if name in report.evaluation.metrics]
+def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[str, list[Bar]]:
+    """A panel of bars for each of the metrics that any model was measured in, by its title."""
+    panels = {
+        f"{METRICS[name].title}, {METRICS[name].better} is better": [
+            Bar(model, found[name], found.get(f"{name}_se"), metric_text(found, name), colour)
+            for model, found, colour in models
+            if name in found
+        ]
+        for name in names
+    }
+    return {title: shown for title, shown in panels.items() if shown}
 
 
-def _verdicts(gaps: Mapping[str, Mapping[MetricName, Difference]]) -> list[dict[str, Any]]:
-    """One line per other arm: better, worse or no clear difference, metric by metric."""
+def metric_plots(models: Models, names: Iterable[MetricName]) -> list[dict[str, Any]]:
+    """The panels of `metric_bars` for a page, each as inline SVG with its title."""
     return [
-        {
-            "other": other,
-            "records": max(gap.records for gap in found.values()),
-            "parts": [_verdict(name, found[name]) for name in HEADLINE if name in found],
-        }
-        for other, found in gaps.items()
-        if found
+        {"title": title, "svg": svg(bars({"": shown}), title)}
+        for title, shown in metric_bars(models, names).items()
     ]
 
 
-def _verdict(name: MetricName, gap: Difference) -> dict[str, str]:
-    how = "better" if gap.improvement > 0 else "worse"
-    text = f"{number(abs(gap.mean))} ± {number(gap.se)} {how}"
-    if not _clear(gap):
-        text = f"no clear difference ({signed(gap.mean)} ± {number(gap.se)})"
-    return {"text": f"{METRICS[name].title} {text}", "style": _style(gap)}
-
-
-def _clear(gap: Difference) -> bool:
-    return abs(gap.mean) > CLEAR * gap.se
-
-
-def _style(gap: Difference) -> str:
-    if not _clear(gap):
-        return "soft"
-    return "good" if gap.improvement > 0 else "bad"
-
-
-def _metric_row(
-    report: ArmReport, name: MetricName, gaps: Mapping[str, Mapping[MetricName, Difference]]
-) -> dict[str, Any]:
-    metric = METRICS[name]
-    evaluations = [report.evaluation, *report.beside.values()]
-    return {
-        "title": metric.title,
-        "better": metric.better,
-        "meaning": metric.meaning,
-        "cells": [_cell(evaluation, name) for evaluation in evaluations],
-        "differences": [_difference_cell(found.get(name)) for found in gaps.values()],
-    }
-
-
-def _cell(evaluation: Evaluation | None, name: str) -> dict[str, Any]:
-    if evaluation is None:
-        return {"text": "not evaluated yet", "soft": True}
-    metrics = evaluation.metrics
-    return {"text": with_error(metrics.get(name), metrics.get(f"{name}_se")), "soft": False}
-
-
-def _difference_cell(gap: Difference | None) -> dict[str, str]:
-    if gap is None:
-        return {"text": ABSENT, "style": "soft"}
-    return {"text": f"{signed(gap.mean)} ± {number(gap.se)}", "style": _style(gap)}
-
-
-def _metric_plot(report: ArmReport, name: MetricName) -> dict[str, Any]:
-    shown = [("this arm", report.evaluation, "chosen")]
-    shown += [(other, e, "plain") for other, e in report.beside.items() if e is not None]
-    bars = [metric_bar(label, e.metrics, name, kind) for label, e, kind in shown]
-    title = f"{METRICS[name].title}, {METRICS[name].better} is better"
-    return {"title": title, "svg": bar_plot([bar for bar in bars if bar], title)}
-
-
-def metric_bar(label: str, metrics: Mapping[str, float], name: str, kind: str) -> Bar | None:
-    """A metric's bar with its standard error, or None where it was not measured."""
-    value, error = metrics.get(name), metrics.get(f"{name}_se")
-    if value is None:
-        return None
-    return Bar(label, value, error, with_error(value, error), kind)
+def _line_plot(
+    values: list[float], x_title: str, y_title: str, marked: tuple[int, str] | None = None
+) -> str:
+    """Values by their number, with zero on the axis; empty where there are none."""
+    if not values:
+        return ""
+    figure = curves(series(values), x_title, y_title, marked=marked, from_zero=True)
+    return svg(figure, f"{y_title} by {x_title}")
 
 
 def _sample_rows(report: ArmReport) -> list[dict[str, Any]]:

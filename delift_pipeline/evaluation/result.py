@@ -9,6 +9,7 @@ from typing import Any, cast
 import polars as pl
 
 from delift_pipeline.evaluation.options import METRICS, MetricName
+from delift_pipeline.formatting import ABSENT, verdict_style, with_error
 from delift_pipeline.storage.atomic import read_json, write_json, write_parquet
 from delift_pipeline.storage.hashing import digest_frame, digest_json
 
@@ -80,18 +81,32 @@ class Difference:
     records: int
 
 
+def difference_cell(gap: Difference | None, absent: str = ABSENT) -> dict[str, str]:
+    """A difference for a page: its `text`, and the `style` that colours it."""
+    if gap is None:
+        return {"text": absent, "style": "soft"}
+    style = verdict_style(gap.se, gap.improvement)
+    return {"text": with_error(gap.mean, gap.se, sign=True), "style": style}
+
+
+def metric_text(metrics: Mapping[str, float], name: str) -> str:
+    """A metric's mean and standard error for a page."""
+    return with_error(metrics.get(name), metrics.get(f"{name}_se"))
+
+
+def metrics_in(samples: pl.DataFrame) -> list[MetricName]:
+    """The metrics that samples have a column of; earlier releases knew fewer."""
+    return [name for name in METRICS if name in samples.columns]
+
+
 def summarise(samples: pl.DataFrame) -> dict[str, float]:
     """Mean and standard error of every metric that was computed."""
     metrics: dict[str, float] = {}
-    for name in _metrics_in(samples):
+    for name in metrics_in(samples):
         values = samples[name].drop_nulls()
         if values.len():
             metrics[name], metrics[f"{name}_se"] = mean_and_error(values)
     return metrics
-
-
-def _metrics_in(samples: pl.DataFrame) -> list[MetricName]:
-    return [name for name in METRICS if name in samples.columns]
 
 
 def mean_and_error(values: pl.Series) -> tuple[float, float]:
@@ -105,10 +120,9 @@ def mean_and_error(values: pl.Series) -> tuple[float, float]:
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
     """Each metric's paired difference, records joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
+    known = set(metrics_in(theirs.samples))
     found: dict[MetricName, Difference] = {}
-    for name in _metrics_in(ours.samples):
-        if name not in theirs.samples.columns:
-            continue
+    for name in (name for name in metrics_in(ours.samples) if name in known):
         gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
         if gaps.len():
             mean, error = mean_and_error(gaps)

@@ -1,7 +1,8 @@
 """Measure a model on the held-out set."""
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,18 @@ import polars as pl
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.evaluation.choices import choice_accuracy
 from delift_pipeline.evaluation.engines import (
+    PAPER_NEW_TOKENS,
     EvaluationEngine,
     evaluation_engine,
     load_trained,
 )
-from delift_pipeline.evaluation.generate import PAPER_NEW_TOKENS, Answer
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
-from delift_pipeline.evaluation.text_metrics import (
-    ROUGES,
-    embedding_similarity,
-    exact_match,
-    final_answer,
-    hotpotqa_f1,
-    rouge,
-    squad_exact_match,
-    squad_f1,
-)
+from delift_pipeline.evaluation.text_metrics import ROUGES, embedding_similarity, rouge
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.training.batches import (
-    Example,
-    encode_examples,
-    target_cuts,
-)
-
-PAIRWISE: dict[str, Callable[[str, str], float | None]] = {
-    "exact_match": exact_match,
-    "squad_exact_match": squad_exact_match,
-    "squad_f1": squad_f1,
-    "hotpotqa_f1": hotpotqa_f1,
-    "final_answer": final_answer,
-}
-"""Metrics of one generated text against its reference."""
+from delift_pipeline.training.batches import Example, encode_examples, target_cuts
 
 NEW_TOKENS_MARGIN = 8
 """How far past the longest reference an answer may run before it counts as unfinished."""
@@ -70,9 +49,8 @@ def evaluate(
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
-    return evaluate_loaded(
-        load_trained(model_options, adapter, options), heldout, options, progress
-    )
+    loaded = load_trained(model_options, adapter, options)
+    return evaluate_loaded(loaded, heldout, options, progress)
 
 
 def evaluate_loaded(
@@ -94,6 +72,11 @@ def evaluate_loaded(
     return measured(loaded, heldout, examples, details, options, progress)
 
 
+def _refuse_empty(heldout: pl.DataFrame) -> None:
+    if not heldout.height:
+        raise Refused(Fault("the held-out set is empty", field="heldout"))
+
+
 def asked_records(heldout: pl.DataFrame, options: EvaluationOptions) -> pl.DataFrame:
     """The held-out records that are measured."""
     return heldout.head(options.limit) if options.limit else heldout
@@ -104,6 +87,20 @@ def refuse_unmeasurable(examples: Sequence[Example], unscorable: Mapping[str, st
     if not examples:
         why = next(iter(unscorable.values()), "none given")
         raise DeliftError(f"no held-out record can be measured (the first: {why})")
+
+
+def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
+    """How long a generated answer may get, in tokens, where the window allows it.
+
+    Args:
+        options: What was asked for.
+        longest_answer: Tokens of the longest reference, its end-of-text token included.
+    """
+    if options.max_new_tokens:
+        return options.max_new_tokens
+    if options.generation == "paper":
+        return PAPER_NEW_TOKENS
+    return min(longest_answer + NEW_TOKENS_MARGIN, options.max_new_tokens_cap)
 
 
 def measured(
@@ -126,55 +123,42 @@ def measured(
     """
     started, progress = time.monotonic(), progress or SilentProgress()
     asked = asked_records(heldout, options)
+    ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
+    records = ids.join(asked, on="record_id", how="left", maintain_order="left")
     longest = _max_new_tokens(loaded, examples, options)
     room = max(len(e.prompt) + max(len(e.answer), longest) for e in examples)
+    columns: dict[str, Sequence[Any]] = {}
+    unfinished = 0
     with evaluation_engine(loaded, options, room) as engine:
-        losses = _losses(engine, examples, options, progress)
-        answers = _answers(engine, loaded, examples, options, longest, progress)
-        choices = _choices(engine, loaded, asked, examples, options, progress)
-    samples = _samples(loaded, asked, examples, losses, answers, choices, options)
+        if "answer_loss" in options.metrics:
+            columns["answer_loss"] = _losses(engine, examples, progress)
+        if options.generates:
+            prompts = [example.prompt for example in examples]
+            answers = engine.answers(prompts, [loaded.encoder.eos], longest, progress)
+            unfinished = sum(not answer.finished for answer in answers)
+            columns["generated"] = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
+        if "choice_accuracy" in options.metrics:
+            columns["choice_accuracy"] = choice_accuracy(engine, loaded.encoder, records, progress)
+    if options.generates:
+        # The embedder computes beside the model; vLLM's weights are not ours.
+        device = "cpu" if loaded.device.type == "meta" else str(loaded.device)
+        references = records["output"].to_list()
+        columns |= _text_metrics(columns["generated"], references, options, device)
+    rows = records.select("record_id", "instruction", "input", reference="output")
+    rows = rows.with_columns(pl.Series(name, values) for name, values in columns.items())
+    missing = [name for name in SAMPLE_SCHEMA if name not in rows.columns]
+    rows = rows.with_columns(pl.lit(None).alias(name) for name in missing)
+    samples = rows.select(SAMPLE_SCHEMA.names()).cast(dict(SAMPLE_SCHEMA))  # pyright: ignore[reportArgumentType]
     counts = {
         "heldout": heldout.height,
         "records": len(examples),
         "unscorable": len(details["unscorable"]),
         "past_limit": heldout.height - asked.height,
-        "unfinished": sum(not answer.finished for answer in answers),
+        "unfinished": unfinished,
     }
     new = longest if options.generates else None
-    told = {"engine": engine.name, "max_new_tokens": new, **details}
-    return Evaluation(summarise(samples), samples, counts, told, time.monotonic() - started)
-
-
-def _losses(
-    engine: EvaluationEngine,
-    examples: Sequence[Example],
-    options: EvaluationOptions,
-    progress: Progress,
-) -> list[float]:
-    if "answer_loss" not in options.metrics:
-        return []
-    losses = [float(tokens.mean()) for tokens in engine.losses(examples, progress)]
-    for example, loss in zip(examples, losses, strict=True):
-        if loss - loss != 0:
-            raise DeliftError(
-                f"the answer loss of held-out record {example.record_id} is {loss}: the model's "
-                "weights are damaged, or its dtype is too short for them"
-            )
-    return losses
-
-
-def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
-    """How long a generated answer may get, in tokens, where the window allows it.
-
-    Args:
-        options: What was asked for.
-        longest_answer: Tokens of the longest reference, its end-of-text token included.
-    """
-    if options.max_new_tokens:
-        return options.max_new_tokens
-    if options.generation == "paper":
-        return PAPER_NEW_TOKENS
-    return min(longest_answer + NEW_TOKENS_MARGIN, options.max_new_tokens_cap)
+    details = {"engine": engine.name, "max_new_tokens": new, **details}
+    return Evaluation(summarise(samples), samples, counts, details, time.monotonic() - started)
 
 
 def _max_new_tokens(
@@ -188,83 +172,17 @@ def _max_new_tokens(
     return max(1, min(wanted, positions - max(len(example.prompt) for example in examples)))
 
 
-def _answers(
-    engine: EvaluationEngine,
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    options: EvaluationOptions,
-    longest: int,
-    progress: Progress,
-) -> list[Answer]:
-    if not options.generates:
-        return []
-    prompts = [example.prompt for example in examples]
-    return engine.answers(prompts, [loaded.encoder.eos], longest, progress)
-
-
-def _choices(
-    engine: EvaluationEngine,
-    loaded: LoadedModel,
-    heldout: pl.DataFrame,
-    examples: Sequence[Example],
-    options: EvaluationOptions,
-    progress: Progress,
-) -> list[float | None]:
-    if "choice_accuracy" not in options.metrics:
-        return []
-    ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
-    records = ids.join(heldout, on="record_id", how="left", maintain_order="left")
-    return choice_accuracy(engine, loaded.encoder, records, progress)
-
-
-def _samples(
-    loaded: LoadedModel,
-    heldout: pl.DataFrame,
-    examples: Sequence[Example],
-    losses: Sequence[float],
-    answers: Sequence[Answer],
-    choices: Sequence[float | None],
-    options: EvaluationOptions,
-) -> pl.DataFrame:
-    """One row a measured record, everything joined by `record_id`."""
-    rows = pl.DataFrame({"record_id": [e.record_id for e in examples]})
-    texts = heldout.select("record_id", "instruction", "input", reference="output")
-    rows = rows.join(texts, on="record_id", how="left", maintain_order="left")
-    columns: dict[str, Any] = {"answer_loss": list(losses)} if losses else {}
-    if choices:
-        columns["choice_accuracy"] = list(choices)
-    if answers:
-        decoded = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
-        columns["generated"] = decoded
-        columns |= _text_metrics(decoded, rows["reference"].to_list(), options, _device(loaded))
-    kept = {n: v for n, v in columns.items() if n not in METRICS or n in options.metrics}
-    missing = [n for n in SAMPLE_SCHEMA if n not in kept and n not in rows.columns]
-    rows = rows.with_columns(*(pl.Series(name, values) for name, values in kept.items()))
-    rows = rows.with_columns(*(pl.lit(None).alias(name) for name in missing))
-    return rows.select(SAMPLE_SCHEMA.names()).cast(dict(SAMPLE_SCHEMA))  # pyright: ignore[reportArgumentType]
-
-
-def _device(loaded: LoadedModel) -> str:
-    """Where the metrics' embedder computes: beside the model; vLLM's weights are not ours."""
-    return "cpu" if loaded.device.type == "meta" else str(loaded.device)
-
-
-def _text_metrics(
-    generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
-) -> dict[str, list[Any]]:
-    pairs = list(zip(generated, references, strict=True))
-    found: dict[str, list[Any]] = {
-        name: [metric(*pair) for pair in pairs]
-        for name, metric in PAIRWISE.items()
-        if name in options.metrics
-    }
-    if rouges := [name for name in ROUGES if name in options.metrics]:
-        found |= rouge(generated, references, rouges)
-    if "embedding_similarity" in options.metrics:
-        found["embedding_similarity"] = embedding_similarity(
-            generated, references, options.embedder, device
-        )
-    return found
+def _losses(
+    engine: EvaluationEngine, examples: Sequence[Example], progress: Progress
+) -> list[float]:
+    losses = [float(tokens.mean()) for tokens in engine.losses(examples, progress)]
+    for example, loss in zip(examples, losses, strict=True):
+        if not math.isfinite(loss):
+            raise DeliftError(
+                f"the answer loss of held-out record {example.record_id} is {loss}: the model's "
+                "weights are damaged, or its dtype is too short for them"
+            )
+    return losses
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> str:
@@ -273,6 +191,18 @@ def _text(tokenizer: Any, tokens: list[int]) -> str:
     ).strip()
 
 
-def _refuse_empty(heldout: pl.DataFrame) -> None:
-    if not heldout.height:
-        raise Refused(Fault("the held-out set is empty", field="heldout"))
+def _text_metrics(
+    generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
+) -> dict[str, Sequence[Any]]:
+    found: dict[str, Sequence[Any]] = {
+        name: list(map(compare, generated, references))
+        for name in options.metrics
+        if (compare := METRICS[name].compare)
+    }
+    if rouges := [name for name in ROUGES if name in options.metrics]:
+        found |= rouge(generated, references, rouges)
+    if "embedding_similarity" in options.metrics:
+        found["embedding_similarity"] = embedding_similarity(
+            generated, references, options.embedder, device
+        )
+    return found

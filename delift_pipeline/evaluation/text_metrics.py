@@ -6,14 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from delift_pipeline.scoring.embedder import load_embedder
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -116,7 +112,5 @@ def _embedded(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
     return np.asarray(rows, dtype=np.float32)[[position[text] for text in texts]]
 
 
-@lru_cache(maxsize=2)
-def _model(embedder: str, device: str) -> "SentenceTransformer":
-    """The sentence-transformers model, loaded once a process and device."""
-    return load_embedder(embedder, device)
+# One loaded model a process and device.
+_model = lru_cache(maxsize=2)(load_embedder)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import polars as pl
 
 from delift_pipeline.arms import Arm
 from delift_pipeline.evaluation.options import METRICS
-from delift_pipeline.evaluation.result import Difference, Evaluation, differences
+from delift_pipeline.evaluation.result import Evaluation, differences
+from delift_pipeline.formatting import with_error
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.manifest import Manifest
@@ -126,8 +127,11 @@ def _measurements(
         {
             "title": metric.title,
             "better": metric.better,
-            "value": f"{measured.metrics[name]:.4f} ± {measured.metrics[f'{name}_se']:.4f}",
-            "gaps": [_gap(found.get(name)) for found in gaps.values()],
+            "value": _text(measured.metrics[name], measured.metrics[f"{name}_se"]),
+            "gaps": [
+                _text(gap.mean, gap.se, sign=True) if (gap := found.get(name)) else "-"
+                for found in gaps.values()
+            ],
         }
         for name, metric in METRICS.items()
         if name in measured.metrics
@@ -136,8 +140,7 @@ def _measurements(
     return {"metrics": rows, "compared": list(others), "heldout": heldout}
 
 
-def _gap(gap: Difference | None) -> str:
-    return "-" if gap is None else f"{gap.mean:+.4f} ± {gap.se:.4f}"
+_text = partial(with_error, digits=4, ascii_only=True)
 
 
 def _sources(records: pl.DataFrame, log: TrainingLog) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ import polars as pl
 
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.result import Difference, Evaluation, differences
+from delift_pipeline.formatting import with_error
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _worse(own: Evaluation, reference: Evaluation, metric: MetricName) -> str | 
     gap = differences(own, reference)[metric]
     if gap.improvement >= 0:
         return None
-    return f"{{name}} is better by {-gap.improvement:.4f} ± {gap.se:.4f}"
+    return f"{{name}} is better by {with_error(-gap.improvement, gap.se, 4, ascii_only=True)}"
 
 
 def rows(evaluation: Evaluation, metric: MetricName) -> set[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from delift_pipeline.arms import Arm, load_arms
-from delift_pipeline.evaluation.heldout import stage_heldout
+from delift_pipeline.evaluation.base import stage_heldout
 from delift_pipeline.evaluation.result import REPORT, Evaluation, read_evaluation, restricted
 from delift_pipeline.lineage.champion import Candidate, Standing, standing
 from delift_pipeline.lineage.tracked_models import (

@@ -15,6 +15,7 @@ from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.trained_on import write_trained_on
+from delift_pipeline.plots import loss_curve_png
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -270,7 +271,7 @@ def _outcome(
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",
         },
-        plots={"loss": kept_plot(folder / "loss.png", lambda: _loss_png(log))},
+        plots={"loss": kept_plot(folder / "loss.png", lambda: loss_curve_png(log.losses))},
         tables={"records left out": left_out.head(20)},
         checks={
             "loads": FOUND_INTACT if reused else _loads(folder),
@@ -283,12 +284,6 @@ def _outcome(
         },
         links=links,
     )
-
-
-def _loss_png(log: TrainingLog) -> bytes:
-    from delift_pipeline.training.plots import loss_curve_png
-
-    return loss_curve_png(log.losses)
 
 
 def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:

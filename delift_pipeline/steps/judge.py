@@ -8,13 +8,12 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.judge.options import JudgeOptions
-from delift_pipeline.evaluation.judge.prompt import Question
-from delift_pipeline.evaluation.judge.result import Judged
-from delift_pipeline.evaluation.judge.run import Estimate, Judge, ask, estimate, questions_for
+from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
+from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
+from delift_pipeline.evaluation.judge.run import Estimate, Judged, ask, estimate
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
-from delift_pipeline.evaluation.svg import Bar, bar_plot
+from delift_pipeline.plots import Bar, bars, svg
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.steps.outcome import Outcome
@@ -78,10 +77,7 @@ class Panel:
     def judge(self) -> Judge:
         """The judge itself; a local one is loaded here."""
         if self.model is None:
-            from delift_pipeline.evaluation.judge.endpoint import EndpointJudge
-
             return EndpointJudge(self.options)
-        from delift_pipeline.evaluation.judge.local import LocalJudge
         from delift_pipeline.scoring.model import load_model
 
         return LocalJudge(load_model(self.model), self.options)
@@ -93,15 +89,17 @@ def side_of(name: str) -> Side:
     Raises:
         Refused: the name has another form.
     """
-    version, separator, arm = name.partition("/")
-    if not separator or not version or not arm:
+    version, _, arm = name.partition("/")
+    if not version or not arm:
         raise Refused(Fault(f"{name!r}: write VERSION/ARM or VERSION/{INITIAL}", field="arm"))
     return Side(version, arm)
 
 
 def estimate_judging(panel: Panel, sides: Sequence[Side]) -> Estimate:
     """What judging the sides takes, earlier replies not counted."""
-    return estimate(_all_questions(panel, sides), panel.folder, panel.options)
+    samples = [_samples(panel.home, side) for side in sides]
+    questions = [one for frame in samples for one in questions_for(frame, panel.options)]
+    return estimate(questions, panel.folder, panel.options)
 
 
 def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list[JudgedSide]:
@@ -114,10 +112,8 @@ def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list
         Refused: a side has no report, or its report no generated answers.
     """
     asked = {side: questions_for(_samples(panel.home, side), panel.options) for side in sides}
-    judge = panel.judge()
-    found = {
-        side: ask(judge, questions, panel.folder, progress) for side, questions in asked.items()
-    }
+    judge, folder = panel.judge(), panel.folder
+    found = {side: ask(judge, questions, folder, progress) for side, questions in asked.items()}
     first = found[sides[0]]
     judged = [
         JudgedSide(side, one, _gap(one, first) if side != sides[0] else None)
@@ -147,25 +143,18 @@ def with_judgement(
     return replace(outcome, facts={**outcome.facts, **facts})
 
 
-def _all_questions(panel: Panel, sides: Sequence[Side]) -> list[Question]:
-    samples = [_samples(panel.home, side) for side in sides]
-    return [one for frame in samples for one in questions_for(frame, panel.options)]
-
-
 def _samples(home: Home, side: Side) -> pl.DataFrame:
     if side.arm == INITIAL:
-        reports = home.report(side.version, "continual.full").parent
-        found = sorted(reports.glob(f"{INITIAL}-*/{SAMPLES}"))
-        if len(found) > 1:
-            raise Refused(
-                Fault(f"{side} was measured with {len(found)} models: judge an arm", field="arm")
-            )
-        path = found[0] if found else reports / INITIAL / SAMPLES
+        reports = home.base_report(side.version, "0" * 32).parent
+        paths = sorted(reports.glob(f"{INITIAL}-*/{SAMPLES}"))
     else:
-        path = home.report(side.version, side.arm) / SAMPLES
-    if not path.is_file():
+        paths = [home.report(side.version, side.arm) / SAMPLES]
+    if len(paths) > 1:
+        reason = f"{side} was measured with {len(paths)} models: judge an arm"
+        raise Refused(Fault(reason, field="arm"))
+    if not paths or not paths[0].is_file():
         raise Refused(Fault(f"{side} has no report yet: evaluate it first", field="arm"))
-    return pl.read_parquet(path)
+    return pl.read_parquet(paths[0])
 
 
 def _gap(ours: Judged, theirs: Judged) -> Difference | None:
@@ -181,15 +170,10 @@ def _write(panel: Panel, one: JudgedSide) -> None:
     facts = {"judge": panel.options.identity, "mode": panel.options.mode, **one.as_json()}
     write_parquet(folder / ROWS, one.judged.rows)
     write_json(folder / FACTS, facts)
-    plots = [
-        {"title": name.replace("_", " "), "svg": distribution_plot(scores.distribution)}
-        for name, scores in one.judged.dimensions.items()
-    ]
+    plots = []
+    for name, scores in one.judged.dimensions.items():
+        shown = [Bar(score, n, None, f"{n:,}") for score, n in scores.distribution.items()]
+        drawn = svg(bars({"": shown}), "answers by score")
+        plots.append({"title": name.replace("_", " "), "svg": drawn})
     page = render("judged.html.j2", title=f"{one.side} as judged", facts=facts, plots=plots)
     write_text(folder / PAGE, page)
-
-
-def distribution_plot(distribution: dict[str, int]) -> str:
-    """How many answers got each score, as inline SVG."""
-    bars = [Bar(score, count, None, f"{count:,}") for score, count in distribution.items()]
-    return bar_plot(bars, "answers by score")

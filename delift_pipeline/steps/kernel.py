@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.plots import heat_map_png
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
@@ -15,8 +16,8 @@ from delift_pipeline.steps.outcome import Check, Outcome, kept_plot
 from delift_pipeline.steps.score import scored_manifest
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.utility.columns import cell_means
 from delift_pipeline.utility.kernel import build_kernel, load_block
-from delift_pipeline.utility.plots import heat_map_png
 
 CODE_VERSION = "1"
 
@@ -84,7 +85,8 @@ def _outcome(
     )
 
     def draw() -> bytes:
-        return heat_map_png(load_block(home, version, fingerprint, name))
+        block = load_block(home, version, fingerprint, name)
+        return heat_map_png(cell_means(block.matrix), block.name)
 
     return Outcome(
         manifest=manifest,

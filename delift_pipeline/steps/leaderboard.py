@@ -4,11 +4,14 @@ import polars as pl
 
 from delift_pipeline.evaluation.leaderboard import (
     PAGE,
+    Row,
     leaderboard_frame,
     leaderboard_rows,
     write_leaderboard,
 )
 from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.report import metric_bars
+from delift_pipeline.plots import bars, png
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Outcome
 from delift_pipeline.storage.hashing import digest_frame
 from delift_pipeline.storage.home import Home
@@ -31,29 +34,24 @@ def make_leaderboard(home: Home, run_id: str | None = None) -> Outcome:
         run_id=run_id,
     )
     manifest.write(home.leaderboard)
+    shown = frame.select(SHOWN).with_columns(pl.col(pl.Float64).round(4)).head(PREVIEW_ROWS)
     return Outcome(
         manifest=manifest,
         path=page.relative_to(home.root).as_posix(),
         facts={**manifest.counts, "page": PAGE},
-        plots=_plots(frame),
-        tables={
-            "leaderboard": frame.select(SHOWN)
-            .with_columns(pl.col(pl.Float64).round(4))
-            .head(PREVIEW_ROWS)
-        },
+        plots=_plots(rows),
+        tables={"leaderboard": shown},
     )
 
 
-def _plots(frame: pl.DataFrame) -> dict[str, bytes]:
+def _plots(rows: list[Row]) -> dict[str, bytes]:
     """The arms of the version and stage that come last in the table, side by side."""
-    if frame.is_empty():
+    if not rows:
         return {}
-    from delift_pipeline.evaluation.plots import metric_bars_png
-
-    version, stage = frame["version"][-1], frame["stage"][-1]
-    arms = frame.filter((pl.col("version") == version) & (pl.col("stage") == stage))
-    scores = {
-        row["arm"].split(".", 1)[-1]: {k: v for k, v in row.items() if v is not None}
-        for row in arms.iter_rows(named=True)
-    }
-    return {f"{version} {stage}": metric_bars_png(scores)}
+    version, stage = rows[-1]["version"], rows[-1]["stage"]
+    arms = [row for row in rows if (row["version"], row["stage"]) == (version, stage)]
+    models = [
+        (row["arm"].split(".", 1)[-1], row["metrics"], "plain" if place else "chosen")
+        for place, row in enumerate(arms)
+    ]
+    return {f"{version} {stage}": png(bars(metric_bars(models)))}

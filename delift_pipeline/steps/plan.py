@@ -9,13 +9,13 @@ import polars as pl
 from delift_pipeline.arms import Arm, Arms, PlanOptions
 from delift_pipeline.errors import Refused
 from delift_pipeline.lineage.existing import existing_of
+from delift_pipeline.plots import histogram_png
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.plan import build_plan, read_plan, write_plan
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.selector import Needs
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
-from delift_pipeline.steps.plots import histogram_png
 from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, up_to_date

@@ -7,19 +7,20 @@ import polars as pl
 
 from delift_pipeline.arms import COMPARISONS, Arm, load_arms
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.base import base_evaluation
+from delift_pipeline.evaluation.base import base_evaluation, stage_heldout
 from delift_pipeline.evaluation.forgetting import Forgetting
-from delift_pipeline.evaluation.heldout import stage_heldout
-from delift_pipeline.evaluation.report import ArmReport, write_report
+from delift_pipeline.evaluation.report import ArmReport, metric_bars, write_report
 from delift_pipeline.evaluation.result import (
     Evaluation,
     differences,
     read_evaluation,
     restricted,
 )
+from delift_pipeline.formatting import with_error
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import links_of
 from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.plots import bars, png
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -283,10 +284,9 @@ def _outcome(
     folder = home.report(dataset.version, arm.name)
     shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
 
-    def draw() -> bytes:
-        from delift_pipeline.evaluation.plots import metric_bars_png
-
-        return metric_bars_png({name: e.metrics for name, e in shown.items()})
+    models = [
+        (name, e.metrics, "chosen" if e is measured.own else "plain") for name, e in shown.items()
+    ]
 
     return Outcome(
         manifest=manifest,
@@ -298,7 +298,7 @@ def _outcome(
             **(forgotten.facts() if forgotten else {}),
             **from_mlflow.facts,
         },
-        plots={"scores": kept_plot(folder / "scores.png", draw)},
+        plots={"scores": kept_plot(folder / "scores.png", lambda: png(bars(metric_bars(models))))},
         tables={
             "samples": preview(measured.own.samples, PREVIEWED),
             **({"forgetting": forgotten.frame().head(PREVIEW_ROWS)} if forgotten else {}),
@@ -321,6 +321,7 @@ def _not_worse(measured: Measured, other: str) -> Check:
     gap = gaps["answer_loss"]
     return Check(
         gap.mean <= 0,
-        f"answer loss minus {other}'s: {gap.mean:+.4f} ± {gap.se:.4f} ({gap.records} records)",
+        f"answer loss minus {other}'s: "
+        f"{with_error(gap.mean, gap.se, 4, sign=True, ascii_only=True)} ({gap.records} records)",
         {"difference": gap.mean, "standard_error": gap.se},
     )

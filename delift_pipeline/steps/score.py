@@ -10,6 +10,7 @@ import polars as pl
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage.existing import ancestors
+from delift_pipeline.plots import histogram_png
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -21,7 +22,6 @@ from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.scorable import refuse_unscorable
 from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
-from delift_pipeline.steps.plots import MOST_COLUMNS, histogram_png
 from delift_pipeline.storage.hashing import digest_bytes, digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CODE_VERSION = "1"
 PLOT = "distances.png"
+PLOTTED_COLUMNS = 200
+"""Demonstrations whose pairs the picture of the scores is drawn from."""
 Part = Literal["baseline", "in_context"]
 
 
@@ -257,7 +259,7 @@ def _distances_png(job: Job, part: Part) -> bytes:
     found = [np.empty(0, np.float32)]
     for block in job.plan.blocks:
         tokens = store.baseline(block.targets).tokens
-        shown = store.columns(block.demonstrations[:MOST_COLUMNS], block.targets)
+        shown = store.columns(block.demonstrations[:PLOTTED_COLUMNS], block.targets)
         found += [_distances(column.squared_distance, tokens) for column in shown]
     return histogram_png(np.concatenate(found), "answers after a demonstration", label)
 

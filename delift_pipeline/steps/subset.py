@@ -9,6 +9,7 @@ import polars as pl
 from delift_pipeline.arms import Arm
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, existing_of
+from delift_pipeline.plots import gain_curve_png
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -19,8 +20,8 @@ from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
 from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.plots import gain_curve_png
 from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import (
     BALANCE,
     SUSPECTS,
@@ -218,8 +219,17 @@ def _select(
         run_id=run_id,
         balance_by=arm.balance,
     )
-    plots = {"gains": gain_curve_png(selection)} if selection.gains is not None else {}
-    return manifest, plots
+    return manifest, {} if selection.gains is None else {"gains": _gains_png(selection)}
+
+
+def _gains_png(selection: Selection) -> bytes:
+    return gain_curve_png(
+        selection.gains,
+        selection.selector,
+        selection.objective or "",
+        selection.details.get("knee"),
+        selection.value_random,
+    )
 
 
 def _unscorable(home: Home, choice: Choice) -> dict[str, str]:

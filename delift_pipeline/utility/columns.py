@@ -204,6 +204,25 @@ def row_sums(matrix: Columns) -> np.ndarray:
     return sums
 
 
+def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
+    """The matrix averaged down to at most `max_side` cells a side, float64 [down, across].
+
+    Absent entries count as 0.
+    """
+    rows, columns = matrix.shape
+    if not rows or not columns:
+        return np.zeros((1, 1))
+    down, across = min(rows, max_side), min(columns, max_side)
+    cell_of_row = np.arange(rows) * down // rows
+    cell_of_column = np.arange(columns) * across // columns
+    sums = np.zeros((across, down))
+    for j, (where, values) in enumerate(each_column(matrix)):
+        cells = cell_of_row if where is None else cell_of_row[where]
+        sums[cell_of_column[j]] += np.bincount(cells, weights=values, minlength=down)
+    pairs = np.outer(np.bincount(cell_of_column), np.bincount(cell_of_row))
+    return (sums / pairs).T
+
+
 def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:
     """The whole matrix as a column-ordered array, absent entries 0."""
     dense = np.zeros(matrix.shape, dtype=dtype, order="F")

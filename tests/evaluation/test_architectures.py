@@ -18,8 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from delift_pipeline.evaluation.generate import Answer, generated_answers
-from delift_pipeline.evaluation.losses import token_losses
+from delift_pipeline.evaluation.engines import Answer, generated_answers, token_losses
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.training.batches import Example
 

@@ -1,8 +1,8 @@
 import polars as pl
+import pytest
 
-from delift_pipeline.evaluation.base import base_evaluation, stored_base_evaluation
+from delift_pipeline.evaluation.base import base_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.result import Evaluation
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
@@ -10,17 +10,18 @@ from delift_pipeline.storage.manifest import read_manifest
 FINGERPRINT = "a" * 32
 
 
-def never() -> Evaluation:
+def never(*_: object) -> None:
     raise AssertionError("measured although it is stored")
 
 
 def test_the_base_model_is_measured_once(
-    home: Home, tiny: ModelOptions, records: pl.DataFrame
+    home: Home, tiny: ModelOptions, records: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = EvaluationOptions(metrics=("answer_loss", "exact_match"))
     first = base_evaluation(home, "v1", tiny, FINGERPRINT, records, options)
     options = options.model_copy(update={"batch_size": 3})
-    again = stored_base_evaluation(home, "v1", FINGERPRINT, records, options, never)
+    monkeypatch.setattr("delift_pipeline.evaluation.run.evaluate", never)
+    again = base_evaluation(home, "v1", tiny, FINGERPRINT, records, options)
     assert again.metrics == first.metrics
     assert again.samples.equals(first.samples)
     assert again.content_hash == first.content_hash

@@ -56,7 +56,7 @@ def test_the_table_has_a_line_for_each_model_and_a_column_for_each_set(matrix: F
     assert frame["model"].to_list() == ["initial", "v1", "v2"]
     assert frame.columns[-2:] == ["on v1", "on v2"]
     assert frame["on v2"].to_list()[1] == ""
-    (section,) = matrix.sections(clear=2.0)
+    (section,) = matrix.sections()
     assert section["changes"][0]["style"] == "bad" and section["changes"][1]["text"] == ""
 
 

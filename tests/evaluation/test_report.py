@@ -13,8 +13,7 @@ from delift_pipeline.evaluation.leaderboard import (
     print_leaderboard,
     write_leaderboard,
 )
-from delift_pipeline.evaluation.plots import metric_bars_png
-from delift_pipeline.evaluation.report import ArmReport, write_report
+from delift_pipeline.evaluation.report import ArmReport, metric_bars, write_report
 from delift_pipeline.evaluation.result import (
     SAMPLE_SCHEMA,
     Evaluation,
@@ -23,6 +22,7 @@ from delift_pipeline.evaluation.result import (
     summarise,
     write_evaluation,
 )
+from delift_pipeline.plots import bars, png
 from delift_pipeline.storage.home import Home
 from delift_pipeline.training.log import TrainingLog
 
@@ -174,7 +174,7 @@ def test_leaderboard_rows(evaluated: Home) -> None:
 
 
 def test_leaderboard_page_and_table(evaluated: Home) -> None:
-    page = write_leaderboard(evaluated).read_text()
+    page = write_leaderboard(evaluated, leaderboard_rows(evaluated)).read_text()
     assert page.index("<td>delift</td>") < page.index("<td>random</td>")
     assert "may lose to random" in page
     assert not re.search(r"(src|href)\s*=|@import|url\(|https?://", page)
@@ -188,7 +188,7 @@ def test_leaderboard_page_and_table(evaluated: Home) -> None:
 def test_an_empty_home_has_an_empty_leaderboard(home: Home) -> None:
     assert leaderboard_rows(home) == []
     assert leaderboard_frame([]).schema == ROW_SCHEMA
-    assert "No arm has been evaluated yet" in write_leaderboard(home).read_text()
+    assert "No arm has been evaluated yet" in write_leaderboard(home, []).read_text()
 
 
 def test_printed_leaderboard(evaluated: Home) -> None:
@@ -203,6 +203,11 @@ def test_printed_leaderboard(evaluated: Home) -> None:
 
 
 def test_score_bars_are_a_png() -> None:
-    picture = metric_bars_png({"delift": DELIFT.metrics, "random": RANDOM.metrics})
-    assert picture.startswith(b"\x89PNG")
-    assert metric_bars_png({}).startswith(b"\x89PNG")
+    models = [("delift", DELIFT.metrics, "chosen"), ("random", RANDOM.metrics, "plain")]
+    panels = metric_bars(models)
+    assert list(panels) == ["answer loss, lower is better", "exact match, higher is better"]
+    assert [bar.text for bar in panels["answer loss, lower is better"]] == [
+        "1.000 ± 0.204",
+        "1.500 ± 0.289",
+    ]
+    assert png(bars(panels)).startswith(b"\x89PNG")

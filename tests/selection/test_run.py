@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.selection.plots import gain_curve_png
 from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.run import (
     DROPPED,
@@ -158,10 +157,3 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_content_hash_is_of_the_records_and_their_order(tmp_path: Path) -> None:
     hashes = [write(tmp_path / "s", "random", 3, seed).content_hash for seed in (0, 1, 0)]
     assert hashes[0] == hashes[2] != hashes[1]
-
-
-@pytest.mark.parametrize("selector", ["delift", "random"])
-def test_gain_curves_are_pictures_of_the_same_bytes(selector: str) -> None:
-    selection = select(inputs(), selector, 3, 0, {})
-    picture = gain_curve_png(selection)
-    assert picture.startswith(b"\x89PNG") and picture == gain_curve_png(selection)

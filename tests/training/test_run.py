@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
+from delift_pipeline.plots import loss_curve_png
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
@@ -20,7 +21,6 @@ from delift_pipeline.training.batches import answer_losses, collate, encode_exam
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 from delift_pipeline.training.loop import Kept, Run
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.plots import loss_curve_png
 from delift_pipeline.training.run import train
 from delift_pipeline.training.setup import prepare
 

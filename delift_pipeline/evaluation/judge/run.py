@@ -1,33 +1,91 @@
 """Judge the stored answers of a model: what it costs first, then every question once."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.judge.journal import Journal
-from delift_pipeline.evaluation.judge.options import JudgeOptions
-from delift_pipeline.evaluation.judge.prompt import SYSTEM, Question, question
-from delift_pipeline.evaluation.judge.reply import Reply
-from delift_pipeline.evaluation.judge.result import Judged, judged
-from delift_pipeline.evaluation.judge.rubric import dimensions_of
+from delift_pipeline.evaluation.judge.judges import DIGITS, Judge, Reply
+from delift_pipeline.evaluation.judge.questions import SYSTEM, JudgeOptions, Question
+from delift_pipeline.evaluation.result import mean_and_error
 from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.storage.json_text import json_text
 
+JOURNAL = "journal.jsonl"
 CHARACTERS_PER_TOKEN = 4
 WRITTEN_TOKENS = 120
 """Length of a written judgement for the estimate: two or three sentences and a line."""
 
+JUDGED_SCHEMA = pl.Schema(
+    {
+        "record_id": pl.String(),
+        "dimension": pl.String(),
+        "status": pl.String(),  # scored, unparsable or failed
+        "score": pl.Float64(),  # null unless scored
+        "reply": pl.String(),
+    }
+)
 
-class Judge(Protocol):
-    """Who is asked."""
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Each question with its reply, in any order."""
-        ...
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one dimension.
+
+    Attributes:
+        mean: Mean of those that are scored, or None.
+        se: Its standard error over records.
+        scored: How many are.
+        unparsable: Replies without a score in them; in no mean.
+        failed: Questions without a reply.
+        distribution: How many scores round to 1, 2, 3, 4 and 5.
+    """
+
+    mean: float | None
+    se: float | None
+    scored: int
+    unparsable: int
+    failed: int
+    distribution: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judge's scores of one model's answers.
+
+    Attributes:
+        rows: One row a question (`JUDGED_SCHEMA`).
+        dimensions: Scores by dimension.
+        overall: Of each record's mean over its dimensions, where all of them are scored.
+        tokens: Tokens asked and replied.
+    """
+
+    rows: pl.DataFrame = field(repr=False)
+    dimensions: dict[str, Scores]
+    overall: Scores
+    tokens: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        return {
+            "overall": asdict(self.overall),
+            "dimensions": {name: asdict(scores) for name, scores in self.dimensions.items()},
+            "tokens": self.tokens,
+        }
+
+    @property
+    def record_means(self) -> pl.DataFrame:
+        """`record_id` and `score`, for records whose every dimension is scored."""
+        whole = pl.col("score").is_not_null().all()
+        means = self.rows.group_by("record_id", maintain_order=True).agg(
+            score=pl.when(whole).then(pl.col("score").mean())
+        )
+        return means.drop_nulls()
 
 
 @dataclass(frozen=True)
@@ -51,37 +109,46 @@ class Estimate:
     price: float | None
 
 
-def questions_for(samples: pl.DataFrame, options: JudgeOptions) -> list[Question]:
-    """Everything a judge is asked about a model's generated answers.
+class Journal:
+    """Every reply a judge gave, by question, on disk: no question is paid for twice.
 
-    Args:
-        samples: `SAMPLE_SCHEMA`; rows without a generated answer or a reference are refused.
-        options: The mode decides how many questions a record makes.
-
-    Raises:
-        Refused: a row has no generated answer.
+    One line a reply. A kill can tear only the last line, which is left out when reading and cut
+    off before the next is written. Failed questions are not kept: they are asked again.
     """
-    without = samples.filter(pl.col("generated").is_null())
-    if samples.is_empty() or without.height:
-        reason = "no generated answers to judge: evaluate with a metric that needs them"
-        raise Refused(Fault(reason, field="metrics"))
-    return [
-        question(
-            row["record_id"],
-            dimension,
-            "\n\n".join(filter(None, (row["instruction"], row["input"]))),
-            row["reference"],
-            row["generated"],
-            options.scoring,
-        )
-        for row in samples.iter_rows(named=True)
-        for dimension in dimensions_of(options.mode)
-    ]
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+        self.replies: dict[str, Reply] = {}
+        written = self.path.read_bytes() if self.path.is_file() else b""
+        self._whole = written.rfind(b"\n") + 1
+        for line in written[: self._whole].splitlines():
+            row: dict[str, Any] = json.loads(line)
+            key = row.pop("key")
+            self.replies[key] = Reply(**row)
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        self.replies[key] = reply
+        if reply.status == "failed":
+            return
+        line = (json_text({"key": key, **asdict(reply)}) + "\n").encode("utf-8")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as handle:
+            handle.truncate(self._whole)
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._whole += len(line)
+
+    def waiting(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions without a reply, each distinct one once."""
+        distinct = {one.key: one for one in questions}
+        return [one for key, one in distinct.items() if key not in self.replies]
 
 
 def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions) -> Estimate:
     """What asking the questions takes, those of earlier runs not counted."""
-    waiting = _waiting(questions, Journal(folder))
+    waiting = Journal(folder).waiting(questions)
     letters = sum(len(SYSTEM) + len(one.text) for one in waiting)
     written = min(options.max_tokens, WRITTEN_TOKENS)
     prompt_tokens = letters // CHARACTERS_PER_TOKEN
@@ -89,7 +156,8 @@ def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions)
     price = None
     if options.price_in is not None and options.price_out is not None:
         price = (prompt_tokens * options.price_in + reply_tokens * options.price_out) / 1e6
-    known = sum(one.key not in {w.key for w in waiting} for one in questions)
+    asked = {one.key for one in waiting}
+    known = sum(one.key not in asked for one in questions)
     return Estimate(len(questions), known, len(waiting), prompt_tokens, reply_tokens, price)
 
 
@@ -110,7 +178,7 @@ def ask(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         journal = Journal(folder)
-        waiting = _waiting(questions, journal)
+        waiting = journal.waiting(questions)
         with progress.track("judge", len(waiting), "questions") as meter:
             for one, reply in judge.replies(waiting):
                 journal.add(one.key, reply)
@@ -118,6 +186,43 @@ def ask(
     return judged(questions, journal.replies)
 
 
-def _waiting(questions: Sequence[Question], journal: Journal) -> list[Question]:
-    distinct = {one.key: one for one in questions}
-    return [one for key, one in distinct.items() if key not in journal.replies]
+def judged(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judged:
+    """Put replies and questions together.
+
+    Args:
+        questions: All questions about one model's answers.
+        replies: By question key; one that is missing counts as failed.
+    """
+    absent = Reply("failed", None, "not asked yet")
+    found = [(one, replies.get(one.key, absent)) for one in questions]
+    rows = pl.DataFrame(
+        [(q.record_id, q.dimension, r.status, r.score, r.text) for q, r in found],
+        schema=JUDGED_SCHEMA,
+        orient="row",
+    )
+    dimensions = {
+        str(name): _scores(part["score"], part["status"])
+        for (name,), part in rows.group_by("dimension", maintain_order=True)
+    }
+    tokens = {
+        "asked": sum(reply.prompt_tokens for _, reply in found),
+        "replied": sum(reply.reply_tokens for _, reply in found),
+    }
+    whole = Judged(rows, dimensions, _scores(rows["score"], rows["status"]), tokens)
+    overall = _scores(whole.record_means["score"], rows["status"])
+    return Judged(rows, dimensions, overall, tokens)
+
+
+def _scores(scores: pl.Series, statuses: pl.Series) -> Scores:
+    known = scores.drop_nulls()
+    counts = Counter(statuses)
+    mean, error = mean_and_error(known) if known.len() else (None, None)
+    spread = Counter(str(int(score + 0.5)) for score in known)
+    return Scores(
+        mean,
+        error,
+        known.len(),
+        counts["unparsable"],
+        counts["failed"],
+        {digit: spread[digit] for digit in DIGITS},
+    )

@@ -5,9 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.evaluation.judge.local import LocalJudge
-from delift_pipeline.evaluation.judge.options import JudgeOptions
-from delift_pipeline.evaluation.judge.run import questions_for
+from delift_pipeline.evaluation.judge.judges import LocalJudge
+from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions

@@ -19,10 +19,9 @@ import pytest
 import torch
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.evaluation.judge.endpoint import EndpointJudge
-from delift_pipeline.evaluation.judge.local import LocalJudge
-from delift_pipeline.evaluation.judge.options import JudgeOptions
-from delift_pipeline.evaluation.judge.run import ask, questions_for
+from delift_pipeline.evaluation.judge.judges import EndpointJudge, LocalJudge
+from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
+from delift_pipeline.evaluation.judge.run import ask
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 

@@ -9,13 +9,15 @@ import pytest
 from pydantic import ValidationError
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.evaluation.judge.journal import Journal
-from delift_pipeline.evaluation.judge.options import JudgeOptions
-from delift_pipeline.evaluation.judge.prompt import Question
-from delift_pipeline.evaluation.judge.reply import Reply, expected_score, written_score
-from delift_pipeline.evaluation.judge.result import judged
-from delift_pipeline.evaluation.judge.rubric import DIMENSIONS, criterion
-from delift_pipeline.evaluation.judge.run import ask, estimate, questions_for
+from delift_pipeline.evaluation.judge.judges import Reply, expected_score, written_score
+from delift_pipeline.evaluation.judge.questions import (
+    DIMENSIONS,
+    JudgeOptions,
+    Question,
+    criterion,
+    questions_for,
+)
+from delift_pipeline.evaluation.judge.run import Journal, ask, estimate, judged
 
 WRITTEN = JudgeOptions(model="a judge")
 EACH = JudgeOptions(model="a judge", mode="dimensions")

@@ -1,0 +1,74 @@
+"""Measurements as text: one form of "mean ± error" for tables, pages, cards and sentences."""
+
+from typing import Any, Literal
+
+ABSENT = "–"
+CLEAR = 2.0
+"""How many standard errors a difference must exceed to be called one."""
+
+Style = Literal["good", "bad", "soft"]
+
+
+def number(
+    value: float | None, digits: int = 3, *, sign: bool = False, ascii_only: bool = False
+) -> str:
+    """A number with a real minus sign and thousands separators, or in plain ASCII.
+
+    Args:
+        value: The number; None gives a dash.
+        digits: Digits behind the point.
+        sign: Whether a plus sign is shown too.
+        ascii_only: For terminals and Markdown: an ASCII minus sign, no thousands separators.
+    """
+    if value is None:
+        return "-" if ascii_only else ABSENT
+    plus = "+" if sign else ""
+    if ascii_only:
+        return f"{value:{plus}.{digits}f}"
+    return f"{value:{plus},.{digits}f}".replace("-", "−")
+
+
+def with_error(
+    value: float | None,
+    error: float | None,
+    digits: int = 3,
+    *,
+    sign: bool = False,
+    ascii_only: bool = False,
+) -> str:
+    """A value and its standard error as `0.500 ± 0.204`; the value alone where it has none."""
+    shown = number(value, digits, sign=sign, ascii_only=ascii_only)
+    if value is None or error is None:
+        return shown
+    return f"{shown} ± {number(error, digits, ascii_only=ascii_only)}"
+
+
+def verdict(mean: float, error: float, improvement: float) -> str:
+    """A difference in words: `0.500 ± 0.204 better`, or that it is not clear.
+
+    Args:
+        mean: Mean of ours minus theirs.
+        error: Its standard error.
+        improvement: The mean with the sign turned so that positive is better.
+    """
+    if verdict_style(error, improvement) == "soft":
+        return f"no clear difference ({with_error(mean, error, sign=True)})"
+    return f"{with_error(abs(mean), error)} {'better' if improvement > 0 else 'worse'}"
+
+
+def verdict_style(error: float, improvement: float) -> Style:
+    """How a page colours a difference; `soft` within `CLEAR` standard errors of zero."""
+    if abs(improvement) <= CLEAR * error:
+        return "soft"
+    return "good" if improvement > 0 else "bad"
+
+
+def option_text(value: Any) -> str:
+    """An option's value for a table."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(option_text(part) for part in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,294 @@
+"""All plots, drawn by matplotlib: PNG for Dagster and MLflow, inline SVG for pages.
+
+Inline SVG keeps a page one file, sharp at every size, and readable in light and dark.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "chosen": "#0b6e66",
+    "plain": "#9db4bd",
+    "reference": "#c9a14a",
+    "ink": "#1d2329",
+    "soft": "#5c6670",
+    "line": "#e2dfd8",
+}
+"""Colours by the name of the CSS variable that overrides them on a page."""
+WIDTH, HEIGHT = 640, 220
+ROW, LABELS, TEXTS = 24, 190, 130
+"""Of bars, in points: height of a row, width of the labels and of the texts behind the bars."""
+BINS = 30
+MOST_POINTS = 400
+"""A longer series is averaged into at most so many points."""
+SMOOTHED_OVER = 20
+"""The dark line of a loss curve is a running mean over this part of the steps."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Attributes:
+        label: Its name.
+        value: Its length, in the axis's units.
+        error: Half the length of its error line, or None for none.
+        text: What stands behind it.
+        colour: `plain`, `chosen` or `reference`.
+    """
+
+    label: str
+    value: float
+    error: float | None
+    text: str
+    colour: str = "plain"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line, or one point where `style` is a marker such as `o`.
+
+    Attributes:
+        label: Its name in the legend, or empty.
+        x: Where its points stand.
+        y: Their heights.
+        errors: Half the lengths of their error lines, or None for none.
+        style: A line style or marker of matplotlib.
+        colour: One of `COLOURS`, or None for the next of matplotlib's own.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    errors: Sequence[float | None] | None = None
+    style: str = "-"
+    colour: str | None = None
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG; equal figures give equal bytes."""
+    picture = io.BytesIO()
+    # Without this the file names the version of matplotlib.
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def svg(figure: "Figure", title: str) -> Markup:
+    """The figure as an SVG element for a page; its texts are text and escaped.
+
+    Args:
+        figure: A figure whose artists are not clipped (a clip path needs an id in the page).
+        title: What screen readers say.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.patch.set_visible(False)
+    picture = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None})
+    drawn = picture.getvalue()
+    # Only the drawing: not the document around it, nor style rules that would hold for the page.
+    drawn = drawn[drawn.index('<g id="figure_1">') : drawn.rindex("</svg>")]
+    drawn = re.sub(r' id="[\w.]+_\d+"|font-family: [^;"]*; ?', "", drawn)
+    for name, colour in COLOURS.items():
+        drawn = drawn.replace(colour, f"var(--{name}, {colour})")
+    width, height = figure.get_size_inches() * 72
+    box = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    return Markup(f'<svg {box} role="img" aria-label="{escape(title)}">{drawn}</svg>')
+
+
+def bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
+    """Horizontal bars from zero with their errors; one panel below the other.
+
+    Args:
+        panels: Title -> bars; an empty title takes no room.
+    """
+    from matplotlib.figure import Figure
+
+    heights = [ROW * (len(shown) + bool(title)) for title, shown in panels.items()]
+    total = sum(heights) + 8
+    figure = Figure(figsize=(WIDTH / 72, total / 72), dpi=100)
+    below = total - 4
+    for (title, shown), height in zip(panels.items(), heights, strict=True):
+        below -= height
+        place = (LABELS, below, WIDTH - LABELS - TEXTS, ROW * len(shown))
+        axes = figure.add_axes(tuple(np.array(place) / (WIDTH, total, WIDTH, total)))
+        axes.set_title(title, loc="left", fontsize=11, color=COLOURS["ink"])
+        _draw_bars(axes, shown)
+    return figure
+
+
+def _draw_bars(axes: "Axes", shown: Sequence[Bar]) -> None:
+    ends = [bar.value + sign * (bar.error or 0.0) for bar in shown for sign in (-1, 1)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    axes.set_axis_off()
+    axes.set(xlim=(low, high if high > low else low + 1.0), ylim=(len(shown) - 0.5, -0.5))
+    colours = [COLOURS[bar.colour] for bar in shown]
+    rows, values = range(len(shown)), [bar.value for bar in shown]
+    axes.barh(rows, values, height=0.75, color=colours, clip_on=False)
+    for row, bar in enumerate(shown):
+        if bar.error:
+            span = (bar.value - bar.error, bar.value + bar.error)
+            axes.plot(span, (row, row), color=COLOURS["ink"], linewidth=1.6, clip_on=False)
+        for x, side, text in ((-0.02, "right", bar.label), (1.02, "left", bar.text)):
+            axes.text(
+                x,
+                row,
+                text,
+                transform=axes.get_yaxis_transform(),
+                horizontalalignment=side,
+                verticalalignment="center",
+                fontsize=11,
+                color=COLOURS["ink"],
+                parse_math=False,
+            )
+
+
+def curves(
+    shown: Sequence[Curve],
+    x_title: str,
+    y_title: str,
+    *,
+    title: str = "",
+    marked: tuple[float, str] | None = None,
+    from_zero: bool = False,
+    log_x: bool = False,
+) -> "Figure":
+    """Lines and points on common axes.
+
+    Args:
+        shown: What is drawn; a legend names those with a label.
+        x_title: What they are of.
+        y_title: What they are.
+        title: Of the whole.
+        marked: A place that is marked by a vertical line, and what it is called.
+        from_zero: Whether zero is on the y axis.
+        log_x: Whether the x axis is logarithmic.
+    """
+    figure, axes = _axes(x_title, y_title, title)
+    for curve in shown:
+        colour = None if curve.colour is None else COLOURS[curve.colour]
+        axes.errorbar(
+            curve.x,
+            curve.y,
+            None if curve.errors is None else [error or 0.0 for error in curve.errors],
+            fmt=curve.style,
+            color=colour,
+            label=curve.label,
+            clip_on=False,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    if from_zero:
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.0), max(high, 0.0))
+    if marked is not None:
+        x, name = marked
+        axes.axvline(x, color=COLOURS["soft"], linestyle=":", clip_on=False)
+        axes.annotate(name, (x, 0.94), (4, 0), axes.get_xaxis_transform(), "offset points")
+    if any(curve.label for curve in shown):
+        axes.legend(frameon=False)
+    return figure
+
+
+def series(values: Sequence[float], first: int = 1) -> list[Curve]:
+    """Values at `first`, `first` + 1, ... as a curve of at most `MOST_POINTS` points."""
+    size = max(1, -(-len(values) // MOST_POINTS))
+    parts = [values[i : i + size] for i in range(0, len(values), size)]
+    x = [first + i * size + len(part) // 2 for i, part in enumerate(parts)]
+    return [Curve("", x, [sum(part) / len(part) for part in parts], colour="chosen")]
+
+
+def gain_curve_png(
+    gains: np.ndarray | None,
+    selector: str,
+    objective: str,
+    knee: int | None = None,
+    random: float | None = None,
+) -> bytes:
+    """The objective by number of picks, its knee, and the mean of random subsets of that size.
+
+    Args:
+        gains: Marginal gains in rank order; where there are none, empty axes say so.
+        selector: The selector's name.
+        objective: The objective's name, or empty.
+        knee: Where further picks add little, or None.
+        random: The objective's mean over random subsets, or None.
+    """
+    y_title = f"objective {objective}".strip()
+    if gains is None or not len(gains):
+        title = f"{selector} maximises no objective"
+        return png(curves([], "records selected", y_title, title=title))
+    reached = np.concatenate([[0.0], np.nancumsum(gains)])
+    shown = [Curve(selector, range(len(reached)), reached.tolist(), colour="chosen")]
+    if random is not None:
+        shown.append(Curve("random, same size", [len(gains)], [random], style="o"))
+    marked = (knee, f"knee, {knee:,} records") if knee else None
+    return png(curves(shown, "records selected", y_title, marked=marked))
+
+
+def loss_curve_png(losses: Sequence[float]) -> bytes:
+    """The training loss per step, with a running mean over a twentieth of the steps."""
+    steps = range(1, len(losses) + 1)
+    shown = [Curve("", steps, losses, colour="plain")]
+    width = max(1, len(losses) // SMOOTHED_OVER)
+    if width > 1:
+        smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+        shown.append(Curve("", steps[width - 1 :], smooth.tolist(), colour="chosen"))
+    return png(
+        curves(shown, "step", "nats per answer token", title="training loss", from_zero=True)
+    )
+
+
+def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) -> bytes:
+    """How often values occur; those that are not finite are left out and counted.
+
+    Args:
+        values: n numbers; an empty picture where none is finite.
+        title: What was counted.
+        label: What the values are, with their unit.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    finite = given[np.isfinite(given)]
+    left_out = given.size - finite.size
+    noted = f" ({left_out:,} not finite)" if left_out else ""
+    figure, axes = _axes(label, "count", f"{title}{noted}")
+    axes.hist(finite, bins=BINS, color=COLOURS["chosen"])
+    return png(figure)
+
+
+def heat_map_png(cells: np.ndarray, title: str) -> bytes:
+    """Mean utilities of targets (down) and demonstrations (across), zero in white."""
+    figure, axes = _axes("demonstrations", "targets", title)
+    figure.set_figheight(4)
+    extreme = float(np.abs(cells).max(initial=0)) or 1.0
+    image = axes.imshow(cells, cmap="RdBu", vmin=-extreme, vmax=extreme, aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    figure.colorbar(image, label="mean utility")
+    return png(figure)
+
+
+def _axes(x_title: str, y_title: str, title: str) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=100)
+    # A computed layout takes longer than all the drawing.
+    axes = figure.add_axes((0.1, 0.2, 0.87, 0.68))
+    axes.set(xlabel=x_title, ylabel=y_title)
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(COLOURS["soft"])
+    axes.patch.set_visible(False)
+    axes.tick_params(which="both", length=0)
+    return figure, axes
