@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -134,25 +134,19 @@ def _draw_bars(axes: "Axes", shown: Sequence[Bar]) -> None:
     low, high = min(0.0, *ends), max(0.0, *ends)
     axes.set_axis_off()
     axes.set(xlim=(low, high if high > low else low + 1.0), ylim=(len(shown) - 0.5, -0.5))
-    colours = [COLOURS[bar.colour] for bar in shown]
-    rows, values = range(len(shown)), [bar.value for bar in shown]
-    axes.barh(rows, values, height=0.75, color=colours, clip_on=False)
+    beside: dict[str, Any] = {
+        "xycoords": axes.get_yaxis_transform(),
+        "va": "center",
+        "parse_math": False,
+    }
+    ink: dict[str, Any] = {"color": COLOURS["ink"]}
     for row, bar in enumerate(shown):
+        axes.barh(row, bar.value, height=0.75, color=COLOURS[bar.colour], clip_on=False)
         if bar.error:
             span = (bar.value - bar.error, bar.value + bar.error)
-            axes.plot(span, (row, row), color=COLOURS["ink"], linewidth=1.6, clip_on=False)
-        for x, side, text in ((-0.02, "right", bar.label), (1.02, "left", bar.text)):
-            axes.text(
-                x,
-                row,
-                text,
-                transform=axes.get_yaxis_transform(),
-                horizontalalignment=side,
-                verticalalignment="center",
-                fontsize=11,
-                color=COLOURS["ink"],
-                parse_math=False,
-            )
+            axes.plot(span, (row, row), linewidth=1.6, clip_on=False, **ink)
+        axes.annotate(bar.label, (-0.02, row), ha="right", fontsize=11, **beside, **ink)
+        axes.annotate(bar.text, (1.02, row), ha="left", fontsize=11, **beside, **ink)
 
 
 def curves(

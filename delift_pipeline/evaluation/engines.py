@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.options import EvaluationOptions, Generation
+from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
@@ -74,27 +74,88 @@ class VllmModel(LoadedModel):
 
 
 class TransformersAnswers(EvaluationEngine):
-    """The model itself, in batches of near lengths."""
+    """A causal language model, with or without adapters, in batches of near lengths."""
 
     name = "transformers"
 
-    def __init__(self, loaded: LoadedModel, options: EvaluationOptions) -> None:
-        self._model, self._options = loaded.model, options
+    def __init__(self, model: torch.nn.Module, options: EvaluationOptions) -> None:
+        self._model, self._options = model, options
+        self._device = next(model.parameters()).device
 
+    @torch.inference_mode()
     def losses(
         self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
     ) -> list[np.ndarray]:
-        """As `token_losses` gives them."""
-        return token_losses(self._model, examples, self._options.batch_size, progress, title)
+        """By forward passes over examples padded on the right."""
+        found: dict[int, np.ndarray] = {}
+        with progress.track(title, len(examples), "records") as meter:
+            for chosen in self._batches(examples):
+                batch = collate([examples[i] for i in chosen]).to(self._device)
+                losses = answer_losses(self._model, batch).double().cpu().numpy()
+                ends = np.cumsum([len(examples[i].answer) for i in chosen])
+                found |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
+                meter.advance(len(chosen))
+        return [found[i] for i in range(len(examples))]
 
+    @torch.inference_mode()
     def answers(
         self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """As `generated_answers` gives them."""
-        how = self._options
-        return generated_answers(
-            self._model, prompts, stops, longest, how.batch_size, progress, how.generation, how.seed
+        """Token by token; sampled ones depend on the seed and on the batch size.
+
+        The caller's random state is left as it was.
+        """
+        from transformers import GenerationConfig
+
+        greedy = self._options.generation == "greedy"
+        # Padding goes in front of a prompt, masked, or behind an end: any token will do.
+        config = GenerationConfig(
+            **({"do_sample": False, "num_beams": 1} if greedy else {"do_sample": True, **PAPER}),
+            max_new_tokens=longest,
+            eos_token_id=list(stops) or None,
+            pad_token_id=stops[0] if stops else 0,
         )
+        # `generate` fills what a configuration leaves open from the model's own, and many models
+        # ship a repetition penalty or a temperature there, so the model's own is set aside.
+        owner = cast(Any, unwrapped(self._model))
+        own, owner.generation_config = owner.generation_config, config
+        found: dict[int, Answer] = {}
+        try:
+            with (
+                torch.random.fork_rng(),
+                progress.track("answer", len(prompts), "records") as meter,
+            ):
+                torch.manual_seed(self._options.seed)
+                for chosen in self._batches(prompts):
+                    rows = self._continued([prompts[i] for i in chosen], config)
+                    found |= {
+                        i: until_stop(row, stops) for i, row in zip(chosen, rows, strict=True)
+                    }
+                    meter.advance(len(chosen))
+        finally:
+            owner.generation_config = own
+        return [found[i] for i in range(len(prompts))]
+
+    def _continued(self, prompts: Sequence[np.ndarray], config: Any) -> list[list[int]]:
+        """What follows each prompt, padded on the left."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(prompts), width), dtype=np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = 1
+        found = cast(Any, self._model).generate(
+            input_ids=torch.from_numpy(ids).to(self._device),
+            attention_mask=torch.from_numpy(mask).to(self._device),
+            generation_config=config,
+        )
+        return found[:, width:].tolist()
+
+    def _batches(self, items: Sequence[Any]) -> Iterator[list[int]]:
+        """The items' places in batches, shortest first."""
+        order = sorted(range(len(items)), key=lambda i: len(items[i]))
+        size = self._options.batch_size
+        return (order[start : start + size] for start in range(0, len(order), size))
 
 
 class VllmAnswers(EvaluationEngine):
@@ -164,7 +225,7 @@ def evaluation_engine(
         Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
     """
     if not isinstance(loaded, VllmModel):
-        yield TransformersAnswers(loaded, options)
+        yield TransformersAnswers(loaded.model, options)
         return
     from delift_pipeline.scoring.vllm_engine import VllmEngine
 
@@ -212,120 +273,7 @@ def load_trained(
     return replace(loaded, model=model.eval())
 
 
-@torch.inference_mode()
-def token_losses(
-    model: torch.nn.Module,
-    examples: Sequence[Example],
-    batch_size: int,
-    progress: Progress,
-    title: str = LOSSES,
-) -> list[np.ndarray]:
-    """Negative log-probability of each answer token, nats, float64 `[answer tokens]` each.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        examples: Encoded records.
-        batch_size: Examples in one forward pass; near lengths share one.
-        progress: Where progress is shown.
-        title: What progress calls it.
-
-    Returns:
-        The losses in the examples' order.
-    """
-    device = next(model.parameters()).device
-    found: dict[int, np.ndarray] = {}
-    with progress.track(title, len(examples), "records") as meter:
-        for chosen in _near_lengths(examples, batch_size):
-            batch = collate([examples[i] for i in chosen]).to(device)
-            losses = answer_losses(model, batch).double().cpu().numpy()
-            ends = np.cumsum([len(examples[i].answer) for i in chosen])
-            found |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
-            meter.advance(len(chosen))
-    return [found[i] for i in range(len(examples))]
-
-
-def generated_answers(
-    model: torch.nn.Module,
-    prompts: Sequence[np.ndarray],
-    stops: Sequence[int],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress,
-    generation: Generation = "greedy",
-    seed: int = 0,
-) -> list[Answer]:
-    """The model's continuation of each prompt, token by token.
-
-    Args:
-        model: A causal language model, with or without adapters, in evaluation mode.
-        prompts: Token ids of each prompt, int32.
-        stops: Token ids that end an answer.
-        max_new_tokens: Longest answer, its end-of-text token included.
-        batch_size: Prompts in one batch; near lengths share one, padded on the left.
-        progress: Where progress is shown.
-        generation: `greedy` takes the most likely token; `paper` samples as the paper does.
-        seed: Of sampled answers, which also depend on the batch size; the caller's random state
-            is left as it was.
-
-    Returns:
-        The answers in the prompts' order.
-    """
-    from transformers import GenerationConfig
-
-    how = {"do_sample": False, "num_beams": 1}
-    # Padding goes in front of a prompt, masked, or behind an end: any token of the vocabulary does.
-    config = GenerationConfig(
-        **(how if generation == "greedy" else {"do_sample": True, **PAPER}),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stops) or None,
-        pad_token_id=stops[0] if stops else 0,
-    )
-    # `generate` fills what a configuration leaves open from the model's own, and many models ship
-    # a repetition penalty or a temperature there, so the model's own is set aside.
-    owner = cast(Any, unwrapped(model))
-    own, owner.generation_config = owner.generation_config, config
-    answers: dict[int, Answer] = {}
-    try:
-        with (
-            torch.random.fork_rng(),
-            progress.track("answer", len(prompts), "records") as meter,
-        ):
-            torch.manual_seed(seed)
-            for chosen in _near_lengths(prompts, batch_size):
-                found = _continued(model, [prompts[i] for i in chosen], config)
-                answers |= {i: until_stop(row, stops) for i, row in zip(chosen, found, strict=True)}
-                meter.advance(len(chosen))
-    finally:
-        owner.generation_config = own
-    return [answers[i] for i in range(len(prompts))]
-
-
-@torch.inference_mode()
-def _continued(
-    model: torch.nn.Module, prompts: Sequence[np.ndarray], config: Any
-) -> list[list[int]]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(prompts), width), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = prompt
-        mask[row, width - len(prompt) :] = 1
-    device = next(model.parameters()).device
-    found = cast(Any, model).generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask).to(device),
-        generation_config=config,
-    )
-    return found[:, width:].tolist()
-
-
 def until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
     """The tokens in front of the first stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     return Answer(tokens[:end], finished=end is not None)
-
-
-def _near_lengths(items: Sequence[Any], size: int) -> Iterator[list[int]]:
-    """The items' places in batches, shortest first."""
-    order = sorted(range(len(items)), key=lambda i: len(items[i]))
-    return (order[start : start + size] for start in range(0, len(order), size))

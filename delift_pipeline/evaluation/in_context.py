@@ -82,43 +82,39 @@ def evaluate_in_context(
     _check(chosen, heldout, options)
     asked = asked_records(heldout, options)
     near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
-    frame = pl.concat([asked.select(chosen.columns), chosen])
-    encoded = loaded.encoder.encode(frame)
+    encoded = loaded.encoder.encode(pl.concat([asked.select(chosen.columns), chosen]))
     questions = [record for record in asked["record_id"] if record in encoded.rows]
-    reserved = _reserved(encoded, questions, options)
-    places = [
-        _fitting(encoded, record, near[record], loaded.encoder.window, reserved)
-        for record in questions
-    ]
-    examples = [
-        _example(encoded, record, rows) for record, rows in zip(questions, places, strict=True)
-    ]
+    answer_lengths = [int(encoded.answer_lengths[encoded.rows[record]]) for record in questions]
+    reserved = new_tokens(options, max(answer_lengths, default=0)) if options.generates else 0
+    examples, shown = [], []
+    for record in questions:
+        row = encoded.rows[record]
+        places = _fitting(encoded, row, near[record], loaded.encoder.window, reserved)
+        prompt = np.concatenate([encoded.prefix(*places), encoded.prompt(row)])
+        examples.append(Example(record, prompt, encoded.answer(row)))
+        shown.append(len(places))
     unscorable = {record: why for record, why in encoded.unscorable.items() if record in near}
     refuse_unmeasurable(examples, unscorable)
     details = {
         "cuts": target_cuts(encoded),
         "unscorable": unscorable,
-        "demonstrations": {
-            "asked": options.in_context,
-            "shown_mean": float(np.mean([len(rows) for rows in places])),
-        },
+        "demonstrations": {"asked": options.in_context, "shown_mean": float(np.mean(shown))},
     }
     return measured(loaded, heldout, examples, details, options, progress)
 
 
-def _reserved(encoded: EncodedRecords, questions: list[str], options: EvaluationOptions) -> int:
-    """Tokens kept free behind every prompt for what is generated."""
-    if not options.generates:
-        return 0
-    longest = max((int(encoded.answer_lengths[encoded.rows[q]]) for q in questions), default=0)
-    return new_tokens(options, longest)
-
-
 def _fitting(
-    encoded: EncodedRecords, record: str, nearest: list[str], window: int, reserved: int
+    encoded: EncodedRecords, row: int, nearest: list[str], window: int, reserved: int
 ) -> list[int]:
-    """Rows of the nearest records that fit before a question, nearest first."""
-    row = encoded.rows[record]
+    """Rows of the nearest records that fit before a question, nearest first.
+
+    Args:
+        encoded: All records.
+        row: The question's.
+        nearest: record_ids, the nearest first.
+        window: Tokens the model reads at most.
+        reserved: Tokens kept free behind the prompt for what is generated.
+    """
     behind = max(reserved, int(encoded.answer_lengths[row]))
     room = window - len(encoded.start) - int(encoded.prompt_lengths[row]) - behind
     places: list[int] = []
@@ -128,12 +124,6 @@ def _fitting(
             break
         places.append(place)
     return places
-
-
-def _example(encoded: EncodedRecords, record: str, places: list[int]) -> Example:
-    row = encoded.rows[record]
-    prompt = np.concatenate([encoded.prefix(*places), encoded.prompt(row)])
-    return Example(record, prompt, encoded.answer(row))
 
 
 def _check(chosen: pl.DataFrame, heldout: pl.DataFrame, options: EvaluationOptions) -> None:

@@ -17,14 +17,9 @@ CLOSED = {"yes", "no", "noanswer"}
 FINAL = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
 
 
-def normalised(text: str) -> str:
-    """The text without white space at its ends and with single spaces inside."""
-    return " ".join(text.split())
-
-
 def exact_match(generated: str, reference: str) -> float:
-    """1.0 where both are equal once normalised, else 0.0."""
-    return float(normalised(generated) == normalised(reference))
+    """1.0 where both are equal, else 0.0; white space at the ends and its amount do not count."""
+    return float(generated.split() == reference.split())
 
 
 def rouge(
@@ -73,14 +68,11 @@ def final_answer(generated: str, reference: str) -> float | None:
     Thousands separators, a dollar sign and trailing zeros do not count. None where the reference
     has no such number.
     """
-    wanted = final_number(reference)
-    return None if wanted is None else float(final_number(generated) == wanted)
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`, or None."""
-    found = FINAL.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    found, wanted = (
+        [Decimal(number.replace(",", "")) for number in FINAL.findall(text)[-1:]]
+        for text in (generated, reference)
+    )
+    return float(found == wanted) if wanted else None
 
 
 def embedding_similarity(

@@ -93,24 +93,35 @@ def forgetting_of(
         base_evaluation(home, v.version, model, fingerprint, v.heldout, arm.evaluation, progress)
         for v in versions
     ]
-    rows = [_row(BASE, None, _united([one.samples for one in base]), versions)]
+    rows = [Row(BASE, None, _cells(_united([one.samples for one in base]), versions))]
+    whole = {name: cell.counts["records"] for name, cell in rows[0].cells.items()}
     for version in line.earlier:
         if found := _reported(home, version, arm, fingerprint):
             known = {version.version, *ancestors(home, version)}
             sets = [one for one in versions if one.version in known]
-            rows.append(_row(version.version, *found, sets))
+            name, samples = found
+            rows.append(Row(version.version, name, _cells(samples, sets, whole)))
     samples = own.samples if rest is None else _united([own.samples, rest])
-    rows.append(_row(dataset.version, arm.name, samples, versions))
-    return Forgetting(
-        [version.version for version in versions], [_whole(row, rows[0]) for row in rows]
-    )
+    rows.append(Row(dataset.version, arm.name, _cells(samples, versions, whole)))
+    return Forgetting([version.version for version in versions], rows)
 
 
-def _whole(row: Row, base: Row) -> Row:
-    """The row without sets that only some records of are measured, by the base model's count."""
-    counts = {name: cell.counts["records"] for name, cell in base.cells.items()}
-    kept = {n: c for n, c in row.cells.items() if c.counts["records"] == counts.get(n)}
-    return Row(row.model, row.arm, kept)
+def _cells(
+    samples: pl.DataFrame, sets: list[DatasetVersion], whole: dict[str, int] | None = None
+) -> dict[str, Evaluation]:
+    """The measurements on each held-out set, without those that only some records of are measured.
+
+    Args:
+        samples: All samples of a model.
+        sets: The versions whose held-out sets are asked for.
+        whole: Records of each set that can be measured; None takes what the samples have.
+    """
+    found = {one.version: evaluation_of(samples, one.heldout["record_id"]) for one in sets}
+    return {
+        name: cell
+        for name, cell in found.items()
+        if cell and (whole is None or cell.counts["records"] == whole.get(name))
+    }
 
 
 def _reported(
@@ -120,18 +131,13 @@ def _reported(
     for name in (arm.name, arm.kin):
         folder = home.report(version.version, name)
         manifest, own = read_manifest(folder), read_evaluation(folder)
-        if manifest is None or own is None or manifest.fingerprint != fingerprint:
-            continue
-        rest = folder / EARLIER
-        earlier = [pl.read_parquet(rest)] if rest.is_file() else []
-        return name, _united([own.samples, *earlier])
+        if manifest is not None and own is not None and manifest.fingerprint == fingerprint:
+            rest = folder / EARLIER
+            return name, _united(
+                [own.samples, *([pl.read_parquet(rest)] if rest.is_file() else [])]
+            )
     return None
 
 
 def _united(samples: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(samples, how="diagonal").unique("record_id", keep="first", maintain_order=True)
-
-
-def _row(model: str, arm: str | None, samples: pl.DataFrame, sets: list[DatasetVersion]) -> Row:
-    cells = {one.version: evaluation_of(samples, one.heldout["record_id"]) for one in sets}
-    return Row(model, arm, {name: cell for name, cell in cells.items() if cell is not None})

@@ -26,27 +26,17 @@ def in_context_of(
 ) -> Evaluation | None:
     """The in-context evaluation of an arm's subset; None where the arm does not ask for it.
 
-    Args:
-        home: The home.
-        dataset: The version.
-        arm: Its evaluation options say how many demonstrations stand before a question.
-        model: The base model.
-        heldout: The records it is measured on.
-        stored: The folder of a report that still holds, or None.
-        progress: Where progress is shown.
+    It is read from `stored`, the folder of a report that still holds, where there is one.
     """
     if not arm.evaluation.in_context:
         return None
-    found = read_evaluation(stored / NAME) if stored else None
-    if found is not None:
+    if stored and (found := read_evaluation(stored / NAME)):
         return found
     from delift_pipeline.evaluation.engines import load_trained
     from delift_pipeline.evaluation.in_context import evaluate_in_context
 
-    chosen, loaded = (
-        subset_records(home, dataset, arm.name),
-        load_trained(model, None, arm.evaluation),
-    )
+    chosen = subset_records(home, dataset, arm.name)
+    loaded = load_trained(model, None, arm.evaluation)
     return evaluate_in_context(loaded, chosen, heldout, arm.evaluation, progress)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
-from delift_pipeline.evaluation.judge.run import Estimate, Judged, ask, estimate
+from delift_pipeline.evaluation.judge.run import Estimate, Judged, ask, estimate, record_means
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
 from delift_pipeline.plots import Bar, bars, svg
@@ -158,7 +158,7 @@ def _samples(home: Home, side: Side) -> pl.DataFrame:
 
 
 def _gap(ours: Judged, theirs: Judged) -> Difference | None:
-    both = ours.record_means.join(theirs.record_means, on="record_id", suffix="_theirs")
+    both = record_means(ours.rows).join(record_means(theirs.rows), on="record_id", suffix="_theirs")
     if both.is_empty():
         return None
     mean, error = mean_and_error(both["score"] - both["score_theirs"])

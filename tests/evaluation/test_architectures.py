@@ -18,11 +18,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from delift_pipeline.evaluation.engines import Answer, generated_answers, token_losses
+from delift_pipeline.evaluation.engines import Answer, TransformersAnswers
+from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.training.batches import Example
 
 VOCABULARY, END = 40, 3
+IN_FOURS = EvaluationOptions(batch_size=4)
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -64,7 +66,7 @@ def examples() -> list[Example]:
 
 
 def test_losses(model: torch.nn.Module, examples: list[Example]) -> None:
-    found = token_losses(model, examples, 4, SilentProgress())
+    found = TransformersAnswers(model, IN_FOURS).losses(examples, SilentProgress())
     for losses, example in zip(found, examples, strict=True):
         ids = torch.from_numpy(np.concatenate([example.prompt, example.answer])).long()
         with torch.no_grad():
@@ -75,7 +77,7 @@ def test_losses(model: torch.nn.Module, examples: list[Example]) -> None:
 
 def test_answers(model: torch.nn.Module, examples: list[Example]) -> None:
     prompts = [example.prompt for example in examples]
-    found = generated_answers(model, prompts, [END], 12, 4, SilentProgress())
+    found = TransformersAnswers(model, IN_FOURS).answers(prompts, [END], 12, SilentProgress())
     assert found == [one_by_one(model, prompt, 12) for prompt in prompts]
 
 

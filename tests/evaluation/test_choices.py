@@ -52,7 +52,7 @@ def test_choices_equal_a_plain_pass_an_option_on_mmlu(stories: Path, shared_data
     loaded = load_model(ModelOptions(model=str(stories), device="cpu"))
     records = read_records(shared_data / "mmlu" / "test.jsonl").frame
     records = records.filter(pl.col("input").str.len_chars() < 250).head(12)
-    engine = TransformersAnswers(loaded, EvaluationOptions(batch_size=5))
+    engine = TransformersAnswers(loaded.model, EvaluationOptions(batch_size=5))
     found = choice_accuracy(engine, loaded.encoder, records, SilentProgress())
     rows = list(records.select("record_id", "instruction", "input", "output").to_dicts())
     expected = [float(likeliest_letter(loaded, row, "ABCD") == row["output"]) for row in rows]

@@ -13,6 +13,7 @@ import numpy as np
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.judge.questions import SCORES, SYSTEM, JudgeOptions, Question
+from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.progress import SilentProgress
 
 if TYPE_CHECKING:
@@ -218,12 +219,11 @@ class LocalJudge:
         return np.asarray(before, dtype=np.int32), np.asarray(behind, dtype=np.int32)
 
     def _written(self, prompts: Sequence[np.ndarray]) -> Iterator[Reply]:
-        from delift_pipeline.evaluation.engines import generated_answers
+        from delift_pipeline.evaluation.engines import TransformersAnswers
 
+        engine = TransformersAnswers(self.loaded.model, EvaluationOptions(batch_size=BATCH))
         stops, longest = [self.loaded.encoder.eos], self.options.max_tokens
-        answers = generated_answers(
-            self.loaded.model, prompts, stops, longest, len(prompts), SilentProgress()
-        )
+        answers = engine.answers(prompts, stops, longest, SilentProgress())
         for prompt, answer in zip(prompts, answers, strict=True):
             text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
             yield _scored(written_score(text), text, len(prompt), len(answer.tokens))

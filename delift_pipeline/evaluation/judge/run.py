@@ -78,15 +78,6 @@ class Judged:
             "tokens": self.tokens,
         }
 
-    @property
-    def record_means(self) -> pl.DataFrame:
-        """`record_id` and `score`, for records whose every dimension is scored."""
-        whole = pl.col("score").is_not_null().all()
-        means = self.rows.group_by("record_id", maintain_order=True).agg(
-            score=pl.when(whole).then(pl.col("score").mean())
-        )
-        return means.drop_nulls()
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -208,9 +199,17 @@ def judged(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judge
         "asked": sum(reply.prompt_tokens for _, reply in found),
         "replied": sum(reply.reply_tokens for _, reply in found),
     }
-    whole = Judged(rows, dimensions, _scores(rows["score"], rows["status"]), tokens)
-    overall = _scores(whole.record_means["score"], rows["status"])
+    overall = _scores(record_means(rows)["score"], rows["status"])
     return Judged(rows, dimensions, overall, tokens)
+
+
+def record_means(rows: pl.DataFrame) -> pl.DataFrame:
+    """`record_id` and `score`, for records whose every dimension is scored."""
+    whole = pl.col("score").is_not_null().all()
+    means = rows.group_by("record_id", maintain_order=True).agg(
+        score=pl.when(whole).then(pl.col("score").mean())
+    )
+    return means.drop_nulls()
 
 
 def _scores(scores: pl.Series, statuses: pl.Series) -> Scores:
