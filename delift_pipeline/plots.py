@@ -134,19 +134,16 @@ def _draw_bars(axes: "Axes", shown: Sequence[Bar]) -> None:
     low, high = min(0.0, *ends), max(0.0, *ends)
     axes.set_axis_off()
     axes.set(xlim=(low, high if high > low else low + 1.0), ylim=(len(shown) - 0.5, -0.5))
-    beside: dict[str, Any] = {
-        "xycoords": axes.get_yaxis_transform(),
-        "va": "center",
-        "parse_math": False,
-    }
-    ink: dict[str, Any] = {"color": COLOURS["ink"]}
+    ink = COLOURS["ink"]
+    text: dict[str, Any] = {"va": "center", "fontsize": 11, "color": ink, "parse_math": False}
+    text["xycoords"] = axes.get_yaxis_transform()
     for row, bar in enumerate(shown):
         axes.barh(row, bar.value, height=0.75, color=COLOURS[bar.colour], clip_on=False)
         if bar.error:
             span = (bar.value - bar.error, bar.value + bar.error)
-            axes.plot(span, (row, row), linewidth=1.6, clip_on=False, **ink)
-        axes.annotate(bar.label, (-0.02, row), ha="right", fontsize=11, **beside, **ink)
-        axes.annotate(bar.text, (1.02, row), ha="left", fontsize=11, **beside, **ink)
+            axes.plot(span, (row, row), linewidth=1.6, clip_on=False, color=ink)
+        axes.annotate(bar.label, (-0.02, row), ha="right", **text)
+        axes.annotate(bar.text, (1.02, row), ha="left", **text)
 
 
 def curves(
@@ -279,10 +276,11 @@ def _axes(x_title: str, y_title: str, title: str) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=100)
     # A computed layout takes longer than all the drawing.
     axes = figure.add_axes((0.1, 0.2, 0.87, 0.68))
-    axes.set(xlabel=x_title, ylabel=y_title)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel(x_title, fontsize=12)
+    axes.set_ylabel(y_title, fontsize=12)
+    axes.tick_params(which="both", length=0, labelsize=12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(COLOURS["soft"])
     axes.patch.set_visible(False)
-    axes.tick_params(which="both", length=0)
     return figure, axes
