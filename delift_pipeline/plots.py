@@ -22,7 +22,6 @@ COLOURS = {
     "reference": "#c9a14a",
     "ink": "#1d2329",
     "soft": "#5c6670",
-    "line": "#e2dfd8",
 }
 """Colours by the name of the CSS variable that overrides them on a page."""
 WIDTH, HEIGHT = 640, 220

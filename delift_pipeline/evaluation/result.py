@@ -94,7 +94,7 @@ def metric_text(metrics: Mapping[str, float], name: str) -> str:
     return with_error(metrics.get(name), metrics.get(f"{name}_se"))
 
 
-def metrics_in(samples: pl.DataFrame) -> list[MetricName]:
+def _metrics_in(samples: pl.DataFrame) -> list[MetricName]:
     """The metrics that samples have a column of; earlier releases knew fewer."""
     return [name for name in METRICS if name in samples.columns]
 
@@ -102,7 +102,7 @@ def metrics_in(samples: pl.DataFrame) -> list[MetricName]:
 def summarise(samples: pl.DataFrame) -> dict[str, float]:
     """Mean and standard error of every metric that was computed."""
     metrics: dict[str, float] = {}
-    for name in metrics_in(samples):
+    for name in _metrics_in(samples):
         values = samples[name].drop_nulls()
         if values.len():
             metrics[name], metrics[f"{name}_se"] = mean_and_error(values)
@@ -120,9 +120,9 @@ def mean_and_error(values: pl.Series) -> tuple[float, float]:
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
     """Each metric's paired difference, records joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
-    known = set(metrics_in(theirs.samples))
+    known = set(_metrics_in(theirs.samples))
     found: dict[MetricName, Difference] = {}
-    for name in (name for name in metrics_in(ours.samples) if name in known):
+    for name in (name for name in _metrics_in(ours.samples) if name in known):
         gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
         if gaps.len():
             mean, error = mean_and_error(gaps)
