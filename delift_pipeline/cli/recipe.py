@@ -1,5 +1,6 @@
 """`delift recipe`: a benchmark of the paper as a file or as versions, by its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def recipe(
     else:
         check_outputs({"--out": out}, as_json=as_json)
         facts = _benchmark(name, source or [], split, limit, seed, revision, out)
-    print_json(facts) if as_json else print(facts.pop("said"), file=message_stream(out))
+    print_json(facts) if as_json else print(facts["said"], file=message_stream(out))
 
 
 def _benchmark(
@@ -65,92 +66,77 @@ def _benchmark(
     from delift_pipeline.records.recipes.read import benchmark_rows, write_rows
     from delift_pipeline.records.recipes.table import recipe_of
 
-    asked = recipe_of(name)
+    found = recipe_of(name)
     if len(source) > 1:
         raise Refused(Fault("a benchmark has one source", field="--source"))
     place = source[0] if source else None
-    rows = benchmark_rows(asked, place, split, limit=limit, seed=seed, revision=revision)
+    rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
     write_rows(out, rows)
-    metrics = ", ".join(asked.metrics)
+    about = f"{out}: {len(rows):,} records of {found.title} ({split})"
     return {
         "recipe": name,
         "records": len(rows),
         "file": str(out),
-        "metrics": list(asked.metrics),
-        "said": f"{out}: {len(rows):,} records of {asked.title} ({split}); in arms.yaml: "
-        f"evaluation: {{metrics: [{metrics}]}}",
+        "metrics": list(found.metrics),
+        "said": f"{about}; {_evaluation(found.metrics)}",
     }
 
 
 def _transfer(
-    name: str,
-    source: list[str],
-    out: Path,
-    sizes: tuple[int | None, int, int],
-    seed: int,
+    name: str, source: list[str], out: Path, sizes: tuple[int | None, int, int], seed: int
 ) -> dict[str, Any]:
-    from delift_pipeline.records.recipes.table import recipe_of, transfer_of
+    from delift_pipeline.records.recipes.table import TRANSFERS, recipe_of
     from delift_pipeline.records.recipes.transfers import Sizes, write_transfer
 
-    asked = transfer_of(name)
+    transfer = TRANSFERS[name]
     pairs = [item.partition("=") for item in source]
     bad = [recipe for recipe, equals, place in pairs if not equals or not place]
     if bad:
         raise Refused(*(Fault(f"{item!r}: write RECIPE=PLACE", field="--source") for item in bad))
     places = {recipe_of(recipe).name: place for recipe, _, place in pairs}
     pool, target, heldout = sizes
-    wanted = Sizes(pool or Sizes.pool, target, heldout)
-    versions = write_transfer(out, asked, places, wanted, seed)
-    metrics = recipe_of(asked.goal).metrics
-    lines = [f"{out / version}" for version in versions]
-    listed = ", ".join(metrics)
-    lines.append(f"stage {asked.stage}; in arms.yaml: evaluation: {{metrics: [{listed}]}}")
+    versions = write_transfer(
+        out, transfer, places, Sizes(pool or Sizes.pool, target, heldout), seed
+    )
+    metrics = recipe_of(transfer.goal).metrics
+    lines = [str(out / version) for version in versions]
+    lines += [f"stage {transfer.stage}; {_evaluation(metrics)}", transfer.note]
     return {
         "transfer": name,
-        "stage": asked.stage,
+        "stage": transfer.stage,
         "versions": versions,
         "folder": str(out),
         "metrics": list(metrics),
-        "note": asked.note,
-        "said": "\n".join(lines + ([asked.note] if asked.note else [])),
+        "note": transfer.note,
+        "said": "\n".join(filter(None, lines)),
     }
+
+
+def _evaluation(metrics: Sequence[str]) -> str:
+    return f"in arms.yaml: evaluation: {{metrics: [{', '.join(metrics)}]}}"
 
 
 def _list(as_json: bool) -> None:
     from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS
 
-    rows = [
-        {
-            "name": one.name,
-            "kind": "benchmark",
-            "title": one.title,
-            "hub": one.hub,
-            "metrics": list(one.metrics),
-            "note": one.note,
-        }
+    columns = ("name", "kind", "title", "hub", "metrics", "note")
+    listed = [
+        (one.name, "benchmark", one.title, one.hub, list(one.metrics), one.note)
         for one in RECIPES.values()
     ]
-    rows += [
-        {
-            "name": one.name,
-            "kind": f"transfer ({one.stage})",
-            "title": f"{one.pool} -> {one.goal}",
-            "hub": None,
-            "metrics": [],
-            "note": one.note,
-        }
+    listed += [
+        (one.name, f"transfer ({one.stage})", f"{one.pool} -> {one.goal}", None, [], one.note)
         for one in TRANSFERS.values()
     ]
     if as_json:
-        print_json(rows)
+        print_json([dict(zip(columns, row, strict=True)) for row in listed])
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("name", "kind", "title", "hub", "metrics", "note"):
+    for heading in columns:
         table.add_column(heading, no_wrap=heading == "name")
-    for row in rows:
-        cells = [row["name"], row["kind"], row["title"], row["hub"] or "-"]
-        table.add_row(*cells, " ".join(row["metrics"]), row["note"])
+    for name, kind, title, hub, metrics, note in listed:
+        table.add_row(name, kind, title, hub or "-", " ".join(metrics), note)
     Console().print(table)

@@ -1,12 +1,12 @@
 """A benchmark's files, from a folder, a file or the hub, as rows in a record's columns."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.recipes.table import Recipe
+from delift_pipeline.records.recipes.table import Recipe, Rows
 from delift_pipeline.records.tables import read_table
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.output import write_output
@@ -24,7 +24,7 @@ def benchmark_rows(
     limit: int | None = None,
     seed: int = 0,
     revision: str | None = None,
-) -> list[dict[str, str]]:
+) -> Rows:
     """A split's rows in a record's columns.
 
     Args:
@@ -43,10 +43,14 @@ def benchmark_rows(
     ]
     if not rows:
         raise Refused(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
+    return drawn(rows, limit, seed)
+
+
+def drawn(rows: Rows, limit: int | None, seed: int) -> Rows:
+    """At most `limit` rows, drawn with the seed, in their order."""
     if limit is None or limit >= len(rows):
         return rows
-    kept = sorted(random.Random(seed).sample(range(len(rows)), limit))
-    return [rows[place] for place in kept]
+    return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
 def files_of(
@@ -60,54 +64,45 @@ def files_of(
     patterns = recipe.files.get(split)
     if patterns is None:
         raise Refused(Fault(f"{split!r}: train or test", field="split"))
-    place = Path(source).expanduser() if source else None
-    if place is not None and place.is_file():
-        return [place]
-    folder = place if place is not None and place.is_dir() else None
-    if folder is None:
-        folder = _downloaded(_hub_id(recipe, source), patterns, revision)
+    folder = Path(source).expanduser() if source else None
+    if folder is not None and folder.is_file():
+        return [folder]
+    if folder is None or not folder.is_dir():
+        folder = _downloaded(recipe, source or recipe.hub, patterns, revision)
     for pattern in patterns:
         if found := sorted(folder.glob(pattern)):
             return found
-    looked = ", ".join(patterns)
-    raise Refused(
-        Fault(f"no file of the {split} split of {recipe.name}: looked for {looked}", str(folder))
-    )
+    looked = f"looked for {', '.join(patterns)}"
+    raise Refused(Fault(f"no file of the {split} split of {recipe.name}: {looked}", str(folder)))
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write rows as JSON Lines, whole or not at all."""
     write_output(path, "".join(f"{json_text(row)}\n" for row in rows).encode("utf-8"))
 
 
-def _hub_id(recipe: Recipe, source: str | None) -> str:
-    hub_id = source or recipe.hub
+def _downloaded(
+    recipe: Recipe, hub_id: str | None, patterns: Sequence[str], revision: str | None
+) -> Path:
     if hub_id is None:
         reason = f"give the files of {recipe.name} by --source: {recipe.note}"
         raise Refused(Fault(reason, field="source"))
-    return hub_id
-
-
-def _downloaded(hub_id: str, patterns: tuple[str, ...], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
-            )
+        folder = snapshot_download(
+            hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (
-            f"neither a file, a folder nor a data set that the hub gives: "
-            f"{str(error).splitlines()[0]}"
-        )
+        first = str(error).splitlines()[0]
+        reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
         raise Refused(Fault(reason, file=hub_id)) from error
+    return Path(folder)
 
 
-def _read(recipe: Recipe, path: Path) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
+def _read(recipe: Recipe, path: Path) -> Rows:
+    found: Rows = []
     faults: list[Fault] = []
     table = read_table(path, recipe.columns | RECORD_COLUMNS)
     for row in table.rows:
@@ -125,7 +120,7 @@ def _read(recipe: Recipe, path: Path) -> list[dict[str, str]]:
     return found
 
 
-def _records(recipe: Recipe, row: dict[str, Any]) -> list[dict[str, str]]:
+def _records(recipe: Recipe, row: dict[str, Any]) -> Rows:
     """A row in a record's columns as it is, any other by the recipe's rule; no empty answers."""
     theirs = recipe.columns - RECORD_COLUMNS
     ours = row.keys() >= OWN and not (theirs and theirs <= row.keys())

@@ -1,15 +1,27 @@
-"""The benchmarks of the paper by name, and its transfers from one to another."""
+"""The benchmarks of the paper by name, and its transfers from one to another.
+
+The rule of a recipe takes one row in its publishers' own columns and gives the records it makes:
+usually one, for MT-Bench one for each turn.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.evaluation.options import GENERAL, MetricName
-from delift_pipeline.records.recipes import rows
-from delift_pipeline.records.recipes.rows import Rows
 
-T = TypeVar("T")
+Row = Mapping[str, Any]
+Rows = list[dict[str, str]]
+Rule = Callable[[Row], Rows]
+
+_LETTERS = "ABCDEFGHIJ"
+_REWRITE = "Rewrite the last question so that it can be understood without the conversation."
+_ENDINGS = ("jsonl", "json", "parquet", "csv")
+_GENERAL = ("answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity")
+_HOTPOT = ("answer_loss", "squad_exact_match", "hotpotqa_f1")
+_REWRITING = ("answer_loss", "exact_match", "rouge1", "rougeL")
+_SPAN = ("answer_loss", "squad_exact_match", "squad_f1")
+_TEXT = ("answer_loss", "rouge1", "rouge2", "rougeL", "embedding_similarity")
 
 
 @dataclass(frozen=True)
@@ -33,142 +45,200 @@ class Recipe:
     hub: str | None
     files: Mapping[str, tuple[str, ...]]
     columns: frozenset[str]
-    rule: Callable[[Mapping[str, Any]], Rows]
-    metrics: tuple[MetricName, ...]
+    rule: Rule
+    metrics: tuple[str, ...]
     note: str = ""
 
 
-def _files(train: str = "", test: str = "") -> dict[str, tuple[str, ...]]:
-    """Patterns by split: one file of that name, else the hub's own."""
-    found = {}
-    for split, hub in (("train", train), ("test", test)):
-        own = tuple(f"{split}.{end}" for end in ("jsonl", "json", "parquet", "csv"))
-        found[split] = own + ((hub,) if hub else ())
-    return found
+RECIPES: dict[str, Recipe] = {}
+"""Every recipe by name."""
 
 
 def _recipe(
-    name: str,
     title: str,
     hub: str | None,
-    files: Mapping[str, tuple[str, ...]],
     columns: str,
-    rule: Callable[[Mapping[str, Any]], Rows],
-    metrics: tuple[MetricName, ...],
+    metrics: tuple[str, ...],
+    files: tuple[str, str] = ("", ""),
     note: str = "",
-) -> Recipe:
-    return Recipe(name, title, hub, files, frozenset(columns.split()), rule, metrics, note)
+) -> Callable[[Rule], Rule]:
+    """Register a rule as the recipe of its name; `files` are the hub's of both splits."""
+    patterns = {
+        split: (*(f"{split}.{ending}" for ending in _ENDINGS), *filter(None, [at_the_hub]))
+        for split, at_the_hub in zip(("train", "test"), files, strict=True)
+    }
+
+    def registered(rule: Rule) -> Rule:
+        name, own = rule.__name__, frozenset(columns.split())
+        RECIPES[name] = Recipe(name, title, hub, patterns, own, rule, metrics, note)
+        return rule
+
+    return registered
 
 
-_TEXT: tuple[MetricName, ...] = (
-    "answer_loss",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "embedding_similarity",
+def _record(instruction: str, output: str, input: str | None, task: str, id: Any = None) -> Rows:
+    texts = {"instruction": instruction, "input": input or "", "output": output, "task": task}
+    return [{**texts, "source_id": str(id)} if id not in ("", None) else texts]
+
+
+@_recipe(
+    "MixInstruct",
+    "llm-blender/mix-instruct",
+    "instruction output candidates",
+    _TEXT,
+    files=("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
 )
-_SPAN: tuple[MetricName, ...] = ("answer_loss", "squad_exact_match", "squad_f1")
-_HOTPOT: tuple[MetricName, ...] = ("answer_loss", "squad_exact_match", "hotpotqa_f1")
+def mix_instruct(row: Row) -> Rows:
+    """The reference answer; the candidates of other models are left out."""
+    return alpaca({**row, "task": f"mix_instruct/{str(row.get('id', '')).partition('/')[0]}"})
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        _recipe(
-            "mix_instruct",
-            "MixInstruct",
-            "llm-blender/mix-instruct",
-            _files("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
-            "instruction output candidates",
-            rows.mix_instruct,
-            _TEXT,
-        ),
-        _recipe(
-            "p3",
-            "P3 (the T0 mixture)",
-            None,
-            _files("*/train-*.parquet", "*/validation-*.parquet"),
-            "inputs_pretokenized targets_pretokenized",
-            rows.p3,
-            _TEXT,
-            "it has hundreds of templates, so a file or a folder of those that are wanted",
-        ),
-        _recipe(
-            "hotpotqa",
-            "HotpotQA",
-            "hotpotqa/hotpot_qa",
-            _files("distractor/train-*.parquet", "distractor/validation-*.parquet"),
-            "question answer type",
-            rows.hotpotqa,
-            _HOTPOT,
-        ),
-        _recipe(
-            "mmlu",
-            "MMLU",
-            "cais/mmlu",
-            _files("all/auxiliary_train-*.parquet", "all/test-*.parquet"),
-            "question choices answer",
-            rows.mmlu,
-            ("answer_loss", "choice_accuracy"),
-        ),
-        _recipe(
-            "mt_bench",
-            "MT-Bench, two turns",
-            "HuggingFaceH4/mt_bench_prompts",
-            _files("", "raw/question.jsonl"),
-            "category reference",
-            rows.mt_bench,
-            _TEXT,
-            "only turns with a reference answer make records; score answers with `delift judge`",
-        ),
-        _recipe(
-            "gsm8k",
-            "GSM8K",
-            "openai/gsm8k",
-            _files("main/train-*.parquet", "main/test-*.parquet"),
-            "question answer",
-            rows.gsm8k,
-            ("answer_loss", "final_answer"),
-        ),
-        _recipe(
-            "squad",
-            "SQuAD 1.1",
-            "rajpurkar/squad",
-            _files("plain_text/train-*.parquet", "plain_text/validation-*.parquet"),
-            "question context answers",
-            rows.squad,
-            _SPAN,
-        ),
-        _recipe(
-            "query_rewriting",
-            "Query rewriting (CANARD)",
-            None,
-            _files(),
-            "History Question Rewrite",
-            rows.query_rewriting,
-            ("answer_loss", "exact_match", "rouge1", "rougeL"),
-            "CANARD stands in for the paper's closed query-rewriting sets",
-        ),
-        _recipe(
-            "alpaca",
-            "Alpaca",
-            "tatsu-lab/alpaca",
-            _files("data/train-*.parquet"),
-            "instruction input output",
-            rows.alpaca,
-            GENERAL,
-        ),
-        _recipe(
-            "dolly",
-            "Dolly",
-            "databricks/databricks-dolly-15k",
-            _files("databricks-dolly-15k.jsonl"),
-            "instruction context response",
-            rows.dolly,
-            GENERAL,
-        ),
+
+@_recipe(
+    "P3 (the T0 mixture)",
+    None,
+    "inputs_pretokenized targets_pretokenized",
+    _TEXT,
+    files=("*/train-*.parquet", "*/validation-*.parquet"),
+    note="it has hundreds of templates, so a file or a folder of those that are wanted",
+)
+def p3(row: Row) -> Rows:
+    """A filled template as the whole instruction."""
+    asked, answer = row["inputs_pretokenized"].strip(), row["targets_pretokenized"].strip()
+    return _record(asked, answer, None, f"p3/{row.get('template') or 'p3'}")
+
+
+@_recipe(
+    "HotpotQA",
+    "hotpotqa/hotpot_qa",
+    "question answer type",
+    _HOTPOT,
+    files=("distractor/train-*.parquet", "distractor/validation-*.parquet"),
+)
+def hotpotqa(row: Row) -> Rows:
+    """The question with its paragraphs, where there are any."""
+    context = row.get("context") or {}
+    paragraphs = zip(context.get("title", []), context.get("sentences", []), strict=True)
+    text = "\n".join(
+        f"[{i}] {title}: {''.join(parts).strip()}"
+        for i, (title, parts) in enumerate(paragraphs, start=1)
     )
-}
-"""Every recipe by name."""
+    task = f"hotpotqa/{row.get('type') or 'question'}"
+    return _record(row["question"], row["answer"], text, task, row.get("id"))
+
+
+@_recipe(
+    "MMLU",
+    "cais/mmlu",
+    "question choices answer",
+    ("answer_loss", "choice_accuracy"),
+    files=("all/auxiliary_train-*.parquet", "all/test-*.parquet"),
+)
+def mmlu(row: Row) -> Rows:
+    """The question with its lettered options; the answer is a letter."""
+    instruction = (
+        f"The following is a multiple choice question about {row['subject'].replace('_', ' ')}. "
+        "Answer with the letter of the correct option."
+    )
+    options = [f"{_LETTERS[i]}. {choice}" for i, choice in enumerate(row["choices"])]
+    answer = row["answer"]
+    letter = _LETTERS[answer] if isinstance(answer, int) else str(answer)
+    return _record(
+        instruction, letter, "\n".join([row["question"], *options]), f"mmlu/{row['subject']}"
+    )
+
+
+@_recipe(
+    "MT-Bench, two turns",
+    "HuggingFaceH4/mt_bench_prompts",
+    "category reference",
+    _TEXT,
+    files=("", "raw/question.jsonl"),
+    note="only turns with a reference answer make records; score answers with `delift judge`",
+)
+def mt_bench(row: Row) -> Rows:
+    """One record for each turn that has a reference answer; the second holds the first."""
+    turns, references = row.get("turns") or row.get("prompt") or [], row.get("reference") or []
+    said: list[str] = []
+    found: Rows = []
+    # A row may have fewer reference answers than turns.
+    for number, (turn, answer) in enumerate(zip(turns, references, strict=False), start=1):
+        if not answer.strip():
+            break
+        task = f"mt_bench/{row.get('category') or 'chat'}/turn{number}"
+        name = f"{row.get('question_id', row.get('prompt_id', ''))}-turn{number}"
+        found += _record(turn, answer, "\n".join(said), task, name)
+        said += [f"User: {turn}", f"Assistant: {answer}"]
+    return found
+
+
+@_recipe(
+    "GSM8K",
+    "openai/gsm8k",
+    "question answer",
+    ("answer_loss", "final_answer"),
+    files=("main/train-*.parquet", "main/test-*.parquet"),
+)
+def gsm8k(row: Row) -> Rows:
+    """The worked answer, whose last line is `#### number`."""
+    return _record(row["question"], row["answer"], None, "gsm8k")
+
+
+@_recipe(
+    "SQuAD 1.1",
+    "rajpurkar/squad",
+    "question context answers",
+    _SPAN,
+    files=("plain_text/train-*.parquet", "plain_text/validation-*.parquet"),
+)
+def squad(row: Row) -> Rows:
+    """The question about a paragraph and its first answer; no record where there is no answer."""
+    answers = list((row.get("answers") or {}).get("text", []))
+    if not answers:
+        return []
+    task = f"squad/{row.get('title') or 'question'}"
+    return _record(row["question"], answers[0], row["context"], task, row.get("id"))
+
+
+@_recipe(
+    "Query rewriting (CANARD)",
+    None,
+    "History Question Rewrite",
+    _REWRITING,
+    note="CANARD stands in for the paper's closed query-rewriting sets",
+)
+def query_rewriting(row: Row) -> Rows:
+    """The conversation so far, and its last question in words that need none of it."""
+    topic, turns = list(row["History"])[:2], list(row["History"])[2:]
+    said = [f"{'QA'[i % 2]}: {turn}" for i, turn in enumerate([*turns, row["Question"]])]
+    text = "\n".join([f"Topic: {' / '.join(topic)}", *said])
+    name = f"{row.get('QuAC_dialog_id', '')}-q{row.get('Question_no', '')}"
+    return _record(_REWRITE, row["Rewrite"], text, "query_rewriting/canard", name)
+
+
+@_recipe(
+    "Alpaca",
+    "tatsu-lab/alpaca",
+    "instruction input output",
+    _GENERAL,
+    files=("data/train-*.parquet", ""),
+)
+def alpaca(row: Row) -> Rows:
+    """A record's own columns; the column `text`, which repeats them, is left out."""
+    task = row.get("task") or "alpaca"
+    return _record(row["instruction"], row["output"], row.get("input"), task, row.get("id"))
+
+
+@_recipe(
+    "Dolly",
+    "databricks/databricks-dolly-15k",
+    "instruction context response",
+    _GENERAL,
+    files=("databricks-dolly-15k.jsonl", ""),
+)
+def dolly(row: Row) -> Rows:
+    """The context as the input."""
+    task = f"dolly/{row.get('category') or 'instruction'}"
+    return _record(row["instruction"], row["response"], row.get("context"), task)
 
 
 @dataclass(frozen=True)
@@ -191,23 +261,18 @@ class Transfer:
     note: str = ""
 
 
-TRANSFERS: dict[str, Transfer] = {
-    transfer.name: transfer
-    for transfer in (
-        Transfer("hotpotqa-mmlu", "hotpotqa", "mmlu", "task_specific"),
-        Transfer("mix_instruct-mt_bench", "mix_instruct", "mt_bench", "task_specific"),
-        Transfer("mix_instruct-gsm8k", "mix_instruct", "gsm8k", "task_specific"),
-        Transfer("squad-hotpotqa", "squad", "hotpotqa", "continual"),
-        Transfer(
-            "query_rewriting",
-            "query_rewriting",
-            "query_rewriting",
-            "continual",
-            "old and new domain are two halves of CANARD's topics: it stands in for the paper's "
-            "closed query-rewriting sets",
-        ),
-    )
-}
+_HALVES = (
+    "old and new domain are two halves of CANARD's topics: it stands in for the paper's "
+    "closed query-rewriting sets"
+)
+_TRANSFERS = (
+    Transfer("hotpotqa-mmlu", "hotpotqa", "mmlu", "task_specific"),
+    Transfer("mix_instruct-mt_bench", "mix_instruct", "mt_bench", "task_specific"),
+    Transfer("mix_instruct-gsm8k", "mix_instruct", "gsm8k", "task_specific"),
+    Transfer("squad-hotpotqa", "squad", "hotpotqa", "continual"),
+    Transfer("query_rewriting", "query_rewriting", "query_rewriting", "continual", _HALVES),
+)
+TRANSFERS: dict[str, Transfer] = {transfer.name: transfer for transfer in _TRANSFERS}
 """The paper's transfers by name."""
 
 
@@ -217,20 +282,8 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         Refused: there is none.
     """
-    return _named(RECIPES, name, "recipe")
-
-
-def transfer_of(name: str) -> Transfer:
-    """The transfer of that name.
-
-    Raises:
-        Refused: there is none.
-    """
-    return _named(TRANSFERS, name, "transfer")
-
-
-def _named(table: Mapping[str, T], name: str, kind: str) -> T:
-    if name not in table:
-        known = ", ".join(table)
-        raise Refused(Fault(f"{name!r} is no {kind}; there are {known}", field=kind))
-    return table[name]
+    if name not in RECIPES:
+        raise Refused(
+            Fault(f"{name!r} is no recipe; there are {', '.join(RECIPES)}", field="recipe")
+        )
+    return RECIPES[name]
