@@ -2,14 +2,14 @@
 
 import csv
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.csv_rows import csv_cell
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.json_text import json_text, plain
 
 if TYPE_CHECKING:
     from delift_pipeline.operations.query import Answer
@@ -38,7 +38,7 @@ def query(
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(answer.columns)
-        writer.writerows([_cell(value) for value in row] for row in answer.rows)
+        writer.writerows([csv_cell(value) for value in row] for row in answer.rows)
     else:
         _print_table(answer)
 
@@ -69,13 +69,6 @@ def existing(home: Home) -> Home:
     return home
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    found = plain(value)
-    return found if isinstance(found, str) else json_text(found)
-
-
 def _print_table(answer: "Answer") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +78,7 @@ def _print_table(answer: "Answer") -> None:
     for name in answer.columns:
         table.add_column(Text(name), overflow="fold")
     for row in answer.rows[:ROWS_SHOWN]:
-        table.add_row(*(Text(_visible(_cell(value))) for value in row))
+        table.add_row(*(Text(_visible(csv_cell(value))) for value in row))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
     more = len(answer.rows) - ROWS_SHOWN
     if more > 0:

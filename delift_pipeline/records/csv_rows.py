@@ -6,8 +6,11 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import polars as pl
+
 from delift_pipeline.errors import Fault
-from delift_pipeline.records.formats import MARK, Row, Table, checked_row, lenient_text
+from delift_pipeline.records.formats import MARK, Format, Row, Table, checked_row, lenient_text
+from delift_pipeline.storage.json_text import json_text, plain
 
 SEPARATORS = (",", ";", "\t", "|")
 WINDOWS = "Windows-1252"
@@ -32,41 +35,49 @@ def csv_table(data: bytes, file: str, columns: Collection[str]) -> Table:
     """
     text, valid, notes = _decoded(data, file)
     stated = _SEPARATOR_LINE.match(text)
-    separator = stated[1] if stated else separator_of(text, columns)
-    start = stated.end() if stated else 0
+    separator = stated[1] if stated else best_header(text, columns)[0]
     csv.field_size_limit(_LONGEST_CELL)
-    # Only "\n" ends a physical line here: universal newlines would count a "\r" inside a cell.
-    lines = io.StringIO(text[start:], newline="\n")
-    numbered = _numbered(csv.reader(lines, delimiter=separator, strict=True), bool(stated))
+    numbered = _numbered(text[stated.end() if stated else 0 :], separator, bool(stated))
     first, header, reason = next(numbered, (1, [], ""))
-    if problem := reason or _header_fault(header):
-        return Table([], [Fault(problem, file, first)])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        reason = f"columns named twice: {', '.join(map(repr, twice))}"
+    if reason or not header:
+        return Table([], [Fault(reason or "no header row", file, first)])
     rows: list[Row] = []
     for line, cells, reason in numbered:
         if cells and [cells[0].strip(f'{MARK}"'), *cells[1:]] == header:
             continue
-        row = _row(len(rows) + 1, line, header, cells, reason)
+        if not reason and len(cells) != len(header):
+            reason = f"{len(cells)} cells where the header has {len(header)}"
+        value = None if reason else dict(zip(header, cells, strict=True))
+        row = Row(len(rows) + 1, line, value, reason)
         rows.append(row if valid else checked_row(row))
     return Table(rows, notes=notes)
 
 
-def separator_of(text: str, columns: Collection[str]) -> str:
-    """The separator that finds most of `columns` in the header, then the most cells."""
+def best_header(text: str, columns: Collection[str]) -> tuple[str, list[str]]:
+    """The separator that finds most of `columns` in the first row, then the most cells; the row."""
 
     def found(separator: str) -> tuple[int, int]:
-        header = header_of(text, separator)
-        return len(set(columns).intersection(header)), len(header)
+        return len(set(columns).intersection(headers[separator])), len(headers[separator])
 
-    return max(SEPARATORS, key=found)
+    headers = {separator: _first_row(text, separator) for separator in SEPARATORS}
+    best = max(SEPARATORS, key=found)
+    return best, headers[best]
 
 
-def header_of(text: str, separator: str) -> list[str]:
+def _first_row(text: str, separator: str) -> list[str]:
     """The cells of the first row; none where it cannot be read."""
-    lines = io.StringIO(text, newline="\n")
     try:
-        return next(csv.reader(lines, delimiter=separator, strict=True), [])
+        return next(_reader(text, separator), [])
     except csv.Error:
         return []
+
+
+def _reader(text: str, separator: str) -> Any:
+    # Only "\n" ends a physical line here: universal newlines would count a "\r" inside a cell.
+    return csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
 
 
 def _decoded(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
@@ -88,8 +99,9 @@ def _decoded(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
     return text.lstrip(MARK), valid, ()
 
 
-def _numbered(reader: Any, shifted: bool) -> Iterator[tuple[int, list[str], str]]:
+def _numbered(text: str, separator: str, shifted: bool) -> Iterator[tuple[int, list[str], str]]:
     """(physical line a row starts on, its cells, why it cannot be read), blank lines left out."""
+    reader = _reader(text, separator)
     while True:
         line = reader.line_num + 1 + shifted
         try:
@@ -103,15 +115,30 @@ def _numbered(reader: Any, shifted: bool) -> Iterator[tuple[int, list[str], str]
             yield line, cells, ""
 
 
-def _header_fault(header: list[str]) -> str:
-    if not header:
-        return "no header row"
-    twice = sorted({name for name in header if header.count(name) > 1})
-    return f"columns named twice: {', '.join(map(repr, twice))}" if twice else ""
+def csv_bytes(rows: list[dict[str, Any]], separator: str) -> bytes:
+    """A header and the rows; values that are no text are written as JSON."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO(newline="")
+    # The default line ending, "\r\n", also makes the writer quote cells with a lone "\r".
+    writer = csv.writer(text, delimiter=separator)
+    writer.writerow(columns)
+    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue().encode("utf-8")
 
 
-def _row(number: int, line: int, header: list[str], cells: list[str], reason: str) -> Row:
-    if not reason and len(cells) != len(header):
-        reason = f"{len(cells)} cells where the header has {len(header)}"
-    value = None if reason else dict(zip(header, cells, strict=True))
-    return Row(number, line, value, reason)
+def csv_cell(value: Any) -> str:
+    """A value as the text of a cell: nothing for None, JSON for what is no text."""
+    value = plain(value)
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json_text(value)
+
+
+def _format(suffix: str, separator: str) -> Format:
+    def write(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
+        return csv_bytes(rows, separator)
+
+    return Format(suffix[1:], (suffix,), (), csv_table, write)
+
+
+CSV, TSV = _format(".csv", ","), _format(".tsv", "\t")

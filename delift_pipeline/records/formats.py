@@ -1,4 +1,4 @@
-"""Numbered rows of a file, before anything is known about their shape.
+"""What a file format has to offer, and the numbered rows that its reader gives.
 
 A row that cannot be parsed stays in its place with the reason, so that every fault of a file is
 found in one reading. After a `fatal` fault the rest of the file cannot be read.
@@ -6,6 +6,7 @@ found in one reading. After a `fatal` fault the rest of the file cannot be read.
 
 import json
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,11 @@ MARK = "\ufeff"
 """The byte-order mark, once it is decoded."""
 NOT_UTF8 = "not valid UTF-8"
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_BLANK_START = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
+_JSON_NAMES = {
+    dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null",
+    int: "number", float: "number",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,40 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+Reader = Callable[[bytes, str, Collection[str]], Table]
+"""Takes a file's bytes, its name for faults, and the columns that records may have."""
+Writer = Callable[[list[dict[str, Any]], pl.Schema | None], bytes]
+"""Takes rows and, where they come from a columnar file, their column types."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format; `tables.FORMATS` lists those there are.
+
+    Attributes:
+        name: Its key in `tables.FORMATS`.
+        suffixes: How its files' names end.
+        starts: First bytes that no other format has; none for a text format.
+        read: Bytes to rows. A text format gets UTF-8, or bytes in an unknown encoding.
+        write: Rows to bytes; equal rows give equal bytes.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    starts: tuple[bytes, ...]
+    read: Reader
+    write: Writer
+
+
+def text_start(data: bytes) -> int:
+    """Where the text begins after white space and byte-order marks."""
+    found = _BLANK_START.match(data)
+    return found.end() if found else 0
+
+
 def type_name(value: Any) -> str:
     """The name a JSON reader would give the value's type."""
-    names = {dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null"}
-    number = {int: "number", float: "number"}
-    return (names | number).get(type(value), type(value).__name__)
+    return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 def encodable(text: str) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.compression import CODECS, FORMATS, kind_of
+from delift_pipeline.records.compression import CODECS
 from delift_pipeline.records.stored import newest_versions
+from delift_pipeline.records.tables import kind_of, suffixes
 from delift_pipeline.records.version_file import stated_parents
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home, checked_version
@@ -144,7 +145,7 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
 
 def part_file(folder: Path, part: str) -> Path | None:
     """A folder's file for `pool`, `target` or `heldout`, whatever its format; None without one."""
-    for suffix in FORMATS:
+    for suffix in suffixes():
         for codec in ("", *CODECS):
             path = folder / f"{part}{suffix}{codec}"
             if path.is_file():
@@ -185,7 +186,7 @@ def _entry(path: Path) -> Entry | None:
 
 def _lone_faults(path: Path, version: str) -> list[Fault]:
     if kind_of(path).format is None:
-        known = ", ".join(FORMATS)
+        known = ", ".join(suffixes())
         return [Fault(f"is no format that can be read: use {known}, plain, .gz or .zst")]
     if version.rpartition(".")[2] in PARTS:
         return [Fault("a file that is one of several belongs into a folder inbox/<version>/")]

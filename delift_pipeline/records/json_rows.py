@@ -6,18 +6,22 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator
 from typing import Any
 
+import polars as pl
+
 from delift_pipeline.errors import Fault
 from delift_pipeline.records.formats import (
     MARK,
     NOT_UTF8,
+    Format,
     Row,
     Table,
     checked_row,
     lenient_text,
+    text_start,
     type_name,
 )
+from delift_pipeline.storage.json_text import json_text
 
-_START = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
 _BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
 _NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)
 _MARK_BYTES = MARK.encode()
@@ -45,8 +49,8 @@ class _Decoder:
         value, end = self._json.raw_decode(text, start)
         return value, end, self._problem
 
-    def line(self, text: str) -> tuple[Any, str]:
-        """The one value of a line, and what is wrong with it."""
+    def only(self, text: str) -> tuple[Any, str]:
+        """The one value of a text, and what is wrong with it."""
         self._problem = ""
         return self._json.decode(text), self._problem
 
@@ -62,7 +66,7 @@ class _Decoder:
 
 
 def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
-    """Rows of a text that starts with `{` or `[`.
+    """Rows of JSON Lines, or of a text that starts with `{` or `[`.
 
     Args:
         data: UTF-8.
@@ -70,18 +74,20 @@ def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
         columns: Columns that records may have; an object with one of them is a record and not
             an object around a list of records.
     """
+    if not data.startswith((b"{", b"["), text_start(data)):
+        return _json_lines(data)
     if _is_lines(data):
-        table = json_lines(data)
+        table = _json_lines(data)
         if len(table.rows) > 1 or not _lists(table.rows, columns):
             return table
     text, valid = lenient_text(data)
-    table = _stream(text, file)
+    table = _placed(text, file, _values(text, _Decoder()))
     if lists := _lists(table.rows, columns):
         table = _unwrapped(text, file, lists)
     return table if valid else Table([checked_row(row) for row in table.rows], table.fatal)
 
 
-def json_lines(data: bytes) -> Table:
+def _json_lines(data: bytes) -> Table:
     """One row for each line that is not blank."""
     rows: list[Row] = []
     decoder = _Decoder()
@@ -96,7 +102,7 @@ def json_lines(data: bytes) -> Table:
 def _line_row(decoder: _Decoder, number: int, line: int, encoded: bytes) -> Row:
     try:
         text = encoded.decode("utf-8")
-        value, problem = decoder.line(text)
+        value, problem = decoder.only(text)
     except UnicodeDecodeError as error:
         reason = f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
         return Row(number, line, None, reason)
@@ -123,22 +129,19 @@ def _syntax_fault(error: Exception) -> str:
 
 
 def _is_lines(data: bytes) -> bool:
-    """Whether each line of the text is a value of its own, by its first line."""
-    found = _START.match(data)
-    start = found.end() if found else 0
-    end = data.find(b"\n", start)
+    """Whether each line of the text is a value of its own, by the line of its first value."""
+    start = text_start(data)
     if data.startswith(b"[", start):
         return False
+    end = data.find(b"\n", start)
     line = lenient_text(data[start:] if end < 0 else data[start:end])[0].strip()
     decoder = _Decoder()
     try:
-        decoder.line(line)
-    except (ValueError, RecursionError):
-        pass
-    else:
+        decoder.only(line)
         return True
-    if line == "{":
-        return False
+    except (ValueError, RecursionError):
+        if line == "{":
+            return False
     text, _ = lenient_text(data)
     first = _skip(text, 0)
     try:
@@ -146,11 +149,6 @@ def _is_lines(data: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return "\n" not in text[first:last]
-
-
-def _stream(text: str, file: str) -> Table:
-    """Values that follow each other; the elements of an array count as values."""
-    return _placed(text, file, _values(text, _Decoder()))
 
 
 def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
@@ -249,3 +247,16 @@ def _member(text: str, key: str, decoder: _Decoder) -> int:
         if name == key:
             return at
         at = _skip(text, decoder.value(text, at)[1])
+
+
+def _json_bytes(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
+    body = ",\n".join(json_text(row) for row in rows)
+    return f"[\n{body}\n]\n".encode()
+
+
+def _line_bytes(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
+    return "".join(f"{json_text(row)}\n" for row in rows).encode("utf-8")
+
+
+JSON_LINES = Format("jsonl", (".jsonl", ".ndjson"), (), json_table, _line_bytes)
+JSON = Format("json", (".json",), (), json_table, _json_bytes)

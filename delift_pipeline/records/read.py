@@ -8,7 +8,6 @@ from typing import Any, Literal
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.compression import kind_of
 from delift_pipeline.records.fold import Folded, Folder
 from delift_pipeline.records.formats import Table
 from delift_pipeline.records.shapes import (
@@ -19,7 +18,7 @@ from delift_pipeline.records.shapes import (
     shape_of_file,
 )
 from delift_pipeline.records.sources import input_files
-from delift_pipeline.records.tables import read_table
+from delift_pipeline.records.tables import kind_of, read_table
 
 Inputs = Path | Sequence[Path]
 """A file, a folder of them, or several of either."""

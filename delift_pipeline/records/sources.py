@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.compression import FORMATS, kind_of
+from delift_pipeline.records.tables import kind_of, suffixes
 
 STANDARD_INPUT = Path("/dev/stdin")
 STANDARD = Path("-")
@@ -66,7 +66,7 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
     if not files:
         folders = [path.name for path in visible if path.is_dir()]
         inside = f"; its folders are: {_listed(folders)}" if folders else ""
-        known = ", ".join(FORMATS)
+        known = ", ".join(suffixes())
         raise Refused(Fault(f"the folder holds no data file ({known}){inside}", str(folder)))
     train = _without_other_splits(files)
     left_out = [path.name for path in found if path not in train and not _is_text(path)]

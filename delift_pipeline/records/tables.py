@@ -1,20 +1,19 @@
 """A file's rows, in the format that its content shows; its name decides only where that is open."""
 
 import codecs
-import io
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.compression import CODECS, FORMATS, kind_of, read_bytes
-from delift_pipeline.records.csv_rows import csv_table, header_of, separator_of
-from delift_pipeline.records.formats import Row, Table, lenient_text
-from delift_pipeline.records.json_rows import json_lines, json_table
+from delift_pipeline.records.columnar import ARROW, PARQUET
+from delift_pipeline.records.compression import CODECS, read_bytes
+from delift_pipeline.records.csv_rows import CSV, TSV, best_header
+from delift_pipeline.records.formats import Format, Table, lenient_text, text_start
+from delift_pipeline.records.json_rows import JSON, JSON_LINES
 
-_START = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
+FORMATS = {one.name: one for one in (JSON_LINES, JSON, CSV, TSV, PARQUET, ARROW)}
+"""Every format that can be read and written, by name. A new one is added here."""
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -28,9 +27,36 @@ _OTHER_CONTENT = {
     b"SQLite format 3\x00": "an SQLite database: write its table to a CSV file",
     b"%PDF": "a PDF file: give the records as JSON Lines or CSV",
 }
-ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 _SURE = 2
 """How many known columns make the first line of a file without a known suffix a CSV header."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """The format, codec and bare name that a file name tells.
+
+    Attributes:
+        stem: The name without the suffixes of format and codec.
+        format: A name of `FORMATS`; None where the suffix says nothing.
+        codec: `gzip`, `zstd` or None.
+    """
+
+    stem: str
+    format: str | None
+    codec: str | None
+
+
+def suffixes() -> dict[str, str]:
+    """The names of the formats by the suffixes of file names."""
+    return {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+
+
+def kind_of(path: Path) -> FileKind:
+    """Read the suffixes of `path`, without opening it."""
+    codec = CODECS.get(path.suffix.lower())
+    inner = Path(path.stem) if codec else Path(path.name)
+    found = suffixes().get(inner.suffix.lower())
+    return FileKind(inner.stem if found else inner.name, found, codec)
 
 
 def read_table(path: Path, columns: Collection[str] = ()) -> Table:
@@ -48,34 +74,26 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     for start, content in _OTHER_CONTENT.items():
         if data.startswith(start):
             raise Refused(Fault(f"the file is {content}", file))
-    if data.startswith(b"PAR1"):
-        return _columnar(lambda: pl.read_parquet(io.BytesIO(data)), "Parquet", file)
-    if data.startswith(ARROW_FILE):
-        return _columnar(lambda: pl.read_ipc(io.BytesIO(data)), "Arrow", file)
-    if data.startswith(ARROW_STREAM):
-        return _columnar(lambda: pl.read_ipc_stream(io.BytesIO(data)), "Arrow", file)
-    return _text_table(_as_utf8(data, file), path, columns)
+    for form in FORMATS.values():
+        if form.starts and data.startswith(form.starts):
+            return form.read(data, file, columns)
+    data = _as_utf8(data, file)
+    return _text_format(data, path, columns).read(data, file, columns)
 
 
-def _text_table(data: bytes, path: Path, columns: Collection[str]) -> Table:
-    found, named = _START.match(data), kind_of(path).format
-    start = found.end() if found else 0
-    if data[start : start + 1] in (b"{", b"["):
-        return json_table(data, str(path), columns)
-    if named in ("json", "jsonl"):
-        return json_lines(data)
-    if named in ("csv", "tsv"):
-        return csv_table(data, str(path), columns)
+def _text_format(data: bytes, path: Path, columns: Collection[str]) -> Format:
+    start, named = text_start(data), kind_of(path).format
+    if data.startswith((b"{", b"["), start):
+        return JSON
+    if named and not FORMATS[named].starts:
+        return FORMATS[named]
     first, _ = lenient_text(data[start:].split(b"\n", 1)[0])
-    header = header_of(first.rstrip("\r"), separator_of(first, columns))
-    if len(set(columns).intersection(header)) >= _SURE:
-        return csv_table(data, str(path), columns)
+    if len(set(columns).intersection(best_header(first, columns)[1])) >= _SURE:
+        return CSV
+    known = f"{', '.join(suffixes())}, each plain or {', '.join(CODECS)}"
+    reason = f"unknown format: name it {known}"
     if named:
-        raise Refused(
-            Fault(f"is not {named.title()}: its first bytes are those of another format", str(path))
-        )
-    known = ", ".join(FORMATS)
-    reason = f"unknown format: name it {known}, each plain or {', '.join(CODECS)}"
+        reason = f"is not {named.title()}: its first bytes are those of another format"
     raise Refused(Fault(reason, str(path)))
 
 
@@ -91,13 +109,3 @@ def _as_utf8(data: bytes, file: str) -> bytes:
     except UnicodeError as error:
         reason = f"looks like {encoding} but cannot be decoded ({error}): save it as UTF-8"
         raise Refused(Fault(reason, file)) from error
-
-
-def _columnar(read: Callable[[], pl.DataFrame], kind: str, file: str) -> Table:
-    try:
-        frame = read()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        first = str(error).splitlines()[0]
-        return Table([], [Fault(f"cannot be read as {kind}: {first}", file)])
-    rows = [Row(n, n, value) for n, value in enumerate(frame.iter_rows(named=True), start=1)]
-    return Table(rows, schema=frame.schema)
