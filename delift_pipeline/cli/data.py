@@ -19,13 +19,15 @@ from delift_pipeline.cli.options import (
     JsonOption,
     ModelOption,
     SkipBadOption,
+    TargetOption,
     TemplateOption,
     check_outputs,
     column_mapping,
     ids_choice,
     message_stream,
-    print_json,
+    named_values,
     print_notes,
+    print_result,
     progress,
     writable_home,
 )
@@ -52,7 +54,7 @@ def ingest(
     parent: Annotated[
         list[str] | None, typer.Option(help="A version this one follows; repeatable.")
     ] = None,
-    target: Annotated[Path | None, typer.Option(help="Examples of the task to choose for.")] = None,
+    target: TargetOption = None,
     heldout: Annotated[
         Path | None,
         typer.Option(help="Records for evaluation only [the parent's, else a seeded tenth]."),
@@ -114,15 +116,13 @@ def ingest(
     print_notes(left_out_notes(faults, counts["left_out"], listed))
     if counts.get("forgotten"):
         print(f"{counts['forgotten']:,} forgotten records were left out", file=sys.stderr)
-    if as_json:
-        skipped = {"faults": fault_counts(faults), "faults_file": str(listed)} if faults else {}
-        print_json({**manifest.model_dump(mode="json"), **skipped})
-        return
-    print(
+    skipped = {"faults": fault_counts(faults), "faults_file": str(listed)} if faults else {}
+    text = (
         f"{version}: {counts['pool']:,} records in the pool ({counts['new']:,} in no parent, "
         f"{counts['folded']:,} copies folded), {counts['heldout']:,} held out, "
         f"{counts['target']:,} targets\nnext: delift run --version {version} --home {place.root}"
     )
+    print_result(as_json, {**manifest.model_dump(mode="json"), **skipped}, text)
 
 
 @takes_model
@@ -161,7 +161,7 @@ def select(
         list[str] | None,
         typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),
     ] = None,
-    target: Annotated[Path | None, typer.Option(help="Examples of the task to choose for.")] = None,
+    target: TargetOption = None,
     existing: Annotated[
         Path | None, typer.Option(help="Records the model is trained on already.")
     ] = None,
@@ -220,10 +220,7 @@ def select(
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), progress())
     print_notes((*report.notes, *report.said))
-    if as_json:
-        print_json(report.as_json())
-    else:
-        print(report.text(), file=message_stream(request.out, why))
+    print_result(as_json, report.as_json(), report.text(), message_stream(request.out, why))
 
 
 @contextmanager
@@ -267,8 +264,5 @@ def _options(given: list[str] | None) -> dict[str, Any]:
     """`["eta=2", "diagonal=keep"]` as `{"eta": 2, "diagonal": "keep"}`, values read as YAML."""
     import yaml
 
-    pairs = [item.partition("=") for item in given or ()]
-    bad = [name or "?" for name, equals, value in pairs if not (name and equals and value)]
-    if bad:
-        raise typer.BadParameter(f"write --option NAME=VALUE, not {', '.join(bad)}")
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    named = named_values(given, "--option NAME=VALUE")
+    return {name: yaml.safe_load(value) for name, value in named.items()}

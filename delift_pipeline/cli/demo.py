@@ -1,6 +1,5 @@
 """`delift demo`: the whole pipeline on the embedded example, through the same assets."""
 
-import os
 import sys
 import time
 from functools import partial
@@ -16,7 +15,7 @@ from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.cli.graph import Tally
+    from delift_pipeline.cli.graph import GraphRuns
 
 DEMO_HOME = "delift_demo"
 TEMPLATE = "world"
@@ -34,30 +33,30 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
-    from delift_pipeline.cli.graph import Tally
+    from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows
 
-    started, tally = time.monotonic(), Tally()
+    started = time.monotonic()
     place = writable_home(home or Path(DEMO_HOME))
     print(f"the demo writes to {place.root}", file=sys.stderr)
-    if sys.stderr.isatty():
-        os.environ["DELIFT_PROGRESS_BAR"] = "1"
     with interruptible(place):
         prepare(place)
-        materialise(place, tally)
+        with GraphRuns.opened(place) as done:
+            materialise(place, done)
     rows, page = leaderboard_rows(place), place.leaderboard / PAGE
-    tally.seconds["total"] = round(time.monotonic() - started, 2)
-    result = {
-        "leaderboard": rows,
-        "report": str(page),
-        "seconds": tally.seconds,
-        "pairs_scored": tally.pairs_scored,
-        "pairs_reused": tally.pairs_reused,
-    }
+    done.seconds["total"] = round(time.monotonic() - started, 2)
     if as_json:
-        print_json(result)
+        print_json(
+            {
+                "leaderboard": rows,
+                "report": str(page),
+                "seconds": done.seconds,
+                "pairs_scored": done.pairs_scored,
+                "pairs_reused": done.pairs_reused,
+            }
+        )
     else:
-        show(rows, page, tally)
+        show(rows, page, done)
 
 
 def prepare(home: Home) -> None:
@@ -89,30 +88,27 @@ def prepare(home: Home) -> None:
     )
 
 
-def materialise(home: Home, tally: "Tally") -> None:
+def materialise(home: Home, runs: "GraphRuns") -> None:
     """Every asset: the first version's two stages, the second version's continual one."""
     from delift_pipeline.arms import load_arms
-    from delift_pipeline.cli.graph import materialise_leaderboard, run_version, working_instance
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
 
     continual = [arm.name for arm in load_arms(home) if arm.stage == "continual"]
     others = [arm.name for arm in load_arms(home) if arm.stage != "continual"]
-    with working_instance(home) as instance:
-        run_version(home, instance, FIRST_VERSION, others, ONE_THREAD, tally)
-        run_version(home, instance, SECOND_VERSION, continual, ONE_THREAD, tally)
-        materialise_leaderboard(home, instance, {}, tally)
+    runs.run_version(FIRST_VERSION, others, ONE_THREAD)
+    runs.run_version(SECOND_VERSION, continual, ONE_THREAD)
+    runs.refresh_leaderboard()
 
 
-def show(rows: list[dict[str, Any]], page: Path, tally: "Tally") -> None:
+def show(rows: list[dict[str, Any]], page: Path, done: "GraphRuns") -> None:
     """Print the leaderboard and where to look next."""
     from rich.console import Console
 
     from delift_pipeline.evaluation.leaderboard import print_leaderboard
 
-    console = Console()
-    print_leaderboard(rows, console)
+    print_leaderboard(rows, Console())
     print(
-        f"{tally.pairs_scored:,} pairs scored, {tally.pairs_reused:,} found, "
-        f"{tally.seconds['total']:.0f} s\nreport: {page}\n"
+        f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} found, "
+        f"{done.seconds['total']:.0f} s\nreport: {page}\n"
         f"to look around: delift ui --home {page.parents[2]}"
     )

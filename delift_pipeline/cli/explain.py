@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import (
-    HomeOption,
-    JsonOption,
-    print_json,
-)
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_result
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -53,10 +49,7 @@ def explain(
     else:
         said = "give --version and --arm of a stored subset, or --why FILE that select wrote"
         raise Refused(Fault(f"{said} (--model goes with the former)"))
-    if as_json:
-        print_json(found.as_json())
-    else:
-        print(as_text(found))
+    print_result(as_json, found.as_json(), as_text(found))
 
 
 def as_text(found: "Explanation") -> str:

@@ -1,16 +1,15 @@
 """Materialising the graph in this process, for `delift run` and `delift demo`."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from delift_pipeline.arms import Arm, load_arms
+from delift_pipeline.cli.options import environment
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.records.inbox import find
 from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
@@ -21,30 +20,12 @@ from delift_pipeline.storage.home import Home, checked_version
 if TYPE_CHECKING:
     import dagster as dg
 
-RESOURCES = "resources"
 OUTPUT_NOT_COPIED = {
     "compute_logs": {
         "module": "dagster._core.storage.noop_compute_log_manager",
         "class": "NoOpComputeLogManager",
     }
 }
-
-
-@dataclass
-class Tally:
-    """What the runs of one command did.
-
-    Attributes:
-        runs: Job, partition and Dagster run of each run, in order.
-        seconds: Wall seconds by job and partition.
-        pairs_scored: Pairs that went through the model.
-        pairs_reused: Pairs that were found in the store.
-    """
-
-    runs: list[dict[str, str]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    pairs_scored: int = 0
-    pairs_reused: int = 0
 
 
 def prepare_dagster_home(home: Home) -> None:
@@ -73,32 +54,8 @@ def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
     logging.getLogger("dagster").setLevel(logging.ERROR)
     variables = {"DELIFT_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
     reference = InstanceRef.from_dir(str(home.dagster), overrides=OUTPUT_NOT_COPIED)
-    with _environment(variables), dg.DagsterInstance.from_ref(reference) as instance:
+    with environment(variables), dg.DagsterInstance.from_ref(reference) as instance:
         add_versions(instance, home)
-        yield instance
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def working_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
-    """The home's instance for runs of this process; runs that lost theirs are closed first."""
-    from delift_pipeline.cli.interrupted import close_interrupted, is_served, report_closed
-
-    with opened_instance(home) as instance:
-        report_closed(close_interrupted(instance, served=is_served(home)))
         yield instance
 
 
@@ -125,42 +82,6 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
     return chosen
 
 
-def materialise_version(
-    home: Home,
-    instance: "dg.DagsterInstance",
-    version: str,
-    config: Mapping[str, Any],
-    tally: Tally,
-) -> None:
-    """Materialise the assets of one version up to its kernel.
-
-    Raises:
-        DeliftError: a step failed; the message is the step's own.
-    """
-    _execute(home, instance, "score_version", version, config, tally)
-
-
-def materialise_arm(
-    home: Home,
-    instance: "dg.DagsterInstance",
-    version: str,
-    arm: str,
-    config: Mapping[str, Any],
-    tally: Tally,
-) -> None:
-    """Materialise subset, adapter and report of one arm of a version."""
-    from delift_pipeline.partitions import partition_of
-
-    _execute(home, instance, "finetune_arm", partition_of(version, arm), config, tally)
-
-
-def materialise_leaderboard(
-    home: Home, instance: "dg.DagsterInstance", config: Mapping[str, Any], tally: Tally
-) -> None:
-    """Rebuild the leaderboard."""
-    _execute(home, instance, "refresh_leaderboard", None, config, tally)
-
-
 def refuse_unknown(home: Home, version: str) -> None:
     """Refuse a version that is neither stored nor in the inbox, before anything is written.
 
@@ -171,89 +92,103 @@ def refuse_unknown(home: Home, version: str) -> None:
         known_manifest(home, version)
 
 
-def run_version(
-    home: Home,
-    instance: "dg.DagsterInstance",
-    version: str,
-    names: Sequence[str],
-    config: Mapping[str, Any],
-    tally: Tally,
-) -> list[Arm]:
-    """Materialise one version and its arms (all that apply, or the named ones).
+class GraphRuns:
+    """Runs of the graph's jobs in this process, and what they did.
 
-    Raises:
-        Refused: the version is unknown, or a named arm does not apply to it.
-        DeliftError: a step failed.
+    Attributes:
+        runs: Job, partition and Dagster run of each run, in order.
+        seconds: Wall seconds by job and partition.
+        pairs_scored: Pairs that went through the model.
+        pairs_reused: Pairs that were found in the store.
     """
-    if version in home.versions():
-        applicable_arms(home, load_version(home, version), names)
-    _add_partition(instance, version)
-    materialise_version(home, instance, version, config, tally)
-    arms = applicable_arms(home, load_version(home, version), names)
-    for arm in arms:
-        materialise_arm(home, instance, version, arm.name, config, tally)
-    return arms
 
+    def __init__(self, home: Home, instance: "dg.DagsterInstance") -> None:
+        self._home, self._instance = home, instance
+        self.runs: list[dict[str, str]] = []
+        self.seconds: dict[str, float] = {}
+        self.pairs_scored = self.pairs_reused = 0
 
-def _add_partition(instance: "dg.DagsterInstance", version: str) -> None:
-    from delift_pipeline.partitions import dataset_version
+    @classmethod
+    @contextmanager
+    def opened(cls, home: Home) -> "Iterator[GraphRuns]":
+        """Open the home's instance; runs that lost their process are closed first."""
+        from delift_pipeline.cli.interrupted import close_interrupted, is_served, report_closed
 
-    name = str(dataset_version.name)
-    if version not in instance.get_dynamic_partitions(name):
-        instance.add_dynamic_partitions(name, [version])
+        with opened_instance(home) as instance:
+            report_closed(close_interrupted(instance, served=is_served(home)))
+            yield cls(home, instance)
 
+    def run_version(
+        self, version: str, names: Sequence[str], config: Mapping[str, Any]
+    ) -> list[Arm]:
+        """Materialise one version up to its kernel, then its arms (all that apply, or the named).
 
-def _execute(
-    home: Home,
-    instance: "dg.DagsterInstance",
-    job: str,
-    partition: Any,
-    config: Mapping[str, Any],
-    tally: Tally,
-) -> None:
-    from delift_pipeline.executor import execute_in_process
-    from delift_pipeline.graph import build_definitions
+        Args:
+            version: The version.
+            names: Names of arms; empty for all that apply.
+            config: The run config of resources.
 
-    started = time.monotonic()
-    run_config = {
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        RESOURCES: dict(config),
-    }
-    print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
-    job_definition = build_definitions(home).resolve_job_def(job)
-    result = execute_in_process(job_definition, instance, partition, run_config)
-    label = f"{job}:{partition}" if partition else job
-    tally.seconds[label] = round(time.monotonic() - started, 2)
-    tally.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})
-    _count_pairs(result, tally)
-    if not result.success:
-        error = _failure(result, label)
-        # Printed with the traceback of --debug, which itself ends at this call.
-        for event in (event for event in result.all_events if event.is_step_failure):
-            if event.step_failure_data.error is not None:
-                error.add_note(event.step_failure_data.error.to_string())
-        raise error
+        Raises:
+            Refused: the version is unknown, or a named arm does not apply to it.
+            DeliftError: a step failed; the message is the step's own.
+        """
+        from delift_pipeline.partitions import dataset_version, partition_of
 
+        if version in self._home.versions():
+            applicable_arms(self._home, load_version(self._home, version), names)
+        partitions = str(dataset_version.name)
+        if version not in self._instance.get_dynamic_partitions(partitions):
+            self._instance.add_dynamic_partitions(partitions, [version])
+        self._execute("score_version", version, config)
+        arms = applicable_arms(self._home, load_version(self._home, version), names)
+        for arm in arms:
+            self._execute("finetune_arm", partition_of(version, arm.name), config)
+        return arms
 
-def _count_pairs(result: "dg.ExecuteInProcessResult", tally: Tally) -> None:
-    for event in result.get_asset_materialization_events():
-        materialization = event.step_materialization_data.materialization
-        if materialization.asset_key.path[-1] == "in_context_logprobs":
-            facts = materialization.metadata
-            tally.pairs_scored += int(str(facts["pairs_scored"].value))
-            tally.pairs_reused += int(str(facts["pairs_reused"].value))
+    def refresh_leaderboard(self) -> None:
+        """Rebuild the leaderboard."""
+        self._execute("refresh_leaderboard", None, {})
+
+    def _execute(self, job: str, partition: Any, config: Mapping[str, Any]) -> None:
+        from delift_pipeline.executor import execute_in_process
+        from delift_pipeline.graph import build_definitions
+
+        started = time.monotonic()
+        run_config = {
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            "resources": dict(config),
+        }
+        print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
+        job_definition = build_definitions(self._home).resolve_job_def(job)
+        result = execute_in_process(job_definition, self._instance, partition, run_config)
+        label = f"{job}:{partition}" if partition else job
+        self.seconds[label] = round(time.monotonic() - started, 2)
+        self.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})
+        for event in result.get_asset_materialization_events():
+            made = event.step_materialization_data.materialization
+            if made.asset_key.path[-1] == "in_context_logprobs":
+                self.pairs_scored += int(str(made.metadata["pairs_scored"].value))
+                self.pairs_reused += int(str(made.metadata["pairs_reused"].value))
+        if not result.success:
+            raise _failure(result, label)
 
 
 def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
-    for event in result.all_events:
-        if not event.is_step_failure:
-            continue
+    """The first step's own words; the traceback is kept as a note, which `--debug` prints."""
+    error = DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")
+    failures = [event for event in result.all_events if event.is_step_failure]
+    for event in failures:
         data = event.step_failure_data
         if data.user_failure_data is not None:
             text = data.user_failure_data.description or "failed"
             refused = "faults" in (data.user_failure_data.metadata or {})
-            return Refused(text) if refused else DeliftError(text)
+            error = Refused(text) if refused else DeliftError(text)
+            break
         if data.error is not None:
             cause = data.error.cause or data.error
-            return DeliftError(f"{label}, step {event.step_key}: {cause.message.strip()}")
-    return DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")
+            error = DeliftError(f"{label}, step {event.step_key}: {cause.message.strip()}")
+            break
+    for event in failures:
+        if event.step_failure_data.error is not None:
+            error.add_note(event.step_failure_data.error.to_string())
+    return error

@@ -1,8 +1,8 @@
 """`delift score` and `delift prompt`: look inside."""
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -17,18 +17,14 @@ from delift_pipeline.cli.options import (
     ModelOption,
     SkipBadOption,
     check_outputs,
-    column_mapping,
-    ids_choice,
     message_stream,
-    print_json,
     print_notes,
+    print_result,
     progress,
+    read_input,
 )
 from delift_pipeline.errors import Fault, Refused, fault_counts
 from delift_pipeline.storage.home import Home
-
-if TYPE_CHECKING:
-    from delift_pipeline.records.read import RecordsFile
 
 
 @takes_model
@@ -50,21 +46,18 @@ def score(
     listed = faults_beside(out, files[0])
     outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}
     check_outputs(outputs, read=files, as_json=as_json)
-    records = _read(files, column, skip_bad, ids, listed)
+    records = read_input(files, column, skip_bad, ids, listed)
     options = flags.options(model)
     report = score_file(Home.at(home), records.frame, options, out, progress())
     if records.faults:
         write_faults(listed, records.faults)
         counted = {"left_out": records.left_out, "faults": fault_counts(records.faults)}
         report |= {**counted, "faults_file": str(listed)}
-    if as_json:
-        print_json(report)
-        return
-    print(
+    text = (
         f"{report['pairs_scored']:,} pairs scored, {report['pairs_reused']:,} found, "
-        f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}",
-        file=message_stream(out),
+        f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}"
     )
+    print_result(as_json, report, text, message_stream(out))
 
 
 @takes_model
@@ -86,40 +79,15 @@ def prompt(
     from delift_pipeline.prompts.render import render
     from delift_pipeline.scoring.model import load_encoder
 
-    records = _read(files, column, skip_bad, ids, None).frame
+    records = read_input(files, column, skip_bad, ids).frame
     asked = _record(records, target, "--target")
     shown = [_record(records, name, "--demonstration") for name in demonstration or ()]
     encoder = load_encoder(flags.options(model))
     rendered = render(encoder, asked, *shown)
-    for note in encoder.notes:
-        print(note, file=sys.stderr)
-    if as_json:
-        print_json(
-            {
-                "text": rendered.text,
-                "token_ids": rendered.token_ids,
-                "answer_positions": rendered.answer_positions,
-            }
-        )
-        return
-    print(rendered.text)
-    scored = len(rendered.answer_positions)
-    print(f"{len(rendered.token_ids)} tokens, the last {scored} are scored: {rendered.token_ids}")
-
-
-def _read(
-    files: list[Path], column: list[str] | None, skip_bad: bool, ids: str, listed: Path | None
-) -> "RecordsFile":
-    """The files' records; what there is to know of their reading goes to standard error."""
-    from delift_pipeline.records.left_out import left_out_notes
-    from delift_pipeline.records.read import read_records
-    from delift_pipeline.steps.reading import announce_reading
-
-    announce_reading([files], progress())
-    mapping, chosen = column_mapping(column), ids_choice(ids)
-    records = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=chosen)
-    print_notes([*left_out_notes(records.faults, records.left_out, listed), *records.notes])
-    return records
+    print_notes(encoder.notes)
+    tokens, scored = len(rendered.token_ids), len(rendered.answer_positions)
+    text = f"{tokens} tokens, the last {scored} are scored: {rendered.token_ids}"
+    print_result(as_json, asdict(rendered), f"{rendered.text}\n{text}")
 
 
 def _record(records: pl.DataFrame, name: str, option: str) -> dict[str, Any]:

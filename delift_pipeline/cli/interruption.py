@@ -1,5 +1,6 @@
 """`delift run` and `delift demo` end within ten seconds of SIGINT or SIGTERM."""
 
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ NOTE = "interrupted: what is finished is kept; run the same command again to go 
 
 @contextmanager
 def interruptible(home: Home) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the work inside.
+    """Let SIGINT and SIGTERM end the work inside, which shows a bar on a terminal.
 
     The work ends in order where it can. Where it does not within some seconds, or at a second
     signal, the process ends all the same.
@@ -27,6 +28,8 @@ def interruptible(home: Home) -> Iterator[None]:
     Raises:
         typer.Exit: a signal came, or someone cancelled the run; the status is 130 or 143.
     """
+    if sys.stderr.isatty():
+        os.environ["DELIFT_PROGRESS_BAR"] = "1"
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -15,7 +15,7 @@ from delift_pipeline.cli.options import (
     JsonOption,
     check_outputs,
     message_stream,
-    print_json,
+    print_result,
 )
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -62,10 +62,7 @@ def lineage(
         with _dagster_times(place) as step_times:
             subjects = _subjects(place, option, found)
             write_openlineage(place, subjects, openlineage, step_times)
-    if as_json:
-        print_json(found)
-    else:
-        print(text, file=message_stream(openlineage))
+    print_result(as_json, found, text, message_stream(openlineage))
 
 
 @contextmanager

@@ -5,9 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -30,7 +28,7 @@ from delift_pipeline.cli import (
     runs,
     verify,
 )
-from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging
+from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
 from delift_pipeline.errors import (
     DeliftError,
     Refused,
@@ -106,14 +104,19 @@ def main(arguments: list[str] | None = None) -> None:
     # It warns of an optional package for faster 4-bit weights even where none are used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
-        _escape_what_it_cannot_encode(stream)
+        if isinstance(stream, io.TextIOWrapper):
+            # Characters that the terminal lacks are printed as escapes.
+            stream.reconfigure(errors="backslashreplace")
     exit_with(lambda: run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the program; the exit status instead of exceptions."""
     given = sys.argv[1:] if arguments is None else arguments
-    with _debugging(given) as rest:
+    # `--debug` may stand anywhere, and holds for this command.
+    end = given.index("--") if "--" in given else len(given)
+    rest = [one for one in given[:end] if one != DEBUG] + given[end:]
+    with environment({DEBUG_VARIABLE: "1"} if len(rest) < len(given) else {}):
         try:
             status = app(args=rest, standalone_mode=False)
             sys.stdout.flush()
@@ -144,28 +147,6 @@ def _answer_to(error: Exception) -> tuple[int, list[str]]:
     if (refused := system_error(error)) is not None:
         return 1, [system_sentence(refused)]
     return 1, [unexpected_sentence(error)]
-
-
-@contextmanager
-def _debugging(arguments: list[str]) -> Iterator[list[str]]:
-    """The arguments without `--debug`; given anywhere, it holds for this command."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    rest = [one for one in arguments[:end] if one != DEBUG] + arguments[end:]
-    before = os.environ.get(DEBUG_VARIABLE)
-    if len(rest) < len(arguments):
-        os.environ[DEBUG_VARIABLE] = "1"
-    try:
-        yield rest
-    finally:
-        if before is None:
-            os.environ.pop(DEBUG_VARIABLE, None)
-        else:
-            os.environ[DEBUG_VARIABLE] = before
-
-
-def _escape_what_it_cannot_encode(stream: TextIO) -> None:
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
+from delift_pipeline.cli.options import (
+    HomeOption,
+    JsonOption,
+    print_json,
+    print_result,
+    writable_home,
+)
 from delift_pipeline.cli.query import existing
 from delift_pipeline.storage.home import Home
 
@@ -27,10 +33,7 @@ def forget(
     from delift_pipeline.operations.forget import forget as forgotten
 
     found = forgotten(_existing(home, written=not dry_run), records, dry_run=dry_run)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        print(_forgotten_text(found))
+    print_result(as_json, found.as_json(), _forgotten_text(found))
 
 
 def doctor(

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -20,7 +21,7 @@ from delift_pipeline.storage.output import (
 )
 
 if TYPE_CHECKING:
-    from delift_pipeline.records.read import Ids
+    from delift_pipeline.records.read import Ids, RecordsFile
 
 HomeOption = Annotated[
     Path | None,
@@ -36,6 +37,13 @@ ModelOption = Annotated[
         envvar="DELIFT_MODEL",
         help="A model folder, a hub id, preset:NAME, or `demo` (the packaged one).",
     ),
+]
+OwnModelOption = Annotated[
+    str | None,
+    typer.Option("--model", envvar="DELIFT_MODEL", help="The model [the version's own]."),
+]
+TargetOption = Annotated[
+    Path | None, typer.Option("--target", help="Examples of the task to choose for.")
 ]
 TemplateOption = Annotated[
     str | None,
@@ -67,6 +75,20 @@ def debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for what runs inside; afterwards they are as they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def progress() -> Progress:
     """A bar where standard error is a terminal, plain lines elsewhere."""
     return progress_for(sys.stderr.isatty())
@@ -92,6 +114,14 @@ def print_notes(notes: Iterable[str]) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     print(json_text(value, sys.stdout.encoding or "utf-8"))
+
+
+def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = None) -> None:
+    """Print what a command found: one JSON document, or the text for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text, file=stream)
 
 
 def check_outputs(
@@ -153,10 +183,44 @@ def column_mapping(columns: list[str] | None) -> dict[str, str] | None:
     Raises:
         typer.BadParameter: an item has no `=`.
     """
-    if not columns:
-        return None
-    pairs = [item.partition("=") for item in columns]
-    bad = [field for field, equals, column in pairs if not (field and equals and column)]
+    return named_values(columns, "--column FIELD=COLUMN") or None
+
+
+def named_values(items: list[str] | None, form: str) -> dict[str, str]:
+    """`["a=b"]` as `{"a": "b"}`.
+
+    Raises:
+        typer.BadParameter: an item is not of that form, such as `--option NAME=VALUE`.
+    """
+    pairs = [item.partition("=") for item in items or ()]
+    bad = [name or "?" for name, equals, value in pairs if not (name and equals and value)]
     if bad:
-        raise typer.BadParameter(f"write --column FIELD=COLUMN, not {', '.join(bad)}")
-    return {field: column for field, _, column in pairs}
+        raise typer.BadParameter(f"write {form}, not {', '.join(bad)}")
+    return {name: value for name, _, value in pairs}
+
+
+def read_input(
+    files: list[Path],
+    column: list[str] | None,
+    skip_bad: bool,
+    ids: str,
+    listed: Path | None = None,
+) -> "RecordsFile":
+    """The records of files; what there is to know of their reading goes to standard error.
+
+    Args:
+        files: Files and folders.
+        column: What `--column` says.
+        skip_bad: What `--skip-bad` says.
+        ids: What `--ids` says.
+        listed: The file that will list every fault, if one will.
+    """
+    from delift_pipeline.records.left_out import left_out_notes
+    from delift_pipeline.records.read import read_records
+    from delift_pipeline.steps.reading import announce_reading
+
+    announce_reading([files], progress())
+    mapping, chosen = column_mapping(column), ids_choice(ids)
+    records = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=chosen)
+    print_notes([*left_out_notes(records.faults, records.left_out, listed), *records.notes])
+    return records

@@ -12,12 +12,10 @@ from delift_pipeline.cli.options import (
     HomeOption,
     IdsOption,
     JsonOption,
+    OwnModelOption,
     SkipBadOption,
-    column_mapping,
-    ids_choice,
-    print_json,
-    print_notes,
-    progress,
+    print_result,
+    read_input,
 )
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
@@ -38,10 +36,7 @@ def plan(
         list[str] | None,
         typer.Option(help="An arm; repeatable [all that apply; of a file select's default]."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(envvar="DELIFT_MODEL", help="The model [the version's own]."),
-    ] = None,
+    model: OwnModelOption = None,
     measure: Annotated[
         bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
     ] = True,
@@ -54,9 +49,6 @@ def plan(
 ) -> None:
     """Say how many pairs, how long, how much disk and how much training the arms would take."""
     from delift_pipeline.operations.cost import cost_of, cost_of_records
-    from delift_pipeline.records.left_out import left_out_notes
-    from delift_pipeline.records.read import read_records
-    from delift_pipeline.steps.reading import announce_reading
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
@@ -65,19 +57,13 @@ def plan(
         files = [Path(version)]
     if files:
         options = flags.options(model) if model else None
-        announce_reading([files], progress())
-        mapping, kept = column_mapping(column), ids_choice(ids)
-        read = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=kept)
-        print_notes([*left_out_notes(read.faults, read.left_out, None), *read.notes])
+        read = read_input(files, column, skip_bad, ids)
         named = ", ".join(map(str, files))
         found = cost_of_records(named, read.frame, place, names, options, measure=measure)
     elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, place, names, options, measure=measure)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        print(_text(found))
+    print_result(as_json, found.as_json(), _text(found))
 
 
 def _own_model(

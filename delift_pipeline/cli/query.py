@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
+from delift_pipeline.cli.options import (
+    HomeOption,
+    JsonOption,
+    print_json,
+    print_result,
+    writable_home,
+)
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.csv_rows import csv_cell
 from delift_pipeline.storage.home import Home
@@ -51,10 +57,9 @@ def catalog(home: HomeOption = None, as_json: JsonOption = False) -> None:
     place = writable_home(home)
     made = refresh_catalog(place, anew=True)
     size = place.catalog.stat().st_size
-    if as_json:
-        print_json({"path": place.catalog.name, "artifacts": made.sources, "bytes": size})
-    else:
-        print(f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB")
+    value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
+    text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
+    print_result(as_json, value, text)
 
 
 def existing(home: Home) -> Home:

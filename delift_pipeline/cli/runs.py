@@ -1,16 +1,19 @@
 """`delift run` and `delift ui`: the graph without and with its user interface."""
 
-import os
-import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from delift_pipeline.cli.interruption import interruptible
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, writable_home
-from delift_pipeline.storage.home import Home
+from delift_pipeline.cli.options import (
+    HomeOption,
+    JsonOption,
+    OwnModelOption,
+    print_json,
+    writable_home,
+)
 
 
 @takes_model
@@ -19,10 +22,7 @@ def run(
     arm: Annotated[
         list[str] | None, typer.Option(help="An arm to run; repeatable [all that apply].")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(envvar="DELIFT_MODEL", help="The model [the version's own]."),
-    ] = None,
+    model: OwnModelOption = None,
     flags: ModelFlags = NO_FLAGS,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -31,47 +31,33 @@ def run(
 
     Ctrl-C and SIGTERM end it within ten seconds; the next run goes on where it stopped.
     """
-    place = writable_home(home)
-    with interruptible(place):
-        _run(place, version, arm or [], flags.resources(model), as_json)
-
-
-def _run(
-    place: Home, version: str, names: list[str], config: dict[str, Any], as_json: bool
-) -> None:
     from rich.console import Console
 
-    from delift_pipeline.cli.graph import (
-        Tally,
-        materialise_leaderboard,
-        refuse_unknown,
-        run_version,
-        working_instance,
-    )
+    from delift_pipeline.cli.graph import GraphRuns, refuse_unknown
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
 
-    started, tally = time.monotonic(), Tally()
-    if sys.stderr.isatty():
-        os.environ["DELIFT_PROGRESS_BAR"] = "1"
-    refuse_unknown(place, version)
-    with working_instance(place) as instance:
-        arms = run_version(place, instance, version, names, config, tally)
-        materialise_leaderboard(place, instance, {}, tally)
-    rows = [row for row in leaderboard_rows(place) if row["version"] == version]
-    if not as_json:
-        print_leaderboard(rows, Console())
-        return
-    print_json(
-        {
-            "version": version,
-            "arms": [one.name for one in arms],
-            "leaderboard": rows,
-            "pairs_scored": tally.pairs_scored,
-            "pairs_reused": tally.pairs_reused,
-            "runs": tally.runs,
-            "seconds": {**tally.seconds, "total": round(time.monotonic() - started, 2)},
-        }
-    )
+    place, started = writable_home(home), time.monotonic()
+    with interruptible(place):
+        config = flags.resources(model)
+        refuse_unknown(place, version)
+        with GraphRuns.opened(place) as done:
+            arms = done.run_version(version, arm or [], config)
+            done.refresh_leaderboard()
+        rows = [row for row in leaderboard_rows(place) if row["version"] == version]
+        if not as_json:
+            print_leaderboard(rows, Console())
+            return
+        print_json(
+            {
+                "version": version,
+                "arms": [one.name for one in arms],
+                "leaderboard": rows,
+                "pairs_scored": done.pairs_scored,
+                "pairs_reused": done.pairs_reused,
+                "runs": done.runs,
+                "seconds": {**done.seconds, "total": round(time.monotonic() - started, 2)},
+            }
+        )
 
 
 def ui(

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from filelock import Timeout
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,6 +32,7 @@ CLOSE_EVERY_SECONDS = 10.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
 DAEMON, MLFLOW = "daemon", "mlflow"
+DAEMON_PROGRAM = "dagster-daemon"
 MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
 """A server that ends is started again, but not more often than this all in all."""
 
@@ -52,60 +54,22 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
         Refused: a port is taken or given to both servers, or the home is served already.
         DeliftError: a server did not answer in time, or ended again and again.
     """
-    _refuse_one_port(port, mlflow_port)
-    _refuse_taken(port=port, mlflow_port=mlflow_port)
-    with _serving_alone(home):
-        _prepare(home, port, mlflow_port)
-        return _serve_prepared(home, port, mlflow_port)
-
-
-@contextmanager
-def _serving_alone(home: Home) -> Iterator[None]:
-    home.dagster.mkdir(parents=True, exist_ok=True)
-    try:
-        with serving_lock(home, LOCK_SECONDS):
-            yield
-    except Timeout:
-        reason = f"{home.root.name} is served by another `delift ui`: end that one first"
-        raise Refused(Fault(reason, field="--home")) from None
-
-
-def _serve_prepared(home: Home, port: int, mlflow_port: int) -> int:
-    previous = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
-    programs = commands(home, port, mlflow_port)
-    servers: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for name, command in programs.items():
-            servers[name] = _start(home, name, command)
-        for name, where in (("dagster", port), (MLFLOW, mlflow_port)):
-            if name == MLFLOW and MLFLOW not in servers:
-                print(f"mlflow: {_remote_tracking()}", file=sys.stderr, flush=True)
-                continue
-            _await(where, servers)
-            print(f"{name}: http://{ADDRESS}:{where}", file=sys.stderr, flush=True)
-        _watch(home, programs, servers)
-    except Stopped:
-        return 0
-    finally:
-        for sign in previous:
-            signal.signal(sign, signal.SIG_IGN)
-        _end(servers)
-        for sign, handler in previous.items():
-            signal.signal(sign, handler)
-    return 0
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped
-
-
-def _refuse_one_port(port: int, mlflow_port: int) -> None:
     if port == mlflow_port and not _remote_tracking():
         reason = f"{port} is Dagster's port already: give MLflow another one"
         raise Refused(Fault(reason, field="--mlflow-port"))
+    _refuse_taken({"--port": port, "--mlflow-port": mlflow_port})
+    home.dagster.mkdir(parents=True, exist_ok=True)
+    try:
+        with serving_lock(home, LOCK_SECONDS):
+            _prepare(home, port, mlflow_port)
+            _serve_prepared(home, port, mlflow_port)
+    except Timeout:
+        reason = f"{home.root.name} is served by another `delift ui`: end that one first"
+        raise Refused(Fault(reason, field="--home")) from None
+    return 0
 
 
-def _refuse_taken(**ports: int) -> None:
+def _refuse_taken(ports: dict[str, int]) -> None:
     faults = []
     for option, port in ports.items():
         with socket.socket() as probe:
@@ -114,7 +78,7 @@ def _refuse_taken(**ports: int) -> None:
                 probe.bind((ADDRESS, port))
             except OSError:
                 reason = f"port {port} is taken: end what uses it or choose another"
-                faults.append(Fault(reason, field=f"--{option.replace('_', '-')}"))
+                faults.append(Fault(reason, field=option))
     if faults:
         raise Refused(*faults)
 
@@ -170,6 +134,36 @@ def _close_interrupted(home: Home, *, served: bool = False) -> None:
         report_closed(close_interrupted(instance, served=served))
 
 
+def _serve_prepared(home: Home, port: int, mlflow_port: int) -> None:
+    servers = _Servers(home, commands(home, port, mlflow_port))
+    previous = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for name in servers.commands:
+            servers.start(name)
+        servers.await_answer("dagster", port)
+        if MLFLOW in servers.commands:
+            servers.await_answer(MLFLOW, mlflow_port)
+        else:
+            _say(f"{MLFLOW}: {_remote_tracking()}")
+        servers.watch()
+    except Stopped:
+        pass
+    finally:
+        for sign in previous:
+            signal.signal(sign, signal.SIG_IGN)
+        servers.end()
+        for sign, handler in previous.items():
+            signal.signal(sign, handler)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     """The programs to start, by name; MLflow only where no tracking server is named."""
     python = [sys.executable, "-m"]
@@ -180,7 +174,7 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
             "--dagster-log-level", "warning", "--code-server-log-level", "warning",
         ],
-        DAEMON: [*python, "dagster._daemon", "run", *location, "--log-level", "warning"],
+        DAEMON: [*_installed(DAEMON_PROGRAM), "run", *location, "--log-level", "warning"],
         MLFLOW: [
             *python, "mlflow", "server", "--host", ADDRESS, "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}",
@@ -192,17 +186,10 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     return programs
 
 
-def _start(home: Home, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-    # Each in a session of its own, so that it and its children can be ended as one group.
-    return subprocess.Popen(
-        command,
-        env=environment(home),
-        # MLflow's web server imports from the folder it is started in, whatever its options say.
-        cwd=home.mlflow if name == MLFLOW else None,
-        start_new_session=True,
-        stdout=sys.stderr,
-        preexec_fn=_die_with_parent(),
-    )
+def _installed(program: str) -> list[str]:
+    """The command of a program that belongs to this Python, even where it is not on the PATH."""
+    beside = Path(sys.executable).with_name(program)
+    return [sys.executable, str(beside)] if beside.is_file() else [program]
 
 
 def environment(home: Home) -> dict[str, str]:
@@ -216,94 +203,97 @@ def environment(home: Home) -> dict[str, str]:
     return {**os.environ, **safe}
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux, the child gets SIGTERM when this process is killed outright."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+class _Servers:
+    """The servers' processes, each in a session of its own to be ended with its children."""
 
+    def __init__(self, home: Home, programs: dict[str, list[str]]) -> None:
+        self.home, self.commands = home, programs
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-def _await(port: int, servers: dict[str, subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        _raise_if_ended(servers)
-        try:
-            with socket.create_connection((ADDRESS, port), timeout=1):
+    def start(self, name: str) -> None:
+        """Start a server; on Linux it gets SIGTERM when this process is killed outright."""
+        on_linux = sys.platform.startswith("linux")
+        libc = ctypes.CDLL(None) if on_linux else None
+        self._running[name] = subprocess.Popen(
+            self.commands[name],
+            env=environment(self.home),
+            # MLflow's web server imports from the folder it is started in, whatever its options.
+            cwd=self.home.mlflow if name == MLFLOW else None,
+            start_new_session=True,
+            stdout=sys.stderr,
+            preexec_fn=libc and (lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)),
+        )
+
+    def await_answer(self, name: str, port: int) -> None:
+        """Wait until a port answers, and say where it is."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            self._raise_if_ended()
+            with suppress(OSError), socket.create_connection((ADDRESS, port), timeout=1):
+                _say(f"{name}: http://{ADDRESS}:{port}")
                 return
-        except OSError:
             time.sleep(0.2)
-    raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
+        raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
 
+    def watch(self) -> NoReturn:
+        """Start again whatever ends, unless it has ended too often."""
+        ends: list[float] = []
+        closed = time.monotonic()
+        while True:
+            if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
+                # A `delift run` on this home may have been killed: runs would wait for its slot.
+                with suppress(SQLAlchemyError):  # a database that is locked just now
+                    _close_interrupted(self.home, served=True)
+                closed = time.monotonic()
+            for name in [name for name, one in self._running.items() if one.poll() is not None]:
+                # Its children would go on working at the same time as those of the new one.
+                self._kill_children(name)
+                try:
+                    if name == DAEMON:
+                        _close_interrupted(self.home)
+                except SQLAlchemyError:  # a database that is locked just now: try again
+                    continue
+                now = time.monotonic()
+                ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]
+                if len(ends) > MOST_ENDS:
+                    self._raise_if_ended()
+                _say(f"the {name} server ended and is started again")
+                self.start(name)
+            time.sleep(0.5)
 
-def _watch(
-    home: Home, commands: dict[str, list[str]], servers: dict[str, subprocess.Popen[bytes]]
-) -> None:
-    """Start again whatever ends, unless it has ended too often."""
-    ends: list[float] = []
-    closed = time.monotonic()
-    while True:
-        if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
-            # A `delift run` on this home may have been killed: runs would wait for its slot.
-            with suppress(SQLAlchemyError):  # a database that is locked just now
-                _close_interrupted(home, served=True)
-            closed = time.monotonic()
-        for name in [name for name, server in servers.items() if server.poll() is not None]:
-            # Its children would go on working at the same time as those of the new one.
-            _signal_group(servers[name], signal.SIGKILL)
-            _await_gone(servers[name])
-            try:
-                if name == DAEMON:
-                    _close_interrupted(home)
-            except SQLAlchemyError:  # a database that is locked just now: try again
-                continue
-            now = time.monotonic()
-            ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]
-            if len(ends) > MOST_ENDS:
-                _raise_if_ended(servers)
-            print(f"the {name} server ended and is started again", file=sys.stderr, flush=True)
-            servers[name] = _start(home, name, commands[name])
-        time.sleep(0.5)
+    def end(self) -> None:
+        """End each server with its children: first asked, then killed.
 
+        The daemon's children are the runs. They are killed at once: a run that is asked to end
+        counts as failed, one that is killed is launched again when the home is next served.
+        """
+        for name in self._running:
+            self._signal(name, signal.SIGKILL if name == DAEMON else signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for server in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(max(0.1, deadline - time.monotonic()))
+        for name, server in self._running.items():
+            self._signal(name, signal.SIGKILL)
+            server.wait()
 
-def _raise_if_ended(servers: dict[str, subprocess.Popen[bytes]]) -> None:
-    for name, server in servers.items():
-        if server.poll() is not None:
-            raise DeliftError(f"the {name} server ended with status {server.returncode}")
+    def _raise_if_ended(self) -> None:
+        for name, server in self._running.items():
+            if server.poll() is not None:
+                raise DeliftError(f"the {name} server ended with status {server.returncode}")
 
+    def _kill_children(self, name: str) -> None:
+        """Kill a group and wait until it is gone, or is left to a parent that does not ask."""
+        deadline = time.monotonic() + GONE_SECONDS
+        gone = self._signal(name, signal.SIGKILL)
+        while not gone and time.monotonic() < deadline:
+            time.sleep(0.05)
+            gone = self._signal(name, 0)
 
-def _end(servers: dict[str, subprocess.Popen[bytes]]) -> None:
-    """End each server with its children: first asked, then killed.
-
-    The daemon's children are the runs. They are killed at once: a run that is asked to end counts
-    as failed, one that is killed is launched again when the home is next served.
-    """
-    for name, server in servers.items():
-        _signal_group(server, signal.SIGKILL if name == DAEMON else signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    for server in servers.values():
+    def _signal(self, name: str, sign: int) -> bool:
+        """Signal the group of a server; whether nothing is left of it."""
         try:
-            server.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            continue
-    for server in servers.values():
-        _signal_group(server, signal.SIGKILL)
-        server.wait()
-
-
-def _await_gone(server: subprocess.Popen[bytes]) -> None:
-    """Wait until a killed group is gone, or is left to a parent that does not ask after it."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(server.pid, 0)
+            os.killpg(self._running[name].pid, sign)
         except ProcessLookupError:
-            return
-        time.sleep(0.05)
-
-
-def _signal_group(server: subprocess.Popen[bytes], sign: signal.Signals) -> None:
-    try:
-        os.killpg(server.pid, sign)
-    except ProcessLookupError:
-        return
+            return True
+        return False

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,7 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest
 
 _LOG = logging.getLogger(__name__)
 FAULTS = ".faults.txt"
-INHERITED = {
-    "coverage": "auto",
-    "existing": "subset",
-    "model": None,
-    "template": None,
-    "keep": [],
-}
+INHERITED = {"coverage": "auto", "existing": "subset", "model": None, "template": None, "keep": []}
 """Settings that a version takes from its first parent where it gives none, else these."""
 
 
@@ -70,43 +65,33 @@ def reject(home: Home, entry: Entry, faults: list[Fault]) -> Path:
 
 
 def _ingest(home: Home, entry: Entry) -> Manifest:
+    store = partial(ingest, home, version=entry.version, say=_LOG.warning)
     if entry.path.is_dir():
-        return _ingest_folder(home, entry)
+        about = read_version_file(entry.path)
+        if about.version not in (None, entry.version):
+            reason = f"is {about.version!r}, but the folder is named {entry.version!r}"
+            raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
+        pool = part_file(entry.path, "pool")
+        assert pool is not None  # `Entry.faults` has refused a folder without one
+        return store(
+            pool,
+            parents=about.parents,
+            target=part_file(entry.path, "target"),
+            heldout=part_file(entry.path, "heldout"),
+            dataset=about.dataset,
+            skip_bad=about.skip_bad,
+            ids=about.ids,
+            mapping=about.columns,
+            **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
+        )
     stored = read_manifest(home.dataset(entry.version))
     if stored is not None:
         # The name is taken: the same records are found again, others are refused.
-        parents = stored.details["parents"]
         settings = {name: stored.details.get(name, new) for name, new in INHERITED.items()}
-    else:
-        newest = newest_versions(home).get(entry.dataset)
-        parents = [newest] if newest else []
-        settings = _inherited(home, parents, {})
-    return ingest(
-        home, entry.path, version=entry.version, parents=parents, say=_LOG.warning, **settings
-    )
-
-
-def _ingest_folder(home: Home, entry: Entry) -> Manifest:
-    about = read_version_file(entry.path)
-    if about.version not in (None, entry.version):
-        reason = f"is {about.version!r}, but the folder is named {entry.version!r}"
-        raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
-    pool = part_file(entry.path, "pool")
-    assert pool is not None  # `Entry.faults` has refused a folder without one
-    return ingest(
-        home,
-        pool,
-        version=entry.version,
-        parents=about.parents,
-        target=part_file(entry.path, "target"),
-        heldout=part_file(entry.path, "heldout"),
-        dataset=about.dataset,
-        skip_bad=about.skip_bad,
-        ids=about.ids,
-        say=_LOG.warning,
-        mapping=about.columns,
-        **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
-    )
+        return store(entry.path, parents=stored.details["parents"], **settings)
+    newest = newest_versions(home).get(entry.dataset)
+    parents = [newest] if newest else []
+    return store(entry.path, parents=parents, **_inherited(home, parents, {}))
 
 
 def _inherited(home: Home, parents: list[str], given: dict[str, Any]) -> dict[str, Any]:

@@ -19,76 +19,51 @@ class _Kept:
     source_ids: dict[str, None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Records in file order of their first copies.
-
-    Attributes:
-        frame: `RECORD_SCHEMA`, n rows.
-        rows: The first copy of each, aligned with the frame.
-        folded: How many rows went into another.
-        renamed: The ids of the files that stand on several contents, by the names they got.
-        derived: The columns that no row gave, so that the file's name decides them.
-    """
-
-    frame: pl.DataFrame
-    rows: list[Row]
-    folded: int
-    renamed: dict[str, str]
-    derived: frozenset[str]
-
-
 class Folder:
     """Takes drafts in file order and folds the identical ones."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, _Kept] = {}
-        self.names: list[tuple[str, str, bool]] = []
-        self.given: set[str] = set()
+        self._kept: dict[str, _Kept] = {}
+        self._names: list[tuple[str, str, bool]] = []
+        self._given: set[str] = set()
 
     def add(self, row: Row, draft: Draft, file_name: str, stem: str) -> None:
         """Take one row of a file; `stem` and its number make the id that it may lack."""
         identity = record_id(draft.instruction, draft.input, draft.output)
-        kept = self.kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
+        kept = self._kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
         kept.copies += 1
         if draft.source:
-            self.given.add("source")
+            self._given.add("source")
         if draft.source_id:
-            self.given.add("source_ids")
+            self._given.add("source_ids")
         name = draft.source_id or f"{stem}-{row.number}"
-        self.names.append((name, identity, bool(draft.source_id)))
+        self._names.append((name, identity, bool(draft.source_id)))
 
-    def done(self) -> Folded:
-        """The folded records, every id on one content only."""
+    @property
+    def rows(self) -> list[Row]:
+        """The first copy of each record, in file order."""
+        return [kept.row for kept in self._kept.values()]
+
+    @property
+    def folded(self) -> int:
+        """How many rows went into another."""
+        return len(self._names) - len(self._kept)
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """The columns that no row gave, so that the file's name decides them."""
+        return frozenset({"source", "source_ids"} - self._given)
+
+    def frame(self) -> tuple[pl.DataFrame, dict[str, str]]:
+        """The records (`RECORD_SCHEMA`) in the order of `rows`, every id on one content only.
+
+        Returns:
+            The records, and the files' ids that stand on several contents by their new names.
+        """
         renamed = self._name_records()
-        return Folded(
-            frame=self._frame(),
-            rows=[kept.row for kept in self.kept.values()],
-            folded=len(self.names) - len(self.kept),
-            renamed=renamed,
-            derived=frozenset({"source", "source_ids"} - self.given),
-        )
-
-    def _name_records(self) -> dict[str, str]:
-        """Give records their ids; one that is on other content already becomes `ID#2`."""
-        known = {name for name, _, _ in self.names}
-        owned: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
-        renamed: dict[str, str] = {}
-        for name, identity, given in self.names:
-            contents = owned.setdefault(name, {})
-            if identity not in contents:
-                number = len(contents) + 1
-                contents[identity] = name if number == 1 else _free_name(name, number, known)
-                known.add(contents[identity])
-                if given and number > 1:
-                    renamed[contents[identity]] = name
-            self.kept[identity].source_ids[contents[identity]] = None
-        return renamed
-
-    def _frame(self) -> pl.DataFrame:
-        records = list(self.kept.values())
+        records = list(self._kept.values())
         columns = {
-            "record_id": list(self.kept),
+            "record_id": list(self._kept),
             "instruction": [kept.draft.instruction for kept in records],
             "input": [kept.draft.input for kept in records],
             "output": [kept.draft.output for kept in records],
@@ -97,10 +72,22 @@ class Folder:
             "copies": [kept.copies for kept in records],
             "source_ids": [list(kept.source_ids) for kept in records],
         }
-        return pl.DataFrame(columns, schema=RECORD_SCHEMA)
+        return pl.DataFrame(columns, schema=RECORD_SCHEMA), renamed
 
-
-def _free_name(name: str, number: int, known: set[str]) -> str:
-    while f"{name}#{number}" in known:
-        number += 1
-    return f"{name}#{number}"
+    def _name_records(self) -> dict[str, str]:
+        """Give records their ids; one that is on other content already becomes `ID#2`."""
+        known = {name for name, _, _ in self._names}
+        owned: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
+        renamed: dict[str, str] = {}
+        for name, identity, given in self._names:
+            contents = owned.setdefault(name, {})
+            if identity not in contents:
+                new, number = name, len(contents) + 1
+                while number > 1 and (new := f"{name}#{number}") in known:
+                    number += 1
+                contents[identity] = new
+                known.add(new)
+                if given and new != name:
+                    renamed[new] = name
+            self._kept[identity].source_ids[contents[identity]] = None
+        return renamed

@@ -81,7 +81,8 @@ def entries(home: Home) -> list[Entry]:
     """Everything that lies in the inbox, versions in natural order (v2 before v10)."""
     if not home.inbox.is_dir():
         return []
-    found = [_entry(path) for path in home.inbox.iterdir() if _counts(path)]
+    paths = (path for path in home.inbox.iterdir() if path.name not in (ACCEPTED, REJECTED))
+    found = (_entry(path) for path in paths if not _temporary(path.name))
     present = [entry for entry in found if entry is not None]
     return sorted(present, key=lambda entry: (_natural(entry.version), entry.path.name))
 
@@ -153,10 +154,6 @@ def part_file(folder: Path, part: str) -> Path | None:
     return None
 
 
-def _counts(path: Path) -> bool:
-    return not _temporary(path.name) and path.name not in (ACCEPTED, REJECTED)
-
-
 def _temporary(name: str) -> bool:
     return name.startswith(".") or name.lower().endswith(TEMPORARY_SUFFIXES)
 
@@ -218,24 +215,21 @@ def _held(entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str
     """Why an entry has to wait for one it follows; None where it need not."""
     for name in parents[entry.version]:
         # Versions that name each other would wait for ever: they go on, and are refused.
-        if name in parents and name != entry.version and not _follows(name, entry.version, parents):
+        if name in parents and entry.version not in {name, *_ancestors(name, parents)}:
             return f"it follows {name}, which lies in the inbox before it"
         if name in busy:
             return f"it follows {name}: {busy[name]}"
     return None
 
 
-def _follows(version: str, other: str, parents: Mapping[str, list[str]]) -> bool:
-    """Whether a version of the inbox follows another, directly or through others."""
-    queue, known = [version], set[str]()
+def _ancestors(version: str, parents: Mapping[str, list[str]]) -> set[str]:
+    """The versions that a version of the inbox follows, directly or through others."""
+    queue, found = [version], set[str]()
     while queue:
-        for name in parents.get(queue.pop(), []):
-            if name == other:
-                return True
-            if name not in known:
-                known.add(name)
-                queue.append(name)
-    return False
+        new = set(parents.get(queue.pop(), [])) - found
+        found |= new
+        queue += new
+    return found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,21 +1,24 @@
 """Settling which records of a new version are pool, target and held-out set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.heldout import disjoint_faults, set_aside, withhold
 from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.read import RecordsFile
-from delift_pipeline.records.stored import DatasetVersion, load_version
-from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.records.stored import load_version
+from delift_pipeline.storage.hashing import digest_json, digest_text
 from delift_pipeline.storage.home import Home
 
 PARTS = ("pool", "target", "heldout")
 KEPT = "columns"
+SHARE = 0.1
+SEED = 0
+NAMED_IDS = 20
+_NAMES = {"pool": "the pool", "target": "the target set", "heldout": "the held-out set"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def version_hash(details: Mapping[str, Any]) -> str:
 def settle(home: Home, files: Mapping[str, RecordsFile], parents: tuple[str, ...]) -> Parts:
     """Find the held-out set and check that no two sets share a record.
 
+    Without a held-out file the first parent's set is taken, and what that one once set aside stays
+    out of every later pool. Without a parent a share of the pool is set aside.
+
     Args:
         home: Where the parents are stored.
         files: What was read for `pool`, and for `target` and `heldout` where they were given.
@@ -61,59 +67,78 @@ def settle(home: Home, files: Mapping[str, RecordsFile], parents: tuple[str, ...
     Raises:
         Refused: sets share records (each pair named with its ids), or nothing is left of the pool.
     """
-    if "heldout" in files:
-        parts = _given(files)
-    elif parents:
-        parts = _inherited(files, load_version(home, parents[0]))
+    versions = [load_version(home, name) for name in parents]
+    pool, derived = files["pool"].frame, files["pool"].derived
+    target = files.get("target")
+    details: dict[str, Any] = {}
+    if given := files.get("heldout"):
+        heldout, heldout_hash = given.frame, content_hash(given.frame, given.derived)
+    elif versions:
+        about, heldout = versions[0].manifest.details, versions[0].heldout
+        heldout_hash = about["heldout_hash"]
+        details = {"heldout_from": parents[0]}
+        if "heldout_set_aside" in about:
+            details["heldout_set_aside"] = about["heldout_set_aside"]
+            pool = pool.join(heldout, on="record_id", how="anti", maintain_order="left")
     else:
-        parts = _set_aside(files)
-    pools = {name: load_version(home, name).pool for name in parents}
-    faults = disjoint_faults(parts.frames, pools)
-    if parts.pool.is_empty():
+        pool, heldout, details["heldout_set_aside"] = _set_aside(pool)
+        heldout_hash = content_hash(heldout, derived)
+    parts = Parts(
+        pool,
+        None if target is None else target.frame,
+        heldout,
+        {
+            "pool": content_hash(pool, derived),
+            "target": None if target is None else content_hash(target.frame, target.derived),
+            "heldout": heldout_hash,
+        },
+        details,
+        files["pool"].frame.height - pool.height if versions else 0,
+    )
+    faults = list(_overlaps(parts, {one.version: one.pool for one in versions}))
+    if pool.is_empty():
         faults.append(Fault("every record is in the parent's held-out set", field="pool"))
     if faults:
         raise Refused(*faults)
     return parts
 
 
-def _hash(files: Mapping[str, RecordsFile], part: str) -> str | None:
-    return content_hash(files[part].frame, files[part].derived) if part in files else None
+def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
+    """Split a held-out set off a pool of at least two records.
 
+    The records with the smallest seeded digests go, so that the choice depends on which records
+    there are and never on their order.
 
-def _target(files: Mapping[str, RecordsFile]) -> pl.DataFrame | None:
-    return files["target"].frame if "target" in files else None
-
-
-def _given(files: Mapping[str, RecordsFile]) -> Parts:
-    hashes = {part: _hash(files, part) for part in PARTS}
-    return Parts(files["pool"].frame, _target(files), files["heldout"].frame, hashes)
-
-
-def _inherited(files: Mapping[str, RecordsFile], parent: DatasetVersion) -> Parts:
-    """The parent's held-out set; what was once set aside stays out of every later pool."""
-    about = parent.manifest.details
-    pool, withheld = files["pool"].frame, 0
-    details: dict[str, Any] = {"heldout_from": parent.version}
-    if "heldout_set_aside" in about:
-        details["heldout_set_aside"] = about["heldout_set_aside"]
-        pool, withheld = withhold(pool, parent.heldout)
-    hashes = {
-        "pool": content_hash(pool, files["pool"].derived),
-        "target": _hash(files, "target"),
-        "heldout": about["heldout_hash"],
-    }
-    return Parts(pool, _target(files), parent.heldout, hashes, details, withheld)
-
-
-def _set_aside(files: Mapping[str, RecordsFile]) -> Parts:
-    whole, derived = files["pool"].frame, files["pool"].derived
-    if whole.height < 2:
+    Returns:
+        The remaining pool and the held-out set, both in file order, and what to record of it.
+    """
+    if pool.height < 2:
         reason = "one record cannot be both pool and held-out set: give a held-out file"
         raise Refused(Fault(reason, field="heldout"))
-    pool, heldout, recorded = set_aside(whole)
-    hashes = {
-        "pool": content_hash(pool, derived),
-        "target": _hash(files, "target"),
-        "heldout": content_hash(heldout, derived),
-    }
-    return Parts(pool, _target(files), heldout, hashes, {"heldout_set_aside": recorded})
+    rows = max(1, int(SHARE * pool.height + 0.5))
+    drawn = sorted(pool["record_id"], key=lambda record: digest_text(f"heldout:{SEED}", record))
+    inside = pl.col("record_id").is_in(drawn[:rows])
+    recorded = {"share": SHARE, "seed": SEED, "rows": rows}
+    return pool.filter(~inside), pool.filter(inside), recorded
+
+
+def _overlaps(parts: Parts, parent_pools: Mapping[str, pl.DataFrame]) -> Iterator[Fault]:
+    """A fault for each two sets that share records; the pools of parents may share the pool's."""
+    present = {_NAMES[part]: frame for part, frame in parts.frames.items() if frame is not None}
+    pairs = [("the pool", "target"), ("the pool", "heldout"), ("the target set", "heldout")]
+    for version, pool in parent_pools.items():
+        present[f"the pool of {version}"] = pool
+        pairs.append((f"the pool of {version}", "heldout"))
+    for left, part in pairs:
+        right = _NAMES[part]
+        if left not in present or right not in present:
+            continue
+        others = present[right].select("record_id")
+        shared = present[left].join(others, on="record_id", how="semi")
+        if shared.is_empty():
+            continue
+        named = shared.select("record_id", "source_ids").head(NAMED_IDS).iter_rows()
+        names = ", ".join(f"{ids[0]} ({record})" for record, ids in named)
+        more = ", ..." if shared.height > NAMED_IDS else ""
+        reason = f"{shared.height} records are both in {left} and in {right}: {names}{more}"
+        yield Fault(reason, field=part)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.fold import Folded, Folder
+from delift_pipeline.records.fold import Folder
 from delift_pipeline.records.formats import Table
 from delift_pipeline.records.shapes import (
     KNOWN_COLUMNS,
@@ -154,6 +154,8 @@ def _several(inputs: Inputs) -> list[Path]:
 class _Reading:
     """What has been read so far of the files of one input."""
 
+    fields: Mapping[str, str]
+    ids: Ids
     folder: Folder = field(default_factory=Folder)
     tables: list[Table] = field(default_factory=list)
     shapes: dict[str, None] = field(default_factory=dict)
@@ -161,82 +163,70 @@ class _Reading:
     whole: list[Fault] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
+    def add(self, path: Path) -> None:
+        """Add a file's rows, or the faults that make it unusable as a whole."""
+        file = str(path)
+        try:
+            table = read_table(path, KNOWN_COLUMNS | set(self.fields.values()))
+        except Refused as refused:
+            self.whole += refused.faults
+            return
+        self.tables.append(table)
+        faults = [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
+        shape, problems, mapped = None, list[Fault](), frozenset[str]()
+        if len(faults) < len(table.rows):
+            shape, problems, mapped = shape_of_file(table.rows, file, self.fields)
+        if problems or table.fatal:
+            self.whole += [*problems, *_in_order(faults + table.fatal)]
+            return
+        if shape is not None:
+            self.shapes[shape.name] = None
+            self.mapped |= mapped
+            shape = shape if self.ids == "keep" else replace(shape, ids=False)
+            stem = kind_of(path).stem
+            for row in (row for row in table.rows if row.value is not None):
+                draft, wrong = shape.draft(row.value or {})
+                faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
+                if draft is not None:
+                    self.folder.add(row, draft, path.name, stem)
+        self.faults += _in_order(faults)
+
 
 def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -> RecordsFile:
     files, notes = input_files(_several(inputs))
-    reading = _Reading()
+    reading = _Reading(fields, ids)
     for path in files:
-        try:
-            table = read_table(path, KNOWN_COLUMNS | set(fields.values()))
-        except Refused as refused:
-            reading.whole += refused.faults
-        else:
-            _add(reading, path, table, fields, ids)
-    refusing = reading.whole + ([] if skip_bad else reading.faults)
-    if refusing:
+        reading.add(path)
+    if refusing := reading.whole + ([] if skip_bad else reading.faults):
         raise Refused(*refusing)
-    folded = reading.folder.done()
-    if folded.frame.is_empty():
+    folder, rows = reading.folder, reading.folder.rows
+    if not rows:
         names = ", ".join(map(str, _several(inputs)))
         raise Refused(Fault("no good record", names), *reading.faults)
-    return _records_file(reading, folded, notes)
-
-
-def _add(reading: _Reading, path: Path, table: Table, fields: Mapping[str, str], ids: Ids) -> None:
-    """Add a file's rows, or the faults that make it unusable as a whole."""
-    reading.tables.append(table)
-    file = str(path)
-    unreadable = [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
-    shape, problems, mapped = None, list[Fault](), frozenset[str]()
-    if len(unreadable) < len(table.rows):
-        shape, problems, mapped = shape_of_file(table.rows, file, fields)
-    if problems or table.fatal:
-        reading.whole += [*problems, *_in_order(unreadable + table.fatal)]
-        return
-    faults = unreadable
-    if shape is not None:
-        reading.shapes[shape.name] = None
-        reading.mapped |= mapped
-        shape = shape if ids == "keep" else replace(shape, ids=False)
-        stem = kind_of(path).stem
-        for row in table.rows:
-            if row.value is None:
-                continue
-            draft, wrong = shape.draft(row.value)
-            faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
-            if draft is not None:
-                reading.folder.add(row, draft, path.name, stem)
-    reading.faults += _in_order(faults)
+    frame, renamed = folder.frame()
+    raw = [row.raw for row in rows if row.raw is not None]
+    schemas = [table.schema for table in reading.tables]
+    notes += [note for table in reading.tables for note in table.notes]
+    if renamed:
+        new, old = next(iter(renamed.items()))
+        notes.append(
+            f"{len(renamed):,} ids were already taken by other records and got a number; the "
+            f"first: {old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
+        )
+    return RecordsFile(
+        frame=frame,
+        rows=[row.value or {} for row in rows],
+        raw=raw if len(raw) == len(rows) else None,
+        faults=reading.faults,
+        read=sum(len(table.rows) for table in reading.tables),
+        folded=folder.folded,
+        shape=", ".join(reading.shapes),
+        derived=folder.derived,
+        schema=schemas[0] if all(one == schemas[0] for one in schemas) else None,
+        mapped=reading.mapped,
+        notes=tuple(notes),
+    )
 
 
 def _in_order(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.line or 0)
-
-
-def _records_file(reading: _Reading, folded: Folded, notes: list[str]) -> RecordsFile:
-    raw = [row.raw for row in folded.rows if row.raw is not None]
-    schemas = [table.schema for table in reading.tables]
-    said = [*notes, *(note for table in reading.tables for note in table.notes)]
-    return RecordsFile(
-        frame=folded.frame,
-        rows=[row.value or {} for row in folded.rows],
-        raw=raw if len(raw) == len(folded.rows) else None,
-        faults=reading.faults,
-        read=sum(len(table.rows) for table in reading.tables),
-        folded=folded.folded,
-        shape=", ".join(reading.shapes),
-        derived=folded.derived,
-        schema=schemas[0] if all(one == schemas[0] for one in schemas) else None,
-        mapped=reading.mapped,
-        notes=(*said, *_renamed_note(folded.renamed)),
-    )
-
-
-def _renamed_note(renamed: Mapping[str, str]) -> list[str]:
-    if not renamed:
-        return []
-    new, old = next(iter(renamed.items()))
-    return [
-        f"{len(renamed):,} ids were already taken by other records and got a number; the first: "
-        f"{old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
-    ]

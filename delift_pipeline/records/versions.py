@@ -12,20 +12,11 @@ from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
 from delift_pipeline.records.left_out import FAULTS_FILE, write_faults
 from delift_pipeline.records.parts import KEPT, Parts, settle, version_hash
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
-from delift_pipeline.records.stored import (
-    Changes,
-    DatasetVersion,
-    changes,
-    known_manifest,
-    load_version,
-    pool_ids,
-)
+from delift_pipeline.records.stored import known_manifest, pool_ids
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.home import Home, checked_version
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 from delift_pipeline.storage.model_places import named_model
-
-__all__ = ["Changes", "DatasetVersion", "changes", "ingest", "load_version"]
 
 COVERAGES = ("auto", "neighbours", "all")
 EXISTING = ("subset", "pool")
@@ -140,56 +131,49 @@ def _manifest(
     files: Mapping[str, RecordsFile],
     parts: Parts,
 ) -> Manifest:
-    named = dataset or _dataset_name(home, version, parents)
-    about = {"dataset": named, "version": version, "parents": list(parents), **settings}
+    known = {name: known_manifest(home, name) for name in home.versions()}
+    if not dataset and parents:
+        dataset = known[parents[0]].details["dataset"]
+    about = {
+        "dataset": dataset or version.rpartition("-")[0] or version,
+        "version": version,
+        "parents": list(parents),
+        **settings,
+    }
     hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
-    left_out = sum(file.left_out for file in files.values())
     content_hash = version_hash(hashes)
-    same = _same_content(home, version, content_hash)
+    same = [
+        (one.created, name)
+        for name, one in known.items()
+        if name != version and one.content_hash == content_hash
+    ]
+    new = ~parts.pool["record_id"].is_in(pool_ids(home, parents).implode())
+    sizes = {part: 0 if frame is None else frame.height for part, frame in parts.frames.items()}
+    left_out = sum(file.left_out for file in files.values())
     return Manifest(
         kind="dataset",
         content_hash=content_hash,
-        parents={f"dataset:{name}": known_manifest(home, name).content_hash for name in parents},
-        counts=_counts(home, parents, files, parts),
+        parents={f"dataset:{name}": known[name].content_hash for name in parents},
+        counts={
+            **sizes,
+            "read": sum(file.read for file in files.values()),
+            "folded": sum(file.folded for file in files.values()),
+            "left_out": left_out,
+            "withheld": parts.withheld,
+            "new": int(new.sum()),
+        },
         details={
             **about,
             "shape": files["pool"].shape,
             **hashes,
             "left_out": left_out,
             **parts.details,
-            **({"same_as": same} if same else {}),
+            # The first version with the same records in the same roles.
+            **({"same_as": min(same)[1]} if same else {}),
         },
         request=about,
         code_version=DATASET_CODE_VERSION,
     )
-
-
-def _same_content(home: Home, version: str, content_hash: str) -> str | None:
-    """The first version made with the same records in the same roles, or None."""
-    others = [(known_manifest(home, name), name) for name in home.versions() if name != version]
-    same = [(other.created, name) for other, name in others if other.content_hash == content_hash]
-    return min(same)[1] if same else None
-
-
-def _dataset_name(home: Home, version: str, parents: tuple[str, ...]) -> str:
-    if parents:
-        return known_manifest(home, parents[0]).details["dataset"]
-    return version.rpartition("-")[0] or version
-
-
-def _counts(
-    home: Home, parents: tuple[str, ...], files: Mapping[str, RecordsFile], parts: Parts
-) -> dict[str, int]:
-    sizes = {part: 0 if frame is None else frame.height for part, frame in parts.frames.items()}
-    new = (~parts.pool["record_id"].is_in(pool_ids(home, parents).implode())).sum()
-    return {
-        **sizes,
-        "read": sum(file.read for file in files.values()),
-        "folded": sum(file.folded for file in files.values()),
-        "left_out": sum(file.left_out for file in files.values()),
-        "withheld": parts.withheld,
-        "new": int(new),
-    }
 
 
 def _store(
@@ -204,7 +188,8 @@ def _store(
     with FileLock(home.datasets / f".{version}.lock"):
         stored = read_manifest(home.dataset(version))
         if stored is not None:
-            return _same(stored, manifest, version)
+            _refuse_other(stored, manifest, version)
+            return stored
         with replacing_folder(home.dataset(version)) as folder:
             for part, frame in frames.items():
                 if frame is not None:
@@ -215,14 +200,13 @@ def _store(
     return manifest
 
 
-def _same(stored: Manifest, manifest: Manifest, version: str) -> Manifest:
+def _refuse_other(stored: Manifest, manifest: Manifest, version: str) -> None:
     different = [] if stored.content_hash == manifest.content_hash else ["records"]
-    asked = {**stored.request, **manifest.request}
-    different += [k for k in asked if stored.request.get(k) != manifest.request.get(k)]
+    names = stored.request | manifest.request
+    different += [k for k in names if stored.request.get(k) != manifest.request.get(k)]
     if different:
         reason = (
             f"version {version!r} is stored with other {', '.join(different)}, and a version "
             "never changes: choose another name"
         )
         raise Refused(Fault(reason, field="version"))
-    return stored

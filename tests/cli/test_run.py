@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from delift_pipeline.cli.graph import Tally, materialise_leaderboard
+from delift_pipeline.cli.graph import GraphRuns
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.storage.home import Home
 
@@ -167,7 +167,7 @@ def test_the_traceback_of_a_failed_step_is_kept_for_debug(
     stand_in = dg.Definitions(jobs=[refresh_leaderboard])
     monkeypatch.setattr("delift_pipeline.graph.build_definitions", lambda home: stand_in)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(DeliftError) as failed:
-        materialise_leaderboard(Home(tmp_path), instance, {}, Tally())
+        GraphRuns(Home(tmp_path), instance).refresh_leaderboard()
     assert "Traceback" not in str(failed.value)
     shown = "".join(traceback.format_exception(failed.value))
     assert "ValueError: deep down" in shown and "in broken" in shown

@@ -135,14 +135,14 @@ class Served:
         )["runsOrError"]["results"]
         return [run for run in found if job in (None, run["jobName"])]
 
-    def kill_server(self, module: str) -> None:
+    def kill_server(self, program: str) -> None:
         """SIGKILL one of the three servers, and nothing else."""
         assert self.process is not None
         for child in psutil.Process(self.process.pid).children():
-            if module in child.cmdline():
+            if program in (Path(part).name for part in child.cmdline()):
                 child.kill()
                 return
-        raise AssertionError(f"no server {module} is running")
+        raise AssertionError(f"no server {program} is running")
 
     def kill_worker(self) -> None:
         """SIGKILL the process that executes a run."""

@@ -76,7 +76,7 @@ def test_a_dropped_version_reaches_the_leaderboard_though_everything_is_killed(
     until("lease of scoring", served.leases, pause=0.05)
     served.kill_worker()
     until("training", lambda: list(home.root.glob("adapters/*/.tmp-*")), pause=0.05)
-    served.kill_server("dagster._daemon")
+    served.kill_server("dagster-daemon")
     until("subset", lambda: read_manifest(home.subset("demo-v1", ARM)))
     served.kill_server("dagster_webserver")
     until("row of both arms", lambda: served.leaderboard("demo-v1") == {ARM, OTHER})

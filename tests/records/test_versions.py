@@ -10,7 +10,8 @@ import pytest
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.records.identity import record_id
-from delift_pipeline.records.versions import changes, ingest, load_version
+from delift_pipeline.records.stored import changes, load_version
+from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.versions import ingest, load_version
+from delift_pipeline.records.stored import load_version
+from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 from resources.compute import ComputeResource
