@@ -86,14 +86,14 @@ class ModelFlags:
         from delift_pipeline.scoring.options import read_options
 
         given = {COMPUTE.get(name, name): value for name, value in self.given().items()}
-        options = {COMPUTE.get(name, name): f"--{name.replace('_', '-')}" for name in _names()}
-        return read_options({"model": model, **given}, {"model": "--model", **options})
+        options = {COMPUTE.get(n, n): f"--{n.replace('_', '-')}" for n in ("model", *vars(self))}
+        return read_options({"model": model, **given}, options)
 
     def given(self) -> dict[str, Any]:
         """What was given, by the names of the flags."""
-        values = {name: getattr(self, name) for name in _names()}
         # 0 is a value, and equal to False: it is refused where it makes no sense.
-        return {n: value for n, value in values.items() if value is not None and value is not False}
+        values = vars(self).items()
+        return {name: value for name, value in values if value is not None and value is not False}
 
     def resources(self, model: str | None) -> dict[str, Any]:
         """The run config of the `language_model` and `compute` resources.
@@ -113,34 +113,27 @@ class ModelFlags:
 NO_FLAGS = ModelFlags()
 
 
-def _names() -> list[str]:
-    return [one.name for one in fields(ModelFlags)]
-
-
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the whole group in the place of its one parameter of type `ModelFlags`."""
-    own = inspect.signature(command, eval_str=True)
-    (slot,) = (name for name, one in own.parameters.items() if one.annotation is ModelFlags)
+    """Give a command the whole group in the place of its parameter `flags`.
+
+    Typer reads a command's options from its signature and knows no groups of them.
+    """
     hints = get_type_hints(ModelFlags, include_extras=True)
-    flags = [
-        inspect.Parameter(
-            one.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=one.default,
-            annotation=hints[one.name],
-        )
-        for one in fields(ModelFlags)
-    ]
-    parameters: list[inspect.Parameter] = []
-    for name, one in own.parameters.items():
-        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-        parameters += flags if name == slot else kept
+    group = {one.name: (hints[one.name], one.default) for one in fields(ModelFlags)}
+    options: dict[str, tuple[Any, Any]] = {}
+    for name, one in inspect.signature(command, eval_str=True).parameters.items():
+        options |= group if name == "flags" else {name: (one.annotation, one.default)}
 
     @wraps(command)
     def with_flags(**given: Any) -> None:
-        group = ModelFlags(**{one.name: given.pop(one.name) for one in flags})
-        command(**given, **{slot: group})
+        flags = ModelFlags(**{name: given.pop(name) for name in group})
+        command(**given, flags=flags)
 
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, kind, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    ]
     with_flags.__signature__ = inspect.Signature(parameters)  # pyright: ignore
-    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
+    with_flags.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
     return with_flags

@@ -76,7 +76,11 @@ class Encoder:
         """
         self.tokenizer, self.template, self.window = tokenizer, template, window
         self.plain = PlainText(tokenizer)
-        own_end, bos = _end_of_text(tokenizer), _begin_of_text(tokenizer)
+        own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+        if not isinstance(own_end, int):
+            reason = "the tokenizer has no end-of-text token (eos_token), and an answer must end"
+            raise Refused(Fault(reason, field="model"))
+        bos = Marker(begin, str(tokenizer.decode([begin]))) if isinstance(begin, int) else None
         names = tokenizer.special_tokens_map
         dialogue = take_apart(chat, names, template.system) if template.chat else None
         self.wording = wording_of(template, self.plain, bos, dialogue)
@@ -204,44 +208,21 @@ class Encoder:
         )
 
     def _check_window(self, half: int) -> None:
-        wording, blank = self.wording, [{**_EMPTY, "input": " "}]
-        fixed = [
-            sum(len(self._segments(blank, slot)[0]) for slot in slots)
-            for slots in (
-                (wording.prompt, wording.answer),
-                (wording.shown_prompt, wording.shown_answer),
-            )
-        ]
-        needed = max(
-            len(self.head) + 1,
-            fixed[0] + 2,
-            fixed[1] + 2 + len(self.start) + len(self.close),
-        )
+        def fixed(*slots: Slot) -> int:
+            """Tokens of the template's own words, and one of each text."""
+            blank = [{**_EMPTY, "input": " "}]
+            return sum(len(self._segments(blank, slot)[0]) for slot in slots) + 2
+
+        own, wording = len(self.start) + len(self.close), self.wording
+        target = fixed(wording.prompt, wording.answer)
+        shown = fixed(wording.shown_prompt, wording.shown_answer) + own
+        needed = max(len(self.head) + 1, target, shown)
         if needed > half:
-            raise Refused(
-                Fault(
-                    f"a window of {self.window} tokens is too small: the template's own words "
-                    f"take {needed} of its half",
-                    field="window",
-                )
+            reason = (
+                f"a window of {self.window} tokens is too small: the template's own words take "
+                f"{needed} of its half"
             )
-
-
-def _end_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
-    eos = tokenizer.eos_token_id
-    if not isinstance(eos, int):
-        raise Refused(
-            Fault(
-                "the tokenizer has no end-of-text token (eos_token), and an answer must end",
-                field="model",
-            )
-        )
-    return eos
-
-
-def _begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> Marker | None:
-    bos = tokenizer.bos_token_id
-    return Marker(bos, str(tokenizer.decode([bos]))) if isinstance(bos, int) else None
+            raise Refused(Fault(reason, field="window"))
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ it is written. Ids stay those of the model.
 import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,18 +72,18 @@ class PlainText:
             )
         self._state = backend.to_str()
         state = json.loads(self._state)
-        renamed: set[str] = {t["content"] for t in state["added_tokens"] if _marks(t)}
-        renamed -= _plain_unknown(tokenizer)
-        self.markers = frozenset(
-            t["id"] for t in state["added_tokens"] if t["content"] in renamed
-        ) | frozenset(_special_ids(tokenizer))
-        self._renamed = renamed
+        plain = _plain_unknown(tokenizer)
+        marking = [
+            token
+            for token in state["added_tokens"]
+            if (token["special"] or _MARKER.match(token["content"])) and token["content"] != plain
+        ]
+        self.markers = frozenset([*(token["id"] for token in marking), *_special_ids(tokenizer)])
         self._surfaces = {
             t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
-            for t in state["added_tokens"]
-            if t["content"] in renamed
+            for t in marking
         }
-        self._backend = _rebuilt(state, renamed, _never)
+        self._backend = _rebuilt(state, self._surfaces, _never)
 
     def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
         """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters.
@@ -112,15 +112,11 @@ class PlainText:
 
     @cached_property
     def _after_marker(self) -> "Tokenizer":
-        return _rebuilt(json.loads(self._state), self._renamed, _first_only_there)
+        return _rebuilt(json.loads(self._state), self._surfaces, _first_only_there)
 
     def ids(self, text: str) -> np.ndarray:
         """Token ids of one text, int32 [tokens]."""
         return np.asarray(self.encode([text])[0].ids, dtype=np.int32)
-
-
-def _marks(token: dict[str, Any]) -> bool:
-    return bool(token["special"]) or _MARKER.match(token["content"]) is not None
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -131,11 +127,11 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return [token for token in named if isinstance(token, int)]
 
 
-def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The token for unknown text, unless it marks structure as well (GPT-2 has one for all)."""
-    marking = (tokenizer.bos_token, tokenizer.eos_token)
     unknown = tokenizer.unk_token
-    return set() if unknown is None or unknown in marking else {str(unknown)}
+    marks = unknown is None or unknown in (tokenizer.bos_token, tokenizer.eos_token)
+    return None if marks else str(unknown)
 
 
 def _marker_at(parts: "list[str | Marker]", place: int) -> Marker | None:
@@ -143,7 +139,7 @@ def _marker_at(parts: "list[str | Marker]", place: int) -> Marker | None:
     return part if isinstance(part, Marker) else None
 
 
-def _rebuilt(state: dict[str, Any], renamed: set[str], blanks: Blanks) -> "Tokenizer":
+def _rebuilt(state: dict[str, Any], renamed: Iterable[str], blanks: Blanks) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     # The names change from run to run so that no data can hold them; ids do not depend on them.
@@ -159,7 +155,11 @@ def _rebuilt(state: dict[str, Any], renamed: set[str], blanks: Blanks) -> "Token
 
 
 def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
-    merged = _merged(model.get("merges") or [])
+    """Rename tokens of the vocabulary, except those that merges name."""
+    merged: set[str] = set()
+    for merge in model.get("merges") or []:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        merged |= {left, right, left + right}
     free = {old: new for old, new in names.items() if old not in merged}
     if model.get("unk_token") in free:
         model["unk_token"] = free[model["unk_token"]]
@@ -168,14 +168,6 @@ def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
         model["vocab"] = {free.get(token, token): place for token, place in vocabulary.items()}
     elif isinstance(vocabulary, list):
         model["vocab"] = [[free.get(token, token), score] for token, score in vocabulary]
-
-
-def _merged(merges: list[Any]) -> set[str]:
-    found: set[str] = set()
-    for merge in merges:
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        found |= {left, right, left + right}
-    return found
 
 
 def _with_blanks(part: dict[str, Any] | None, blanks: Blanks) -> dict[str, Any] | None:

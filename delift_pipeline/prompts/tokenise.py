@@ -1,6 +1,7 @@
 """From written text to segments: runs of plain text, and special tokens by their ids."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -69,29 +70,19 @@ def _encoded(
 def _segment(
     plain: PlainText, written: Written, runs: list[_Run], encodings: "list[Encoding]"
 ) -> Segment:
-    if not written.markers:
-        ids = encodings[0].ids if encodings else []
-        offsets = encodings[0].offsets if encodings else []
-        foreign = not plain.markers.isdisjoint(ids)
-        return _made(written, ids, offsets, foreign)
     parts = [(begin, [token], [(begin, end)]) for begin, end, token in written.markers]
-    foreign = False
     for run, encoding in zip(runs, encodings, strict=True):
-        foreign |= not plain.markers.isdisjoint(encoding.ids)
-        places = [(run.start + begin, run.start + end) for begin, end in encoding.offsets]
+        places = encoding.offsets
+        if run.start:
+            places = [(run.start + begin, run.start + end) for begin, end in places]
         parts.append((run.start, encoding.ids, places))
     parts.sort(key=lambda part: part[0])
-    ids = [token for _, tokens, _ in parts for token in tokens]
-    return _made(written, ids, [place for _, _, places in parts for place in places], foreign)
-
-
-def _made(
-    written: Written, ids: list[int], offsets: Sequence[tuple[int, int]], foreign: bool
-) -> Segment:
+    ids = list(chain.from_iterable(tokens for _, tokens, _ in parts))
+    offsets = list(chain.from_iterable(places for _, _, places in parts))
     return Segment(
         written.text,
         written.spans,
         np.asarray(ids, dtype=np.int32),
         np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
-        foreign,
+        any(not plain.markers.isdisjoint(encoding.ids) for encoding in encodings),
     )
