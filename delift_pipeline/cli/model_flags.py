@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import TemplateOption
+from delift_pipeline.cli.options import TEMPLATE_HELP
 
 if TYPE_CHECKING:
     from delift_pipeline.scoring.options import ModelOptions
@@ -28,54 +28,46 @@ COMPUTE = {
 """Flags that belong to the compute resource, and what `ModelOptions` calls them."""
 
 
+HELP = {
+    "revision": "The hub revision to load.",
+    "template": TEMPLATE_HELP,
+    "window": "Tokens a prompt may take [the model's, <= 2048].",
+    "dtype": "float32, bfloat16 or float16 [the preset's, else float32].",
+    "load_in": "4bit or 8bit weights, by bitsandbytes.",
+    "engine": "transformers, vllm or naive [transformers].",
+    "device": "auto, cpu, cuda or cuda:N [auto].",
+    "device_map": "Lay one model over several GPUs: auto, balanced or sequential.",
+    "tensor_parallel": "GPUs that vLLM splits the model over [1].",
+    "gpu_memory": "Share of each GPU's memory that vLLM takes [0.9].",
+    "batch_tokens": "Most target tokens in one batch [the device's own].",
+    "memory_limit": "GiB that scoring takes over the model [1.5; 0.8 of a GPU's free].",
+    "in_flight": "Demonstrations that share batches [1; 4 on a GPU].",
+    "threads": "CPU threads of a process [PyTorch's own choice].",
+    "workers": "Processes that score together, one a GPU [1].",
+    "trust_remote_code": "Let code that comes with the model run.",
+}
+
+
 @dataclass(frozen=True)
 class ModelFlags:
-    """What was given of the group; None where nothing was."""
+    """What was given of the group; None where nothing was. `HELP` explains each."""
 
-    revision: Annotated[str | None, typer.Option(help="The hub revision to load.")] = None
-    template: TemplateOption = None
-    window: Annotated[
-        int | None, typer.Option(help="Tokens a prompt may take [the model's, <= 2048].")
-    ] = None
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16 [the preset's, else float32].")
-    ] = None
-    load_in: Annotated[str | None, typer.Option(help="4bit or 8bit weights, by bitsandbytes.")] = (
-        None
-    )
-    engine: Annotated[
-        str | None, typer.Option(help="transformers, vllm or naive [transformers].")
-    ] = None
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto].")] = None
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="Lay one model over several GPUs: auto, balanced or sequential."),
-    ] = None
-    tensor_parallel: Annotated[
-        int | None, typer.Option(help="GPUs that vLLM splits the model over [1].")
-    ] = None
-    gpu_memory: Annotated[
-        float | None, typer.Option(help="Share of each GPU's memory that vLLM takes [0.9].")
-    ] = None
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Most target tokens in one batch [the device's own].")
-    ] = None
-    memory_limit: Annotated[
-        float | None,
-        typer.Option(help="GiB that scoring takes over the model [1.5; 0.8 of a GPU's free]."),
-    ] = None
-    in_flight: Annotated[
-        int | None, typer.Option(help="Demonstrations that share batches [1; 4 on a GPU].")
-    ] = None
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of a process [PyTorch's own choice].")
-    ] = None
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that score together, one a GPU [1].")
-    ] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
-    ] = False
+    revision: str | None = None
+    template: str | None = None
+    window: int | None = None
+    dtype: str | None = None
+    load_in: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    device_map: str | None = None
+    tensor_parallel: int | None = None
+    gpu_memory: float | None = None
+    batch_tokens: int | None = None
+    memory_limit: float | None = None
+    in_flight: int | None = None
+    threads: int | None = None
+    workers: int | None = None
+    trust_remote_code: bool = False
 
     def options(self, model: str) -> "ModelOptions":
         """The model's options, validated whole.
@@ -113,13 +105,17 @@ class ModelFlags:
 NO_FLAGS = ModelFlags()
 
 
+def _option(flag: Field[Any]) -> Any:
+    name = f"--{flag.name.replace('_', '-')}"
+    return Annotated[flag.type, typer.Option(name, help=HELP[flag.name])]
+
+
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the whole group in the place of its parameter `flags`.
 
     Typer reads a command's options from its signature and knows no groups of them.
     """
-    hints = get_type_hints(ModelFlags, include_extras=True)
-    group = {one.name: (hints[one.name], one.default) for one in fields(ModelFlags)}
+    group = {one.name: (_option(one), one.default) for one in fields(ModelFlags)}
     options: dict[str, tuple[Any, Any]] = {}
     for name, one in inspect.signature(command, eval_str=True).parameters.items():
         options |= group if name == "flags" else {name: (one.annotation, one.default)}

@@ -45,10 +45,8 @@ OwnModelOption = Annotated[
 TargetOption = Annotated[
     Path | None, typer.Option("--target", help="Examples of the task to choose for.")
 ]
-TemplateOption = Annotated[
-    str | None,
-    typer.Option(help="Prompt template: plain, paper, world, chat (the model's own), a file."),
-]
+TEMPLATE_HELP = "Prompt template: plain, paper, world, chat (the model's own), a file."
+TemplateOption = Annotated[str | None, typer.Option(help=TEMPLATE_HELP)]
 SkipBadOption = Annotated[
     bool,
     typer.Option(

@@ -48,17 +48,14 @@ def _shape_problems(turns: list[Any], column: str) -> Problems:
             problems.append((place, f"must be an object, not {type_name(turn)}"))
             continue
         for key in ("role", "content"):
-            if reason := _text_problem(turn, key):
+            if key not in turn:
+                problems.append((f"{place}.{key}", "missing"))
+            elif not isinstance(turn[key], str):
+                reason = f"must be text, not {type_name(turn[key])}"
                 problems.append((f"{place}.{key}", reason))
+            elif not turn[key].strip():
+                problems.append((f"{place}.{key}", "empty"))
     return problems
-
-
-def _text_problem(turn: dict[str, Any], key: str) -> str:
-    if key not in turn:
-        return "missing"
-    if not isinstance(turn[key], str):
-        return f"must be text, not {type_name(turn[key])}"
-    return "" if turn[key].strip() else "empty"
 
 
 def _split(turns: list[dict[str, str]]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Balance reports and quotas are taken by them; no prompt, score or training reads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -40,7 +40,7 @@ def file_columns(
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def as_text(columns: dict[str, list[object]]) -> list[pl.Series]:
+def as_text(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
     """Columns as text; what a row does not say stays null."""
     return [
         pl.Series(name, [None if v is None else str(v) for v in values], pl.String)

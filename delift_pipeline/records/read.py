@@ -13,7 +13,7 @@ from delift_pipeline.records.formats import Table
 from delift_pipeline.records.shapes import (
     KNOWN_COLUMNS,
     mapped_fields,
-    mapped_shape,
+    mapping_faults,
     missing_columns,
     shape_of_file,
 )
@@ -111,13 +111,9 @@ def read_parts(
     that no file has is a fault. Inputs that are None are left out.
     """
     read: dict[str, RecordsFile] = {}
-    faults: list[Fault] = []
     fields = mapped_fields(mapping or {})
-    if mapping:
-        try:
-            mapped_shape(mapping)
-        except Refused as refused:
-            return {}, list(refused.faults)
+    if faults := mapping_faults(fields):
+        return {}, faults
     for part, inputs in parts.items():
         if inputs is None:
             continue

@@ -72,7 +72,13 @@ class Shape:
 
     def draft(self, row: Mapping[str, Any]) -> tuple[Draft | None, Problems]:
         """The row's draft, or None and every fault as (column, reason)."""
-        texts, problems = self._conversation(row) if self._is_chat else self._texts(row)
+        column = self.columns.get("messages")
+        if column is None:
+            texts, problems = self._texts(row)
+        elif column in row:
+            texts, problems = conversation(row[column], column)
+        else:
+            texts, problems = {}, [(column, "missing")]
         problems = problems + _content_problems(texts, self.columns)
         source_id, source, task = (
             _metadata(row, columns, problems) for columns in self._metadata_columns
@@ -81,16 +87,6 @@ class Shape:
             return None, problems
         instruction, input, output = (texts[field] for field in TEXT_FIELDS)
         return Draft(instruction, input, output, source_id, source, task), []
-
-    @property
-    def _is_chat(self) -> bool:
-        return "messages" in self.columns
-
-    def _conversation(self, row: Mapping[str, Any]) -> tuple[dict[str, str], Problems]:
-        column = self.columns["messages"]
-        if column not in row:
-            return {}, [(column, "missing")]
-        return conversation(row[column], column)
 
     def _texts(self, row: Mapping[str, Any]) -> tuple[dict[str, str], Problems]:
         texts: dict[str, str] = {}
@@ -103,7 +99,9 @@ class Shape:
             elif column is None or column not in row:
                 problems.append((column or field, "missing"))
             elif not isinstance(value, str):
-                problems.append((column, _not_text(value)))
+                kind = type_name(value)
+                hint = f": {_HINTS[kind]}" if kind in _HINTS else ""
+                problems.append((column, f"must be text, not {kind}{hint}"))
             else:
                 texts[field] = value
         return texts, problems
@@ -137,12 +135,6 @@ SHAPES = (
 
 KNOWN_COLUMNS = frozenset(column for shape in SHAPES for column in shape.columns.values())
 """The columns in which a recognised shape keeps its texts."""
-
-
-def _not_text(value: Any) -> str:
-    kind = type_name(value)
-    hint = _HINTS.get(kind)
-    return f"must be text, not {kind}" + (f": {hint}" if hint else "")
 
 
 def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> Problems:
@@ -180,27 +172,19 @@ def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: Problems
     return None
 
 
-def mapped_shape(mapping: Mapping[str, str]) -> Shape:
-    """The shape a user's mapping (field -> column) describes.
+def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
+    """What is wrong with a user's mapping (`mapped_fields`).
 
     A text that is not named is in the column of its own name, unless another text is.
-
-    Raises:
-        Refused: the mapping names fields that records do not have, or leaves no column to one.
     """
-    fields = mapped_fields(mapping)
     known = ", ".join(_MAPPABLE)
-    unknown = [field for field in fields if field not in _MAPPABLE]
-    if unknown:
-        reason = f"no field of a record; a mapping can name {known}"
-        raise Refused(*(Fault(reason, field=field) for field in unknown))
+    reason = f"no field of a record; a mapping can name {known}"
+    if unknown := [field for field in fields if field not in _MAPPABLE]:
+        return [Fault(reason, field=field) for field in unknown]
     if "messages" in fields and (both := [field for field in TEXT_FIELDS if field in fields]):
-        raise Refused(Fault(f"map either messages or {', '.join(both)}", field="messages"))
-    shape = _mapped(fields)
-    if lost := [field for field in ("instruction", "output") if not _has(shape, field)]:
-        reason = "its own column is named for another field: name the column of this one too"
-        raise Refused(*(Fault(reason, field=field) for field in lost))
-    return shape
+        return [Fault(f"map either messages or {', '.join(both)}", field="messages")]
+    reason = "its own column is named for another field: name the column of this one too"
+    return [Fault(reason, field=field) for field in _unplaced(_mapped(fields))]
 
 
 def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -216,8 +200,11 @@ def _mapped(fields: Mapping[str, str]) -> Shape:
     return Shape("mapping", own | dict(fields))
 
 
-def _has(shape: Shape, field: str) -> bool:
-    return field in shape.columns or "messages" in shape.columns
+def _unplaced(shape: Shape) -> list[str]:
+    """The texts that a record needs and the shape has no column for."""
+    columns = shape.columns
+    needed = [] if "messages" in columns else ["instruction", "output"]
+    return [field for field in needed if field not in columns]
 
 
 def shape_of_file(
@@ -237,14 +224,12 @@ def shape_of_file(
     fields = {field: column for field, column in mapping.items() if column in present}
     if not fields.keys().isdisjoint(_TEXTS):
         shape = _mapped(fields)
-        if all(_has(shape, field) for field in TEXT_FIELDS if field != "input") and (
-            shape.required <= present
-        ):
+        if not _unplaced(shape) and shape.required <= present:
             return shape, [], frozenset(fields)
         # The file has a column that was named for a text: to leave it out would be silent.
         needed = {f: name for f, name in shape.columns.items() if name in shape.required}
         return None, missing_columns(needed, present, file), frozenset()
-    shape, faults = recognise(rows, file)
+    shape, faults = _recognised(rows, file)
     if shape is None or faults:
         missing = missing_columns(mapping, present, file)
         return None if missing else shape, missing or faults, frozenset()
@@ -252,12 +237,8 @@ def shape_of_file(
     return Shape(shape.name, {**shape.columns, **metadata}), [], frozenset(metadata)
 
 
-def recognise(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]]:
-    """The one shape of a file's readable rows, or why there is none.
-
-    Returns:
-        The shape, and the faults that concern the whole file.
-    """
+def _recognised(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]]:
+    """The one shape of a file's readable rows, and the faults that concern the whole file."""
     shapes = [_shape_of(row.value) for row in rows if row.value is not None]
     counts = Counter(shape.name for shape in shapes if shape)
     if not counts:

@@ -16,6 +16,8 @@ TRAIN = "train"
 SPLITS = {TRAIN, "validation", "valid", "val", "dev", "eval", "test"}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE)
 _DESCRIPTIONS = {STATE_FILE, SPLITS_FILE, "dataset_info.json", "dataset_infos.json"}
+_TEXTS = ("", ".md", ".txt", ".py")
+"""Suffixes of files that speak of the data (README, licence) and are not data."""
 _NAMED = 5
 
 
@@ -68,24 +70,12 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
         inside = f"; its folders are: {_listed(folders)}" if folders else ""
         known = ", ".join(suffixes())
         raise Refused(Fault(f"the folder holds no data file ({known}){inside}", str(folder)))
-    train = _without_other_splits(files)
-    left_out = [path.name for path in found if path not in train and not _is_text(path)]
-    if not left_out:
-        return train, []
-    return train, [f"{folder}: these files are not read: {_listed(left_out)}"]
-
-
-def _without_other_splits(files: list[Path]) -> list[Path]:
-    """The files without those of test and validation splits, where there is a train split."""
     splits = {path: re.split(r"[-_.]", path.name.lower())[0] for path in files}
-    if TRAIN not in splits.values():
-        return files
-    return [path for path in files if splits[path] not in SPLITS - {TRAIN}]
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a file speaks of the data (README, licence) and is not data."""
-    return path.suffix.lower() in ("", ".md", ".txt", ".py")
+    if TRAIN in splits.values():
+        files = [path for path in files if splits[path] not in SPLITS - {TRAIN}]
+    others = (path for path in found if path not in files)
+    left_out = [path.name for path in others if path.suffix.lower() not in _TEXTS]
+    return files, [f"{folder}: these files are not read: {_listed(left_out)}"] if left_out else []
 
 
 def _listed(names: list[str]) -> str:
