@@ -2,15 +2,35 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from delift_pipeline.errors import Fault
+from delift_pipeline.errors import Fault, Refused
+
+Validated = TypeVar("Validated", bound=BaseModel)
 
 LONGEST_VALUE = 80
 # The value adds nothing here: it is missing, or the message names it already.
 _SPEAK_FOR_THEMSELVES = ("missing", "conflict", "value_error")
+
+
+def validated(
+    model: type[Validated],
+    value: Any,
+    *,
+    file: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Validated:
+    """A value as a model; see `faults_of` for the arguments.
+
+    Raises:
+        Refused: one fault for each field that is wrong.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise Refused(*faults_of(error, model, file=file, names=names)) from error
 
 
 def faults_of(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
@@ -33,7 +32,7 @@ from delift_pipeline.cli.options import (
 )
 from delift_pipeline.errors import Refused, fault_counts
 from delift_pipeline.storage.home import Home
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 if TYPE_CHECKING:
     from delift_pipeline.selection.rule_options import RuleOptions
@@ -245,11 +244,8 @@ def _rules(**given: list[str] | None) -> "RuleOptions":
     """
     from delift_pipeline.selection.rule_options import RuleOptions
 
-    try:
-        return RuleOptions.model_validate({name: texts or () for name, texts in given.items()})
-    except ValidationError as error:
-        names = {name: f"--{name}" for name in RuleOptions.model_fields}
-        raise Refused(*faults_of(error, RuleOptions, names=names)) from error
+    names = {name: f"--{name}" for name in RuleOptions.model_fields}
+    return validated(RuleOptions, {n: texts or () for n, texts in given.items()}, names=names)
 
 
 def _default_out(file: Path) -> Path:

@@ -4,12 +4,12 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 PROMPT_FIELDS = ("instruction", "input")
 FIELD = re.compile(r"\{([a-z_]+)\}")
@@ -143,7 +143,4 @@ def load_template(name_or_path: str) -> Template:
 
 
 def _parse(text: str, file: str) -> Template:
-    try:
-        return Template.model_validate(parse_yaml(text, file).value)
-    except ValidationError as error:
-        raise Refused(*faults_of(error, Template, file=file)) from error
+    return validated(Template, parse_yaml(text, file).value, file=file)

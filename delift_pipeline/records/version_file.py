@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.records.read import Ids
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 VERSION_FILE = "version.yaml"
 
@@ -50,11 +50,8 @@ def read_version_file(folder: Path) -> VersionFile:
     path = folder / VERSION_FILE
     if not path.is_file():
         return VersionFile()
-    try:
-        document = parse_yaml(read_text(path, VERSION_FILE), VERSION_FILE)
-        return VersionFile.model_validate(document.value or {})
-    except ValidationError as error:
-        raise Refused(*faults_of(error, VersionFile, file=VERSION_FILE)) from error
+    document = parse_yaml(read_text(path, VERSION_FILE), VERSION_FILE)
+    return validated(VersionFile, document.value or {}, file=VERSION_FILE)
 
 
 def stated_parents(folder: Path) -> list[str]:

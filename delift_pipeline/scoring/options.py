@@ -13,9 +13,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.presets import expanded
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "naive", "vllm"]
@@ -143,7 +142,5 @@ def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = Non
     Raises:
         Refused: one fault for each setting that is out of range or at odds with another.
     """
-    try:
-        return ModelOptions.model_validate({k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        raise Refused(*faults_of(error, ModelOptions, names=names)) from error
+    settings = {name: value for name, value in given.items() if value is not None}
+    return validated(ModelOptions, settings, names=names)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.errors import Refused
 from delift_pipeline.utility.forms import UtilityForm
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
 STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
@@ -146,7 +145,4 @@ def checked_options(model: type[Options], values: Mapping[str, Any] | BaseModel)
     """
     if isinstance(values, BaseModel):
         values = values.model_dump()
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise Refused(*faults_of(error, model)) from error
+    return validated(model, dict(values))

@@ -12,11 +12,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.validation import faults_of
+from delift_pipeline.validation import validated
 
 VERSION = 1
 """Of the rubric; part of what identifies a judgement: another wording is another measurement."""
@@ -139,10 +139,7 @@ def read_judge_options(given: Mapping[str, Any]) -> JudgeOptions:
     Raises:
         Refused: one fault for each setting that is out of range.
     """
-    try:
-        return JudgeOptions.model_validate(dict(given))
-    except ValidationError as error:
-        raise Refused(*faults_of(error, JudgeOptions)) from error
+    return validated(JudgeOptions, dict(given))
 
 
 @dataclass(frozen=True)
