@@ -10,13 +10,11 @@ takes white space off both ends of a text is noticed, and the record's own is ke
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
@@ -28,8 +26,7 @@ _CONFIG = "tokenizer_config.json"
 _TURNS = 3
 # The second stand-in shows whether a template changes markup, quotes, case, blanks or letters.
 _PLAIN, _TRICKY = "{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd'
-
-Message = dict[str, str]
+_ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,10 @@ def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -
     if one != [two[0], *two[-2:]] or three != [*two[:3], *two[1:]]:
         raise _refused("writes a turn differently by its place among the turns")
     opening, middle, end = one
-    lead = _lead(middle, writer.generation())
+    # White space between where a generation starts and the answer.
+    generation = writer.generation()
+    rest = middle.removeprefix(generation)
+    lead = rest if generation and middle.startswith(generation) and rest.isspace() else ""
     shown_lead = lead if two[1] == middle else ""
     before, _, after = opening.partition(writer.system) if system else (opening, "", "")
     return Dialogue(
@@ -111,69 +111,54 @@ def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -
     )
 
 
-def _lead(middle: str, generation: str) -> str:
-    """The white space between where a generation starts and the answer."""
-    rest = middle.removeprefix(generation) if generation else ""
-    return rest if middle.startswith(generation) and rest.isspace() else ""
-
-
 class _Writer:
     """Renders dialogues of stand-ins and cuts them."""
 
     def __init__(self, source: str, names: Mapping[str, Any], system: str) -> None:
-        self._names = dict(names)
+        self._source, self._names = source, dict(names)
         self.system = "sysq0Zx" if system else ""
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateError as error:
-            raise _refused(f"cannot be read ({_first_line(error)})") from error
 
     def around(self, turns: int) -> list[str]:
         """What stands before, between and after the texts of a whole dialogue."""
         texts = [self._texts(kind, turns) for kind in (_PLAIN, _TRICKY)]
-        found, again = (_cut(self._render(self._messages(own)), own) for own in texts)
+        found, again = (_cut(self._render(own), own) for own in texts)
         if found != again:
             raise _refused("writes other words around other texts")
         return found
 
     def generation(self) -> str:
         """What follows the user's text where an answer is to be generated."""
-        (text, _) = self._texts(_PLAIN, 1)
-        whole = self._render(self._messages([text]), add_generation_prompt=True)
-        return _cut(whole, [text])[1]
+        text = self._texts(_PLAIN, 1)[:1]
+        return _cut(self._render(text, add_generation_prompt=True), text)[1]
 
     def trimmed(self) -> tuple[str, ...]:
         """Roles whose texts lose the white space at their ends."""
-        texts = self._texts(_PLAIN, 1)
-        padded = [f" \n{text}\n " for text in texts]
-        whole = self._render(self._messages(padded))
-        return tuple(
-            role for role, text in zip(("user", "assistant"), padded, strict=True)
-            if text not in whole
-        )  # fmt: skip
+        padded = [f" \n{text}\n " for text in self._texts(_PLAIN, 1)]
+        whole = self._render(padded)
+        return tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole)
 
     def _texts(self, kind: str, turns: int) -> list[str]:
         return [
             kind.replace("{role}", role).replace("{place}", str(place))
             for place in range(turns)
-            for role in ("user", "assistant")
+            for role in _ROLES
         ]
 
-    def _messages(self, texts: Sequence[str]) -> list[Message]:
-        roles = ("user", "assistant") * len(texts)
-        turns = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *turns]
+    def _render(self, texts: Sequence[str], add_generation_prompt: bool = False) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        turns = [("system", self.system)] if self.system else []
+        turns += zip(_ROLES * len(texts), texts, strict=False)
         try:
-            whole = self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
+            (whole,), _ = render_jinja_template(
+                [[{"role": role, "content": text} for role, text in turns]],
+                chat_template=self._source,
                 add_generation_prompt=add_generation_prompt,
+                strftime_now=datetime.strptime(DATE, "%d %b %Y").strftime,
                 **self._names,
             )
+        except TemplateSyntaxError as error:
+            raise _refused(f"cannot be read ({_first_line(error)})") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             asked = "a dialogue with a system message" if self.system else "a plain dialogue"
             raise _refused(f"refuses {asked} ({_first_line(error)})") from error
@@ -192,46 +177,6 @@ def _cut(whole: str, texts: Sequence[str]) -> list[str]:
     if any(text in whole for text in texts):
         raise _refused("writes a text more than once")
     return [*parts, whole]
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment of `apply_chat_template`, with a fixed date."""
-    # The text is a prompt, not a page: nothing in it is to be escaped.
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_Generation, loopcontrols],
-        autoescape=False,
-    )
-    made.filters["tojson"] = _as_json
-    made.globals["raise_exception"] = _raise
-    made.globals["strftime_now"] = _fixed_date
-    return made
-
-
-class _Generation(Extension):
-    """`{% generation %}`, by which some templates mark what a model has said."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The body of the block, as if the block were not there."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _as_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _fixed_date(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.strptime(DATE, "%d %b %Y").strftime(form)
 
 
 def _present(source: str | None) -> str:
