@@ -1,6 +1,9 @@
 """Runs whose process is gone: they are closed, so that nothing waits for them."""
 
+import logging
+import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -9,6 +12,8 @@ from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from delift_pipeline.operations.doctor import Finding
 
 FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
 """Where Dagster's daemon keeps the last failure it has considered for a retry."""
@@ -85,3 +90,54 @@ def _consider_failures_from_now(instance: "dg.DagsterInstance") -> None:
     if cursors.get_cursor_values({FAILURE_CURSOR}).get(FAILURE_CURSOR) is None:
         latest = instance.event_log_storage.get_maximum_record_id() or 0
         cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
+
+
+def run_findings(home: Home) -> Iterator["Finding"]:
+    """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
+    if not ((home.dagster / "dagster.yaml").is_file() and os.access(home.dagster, os.W_OK)):
+        return  # Dagster cannot open its databases where it cannot write.
+    import dagster as dg
+
+    from delift_pipeline.operations.doctor import Finding
+
+    logging.getLogger("dagster").setLevel(logging.ERROR)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        findings = [*_interrupted(home, instance), *_waiting(instance)]
+    yield from findings or [Finding("runs", "ok", "none was interrupted, none waits for a pool")]
+
+
+def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator["Finding"]:
+    from delift_pipeline.operations.doctor import Finding
+    from delift_pipeline.run_process import is_launched
+
+    gone = runs_without_process(instance)
+    served = any(is_launched(run) for run in gone) and is_served(home)
+    for run in gone:
+        if not (served and is_launched(run)):
+            note = f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone"
+            todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
+            yield Finding("runs", "warning", note, todo)
+
+
+def _waiting(instance: "dg.DagsterInstance") -> Iterator["Finding"]:
+    from delift_pipeline.operations.doctor import Finding
+    from delift_pipeline.run_process import process_of
+
+    storage = instance.event_log_storage
+    for pool in sorted(storage.get_concurrency_keys()):
+        info = storage.get_concurrency_info(pool)
+        waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
+        if not waiting:
+            continue
+        holders, todo = [], "the next `delift run` or `delift ui` frees it"
+        for run_id in sorted(info.active_run_ids):
+            run = instance.get_run_by_id(run_id)
+            process = process_of(instance, run) if run else None
+            if process:
+                todo = "let it finish, or end its process"
+            where = f"process {process.pid}" if process else "its process is gone"
+            holders.append(f"run {run_id[:8]} ({where})")
+        names = ", ".join(run_id[:8] for run_id in waiting)
+        held = " and ".join(holders) or "no run"
+        note = f"run {names} waits for a place in the pool {pool}, held by {held}"
+        yield Finding("runs", "warning", note, todo)

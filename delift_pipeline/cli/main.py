@@ -26,7 +26,6 @@ from delift_pipeline.cli import (
     query,
     recipe,
     runs,
-    verify,
 )
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
 from delift_pipeline.errors import (
@@ -89,7 +88,7 @@ app.command("catalog")(query.catalog)
 app.command("forget")(operations.forget)
 app.command("doctor")(operations.doctor)
 app.command("gc")(operations.gc)
-app.command("verify")(verify.verify)
+app.command("verify")(operations.verify)
 bench.app.command("scoring")(bench_scoring.scoring)
 bench.app.command("selection")(bench_selection.selection)
 app.add_typer(bench.app, name="bench")

@@ -25,8 +25,8 @@ from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forg
 from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
-from delift_pipeline.records.parts import KEPT, PARTS, version_hash
 from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.records.versions import KEPT, PARTS, version_hash
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home

@@ -13,9 +13,8 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.prompts.chat import take_apart
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.prompts.plain_text import Marker, PlainText
-from delift_pipeline.prompts.segments import Segment
+from delift_pipeline.prompts.segments import Segment, tokenised
 from delift_pipeline.prompts.template import PROMPT_FIELDS, Template
-from delift_pipeline.prompts.tokenise import tokenised
 from delift_pipeline.prompts.wording import Piece, Slot, wording_of, write
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Look inside: the exact text and token ids of a target after its demonstrations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,31 +38,25 @@ def render(
         Refused: one of them cannot be scored, or together they do not fit the window.
     """
     asked = _example(encoder, target, "target")
-    before = _before(encoder, demonstrations)
-    prompt = [*before.token_ids, *asked.prompt.ids.tolist()]
-    answer = [*asked.answer.ids.tolist(), encoder.eos]
-    eos = encoder.tokenizer.decode([encoder.eos])
-    text = f"{before.text}{asked.prompt.shown}{asked.answer.shown}{eos}"
-    ids = [*prompt, *answer]
+    eos = str(encoder.tokenizer.decode([encoder.eos]))
+    wording = encoder.wording
+    text, ids = _text(wording.head), list(encoder.head)
+    if demonstrations:
+        text, ids = _text(wording.start), list(encoder.start)
+    close = _text(wording.close) + (eos if encoder.template.demonstration.end_of_text else "")
+    for record in demonstrations:
+        one = _example(encoder, record, "demonstration")
+        text += f"{one.shown_prompt.shown}{one.shown_answer.shown}{close}"
+        ids += [*one.shown_prompt.ids.tolist(), *one.shown_answer.ids.tolist(), *encoder.close]
+    ids += asked.prompt.ids.tolist()
+    answer = len(ids)
+    ids += [*asked.answer.ids.tolist(), encoder.eos]
     if len(ids) > encoder.window:
         reason = f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens"
         why = f"{reason}, more than the window of {encoder.window:,}; show fewer"
         raise Refused(Fault(why, field="demonstration"))
-    return Rendered(text, ids, list(range(len(prompt), len(ids))))
-
-
-def _before(encoder: Encoder, records: Sequence[Mapping[str, Any]]) -> Rendered:
-    wording = encoder.wording
-    if not records:
-        return Rendered(_text(wording.head), list(encoder.head), [])
-    end = str(encoder.tokenizer.decode([encoder.eos]))
-    close = _text(wording.close) + (end if encoder.template.demonstration.end_of_text else "")
-    text, ids = _text(wording.start), list(encoder.start)
-    for record in records:
-        shown = _example(encoder, record, "demonstration")
-        text += f"{shown.shown_prompt.shown}{shown.shown_answer.shown}{close}"
-        ids += [*shown.shown_prompt.ids.tolist(), *shown.shown_answer.ids.tolist(), *encoder.close]
-    return Rendered(text, ids, [])
+    text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
+    return Rendered(text, ids, list(range(answer, len(ids))))
 
 
 def _text(parts: Piece) -> str:

@@ -13,6 +13,7 @@ from delift_pipeline.validation import validated
 
 PROMPT_FIELDS = ("instruction", "input")
 FIELD = re.compile(r"\{([a-z_]+)\}")
+_SHIPPED = resources.files("delift_pipeline") / "defaults" / "templates"
 
 Spans = dict[str, tuple[int, int]]
 """Field -> where its text lies, [start, stop) in characters."""
@@ -65,8 +66,7 @@ class Template(BaseModel):
 
     @model_validator(mode="after")
     def _fields_once(self) -> "Template":
-        faults = list(_field_faults(self))
-        if faults:
+        if faults := _field_faults(self) + _chat_faults(self):
             raise ValueError("; ".join(faults))
         return self
 
@@ -103,7 +103,7 @@ def _field_faults(template: Template) -> list[str]:
         if sorted(found) != sorted(expected):
             wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
             faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
-    return [*faults, *_chat_faults(template)]
+    return faults
 
 
 def _chat_faults(template: Template) -> list[str]:
@@ -119,8 +119,7 @@ def _chat_faults(template: Template) -> list[str]:
 
 def shipped_templates() -> list[str]:
     """The names of the templates that come with the package."""
-    folder = resources.files("delift_pipeline") / "defaults" / "templates"
-    names = (Path(entry.name) for entry in folder.iterdir())
+    names = (Path(entry.name) for entry in _SHIPPED.iterdir())
     return sorted(name.stem for name in names if name.suffix == ".yaml")
 
 
@@ -130,17 +129,12 @@ def load_template(name_or_path: str) -> Template:
     Raises:
         Refused: there is no such template or it is not valid; every fault is named.
     """
-    if name_or_path in shipped_templates():
-        folder = resources.files("delift_pipeline") / "defaults" / "templates"
-        return _parse((folder / f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
     path = Path(name_or_path).expanduser()
+    if name_or_path in shipped_templates():
+        path = Path(str(_SHIPPED / f"{name_or_path}.yaml"))
     if not path.is_file():
         known = ", ".join(shipped_templates())
-        raise Refused(
-            Fault(f"no template {name_or_path!r}: use {known} or a YAML file", field="template")
-        )
-    return _parse(read_text(path, name_or_path), name_or_path)
-
-
-def _parse(text: str, file: str) -> Template:
-    return validated(Template, parse_yaml(text, file).value, file=file)
+        reason = f"no template {name_or_path!r}: use {known} or a YAML file"
+        raise Refused(Fault(reason, field="template"))
+    text = read_text(path, name_or_path)
+    return validated(Template, parse_yaml(text, name_or_path).value, file=name_or_path)

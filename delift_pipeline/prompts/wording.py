@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from delift_pipeline.prompts.chat import Dialogue
@@ -109,14 +110,9 @@ def write(pieces: Iterable[Piece], record: Mapping[str, Any]) -> Written:
 
 def pieces_of(written: Iterable[str]) -> tuple[Piece, ...]:
     """A template's pieces with their fields found."""
-    return tuple(_piece(text) for text in written)
-
-
-def _piece(text: str) -> Piece:
-    parts = FIELD.split(text)
-    names = [Field(name) for name in parts[1::2]]
-    both = zip(parts[::2], [*names, ""], strict=True)
-    return tuple(part for pair in both for part in pair if part != "")
+    # The odd parts are the names that the pattern captures.
+    split = ([Field(p) if i % 2 else p for i, p in enumerate(FIELD.split(t))] for t in written)
+    return tuple(tuple(part for part in parts if part != "") for parts in split)
 
 
 def wording_of(
@@ -192,11 +188,11 @@ def _turn_lead(opening: Piece, between: Piece) -> Piece:
     """What stands before every user's text and closes no answer."""
     _, rest = _to_marker(between)
     ended = bool(rest) and isinstance(rest[0], Marker)
-    _, lead = _to_marker(common_end(opening, rest[1:] if ended else rest))
+    _, lead = _to_marker(_common_end(opening, rest[1:] if ended else rest))
     return lead
 
 
-def common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
+def _common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
     """The parts that two sequences end on; of texts that differ, from a line or word they share."""
     shared: list[Part] = []
     for one, other in zip(reversed(first), reversed(second), strict=False):
@@ -211,11 +207,8 @@ def common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
 
 def _common_text(one: str, other: str) -> str:
     """The longest shared end that begins with white space."""
-    length = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
-        if a != b:
-            break
-        length += 1
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     shared = one[len(one) - length :]
     blank = re.search(r"\s", shared)
     return shared[blank.start() :] if blank else ""

@@ -9,9 +9,16 @@ from typing import Any
 from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.inbox import ACCEPTED, REJECTED, Entry, find, part_file
+from delift_pipeline.records.inbox import (
+    ACCEPTED,
+    REJECTED,
+    VERSION_FILE,
+    Entry,
+    find,
+    part_file,
+    read_version_file,
+)
 from delift_pipeline.records.stored import newest_versions
-from delift_pipeline.records.version_file import VERSION_FILE, read_version_file
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.home import Home, checked_version

@@ -1,16 +1,23 @@
-"""A file's rows, in the format that its content shows; its name decides only where that is open."""
+"""A file's rows, in the format and compression that its content shows.
+
+Its name decides only where the content leaves the format open.
+"""
 
 import codecs
+import gzip
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.columnar import ARROW, PARQUET
-from delift_pipeline.records.compression import CODECS, read_bytes
 from delift_pipeline.records.csv_rows import CSV, TSV, best_header
 from delift_pipeline.records.formats import Format, Table, lenient_text, text_start
 from delift_pipeline.records.json_rows import JSON, JSON_LINES
+
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 FORMATS = {one.name: one for one in (JSON_LINES, JSON, CSV, TSV, PARQUET, ARROW)}
 """Every format that can be read and written, by name. A new one is added here."""
@@ -70,7 +77,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     Raises:
         Refused: the format is not known, or the file cannot be read at all.
     """
-    data, file = read_bytes(path), str(path)
+    data, file = _read_bytes(path), str(path)
     for start, content in _OTHER_CONTENT.items():
         if data.startswith(start):
             raise Refused(Fault(f"the file is {content}", file))
@@ -109,3 +116,39 @@ def _as_utf8(data: bytes, file: str) -> bytes:
     except UnicodeError as error:
         reason = f"looks like {encoding} but cannot be decoded ({error}): save it as UTF-8"
         raise Refused(Fault(reason, file)) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The file's bytes, decompressed; its first bytes tell the codec, whatever its name.
+
+    Raises:
+        Refused: the file cannot be read, or its compressed data is damaged.
+    """
+    codec = None
+    try:
+        data = path.read_bytes()
+        codec = next((one for start, one in _FIRST_BYTES.items() if data.startswith(start)), None)
+        if codec == "gzip":
+            return gzip.decompress(data)
+        if codec == "zstd":
+            import pyarrow as pa
+
+            with pa.CompressedInputStream(pa.py_buffer(data), "zstd") as stream:
+                return stream.read()
+    except FileNotFoundError:
+        raise Refused(Fault("no such file", file=str(path))) from None
+    except (OSError, EOFError, zlib.error) as error:
+        what = f"cannot be read as {codec}" if codec else "cannot be read"
+        raise Refused(Fault(f"{what}: {error}", file=str(path))) from error
+    return data
+
+
+def compress(data: bytes, codec: str | None) -> bytes:
+    """Apply `codec`; equal bytes in give equal bytes out."""
+    if codec == "gzip":
+        return gzip.compress(data, mtime=0)
+    if codec == "zstd":
+        import pyarrow as pa
+
+        return pa.Codec("zstd").compress(data, asbytes=True)
+    return data

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.records.compression import compress
 from delift_pipeline.records.json_rows import JSON_LINES
 from delift_pipeline.records.read import RecordsFile
-from delift_pipeline.records.tables import FORMATS, kind_of
+from delift_pipeline.records.tables import FORMATS, compress, kind_of
 from delift_pipeline.storage.output import is_standard_output, write_output
 
 

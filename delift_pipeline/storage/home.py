@@ -21,13 +21,11 @@ def checked_version(version: str) -> str:
         Refused: the name does not match `NAME_PATTERN`.
     """
     if not NAME_PATTERN.fullmatch(version) or ".." in version:
-        raise Refused(
-            Fault(
-                f"{version!r} is no version name: use lower-case letters, digits, '.', '_' and "
-                "'-', at most 64, starting with a letter or digit",
-                field="version",
-            )
+        reason = (
+            f"{version!r} is no version name: use lower-case letters, digits, '.', '_' and "
+            "'-', at most 64, starting with a letter or digit"
         )
+        raise Refused(Fault(reason, field="version"))
     return version
 
 
@@ -38,12 +36,8 @@ def checked_arm(arm: str) -> str:
         Refused: the name does not match `ARM_PATTERN`.
     """
     if not ARM_PATTERN.fullmatch(arm) or ".." in arm:
-        raise Refused(
-            Fault(
-                f"{arm!r} is no arm name: write stage.selector or stage.selector-variant",
-                field="arm",
-            )
-        )
+        reason = f"{arm!r} is no arm name: write stage.selector or stage.selector-variant"
+        raise Refused(Fault(reason, field="arm"))
     return arm
 
 

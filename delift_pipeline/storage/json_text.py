@@ -28,7 +28,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, decimal.Decimal):
-        return _number(value)
+        if not value.is_finite():
+            return None
+        # A number of many digits, such as an id, must not be rounded.
+        return int(value) if value == value.to_integral_value() else float(value)
     if hasattr(value, "tolist"):  # of NumPy
         return plain(value.tolist())
     return str(value)
@@ -42,10 +45,3 @@ def json_text(value: Any, encoding: str = "utf-8") -> str:
     except UnicodeEncodeError:
         return json.dumps(plain(value), allow_nan=False)
     return text
-
-
-def _number(value: decimal.Decimal) -> int | float | None:
-    if not value.is_finite():
-        return None
-    # A number of many digits, such as an id, must not be rounded.
-    return int(value) if value == value.to_integral_value() else float(value)

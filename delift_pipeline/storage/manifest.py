@@ -73,9 +73,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate(read_json(path))
     except ValueError as error:
-        raise DeliftError(
-            f"{path}: the manifest is damaged ({error}); rebuild this artifact"
-        ) from error
+        reason = f"{path}: the manifest is damaged ({error}); rebuild this artifact"
+        raise DeliftError(reason) from error
 
 
 def up_to_date(
@@ -88,12 +87,8 @@ def up_to_date(
     manifest = read_manifest(folder)
     if manifest is None or rebuild_reason(folder):
         return None
-    same = (manifest.request, manifest.parents, manifest.code_version) == (
-        request,
-        parents,
-        code_version,
-    )
-    return manifest if same else None
+    made = (manifest.request, manifest.parents, manifest.code_version)
+    return manifest if made == (request, parents, code_version) else None
 
 
 def mark_for_rebuilding(folder: Path, reason: str) -> None:

@@ -35,9 +35,8 @@ def read_text(path: Path, file: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise Refused(
-            Fault("This is not UTF-8 text. Save the file as UTF-8.", file, line)
-        ) from error
+        reason = "This is not UTF-8 text. Save the file as UTF-8."
+        raise Refused(Fault(reason, file, line)) from error
 
 
 def parse_yaml(text: str, file: str) -> YamlDocument:
@@ -52,7 +51,10 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
         keys = list(_keys(root)) if root is not None else []
         value = loader.construct_document(root) if root is not None else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refused(_syntax_fault(error, file)) from error
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        reason = f"This is not valid YAML: {problem}. Correct it."
+        raise Refused(Fault(reason, file, mark.line + 1 if mark else None)) from error
     lines: dict[str, int] = {}
     repeated: list[Fault] = []
     for field, line in keys:
@@ -77,10 +79,3 @@ def _keys(
         if field not in seen:
             yield from _keys(value, field, (*above, id(node)))
         seen.add(field)
-
-
-def _syntax_fault(error: Exception, file: str) -> Fault:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    reason = f"This is not valid YAML: {' '.join(str(problem).split())}. Correct it."
-    return Fault(reason, file, mark.line + 1 if mark else None)

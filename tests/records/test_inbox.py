@@ -269,8 +269,7 @@ def write_as(path: Path, numbers: Sequence[int]) -> None:
     """Records in the format that the file's name says."""
     import polars as pl
 
-    from delift_pipeline.records.compression import compress
-    from delift_pipeline.records.tables import kind_of
+    from delift_pipeline.records.tables import compress, kind_of
 
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pl.DataFrame([json.loads(line) for line in lines(numbers).splitlines()])

@@ -7,7 +7,7 @@ import pytest
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.prompts.template import load_template
-from delift_pipeline.records.version_file import VERSION_FILE, read_version_file
+from delift_pipeline.records.inbox import VERSION_FILE, read_version_file
 from delift_pipeline.storage.yaml_text import parse_yaml
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.inbox import VERSION_FILE
 from delift_pipeline.records.recipes.read import benchmark_rows, drawn, write_rows
 from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, recipe_of
-from delift_pipeline.records.version_file import VERSION_FILE
 from delift_pipeline.storage.atomic import replacing_folder, write_text
 from delift_pipeline.storage.home import checked_version
 
