@@ -10,26 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import (
-    ColumnOption,
-    HomeOption,
-    IdsOption,
-    JsonOption,
-    ModelOption,
-    SkipBadOption,
-    TargetOption,
-    TemplateOption,
-    check_outputs,
-    column_mapping,
-    ids_choice,
-    message_stream,
-    named_values,
-    print_notes,
-    print_result,
-    progress,
-    writable_home,
-)
 from delift_pipeline.errors import Refused, fault_counts
 from delift_pipeline.storage.home import Home
 from delift_pipeline.validation import validated
@@ -53,7 +35,7 @@ def ingest(
     parent: Annotated[
         list[str] | None, typer.Option(help="A version this one follows; repeatable.")
     ] = None,
-    target: TargetOption = None,
+    target: shared.TargetOption = None,
     heldout: Annotated[
         Path | None,
         typer.Option(help="Records for evaluation only [the parent's, else a seeded tenth]."),
@@ -63,22 +45,22 @@ def ingest(
         str | None,
         typer.Option(envvar="DELIFT_MODEL", help="The model that scores this version."),
     ] = None,
-    template: TemplateOption = None,
+    template: shared.TemplateOption = None,
     coverage: Annotated[
         str, typer.Option(help="Pairs to score: auto, neighbours or all.")
     ] = "auto",
     existing: Annotated[
         str, typer.Option(help="What the continual stage adds to: the parents' subset or pool.")
     ] = "subset",
-    column: ColumnOption = None,
+    column: shared.ColumnOption = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(help="A column to keep for balance reports and quotas; repeatable."),
     ] = None,
-    ids: IdsOption = "keep",
-    skip_bad: SkipBadOption = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    ids: shared.IdsOption = "keep",
+    skip_bad: shared.SkipBadOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Store files as an immutable dataset version."""
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
@@ -89,8 +71,8 @@ def ingest(
 
     if model is not None:
         check_local_model(read_options({"model": model}, {"model": "--model"}))
-    place = writable_home(home)
-    announce_reading((files, target, heldout), progress())
+    place = shared.writable_home(home)
+    announce_reading((files, target, heldout), shared.progress())
     manifest = store(
         place,
         files,
@@ -100,19 +82,19 @@ def ingest(
         heldout=heldout,
         dataset=dataset,
         skip_bad=skip_bad,
-        mapping=column_mapping(column),
+        mapping=shared.column_mapping(column),
         coverage=coverage,
         existing=existing,
         model=model,
         template=template,
         keep=keep or (),
-        ids=ids_choice(ids),
+        ids=shared.ids_choice(ids),
         say=partial(print, file=sys.stderr),
     )
     counts = manifest.counts
     listed = place.dataset(version) / FAULTS_FILE
     faults = read_faults(listed)
-    print_notes(left_out_notes(faults, counts["left_out"], listed))
+    shared.print_notes(left_out_notes(faults, counts["left_out"], listed))
     if counts.get("forgotten"):
         print(f"{counts['forgotten']:,} forgotten records were left out", file=sys.stderr)
     skipped = {"faults": fault_counts(faults), "faults_file": str(listed)} if faults else {}
@@ -121,13 +103,13 @@ def ingest(
         f"{counts['folded']:,} copies folded), {counts['heldout']:,} held out, "
         f"{counts['target']:,} targets\nnext: delift run --version {version} --home {place.root}"
     )
-    print_result(as_json, {**manifest.model_dump(mode="json"), **skipped}, text)
+    shared.print_result(as_json, {**manifest.model_dump(mode="json"), **skipped}, text)
 
 
 @takes_model
 def select(
     files: FilesArgument,
-    model: ModelOption,
+    model: shared.ModelOption,
     budget: Annotated[
         str,
         typer.Option(
@@ -160,7 +142,7 @@ def select(
         list[str] | None,
         typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),
     ] = None,
-    target: TargetOption = None,
+    target: shared.TargetOption = None,
     existing: Annotated[
         Path | None, typer.Option(help="Records the model is trained on already.")
     ] = None,
@@ -183,12 +165,12 @@ def select(
         list[str] | None, typer.Option(help="FILE or ID of records that are out; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
-    column: ColumnOption = None,
-    ids: IdsOption = "keep",
-    skip_bad: SkipBadOption = False,
+    column: shared.ColumnOption = None,
+    ids: shared.IdsOption = "keep",
+    skip_bad: shared.SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Choose the records of a file worth fine-tuning on; no Dagster involved."""
     from delift_pipeline.records.left_out import faults_beside
@@ -204,22 +186,24 @@ def select(
         options=_options(option),
         budget=budget,
         seed=seed,
-        mapping=column_mapping(column),
+        mapping=shared.column_mapping(column),
         skip_bad=skip_bad,
         out=out or _default_out(files[0]),
         why=why,
         balance=tuple(balance or ()),
         rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
-        ids=ids_choice(ids),
+        ids=shared.ids_choice(ids),
     )
     outputs = {"--out": request.out, "--why": why}
     if skip_bad:
         outputs["--skip-bad"] = faults_beside(request.out, files[0])
-    check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
+    shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
-        report = select_file(Home.at(home), request, flags.options(model), progress())
-    print_notes((*report.notes, *report.said))
-    print_result(as_json, report.as_json(), report.text(), message_stream(request.out, why))
+        report = select_file(Home.at(home), request, flags.options(model), shared.progress())
+    shared.print_notes((*report.notes, *report.said))
+    shared.print_result(
+        as_json, report.as_json(), report.text(), shared.message_stream(request.out, why)
+    )
 
 
 @contextmanager
@@ -260,5 +244,5 @@ def _options(given: list[str] | None) -> dict[str, Any]:
     """`["eta=2", "diagonal=keep"]` as `{"eta": 2, "diagonal": "keep"}`, values read as YAML."""
     import yaml
 
-    named = named_values(given, "--option NAME=VALUE")
+    named = shared.named_values(given, "--option NAME=VALUE")
     return {name: yaml.safe_load(value) for name, value in named.items()}

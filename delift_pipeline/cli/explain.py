@@ -55,24 +55,20 @@ def explain(
 def as_text(found: "Explanation") -> str:
     """The explanation for people."""
     record = found.record
+    text = record.get("text")  # a file of reasons holds it as one line
+    if text is None:
+        prompt = " ".join(part for part in (record["instruction"], record["input"]) if part)
+        text = f"{prompt} -> {record['output']}"
     lines = [
         f"{', '.join(record['source_ids'])} ({found.record_id}) under {found.arm} on "
         f"{found.version}",
-        f"  {_text(record)}",
+        f"  {text}",
         *_place(found),
         *_listed("near duplicates", found.near_duplicates),
         *_trust(found.evidence),
         *_tokens(found.tokens),
     ]
     return "\n".join(lines)
-
-
-def _text(record: dict[str, Any]) -> str:
-    """A record's texts on one line; a file of reasons holds that line itself."""
-    if "text" in record:
-        return record["text"]
-    prompt = " ".join(part for part in (record["instruction"], record["input"]) if part)
-    return f"{prompt} -> {record['output']}"
 
 
 def _place(found: "Explanation") -> list[str]:
@@ -101,7 +97,14 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
     if evidence is None:
         return ["trust: not known, no near pairs were scored"]
     said = "SUSPECTED WRONG" if evidence["suspected"] else "not suspected"
-    lines = [f"trust {evidence['trust']:.3f} ({said}){_agreement(evidence)}"]
+    relative = evidence.get("relative", 0.0)
+    why = ""
+    if relative < 0 and evidence["trust"] == 1:
+        why = f": its nearest prompts are too far to be believed (weight {evidence['weight']:.3f})"
+    elif "agreement" in evidence:
+        agreed = f"near prompts agree {evidence['agreement']:+.3f}"
+        why = f": {agreed}, {relative:+.3f} against its surroundings"
+    lines = [f"trust {evidence['trust']:.3f} ({said}){why}"]
     for one in evidence["neighbours"]:
         verb = "disagrees" if one["disagrees"] else "agrees"
         lines.append(
@@ -109,15 +112,6 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
             f"record {_signed(one['helps'])}, helps it {_signed(one['helped'])}): {one['text']}"
         )
     return lines
-
-
-def _agreement(evidence: dict[str, Any]) -> str:
-    if "agreement" not in evidence:
-        return ""
-    agreed, relative = evidence["agreement"], evidence["relative"]
-    if relative < 0 and evidence["trust"] == 1:
-        return f": its nearest prompts are too far to be believed (weight {evidence['weight']:.3f})"
-    return f": near prompts agree {agreed:+.3f}, {relative:+.3f} against its surroundings"
 
 
 def _tokens(tokens: list[dict[str, Any]]) -> list[str]:

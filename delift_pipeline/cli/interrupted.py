@@ -49,8 +49,11 @@ def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -
     """
     from delift_pipeline.run_process import close_run, free_slots, is_launched
 
-    if not served:
-        _consider_failures_from_now(instance)
+    cursors = instance.daemon_cursor_storage
+    if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
+        # Without a first cursor the daemon would pass over all earlier failures, these among them.
+        latest = instance.event_log_storage.get_maximum_record_id() or 0
+        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
     gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
     for run in gone:
         close_run(instance, run)
@@ -82,14 +85,6 @@ def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"
         if run.status in AT_WORK or PROCESS_TAG in run.tags
     ]
     return [run for run in reversed(runs) if process_of(instance, run) is None]
-
-
-def _consider_failures_from_now(instance: "dg.DagsterInstance") -> None:
-    """Set the daemon's first cursor: it would pass over all earlier failures, these among them."""
-    cursors = instance.daemon_cursor_storage
-    if cursors.get_cursor_values({FAILURE_CURSOR}).get(FAILURE_CURSOR) is None:
-        latest = instance.event_log_storage.get_maximum_record_id() or 0
-        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
 
 
 def run_findings(home: Home) -> Iterator["Finding"]:

@@ -103,20 +103,18 @@ def split_adapter(value: str) -> tuple[str, str]:
 
 
 def _answered(home: Home, option: str, value: str) -> tuple[dict[str, Any], str]:
-    if option == "--adapter":
-        from delift_pipeline.lineage.adapter import adapter_lineage
-
-        made = adapter_lineage(home, *split_adapter(value)).as_json()
-        return made, _adapter_text(made)
-    if option == "--record":
-        from delift_pipeline.lineage.record import record_lineage
-
-        became = record_lineage(home, value).as_json()
-        return became, _record_text(became)
+    from delift_pipeline.lineage.adapter import adapter_lineage
+    from delift_pipeline.lineage.record import record_lineage
     from delift_pipeline.lineage.version import version_lineage
 
-    changed = version_lineage(home, value).as_json()
-    return changed, _version_text(changed)
+    if option == "--adapter":
+        found = adapter_lineage(home, *split_adapter(value)).as_json()
+        return found, _adapter_text(found)
+    if option == "--record":
+        found = record_lineage(home, value).as_json()
+        return found, _record_text(found)
+    found = version_lineage(home, value).as_json()
+    return found, _version_text(found)
 
 
 def _subjects(home: Home, option: str, found: dict[str, Any]) -> list["Artifact"]:
@@ -145,8 +143,11 @@ def _adapter_text(found: dict[str, Any]) -> str:
     lines = [
         f"{own['name']}  {own['content_hash']}  ({own['path']}, {own['created']})",
         f"  records   {trained}; {own['method']}, from {own['started_from'] or 'the base model'}",
-        *(f"  data      {_data_line(one)}" for one in found["data"]),
     ]
+    for one in found["data"]:
+        follows = f" after {', '.join(one['parents'])}" if one["parents"] else ""
+        size = f"{one['counts']['pool']:,} records"
+        lines.append(f"  data      {one['version']}{follows}: {size}  {one['content_hash']}")
     if subset:
         asked = f"budget {subset['budget']}, seed {subset['seed']}"
         lines.append(f"  subset    {subset['selector']}, {asked}  {subset['content_hash']}")
@@ -161,20 +162,12 @@ def _adapter_text(found: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in code["packages"].items())
     lines.append(f"  code      delift {code['delift']}, commit {code['git_commit']}, {packages}")
     lines += [f"  note      {note}" for note in found["notes"]]
-    lines += _limited([_trained_line(row) for row in records or ()])
-    return "\n".join(lines)
-
-
-def _data_line(one: dict[str, Any]) -> str:
-    parents = ", ".join(one["parents"])
-    follows = f" after {parents}" if parents else ""
-    return f"{one['version']}{follows}: {one['counts']['pool']:,} records  {one['content_hash']}"
-
-
-def _trained_line(row: dict[str, Any]) -> str:
-    gain = "" if row["gain"] is None else f", gain {row['gain']:.4g}"
-    left_out = f", left out: {row['left_out']}" if row["left_out"] else ""
-    return f"    {row['record_id']}  rank {row['rank']} in {row['adapter']}{gain}{left_out}"
+    picks = []
+    for row in records or ():
+        gain = "" if row["gain"] is None else f", gain {row['gain']:.4g}"
+        out = f", left out: {row['left_out']}" if row["left_out"] else ""
+        picks.append(f"    {row['record_id']}  rank {row['rank']} in {row['adapter']}{gain}{out}")
+    return "\n".join(lines + _limited(picks))
 
 
 def _limited(lines: list[str]) -> list[str]:
@@ -192,7 +185,12 @@ def _record_text(found: dict[str, Any]) -> str:
     ]
     lines += [f"  not scored in {v}: {why}" for v, why in found["unscorable"].items()]
     lines += [f"  {one['version']}/{one['arm']}: {one['reason']}" for one in found["subsets"]]
-    lines += [f"  {_used_line(one)}" for one in found["adapters"]]
+    for one in found["adapters"]:
+        through = f", through {one['through']}" if one["through"] else ""
+        used = f" was trained on it{through}"
+        if one["left_out"]:
+            used = f" was not trained on it: {one['left_out']}"
+        lines.append(f"  {one['adapter']}{used}")
     lines += [
         f"  {one['version']}/{one['arm']} measured "
         + ", ".join(f"{k} {v:.4g}" for k, v in one["metrics"].items() if not k.endswith("_se"))
@@ -205,13 +203,6 @@ def _record_text(found: dict[str, Any]) -> str:
 def _shown(text: str) -> str:
     """A record's text on one line, escapes for what a terminal would obey."""
     return json.dumps(text[:120], ensure_ascii=True)
-
-
-def _used_line(one: dict[str, Any]) -> str:
-    if one["left_out"]:
-        return f"{one['adapter']} was not trained on it: {one['left_out']}"
-    through = f", through {one['through']}" if one["through"] else ""
-    return f"{one['adapter']} was trained on it{through}"
 
 
 def _version_text(found: dict[str, Any]) -> str:
@@ -227,17 +218,16 @@ def _version_text(found: dict[str, Any]) -> str:
             f"{parent['unchanged']:,} unchanged"
         )
     for one in found["subsets"]:
-        lines.append(f"  {one['arm']}: {_moved_line(one)}")
+        picks = f"{one['selected']:,} picks"
+        if one["against"] is None:
+            moved = f"{picks}; {one['parent']} has no subset to compare with"
+        else:
+            moved = (
+                f"{one['kept']:,} of {picks} were in {one['parent']}/{one['against']}; "
+                f"{len(one['came']):,} came, {len(one['went']):,} went"
+            )
+        lines.append(f"  {one['arm']}: {moved}")
         moves = [f"    + {row['record_id']}  {row['why']}" for row in one["came"]]
         moves += [f"    - {row['record_id']}  {row['why']}" for row in one["went"]]
         lines += _limited(moves)
     return "\n".join(lines)
-
-
-def _moved_line(one: dict[str, Any]) -> str:
-    if one["against"] is None:
-        return f"{one['selected']:,} picks; {one['parent']} has no subset to compare with"
-    return (
-        f"{one['kept']:,} of {one['selected']:,} picks were in {one['parent']}/{one['against']}; "
-        f"{len(one['came']):,} came, {len(one['went']):,} went"
-    )

@@ -8,7 +8,6 @@ import typer
 from delift_pipeline.cli.options import (
     HomeOption,
     JsonOption,
-    print_json,
     print_result,
     writable_home,
 )
@@ -49,12 +48,12 @@ def doctor(
 
     findings = examine(Home.at(home), self_test=self_test, more=[run_findings])
     broken = [finding for finding in findings if finding.state == "broken"]
-    if as_json:
-        print_json({"ok": not broken, "findings": [finding.as_json() for finding in findings]})
-    else:
-        for finding in findings:
-            todo = f": {finding.todo}" if finding.todo else ""
-            print(f"{finding.state:8}{finding.name:11}{finding.note}{todo}")
+    lines = [
+        f"{one.state:8}{one.name:11}{one.note}{f': {one.todo}' if one.todo else ''}"
+        for one in findings
+    ]
+    value = {"ok": not broken, "findings": [finding.as_json() for finding in findings]}
+    print_result(as_json, value, "\n".join(lines))
     if broken:
         raise typer.Exit(1)
 
@@ -68,13 +67,10 @@ def gc(
     from delift_pipeline.operations.gc import collect
 
     found = collect(_existing(home, written=apply), apply=apply)
-    if as_json:
-        print_json(found.as_json())
-        return
-    for one in found.waste:
-        print(f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}")
+    lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in found.waste]
     done = "removed" if apply else "can go (delift gc --apply removes it)"
-    print(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
+    lines.append(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
+    print_result(as_json, found.as_json(), "\n".join(lines))
 
 
 def _existing(home: Path | None, *, written: bool) -> Home:
@@ -101,21 +97,15 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of every score shard; exit status 1 where a damaged one is left."""
-    found = _stores(Home.at(home), repair)
+    folder = Home.at(home).root / "scores"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    stores = [folder / name for name in names if FINGERPRINT_PATTERN.fullmatch(name)]
+    found = [_checked(store, repair) for store in stores]
     bad = [shard for store in found for shard in store["bad"]]
-    if as_json:
-        print_json({"stores": found, "bad": len(bad), "repaired": repair and bool(bad)})
-    else:
-        for line in _lines(found, repair):
-            print(line)
+    value = {"stores": found, "bad": len(bad), "repaired": repair and bool(bad)}
+    print_result(as_json, value, "\n".join(_lines(found, repair)))
     if bad and not repair:
         raise typer.Exit(1)
-
-
-def _stores(home: Home, repair: bool) -> list[dict[str, Any]]:
-    folder = home.root / "scores"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [_checked(folder / n, repair) for n in names if FINGERPRINT_PATTERN.fullmatch(n)]
 
 
 def _checked(folder: Path, repair: bool) -> dict[str, Any]:

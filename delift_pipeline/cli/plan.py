@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import (
-    ColumnOption,
-    HomeOption,
-    IdsOption,
-    JsonOption,
-    OwnModelOption,
-    SkipBadOption,
-    print_result,
-    read_input,
-)
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -36,16 +27,16 @@ def plan(
         list[str] | None,
         typer.Option(help="An arm; repeatable [all that apply; of a file select's default]."),
     ] = None,
-    model: OwnModelOption = None,
+    model: shared.OwnModelOption = None,
     measure: Annotated[
         bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
     ] = True,
-    column: ColumnOption = None,
-    ids: IdsOption = "keep",
-    skip_bad: SkipBadOption = False,
+    column: shared.ColumnOption = None,
+    ids: shared.IdsOption = "keep",
+    skip_bad: shared.SkipBadOption = False,
     flags: ModelFlags = NO_FLAGS,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Say how many pairs, how long, how much disk and how much training the arms would take."""
     from delift_pipeline.operations.cost import cost_of, cost_of_records
@@ -57,13 +48,13 @@ def plan(
         files = [Path(version)]
     if files:
         options = flags.options(model) if model else None
-        read = read_input(files, column, skip_bad, ids)
+        read = shared.read_input(files, column, skip_bad, ids)
         named = ", ".join(map(str, files))
         found = cost_of_records(named, read.frame, place, names, options, measure=measure)
     elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, place, names, options, measure=measure)
-    print_result(as_json, found.as_json(), _text(found))
+    shared.print_result(as_json, found.as_json(), _text(found))
 
 
 def _own_model(
