@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -90,14 +90,6 @@ class Segment:
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 
-class _Run(NamedTuple):
-    """A stretch of text without special tokens, and whether one stands before it."""
-
-    start: int
-    stop: int
-    after_marker: bool
-
-
 def tokenised(
     plain: PlainText, written: Sequence[Written], after_marker: bool, own_blanks: bool
 ) -> list[Segment]:
@@ -109,49 +101,36 @@ def tokenised(
         after_marker: Whether a special token, or nothing, stands before each.
         own_blanks: Whether the blank that a tokenizer puts after a special token is kept.
     """
-    runs = [list(_runs(one, after_marker)) for one in written]
-    made = _encoded(plain, written, runs, own_blanks)
+    runs = [list(_runs(one, after_marker, own_blanks)) for one in written]
+    texts = [(text, blank) for own in runs for _, text, blank in own]
+    encodings = {
+        kept: iter(plain.encode([text for text, blank in texts if blank is kept], kept))
+        for kept in {blank for _, blank in texts}
+    }
     return [
-        _segment(plain, one, own, [next(made) for _ in own])
+        _segment(plain, one, [(start, next(encodings[blank])) for start, _, blank in own])
         for one, own in zip(written, runs, strict=True)
     ]
 
 
-def _runs(written: Written, after_marker: bool) -> Iterator[_Run]:
+def _runs(written: Written, after: bool, own_blanks: bool) -> Iterator[tuple[int, str, bool]]:
+    """Each text between special tokens: its start, itself, whether a blank before it is kept."""
     start = 0
     for begin, end, _ in written.markers:
         if begin > start:
-            yield _Run(start, begin, after_marker)
-        start, after_marker = end, True
+            yield start, written.text[start:begin], own_blanks and after
+        start, after = end, True
     if start < len(written.text):
-        yield _Run(start, len(written.text), after_marker)
+        yield start, written.text[start:], own_blanks and after
 
 
-def _encoded(
-    plain: PlainText, written: Sequence[Written], runs: list[list[_Run]], own_blanks: bool
-) -> "Iterator[Encoding]":
-    """The encodings of all runs, in order."""
-    texts = [
-        (one.text[run.start : run.stop], own_blanks and run.after_marker)
-        for one, own in zip(written, runs, strict=True)
-        for run in own
-    ]
-    made = {
-        kept: iter(plain.encode([text for text, after in texts if after is kept], kept))
-        for kept in {after for _, after in texts}
-    }
-    return (next(made[after]) for _, after in texts)
-
-
-def _segment(
-    plain: PlainText, written: Written, runs: list[_Run], encodings: "list[Encoding]"
-) -> Segment:
+def _segment(plain: PlainText, written: Written, runs: "Sequence[tuple[int, Encoding]]") -> Segment:
     parts = [(begin, [token], [(begin, end)]) for begin, end, token in written.markers]
-    for run, encoding in zip(runs, encodings, strict=True):
+    for start, encoding in runs:
         places = encoding.offsets
-        if run.start:
-            places = [(run.start + begin, run.start + end) for begin, end in places]
-        parts.append((run.start, encoding.ids, places))
+        if start:
+            places = [(start + begin, start + end) for begin, end in places]
+        parts.append((start, encoding.ids, places))
     parts.sort(key=lambda part: part[0])
     ids = list(chain.from_iterable(tokens for _, tokens, _ in parts))
     offsets = list(chain.from_iterable(places for _, _, places in parts))
@@ -160,5 +139,5 @@ def _segment(
         written.spans,
         np.asarray(ids, dtype=np.int32),
         np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
-        any(not plain.markers.isdisjoint(encoding.ids) for encoding in encodings),
+        any(not plain.markers.isdisjoint(encoding.ids) for _, encoding in runs),
     )

@@ -33,28 +33,23 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     notes: list[str] = []
     faults: list[Fault] = []
-    for path in paths:
-        try:
-            found, said = _files_of(Path(path))
-        except Refused as refused:
-            faults += refused.faults
-            continue
-        files += found
-        notes += said
+    for path in map(Path, paths):
+        if path != STANDARD and path.is_dir():
+            try:
+                found, said = _folder_files(path)
+            except Refused as refused:
+                faults += refused.faults
+            else:
+                files += found
+                notes += said
+        elif (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
+            reason = "is an address: download the file first and give its path"
+            faults.append(Fault(reason, f"{address[1]}://{address[2]}"))
+        else:
+            files.append(STANDARD_INPUT if path == STANDARD else path)
     if faults:
         raise Refused(*faults)
     return files, notes
-
-
-def _files_of(path: Path) -> tuple[list[Path], list[str]]:
-    if path == STANDARD:
-        return [STANDARD_INPUT], []
-    if path.is_dir():
-        return _folder_files(path)
-    if (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
-        reason = "is an address: download the file first and give its path"
-        raise Refused(Fault(reason, f"{address[1]}://{address[2]}"))
-    return [path], []
 
 
 def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
