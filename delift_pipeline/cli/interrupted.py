@@ -97,12 +97,14 @@ def run_findings(home: Home) -> Iterator["Finding"]:
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
-        findings = [*_interrupted(home, instance), *_waiting(instance)]
-    yield from findings or [Finding("runs", "ok", "none was interrupted, none waits for a pool")]
+        warnings = [*_interrupted(home, instance), *_waiting(instance)]
+    for note, todo in warnings:
+        yield Finding("runs", "warning", note, todo)
+    if not warnings:
+        yield Finding("runs", "ok", "none was interrupted, none waits for a pool")
 
 
-def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator["Finding"]:
-    from delift_pipeline.operations.doctor import Finding
+def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
     from delift_pipeline.run_process import is_launched
 
     gone = runs_without_process(instance)
@@ -110,12 +112,10 @@ def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator["Findin
     for run in gone:
         if not (served and is_launched(run)):
             note = f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone"
-            todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
-            yield Finding("runs", "warning", note, todo)
+            yield note, "the next `delift run` or `delift ui` closes it and goes on with its work"
 
 
-def _waiting(instance: "dg.DagsterInstance") -> Iterator["Finding"]:
-    from delift_pipeline.operations.doctor import Finding
+def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
     from delift_pipeline.run_process import process_of
 
     storage = instance.event_log_storage
@@ -134,5 +134,4 @@ def _waiting(instance: "dg.DagsterInstance") -> Iterator["Finding"]:
             holders.append(f"run {run_id[:8]} ({where})")
         names = ", ".join(run_id[:8] for run_id in waiting)
         held = " and ".join(holders) or "no run"
-        note = f"run {names} waits for a place in the pool {pool}, held by {held}"
-        yield Finding("runs", "warning", note, todo)
+        yield f"run {names} waits for a place in the pool {pool}, held by {held}", todo
