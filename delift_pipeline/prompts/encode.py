@@ -24,8 +24,8 @@ _CHUNK = 2048
 _EMPTY = {"instruction": "", "input": "", "output": ""}
 
 
-class Unscorable(Exception):
-    """A record's answer does not fit, or its text cannot be tokenised as plain text."""
+class Unscorable(str):
+    """Why a record is not scored: it does not fit, or its text is no plain text."""
 
 
 @dataclass
@@ -143,26 +143,14 @@ class Encoder:
         return tokenised(self.plain, written, slot.after_marker, self.template.chat)
 
     def _ids(self, parts: Piece, after_marker: bool = True) -> list[int]:
-        written = [write([parts], _EMPTY)]
-        (segment,) = tokenised(self.plain, written, after_marker, self.template.chat)
-        return segment.ids.tolist()
+        return self._segments([_EMPTY], Slot((parts,), after_marker))[0].ids.tolist()
 
     def _fitted(self, example: Example) -> Example | Unscorable:
-        try:
-            for segment in (example.prompt, example.answer):
-                if segment.foreign:
-                    why = "its text reads as a special token of this model's tokenizer"
-                    raise Unscorable(why)
-            # The demonstration is cut on its own copy: the caps of the two roles differ.
-            shown = (example.shown_prompt.copy(), example.shown_answer.copy())
-            example.shown_prompt, example.shown_answer = shown
-            self._fit_target(example)
-            self._fit_demonstration(example)
-        except Unscorable as reason:
-            return reason
-        return example
-
-    def _fit_target(self, example: Example) -> None:
+        if example.prompt.foreign or example.answer.foreign:
+            return Unscorable("its text reads as a special token of this model's tokenizer")
+        # The demonstration is cut on its own copy: the caps of the two roles differ.
+        prompt, shown = example.shown_prompt.copy(), example.shown_answer.copy()
+        example.shown_prompt, example.shown_answer = prompt, shown
         answer = len(example.answer) + 1
         over = len(example.prompt) + answer - self.target_cap
         for name in ("input", "instruction"):
@@ -171,20 +159,18 @@ class Encoder:
                 over -= cut
         if over > 0:
             room = self.target_cap - len(example.prompt)
-            raise Unscorable(
+            return Unscorable(
                 f"its answer takes {answer:,} tokens and {room:,} fit beside the prompt's fixed "
                 f"words in half of the window of {self.window:,}"
             )
-
-    def _fit_demonstration(self, example: Example) -> None:
-        prompt, answer = example.shown_prompt, example.shown_answer
-        over = len(prompt) + len(answer) + len(self.close) - self.demonstration_cap
+        over = len(prompt) + len(shown) + len(self.close) - self.demonstration_cap
         if over > 0 and (cut := prompt.cut_middle(PROMPT_FIELDS, over)):
             example.cuts.append("demonstration_prompt")
             over -= cut
         if over > 0:
             example.cuts.append("demonstration_answer")
-            answer.cut_end(over)
+            shown.cut_end(over)
+        return example
 
     def _flat(
         self, ids: list[str], kept: list[Example], unscorable: dict[str, str]
