@@ -9,7 +9,7 @@ it is written. Ids stay those of the model.
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _STAGES = ("normalizer", "pre_tokenizer")
 _MEMBERS = ("normalizers", "pretokenizers")
-Blanks = Callable[[dict[str, Any]], dict[str, Any] | None]
 _MARKER = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
 
 
@@ -83,7 +82,7 @@ class PlainText:
             t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
             for t in marking
         }
-        self._backend = _rebuilt(state, self._surfaces, _never)
+        self._backend = _rebuilt(state, self._surfaces, only_first=False)
 
     def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
         """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters.
@@ -102,17 +101,16 @@ class PlainText:
             return (text,) if text else ()
         longest = sorted(self._surfaces, key=len, reverse=True)
         pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
-        parts: list[str | Marker] = [self._surfaces.get(piece, piece) for piece in pieces]
-        for place, part in enumerate(parts):
-            if isinstance(part, str):
-                before, after = (_marker_at(parts, at) for at in (place - 1, place + 1))
-                part = part.lstrip() if before and before.takes_after else part
-                parts[place] = part.rstrip() if after and after.takes_before else part
-        return tuple(part for part in parts if part != "")
+        markers = [self._surfaces[surface] for surface in pieces[1::2]]
+        parts: list[str | Marker | None] = []
+        for own, before, after in zip(pieces[::2], [None, *markers], [*markers, None], strict=True):
+            own = own.lstrip() if before and before.takes_after else own
+            parts += [own.rstrip() if after and after.takes_before else own, after]
+        return tuple(part for part in parts if part)
 
     @cached_property
     def _after_marker(self) -> "Tokenizer":
-        return _rebuilt(json.loads(self._state), self._surfaces, _first_only_there)
+        return _rebuilt(json.loads(self._state), self._surfaces, only_first=True)
 
     def ids(self, text: str) -> np.ndarray:
         """Token ids of one text, int32 [tokens]."""
@@ -134,12 +132,7 @@ def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return None if marks else str(unknown)
 
 
-def _marker_at(parts: "list[str | Marker]", place: int) -> Marker | None:
-    part = parts[place] if 0 <= place < len(parts) else None
-    return part if isinstance(part, Marker) else None
-
-
-def _rebuilt(state: dict[str, Any], renamed: Iterable[str], blanks: Blanks) -> "Tokenizer":
+def _rebuilt(state: dict[str, Any], renamed: Iterable[str], only_first: bool) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     # The names change from run to run so that no data can hold them; ids do not depend on them.
@@ -149,7 +142,7 @@ def _rebuilt(state: dict[str, Any], renamed: Iterable[str], blanks: Blanks) -> "
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     for stage in _STAGES:
-        state[stage] = _with_blanks(state[stage], blanks)
+        state[stage] = _with_blanks(state[stage], only_first)
     state["post_processor"] = state["truncation"] = state["padding"] = None
     return Tokenizer.from_str(json.dumps(state))
 
@@ -170,27 +163,25 @@ def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
         model["vocab"] = [[free.get(token, token), score] for token, score in vocabulary]
 
 
-def _with_blanks(part: dict[str, Any] | None, blanks: Blanks) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer with its members' habit of adding a blank changed."""
-    if part is None or part["type"] != "Sequence":
-        return None if part is None else blanks(part)
-    members = next(name for name in _MEMBERS if name in part)
-    changed = [_with_blanks(member, blanks) for member in part[members]]
-    return {**part, members: [member for member in changed if member is not None]}
+def _with_blanks(part: dict[str, Any] | None, only_first: bool) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer that adds no blank to a text.
 
-
-def _never(part: dict[str, Any]) -> dict[str, Any] | None:
+    Args:
+        part: Its state.
+        only_first: Keep every blank but one that is added to the first text of a sequence only,
+            for it is none after a special token.
+    """
+    if part is None:
+        return None
+    if part["type"] == "Sequence":
+        members = next(name for name in _MEMBERS if name in part)
+        changed = (_with_blanks(member, only_first) for member in part[members])
+        return {**part, members: [member for member in changed if member is not None]}
+    if only_first:
+        first = part.get("prepend_scheme") == "first"
+        return {**part, "prepend_scheme": "never"} if first else part
     if part["type"] == "Prepend":
         return None
     if part["type"] == "Metaspace":
         part = {**part, "prepend_scheme": "never"}
-    if "add_prefix_space" in part:
-        part = {**part, "add_prefix_space": False}
-    return part
-
-
-def _first_only_there(part: dict[str, Any]) -> dict[str, Any] | None:
-    """A blank that is added to the first text of a sequence only is none after a special token."""
-    if part.get("prepend_scheme") == "first":
-        return {**part, "prepend_scheme": "never"}
-    return part
+    return {**part, "add_prefix_space": False} if "add_prefix_space" in part else part
