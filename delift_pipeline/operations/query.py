@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.operations.catalog import refresh_catalog
-from delift_pipeline.operations.catalog_views import VIEWS
+from delift_pipeline.operations.catalog import VIEWS, refresh_catalog
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
     """Which pairs a query over pairs did not see."""
     asked = set(re.findall(r"\w+", sql.lower()))
     prefixes = {"utilities": "kernels/", "scores": "scores/"}
-    rows = connection.execute("SELECT source, pairs FROM stored.left_out").fetchall()
+    rows = connection.execute("SELECT source, pairs FROM left_out").fetchall()
     return [
         f"{source} ({pairs:,} pairs) is too large for the catalog and is not in {view}"
         for view, prefix in prefixes.items()
