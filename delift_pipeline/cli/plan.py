@@ -53,7 +53,7 @@ def plan(
         found = cost_of_records(named, read.frame, place, names, options, measure=measure)
     elif version is not None:
         options = _own_model(place, version, model, flags)
-        found = cost_of(place, version, place, names, options, measure=measure)
+        found = cost_of(place, version, names, options, measure=measure)
     shared.print_result(as_json, found.as_json(), _text(found))
 
 

@@ -1,6 +1,6 @@
 """Arms side by side: metrics, and paired differences with their standard errors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
 from delift_pipeline.selection.run import SUBSET
 from delift_pipeline.storage.home import Home, checked_arm, checked_version
-from delift_pipeline.storage.manifest import Manifest, read_manifest
+from delift_pipeline.storage.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
     faults = [] if len(arms) > 1 else [Fault("give at least two arms as V/ARM", field="ARM")]
     twice = sorted({f"{v}/{a}" for v, a in arms if list(arms).count((v, a)) > 1})
     faults += [Fault(f"{name} is named twice", field="ARM") for name in twice]
-    found: list[tuple[str, Evaluation, Manifest]] = []
+    measured: list[tuple[Evaluation, str | None]] = []
     for version, arm in arms:
         folder = home.report(checked_version(version), checked_arm(arm))
         evaluation, manifest = read_evaluation(folder), read_manifest(folder)
@@ -76,56 +76,44 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
             run = f"delift run --version {version} --arm {arm}"
             faults.append(Fault(f"{version}/{arm} is not evaluated yet: {run}", field="ARM"))
         else:
-            found.append((f"{version}/{arm}", evaluation, manifest))
+            measured.append((evaluation, manifest.fingerprint))
     if faults:
         raise Refused(*faults)
-    first = found[0]
-    sides = [_side(home, one, first) for one in found]
-    return Comparison(sides, [note for one in found[1:] for note in _notes(one, first)])
+    (reference, model), first = measured[0], _picks(home, *arms[0])
+    sides, notes = [], []
+    for (version, arm), (evaluation, fingerprint) in zip(arms, measured, strict=True):
+        picks, others = _picks(home, version, arm), evaluation is not reference
+        gaps = differences(evaluation, reference) if others else {}
+        side = Side(
+            name=f"{version}/{arm}",
+            metrics=evaluation.metrics,
+            heldout=evaluation.samples.height,
+            fingerprint=fingerprint,
+            records=None if picks is None else len(picks),
+            minus_first={str(metric): asdict(gap) for metric, gap in gaps.items()},
+            shared=None if picks is None or first is None or not others else len(picks & first),
+        )
+        sides.append(side)
+        both = f"{side.name} and {sides[0].name}"
+        if fingerprint != model:
+            notes.append(f"{both} start from different base models")
+        notes += _notes(both, evaluation, reference)
+    return Comparison(sides, notes)
 
 
-def _side(
-    home: Home,
-    one: tuple[str, Evaluation, Manifest],
-    first: tuple[str, Evaluation, Manifest],
-) -> Side:
-    name, evaluation, manifest = one
-    own, other = _picks(home, name), _picks(home, first[0])
-    same = one is first
-    gaps = {} if same else differences(evaluation, first[1])
-    return Side(
-        name=name,
-        metrics=evaluation.metrics,
-        heldout=evaluation.samples.height,
-        fingerprint=manifest.fingerprint,
-        records=None if own is None else len(own),
-        minus_first={str(metric): asdict(gap) for metric, gap in gaps.items()},
-        shared=None if same or own is None or other is None else len(own & other),
-    )
-
-
-def _picks(home: Home, name: str) -> set[str] | None:
-    version, _, arm = name.partition("/")
+def _picks(home: Home, version: str, arm: str) -> set[str] | None:
     path = home.subset(version, arm) / SUBSET
     if not path.is_file():
         return None
     return set(pl.read_parquet(path, columns=["record_id"])["record_id"])
 
 
-def _notes(
-    one: tuple[str, Evaluation, Manifest], first: tuple[str, Evaluation, Manifest]
-) -> list[str]:
-    (name, evaluation, manifest), (base, reference, standard) = one, first
-    notes = []
-    if manifest.fingerprint != standard.fingerprint:
-        notes.append(f"{name} and {base} start from different base models")
+def _notes(both: str, evaluation: Evaluation, reference: Evaluation) -> Iterator[str]:
+    """What makes two measurements less than comparable."""
     paired = evaluation.samples.join(reference.samples, on="record_id", how="semi").height
     most = max(evaluation.samples.height, reference.samples.height)
     if paired < most:
-        notes.append(
-            f"{name} and {base} share {paired} of {most} held-out records; only those are paired"
-        )
+        yield f"{both} share {paired} of {most} held-out records; only those are paired"
     absent = [m for m in METRICS if (m in evaluation.metrics) != (m in reference.metrics)]
     if absent:
-        notes.append(f"only one of {name} and {base} was measured by {', '.join(absent)}")
-    return notes
+        yield f"only one of {both} was measured by {', '.join(absent)}"

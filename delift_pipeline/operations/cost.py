@@ -132,33 +132,25 @@ def cost_of_records(
         Refused: no record can be scored, an arm needs more than a pool, or the model cannot be
             used.
     """
-    arms = load_arms(home)
-    store, left_out, notes = None, {}, list[str]()
-    if model is not None:
-        store = ScoreStore(home.scores(fingerprint_of(model).digest))
-        left_out, notes = _cannot_be_scored(pool, model)
-    blocks = _blocks_of_pool(pool, arms, names, store, left_out)
-    return _cost(name, pool, blocks, [], notes, (store, model, measure))
+    arms, store = load_arms(home), _store(home, model)
+    left_out, notes = dict[str, str](), list[str]()
+    if model is not None and pool.height <= LARGE:
+        from delift_pipeline.scoring.model import load_encoder
 
-
-def _blocks_of_pool(
-    pool: pl.DataFrame,
-    arms: Arms,
-    names: Sequence[str],
-    store: ScoreStore | None,
-    left_out: Mapping[str, str],
-) -> list[BlockCost]:
-    """The pairs that selectors read of a file; near pairs of a small one are counted."""
+        left_out = load_encoder(model).encode(pool).unscorable
+        refuse_unscorable(pool, left_out, "records of the file")
+        notes += unscorable_notes(pool, left_out, "records")
+    ids, plan = tuple(pool["record_id"]), arms.plan
     wanted = {_self_pairs(arms.arm(name)) for name in names} or {"neighbours"}
-    ids = tuple(pool["record_id"])
+    blocks = []
     if "all" in wanted:
-        return [_counted(PairBlock("self", ids, ids), store, left_out)]
-    if "neighbours" not in wanted:
-        return []
-    if arms.plan.embedder != "tfidf" or len(ids) > LARGE:
-        return [_bounded(len(ids), arms.plan.neighbours)]
-    near = nearest(embed(prompt_texts(pool), arms.plan.embedder), arms.plan.neighbours)
-    return [_counted(neighbour_block(ids, near), store, left_out)]
+        blocks = [_counted(PairBlock("self", ids, ids), store, left_out)]
+    elif "neighbours" in wanted and (plan.embedder != "tfidf" or len(ids) > LARGE):
+        blocks = [_bounded(len(ids), plan.neighbours)]
+    elif "neighbours" in wanted:
+        near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
+        blocks = [_counted(neighbour_block(ids, near), store, left_out)]
+    return _cost(name, pool, blocks, [], notes, store, model, measure)
 
 
 def _self_pairs(arm: Arm) -> str:
@@ -168,21 +160,9 @@ def _self_pairs(arm: Arm) -> str:
     return needs_of(arm.selector, arm.stage, arm.options).self_pairs
 
 
-def _cannot_be_scored(pool: pl.DataFrame, model: ModelOptions) -> tuple[dict[str, str], list[str]]:
-    """What of a file cannot be scored; of a large one that is not looked up."""
-    if pool.height > LARGE:
-        return {}, []
-    from delift_pipeline.scoring.model import load_encoder
-
-    unscorable = load_encoder(model).encode(pool).unscorable
-    refuse_unscorable(pool, unscorable, "records of the file")
-    return unscorable, list(unscorable_notes(pool, unscorable, "records"))
-
-
 def cost_of(
-    data: Home,
-    version: str,
     home: Home,
+    version: str,
     names: Sequence[str],
     model: ModelOptions | None,
     *,
@@ -191,31 +171,38 @@ def cost_of(
     """Work out what a version's arms would cost.
 
     Args:
-        data: The home that stores the version.
+        home: The home that stores the version, its arms, scores and earlier trainings.
         version: The version.
-        home: The home whose arms, scores and earlier trainings count.
-        names: Arms; empty for all that are enabled and apply.
+        names: Arms; empty for all that are enabled and apply. A retired one that is named counts.
         model: The scorer; None leaves time unknown.
         measure: Where no scores are stored, try the model on a few records (loads it).
 
     Raises:
         Refused: an arm is unknown or does not apply, or the model cannot be used.
     """
-    dataset, arms = load_version(data, version), _chosen(load_arms(home), names)
-    for arm in arms if names else ():
-        refuse_inapplicable(dataset, arm)
-    applicable = arms.of_stages(dataset.stages())
-    fingerprint = fingerprint_of(model).digest if model else None
-    store = ScoreStore(home.scores(fingerprint)) if fingerprint else None
-    left_out = _unscorable(data, version, fingerprint)
-    blocks, notes = _blocks(data, dataset, arms, store, left_out)
+    dataset, arms = load_version(home, version), load_arms(home)
+    if names:
+        chosen = (arms.arm(name).model_copy(update={"enabled": True}) for name in names)
+        arms = replace(arms, arms=tuple(chosen))
+        for arm in arms:
+            refuse_inapplicable(dataset, arm)
+    store, left_out = _store(home, model), dict[str, str]()
+    if store is not None:
+        scored = read_manifest(part_folder(home, version, store.folder.name, "in_context"))
+        left_out = scored.details["unscorable"] if scored else {}
+    blocks, notes = _blocks(home, dataset, arms, store, left_out)
     if left_out:
         notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
-    trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
+    applicable = arms.of_stages(dataset.stages())
+    trained = [_training(home, dataset, arm, store and store.folder.name) for arm in applicable]
     unknown = [one.arm for one in trained if one.seconds is None]
     if unknown:
         notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
-    return _cost(version, dataset.pool, blocks, trained, notes, (store, model, measure))
+    return _cost(version, dataset.pool, blocks, trained, notes, store, model, measure)
+
+
+def _store(home: Home, model: ModelOptions | None) -> ScoreStore | None:
+    return ScoreStore(home.scores(fingerprint_of(model).digest)) if model else None
 
 
 def _cost(
@@ -224,15 +211,26 @@ def _cost(
     blocks: list[BlockCost],
     trained: list[ArmCost],
     notes: list[str],
-    speed: tuple[ScoreStore | None, ModelOptions | None, bool],
+    store: ScoreStore | None,
+    model: ModelOptions | None,
+    measure: bool,
 ) -> Cost:
-    """The cost of pairs and trainings; `speed` is where the rate comes from, see `_rate`."""
-    store, model, measure = speed
-    rate, rate_from = _rate(pool, store, model, measure)
+    """The cost of pairs and trainings, at the speed of the stored scores or of a trial."""
+    rate = stored_rate(store) if store else None
+    rate_from = "stored scores" if rate else None
+    if not rate and model is not None and measure:
+        rate = _trial_rate(pool, model)
+        rate_from = "a trial on a few records" if rate else None
     missing = sum(block.missing for block in blocks)
     seconds = missing / rate if rate else 0.0 if not missing else None
     if seconds is None:
         notes = [*notes, "no scores with this model are stored, so its speed is not known"]
+    # Scores that are missing (1 % more for the files), and a kernel of every pair wanted.
+    sizes = [(DENSE_BYTES if block.dense else SPARSE_BYTES, block) for block in blocks]
+    scores = int(1.01 * sum(size * block.missing for size, block in sizes))
+    kernel = sum(size * block.pairs for size, block in sizes)
+    times = [seconds, *(one.seconds for one in trained)]
+    known = [one for one in times if one is not None]
     return Cost(
         name=name,
         records=pool.height,
@@ -241,56 +239,52 @@ def _cost(
         rate=rate,
         rate_from=rate_from,
         seconds=seconds,
-        disk_bytes=_disk(pool.height, blocks),
+        disk_bytes=scores + kernel + RECORD_BYTES * pool.height,
         arms=trained,
-        hours=_hours(seconds, trained),
+        hours=sum(known) / 3600 if len(known) == len(times) else None,
         gpu=_on_gpu(model),
         notes=notes,
     )
 
 
-def _chosen(arms: Arms, names: Sequence[str]) -> Arms:
-    """The arms asked for; a retired one that is named counts."""
-    if not names:
-        return arms
-    kept = [arms.arm(name).model_copy(update={"enabled": True}) for name in names]
-    return replace(arms, arms=tuple(kept))
-
-
-def _unscorable(home: Home, version: str, fingerprint: str | None) -> dict[str, str]:
-    """What an earlier scoring of the version found cannot be scored: record_id -> why."""
-    if fingerprint is None:
-        return {}
-    manifest = read_manifest(part_folder(home, version, fingerprint, "in_context"))
-    return manifest.details["unscorable"] if manifest else {}
-
-
 def _blocks(
-    data: Home,
+    home: Home,
     dataset: DatasetVersion,
     arms: Arms,
     store: ScoreStore | None,
     left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
     """Pairs by block: counted where a plan of these arms can be had, else bounded."""
-    wanted = wanted_pairs(data, dataset, arms)
+    wanted = wanted_pairs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
-    blocks: list[BlockCost] = []
+    exact: list[PairBlock] = []
+    bounds: list[BlockCost] = []
+    near = None if wanted.self_pairs == "all" else _stored_neighbours(home, dataset, arms)
     if wanted.self_pairs == "all":
-        blocks.append(_counted(PairBlock("self", ids, ids), store, left_out))
+        exact.append(PairBlock("self", ids, ids))
+    elif near is not None:
+        exact.append(near)
     else:
-        blocks.append(_near(data, dataset, arms.plan.neighbours, store, left_out))
+        bounds.append(_bounded(len(ids), arms.plan.neighbours))
     if wanted.target_pairs and dataset.target is not None:
-        targets = tuple(dataset.target["record_id"])
-        blocks.append(_counted(PairBlock("target", targets, ids), store, left_out))
+        exact.append(PairBlock("target", tuple(dataset.target["record_id"]), ids))
     if wanted.existing is not None:
-        new = tuple(dataset.new_records(data)["record_id"])
-        known = tuple(wanted.existing["record_id"])
-        blocks.append(_counted(PairBlock("existing", new, known), store, left_out))
+        new = tuple(dataset.new_records(home)["record_id"])
+        exact.append(PairBlock("existing", new, tuple(wanted.existing["record_id"])))
     if wanted.replay is not None:
         known = tuple(wanted.replay["record_id"])
-        blocks.append(_counted(PairBlock("replay", known, known), store, left_out))
-    return blocks, list(wanted.notes)
+        exact.append(PairBlock("replay", known, known))
+    return [*bounds, *(_counted(one, store, left_out) for one in exact)], list(wanted.notes)
+
+
+def _stored_neighbours(home: Home, dataset: DatasetVersion, arms: Arms) -> PairBlock | None:
+    """The near pairs of the stored plan; None where it has none of as many neighbours."""
+    folder = home.plan(dataset.version)
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.request.get("neighbours") != arms.plan.neighbours:
+        return None
+    own = read_plan(folder).block("self")
+    return None if own is None or own.dense else own
 
 
 def _counted(block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, str]) -> BlockCost:
@@ -299,35 +293,14 @@ def _counted(block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, 
     return BlockCost(block.name, block.pairs, missing, True, block.dense)
 
 
-def _near(
-    data: Home,
-    dataset: DatasetVersion,
-    neighbours: int,
-    store: ScoreStore | None,
-    left_out: dict[str, str],
-) -> BlockCost:
-    """Near pairs: those of the stored plan, else at most both directions of each neighbourhood."""
-    manifest = read_manifest(data.plan(dataset.version))
-    if manifest and manifest.request.get("neighbours") == neighbours:
-        own = read_plan(data.plan(dataset.version)).block("self")
-        if own is not None and not own.dense:
-            return _counted(own, store, left_out)
-    return _bounded(dataset.pool.height, neighbours)
-
-
 def _bounded(records: int, neighbours: int) -> BlockCost:
+    """At most both directions of each neighbourhood."""
     bound = records * min(records - 1, 2 * neighbours)
     return BlockCost("self", bound, bound, False, False)
 
 
-def _rate(
-    pool: pl.DataFrame, store: ScoreStore | None, model: ModelOptions | None, measure: bool
-) -> tuple[float | None, str | None]:
-    rate = stored_rate(store) if store else None
-    if rate:
-        return rate, "stored scores"
-    if model is None or not measure:
-        return None, None
+def _trial_rate(pool: pl.DataFrame, model: ModelOptions) -> float | None:
+    """Pairs a second of a loaded model on the first records that can be scored."""
     from delift_pipeline.scoring.engines import engine_for
     from delift_pipeline.scoring.model import load_scorer
 
@@ -336,54 +309,28 @@ def _rate(
     for some in pool.iter_slices(TRIED):
         encoded = loaded.encoder.encode(some)
         if len(encoded):
-            return pairs_per_second(engine_for(loaded), encoded), "a trial on a few records"
+            return pairs_per_second(engine_for(loaded), encoded)
         unscorable |= encoded.unscorable
     refuse_unscorable(pool, unscorable, "records of the pool")
-    return None, None
-
-
-def _disk(records: int, blocks: Sequence[BlockCost]) -> int:
-    """Scores that are missing (1 % more for the files), and a kernel of every pair wanted."""
-    scores = sum(block.missing * _pair_bytes(block) for block in blocks)
-    kernel = sum(block.pairs * _pair_bytes(block) for block in blocks)
-    return int(scores * 1.01) + kernel + RECORD_BYTES * records
-
-
-def _pair_bytes(block: BlockCost) -> int:
-    return DENSE_BYTES if block.dense else SPARSE_BYTES
+    return None
 
 
 def _training(home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str | None) -> ArmCost:
-    whole = dataset.pool if arm.stage != "continual" else None
-    pool = dataset.manifest.counts["new"] if whole is None else whole.height
+    continual = arm.stage == "continual"
+    pool = dataset.manifest.counts["new"] if continual else dataset.pool.height
     records = resolve_budget(arm.budget, pool) if pool else 0
     steps = arm.training.total_steps(records) if records else 0
-    a_step = _step_seconds(home, fingerprint, arm.training.method, arm.training.records_per_step)
-    return ArmCost(arm.name, records, steps, None if a_step is None else steps * a_step)
-
-
-def _step_seconds(
-    home: Home, fingerprint: str | None, method: str, records_per_step: int
-) -> float | None:
-    """Seconds a step took in earlier trainings of the model, in proportion to its records."""
+    # Steps of earlier trainings of the model took as long as they had records.
     seconds, shown = 0.0, 0
     for version in stored_versions(home, "adapter") if fingerprint else ():
         for adapter in arm_artifacts(home, "adapter", version):
             own = adapter.manifest
-            if own.fingerprint != fingerprint or own.details.get("method") != method:
-                continue
-            log = read_training_log(adapter.folder)
-            asked = own.request["training"]
-            seconds += log.seconds
-            shown += log.steps * asked["batch_size"] * asked["accumulation"]
-    return seconds / shown * records_per_step if shown else None
-
-
-def _hours(seconds: float | None, arms: Sequence[ArmCost]) -> float | None:
-    known = [one.seconds for one in arms]
-    if seconds is None or None in known:
-        return None
-    return (seconds + sum(one for one in known if one is not None)) / 3600
+            if (own.fingerprint, own.details.get("method")) == (fingerprint, arm.training.method):
+                log, asked = read_training_log(adapter.folder), own.request["training"]
+                seconds += log.seconds
+                shown += log.steps * asked["batch_size"] * asked["accumulation"]
+    a_step = seconds / shown * arm.training.records_per_step if shown else None
+    return ArmCost(arm.name, records, steps, None if a_step is None else steps * a_step)
 
 
 def _on_gpu(model: ModelOptions | None) -> bool:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,11 @@ class Finding:
         return asdict(self)
 
 
+def _finding(name: str, note: str, todo: str = "", state: State = "broken") -> Finding:
+    """A finding that is `ok` where there is nothing to do."""
+    return Finding(name, state if todo else "ok", note, todo)
+
+
 Look = Callable[[Home], Iterator[Finding]]
 
 
@@ -86,23 +92,21 @@ def _guarded(look: Look, home: Home) -> Iterator[Finding]:
 def _python(home: Home) -> Iterator[Finding]:
     version = ".".join(str(part) for part in sys.version_info[:3])
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
-    todo = "" if fits else "make the environment with Python 3.11 or 3.12"
-    yield Finding("python", "ok" if fits else "broken", version, todo)
+    yield _finding(
+        "python", version, "" if fits else "make the environment with Python 3.11 or 3.12"
+    )
 
 
 def _packages(home: Home) -> Iterator[Finding]:
-    found, missing = {}, []
+    found, missing = [], []
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
-    listed = ", ".join(f"{name} {version}" for name, version in found.items())
-    if missing:
-        todo = "pip install -c constraints.txt -e ."
-        yield Finding("packages", "broken", f"{', '.join(missing)} missing; {listed}", todo)
-    else:
-        yield Finding("packages", "ok", listed)
+    absent = f"{', '.join(missing)} missing; " if missing else ""
+    todo = "pip install -c constraints.txt -e ." if missing else ""
+    yield _finding("packages", absent + ", ".join(found), todo)
 
 
 def _gpu(home: Home) -> Iterator[Finding]:
@@ -123,22 +127,19 @@ def _gpu(home: Home) -> Iterator[Finding]:
 def _disk(home: Home) -> Iterator[Finding]:
     place = next(path for path in (home.root, *home.root.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    state: State = "broken" if free < NO_DISK else "warning" if free < LITTLE_DISK else "ok"
-    todo = "" if state == "ok" else "free some space, or see `delift gc`"
-    yield Finding("disk", state, f"{free / GIGABYTE:,.1f} GB free", todo)
+    todo = "free some space, or see `delift gc`" if free < LITTLE_DISK else ""
+    state = "broken" if free < NO_DISK else "warning"
+    yield _finding("disk", f"{free / GIGABYTE:,.1f} GB free", todo, state)
 
 
 def _arms(home: Home) -> Iterator[Finding]:
     own = "arms.yaml of the home" if home.arms_file.is_file() else "the package's arms.yaml"
     try:
-        arms = load_arms(home)
+        note, todo = f"{sum(arm.enabled for arm in load_arms(home))} arms enabled", ""
     except DeliftError as error:
         faults = str(error).splitlines()
-        yield Finding(
-            "arms", "broken", f"{own}: {len(faults)} faults, {faults[0]}", "mend the file"
-        )
-        return
-    yield Finding("arms", "ok", f"{own}: {sum(arm.enabled for arm in arms)} arms enabled")
+        note, todo = f"{len(faults)} faults, {faults[0]}", "mend the file"
+    yield _finding("arms", f"{own}: {note}", todo)
 
 
 def _models(home: Home) -> Iterator[Finding]:
@@ -169,14 +170,9 @@ def _store(home: Home) -> Iterator[Finding]:
         return
     versions = sum(one.kind == "dataset" for one in artifacts)
     yield Finding("store", "ok", f"{versions} versions, {len(artifacts):,} artifacts, all readable")
-    marked = sum(rebuild_reason(one.folder) is not None for one in artifacts)
-    if marked:
+    if marked := sum(rebuild_reason(one.folder) is not None for one in artifacts):
         note = f"{marked:,} artifacts are marked for rebuilding"
         yield Finding("rebuild", "warning", note, "delift run --version V for their versions")
-    yield from _writable(home)
-
-
-def _writable(home: Home) -> Iterator[Finding]:
     try:
         with tempfile.NamedTemporaryFile(dir=home.root, prefix=".tmp-doctor-"):
             pass
@@ -193,9 +189,7 @@ def _databases(home: Home) -> Iterator[Finding]:
     files = [home.mlflow / "mlflow.db", *sorted(home.dagster.rglob("*.db"))]
     present = [path for path in files if path.is_file()]
     wrong = [found for path in present if (found := _database_finding(home, path)) is not None]
-    yield from wrong
-    if not wrong:
-        yield Finding("databases", "ok", f"{len(present)} SQLite files, intact")
+    yield from wrong or [Finding("databases", "ok", f"{len(present)} SQLite files, intact")]
     if home.catalog.is_file():
         yield _catalog_finding(home)
 
@@ -212,7 +206,7 @@ def _database_finding(home: Home, path: Path) -> Finding | None:
         # The low byte is the kind of error; the rest says more of it.
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if kind in IN_USE:
-            return Finding("databases", "warning", _in_use(where, _holder(path)), LATER)
+            return Finding("databases", "warning", _in_use(path, where), LATER)
         if kind not in DAMAGED:
             return Finding("databases", "broken", f"{where} cannot be opened ({error})", ACCESS)
         answer = str(error)
@@ -233,7 +227,7 @@ def _catalog_finding(home: Home) -> Finding:
         duckdb.connect(str(home.catalog), read_only=True).close()
     except duckdb.IOException as error:
         if "lock" in str(error):
-            return Finding("catalog", "warning", _in_use(name, _holder(home.catalog)), LATER)
+            return Finding("catalog", "warning", _in_use(home.catalog, name), LATER)
         if "ermission" in str(error):
             return Finding("catalog", "broken", f"{name} cannot be opened", ACCESS)
     except duckdb.Error:
@@ -245,50 +239,40 @@ def _catalog_finding(home: Home) -> Finding:
 
 
 def _integrity(path: Path) -> str:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)
-    try:
+    uri = f"{path.as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
         return str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
-    finally:
-        connection.close()
 
 
-def _in_use(where: str, holder: int | None) -> str:
-    by = "another process" if holder is None else f"process {holder}"
-    return f"{where} is in use by {by}, and could not be checked"
-
-
-def _holder(path: Path) -> int | None:
-    """A process that has the file open, as far as this user may see."""
+def _in_use(path: Path, where: str) -> str:
+    """The note on a file that a process has open, as far as this user may see."""
+    by = "another process"
     for process in psutil.process_iter():
         try:
             if any(Path(one.path) == path for one in process.open_files()):
-                return process.pid
+                by = f"process {process.pid}"
+                break
         except (psutil.Error, OSError):
             continue
-    return None
+    return f"{where} is in use by {by}, and could not be checked"
 
 
 def _ports(home: Home) -> Iterator[Finding]:
-    taken = {name: port for name, port in PORTS.items() if _taken(port)}
-    if taken:
-        listed = ", ".join(f"{port} ({name})" for name, port in taken.items())
-        todo = "`delift ui` runs already, or give it --port and --mlflow-port"
-        yield Finding("ports", "warning", f"in use on 127.0.0.1: {listed}", todo)
-    else:
-        yield Finding("ports", "ok", ", ".join(f"{p} free for {n}" for n, p in PORTS.items()))
-
-
-def _taken(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    taken = []
+    for name, port in PORTS.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                taken.append(f"{port} ({name})")
+    free = ", ".join(f"{port} free for {name}" for name, port in PORTS.items())
+    note = f"in use on 127.0.0.1: {', '.join(taken)}" if taken else free
+    todo = "`delift ui` runs already, or give it --port and --mlflow-port" if taken else ""
+    yield _finding("ports", note, todo, "warning")
 
 
 def _waste(home: Home) -> Iterator[Finding]:
-    if not home.root.is_dir():
-        return
-    found = collect(home)
-    if found.waste:
+    found = collect(home) if home.root.is_dir() else None
+    if found and found.waste:
         note = f"{len(found.waste):,} leftovers, {found.bytes / 1e6:,.1f} MB"
         yield Finding("leftovers", "warning", note, "delift gc lists them, --apply removes them")
 
@@ -300,11 +284,8 @@ def _self_test(home: Home) -> Iterator[Finding]:
         taken, size = _select_a_few(Path(folder))
     seconds = time.monotonic() - started
     note = f"{taken} of {size} records scored and selected with the demo model, {seconds:.1f} s"
-    if seconds > SELF_TEST_SECONDS:
-        todo = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
-        yield Finding("self-test", "warning", note, todo)
-    else:
-        yield Finding("self-test", "ok", note)
+    slow = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
+    yield _finding("self-test", note, slow if seconds > SELF_TEST_SECONDS else "", "warning")
 
 
 def _select_a_few(folder: Path) -> tuple[int, int]:

@@ -7,7 +7,7 @@ mended by the same command.
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
@@ -30,12 +30,7 @@ from delift_pipeline.records.versions import KEPT, PARTS, version_hash
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import (
-    MANIFEST,
-    Manifest,
-    mark_for_rebuilding,
-    read_manifest,
-)
+from delift_pipeline.storage.manifest import MANIFEST, mark_for_rebuilding, read_manifest
 
 Ids = frozenset[str]
 
@@ -78,16 +73,19 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
             records; nothing is changed then.
         DeliftError: an artifact is damaged.
     """
-    ids = frozenset(_named(home, record) for record in records)
+    known = forgotten_ids(home)  # may be given again, in full
+    ids = frozenset(one if one in known else named_record(home, one) for one in records)
     holders = _holders(home, ids)
-    _refuse_emptied(home, holders, ids)
     touched = _touched(home, holders, ids)
     found = Forgotten(
         records=sorted(ids),
         versions=holders,
-        artifacts=[_listed(home, artifact) for artifact in touched],
+        artifacts=[
+            {"name": one.name, "path": one.folder.relative_to(home.root).as_posix()}
+            for one in touched
+        ],
         runs=_runs(home, touched),
-        beyond=_beyond(home, holders, touched),
+        beyond=list(_beyond(home, holders, touched)),
         applied=not dry_run,
     )
     if not dry_run:
@@ -95,37 +93,29 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
     return found
 
 
-def _named(home: Home, record: str) -> str:
-    """The record_id meant; one that is forgotten already may be given again in full."""
-    if record in forgotten_ids(home):
-        return record
-    return named_record(home, record)
-
-
 def _holders(home: Home, ids: Ids) -> dict[str, list[str]]:
-    """Version -> the parts of it that hold a record."""
+    """Version -> the parts of it that hold a record.
+
+    Raises:
+        Refused: nothing would be left of one.
+    """
     found: dict[str, list[str]] = {}
+    faults = []
     for version in home.versions():
         for part in PARTS:
             path = home.dataset(version) / f"{part}.parquet"
-            if path.is_file() and named_in(pl.read_parquet(path, columns=["record_id"]), ids):
+            stored = pl.read_parquet(path, columns=["record_id"]) if path.is_file() else None
+            if stored is not None and named_in(stored, ids):
                 found.setdefault(version, []).append(part)
+                if _without(stored, ids).is_empty():
+                    reason = f"nothing would be left of the {part} of {version}"
+                    faults.append(Fault(reason, field="ID"))
+    if faults:
+        raise Refused(*faults)
     return found
 
 
-def _refuse_emptied(home: Home, holders: dict[str, list[str]], ids: Ids) -> None:
-    faults = [
-        Fault(f"nothing would be left of the {part} of {version}", field="ID")
-        for version, parts in holders.items()
-        for part in parts
-        if _without(home, version, part, ids).is_empty()
-    ]
-    if faults:
-        raise Refused(*faults)
-
-
-def _without(home: Home, version: str, part: str, ids: Ids) -> pl.DataFrame:
-    frame = pl.read_parquet(home.dataset(version) / f"{part}.parquet")
+def _without(frame: pl.DataFrame, ids: Ids) -> pl.DataFrame:
     return frame.filter(~pl.col("record_id").is_in(sorted(ids)))
 
 
@@ -133,32 +123,23 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: Ids) -> list[Artifa
     """Artifacts made of the records: found along the edges of the manifests, causes before effects.
 
     An adapter counts only where its own list holds a record (or is lost): a subset that is chosen
-    anew without changing trains nothing again.
+    anew without changing trains nothing again. The base model's reports of versions that hold a
+    record out come last: their samples show its texts.
     """
     everything = list(all_artifacts(home))
-    names = {f"dataset:{version}" for version in holders}
-    names |= {f"heldout:{v}" for v, parts in holders.items() if "heldout" in parts}
-    touched: dict[str, Artifact] = {}
-    grew = True
-    while grew:
-        grew = False
+    heldout = [version for version, parts in holders.items() if "heldout" in parts]
+    names = {f"dataset:{v}" for v in holders} | {f"heldout:{v}" for v in heldout}
+    touched: set[Path] = set()
+    before = -1
+    while len(touched) > before:
+        before = len(touched)
         for one in everything:
-            if one.folder.as_posix() in touched or not _is_touched(home, one, names, holders, ids):
-                continue
-            touched[one.folder.as_posix()] = one
-            names.add(one.name)
-            grew = True
-    order = {one.folder.as_posix(): place for place, one in enumerate(everything)}
-    found = sorted(touched.values(), key=lambda one: order[one.folder.as_posix()])
-    return [*found, *_base_reports(home, holders)]
-
-
-def _base_reports(home: Home, holders: dict[str, list[str]]) -> list[Artifact]:
-    """The base model's reports of versions that hold a record out: their samples show its texts."""
-    return [
+            if one.folder not in touched and _is_touched(home, one, names, holders, ids):
+                touched.add(one.folder)
+                names.add(one.name)
+    return [one for one in everything if one.folder in touched] + [
         Artifact(f"report:{version}:{folder.name}", folder, manifest)
-        for version, parts in holders.items()
-        if "heldout" in parts
+        for version in heldout
         for folder in folders(home.root / "reports" / version)
         if folder.name.startswith("initial-") and (manifest := read_manifest(folder))
     ]
@@ -176,26 +157,18 @@ def _is_touched(
         records = trained_on(one.folder, one.manifest, one.name, subset)
         if records is not None:
             return named_in(records, ids)
-    return any(_plain(parent) in names for parent in one.manifest.parents)
-
-
-def _plain(parent: str) -> str:
-    """A parent's name as its artifact has it: a kernel's without the block."""
-    kind, *rest = parent.split(":")
-    return f"kernel:{rest[0]}" if kind == "kernel" else parent
-
-
-def _listed(home: Home, artifact: Artifact) -> dict[str, str]:
-    return {"name": artifact.name, "path": artifact.folder.relative_to(home.root).as_posix()}
+    # A kernel is named with one of its blocks.
+    kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
+    return not names.isdisjoint(kernels | one.manifest.parents.keys())
 
 
 def _runs(home: Home, touched: list[Artifact]) -> list[str]:
     """One `delift run` a version, parents first, naming the arms that are made again."""
-    arms: dict[str, list[str]] = {}
+    arms: dict[str, dict[str, None]] = {}
     for one in touched:
-        listed = arms.setdefault(str(one.version), [])
-        if one.arm and one.arm not in listed and not one.arm.startswith("initial"):
-            listed.append(one.arm)
+        named = arms.setdefault(str(one.version), {})
+        if one.arm and not one.arm.startswith("initial"):
+            named[one.arm] = None
     return [
         " ".join(["delift run", "--version", version, *(f"--arm {arm}" for arm in arms[version])])
         for version in _parents_first(home, list(arms))
@@ -206,45 +179,41 @@ def _parents_first(home: Home, versions: list[str]) -> list[str]:
     ordered: list[str] = []
 
     def take(version: str) -> None:
-        if version in ordered:
-            return
         manifest = read_manifest(home.dataset(version))
         for parent in manifest.details["parents"] if manifest else ():
-            if parent in versions:
+            if parent in versions and parent not in ordered:
                 take(parent)
         ordered.append(version)
 
     for version in versions:
-        take(version)
+        if version not in ordered:
+            take(version)
     return ordered
 
 
-def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) -> list[str]:
+def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) -> Iterator[str]:
     """Where texts or weights may lie that no run makes again."""
-    lines = [
-        f"{path.relative_to(home.root).as_posix()} still holds what {version} was ingested from"
-        for version in holders
-        for path in originals(home, version)
-    ]
-    lines += [
-        f"{path.relative_to(home.root).as_posix()} holds what a judge wrote about held-out answers"
-        for version in holders
-        for path in sorted(home.root.glob(f"judgements/*/{version}"))
-    ]
+    for version in holders:
+        for path in originals(home, version):
+            where = path.relative_to(home.root).as_posix()
+            yield f"{where} still holds what {version} was ingested from"
+    for version in holders:
+        for path in sorted(home.root.glob(f"judgements/*/{version}")):
+            where = path.relative_to(home.root).as_posix()
+            yield f"{where} holds what a judge wrote about held-out answers"
     for one in touched:
-        known = tracked(one.folder) if one.kind == "adapter" else {}
-        if known:
-            lines.append(f"MLflow run {known['run_id']} keeps the adapter and report of {one.name}")
+        if one.kind == "adapter" and (known := tracked(one.folder)):
+            yield f"MLflow run {known['run_id']} keeps the adapter and report of {one.name}"
     if home.dagster.is_dir():
-        lines.append("Dagster's event log keeps previews of at most 20 records a run")
-    return lines
+        yield "Dagster's event log keeps previews of at most 20 records a run"
 
 
 def _apply(home: Home, ids: Ids, holders: dict[str, list[str]], touched: list[Artifact]) -> None:
     """First what stops the record, then the marks, then the data that they were found by."""
     note_forgotten(home, ids)
+    few = ", ".join(sorted(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
     for artifact in touched:
-        mark_for_rebuilding(artifact.folder, f"a record it was made of was forgotten: {_few(ids)}")
+        mark_for_rebuilding(artifact.folder, f"a record it was made of was forgotten: {few}")
     for version in _parents_first(home, list(holders)):
         with FileLock(home.datasets / f".{version}.lock"):
             _rewrite(home, version, holders[version], ids)
@@ -252,60 +221,37 @@ def _apply(home: Home, ids: Ids, holders: dict[str, list[str]], touched: list[Ar
     home.catalog.unlink(missing_ok=True)
 
 
-def _few(ids: Ids) -> str:
-    shown = sorted(ids)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
 def _rewrite(home: Home, version: str, parts: list[str], ids: Ids) -> None:
     """Write a version's folder anew without the records; its hash is that of what is left."""
     folder, manifest = home.dataset(version), known_manifest(home, version)
-    frames = {part: pl.read_parquet(folder / f"{part}.parquet") for part in parts}
-    kept = {part: _without(home, version, part, ids) for part in parts}
-    hashes = {f"{p}_hash": _new_hash(frames[p], kept[p], manifest, p, ids) for p in parts}
-    columns = _kept_columns(folder, kept)
-    if columns is not None:
-        hashes[f"{KEPT}_hash"] = kept_hash(columns)
-    details = {**manifest.details, **hashes}
-    gone = sum(frames[part].height - kept[part].height for part in parts)
-    fresh = manifest.model_copy(
-        update={
-            "details": details,
-            "content_hash": version_hash(details),
-            "counts": {
-                **manifest.counts,
-                **{part: kept[part].height for part in parts},
-                "forgotten": manifest.counts.get("forgotten", 0) + gone,
-            },
-        }
-    )
+    details, counts, kept = dict(manifest.details), dict(manifest.counts), {}
+    counts.setdefault("forgotten", 0)
+    for part in parts:
+        before = pl.read_parquet(folder / f"{part}.parquet")
+        after = kept[part] = _without(before, ids)
+        details[f"{part}_hash"] = _new_hash(before, after, manifest.details[f"{part}_hash"], ids)
+        counts[part] = after.height
+        counts["forgotten"] += before.height - after.height
+    if "pool" in kept and (folder / COLUMNS_FILE).is_file():
+        columns, left = pl.read_parquet(folder / COLUMNS_FILE), kept["pool"].select("record_id")
+        kept[KEPT] = columns.join(left, on="record_id", how="semi", maintain_order="left")
+        details[f"{KEPT}_hash"] = kept_hash(kept[KEPT])
+    changed = {"details": details, "content_hash": version_hash(details), "counts": counts}
     with replacing_folder(folder) as temporary:
         for path in folder.iterdir():
             if path.name != MANIFEST and path.stem not in parts and path.is_file():
                 shutil.copy2(path, temporary / path.name)
-        for part, frame in {**kept, **({KEPT: columns} if columns is not None else {})}.items():
+        for part, frame in kept.items():
             write_parquet(temporary / f"{part}.parquet", frame)
-        fresh.write(temporary)
+        manifest.model_copy(update=changed).write(temporary)
 
 
-def _kept_columns(folder: Path, kept: dict[str, pl.DataFrame]) -> pl.DataFrame | None:
-    """The columns kept of the records that stay in the pool; None where that does not change."""
-    path = folder / COLUMNS_FILE
-    if "pool" not in kept or not path.is_file():
-        return None
-    left = kept["pool"].select("record_id")
-    return pl.read_parquet(path).join(left, on="record_id", how="semi", maintain_order="left")
-
-
-def _new_hash(
-    before: pl.DataFrame, after: pl.DataFrame, manifest: Manifest, part: str, ids: Ids
-) -> str:
+def _new_hash(before: pl.DataFrame, after: pl.DataFrame, old: str, ids: Ids) -> str:
     """The set's hash as if it had been ingested without the records.
 
     Which columns were derived from the file's name is found by what gives the stored hash; where
     nothing does, the hash is that of the old one and the ids that left.
     """
-    old = manifest.details[f"{part}_hash"]
     columns = ("source", "source_ids")
     for derived in chain.from_iterable(combinations(columns, n) for n in range(3)):
         if content_hash(before, derived) == old:
@@ -315,28 +261,22 @@ def _new_hash(
 
 def _renew_parents(home: Home) -> None:
     """Have every version name the hashes that its parents have now, and count what is new in it."""
+
+    def ids_of(version: str) -> pl.Series:
+        path = home.dataset(version) / "pool.parquet"
+        return pl.read_parquet(path, columns=["record_id"])["record_id"]
+
     for version in home.versions():
         manifest = known_manifest(home, version)
+        stored = {name: name.partition(":")[2] for name in manifest.parents}
         parents = {
-            name: known_manifest(home, name.partition(":")[2]).content_hash
-            for name in manifest.parents
-            if name.partition(":")[2] in home.versions()
+            name: known_manifest(home, parent).content_hash
+            for name, parent in stored.items()
+            if parent in home.versions()
         }
-        counts = manifest.counts | {"new": _new_records(home, version, manifest)}
-        fresh = manifest.model_copy(
-            update={"parents": manifest.parents | parents, "counts": counts}
-        )
+        known = {record for one in manifest.details["parents"] for record in ids_of(one)}
+        counts = manifest.counts | {"new": sum(one not in known for one in ids_of(version))}
+        update = {"parents": manifest.parents | parents, "counts": counts}
+        fresh = manifest.model_copy(update=update)
         if fresh != manifest:
             fresh.write(home.dataset(version))
-
-
-def _new_records(home: Home, version: str, manifest: Manifest) -> int:
-    known: set[str] = set()
-    for parent in manifest.details["parents"]:
-        known |= set(_ids(home, parent))
-    return sum(record not in known for record in _ids(home, version))
-
-
-def _ids(home: Home, version: str) -> Iterable[str]:
-    path = home.dataset(version) / "pool.parquet"
-    return pl.read_parquet(path, columns=["record_id"])["record_id"].to_list()

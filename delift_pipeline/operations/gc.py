@@ -14,7 +14,6 @@ from typing import Any
 
 from delift_pipeline.lineage.artifacts import (
     ARM_KINDS,
-    Artifact,
     all_artifacts,
     arm_artifacts,
     direct_causes,
@@ -73,19 +72,27 @@ def collect(home: Home, *, apply: bool = False, settled: float = SETTLED_SECONDS
     Raises:
         DeliftError: a manifest is damaged, so that what it names is not known; nothing is removed.
     """
-    waste = sorted(_waste(home, settled), key=lambda one: one.path)
-    outermost = [one for one in waste if not _inside(one, waste)]
-    for one in outermost if apply else ():
-        _remove(home.root / one.path)
-    return Collected(outermost, apply)
-
-
-def _waste(home: Home, settled: float) -> Iterator[Waste]:
     live = live_folders(home)
-    yield from _temporary(home, settled)
-    yield from _unnamed(home, live)
-    yield from _superseded_kernels(home)
-    yield from _unread_stores(home, live)
+    found: dict[Path, str] = {}
+    for source in (
+        _temporary(home, settled),
+        _unnamed(home, live),
+        _superseded_kernels(home),
+        _unread_stores(home, live),
+    ):
+        found |= source
+    outermost = [path for path in found if not found.keys() & set(path.parents)]
+    outermost.sort(key=Path.as_posix)
+    waste = [
+        Waste(path.relative_to(home.root).as_posix(), _size(path), found[path])
+        for path in outermost
+    ]
+    for path in outermost if apply else ():
+        if path.is_symlink() or path.is_file():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return Collected(waste, apply)
 
 
 def live_folders(home: Home) -> set[Path]:
@@ -96,94 +103,70 @@ def live_folders(home: Home) -> set[Path]:
         artifact = queue.pop()
         if artifact.folder in live:
             continue
-        live |= {artifact.folder, *_store_of(home, artifact)}
+        live.add(artifact.folder)
+        fingerprint = artifact.manifest.fingerprint
+        if fingerprint and FINGERPRINT_PATTERN.fullmatch(fingerprint):
+            live.add(home.scores(fingerprint))
         queue += [edge.stored for edge in direct_causes(home, artifact) if edge.stored]
     return live
 
 
-def _store_of(home: Home, artifact: Artifact) -> Iterator[Path]:
-    """The score store that an artifact's fingerprint names."""
-    fingerprint = artifact.manifest.fingerprint
-    if fingerprint and FINGERPRINT_PATTERN.fullmatch(fingerprint):
-        yield home.scores(fingerprint)
-
-
-def _temporary(home: Home, settled: float) -> Iterator[Waste]:
+def _temporary(home: Home, settled: float) -> Iterator[tuple[Path, str]]:
     """What kills leave: files and folders under a temporary name, and shards set aside."""
     before = time.time() - settled
     for root, names, files in os.walk(home.root):
         for name in (*names, *files):
             path = Path(root) / name
             if name.startswith(TEMPORARY_MARK) and path.lstat().st_mtime < before:
-                yield _waste_of(home, path, "a temporary file of a process that ended")
+                yield path, "a temporary file of a process that ended"
         names[:] = [n for n in names if not n.startswith(TEMPORARY_MARK) and n != "dagster"]
     for store in folders(home.root / "scores"):
         if (store / "aside").is_dir():
-            yield _waste_of(home, store / "aside", "damaged shards that were set aside")
+            yield store / "aside", "damaged shards that were set aside"
 
 
-def _unnamed(home: Home, live: set[Path]) -> Iterator[Waste]:
+def _unnamed(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
     """Derived artifacts of versions that are not stored, and folders that were never finished."""
     versions = set(home.versions())
     for kind in DERIVED:
         for folder in folders(home.root / kind):
-            if folder == home.leaderboard or (folder.name in versions and kind == "plans"):
+            if folder == home.leaderboard or (kind == "plans" and folder.name in versions):
                 continue
             if folder.name in versions:
-                yield from _unfinished(home, folder)
-            elif not any(one == folder or folder in one.parents for one in live):
-                yield _waste_of(home, folder, f"no version {folder.name} is stored")
+                for inner in folders(folder):
+                    if not (inner / MANIFEST).is_file():
+                        yield inner, "it has no manifest: its writing was never finished"
             else:
-                for inner in (one for one in folders(folder) if one not in live):
-                    yield _waste_of(home, inner, f"no version {folder.name} is stored")
+                lost = f"no version {folder.name} is stored"
+                if any(one == folder or folder in one.parents for one in live):
+                    yield from ((inner, lost) for inner in folders(folder) if inner not in live)
+                else:
+                    yield folder, lost
 
 
-def _unfinished(home: Home, version: Path) -> Iterator[Waste]:
-    for folder in folders(version):
-        if not (folder / MANIFEST).is_file():
-            yield _waste_of(home, folder, "it has no manifest: its writing was never finished")
-
-
-def _superseded_kernels(home: Home) -> Iterator[Waste]:
+def _superseded_kernels(home: Home) -> Iterator[tuple[Path, str]]:
     """Kernels that no subset was chosen from, of versions whose subsets come from another one.
 
     Their scores are kept: a kernel is made from them again in seconds.
     """
     for version in home.versions():
-        kernels = list(version_kernels(home, version))
+        kernels = {one.folder.name: one.folder for one in version_kernels(home, version)}
         used = {one.manifest.fingerprint for one in arm_artifacts(home, "subset", version)}
-        if used & {kernel.folder.name for kernel in kernels}:
-            for kernel in kernels:
-                if kernel.folder.name not in used:
-                    yield _waste_of(home, kernel.folder, "no subset was chosen from this kernel")
+        for fingerprint in kernels.keys() - used if kernels.keys() & used else ():
+            yield kernels[fingerprint], "no subset was chosen from this kernel"
 
 
-def _unread_stores(home: Home, live: set[Path]) -> Iterator[Waste]:
+def _unread_stores(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
     """Score stores that no artifact of a stored version was made with."""
     for store in folders(home.root / "scores"):
         if FINGERPRINT_PATTERN.fullmatch(store.name) and store not in live:
-            yield _waste_of(home, store, "no stored artifact was made with these scores")
+            yield store, "no stored artifact was made with these scores"
 
 
-def _waste_of(home: Home, path: Path, reason: str) -> Waste:
-    return Waste(path.relative_to(home.root).as_posix(), size_of(path), reason)
-
-
-def size_of(path: Path) -> int:
+def _size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; links count as themselves."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(
         (Path(root) / name).lstat().st_size for root, _, files in os.walk(path) for name in files
     )
-
-
-def _inside(one: Waste, waste: list[Waste]) -> bool:
-    return any(one.path.startswith(f"{other.path}/") for other in waste)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)

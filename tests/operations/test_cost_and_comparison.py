@@ -29,7 +29,7 @@ def write_pool(path: Path, count: int) -> Path:
 
 
 def test_scored_version_costs_no_scoring(made: Home) -> None:
-    found = cost_of(made, "v1", made, [], DEMO)
+    found = cost_of(made, "v1", [], DEMO)
     assert found.pairs == 0
     assert found.seconds == 0
     assert found.rate_from == "stored scores"
@@ -46,7 +46,7 @@ def test_scored_version_costs_no_scoring(made: Home) -> None:
 
 def test_unscored_version_costs_every_pair_it_misses(copied: Home, tmp_path: Path) -> None:
     shutil.rmtree(copied.root / "scores")
-    found = cost_of(copied, "v1", copied, [], DEMO, measure=False)
+    found = cost_of(copied, "v1", [], DEMO, measure=False)
     assert found.pairs == found.blocks[0].pairs > 0
     assert found.seconds is None and found.hours is None
     assert any("speed is not known" in note for note in found.notes)
@@ -62,7 +62,7 @@ def test_pairs_of_records_that_cannot_be_scored_are_not_missing(copied: Home) ->
     copied.arms_file.write_text(arms, encoding="utf-8")
     plan = read_plan(copied.plan("v1")).blocks[0]
     near = scorable_pairs(plan, {gone: ""})
-    found = cost_of(copied, "v1", copied, ["instruction_tuning.delift"], DEMO)
+    found = cost_of(copied, "v1", ["instruction_tuning.delift"], DEMO)
     assert found.pairs == 19 * 19 - near
     assert "1 records cannot be scored, and their pairs need not be" in found.notes
 
@@ -70,7 +70,7 @@ def test_pairs_of_records_that_cannot_be_scored_are_not_missing(copied: Home) ->
 def test_arm_that_needs_every_pair_is_costed_exactly(copied: Home) -> None:
     arms = copied.arms_file.read_text("utf-8") + "  instruction_tuning.delift: {}\n"
     copied.arms_file.write_text(arms, encoding="utf-8")
-    found = cost_of(copied, "v1", copied, ["instruction_tuning.delift"], DEMO)
+    found = cost_of(copied, "v1", ["instruction_tuning.delift"], DEMO)
     (block,) = found.blocks
     assert block.pairs == 20 * 20
     near = json.loads((copied.plan("v1") / "manifest.json").read_text("utf-8"))
@@ -84,7 +84,7 @@ def test_near_pairs_not_yet_found_are_bounded_and_the_bound_holds(
     copied: Home, tmp_path: Path
 ) -> None:
     ingest(copied, write_pool(tmp_path / "new.jsonl", 30), version="n1", model="demo")
-    found = cost_of(copied, "n1", copied, [], DEMO, measure=False)
+    found = cost_of(copied, "n1", [], DEMO, measure=False)
     (block,) = found.blocks
     assert not block.exact
     n = found.records
@@ -94,7 +94,7 @@ def test_near_pairs_not_yet_found_are_bounded_and_the_bound_holds(
 def test_speed_of_a_model_without_scores_is_tried(tmp_path: Path) -> None:
     home = Home.at(tmp_path / "fresh")
     ingest(home, write_pool(tmp_path / "new.jsonl", 12), version="n1")
-    found = cost_of(home, "n1", home, ["instruction_tuning.delift_trusted"], DEMO)
+    found = cost_of(home, "n1", ["instruction_tuning.delift_trusted"], DEMO)
     assert found.rate_from == "a trial on a few records"
     assert found.rate and found.rate > 0
     assert not home.scores("0" * 32).parent.exists()
