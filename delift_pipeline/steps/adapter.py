@@ -195,8 +195,7 @@ def _train(
     run_id: str | None,
     on_step: Callable[[int, Mapping[str, float]], None] | None,
 ) -> Manifest:
-    from delift_pipeline.training.run import train
-    from delift_pipeline.training.untrained import untrained
+    from delift_pipeline.training.run import train, untrained
 
     folder = home.adapter(job.dataset.version, job.arm.name)
     checkpoints = folder.with_name(f".checkpoints-{folder.name}")

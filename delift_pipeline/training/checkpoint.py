@@ -6,7 +6,6 @@ seed and step, so nothing else has to be kept.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,23 +61,26 @@ def load_checkpoint(
     folder: Path, key: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Progressed | None:
     """Restore the state at `folder`; None where there is none of this very run (`key`)."""
-    state = _state(folder)
+    state = read_json(folder / STATE) if (folder / STATE).is_file() else None
     if state is None or state["key"] != key:
         return None
-    weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
-    with torch.no_grad():
-        for name, value in _trainable(model).items():
-            value.copy_(weights[name])
-            kinds = {k: t for k, t in moments.items() if k.rpartition("/")[0] == name}
-            optimizer.state[value] = {
-                k.rpartition("/")[2]: tensor.to(value.device) for k, tensor in kinds.items()
-            }
+    load_weights(folder, model)
+    moments = load_file(folder / MOMENTS)
+    for name, value in _trainable(model).items():
+        optimizer.state[value] = {
+            stored.removeprefix(f"{name}/"): tensor.to(value.device)
+            for stored, tensor in moments.items()
+            if stored.rpartition("/")[0] == name
+        }
     return Progressed(**state["done"])
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
-    path = folder / STATE
-    return read_json(path) if path.is_file() else None
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Give a model the trained weights of the state at `folder`."""
+    weights = load_file(folder / WEIGHTS)
+    with torch.no_grad():
+        for name, value in _trainable(model).items():
+            value.copy_(weights[name])
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -57,21 +57,19 @@ class TrainingLog(BaseModel):
     @property
     def first_loss(self) -> float:
         """Mean loss over the first tenth of the steps; NaN where none was done."""
-        return _mean(self.losses[: self._tenth])
+        tenth = self.losses[: max(1, len(self.losses) // 10)]
+        return sum(tenth) / len(tenth) if tenth else float("nan")
 
     @property
     def last_loss(self) -> float:
         """Mean loss over the last tenth of the steps; NaN where none was done."""
-        return _mean(self.losses[-self._tenth :])
+        tenth = self.losses[-max(1, len(self.losses) // 10) :]
+        return sum(tenth) / len(tenth) if tenth else float("nan")
 
     @property
     def loss_fell(self) -> bool:
         """Whether the last tenth's mean loss is below the first tenth's, or nothing was trained."""
         return not self.losses or self.last_loss < self.first_loss
-
-    @property
-    def _tenth(self) -> int:
-        return max(1, len(self.losses) // 10)
 
     @property
     def means(self) -> dict[str, float | None]:
@@ -115,7 +113,3 @@ def weights_hash(folder: Path) -> str:
     if not any(path.suffix == ".safetensors" for path in files):
         raise DeliftError(f"{folder} holds no safetensors weights")
     return digest_files(folder, files)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

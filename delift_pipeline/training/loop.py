@@ -1,12 +1,14 @@
 """The optimizer's steps of one training run."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 
@@ -30,12 +32,6 @@ class Kept:
     folder: Path | None
     key: str
     every: int | None
-
-    def due(self, step: int, total: int) -> bool:
-        """Whether the state after `step` steps is to be kept."""
-        if self.folder is None or self.every is None:
-            return False
-        return step % self.every == 0 and step < total
 
 
 class Run:
@@ -61,49 +57,53 @@ class Run:
     def go(self, progress: Progress, on_step: OnStep | None) -> None:
         """Do the steps that are left."""
         self.trainable.model.train()
+        kept = self.kept
         with progress.track("train", self.total, "steps") as meter:
             meter.advance(self.done.step)
-            for step, chosen in enumerate(self._chosen()):
-                if step < self.done.step:
-                    continue
+            order = step_records(self.options, len(self.examples), self.seed)
+            for step, positions in islice(enumerate(order), self.done.step, None):
                 started = time.monotonic()
-                loss, rate = self._step(step, chosen)
+                loss, rate = self._step(step, positions)
                 self.done.seconds += time.monotonic() - started
                 if on_step:
                     on_step(step, {"loss": loss, "learning_rate": rate})
                 meter.advance()
-                self._keep()
+                due = kept.every is not None and self.done.step % kept.every == 0
+                if kept.folder is not None and due and self.done.step < self.total:
+                    model = self.trainable.model
+                    save_checkpoint(kept.folder, kept.key, model, self.optimizer, self.done)
 
     def account(self) -> dict[str, Any]:
         """What the run did, for the log."""
-        done = self.done
+        done = vars(self.done)
         trained, parameters = parameter_counts(self.trainable.model)
         return {
-            "losses": done.losses,
-            "learning_rates": done.learning_rates,
-            "steps": done.step,
-            "seconds": done.seconds,
-            "tokens": done.tokens,
-            "answer_tokens": done.answer_tokens,
+            **{name: value for name, value in done.items() if name != "step"},
+            "steps": self.done.step,
             "trainable_parameters": trained,
             "parameters": parameters,
             "resumed_at": self.resumed_at,
         }
 
-    def _chosen(self) -> Iterator[list[Example]]:
-        for positions in step_records(self.options, len(self.examples), self.seed):
-            # Near lengths share a forward pass; the step's loss does not depend on the split.
-            yield sorted((self.examples[i] for i in positions), key=len)
-
-    def _step(self, step: int, chosen: list[Example]) -> tuple[float, float]:
-        torch.manual_seed(_step_seed(self.seed, step))
+    def _step(self, step: int, positions: np.ndarray) -> tuple[float, float]:
+        # Near lengths share a forward pass; the step's loss does not depend on the split.
+        chosen = sorted((self.examples[i] for i in positions), key=len)
+        torch.manual_seed(int(digest_json([self.seed, step])[:15], 16))
         rate = self.options.learning_rate_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with _memory_errors(self.options):
+        try:
             loss = self._backward(step, chosen)
-            self._clip(step)
+            parameters = [p for p in self.trainable.model.parameters() if p.grad is not None]
+            limit = self.options.gradient_clip or float("inf")
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            self._refuse_non_finite(norm, "gradient", step)
             self.optimizer.step()
+        except torch.OutOfMemoryError as error:
+            raise DeliftError(
+                f"training ran out of memory at batch_size {self.options.batch_size}: lower "
+                "batch_size and raise accumulation, or set gradient_checkpointing"
+            ) from error
         self.optimizer.zero_grad(set_to_none=True)
         self.done.step = step + 1
         self.done.losses.append(loss)
@@ -121,21 +121,17 @@ class Run:
                 losses = answer_losses(self.trainable.model, batch.to(self.trainable.device))
             loss = losses.sum() / answer_tokens
             total += float(loss.detach())
-            _refuse_non_finite(total, "loss", step, self.total)
+            self._refuse_non_finite(total, "loss", step)
             loss.backward()
         self.done.answer_tokens += answer_tokens
         return total
 
-    def _clip(self, step: int) -> None:
-        parameters = [p for p in self.trainable.model.parameters() if p.grad is not None]
-        limit = self.options.gradient_clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        _refuse_non_finite(float(norm), "gradient", step, self.total)
-
-    def _keep(self) -> None:
-        kept = self.kept
-        if kept.folder is not None and kept.due(self.done.step, self.total):
-            save_checkpoint(kept.folder, kept.key, self.trainable.model, self.optimizer, self.done)
+    def _refuse_non_finite(self, value: float, what: str, step: int) -> None:
+        if not math.isfinite(value):
+            raise DeliftError(
+                f"the {what} is {value} at training step {step + 1} of {self.total}: lower "
+                "learning_rate, or give a gradient_clip"
+            )
 
 
 def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.AdamW:
@@ -156,26 +152,3 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
         return model.get_nb_trainable_parameters()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(digest_json([seed, step])[:15], 16)
-
-
-def _refuse_non_finite(value: float, what: str, step: int, total: int) -> None:
-    if value - value != 0:
-        raise DeliftError(
-            f"the {what} is {value} at training step {step + 1} of {total}: lower learning_rate, "
-            "or give a gradient_clip"
-        )
-
-
-@contextmanager
-def _memory_errors(options: TrainingOptions) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeliftError(
-            f"training ran out of memory at batch_size {options.batch_size}: lower batch_size and "
-            "raise accumulation, or set gradient_checkpointing"
-        ) from error

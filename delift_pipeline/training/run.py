@@ -1,6 +1,6 @@
 """Fine-tune a model on a subset: seeded, answer-only loss, safetensors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.training.batches import Example, encode_examples, target_cuts
+from delift_pipeline.training.batches import encode_examples, target_cuts
 from delift_pipeline.training.log import TrainingLog, weights_hash, write_training_log
-from delift_pipeline.training.loop import Kept, OnStep, Run
+from delift_pipeline.training.loop import Kept, OnStep, Run, parameter_counts
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.setup import Trainable, prepare
+from delift_pipeline.training.setup import prepare
 
 
 def train(
@@ -56,7 +56,10 @@ def train(
         trainable = prepare(options, model_options, start)
         examples, encoded = encode_examples(trainable.encoder, records.sort("record_id"))
         _refuse_empty(pl.DataFrame(encoded.ids), encoded.unscorable)
-        key = _run_key(options, seed, trainable, examples, start)
+        # Names the run, so that a checkpoint of another is not gone on from.
+        ids = [example.record_id for example in examples]
+        before = None if start is None else weights_hash(start)
+        key = digest_json([options.request, seed, trainable.fingerprint, ids, before])
         kept = Kept(checkpoints, key, options.checkpoint_every)
         run = Run(options, seed, trainable, examples, kept)
         run.go(progress or SilentProgress(), on_step)
@@ -75,17 +78,39 @@ def train(
     return log
 
 
-def _run_key(
-    options: TrainingOptions,
-    seed: int,
-    trainable: Trainable,
-    examples: Sequence[Example],
-    start: Path | None,
-) -> str:
-    """Names one run, so that a checkpoint of another is not gone on from."""
-    ids = [example.record_id for example in examples]
-    before = None if start is None else weights_hash(start)
-    return digest_json([options.request, seed, trainable.fingerprint, ids, before])
+def untrained(
+    options: TrainingOptions, model_options: ModelOptions, seed: int, out: Path
+) -> TrainingLog:
+    """Write an adapter that changes nothing, or for full fine-tuning the model itself.
+
+    A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's.
+
+    Args:
+        options: The method and the adapter's shape; nothing is trained.
+        model_options: The base model.
+        seed: Decides the first matrix, which has no effect.
+        out: An existing folder.
+    """
+    with _seeded(seed):
+        trainable = prepare(options, model_options, None)
+    trainable.save(out)
+    trained, parameters = parameter_counts(trainable.model)
+    log = TrainingLog(
+        method=options.method,
+        losses=[],
+        learning_rates=[],
+        steps=0,
+        epochs=0,
+        seconds=0,
+        tokens=0,
+        answer_tokens=0,
+        trainable_parameters=trained,
+        parameters=parameters,
+        records_used=0,
+        seed=seed,
+    )
+    write_training_log(out, log)
+    return log
 
 
 def _refuse_empty(records: pl.DataFrame, left_out: Mapping[str, str]) -> None:

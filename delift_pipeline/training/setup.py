@@ -1,4 +1,7 @@
-"""The model as a method trains it: under adapters, under adapters on a 4-bit base, or whole."""
+"""The model as a method trains it: under adapters, under adapters on a 4-bit base, or whole.
+
+QLoRA's base is in 4 bits (Dettmers et al., arXiv 2305.14314).
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,15 +13,28 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.scoring.model import LoadedModel, load_model
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.model import (
+    LoadedModel,
+    load_encoder,
+    load_model,
+    load_tokenizer,
+    refused_where_loading_fails,
+    resolve_device,
+)
+from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.atomic import read_json
+from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
+from delift_pipeline.scoring.quiet import quiet_loading
+from delift_pipeline.scoring.source import model_folder
+from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.quantised import load_quantised
-from delift_pipeline.training.save import ADAPTER_CONFIG, save_adapter, save_full
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
+
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path |
 def _adapted(
     options: TrainingOptions, model_options: ModelOptions, start: Path | None
 ) -> Trainable:
-    load = load_quantised if options.method == "qlora" else load_model
+    load = _load_quantised if options.method == "qlora" else load_model
     loaded = load(model_options)
     base = cast(Any, loaded.model)
     base.config.use_cache = False
@@ -74,14 +90,48 @@ def _adapted(
         base.gradient_checkpointing_enable()
         base.enable_input_require_grads()
     if start is None:
-        model = get_peft_model(base, lora_config(options))
+        model = cast(PeftModel, get_peft_model(base, lora_config(options)))
     else:
         model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
 
     def save(out: Path) -> None:
-        save_adapter(cast(PeftModel, model), model_options.model, out)
+        # Equal weights give equal bytes, and no path of this machine is written.
+        model.peft_config["default"].base_model_name_or_path = portable_name(model_options.model)
+        # The vocabulary is never resized, and asking PEFT to find out would ask the hub.
+        model.save_pretrained(str(out), save_embedding_layers=False)
+        (out / "README.md").unlink(missing_ok=True)
+        config = read_json(out / ADAPTER_CONFIG)
+        # PEFT holds the module names in a set, whose order changes from process to process.
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+        write_json(out / ADAPTER_CONFIG, config)
 
-    return _trainable(loaded, cast(PeftModel, model), nullcontext, save)
+    return _trainable(loaded, model, nullcontext, save)
+
+
+def _load_quantised(options: ModelOptions) -> LoadedModel:
+    """Load a model with its linear weights in nf4, doubly quantised, computing in `dtype`.
+
+    The scorer's loader is of no use here, since it evaluates the quantised model once.
+    """
+    refuse_without_bitsandbytes("qlora", "use method lora", "method")
+    from transformers import AutoModelForCausalLM
+
+    folder, compute = model_folder(options), getattr(torch, options.dtype)
+    with refused_where_loading_fails(options, "the model"), quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute,
+            quantization_config=quantisation("4bit", compute),
+            device_map={"": resolve_device(options.device)},
+            use_safetensors=True,
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=True,
+        )
+    tokenizer = load_tokenizer(folder, options)
+    return LoadedModel(
+        model, tokenizer, load_encoder(options), options, fingerprint_of(options), folder
+    )
 
 
 def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Trainable:
@@ -95,14 +145,18 @@ def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | N
     model.config.use_cache = False
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    device = next(model.parameters()).device
+    kind = next(model.parameters()).device.type
 
     def autocast() -> AbstractContextManager[Any]:
-        return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(kind, dtype)
 
-    return _trainable(
-        loaded, model, autocast, lambda out: save_full(model, loaded.tokenizer, dtype, out)
-    )
+    def save(out: Path) -> None:
+        model.to(dtype=dtype)
+        model.config.use_cache = True
+        model.save_pretrained(out)
+        loaded.tokenizer.save_pretrained(str(out))
+
+    return _trainable(loaded, model, autocast, save)
 
 
 def lora_config(options: TrainingOptions) -> LoraConfig:
@@ -139,9 +193,7 @@ def _refuse_unfit_start(options: TrainingOptions, start: Path | None) -> None:
     if options.method == "full":
         return
     stored = read_json(config)
-    asked = {"r": options.rank, "lora_alpha": options.alpha}
-    for name, value in asked.items():
+    for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():
         if stored[name] != value:
-            raise Refused(
-                Fault(f"{start.name} has {name} {stored[name]}, not {value:g}", field="training")
-            )
+            why = f"{start.name} has {name} {stored[name]}, not {value:g}"
+            raise Refused(Fault(why, field="training"))

@@ -17,7 +17,13 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.storage.hashing import digest_files, digest_json
 from delift_pipeline.training.batches import encode_examples
-from delift_pipeline.training.checkpoint import MOMENTS, STATE, WEIGHTS, save_checkpoint
+from delift_pipeline.training.checkpoint import (
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    load_weights,
+    save_checkpoint,
+)
 from delift_pipeline.training.loop import Kept, Run
 from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.setup import Trainable, prepare
@@ -126,13 +132,8 @@ class WarmUp:
 
     def at(self, checkpoint: Checkpoint) -> torch.nn.Module:
         """The model with a checkpoint's weights, in evaluation mode."""
-        stored = load_file(checkpoint.folder / WEIGHTS)
-        model = self.trainable.model
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if value.requires_grad:
-                    value.copy_(stored[name])
-        return model.eval()
+        load_weights(checkpoint.folder, self.trainable.model)
+        return self.trainable.model.eval()
 
     def moments(self, checkpoint: Checkpoint, names: tuple[str, ...]) -> Moments:
         """Adam's moments of the named weights.
@@ -154,7 +155,8 @@ class WarmUp:
         examples, _ = encode_examples(self.trainable.encoder, self._records)
         ids = [example.record_id for example in examples]
         request = [self._options.request, self._seed, self.trainable.fingerprint, ids]
-        kept = Kept(_latest(self._folder), digest_json(request), None)
+        states = sorted(self._folder.glob(f"step-*/{STATE}"))
+        kept = Kept(states[-1].parent if states else None, digest_json(request), None)
         with torch.random.fork_rng():
             run = Run(self._options, self._seed, self.trainable, examples, kept)
             ends = _epoch_ends(self._options, len(examples))
@@ -185,8 +187,3 @@ def _epoch_ends(options: TrainingOptions, records: int) -> list[int]:
 
 def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
-
-
-def _latest(folder: Path) -> Path | None:
-    found = sorted(path.parent for path in folder.glob(f"step-*/{STATE}"))
-    return found[-1] if found else None
