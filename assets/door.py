@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import dagster as dg
 import polars as pl
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
+from delift_pipeline.dagster_internals import INTERRUPTS, close_run, process_of
 from delift_pipeline.errors import (
     DeliftError,
     Refused,
@@ -25,7 +25,6 @@ from delift_pipeline.errors import (
     unexpected_sentence,
 )
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
-from delift_pipeline.run_process import close_run, process_of
 from delift_pipeline.signals import SignalWatch
 from delift_pipeline.steps.outcome import Outcome
 
@@ -55,7 +54,7 @@ def enter(
     try:
         with _ending_when_told(context):
             outcome = step()
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as interrupt:
+    except INTERRUPTS as interrupt:
         # Under a retry policy Dagster would try an interrupted step again.
         raise dg.Failure("the step was interrupted", allow_retries=False) from interrupt
     except Refused as refused:
@@ -102,7 +101,7 @@ def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
     with SignalWatch(before_exit=record_end):
         try:
             yield
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        except INTERRUPTS:
             # To free all memory in order takes seconds, and the run and its place wait for it.
             atexit.register(os._exit, 1)
             raise

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import Refused
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.validation import checked_webhook
 
 WEBHOOK_VARIABLE = "DELIFT_ALERT_URL"
 WEBHOOK_SECONDS = 10.0
@@ -58,18 +59,6 @@ def alerts_file(home: Home) -> Path:
     return home.root / "alerts.jsonl"
 
 
-def checked_webhook(url: str) -> str:
-    """The address, if alerts can be posted to it.
-
-    Raises:
-        Refused: it is no http or https address.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
-    return url
-
-
 def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
     """Log an alert, and post it where a webhook is set; a webhook that fails fails nothing.
 
@@ -90,29 +79,22 @@ def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
     return _post(url, line) if url else None
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the address that was set was checked, another was not."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def _post(url: str, body: str) -> str | None:
     try:
         request = urllib.request.Request(
             checked_webhook(url), body.encode(), {"Content-Type": "application/json"}
         )
-        with _opener().open(request, timeout=WEBHOOK_SECONDS):
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=WEBHOOK_SECONDS):
             return None
     except (Refused, urllib.error.URLError, OSError, ValueError) as error:
         # The address may hold a secret: the host says enough.
         reason = f"the alert could not be posted to {urlsplit(url).hostname}: {error}"
         LOG.warning(reason)
         return reason
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https, and follows no redirect to anywhere else."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
-    return opener

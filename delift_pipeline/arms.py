@@ -1,7 +1,7 @@
 """Arms: one tracked experiment cell each (stage x selector x options), read from `arms.yaml`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from delift_pipeline.alerts import checked_webhook
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.selection.budget import BudgetText, parse_budget
@@ -21,7 +20,7 @@ from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.storage.home import ARM_PATTERN, Home
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.validation import faults_of, unknown_name
+from delift_pipeline.validation import checked_webhook, faults_of, unknown_name
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,6 +28,14 @@ SECTIONS = ("plan", "automation", "defaults", "selectors", "arms")
 
 COMPARISONS = ("random", "full")
 """Selectors that every other arm's report is read beside, so they are made first."""
+
+
+def _check(check: Callable[..., object], *given: Any) -> None:
+    """Call what refuses values; pydantic takes a refusal as a `ValueError`."""
+    try:
+        check(*given)
+    except Refused as refused:
+        raise ValueError(refused.faults[0].reason) from refused
 
 
 class PlanOptions(BaseModel):
@@ -93,10 +100,9 @@ class AutomationOptions(BaseModel):
     @field_validator("webhook")
     @classmethod
     def _can_be_posted_to(cls, webhook: str | None) -> str | None:
-        try:
-            return None if webhook is None else checked_webhook(webhook)
-        except Refused as refused:
-            raise ValueError(refused.faults[0].reason) from refused
+        if webhook is not None:
+            _check(checked_webhook, webhook)
+        return webhook
 
 
 class ArmSettings(BaseModel):
@@ -128,10 +134,7 @@ class ArmSettings(BaseModel):
     @field_validator("budget", mode="before")
     @classmethod
     def _means_something(cls, budget: BudgetText) -> BudgetText:
-        try:
-            parse_budget(budget, sys.maxsize)
-        except Refused as refused:
-            raise ValueError(refused.faults[0].reason) from refused
+        _check(parse_budget, budget, sys.maxsize)
         return budget
 
 
@@ -146,17 +149,9 @@ class Arm(ArmSettings):
 
     @model_validator(mode="after")
     def _can_be_kept_to(self) -> "Arm":
-        try:
-            refuse_impossible(
-                self.selector,
-                self.stage,
-                self.budget,
-                self.rules.asked,
-                sys.maxsize,
-                self.options,
-            )
-        except Refused as refused:
-            raise ValueError(refused.faults[0].reason) from refused
+        asked = self.rules.asked
+        named = (self.selector, self.stage, self.budget, asked, sys.maxsize, self.options)
+        _check(refuse_impossible, *named)
         return self
 
     @property

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from delift_pipeline.arms import AutomationOptions
-from delift_pipeline.executor import interruptible_executor
+from delift_pipeline.dagster_internals import interruptible_executor
 
 
 def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:

@@ -1,13 +1,14 @@
 """Sensors: what is dropped becomes partitions and runs; scored versions ask for their arms."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
 from delift_pipeline.alerts import Alert, send_alert
 from delift_pipeline.arms import Arm, Arms
+from delift_pipeline.dagster_internals import sensor_cursor
 from delift_pipeline.errors import DeliftError, Fault
 from delift_pipeline.jobs import arm_job, score_job, select_job
 from delift_pipeline.partitions import (
@@ -17,7 +18,7 @@ from delift_pipeline.partitions import (
     version_and_arm_in,
 )
 from delift_pipeline.records.dropped import reject
-from delift_pipeline.records.inbox import Entry, Look, look
+from delift_pipeline.records.inbox import Entry, look
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.storage.home import Home
 from resources.store import StoreResource
@@ -56,65 +57,42 @@ def new_dataset_version_sensor(
     before = json.loads(context.cursor) if context.cursor else {"seen": {}, "asked": {}}
     busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
     found = look(home, before["seen"], busy)
-    ready = {entry.path.name: entry for entry in found.ready}
-    runs = {name: _runs_for(instance, entry) for name, entry in ready.items()}
-    marks = {name: f"{entry.signature}:{entry.arrived}" for name, entry in ready.items()}
+    requests = []
+    for version in stored:
+        tags = {PARTITION_TAG: version}
+        runs = instance.get_runs(dg.RunsFilter(job_name=score_job.name, tags=tags))
+        requests.append(dg.RunRequest(run_key=_run_key(version, runs), partition_key=version))
     asked = {name: mark for name, mark in before["asked"].items() if name in found.seen}
-    fresh = [
-        name for name in ready if asked.get(name) != marks[name] and not _unfinished(runs[name])
-    ]
-    asked |= {name: marks[name] for name in fresh}
-    requests = [_stored_request(instance, name) for name in stored]
-    requests += [_entry_request(ready[name], runs[name]) for name in fresh]
-    for name in fresh:
-        if runs[name]:
-            context.log.info(f"{name} is asked for again: {_state(runs[name])}")
+    waiting = [f"{name}: {why}" for name, why in found.waiting.items()]
+    for entry in found.ready:
+        name, mark = entry.path.name, f"{entry.signature}:{entry.arrived}"
+        tags = {SIGNATURE_TAG: entry.signature}
+        runs = instance.get_runs(dg.RunsFilter(tags=tags))  # newest first
+        unfinished = any(run.status in UNFINISHED for run in runs)
+        if asked.get(name) == mark or unfinished:
+            todo = "" if unfinished or _launched_again(runs) else f"; {ASK_AGAIN}"
+            waiting.append(f"{name}: {_state(runs)}{todo}")
+            continue
+        asked[name] = mark
+        if runs:
+            context.log.info(f"{name} is asked for again: {_state(runs)}")
+        key = _run_key(f"{entry.version}:{entry.signature}", runs)
+        requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
     add = list(dict.fromkeys(str(one.partition_key) for one in requests))
     add = [name for name in add if name not in known]
+    nothing = "; ".join(waiting) or "nothing new in the inbox"
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else dg.SkipReason(_nothing_new(found, runs)),
+        skip_reason=None if requests else dg.SkipReason(nothing),
         dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
         asset_events=[_rejected(home, entry, faults) for entry, faults in found.faulty],
         cursor=json.dumps({"seen": found.seen, "asked": asked}),
     )
 
 
-def _stored_request(instance: dg.DagsterInstance, version: str) -> dg.RunRequest:
-    tags = {PARTITION_TAG: version}
-    runs = instance.get_runs(dg.RunsFilter(job_name=score_job.name, tags=tags))
-    return dg.RunRequest(run_key=_run_key(version, runs), partition_key=version)
-
-
-def _entry_request(entry: Entry, runs: Sequence[dg.DagsterRun]) -> dg.RunRequest:
-    return dg.RunRequest(
-        run_key=_run_key(f"{entry.version}:{entry.signature}", runs),
-        partition_key=entry.version,
-        tags={SIGNATURE_TAG: entry.signature},
-    )
-
-
 def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
     """A key that Dagster has not seen once the runs it was given to have ended."""
     return f"{base}:{sum(run.is_finished for run in runs)}"
-
-
-def _runs_for(instance: dg.DagsterInstance, entry: Entry) -> Sequence[dg.DagsterRun]:
-    """The runs that were asked for to take an entry, newest first."""
-    return instance.get_runs(dg.RunsFilter(tags={SIGNATURE_TAG: entry.signature}))
-
-
-def _unfinished(runs: Sequence[dg.DagsterRun]) -> bool:
-    return any(run.status in UNFINISHED for run in runs)
-
-
-def _nothing_new(found: Look, runs: Mapping[str, Sequence[dg.DagsterRun]]) -> str:
-    lines = [f"{name}: {why}" for name, why in found.waiting.items()]
-    for entry in found.ready:
-        own = runs[entry.path.name]
-        todo = "" if _unfinished(own) or _launched_again(own) else f"; {ASK_AGAIN}"
-        lines.append(f"{entry.path.name}: {_state(own)}{todo}")
-    return "; ".join(lines) or "nothing new in the inbox"
 
 
 def _state(runs: Sequence[dg.DagsterRun]) -> str:
@@ -157,24 +135,14 @@ def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEva
 
 def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
     """Why versions cannot be followed yet: a run works on them, or no arm is asked for yet."""
-    busy = dict.fromkeys(_waiting_for_arms(instance), f"its kernel waits for {ARMS_SENSOR}")
+    running, cursor = sensor_cursor(instance, ARMS_SENSOR)
+    unseen = _kernels_after(instance, cursor) if running else []
+    busy = {_kernel_of(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         version, _ = version_and_arm_in(run.tags)
         if version:
             busy[version] = f"run {run.run_id[:8]} works on it"
     return busy
-
-
-def _waiting_for_arms(instance: dg.DagsterInstance) -> list[str]:
-    """Versions with a kernel that the running arms sensor has not seen yet."""
-    if instance.schedule_storage is None:  # an ephemeral instance knows of no running sensor
-        return []
-    states = [state for state in instance.all_instigator_state() if state.name == ARMS_SENSOR]
-    running = next((state for state in states if state.is_running), None)
-    if running is None:
-        return []
-    cursor: Any = getattr(running.instigator_data, "cursor", None)
-    return [_kernel_of(record)[0] for record in _kernels_after(instance, cursor)]
 
 
 def applicable_arms_sensor(
@@ -242,15 +210,9 @@ def _failed_checks(
 ) -> list[str]:
     """The blocking checks that a kernel failed in the run that made it."""
     logs = instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    events = [entry.dagster_event for entry in logs if entry.dagster_event]
-    found = [event.asset_check_evaluation_data for event in events]
-    return [
-        one.check_name
-        for one in found
-        if (one.asset_key, one.partition) == (UTILITY_KERNEL, version)
-        and one.blocking
-        and not one.passed
-    ]
+    checks = [e.dagster_event.asset_check_evaluation_data for e in logs if e.dagster_event]
+    own = [one for one in checks if (one.asset_key, one.partition) == (UTILITY_KERNEL, version)]
+    return [one.check_name for one in own if one.blocking and not one.passed]
 
 
 def arm_request(job: str, version: str, arm: Arm, digest: str) -> dg.RunRequest:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,3 +93,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     found = {model for part in get_args(annotation) if (model := _model_in(part))}
     return found.pop() if len(found) == 1 else None
+
+
+def checked_webhook(url: str) -> str:
+    """The address, if alerts can be posted to it.
+
+    Raises:
+        Refused: it is no http or https address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
+    return url

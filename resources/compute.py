@@ -51,15 +51,4 @@ class ComputeResource(dg.ConfigurableResource):
 
     def model_settings(self) -> dict[str, Any]:
         """These settings by the names of `ModelOptions`; None where the model's own stand."""
-        return {
-            "device": self.device or None,
-            "device_map": self.device_map or None,
-            "threads": self.threads or None,
-            "batch_tokens": self.batch_tokens or None,
-            "memory_limit": self.memory_limit or None,
-            "in_flight": self.in_flight or None,
-            "engine": self.engine or None,
-            "tensor_parallel_size": self.tensor_parallel_size or None,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "workers": self.workers,
-        }
+        return {name: getattr(self, name) or None for name in ComputeResource.model_fields}

@@ -13,7 +13,6 @@ from delift_pipeline.alerts import (
     WEBHOOK_VARIABLE,
     Alert,
     alerts_file,
-    checked_webhook,
     send_alert,
 )
 from delift_pipeline.errors import Refused
@@ -21,6 +20,7 @@ from delift_pipeline.jobs import score_job
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.sensors import failed_run_alerts
 from delift_pipeline.storage.home import Home
+from delift_pipeline.validation import checked_webhook
 from resources.store import StoreResource
 
 ALERT = Alert("score_version", "0123", "out of memory", version="v1", step="pair_plan")

@@ -20,13 +20,6 @@ from delift_pipeline.storage.home import Home, checked_version
 if TYPE_CHECKING:
     import dagster as dg
 
-OUTPUT_NOT_COPIED = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-    }
-}
-
 
 def prepare_dagster_home(home: Home) -> None:
     """Write the default `dagster.yaml` into the home, where it has none yet."""
@@ -41,20 +34,15 @@ def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
     """The home's Dagster instance; its versions are partitions in it.
 
     `DELIFT_HOME` and `DAGSTER_HOME` name this home for what runs inside, and afterwards what they
-    named before, so that one process can open several homes. What its runs print goes to this
-    program's own output: Dagster would copy it to files by programs that a Ctrl-C ends too, each
-    with a traceback.
+    named before, so that one process can open several homes.
     """
     prepare_dagster_home(home)
-    import dagster as dg
-    from dagster._core.instance.ref import InstanceRef
-
+    from delift_pipeline.dagster_internals import instance_at
     from delift_pipeline.partitions import add_versions
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     variables = {"DELIFT_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
-    reference = InstanceRef.from_dir(str(home.dagster), overrides=OUTPUT_NOT_COPIED)
-    with environment(variables), dg.DagsterInstance.from_ref(reference) as instance:
+    with environment(variables), instance_at(str(home.dagster)) as instance:
         add_versions(instance, home)
         yield instance
 
@@ -150,7 +138,7 @@ class GraphRuns:
         self._execute("refresh_leaderboard", None, {})
 
     def _execute(self, job: str, partition: Any, config: Mapping[str, Any]) -> None:
-        from delift_pipeline.executor import execute_in_process
+        from delift_pipeline.dagster_internals import execute_in_process
         from delift_pipeline.graph import build_definitions
 
         started = time.monotonic()

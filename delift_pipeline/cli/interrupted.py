@@ -47,7 +47,7 @@ def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -
     Returns:
         The ids of the closed runs, oldest first.
     """
-    from delift_pipeline.run_process import close_run, free_slots, is_launched
+    from delift_pipeline.dagster_internals import close_run, free_slots, is_launched
 
     cursors = instance.daemon_cursor_storage
     if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
@@ -75,7 +75,7 @@ def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"
     """Runs that are at work by their record and have no process, oldest first."""
     import dagster as dg
 
-    from delift_pipeline.run_process import AT_WORK, PROCESS_TAG, process_of
+    from delift_pipeline.dagster_internals import AT_WORK, PROCESS_TAG, process_of
 
     # A server's run may wait for its start for long; ours is started where it is made.
     statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
@@ -105,7 +105,7 @@ def run_findings(home: Home) -> Iterator["Finding"]:
 
 
 def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
-    from delift_pipeline.run_process import is_launched
+    from delift_pipeline.dagster_internals import is_launched
 
     gone = runs_without_process(instance)
     served = any(is_launched(run) for run in gone) and is_served(home)
@@ -116,7 +116,7 @@ def _interrupted(home: Home, instance: "dg.DagsterInstance") -> Iterator[tuple[s
 
 
 def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
-    from delift_pipeline.run_process import process_of
+    from delift_pipeline.dagster_internals import process_of
 
     storage = instance.event_log_storage
     for pool in sorted(storage.get_concurrency_keys()):

@@ -63,7 +63,7 @@ def _record_end(home: Home) -> None:
         return
     import dagster as dg
 
-    from delift_pipeline.run_process import cancel_own_runs
+    from delift_pipeline.dagster_internals import cancel_own_runs
 
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         cancel_own_runs(instance)

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from assets.pool import GPU_POOL
-from delift_pipeline import executor
+from delift_pipeline import dagster_internals
 from delift_pipeline.partitions import add_versions
 from delift_pipeline.storage.home import Home
 
@@ -38,7 +38,7 @@ def busy(ingested: Home, copied: Callable, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_an_arm_without_a_model_does_not_wait(busy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(dagster_internals, "sleep", lambda _: pytest.fail("it waits"))
     run = busy.execute_asset("subset", "v1", "instruction_tuning.random")
     assert run.success, run.failure
 
@@ -54,7 +54,7 @@ def test_an_arm_that_reads_the_model_waits_for_its_place_and_gives_it_back(
         waited.append([step.step_key for step in pending if step.run_id != OTHER[0]])
         storage.free_concurrency_slot_for_step(*OTHER)
 
-    monkeypatch.setattr(executor, "sleep", sleep)
+    monkeypatch.setattr(dagster_internals, "sleep", sleep)
     run = busy.execute_asset("subset", "v1", arm)
     assert run.success, run.failure
     assert waited and waited[0] == ["subset"]

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
-from delift_pipeline import run_process
+from delift_pipeline import dagster_internals
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.definitions import defs
 from delift_pipeline.errors import DeliftError
@@ -138,14 +138,14 @@ def test_a_signal_ends_the_run_and_the_step_is_not_tried_again(
 def test_a_signal_that_is_repeated_at_once_does_not_break_the_ending_off(
     delift: Any, home: Home, scoring: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record_end = run_process.cancel_own_runs
+    record_end = dagster_internals.cancel_own_runs
 
     def record_slowly(instance: dg.DagsterInstance) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         record_end(instance)
 
-    monkeypatch.setattr(run_process, "cancel_own_runs", record_slowly)
+    monkeypatch.setattr(dagster_internals, "cancel_own_runs", record_slowly)
 
     def act() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -212,7 +212,7 @@ def test_a_waiting_run_goes_on_when_the_process_that_holds_the_pool_dies(
     other: subprocess.Popen[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("delift_pipeline.executor.REPORT_SECONDS", 1.0)
+    monkeypatch.setattr("delift_pipeline.dagster_internals.REPORT_SECONDS", 1.0)
     hold_the_pool(home, other.pid)
     scoring(lambda: None)
     later(other.kill, lambda: waiting_steps(home) > 0 and other.poll() is None)

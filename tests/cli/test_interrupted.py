@@ -15,11 +15,11 @@ import pytest
 from dagster._core.events import EngineEventData
 from filelock import FileLock
 
-from delift_pipeline import run_process
+from delift_pipeline import dagster_internals
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.cli.interrupted import FAILURE_CURSOR, close_interrupted
+from delift_pipeline.dagster_internals import PROCESS_TAG
 from delift_pipeline.definitions import defs
-from delift_pipeline.run_process import PROCESS_TAG
 from delift_pipeline.storage.home import Home
 
 
@@ -74,7 +74,7 @@ def test_a_process_that_only_has_the_id_of_a_dead_one_keeps_no_run_alive(
     instance: dg.DagsterInstance,
 ) -> None:
     run = at_work(instance, dead_process())
-    started = run_process.start_after_boot(psutil.Process())
+    started = dagster_internals.start_after_boot(psutil.Process())
     instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started - 60}"})
     assert close_interrupted(instance) == [run.run_id]
     run = at_work(instance, dead_process())
@@ -86,7 +86,7 @@ def test_beside_a_running_server_only_runs_that_no_server_launched_are_closed(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = at_work(instance, dead_process())
-    monkeypatch.setattr(run_process, "is_launched", lambda _: True)
+    monkeypatch.setattr(dagster_internals, "is_launched", lambda _: True)
     assert close_interrupted(instance, served=True) == []
     monkeypatch.undo()
     assert close_interrupted(instance, served=True) == [run.run_id]

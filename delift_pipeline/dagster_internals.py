@@ -1,7 +1,13 @@
-"""Executing the steps of a run in one process, so that it can be interrupted at any moment.
+"""What this project needs of Dagster's insides: runs that can be interrupted, and their ends.
 
-Dagster's own executor does not see an interrupt while a step waits for a pool, and waits without a
-pause. Steps in processes of their own are left to Dagster's multiprocess executor.
+Everything here is written for Dagster 1.13.27. Public interfaces cannot do it:
+
+- Dagster's executor for one process does not see an interrupt while a step waits for a pool, and
+  waits without a pause. `InterruptibleExecutor` is that executor with another loop. Steps in
+  processes of their own are left to Dagster's multiprocess executor.
+- `JobDefinition.execute_in_process` always takes Dagster's own executor for one process.
+- Nothing public says which run holds a place in a pool, frees such a place, gives the cursor of a
+  sensor, sets the daemon's cursor, or opens an instance with settings other than its file's.
 """
 
 import os
@@ -10,13 +16,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import DagsterEvent, EngineEventData
@@ -29,34 +35,131 @@ from dagster._core.execution.plan.instance_concurrency_context import InstanceCo
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
+from dagster._core.instance.ref import InstanceRef
 from dagster._utils.interrupts import check_captured_interrupt
-from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import SQLAlchemyError
 
-from delift_pipeline.run_process import (
-    INTERRUPTED,
-    close_run,
-    free_slots,
-    is_launched,
-    own_tags,
-    process_of,
-)
-
-POLL_SECONDS = 1.0
-REPORT_SECONDS = 30.0
-INTERRUPTS = (KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__)
+INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
+PROCESS_TAG = "delift/process"
+"""Process id and start of the `delift` program that executes a run itself."""
+AT_WORK = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 ENDING = (
     dg.DagsterRunStatus.CANCELING,
     dg.DagsterRunStatus.CANCELED,
     dg.DagsterRunStatus.FAILURE,
 )
+POLL_SECONDS = 1.0
+REPORT_SECONDS = 30.0
+SLACK_SECONDS = 2.0
+"""How much later than its own record of it a process may seem to have started."""
+NO_RETRY = {"dagster/max_retries": "0"}
+MESSAGE = "the process of this run is gone; what it finished is kept, and it is launched again"
+MESSAGE_ALONE = "the process of this run is gone; what it finished is found again by the next run"
+INTERRUPTED = "a signal ended the process of this run; what it finished is kept"
 
 
-@dataclass
-class _Wait:
-    since: float
-    report_at: float = 0.0
-    """How long it has to last until it is reported again."""
+# Which process works on a run, whether it lives, and how a run without one is closed
+
+
+def own_tags() -> dict[str, str]:
+    """The tags of a run that this process executes itself: no daemon may launch it again."""
+    process = psutil.Process()
+    return {PROCESS_TAG: f"{process.pid} {start_after_boot(process)}", **NO_RETRY}
+
+
+def start_after_boot(process: psutil.Process) -> float:
+    """Seconds from the boot to the start of a process; setting the clock does not change them."""
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def is_launched(run: dg.DagsterRun) -> bool:
+    """Whether a server launched the run, and not a `delift` program that executes it itself."""
+    return run.remote_job_origin is not None
+
+
+def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> psutil.Process | None:
+    """The process that works on a run; None if it is gone or not known."""
+    if tag := run.tags.get(PROCESS_TAG):
+        pid, started = tag.split()
+        # A process that started at another time only has the id of the one that is gone.
+        return _living(int(pid), lambda one: abs(start_after_boot(one) - float(started)) < 0.05)
+    # The engine's events name processes, each at a time when it existed.
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        facts = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
+        if "pid" in facts:
+            last = entry.timestamp + SLACK_SECONDS
+            pid = int(str(facts["pid"].value))
+            process = _living(pid, lambda one, last=last: one.create_time() <= last)
+            if process is not None:
+                return process
+    return None
+
+
+def _living(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return process if alive and is_same(process) else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Record the end of a run whose process is gone or about to end, and free its slots."""
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run)
+    elif not run.is_finished and is_launched(run):
+        instance.report_run_failed(run, MESSAGE)
+    elif not run.is_finished:
+        instance.add_run_tags(run.run_id, NO_RETRY)
+        instance.report_run_failed(run, MESSAGE_ALONE)
+    free_slots(instance, run.run_id)
+
+
+def free_slots(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Free the places that a run holds in pools, and its places in their queues."""
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+def cancel_own_runs(instance: dg.DagsterInstance) -> None:
+    """Record as canceled what this process works on: it is about to end."""
+    own = {PROCESS_TAG: own_tags()[PROCESS_TAG]}
+    statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
+    for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=statuses)):
+        instance.report_run_canceled(run, INTERRUPTED)
+        free_slots(instance, run.run_id)
+
+
+def instance_at(folder: str) -> dg.DagsterInstance:
+    """The instance of a folder, whose runs print to this program's own output.
+
+    Dagster would copy the output to files by programs that a Ctrl-C ends too, each with a
+    traceback.
+    """
+    manager = {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+    reference = InstanceRef.from_dir(folder, overrides={"compute_logs": manager})
+    return dg.DagsterInstance.from_ref(reference)
+
+
+def sensor_cursor(instance: dg.DagsterInstance, name: str) -> tuple[bool, str | None]:
+    """Whether a sensor is switched on, and where it is."""
+    if instance.schedule_storage is None:  # an ephemeral instance knows of no sensor
+        return False, None
+    for state in instance.all_instigator_state():
+        if state.name == name and state.is_running:
+            return True, getattr(state.instigator_data, "cursor", None)
+    return False, None
+
+
+# Executing the steps of a run in one process
 
 
 class PoolClaims(InstanceConcurrencyContext):
@@ -64,7 +167,8 @@ class PoolClaims(InstanceConcurrencyContext):
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         super().__init__(instance, run)
-        self._waiting: dict[str, _Wait] = {}
+        # Step -> when its wait began, and how long it lasts until it is reported again.
+        self._waiting: dict[str, tuple[float, float]] = {}
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
         """Claim a place for a step; where none is free, return after a pause.
@@ -75,21 +179,16 @@ class PoolClaims(InstanceConcurrencyContext):
         if super().claim(concurrency_key, step_key, step_priority):
             self._waiting.pop(step_key, None)
             return True
-        self._report(concurrency_key, step_key)
+        since, report_at = self._waiting.setdefault(step_key, (time.monotonic(), 0.0))
+        waited = time.monotonic() - since
+        if waited >= report_at and (holders := self._living_holders(concurrency_key, waited)):
+            self._waiting[step_key] = since, waited + REPORT_SECONDS
+            what = f"{step_key} waits for a place in the pool {concurrency_key}"
+            print(f"{what}, held by {holders}; {waited:.0f} s so far", file=sys.stderr, flush=True)
         sleep(POLL_SECONDS)
         if check_captured_interrupt():
             raise DagsterExecutionInterruptedError
         return False
-
-    def _report(self, pool: str, step: str) -> None:
-        wait = self._waiting.setdefault(step, _Wait(time.monotonic()))
-        waited = time.monotonic() - wait.since
-        if waited < wait.report_at:
-            return
-        if holders := self._living_holders(pool, waited):
-            wait.report_at = waited + REPORT_SECONDS
-            what = f"{step} waits for a place in the pool {pool}"
-            print(f"{what}, held by {holders}; {waited:.0f} s so far", file=sys.stderr, flush=True)
 
     def _living_holders(self, pool: str, waited: float) -> str:
         """The runs that hold the places of a pool; one whose process is gone is closed."""
@@ -98,9 +197,7 @@ class PoolClaims(InstanceConcurrencyContext):
             run = self._instance.get_run_by_id(run_id)
             if run is None:
                 free_slots(self._instance, run_id)
-                continue
-            process = process_of(self._instance, run)
-            if process is not None:
+            elif process := process_of(self._instance, run):
                 living.append(f"run {run_id[:8]} (process {process.pid})")
             elif is_launched(run) and waited < REPORT_SECONDS:
                 # Its server notices too, and launches it again.
@@ -148,7 +245,7 @@ class InterruptibleExecutor(InProcessExecutor):
                     yield event
                     if _reports_interrupt(event) or check_captured_interrupt():
                         raise DagsterExecutionInterruptedError
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        except INTERRUPTS:
             known = instance.get_run_by_id(run.run_id)
             if known and known.status == dg.DagsterRunStatus.STARTED and not is_launched(run):
                 # Dagster would record it as failed, since nobody has cancelled it.
@@ -167,19 +264,14 @@ def _step_events(
 
 def _reports_interrupt(event: DagsterEvent) -> bool:
     """Whether an event says that a step failed, or is to be tried again, after an interrupt."""
-    if event.is_step_failure:
-        error = event.step_failure_data.error
-    elif event.is_step_up_for_retry:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    if event.is_step_up_for_retry:
         error = event.step_retry_data.error
-    else:
-        return False
-    return any(cause.cls_name in INTERRUPTS for cause in _causes(error))
-
-
-def _causes(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
     while error is not None:
-        yield error
+        if error.cls_name in [kind.__name__ for kind in INTERRUPTS]:
+            return True
         error = error.cause
+    return False
 
 
 @contextmanager
