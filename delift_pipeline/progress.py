@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 LINE_EVERY_SECONDS = 30.0
@@ -31,9 +32,14 @@ class Progress(Protocol):
         ...
 
 
-class _Silent:
+@dataclass(frozen=True)
+class _FunctionMeter:
+    """A meter that hands on what it is told."""
+
+    function: Callable[[int], object]
+
     def advance(self, amount: int = 1) -> None:
-        return
+        self.function(amount)
 
 
 class SilentProgress:
@@ -42,7 +48,7 @@ class SilentProgress:
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
         """A meter that shows nothing."""
-        yield _Silent()
+        yield _FunctionMeter(lambda amount: None)
 
     def say(self, line: str) -> None:
         """Show nothing."""
@@ -51,29 +57,6 @@ class SilentProgress:
 def tracked(progress: Progress, name: str, total: int, unit: str) -> AbstractContextManager[Meter]:
     """A context of work that is quick, and so not shown, up to `LARGE` units."""
     return (progress if total > LARGE else SilentProgress()).track(name, total, unit)
-
-
-class _LineMeter:
-    def __init__(
-        self, say: Callable[[str], None], name: str, total: int, unit: str, every: float
-    ) -> None:
-        self.say, self.name, self.total, self.unit, self.every = say, name, total, unit, every
-        self.done, self.started, self.last = 0, time.monotonic(), time.monotonic()
-
-    def advance(self, amount: int = 1) -> None:
-        self.done += amount
-        if time.monotonic() - self.last >= self.every:
-            self.last = time.monotonic()
-            self.say(self.line())
-
-    def line(self) -> str:
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        rate = self.done / elapsed
-        left = (self.total - self.done) / rate if rate else float("inf")
-        return (
-            f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{left:,.0f} s left"
-        )
 
 
 class LineProgress:
@@ -88,23 +71,28 @@ class LineProgress:
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
         """A meter whose lines go to `say`."""
-        meter = _LineMeter(self._say, name, total, unit, self.every)
-        yield meter
-        if meter.done:
-            seconds = time.monotonic() - meter.started
-            self._say(f"{name}: {meter.done:,}/{total:,} {unit} done in {seconds:,.1f} s")
+        started = last = time.monotonic()
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done, last
+            done, now = done + amount, time.monotonic()
+            if now - last >= self.every:
+                last = now
+                rate = done / max(now - started, 1e-9)
+                left = (total - done) / rate if rate else float("inf")
+                self._say(
+                    f"{name}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left"
+                )
+
+        yield _FunctionMeter(advance)
+        if done:
+            seconds = time.monotonic() - started
+            self._say(f"{name}: {done:,}/{total:,} {unit} done in {seconds:,.1f} s")
 
     def say(self, line: str) -> None:
         """Show one line."""
         self._say(line)
-
-
-class _BarMeter:
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-
-    def advance(self, amount: int = 1) -> None:
-        self._advance(amount)
 
 
 class BarProgress:
@@ -138,7 +126,7 @@ class BarProgress:
                 rate = done / max(time.monotonic() - started, 1e-9)
                 bar.update(task, rate=f"{rate:,.1f} {unit}/s")
 
-            yield _BarMeter(advance)
+            yield _FunctionMeter(advance)
 
     def say(self, line: str) -> None:
         """Show one line above the bars."""
