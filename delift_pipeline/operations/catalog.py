@@ -288,7 +288,8 @@ def _write(
     with replacing(home.catalog) as temporary:
         if copy:
             shutil.copyfile(home.catalog, temporary)
-        with duckdb.connect(str(temporary)) as connection:
+        # The files are small: further threads cost more than they save.
+        with duckdb.connect(str(temporary), config={"threads": 1}) as connection:
             if not copy:
                 _create(connection)
             for table in TABLES:
