@@ -9,21 +9,23 @@ under a temporary name and renamed, and holds no absolute path.
 import glob
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from filelock import FileLock
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.lineage.tracked import tracked
+from delift_pipeline.operations.catalog_views import FORMAT, TABLES, VIEWS
 from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import MANIFEST, REBUILD, read_manifest
+from delift_pipeline.storage.manifest import MANIFEST, REBUILD, read_manifest, rebuild_reason
 from delift_pipeline.utility.kernel_files import DISTANCE, KL, read_index, read_matrix
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 PAIRS_LIMIT = 5_000_000
 """Pairs of one kernel or score store that the catalog copies; larger ones stay in their files."""
-FORMAT = 2
-"""Counted up when a table or view changes; a catalog of another format is made anew."""
 FINGERPRINT = "[0-9a-f]" * 32
 ARTIFACTS = (
     *("datasets/*", "plans/*", "kernels/*/*", "subsets/*/*", "adapters/*/*", "reports/*/*"),
@@ -43,138 +43,39 @@ STAMPED = (MANIFEST, REBUILD, "tracking.json", "shards")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of the catalog, whose rows are copied from files.
+class Copy:
+    """Rows of a table that DuckDB copies from files.
 
     Attributes:
-        columns: The columns that are copied, with their types; `folder` and `file` are added.
-        files: Names of the files: all Parquet, or all JSON.
+        table: The table.
         below: The folder of the home that the artifacts lie in; empty for all.
+        files: Names of the files: all Parquet, or all JSON.
+        query: The rows, from `copied`: the files' rows with `folder`, its `parts`, and `file`.
+        json: The keys that are read of JSON files, with their types.
     """
 
-    columns: dict[str, str]
-    files: tuple[str, ...] = ()
-    below: str = ""
+    table: str
+    below: str
+    files: tuple[str, ...]
+    query: str
+    json: str = ""
 
     def reader(self) -> str:
         """The table function that reads a list of the files; `filename` names each row's file."""
-        if self.files[0].endswith(".parquet"):
+        if not self.json:
             return "read_parquet($files, filename = true, union_by_name = true)"
-        columns = ", ".join(f"{name}: '{kind}'" for name, kind in self.columns.items())
         return (
-            f"read_json($files, filename = true, format = 'unstructured', columns = {{{columns}}},"
-            " maximum_object_size = 1073741824)"
+            f"read_json($files, filename = true, format = 'unstructured', columns = {{{self.json}}}"
+            ", maximum_object_size = 1073741824)"
         )
 
 
-def _text(*names: str) -> dict[str, str]:
-    return dict.fromkeys(names, "VARCHAR")
-
-
-TABLES = {
-    "manifests": Table(
-        _text("kind", "content_hash", "created", "fingerprint", "run_id", "code_version")
-        | _text("delift_version", "git_commit")
-        | {"parents": "MAP(VARCHAR, VARCHAR)"},
+COPIES = (
+    Copy(
+        "artifacts",
+        "",
         (MANIFEST,),
-    ),
-    "versions": Table(
-        {
-            "counts": "STRUCT(pool UINTEGER, target UINTEGER, heldout UINTEGER, new UINTEGER)",
-            "details": "STRUCT(dataset VARCHAR, parents VARCHAR[], model VARCHAR, "
-            "template VARCHAR)",
-        },
-        (MANIFEST,),
-        "datasets",
-    ),
-    "marks": Table(_text("reason"), (REBUILD,)),
-    "tracking": Table(_text("run_id"), ("tracking.json",), "adapters"),
-    "records": Table(
-        _text("record_id", "instruction", "input", "output", "source", "task")
-        | {"copies": "UINTEGER", "source_ids": "VARCHAR[]"},
-        ("pool.parquet", "target.parquet", "heldout.parquet"),
-        "datasets",
-    ),
-    "picks": Table(
-        _text("record_id", "source_id", "covered_by")
-        | {"rank": "UINTEGER", "gain": "DOUBLE", "trust": "DOUBLE", "self_share": "DOUBLE"}
-        | {"replayed": "BOOLEAN", "near_duplicates": "UINTEGER", "covers": "VARCHAR[]"}
-        | {"coverage": "DOUBLE"},
-        ("subset.parquet", "dropped.parquet"),
-        "subsets",
-    ),
-    "trained": Table(
-        _text("record_id", "adapter", "left_out") | {"rank": "UINTEGER"},
-        ("trained_on.parquet",),
-        "adapters",
-    ),
-    "reports": Table(
-        _text("version", "arm", "stage", "selector", "fingerprint")
-        | {
-            "evaluation": "STRUCT(metrics MAP(VARCHAR, DOUBLE), counts STRUCT(records UINTEGER))",
-            "beside": "MAP(VARCHAR, STRUCT(differences MAP(VARCHAR, "
-            "STRUCT(mean DOUBLE, se DOUBLE))))",
-        },
-        ("report.json",),
-        "reports",
-    ),
-    # The files of these are no tables: Python reads them.
-    "utilities": Table(
-        _text("block", "target", "demonstration") | {"utility": "FLOAT", "kl": "FLOAT"}
-    ),
-    "scores": Table(
-        _text("target", "demonstration")
-        | {"squared_distance": "FLOAT", "sum_logprob": "FLOAT", "tokens": "INTEGER"}
-    ),
-    "left_out": Table({"pairs": "UBIGINT", "why": "VARCHAR"}),
-    "stamps": Table(_text("stamp")),
-}
-
-VIEWS = {
-    "versions": """
-        SELECT split_part(folder, '/', 2) AS version, details.dataset, content_hash, created,
-            details.parents, counts.pool AS records, counts.target AS targets, counts.heldout,
-            counts.new, details.model, details.template
-        FROM stored.versions JOIN stored.manifests USING (folder)""",
-    "records": """
-        SELECT split_part(folder, '/', 2) AS version, file AS part, * EXCLUDE (folder, file)
-        FROM stored.records""",
-    "subsets": """
-        SELECT split_part(folder, '/', 2) AS version, split_part(folder, '/', 3) AS arm,
-            split_part(arm, '.', 1) AS stage, record_id, source_id, rank, gain, trust, self_share,
-            replayed, near_duplicates, len(covers) AS covers
-        FROM stored.picks WHERE file = 'subset'""",
-    "reasons": """
-        SELECT split_part(folder, '/', 2) AS version, split_part(folder, '/', 3) AS arm,
-            record_id, source_id, file = 'subset' AS selected, rank, gain, trust, covered_by,
-            coverage,
-            CASE
-                WHEN replayed THEN 'replayed from existing records'
-                WHEN selected AND len(covers) > 0
-                    THEN 'taken, standing for ' || len(covers) || ' records'
-                WHEN selected THEN 'taken'
-                WHEN covered_by IS NOT NULL THEN 'left out: ' || covered_by || ' stands for it'
-                ELSE 'left out: beyond the budget, and no chosen record covers it'
-            END AS reason
-        FROM stored.picks""",
-    "trained_on": """
-        SELECT split_part(folder, '/', 2) AS version, split_part(folder, '/', 3) AS arm,
-            record_id,
-            CASE WHEN adapter <> 'adapter:' || version || ':' || arm THEN adapter END AS through,
-            rank, left_out
-        FROM stored.trained""",
-    "metrics": """
-        SELECT version, coalesce(arm, 'initial') AS arm, stage,
-            coalesce(selector, 'initial') AS selector, metric, evaluation.metrics[metric] AS value,
-            evaluation.metrics[metric || '_se'] AS se, evaluation.counts.records AS records,
-            beside['random'].differences[metric].mean AS minus_random,
-            beside['random'].differences[metric].se AS minus_random_se,
-            beside['initial'].differences[metric].mean AS minus_initial,
-            beside['initial'].differences[metric].se AS minus_initial_se, fingerprint
-        FROM stored.reports, unnest(map_keys(evaluation.metrics)) AS measured(metric)
-        WHERE NOT suffix(metric, '_se')""",
-    "artifacts": """
-        SELECT folder AS path,
+        """SELECT folder AS source,
             CASE
                 WHEN len(parts) = 2 AND parts[1] = 'scores' THEN 'model'
                 WHEN parts[1] = 'scores' THEN 'scores:' || parts[4]
@@ -184,24 +85,76 @@ VIEWS = {
             END AS artifact,
             kind, CASE WHEN parts[1] <> 'scores' THEN parts[2] ELSE parts[4] END AS version,
             CASE WHEN parts[1] IN ('subsets', 'adapters', 'reports') THEN parts[3] END AS arm,
-            content_hash, created, fingerprint, m.run_id AS dagster_run, t.run_id AS mlflow_run,
-            code_version, delift_version AS delift, git_commit, reason AS rebuild
-        FROM (SELECT *, split(folder, '/') AS parts FROM stored.manifests) m
-        LEFT JOIN stored.tracking t USING (folder) LEFT JOIN stored.marks USING (folder)""",
-    "lineage": """
-        SELECT artifact, kind, version, arm, edge.key AS made_of, edge.value AS hash, created,
-            dagster_run, mlflow_run, git_commit
-        FROM (SELECT folder, unnest(map_entries(parents)) AS edge FROM stored.manifests)
-        JOIN artifacts ON path = folder""",
-    "utilities": """
-        SELECT split_part(folder, '/', 2) AS version, split_part(folder, '/', 3) AS fingerprint,
-            * EXCLUDE (folder, file)
-        FROM stored.utilities""",
-    "scores": """
-        SELECT split_part(folder, '/', 2) AS fingerprint, * EXCLUDE (folder, file)
-        FROM stored.scores""",
-    "left_out": "SELECT folder AS source, pairs, why FROM stored.left_out",
-}
+            content_hash, created, fingerprint, run_id AS dagster_run, mlflow_run, code_version,
+            delift_version AS delift, git_commit, rebuild
+        FROM copied JOIN notes USING (folder)""",
+        """kind: 'VARCHAR', content_hash: 'VARCHAR', created: 'VARCHAR', fingerprint: 'VARCHAR',
+        run_id: 'VARCHAR', code_version: 'VARCHAR', delift_version: 'VARCHAR',
+        git_commit: 'VARCHAR'""",
+    ),
+    Copy(
+        "edges",
+        "",
+        (MANIFEST,),
+        """SELECT folder AS source, edge.key AS made_of, edge.value AS hash
+        FROM (SELECT folder, unnest(map_entries(parents)) AS edge FROM copied)""",
+        "parents: 'MAP(VARCHAR, VARCHAR)'",
+    ),
+    Copy(
+        "versions",
+        "datasets",
+        (MANIFEST,),
+        """SELECT folder AS source, parts[2] AS version, details.dataset, content_hash, created,
+            details.parents, counts.pool AS records, counts.target AS targets, counts.heldout,
+            counts.new, details.model, details.template
+        FROM copied""",
+        """content_hash: 'VARCHAR', created: 'VARCHAR',
+        counts: 'STRUCT(pool UINTEGER, target UINTEGER, heldout UINTEGER, new UINTEGER)',
+        details: 'STRUCT(dataset VARCHAR, parents VARCHAR[], model VARCHAR, template VARCHAR)'""",
+    ),
+    Copy(
+        "records",
+        "datasets",
+        ("pool.parquet", "target.parquet", "heldout.parquet"),
+        """SELECT folder AS source, parts[2] AS version, file AS part,
+            * RENAME (source AS origin)
+        FROM copied""",
+    ),
+    Copy(
+        "picks",
+        "subsets",
+        ("subset.parquet", "dropped.parquet"),
+        "SELECT folder AS source, file = 'subset' AS selected, * FROM copied",
+    ),
+    Copy(
+        "trained",
+        "adapters",
+        ("trained_on.parquet",),
+        """SELECT folder AS source,
+            CASE WHEN adapter <> 'adapter:' || parts[2] || ':' || parts[3] THEN adapter END
+                AS through,
+            *
+        FROM copied""",
+    ),
+    Copy(
+        "measured",
+        "reports",
+        ("report.json",),
+        """SELECT folder AS source, version, coalesce(arm, 'initial') AS arm, stage,
+            coalesce(selector, 'initial') AS selector, metric, evaluation.metrics[metric] AS value,
+            evaluation.metrics[metric || '_se'] AS se, evaluation.counts.records AS records,
+            beside['random'].differences[metric].mean AS minus_random,
+            beside['random'].differences[metric].se AS minus_random_se,
+            beside['initial'].differences[metric].mean AS minus_initial,
+            beside['initial'].differences[metric].se AS minus_initial_se, fingerprint
+        FROM copied, unnest(map_keys(evaluation.metrics)) AS measured(metric)
+        WHERE NOT suffix(metric, '_se')""",
+        """version: 'VARCHAR', arm: 'VARCHAR', stage: 'VARCHAR', selector: 'VARCHAR',
+        fingerprint: 'VARCHAR',
+        evaluation: 'STRUCT(metrics MAP(VARCHAR, DOUBLE), counts STRUCT(records UINTEGER))',
+        beside: 'MAP(VARCHAR, STRUCT(differences MAP(VARCHAR, STRUCT(mean DOUBLE, se DOUBLE))))'""",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -237,7 +190,7 @@ def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_
     if known and not changed and not gone:
         return Refreshed(len(now), 0, 0)
     home.root.mkdir(parents=True, exist_ok=True)
-    fresh = pl.DataFrame({"folder": changed, "stamp": [now[folder] for folder in changed]})
+    fresh = pl.DataFrame({"source": changed, "stamp": [now[folder] for folder in changed]})
     try:
         with FileLock(home.root / ".catalog.lock", timeout=60):
             _write(home, fresh, [*changed, *gone], bool(known), pairs_limit)
@@ -274,7 +227,7 @@ def known_stamps(path: Path) -> dict[str, str]:
             (made,) = connection.execute("SELECT version FROM stored.format").fetchone() or (0,)
             if made != FORMAT:
                 return {}
-            return dict(connection.execute("SELECT folder, stamp FROM stored.stamps").fetchall())
+            return dict(connection.execute("SELECT source, stamp FROM stored.sources").fetchall())
     except duckdb.Error:
         return {}
 
@@ -284,7 +237,7 @@ def _write(
 ) -> None:
     import duckdb
 
-    folders = fresh["folder"].to_list()
+    folders = fresh["source"].to_list()
     with replacing(home.catalog) as temporary:
         if copy:
             shutil.copyfile(home.catalog, temporary)
@@ -293,16 +246,10 @@ def _write(
             if not copy:
                 _create(connection)
             for table in TABLES:
-                statement = f"DELETE FROM stored.{table} WHERE list_contains(?, folder)"  # noqa: S608
+                statement = f"DELETE FROM stored.{table} WHERE list_contains(?, source)"  # noqa: S608
                 connection.execute(statement, [outdated])
-            try:
-                for name, table in TABLES.items():
-                    _copy_files(connection, home, name, table, folders)
-            except duckdb.Error as error:
-                for folder in folders:
-                    read_manifest(home.root / folder)  # says which one is damaged
-                raise DeliftError(f"an artifact is damaged: {error}") from error
-            for name, frame in (("stamps", fresh), *_pairs(home, folders, pairs_limit)):
+            _copy_files(connection, home, folders)
+            for name, frame in (("sources", fresh), *_pairs(home, folders, pairs_limit)):
                 connection.register("fresh", frame.to_arrow())
                 connection.execute(f"INSERT INTO stored.{name} BY NAME FROM fresh")
             connection.execute("CHECKPOINT")
@@ -311,86 +258,110 @@ def _write(
 def _create(connection: "duckdb.DuckDBPyConnection") -> None:
     connection.execute("CREATE SCHEMA stored")
     connection.execute(f"CREATE TABLE stored.format AS SELECT {FORMAT} AS version")
-    for name, table in TABLES.items():
-        columns = {"folder": "VARCHAR", "file": "VARCHAR", **table.columns}
-        declared = ", ".join(f"{column} {kind}" for column, kind in columns.items())
-        connection.execute(f"CREATE TABLE stored.{name} ({declared})")
+    for table, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE stored.{table} ({columns})")
     for view, query in VIEWS.items():
         connection.execute(f"CREATE VIEW main.{view} AS {query}")
 
 
 def _copy_files(
-    connection: "duckdb.DuckDBPyConnection",
-    home: Home,
-    name: str,
-    table: Table,
-    folders: Collection[str],
+    connection: "duckdb.DuckDBPyConnection", home: Home, folders: Collection[str]
 ) -> None:
-    """Copy a table's rows out of the files that there are in some folders."""
-    paths = [
-        path
-        for folder in folders
-        if folder.startswith(table.below)
-        for file in table.files
-        if os.path.exists(path := f"{home.root}/{folder}/{file}")
+    """Copy the rows out of the files that there are in some folders.
+
+    Raises:
+        DeliftError: one cannot be read.
+    """
+    import duckdb
+
+    notes = [
+        {"folder": f, "mlflow_run": tracked(place).get("run_id"), "rebuild": rebuild_reason(place)}
+        for f in folders
+        if (place := home.root / f)
     ]
-    if not paths:
-        return
-    # Files of an older release lack columns. The empty table in front names all of them.
-    names = ", ".join(("folder", "file", *table.columns))
-    statement = f"""
-        INSERT INTO stored.{name} SELECT {names} FROM (
-            (FROM stored.{name} LIMIT 0) UNION ALL BY NAME
-            SELECT *, parse_dirpath(filename[$start:]) AS folder,
-                parse_filename(filename, true) AS file
-            FROM {table.reader()})"""  # noqa: S608
-    connection.execute(statement, {"files": paths, "start": len(str(home.root)) + 2})
+    texts: dict[str, Any] = dict.fromkeys(("folder", "mlflow_run", "rebuild"), pl.String)
+    connection.register("notes", pl.DataFrame(notes, schema=texts).to_arrow())
+    for copy in COPIES:
+        paths = [
+            path
+            for folder in folders
+            if folder.startswith(copy.below)
+            for file in copy.files
+            if os.path.exists(path := f"{home.root}/{folder}/{file}")
+        ]
+        # Files of an older release lack columns. The empty table in front names all of them.
+        names = ", ".join(column.split()[0] for column in TABLES[copy.table].split(","))
+        statement = f"""
+            INSERT INTO stored.{copy.table}
+            WITH copied AS (
+                SELECT * EXCLUDE (filename), parse_dirpath(filename[$start:]) AS folder,
+                    split(folder, '/') AS parts, parse_filename(filename, true) AS file
+                FROM {copy.reader()})
+            SELECT {names} FROM ((FROM stored.{copy.table} LIMIT 0) UNION ALL BY NAME {copy.query})
+        """  # noqa: S608
+        try:
+            start = len(str(home.root)) + 2
+            if paths:
+                connection.execute(statement, {"files": paths, "start": start})
+        except duckdb.Error as error:
+            for folder in folders:
+                read_manifest(home.root / folder)  # says which one is damaged
+            raise DeliftError(f"an artifact is damaged: {error}") from error
 
 
 def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The pairs of kernels and score stores: (table, frame)."""
+    """The ids and pairs of kernels and score stores: (table, frame)."""
     for folder in folders:
         kind, _, rest = folder.partition("/")
         manifest = read_manifest(home.root / folder) if kind == "kernels" else None
         if manifest:
             blocks = manifest.details["blocks"]
-            table, pairs = "utilities", sum(entry["pairs"] for entry in blocks.values())
-            frames = (_block(home.root / folder, block) for block in blocks)
+            pairs = sum(entry["pairs"] for entry in blocks.values())
+            frames = (found for block in blocks for found in _block(home.root / folder, block))
         elif kind == "scores" and "/" not in rest:
             store = ScoreStore(home.root / folder)
-            table, pairs, frames = "scores", store.pairs_stored, _scores(store)
+            pairs, frames = store.pairs_stored, _scores(store)
         else:
             continue
         if pairs > limit:
             why = f"more than the {limit:,} pairs the catalog takes in: read its files"
-            frames, table = [pl.DataFrame({"pairs": [pairs], "why": [why]})], "left_out"
-        for frame in frames:
-            yield table, frame.with_columns(folder=pl.lit(folder))
+            frames = [("left_out", pl.DataFrame({"pairs": [pairs], "why": [why]}))]
+        for table, frame in frames:
+            yield table, frame.with_columns(source=pl.lit(folder))
 
 
-def _block(folder: Path, name: str) -> pl.DataFrame:
-    """The pairs of one block of a kernel."""
+def _block(folder: Path, name: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The ids and pairs of one block of a kernel."""
     index = read_index(folder, name)
+    for side, ids in (("rows", index.rows), ("columns", index.columns)):
+        yield "kernel_ids", _numbered(ids).with_columns(block=pl.lit(name), side=pl.lit(side))
     utility, kl = (read_matrix(folder, index, form) for form in (DISTANCE, KL))
-    ids, frames = pl.Series(index.rows, dtype=pl.String), [pl.DataFrame()]
-    for j, demonstration in enumerate(index.columns):
+    everything = np.arange(len(index.rows))
+    frames = [pl.DataFrame()]
+    for j in range(len(index.columns)):
         rows, values = utility.column(j)
-        targets = ids if rows is None else ids.gather(np.asarray(rows))
+        targets = everything if rows is None else np.asarray(rows)
         frame = pl.DataFrame({"target": targets, "utility": values, "kl": kl.column(j)[1]})
-        frames.append(frame.with_columns(demonstration=pl.lit(demonstration), block=pl.lit(name)))
-    return pl.concat(frames, how="diagonal")
+        frames.append(frame.with_columns(demonstration=pl.lit(j), block=pl.lit(name)))
+    yield "kernel_pairs", pl.concat(frames, how="diagonal_relaxed")
 
 
-def _scores(store: ScoreStore) -> Iterator[pl.DataFrame]:
-    """The pairs of a score store; of a pair in several shards the oldest one's value."""
-    ids, frames = pl.Series(store.ids.names(), dtype=pl.String), [pl.DataFrame()]
+def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The ids and pairs of a score store; of a pair in several shards the oldest one's value."""
+    yield "score_ids", _numbered(store.ids.names())
+    frames = [pl.DataFrame()]
     for shard in store.shards:
         for place, number in enumerate(shard.demonstrations):
-            scores, alone = shard.scores(place), number == BASELINE
-            columns = {"target": ids.gather(shard.targets(place)), **vars(scores)}
+            alone = number == BASELINE
+            columns = {"target": shard.targets(place), **vars(shard.scores(place))}
             columns |= {"tokens": shard.tokens(place)} if alone else {}
-            name = pl.lit(None if alone else ids[int(number)], dtype=pl.String)
-            frames.append(pl.DataFrame(columns).with_columns(demonstration=name))
+            demonstration = pl.lit(None if alone else int(number), dtype=pl.Int32)
+            frames.append(pl.DataFrame(columns).with_columns(demonstration=demonstration))
     pairs = pl.concat(frames, how="diagonal")
     if pairs.height:
-        yield pairs.unique(["target", "demonstration"], keep="first")
+        yield "score_pairs", pairs.unique(["target", "demonstration"], keep="first")
+
+
+def _numbered(ids: Sequence[str]) -> pl.DataFrame:
+    schema: dict[str, Any] = {"number": pl.Int32, "record_id": pl.String}
+    return pl.DataFrame({"number": range(len(ids)), "record_id": ids}, schema)
