@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,34 @@ FLOOR_OF = {
     "graph": "definitions",
 }
 HEAVY = ("torch", "transformers", "peft", "vllm", "mlflow", "duckdb", "sentence_transformers")
-KNOWN_VIOLATIONS: list[str] = []
+KNOWN_VIOLATIONS: list[str] = [
+    "lineage.card (lineage) imports arms (stages)",
+    "lineage.existing (lineage) imports arms (stages)",
+    "lineage.promotion (lineage) imports arms (stages)",
+    "lineage.tracked (lineage) imports arms (stages)",
+    "records.recipes.table (records) imports evaluation.options (evaluation)",
+    "scoring.loops.heads (scoring) imports utility.compiling (kernel)",
+    "scoring.loops.powers (scoring) imports utility.compiling (kernel)",
+    "scoring.loops.rows (scoring) imports utility.compiling (kernel)",
+    "scoring.near_words (scoring) imports utility.compiling (kernel)",
+    "scoring.near_words (scoring) imports utility.crew (kernel)",
+    "scoring.source (scoring) imports demo (demo)",
+    "selection.influence (selection) imports training.batches (training)",
+    "selection.influence (selection) imports training.gradients (training)",
+    "selection.influence (selection) imports training.projection (training)",
+    "selection.selectors.less (selection) imports training.batches (training)",
+    "selection.selectors.less (selection) imports training.gradients (training)",
+    "selection.selectors.less (selection) imports training.options (training)",
+    "selection.selectors.less (selection) imports training.warm_up (training)",
+    "utility.similarity (kernel) imports selection.fused (selection)",
+    "cycle of bench.experiment_notes, bench.experiments",
+    "cycle of scoring.model, scoring.vllm_engine",
+    "cycle of selection.diagnostics, selection.replay, selection.result, selection.selector",
+    "cycle of selection.embedding, selection.model_embedding, selection.reading",
+    "cycle of selection.fused, selection.lowering, utility.similarity, utility.sparse_forms",
+    "cycle of evaluation, records, scoring, selection, training, utility",
+]
+"""What is still to be removed: a violation that is gone leaves this list, too."""
 
 
 @cache
@@ -62,7 +88,7 @@ def package_of(module: str) -> str:
 
 
 def floor_of(module: str) -> str:
-    name = package_of(module).removeprefix("delift_pipeline.")
+    name = _short(package_of(module))
     floor = FLOOR_OF.get(name, name)
     assert floor in FLOORS, f"{module} stands on no floor: add its folder to this test"
     return floor
@@ -80,10 +106,10 @@ def edges_of(modules: Mapping[str, ast.Module]) -> dict[str, set[str]]:
 
 
 def violations_of(root: Path) -> list[str]:
-    """Imports of higher floors, and one cycle each of modules and of packages, if there is any."""
+    """Imports of higher floors, and cycles of modules and of packages."""
     edges = edges_of(modules_of(root))
     found = [
-        f"{module} ({floor_of(module)}) imports {imported} ({floor_of(imported)})"
+        f"{_short(module)} ({floor_of(module)}) imports {_short(imported)} ({floor_of(imported)})"
         for module, others in edges.items()
         for imported in sorted(others)
         if FLOORS.index(floor_of(imported)) > FLOORS.index(floor_of(module))
@@ -92,12 +118,23 @@ def violations_of(root: Path) -> list[str]:
     for module, others in edges.items():
         own = package_of(module)
         packages.setdefault(own, set()).update({package_of(one) for one in others} - {own})
-    for graph in (edges, packages):
-        try:
-            TopologicalSorter(graph).prepare()
-        except CycleError as error:
-            found.append(f"cycle: {' -> '.join(reversed(error.args[1]))}")
-    return found
+    return found + circles_of(edges) + circles_of(packages)
+
+
+def circles_of(graph: Mapping[str, set[str]]) -> list[str]:
+    """Groups of nodes that all lead to each other."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        reached[start], queue = set(), [start]
+        while queue:
+            queue += (fresh := graph[queue.pop()] - reached[start])
+            reached[start] |= fresh
+    circles = {frozenset(b for b in reached[a] if a in reached[b]) for a in graph}
+    return sorted(f"cycle of {', '.join(map(_short, sorted(one)))}" for one in circles if one)
+
+
+def _short(module: str) -> str:
+    return module.removeprefix("delift_pipeline.")
 
 
 def test_modules_import_from_their_own_and_lower_floors_and_in_no_circle() -> None:
@@ -110,24 +147,21 @@ def test_modules_import_from_their_own_and_lower_floors_and_in_no_circle() -> No
         ({"scoring/a.py": "import delift_pipeline.records.b", "records/b.py": ""}, []),
         (
             {"records/b.py": "from delift_pipeline.steps import a", "steps/a.py": ""},
-            ["delift_pipeline.records.b (records) imports delift_pipeline.steps.a (stages)"],
+            ["records.b (records) imports steps.a (stages)"],
         ),
         (
             {
                 "records/b.py": "def late():\n    from delift_pipeline.cli.main import run",
                 "cli/main.py": "",
             },
-            ["delift_pipeline.records.b (records) imports delift_pipeline.cli.main (cli)"],
+            ["records.b (records) imports cli.main (cli)"],
         ),
         (
             {
                 "records/a.py": "from delift_pipeline.records import b",
                 "records/b.py": "from delift_pipeline.records.a import name",
             },
-            [
-                "cycle: delift_pipeline.records.a -> delift_pipeline.records.b -> "
-                "delift_pipeline.records.a"
-            ],
+            ["cycle of records.a, records.b"],
         ),
         (
             {
@@ -135,7 +169,7 @@ def test_modules_import_from_their_own_and_lower_floors_and_in_no_circle() -> No
                 "errors.py": "import delift_pipeline.storage.b",
                 "storage/b.py": "",
             },
-            ["cycle: delift_pipeline.errors -> delift_pipeline.storage -> delift_pipeline.errors"],
+            ["cycle of errors, storage"],
         ),
     ],
 )
