@@ -236,9 +236,7 @@ def evaluation_engine(
 
 
 def load_trained(
-    model_options: ModelOptions,
-    adapter: Path | None,
-    options: EvaluationOptions | None = None,
+    model_options: ModelOptions, adapter: Path | None, options: EvaluationOptions
 ) -> LoadedModel:
     """The base model, the base model under a PEFT adapter, or a whole trained model.
 
@@ -248,14 +246,14 @@ def load_trained(
     Args:
         model_options: The base model.
         adapter: A PEFT folder for it, a folder with a whole trained model, or None.
-        options: Their `engine` is used; None, or None there, takes the base model's.
+        options: Their `engine` is used; None there takes the base model's.
 
     Raises:
         Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
     """
-    asked, engine = model_options, options.engine if options else None
-    if engine not in (None, asked.engine):
-        asked = read_options(asked.model_dump() | {"engine": engine})
+    asked = model_options
+    if options.engine not in (None, asked.engine):
+        asked = read_options(asked.model_dump() | {"engine": options.engine})
     is_peft = adapter is not None and (adapter / "adapter_config.json").is_file()
     if adapter is not None and not is_peft:
         if not (adapter / "config.json").is_file():

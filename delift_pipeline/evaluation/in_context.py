@@ -108,12 +108,7 @@ def _fitting(
 ) -> list[int]:
     """Rows of the nearest records that fit before a question, nearest first.
 
-    Args:
-        encoded: All records.
-        row: The question's.
-        nearest: record_ids, the nearest first.
-        window: Tokens the model reads at most.
-        reserved: Tokens kept free behind the prompt for what is generated.
+    `reserved` tokens behind the prompt are kept free for what is generated.
     """
     behind = max(reserved, int(encoded.answer_lengths[row]))
     room = window - len(encoded.start) - int(encoded.prompt_lengths[row]) - behind
