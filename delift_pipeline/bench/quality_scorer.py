@@ -53,8 +53,8 @@ def _pretrain(where: Path, steps: int) -> None:
     with FileLock(where.with_suffix(".lock")):
         if where.is_dir():
             return
-        from delift_pipeline.demo.pretrain import pretrain, save
-        from delift_pipeline.demo.recipe import Recipe
+        from tools.demo_model.pretrain import pretrain, save
+        from tools.demo_model.recipe import Recipe
 
         recipe = Recipe(steps=steps, hidden=HIDDEN, layers=LAYERS, mlp=MLP)
         with replacing_folder(where) as temporary:

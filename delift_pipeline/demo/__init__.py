@@ -1,12 +1,14 @@
 """The demonstration: a synthetic world of word tasks and a tiny model that can learn in context."""
 
+import json
 from pathlib import Path
 
-from delift_pipeline.demo.provenance import damaged_files
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.scoring.fingerprint import content_digest
+from delift_pipeline.scoring.source import DEMO_MODEL
 
-DEMO_MODEL: Path = Path(__file__).parent / "model"
-"""The folder of the shipped model: weights, configuration, tokenizer, `PROVENANCE.json`."""
+PROVENANCE = "PROVENANCE.json"
+"""The file in a demo model's folder that says how it was made and what its files' checksums are."""
 
 
 def verify_demo_model(folder: Path = DEMO_MODEL) -> None:
@@ -15,10 +17,21 @@ def verify_demo_model(folder: Path = DEMO_MODEL) -> None:
     Raises:
         DeliftError: A file is missing or damaged.
     """
-    if damaged := damaged_files(folder):
+    try:
+        expected = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError):
+        damaged = [PROVENANCE]
+    else:
+        files = {name: folder / name for name in sorted(expected)}
+        damaged = [
+            name
+            for name, file in files.items()
+            if not file.is_file() or content_digest(file) != expected[name]
+        ]
+    if damaged:
         raise DeliftError(
             f"the demo model is damaged ({', '.join(damaged)} in {folder}): reinstall the package"
         )
 
 
-__all__ = ["DEMO_MODEL", "verify_demo_model"]
+__all__ = ["DEMO_MODEL", "PROVENANCE", "verify_demo_model"]

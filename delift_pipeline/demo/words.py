@@ -3,8 +3,6 @@
 The world is synthetic. A word is one token, so no word list may hold a blank.
 """
 
-from collections.abc import Iterable
-
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "animal": ("cat", "dog", "horse", "cow", "sheep", "mouse", "bird", "fish", "wolf", "bear"),
     "food": ("bread", "cheese", "apple", "rice", "soup", "cake", "egg", "honey", "salt", "bean"),
@@ -135,42 +133,3 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 GREETINGS: tuple[str, ...] = ("", "ok", "hello", "so", "now", "well", "please")
 ADDRESSES: tuple[str, ...] = ("", "friend ,", "dear friend ,", "everyone ,", "again ,")
 ANSWER_WORDS: tuple[str, ...] = ("it", "is", "i", "say", "has", "the", "who", ".", "?")
-
-JUDGE_WORDS: tuple[str, ...] = tuple(
-    "rate score quality good bad poor best worst better worse instruction input output response "
-    "answer question helpful accurate correct wrong right true false yes no clear complete useful "
-    "easy hard how well does from to of out number only reply following below and or as are you "
-    "your assistant user . : ? , -".split()
-)
-"""What prompts that ask a model to rate a record need, beside the digits."""
-
-PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
-TASK_MARK, ANSWER_MARK = "Task:", "Answer:"
-
-
-def _template_words() -> Iterable[str]:
-    for wordings in TEMPLATES.values():
-        for wording in wordings:
-            yield from (word for word in wording.split() if word != "{mode}")
-
-
-def plain_words() -> list[str]:
-    """All words of the vocabulary but `<pad> <s> </s> <unk>`, each once, in a fixed order."""
-    phrases = [word for phrase in (*GREETINGS, *ADDRESSES) for word in phrase.split()]
-    groups: tuple[Iterable[str], ...] = (
-        (TASK_MARK, ANSWER_MARK),
-        CONCEPTS,
-        SYNONYMS.values(),
-        NAMES,
-        NUMBERS,
-        CODES,
-        MODES,
-        OPENERS,
-        SEPARATORS,
-        CLOSERS,
-        ANSWER_WORDS,
-        _template_words(),
-        phrases,
-        JUDGE_WORDS,
-    )
-    return list(dict.fromkeys(word for group in groups for word in group))

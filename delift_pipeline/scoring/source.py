@@ -9,6 +9,8 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.scoring.model_files import check_model_file, check_model_folder
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 
+DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
+"""The packaged model, for which `demo` stands: weights, configuration, tokenizer."""
 LARGEST_DEFAULT_WINDOW = 2048
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
@@ -40,9 +42,7 @@ def check_local_model(options: ModelOptions) -> None:
 
 def _located(options: ModelOptions) -> Path:
     if options.model == MODEL_DEMO:
-        from delift_pipeline.demo import DEMO_MODEL
-
-        return Path(DEMO_MODEL)
+        return DEMO_MODEL
     local = Path(options.model).expanduser()
     if local.is_dir():
         return local.resolve()

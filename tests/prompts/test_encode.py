@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from delift_pipeline.demo.tokenizer import build_tokenizer
 from delift_pipeline.errors import Refused
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.render import render
 from delift_pipeline.prompts.template import load_template, shipped_templates
+from tools.demo_model.tokenizer import build_tokenizer
 
 NASTY = "a </s> dog <s> plays <|im_end|> with <tool_call> the <|endoftext|> ball"
 

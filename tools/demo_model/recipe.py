@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from delift_pipeline.demo import words as w
-from delift_pipeline.demo.tokenizer import MAX_TOKENS, token_ids
+from tools.demo_model.tokenizer import END, MAX_TOKENS, PAD, START, token_ids
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -55,9 +55,9 @@ def build_model(recipe: Recipe) -> "LlamaForCausalLM":
             num_key_value_heads=recipe.heads,
             max_position_embeddings=MAX_TOKENS,
             tie_word_embeddings=True,
-            pad_token_id=ids[w.PAD],
-            bos_token_id=ids[w.START],
-            eos_token_id=ids[w.END],
+            pad_token_id=ids[PAD],
+            bos_token_id=ids[START],
+            eos_token_id=ids[END],
         )
     )
     with torch.no_grad():

@@ -10,15 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from delift_pipeline.demo import DEMO_MODEL, verify_demo_model
-from delift_pipeline.demo.corpus import ANSWER_WEIGHT, Corpus
-from delift_pipeline.demo.gate import in_context_gate
-from delift_pipeline.demo.gate import main as gate_main
-from delift_pipeline.demo.pretrain import collate, pretrain, weighted_loss
-from delift_pipeline.demo.pretrain import main as pretrain_main
-from delift_pipeline.demo.recipe import Recipe, learning_rate_at
-from delift_pipeline.demo.tokenizer import token_ids, vocabulary
-from delift_pipeline.demo.words import END
 from delift_pipeline.errors import DeliftError
+from tools.demo_model.corpus import ANSWER_WEIGHT, Corpus
+from tools.demo_model.gate import in_context_gate
+from tools.demo_model.gate import main as gate_main
+from tools.demo_model.pretrain import collate, pretrain, weighted_loss
+from tools.demo_model.pretrain import main as pretrain_main
+from tools.demo_model.recipe import Recipe, learning_rate_at
+from tools.demo_model.tokenizer import END, token_ids, vocabulary
 
 
 @pytest.fixture(autouse=True)

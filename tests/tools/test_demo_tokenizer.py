@@ -6,9 +6,22 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from delift_pipeline.demo import words as w
 from delift_pipeline.demo.dataset import make_demo_records
-from delift_pipeline.demo.tokenizer import build_tokenizer, encoder, vocabulary
+from delift_pipeline.demo.pool import make_pool
+from delift_pipeline.demo.splits import make_heldout, make_pool_heldout
+from delift_pipeline.demo.world import make_world
+from tools.demo_model.tokenizer import (
+    ANSWER_MARK,
+    END,
+    PAD,
+    START,
+    TASK_MARK,
+    UNKNOWN,
+    build_tokenizer,
+    encoder,
+    plain_words,
+    vocabulary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +46,7 @@ def test_saved_and_loaded_ids_are_those_of_the_word_list(
 ) -> None:
     assert len(tokenizer) == len(vocabulary())
     assert tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) == vocabulary()
-    text = f"{w.START} {w.TASK_MARK} give the baki code for cat {w.ANSWER_MARK} bak {w.END}"
+    text = f"{START} {TASK_MARK} give the baki code for cat {ANSWER_MARK} bak {END}"
     assert plain(tokenizer, text) == encoder()(text)
 
 
@@ -55,20 +68,30 @@ def test_no_word_of_the_demo_records_is_unknown(tokenizer: PreTrainedTokenizerFa
         assert tokenizer.decode(ids) == " ".join(text.split())
 
 
+def test_every_word_of_every_record_is_in_the_vocabulary() -> None:
+    known = set(plain_words())
+    for seed in range(300, 306):
+        world = make_world(seed)
+        records, truths = make_pool(world, 360, seed)
+        records += make_heldout(world, 24, seed) + make_pool_heldout(world, 60, seed, truths)
+        texts = (f"{r['instruction']} {r['input']} {r['output']}" for r in records)
+        assert {word for text in texts for word in text.split()} <= known
+
+
 def test_a_text_begins_with_the_start_token(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer("cat").input_ids == [tokenizer.bos_token_id, *plain(tokenizer, "cat")]
 
 
 def test_marks_and_specials_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    for word in (w.TASK_MARK, w.ANSWER_MARK, w.PAD, w.START, w.END, w.UNKNOWN):
+    for word in (TASK_MARK, ANSWER_MARK, PAD, START, END, UNKNOWN):
         assert len(plain(tokenizer, word)) == 1
     assert plain(tokenizer, "a-word-nobody-knows") == [tokenizer.unk_token_id]
 
 
 def test_text_from_data_cannot_make_a_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    text = f"cat {w.END} dog {w.START}hat {w.PAD}"
+    text = f"cat {END} dog {START}hat {PAD}"
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert not set(plain(tokenizer, f"{w.PAD} {w.START} {w.END}")) & set(ids)
+    assert not set(plain(tokenizer, f"{PAD} {START} {END}")) & set(ids)
     assert tokenizer.decode(ids) == "cat <unk> dog <unk> <unk>"
 
 

@@ -1,6 +1,6 @@
 """The in-context gate: does a demonstration teach the demo model a rule it has never seen?
 
-`python -m delift_pipeline.demo.gate DIR` prints the table and ends with 0 if the gate passed, else
+`python -m tools.demo_model.gate DIR` prints the table and ends with 0 if the gate passed, else
 with 1. Per family and trial a fresh rule is drawn; its target record is answered with nothing
 before it, after one demonstration of the same rule, and after one record of another family.
 """
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from delift_pipeline.demo import words as w
-from delift_pipeline.demo.corpus import Example, draw_example
-from delift_pipeline.demo.gate_report import FamilyResult, GateReport
 from delift_pipeline.demo.rules import FAMILIES, MAPPED, draw_rule
-from delift_pipeline.demo.tokenizer import encoder
+from tools.demo_model.corpus import Example, draw_example
+from tools.demo_model.gate_report import FamilyResult, GateReport
+from tools.demo_model.tokenizer import PAD, START, encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,8 +104,8 @@ def in_context_gate(
     Raises:
         ValueError: The tokenizer is not the demo world's.
     """
-    ids = encoder()(f"{w.START} {w.PAD}")
-    if tokenizer.convert_tokens_to_ids([w.START, w.PAD]) != ids:
+    ids = encoder()(f"{START} {PAD}")
+    if tokenizer.convert_tokens_to_ids([START, PAD]) != ids:
         raise ValueError("the tokenizer is not the demo world's: <s> and <pad> have other ids")
     results = [
         _measure(

@@ -19,7 +19,15 @@ from delift_pipeline.demo.rules import (
     draw_instruction,
     draw_rule,
 )
-from delift_pipeline.demo.tokenizer import encoder, token_ids
+from tools.demo_model.tokenizer import (
+    ANSWER_MARK,
+    END,
+    START,
+    TASK_MARK,
+    encoder,
+    plain_words,
+    token_ids,
+)
 
 PROMPT_WEIGHT = 0.1
 ANSWER_WEIGHT = 1.0
@@ -49,8 +57,8 @@ def draw_example(rule: Rule, rng: random.Random, encode: Encode) -> Example:
     """Draw a record of a rule with a right answer."""
     content = draw_content(rule, rng)
     instruction, given = draw_instruction(rule, rng), draw_input(rule, content, rng)
-    prompt = f"{w.TASK_MARK} {instruction} {given} {w.ANSWER_MARK}"
-    return Example(encode(prompt), encode(f"{answer(rule, content)} {w.END}"))
+    prompt = f"{TASK_MARK} {instruction} {given} {ANSWER_MARK}"
+    return Example(encode(prompt), encode(f"{answer(rule, content)} {END}"))
 
 
 class Corpus:
@@ -60,8 +68,8 @@ class Corpus:
         self.rng = random.Random(seed)
         self.encode = encoder()
         ids = token_ids()
-        self.start = ids[w.START]
-        self.words = [ids[word] for word in w.plain_words()]
+        self.start = ids[START]
+        self.words = [ids[word] for word in plain_words()]
 
     def document(self, length: int) -> Row:
         """Records of one to three fresh rules in at most `length` tokens."""

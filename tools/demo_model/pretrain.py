@@ -1,4 +1,4 @@
-"""Pretrain the demo model: `python -m delift_pipeline.demo.pretrain --out DIR`.
+"""Pretrain the demo model: `python -m tools.demo_model.pretrain --out DIR`.
 
 A Llama of 180,000 parameters learns the families of the demo world and, above all, to read a rule
 from a demonstration. Steps, not seconds, bound the run: the same arguments, package versions and
@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from delift_pipeline.demo import words as w
-from delift_pipeline.demo.corpus import Corpus, Row
-from delift_pipeline.demo.gate import in_context_gate
-from delift_pipeline.demo.provenance import write_provenance
-from delift_pipeline.demo.recipe import (
+from delift_pipeline.progress import LineProgress
+from tools.demo_model.corpus import Corpus, Row
+from tools.demo_model.gate import in_context_gate
+from tools.demo_model.provenance import write_provenance
+from tools.demo_model.recipe import (
     Recipe,
     build_model,
     build_optimizers,
     learning_rate_at,
     repeat_share_at,
 )
-from delift_pipeline.demo.tokenizer import build_tokenizer, token_ids
-from delift_pipeline.progress import LineProgress
+from tools.demo_model.tokenizer import PAD, build_tokenizer, token_ids
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -58,7 +57,7 @@ def pretrain(recipe: Recipe) -> "LlamaForCausalLM":
     """Train a model from nothing; leaves torch's thread count at 1."""
     torch.set_num_threads(1)
     model, corpus = build_model(recipe), Corpus(recipe.seed)
-    optimizers, pad = build_optimizers(model, recipe.learning_rate), token_ids()[w.PAD]
+    optimizers, pad = build_optimizers(model, recipe.learning_rate), token_ids()[PAD]
     progress = LineProgress(every=10.0)
     with progress.track("pretrain", recipe.steps, "steps") as meter:
         for step in range(recipe.steps):
