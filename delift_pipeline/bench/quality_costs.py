@@ -99,7 +99,7 @@ def cost_metrics(spent: Spent, subsets: Sequence[Subset], drawn: Drawn, steps: i
 
 
 def _timed(loaded: "LoadedModel", chosen: list[Any], steps: int) -> float:
-    from delift_pipeline.bench.quality_training import train
+    from delift_pipeline.training.stacked import train
 
     started = time.process_time()
     train(cast(Any, loaded.model), [chosen], [0], training_options("lora", TIMED_STEPS))

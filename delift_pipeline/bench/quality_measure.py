@@ -22,10 +22,10 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from delift_pipeline.bench.quality_training import StackedLora, Weights
     from delift_pipeline.evaluation.result import Evaluation
     from delift_pipeline.scoring.model import LoadedModel
     from delift_pipeline.training.batches import Example
+    from delift_pipeline.training.stacked import StackedLora, Weights
 
 Mode = Literal["lora", "qlora", "full", "in_context"]
 METHODS: tuple[Mode, ...] = ("lora", "qlora", "full")
@@ -146,7 +146,7 @@ def _trained(
     start: "Weights | None",
 ) -> "StackedLora":
     """One merged run a subset; subsets without records stay as they start."""
-    from delift_pipeline.bench.quality_training import StackedLora, train
+    from delift_pipeline.training.stacked import StackedLora, train
 
     model, seeds = cast(Any, loaded.model), [seed] * len(subsets)
     begin = None if start is None else _repeated(start, len(subsets))
@@ -163,7 +163,7 @@ def _started(
     drawn: Drawn, loaded: "LoadedModel", options: TrainingOptions, seed: int
 ) -> "Weights | None":
     """The weights after the existing records; None where there are none."""
-    from delift_pipeline.bench.quality_training import train
+    from delift_pipeline.training.stacked import train
 
     if drawn.existing is None:
         return None
@@ -178,7 +178,7 @@ def _answered(
     subsets: Sequence[Subset],
     reading: Reading,
 ) -> Found:
-    from delift_pipeline.bench.quality_training import measure
+    from delift_pipeline.training.stacked import measure
 
     found: Found = []
     for group, heldout in drawn.heldout.items():
@@ -201,7 +201,8 @@ def _texts(
     group: str,
     reading: Reading,
 ) -> Found:
-    from delift_pipeline.bench.quality_answers import greedy_answers, text_metrics, written
+    from delift_pipeline.bench.quality_answers import text_metrics, written
+    from delift_pipeline.training.stacked import greedy_answers
 
     ids = pl.DataFrame({"record_id": [example.record_id for example in asked]})
     texts = heldout.select("record_id", "instruction", "input", reference="output")
@@ -309,7 +310,7 @@ def _repeated(weights: "Weights", runs: int) -> "Weights":
 
 def _put(model: Any, weights: "Weights") -> None:
     """Write one run's merged weights into the model they came from."""
-    from delift_pipeline.bench.quality_training import base_weights
+    from delift_pipeline.training.stacked import base_weights
 
     for layer, trained in zip(base_weights(model), weights, strict=True):
         for name, own in layer.items():

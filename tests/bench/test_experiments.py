@@ -26,14 +26,12 @@ from delift_pipeline.bench.experiment_theory import (
 from delift_pipeline.bench.experiment_tracking import track_table
 from delift_pipeline.bench.experiments import EXPERIMENTS, Asked, experiment, units_of
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.quality_answers import greedy_answers
 from delift_pipeline.bench.quality_cells import Cell, Setting
 from delift_pipeline.bench.quality_judge import SCORED, Jury
-from delift_pipeline.bench.quality_measure import demo_model, examples_of, training_options
-from delift_pipeline.bench.quality_pools import Sizes, draw
+from delift_pipeline.bench.quality_measure import training_options
+from delift_pipeline.bench.quality_pools import Sizes
 from delift_pipeline.bench.quality_scorer import scorer_options
 from delift_pipeline.bench.quality_table import rows_of
-from delift_pipeline.bench.quality_training import measure, train
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.selection.registry import SELECTORS
@@ -126,23 +124,6 @@ def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
         trained, shown = found["initial", "lora", 0.2], found["initial", "in_context", 0.2]
         assert trained == pytest.approx(shown, abs=1e-5)
         assert found["random", "lora", 0.2] != trained
-
-
-def test_generated_answers_are_right_where_every_token_is_the_likeliest() -> None:
-    loaded = demo_model()
-    drawn = draw("instruction_tuning", 700, 0.0, Sizes(pool=60, heldout_per_task=3, target=4))
-    pool = list(examples_of(loaded, drawn.pool).values())
-    heldout = list(examples_of(loaded, drawn.heldout[""]).values())
-    options = training_options("lora", 60)
-    lora = train(cast(Any, loaded.model), [pool[:30], pool[20:]], [1, 2], options)
-    answers = greedy_answers(lora, heldout, loaded.encoder.eos)
-    right = [
-        [own == example.answer[:-1].tolist() for own, example in zip(run, heldout, strict=True)]
-        for run in answers
-    ]
-    exact = measure(lora, heldout).exact
-    assert 0 < exact.sum() < exact.size
-    np.testing.assert_array_equal(np.array(right), exact)
 
 
 def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:

@@ -13,23 +13,13 @@ from delift_pipeline.bench.contenders import contenders
 from delift_pipeline.bench.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.quality_cells import Cell, Setting
-from delift_pipeline.bench.quality_pools import MODEL, Sizes, Wanted, draw, scored
+from delift_pipeline.bench.quality_pools import Sizes, Wanted, draw, scored
 from delift_pipeline.bench.quality_table import rows_of
-from delift_pipeline.bench.quality_training import StackedLora, measure, stacked, step_losses, train
 from delift_pipeline.cli.main import run
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.storage.home import Home
-from delift_pipeline.training.batches import encode_examples
-from delift_pipeline.training.loop import Kept, Run
-from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.setup import prepare
 
 TINY = Sizes(pool=40, heldout_per_task=2, target=4)
-OPTIONS = TrainingOptions(preset="demo", steps=4)
-PROJECTIONS = {
-    name: f"self_attn.{name}" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else f"mlp.{name}"
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-}
 
 
 @pytest.fixture(autouse=True)
@@ -46,85 +36,6 @@ COMPARED = ("random", "delift", "delift-published", "delift_se-tfidf", "delift_t
 def tiny(stage: str = "instruction_tuning", seed: int = 700, **changed: Any) -> Cell:
     setting = Setting(**{"steps": {0.2: 3}, **changed})
     return Cell(cast(Any, stage), seed, 0.15, (0.2,), contenders(COMPARED), TINY, setting)
-
-
-def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
-    trainable = prepare(OPTIONS, MODEL, None)
-    pool = draw("instruction_tuning", 700, 0.15, TINY).pool
-    examples = encode_examples(trainable.encoder, pool)[0]
-    base = cast(Any, trainable.model).base_model.model
-    lora = StackedLora(base, [0, 0], OPTIONS, start=_plain(base))
-    for number, layer in enumerate(lora.adapters):
-        for name, pair in layer.items():
-            module = base.model.layers[number].get_submodule(PROJECTIONS[name])
-            with torch.no_grad():
-                pair[0].copy_(module.lora_A["default"].weight.t().expand(2, -1, -1))
-    other = Run(OPTIONS, 5, trainable, examples, Kept(None, "", None))
-    other.go(SilentProgress(), None)
-    losses = _losses(lora, examples, OPTIONS, seed=5)
-    np.testing.assert_allclose(losses[:, 0], other.done.losses, rtol=2e-5)
-    np.testing.assert_allclose(losses[:, 1], other.done.losses, rtol=2e-5)
-    for number, layer in enumerate(lora.adapters):
-        for name, pair in layer.items():
-            module = base.model.layers[number].get_submodule(PROJECTIONS[name])
-            for part, theirs in zip(pair, (module.lora_A, module.lora_B), strict=True):
-                mine = part.detach()[0].t()
-                torch.testing.assert_close(mine, theirs["default"].weight, atol=2e-4, rtol=1e-2)
-
-
-def _plain(base: Any) -> list[dict[str, torch.Tensor]]:
-    return [
-        {
-            name: layer.get_submodule(where).base_layer.weight.detach().t()
-            for name, where in PROJECTIONS.items()
-        }
-        for layer in base.model.layers
-    ]
-
-
-def _losses(lora: StackedLora, examples: Any, options: TrainingOptions, seed: int) -> np.ndarray:
-    """What `train` does, with its losses kept."""
-    from delift_pipeline.bench import quality_training
-
-    found: list[list[float]] = []
-
-    def kept(own: StackedLora, stack: Any) -> torch.Tensor:
-        losses = step_losses(own, stack)
-        found.append(losses.tolist())
-        return losses
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality_training, "StackedLora", lambda *args: lora)
-        patch.setattr(quality_training, "step_losses", kept)
-        train(cast(Any, None), [examples, examples], [seed, seed], options)
-    lora.merged_weights = None
-    return np.array(found)
-
-
-def test_runs_do_not_touch_each_other() -> None:
-    from delift_pipeline.scoring.model import load_model
-
-    loaded = load_model(MODEL)
-    model = cast(Any, loaded.model)
-    drawn = draw("instruction_tuning", 700, 0.15, TINY)
-    examples = encode_examples(loaded.encoder, drawn.pool)[0]
-    asked = encode_examples(loaded.encoder, drawn.heldout[""])[0]
-    both = measure(train(model, [examples[:8], examples[8:30]], [1, 2], OPTIONS), asked)
-    alone = measure(train(model, [examples[8:30]], [2], OPTIONS), asked)
-    np.testing.assert_allclose(both.loss[1], alone.loss[0], rtol=1e-3)
-    assert both.exact.shape == (2, len(asked)) and both.loss.min() >= 0
-
-
-def test_padding_changes_nothing() -> None:
-    from delift_pipeline.scoring.model import load_model
-
-    loaded = load_model(MODEL)
-    examples = encode_examples(loaded.encoder, draw("instruction_tuning", 700, 0, TINY).pool)[0]
-    lora = StackedLora(cast(Any, loaded.model), [0, 1], OPTIONS)
-    longest, shortest = max(examples, key=len), min(examples, key=len)
-    mixed = step_losses(lora, stacked([[longest, shortest], [shortest]]))
-    alone = step_losses(lora, stacked([[shortest]] * 2)).tolist()
-    assert mixed.tolist()[1] == pytest.approx(alone[1])
 
 
 @pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])

@@ -11,14 +11,15 @@ query heads.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from delift_pipeline.training.batches import Example
+from delift_pipeline.training.batches import Example, collate
 from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.order import step_records
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 EVALUATED_AT_ONCE = 120
+MARGIN = 2
+"""How far past the longest reference a generated answer may run."""
 
 Weights = list[dict[str, torch.Tensor]]
 """Per layer and projection a matrix [in, out], or [R, in, out] where runs differ."""
@@ -53,22 +56,21 @@ class Stack:
 
 def stacked(batches: Sequence[Sequence[Example]]) -> Stack:
     """Pad the batches of all runs to one shape."""
-    runs, records = len(batches), max(len(batch) for batch in batches)
-    width = max(len(example) for batch in batches for example in batch) - 1
-    answers = max(sum(len(example.answer) for example in batch) for batch in batches)
-    ids = np.zeros((runs, records, width), dtype=np.int64)
-    at, labels, rows = (np.zeros((runs, answers), dtype=np.int64) for _ in range(3))
-    real = np.zeros((runs, answers), dtype=np.float32)
-    for run, batch in enumerate(batches):
-        place = 0
-        for row, example in enumerate(batch):
-            tokens = np.concatenate([example.prompt, example.answer])
-            ids[run, row, : len(tokens) - 1] = tokens[:-1]
-            where = slice(place, place := place + len(example.answer))
-            start = row * width + len(example.prompt) - 1
-            at[run, where] = np.arange(start, start + len(example.answer))
-            labels[run, where], rows[run, where], real[run, where] = example.answer, row, 1
-    return Stack(*(torch.from_numpy(array) for array in (ids, at, labels, rows, real)))
+    own = [collate(batch) for batch in batches]
+    records, longest = (max(part.input_ids.shape[side] for part in own) for side in (0, 1))
+    # The last token of the longest example predicts nothing.
+    width = longest - 1
+    ids = torch.zeros(len(own), records, longest, dtype=torch.int64)
+    for run, part in zip(ids, own, strict=True):
+        run[: part.input_ids.shape[0], : part.input_ids.shape[1]] = part.input_ids
+    answers = (
+        [part.rows * width + part.columns for part in own],
+        [part.labels for part in own],
+        [part.rows for part in own],
+        [torch.ones(len(part.labels)) for part in own],
+    )
+    padded = (pad_sequence(part, batch_first=True) for part in answers)
+    return Stack(ids[:, :, :width], *padded)
 
 
 class StackedLora:
@@ -276,3 +278,46 @@ def measure(lora: StackedLora, examples: Sequence[Example]) -> Measured:
         errors = torch.zeros(lora.runs, len(part)).index_add_(1, rows, wrong.float())
         exact[:, where], loss[:, where] = (errors == 0).numpy(), (sums / lengths).numpy()
     return Measured(exact, loss)
+
+
+@torch.inference_mode()
+def greedy_answers(
+    lora: StackedLora, examples: Sequence[Example], stop: int
+) -> list[list[list[int]]]:
+    """What every run answers, [R][n] lists of tokens without the stop token.
+
+    Args:
+        lora: R runs.
+        examples: n records; their prompts are answered.
+        stop: The end-of-text token.
+    """
+    longest = max(len(example.answer) for example in examples) + MARGIN
+    parts = [
+        _answered(lora, examples[first : first + EVALUATED_AT_ONCE], stop, longest)
+        for first in range(0, len(examples), EVALUATED_AT_ONCE)
+    ]
+    return [[answer for part in parts for answer in part[run]] for run in range(lora.runs)]
+
+
+def _answered(
+    lora: StackedLora, examples: Sequence[Example], stop: int, longest: int
+) -> list[list[list[int]]]:
+    prompts = collate([replace(example, answer=example.answer[:0]) for example in examples])
+    lengths = prompts.attention_mask.sum(1)
+    ids = functional.pad(prompts.input_ids, (0, longest)).repeat(lora.runs, 1, 1)
+    ends = lengths.repeat(lora.runs, 1)
+    done = torch.zeros_like(ends, dtype=torch.bool)
+    for _ in range(longest):
+        width = int(ends.max())
+        at = torch.arange(len(examples)) * width + ends - 1
+        tokens = lora.logits(Stack(ids[:, :, :width], at, at, at, at)).argmax(-1)
+        ids.scatter_(2, ends[..., None], tokens[..., None])
+        done |= tokens == stop
+        ends += (~done).long()
+        if bool(done.all()):
+            break
+    bounds = (zip(lengths.tolist(), run, strict=True) for run in ends.tolist())
+    return [
+        [row[first:last].tolist() for row, (first, last) in zip(rows, own, strict=True)]
+        for rows, own in zip(ids, bounds, strict=True)
+    ]
