@@ -5,33 +5,37 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
-from delift_pipeline.bench.scoring_naive import BATCH, naive_padded
 from delift_pipeline.bench.scoring_shapes import (
     LENGTHS,
-    SHAPES,
     USUAL_LENGTHS,
     random_model,
     random_records,
     useful_operations,
 )
-from delift_pipeline.bench.scoring_vllm import vllm_beside
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.distance import reduce_scores
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores
+from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from delift_pipeline.training.batches import Example, collate
 
-REPEATS = 5
-TARGETS = 16
-DEMONSTRATIONS = 2
+VLLM_ABSENT = "vLLM is not installed in this environment (docs/vllm.md): no vllm row"
+VLLM_WINDOW = 1024
+VLLM_NARROWEST_HEAD = 32
+"""vLLM's attention on a CPU has no narrower heads."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,10 @@ class BenchSizes:
         naive_batch: Pairs in a batch of the naive methods.
     """
 
-    repeats: int = REPEATS
-    targets: int = TARGETS
-    demonstrations: int = DEMONSTRATIONS
-    naive_batch: int = BATCH
+    repeats: int = 5
+    targets: int = 16
+    demonstrations: int = 2
+    naive_batch: int = 16
 
 
 def scoring_bench(
@@ -77,56 +81,88 @@ def scoring_bench(
     """
     place, sizes = torch.device(device), sizes or BenchSizes()
     plain = torch.float32 if place.type == "cpu" else torch.bfloat16
-    models = {"plain": random_model(shape, plain, place)}
-    models["bf16"] = random_model(shape, torch.bfloat16, place)
-    with vllm_beside(shape, models["plain"]) as vllm:
-        found = {name: _row(models, name, place, sizes, vllm) for name in lengths}
+    model = random_model(shape, plain, place)
+    engines: dict[str, Engine] = {
+        "ours": TransformersEngine(model),
+        "ours_bf16": TransformersEngine(random_model(shape, torch.bfloat16, place)),
+    }
+    with _vllm_beside(shape, model) as vllm:
+        found = {name: _row(model, engines | vllm, name, sizes) for name in lengths}
     for name, row in found.items():
-        row["peak_rss_mib"] = _peak(shape, name, models, place, sizes.targets) if memory else None
+        row["peak_rss_mib"] = _peak(shape, name, model, sizes.targets) if memory else None
     return found
 
 
-def _peak(
-    shape: str, lengths: str, models: dict[str, Any], device: torch.device, targets: int
-) -> float:
-    if device.type == "cpu":
-        return peak_memory(shape, lengths, targets)
-    model = models["plain"]
-    records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    TransformersEngine(model).score(records, [sample_job(records, targets)] * 2)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+@contextmanager
+def _vllm_beside(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
+    """The engine `vllm` with a model's weights; nothing where it is absent or cannot run it."""
+    width = model.config.hidden_size // model.config.num_attention_heads
+    too_narrow = model.device.type == "cpu" and width < VLLM_NARROWEST_HEAD
+    if find_spec("vllm") is None or too_narrow:
+        yield {}
+        return
+    from delift_pipeline.scoring.vllm_engine import VllmEngine
+
+    threads, dtype = torch.get_num_threads(), str(model.dtype).removeprefix("torch.")
+    options = ModelOptions.model_validate({"model": shape, "dtype": dtype, "threads": threads})
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        engine = VllmEngine(Path(folder), options, VLLM_WINDOW)
+        # Importing vLLM sets torch's threads to its own choice.
+        torch.set_num_threads(threads)
+        try:
+            yield {"vllm": engine}
+        finally:
+            engine.close()
 
 
-def _row(
-    models: dict[str, Any],
-    lengths: str,
-    device: torch.device,
-    sizes: BenchSizes,
-    vllm: Engine | None,
-) -> dict[str, Any]:
-    model, config = models["plain"], models["plain"].config
-    records = random_records(sizes.targets, *LENGTHS[lengths], config.vocab_size)
+def _row(model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes) -> dict[str, Any]:
+    records = random_records(sizes.targets, *LENGTHS[lengths], model.config.vocab_size)
     rows = np.arange(sizes.targets)
     jobs = [Job(records.prefix(j % len(records)), rows) for j in range(sizes.demonstrations)]
-    engines: dict[str, Engine] = {
-        "ours": TransformersEngine(model),
-        "ours_bf16": TransformersEngine(models["bf16"]),
-    }
-    if vllm:
-        engines["vllm"] = vllm
-    padded = partial(naive_padded, model, records, jobs, batch=sizes.naive_batch)
+    naive = partial(naive_padded, model, records, jobs, batch=sizes.naive_batch)
     methods: dict[str, Callable[[], Any]] = {
-        "naive_full": partial(padded, full_logits=True),
-        "naive_answer": partial(padded, full_logits=False),
+        "naive_full": partial(naive, full_logits=True),
+        "naive_answer": partial(naive, full_logits=False),
+        **{name: partial(engine.score, records, jobs) for name, engine in engines.items()},
     }
-    methods |= {name: partial(engine.score, records, jobs) for name, engine in engines.items()}
-    timed = tuple(methods)
-    methods["peak"] = partial(matmul_gflops, device, model.dtype)
-    methods["peak_bf16"] = partial(matmul_gflops, device, torch.bfloat16)
-    results, seconds = _turns(methods, sizes.repeats, device)
-    return _figures(results, seconds, timed, jobs, useful_operations(config, records, jobs))
+    peaks = {
+        "peak": partial(matmul_gflops, model.device, model.dtype),
+        "peak_bf16": partial(matmul_gflops, model.device, torch.bfloat16),
+    }
+    results, seconds = _turns(methods | peaks, sizes.repeats, model.device)
+    median = {name: statistics.median(seconds[name]) for name in methods}
+    return _figures(results, median, jobs, useful_operations(model.config, records, jobs))
+
+
+@torch.inference_mode()
+def naive_padded(
+    model: Any, records: EncodedRecords, jobs: list[Job], *, full_logits: bool, batch: int
+) -> np.ndarray:
+    """What others do: log-probabilities of all answers by padded batches of whole sequences.
+
+    Args:
+        model: A causal language model of transformers, its default attention.
+        records: The encoded records.
+        jobs: The pairs, taken in their order.
+        full_logits: Whether logits are made everywhere, or at answer positions only.
+        batch: Pairs in a batch.
+    """
+    pairs = [
+        Example("", np.concatenate([job.prefix, records.prompt(row)]), records.answer(row))
+        for job in jobs
+        for row in job.rows.tolist()
+    ]
+    found = []
+    for start in range(0, len(pairs), batch):
+        part = collate(pairs[start : start + batch]).to(model.device)
+        asked = model if full_logits else model.base_model
+        output = asked(part.input_ids, attention_mask=part.attention_mask, use_cache=False)
+        states = output.logits if full_logits else output.last_hidden_state
+        chosen = states[part.rows, part.columns]
+        logits = chosen if full_logits else model.lm_head(chosen)
+        found.append(logits.float().log_softmax(-1).gather(1, part.labels[:, None])[:, 0].cpu())
+    return torch.cat(found).numpy()
 
 
 def _turns(
@@ -148,32 +184,30 @@ def _turns(
 
 
 def _figures(
-    results: dict[str, list[Any]],
-    seconds: dict[str, list[float]],
-    timed: Sequence[str],
-    jobs: list[Job],
-    operations: float,
+    results: dict[str, list[Any]], median: dict[str, float], jobs: list[Job], operations: float
 ) -> dict[str, Any]:
     pairs = sum(len(job.rows) for job in jobs)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    peak = {name: statistics.median(results[name]) for name in ("peak", "peak_bf16")}
-    truth, ours, half = results["naive_full"][0], results["ours"][0], results["ours_bf16"][0]
-    gflops = {name: operations / median[name] / 1e9 for name in ("ours", "ours_bf16")}
-    others = [name for name in timed if not name.startswith("ours")]
+    truth, ours, half = (results[name][0] for name in ("naive_full", "ours", "ours_bf16"))
+    others = [name for name in median if not name.startswith("ours")]
+
+    def speed(method: str, peak: str) -> dict[str, float]:
+        useful, most = operations / median[method] / 1e9, statistics.median(results[peak])
+        return {
+            "matmul_peak_gflops": most,
+            "useful_gflops": useful,
+            "fraction_of_peak": useful / most,
+        }
+
     return {
-        "pairs_per_second": {name: pairs / median[name] for name in timed},
+        "pairs_per_second": {name: pairs / seconds for name, seconds in median.items()},
         **{f"ratio_vs_{name}": median[name] / median["ours"] for name in others},
         "max_abs_logprob_difference": _gap(ours, truth),
-        "matmul_peak_gflops": peak["peak"],
-        "useful_gflops": gflops["ours"],
-        "fraction_of_peak": gflops["ours"] / peak["peak"],
+        **speed("ours", "peak"),
         "bf16": {
             "ratio_vs_ours_float32": median["ours"] / median["ours_bf16"],
             "max_abs_logprob_difference": _gap(half, truth),
-            "max_abs_distance_difference": _distance_gap(ours, half),
-            "matmul_peak_gflops": peak["peak_bf16"],
-            "useful_gflops": gflops["ours_bf16"],
-            "fraction_of_peak": gflops["ours_bf16"] / peak["peak_bf16"],
+            "max_abs_distance_difference": float(np.abs(_distances(ours) - _distances(half)).max()),
+            **speed("ours_bf16", "peak_bf16"),
         },
     }
 
@@ -182,18 +216,14 @@ def _gap(found: list[TokenScores], truth: np.ndarray) -> float:
     return float(np.abs(np.concatenate([score.logprobs for score in found]) - truth).max())
 
 
-def _distance_gap(full: list[TokenScores], half: list[TokenScores]) -> float:
-    """The largest difference of a distance d, hence of a utility by at most twice as much."""
-    distances = [
-        np.concatenate([np.sqrt(reduce_scores(score).squared_distance) for score in scores])
-        for scores in (full, half)
-    ]
-    return float(np.abs(distances[0] - distances[1]).max())
+def _distances(found: list[TokenScores]) -> np.ndarray:
+    """The distance d of every pair; a utility differs by at most twice as much."""
+    return np.sqrt(np.concatenate([reduce_scores(score).squared_distance for score in found]))
 
 
-def matmul_gflops(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """Speed of one large square matrix product, in 10^9 operations a second; best of several."""
-    size = size or (1024 if device.type == "cpu" else 8192)
+    size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -205,8 +235,25 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype, size: int = 0) -> fl
     return 2 * size**3 / best / 1e9
 
 
-def peak_memory(shape: str, lengths: str, targets: int = TARGETS) -> float:
-    """Peak memory of scoring over the loaded model, in MiB, in a process of its own (CPU).
+def _peak(shape: str, lengths: str, model: Any, targets: int) -> float:
+    """Peak memory of scoring over the loaded model, in MiB."""
+    if model.device.type == "cpu":
+        return peak_memory(shape, lengths, targets)
+    before = torch.cuda.memory_allocated(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    score_twice(model, lengths, targets)
+    return (torch.cuda.max_memory_allocated(model.device) - before) / 2**20
+
+
+def score_twice(model: Any, lengths: str, targets: int) -> None:
+    """Score all targets after the first record, two times."""
+    records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
+    job = Job(records.prefix(0), np.arange(targets))
+    TransformersEngine(model).score(records, [job] * 2)
+
+
+def peak_memory(shape: str, lengths: str, targets: int) -> float:
+    """`_peak` on a CPU, in a process of its own.
 
     Raises:
         DeliftError: the process fails.
@@ -217,13 +264,3 @@ def peak_memory(shape: str, lengths: str, targets: int = TARGETS) -> float:
     if done.returncode:
         raise DeliftError(f"peak memory could not be measured: {done.stderr.strip()[-300:]}")
     return float(json.loads(done.stdout)["peak_rss_mib"])
-
-
-def known_shapes() -> list[str]:
-    """The shapes that can be measured."""
-    return list(SHAPES)
-
-
-def sample_job(records: EncodedRecords, targets: int) -> Job:
-    """All targets after the first record."""
-    return Job(records.prefix(0), np.arange(targets))

@@ -5,9 +5,8 @@ import sys
 
 import torch
 
-from delift_pipeline.bench.scoring import sample_job
-from delift_pipeline.bench.scoring_shapes import LENGTHS, random_model, random_records
-from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from delift_pipeline.bench.scoring import score_twice
+from delift_pipeline.bench.scoring_shapes import random_model
 
 
 def _mib(field: str) -> float:
@@ -20,11 +19,10 @@ def _mib(field: str) -> float:
 def main(shape: str, lengths: str, targets: int) -> None:
     """Print `{"peak_rss_mib": ...}`: the peak while scoring less what the loaded model takes."""
     model = random_model(shape, torch.float32, torch.device("cpu"))
-    records = random_records(targets, *LENGTHS[lengths], model.config.vocab_size)
     for parameter in model.parameters():
         parameter.sum()
     before = _mib("VmRSS")
-    TransformersEngine(model).score(records, [sample_job(records, targets)] * 2)
+    score_twice(model, lengths, targets)
     print(json.dumps({"peak_rss_mib": max(_mib("VmHWM") - before, 0.0)}))
 
 

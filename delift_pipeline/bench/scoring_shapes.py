@@ -8,64 +8,28 @@ import torch
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job
 
-_LLAMA = {"max_position_embeddings": 4096, "tie_word_embeddings": True}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-10m": {
-        "vocab_size": 16_000,
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        **_LLAMA,
-    },
-    "llama-3.2-1b": {
-        "vocab_size": 128_256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        **_LLAMA,
-    },
-    "llama-3.2-3b": {
-        "vocab_size": 128_256,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        **_LLAMA,
-    },
-    "qwen2.5-0.5b": {
-        "vocab_size": 151_936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        **_LLAMA,
-    },
-    "demo": {
-        "vocab_size": 365,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-    },
-    "wide-vocabulary": {
-        "vocab_size": 150_000,
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        **_LLAMA,
-    },
+_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_SIZES = {
+    "llama-10m": (16_000, 256, 688, 8, 8, 8, 4096),
+    "llama-3.2-1b": (128_256, 2048, 8192, 16, 32, 8, 4096),
+    "llama-3.2-3b": (128_256, 3072, 8192, 28, 24, 8, 4096),
+    "qwen2.5-0.5b": (151_936, 896, 4864, 24, 14, 2, 4096),
+    "demo": (365, 64, 192, 3, 4, 4, 1024),
+    "wide-vocabulary": (150_000, 256, 688, 4, 8, 8, 4096),
 }
+SHAPES: dict[str, dict[str, Any]] = {
+    name: {**dict(zip(_FIELDS, sizes, strict=True)), "tie_word_embeddings": True}
+    for name, sizes in _SIZES.items()
+}
+"""The configuration of each model that can be measured."""
 LENGTHS = {"short": (35, 10), "realistic": (210, 40), "tiny": (12, 5)}
 """Prompt and answer tokens; each record's vary by 30 % either way."""
 USUAL_LENGTHS = ("short", "realistic")

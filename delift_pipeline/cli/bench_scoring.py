@@ -1,7 +1,8 @@
 """`delift bench scoring`: pairs a second, side by side with what others do."""
 
 import sys
-from typing import Annotated, Any
+from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 
@@ -26,12 +27,11 @@ def scoring(
     """Pairs a second of scoring, against padded batches of whole sequences."""
     import torch
 
-    from delift_pipeline.bench.scoring import BenchSizes, known_shapes, scoring_bench
-    from delift_pipeline.bench.scoring_shapes import LENGTHS, USUAL_LENGTHS
-    from delift_pipeline.bench.scoring_vllm import NOT_INSTALLED, installed
+    from delift_pipeline.bench.scoring import VLLM_ABSENT, BenchSizes, scoring_bench
+    from delift_pipeline.bench.scoring_shapes import LENGTHS, SHAPES, USUAL_LENGTHS
     from delift_pipeline.errors import Fault, Refused
 
-    asked = {"--shape": ([shape], known_shapes()), "--length": (length or [], list(LENGTHS))}
+    asked = {"--shape": ([shape], SHAPES), "--length": (length or [], LENGTHS)}
     faults = [
         Fault(f"no {field[2:]} {name!r}: use one of {', '.join(known)}", field=field)
         for field, (names, known) in asked.items()
@@ -40,8 +40,8 @@ def scoring(
     ]
     if faults:
         raise Refused(*faults)
-    if not installed():
-        print(NOT_INSTALLED, file=sys.stderr)
+    if find_spec("vllm") is None:
+        print(VLLM_ABSENT, file=sys.stderr)
     torch.set_num_threads(threads)
     sizes = BenchSizes(repeats, targets, demonstrations, naive_batch)
     found = scoring_bench(shape, device=device, lengths=length or USUAL_LENGTHS, sizes=sizes)
@@ -50,13 +50,10 @@ def scoring(
         return
     for name, row in found.items():
         rates = row["pairs_per_second"].items()
+        beside = f"{row['ratio_vs_vllm']:.2f} x vLLM, " if "ratio_vs_vllm" in row else ""
         speed = ", ".join(f"{method} {rate:,.1f}" for method, rate in rates)
         print(
             f"{name}: pairs a second {speed}; {row['ratio_vs_naive_full']:.2f} x full logits, "
-            f"{row['ratio_vs_naive_answer']:.2f} x answer logits, {_beside_vllm(row)}"
+            f"{row['ratio_vs_naive_answer']:.2f} x answer logits, {beside}"
             f"{row['fraction_of_peak']:.2f} of the matmul peak"
         )
-
-
-def _beside_vllm(row: dict[str, Any]) -> str:
-    return f"{row['ratio_vs_vllm']:.2f} x vLLM, " if "ratio_vs_vllm" in row else ""
