@@ -79,7 +79,22 @@ SMALL_CASES: tuple[Case, ...] = (
 )
 """A second's worth of each kind, to see that everything runs."""
 
-Say = Callable[[str], None]
+_MEDIANS = (
+    "seconds",
+    "cpu_seconds",
+    "peak_rss_mib",
+    "read_seconds",
+    "kernel_mib",
+    "beyond_kernel_mib",
+)
+_BESIDE = (
+    "ratio_vs_submodlib",
+    "ratio_vs_apricot",
+    "cpu_ratio_vs_submodlib",
+    "same_ranking",
+    "tie_gap",
+    "value_vs_submodlib",
+)
 
 
 def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
@@ -95,7 +110,9 @@ def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
     return [case for case in cases if not wanted or wanted & case.words]
 
 
-def selection_bench(cases: Iterable[Case], repeats: int, say: Say) -> dict[str, Any]:
+def selection_bench(
+    cases: Iterable[Case], repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure every case.
 
     Args:
@@ -123,9 +140,12 @@ def selection_bench(cases: Iterable[Case], repeats: int, say: Say) -> dict[str, 
 
 
 def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
-    _child("make", case.n, case.storage, folder)
-    runs = [_measured(case, "ours", folder) for _ in range(repeats)]
-    ours = {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
+    def measured(engine: str) -> list[dict[str, Any]]:
+        return [_child(case, folder, engine) for _ in range(repeats)]
+
+    _child(case, folder, "make")
+    runs = measured("ours")
+    first, ours = runs[0], {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
     row: dict[str, Any] = {
         "n": case.n,
         "kernel": "sparse" if case.storage == "sparse" else "dense",
@@ -135,79 +155,46 @@ def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
         "budget": case.budget,
         **ours,
         "times_a_read": ours["seconds"] / ours["read_seconds"],
-        "value": runs[0]["value"],
-        "computed": runs[0]["computed"],
+        "value": first["value"],
+        "computed": first["computed"],
         **dict.fromkeys(_BESIDE),
     }
-    return row | (_beside(case, folder, repeats, runs[0], ours) if case.beside else {})
-
-
-def _beside(
-    case: Case, folder: Path, repeats: int, first: dict[str, Any], ours: dict[str, float]
-) -> dict[str, Any]:
-    """What the other libraries took for the same, in the same run."""
-    theirs = [_measured(case, "submodlib", folder) for _ in range(repeats)]
-    found: dict[str, Any] = {
-        "ratio_vs_submodlib": _ratio(theirs, ours),
-        "cpu_ratio_vs_submodlib": _ratio(theirs, ours, "cpu_seconds"),
-        "same_ranking": theirs[0]["picks"] == first["picks"],
-        "tie_gap": _tie_gap(first, theirs[0]),
-        "value_vs_submodlib": first["value"] / theirs[0]["value"],
-    }
+    if not case.beside:
+        return row
+    theirs = measured("submodlib")
+    row["ratio_vs_submodlib"] = _ratio(theirs, ours, "seconds")
+    row["cpu_ratio_vs_submodlib"] = _ratio(theirs, ours, "cpu_seconds")
+    row["same_ranking"] = theirs[0]["picks"] == first["picks"]
+    row["tie_gap"] = _tie_gap(first, theirs[0])
+    row["value_vs_submodlib"] = first["value"] / theirs[0]["value"]
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
-        others = [_measured(case, "apricot", folder) for _ in range(repeats)]
+        ratio = _ratio(measured("apricot"), ours, "seconds")
         # Where it takes less than its own compilation varies, nothing can be said.
-        found["ratio_vs_apricot"] = ratio if (ratio := _ratio(others, ours)) > 0 else None
-    return found
+        row["ratio_vs_apricot"] = ratio if ratio > 0 else None
+    return row
 
 
 def _tie_gap(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """How far the gains lie apart where two rankings first differ, relative."""
-    for pick, other, gain, theirs_gain in zip(
-        ours["picks"], theirs["picks"], ours["gains"], theirs["gains"], strict=True
-    ):
-        if pick != other:
-            return abs(gain - theirs_gain) / max(gain, 1e-300)
-    return 0.0
+    steps = zip(ours["picks"], theirs["picks"], ours["gains"], theirs["gains"], strict=True)
+    gaps = (abs(gain - other) / max(gain, 1e-300) for one, two, gain, other in steps if one != two)
+    return next(gaps, 0.0)
 
 
-_MEDIANS = (
-    "seconds",
-    "cpu_seconds",
-    "peak_rss_mib",
-    "read_seconds",
-    "kernel_mib",
-    "beyond_kernel_mib",
-)
-_BESIDE = (
-    "ratio_vs_submodlib",
-    "ratio_vs_apricot",
-    "cpu_ratio_vs_submodlib",
-    "same_ranking",
-    "tie_gap",
-    "value_vs_submodlib",
-)
-
-
-def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float], of: str = "seconds") -> float:
+def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float], of: str) -> float:
     return statistics.median(r[of] for r in theirs) / ours[of]
 
 
-def _measured(case: Case, engine: str, folder: Path) -> dict[str, Any]:
-    what = (case.objective, case.optimizer, case.budget)
-    return _child("measure", case.n, case.storage, folder, engine, *what)
-
-
-def _child(*arguments: object) -> dict[str, Any]:
+def _child(case: Case, folder: Path, engine: str) -> dict[str, Any]:
     """One measurement in a process of its own.
 
     Raises:
         DeliftError: it ended badly; the sentence holds the last line that it said.
     """
-    module = ["-P", "-m", "delift_pipeline.bench.selection_child"]
-    command = [sys.executable, *module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    asked = (case.n, case.storage, folder, engine, case.objective, case.optimizer, case.budget)
+    command = [sys.executable, "-P", "-m", "delift_pipeline.bench.selection_child"]
+    done = subprocess.run([*command, *map(str, asked)], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise DeliftError(f"a measurement failed: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return {} if engine == "make" else json.loads(done.stdout.strip().splitlines()[-1])

@@ -32,30 +32,43 @@ OPTIMIZERS: dict[str, Any] = {
     "lazier": lazier_than_lazy_greedy,
 }
 NEIGHBOURS, SIDE, STRIP = 32, 64, 500
+WITH_SIDE = ("flmi", "fl1mi", "fl2mi", "flcg")
+"""Objectives that read a second kernel."""
 # How far a demonstration lies from its own target, against a length of 1 in 16 dimensions.
 DISTURBANCE = 0.05
 
 
-def make(n: int, kernel: str, folder: Path) -> dict[str, Any]:
+def make(n: int, storage: str, folder: Path) -> None:
     """Write the kernel of a case, unless it is there."""
-    if kernel == "sparse":
-        return _make_sparse(n, folder)
-    name, dtype = _dense_file(n, kernel, folder), np.float16 if "half" in kernel else np.float32
-    if name.exists():
-        return {}
+    files = _files(n, storage, folder)
+    if files[0].exists():
+        return
+    if storage == "sparse":
+        rng, shape = np.random.default_rng(0), (n, NEIGHBOURS)
+        rows = np.lib.format.open_memmap(files[0], "w+", np.int32, shape)
+        data = np.lib.format.open_memmap(files[1], "w+", np.float32, shape)
+        for start in range(0, n, 100_000):
+            size = min(100_000, n - start)
+            far = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
+            near = (np.arange(start, start + size)[:, None] + far) % n
+            rows[start : start + size] = np.sort(near, axis=1)
+            data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
+        return
     points = _points(n, 0)
     shown = points + DISTURBANCE * np.random.default_rng(2).normal(size=points.shape)
     shown = (shown / np.linalg.norm(shown, axis=1, keepdims=True)).astype(np.float32)
     # The transpose of a row-ordered file is the column-ordered kernel.
-    stored = np.lib.format.open_memmap(name, "w+", dtype, (n, n), fortran_order=True)
+    dtype = np.float16 if "half" in storage else np.float32
+    stored = np.lib.format.open_memmap(files[0], "w+", dtype, (n, n), fortran_order=True)
     for start in range(0, n, STRIP):
         stored[:, start : start + STRIP] = np.maximum(points @ shown[start : start + STRIP].T, 0)
     stored.flush()
-    return {}
 
 
-def _dense_file(n: int, kernel: str, folder: Path) -> Path:
-    return folder / f"{n}-{'half' if 'half' in kernel else 'single'}.npy"
+def _files(n: int, storage: str, folder: Path) -> list[Path]:
+    if storage == "sparse":
+        return [folder / f"{n}-rows.npy", folder / f"{n}-data.npy"]
+    return [folder / f"{n}-{'half' if 'half' in storage else 'single'}.npy"]
 
 
 def _points(n: int, seed: int) -> np.ndarray:
@@ -63,38 +76,24 @@ def _points(n: int, seed: int) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def _make_sparse(n: int, folder: Path) -> dict[str, Any]:
-    if (folder / f"{n}-data.npy").exists():
-        return {}
-    rng, shape = np.random.default_rng(0), (n, NEIGHBOURS)
-    rows = np.lib.format.open_memmap(folder / f"{n}-rows.npy", "w+", np.int32, shape)
-    data = np.lib.format.open_memmap(folder / f"{n}-data.npy", "w+", np.float32, shape)
-    for start in range(0, n, 100_000):
-        size = min(100_000, n - start)
-        far = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
-        near = (np.arange(start, start + size)[:, None] + far) % n
-        rows[start : start + size] = np.sort(near, axis=1)
-        data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
-    return {}
-
-
-def _loaded(n: int, kernel: str, folder: Path) -> tuple[Columns, int, float]:
+def _loaded(n: int, storage: str, folder: Path) -> tuple[Columns, int, float]:
     """The kernel, its bytes, and the seconds of one pass over it, in the page cache by then."""
-    if kernel == "sparse":
-        rows, data = (np.load(folder / f"{n}-{part}.npy").reshape(-1) for part in ("rows", "data"))
+    files = _files(n, storage, folder)
+    if storage == "sparse":
+        rows, data = (np.load(file).reshape(-1) for file in files)
         start = time.perf_counter()
         rows.max()
         data.max()
         indptr = np.arange(0, NEIGHBOURS * n + 1, NEIGHBOURS)
         return SparseColumns(indptr, rows, data, n), 8 * len(data), time.perf_counter() - start
-    name = _dense_file(n, kernel, folder)
-    _read(name)
-    seconds = _read(name)
-    mode = "r" if "mapped" in kernel else None
-    columns: Columns = DenseColumns(np.load(name, mmap_mode=mode))
-    if "masked" in kernel:
+    _read(files[0])
+    seconds = _read(files[0])
+    columns: Columns = DenseColumns(
+        np.load(files[0], mmap_mode="r" if "mapped" in storage else None)
+    )
+    if "masked" in storage:
         columns = Similarity(columns, None, (np.arange(n), np.arange(n)))
-    return columns, name.stat().st_size, seconds
+    return columns, files[0].stat().st_size, seconds
 
 
 def _read(name: Path) -> float:
@@ -108,7 +107,7 @@ def _read(name: Path) -> float:
 
 def _side(name: str, n: int) -> np.ndarray:
     """Similarities [SIDE, n] with records of a target set or existing ones, where they are read."""
-    points = _points(n, 0) if name in ("flmi", "fl1mi", "fl2mi", "flcg") else np.zeros((0, 16))
+    points = _points(n, 0) if name in WITH_SIDE else np.zeros((0, 16))
     return np.maximum(_points(SIDE, 1) @ points.T, 0)
 
 
@@ -133,67 +132,58 @@ def _ranked(engine: str, objective: Coverage, optimizer: str, budget: int) -> Ra
     return OPTIMIZERS[optimizer](objective, budget, np.arange(objective.n))
 
 
-def _apricot(kernel: np.ndarray, budget: int) -> Ranking:
-    """Apricot's ranking; its candidates are the rows."""
-    from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
-
-    chooser = FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy")
-    chooser.fit(kernel)
-    return Ranking(np.array(chooser.ranking), np.array(chooser.gains))
+def _clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
-def _apricot_timed(kernel: Any, budget: int) -> tuple[Ranking, float, float]:
+def _apricot(kernel: Any, budget: int) -> tuple[Ranking, np.ndarray]:
     """Apricot's ranking and its seconds and processor seconds without compilation.
 
     It compiles anew whenever it fits; what that takes is seen from a fit of few records.
     """
+    from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
+
+    # Its candidates are the rows.
     turned = np.ascontiguousarray(kernel.matrix.T, dtype=np.float64)
-    few, ranking, clocks = turned[:50, :50].copy(), None, []
+    few, chooser, clocks = turned[:50, :50].copy(), None, []
     for matrix, count in ((few, 5), (few, 5), (turned, budget)):
-        clocks.append((time.perf_counter(), time.process_time()))
-        ranking = _apricot(matrix, count)
-    clocks.append((time.perf_counter(), time.process_time()))
+        clocks.append(_clocks())
+        chooser = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
+        chooser.fit(matrix)
+    clocks.append(_clocks())
     # The first fit also loads what later ones find in memory.
-    _, compilation, whole = np.diff(np.array(clocks), axis=0)
-    return ranking, *(whole - compilation).tolist()
-
-
-def _timed(
-    engine: str, kernel: Any, name: str, optimizer: str, n: int, budget: int
-) -> tuple[Ranking, float, float, Coverage]:
-    """The ranking, the seconds and processor seconds that it took, and its objective."""
-    other = _side(name, n)
-    if engine == "apricot":
-        return *_apricot_timed(kernel, budget), _objective(name, kernel, other)
-    # Making the objective, which reads and checks the kernel, is part of our time alone.
-    objective = None if engine == "ours" else _objective(name, kernel, other)
-    start, cpu = time.perf_counter(), time.process_time()
-    objective = objective or _objective(name, kernel, other)
-    ranking = _ranked(engine, objective, optimizer, budget)
-    return ranking, time.perf_counter() - start, time.process_time() - cpu, objective
+    _, compilation, whole = np.diff(clocks, axis=0)
+    return Ranking(np.array(chooser.ranking), np.array(chooser.gains)), whole - compilation
 
 
 def measure(
-    n: int, kernel: str, folder: Path, engine: str, name: str, optimizer: str, budget: float
+    n: int, storage: str, folder: Path, engine: str, name: str, optimizer: str, budget: int
 ) -> dict[str, Any]:
     """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
-    loaded, size, read = _loaded(n, kernel, folder)
+    kernel, size, read = _loaded(n, storage, folder)
+    other = _side(name, n)
     if engine == "ours":
-        _warm(loaded, name, optimizer)
-    ranking, seconds, cpu, objective = _timed(engine, loaded, name, optimizer, n, int(budget * n))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    value = objective.value
-    if engine != "ours":
-        value = objectives.evaluate(objective, ranking.picks)
-    mib = size / (1 << 20)
+        _warm(kernel, name, optimizer)
+    # Making the objective, which reads and checks the kernel, is part of our time alone.
+    objective = None if engine == "ours" else _objective(name, kernel, other)
+    if engine == "apricot":
+        ranking, spent = _apricot(kernel, budget)
+    else:
+        start = _clocks()
+        objective = objective or _objective(name, kernel, other)
+        ranking = _ranked(engine, objective, optimizer, budget)
+        spent = _clocks() - start
+    peak, mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size / (1 << 20)
+    assert objective is not None
+    own = engine == "ours"
     return {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
+        "seconds": spent[0],
+        "cpu_seconds": spent[1],
         "peak_rss_mib": peak,
         "read_seconds": read,
         "kernel_mib": mib,
         "beyond_kernel_mib": peak - mib,
-        "value": value,
+        "value": objective.value if own else objectives.evaluate(objective, ranking.picks),
         "computed": ranking.computed,
         "picks": ranking.picks.tolist() if n <= 5_000 else None,
         "gains": ranking.gains.tolist() if n <= 5_000 else None,
@@ -219,20 +209,20 @@ def _warm(kernel: Columns, name: str, optimizer: str) -> None:
     else:
         small = DenseColumns(kernel.matrix[:, :50]) if isinstance(kernel, DenseColumns) else kernel
     # Objectives with a second kernel run through the loops of facility location.
-    alone = "fl" if name in ("fl1mi", "flmi", "flcg", "fl2mi") else name
+    alone = "fl" if name in WITH_SIDE else name
     OPTIMIZERS[optimizer](_objective(alone, small, _side(alone, 50)), 5, np.arange(50))
     fused.FUSED_FROM, crew.VALUES_A_THREAD = before
 
 
 def main() -> None:
-    """Run what the arguments say."""
-    task, n, kernel, folder, *rest = sys.argv[1:]
-    if task == "make":
-        found = make(int(n), kernel, Path(folder))
+    """Make the kernel that the arguments name, or measure one engine on it."""
+    n, storage, folder, engine, name, optimizer, budget = sys.argv[1:]
+    case = int(n), storage, Path(folder)
+    if engine == "make":
+        make(*case)
     else:
-        engine, name, optimizer, budget = rest
-        found = measure(int(n), kernel, Path(folder), engine, name, optimizer, float(budget))
-    print(json.dumps(found))
+        picks = int(float(budget) * case[0])
+        print(json.dumps(measure(*case, engine, name, optimizer, picks)))
 
 
 if __name__ == "__main__":
