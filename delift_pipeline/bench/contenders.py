@@ -10,7 +10,7 @@ from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 
-INITIAL, RANDOM, FULL = "initial", "random", "full"
+INITIAL, RANDOM, FULL, TFIDF = "initial", "random", "full", "delift_se-tfidf"
 RANDOM_DRAWS = 3
 
 
@@ -20,7 +20,7 @@ class Contender:
 
     Attributes:
         name: In the table.
-        selector: In the registry; `initial` takes no record.
+        selector: In the registry.
         options: The selector's options.
     """
 
@@ -35,29 +35,18 @@ class Contender:
 
     def needs(self, stage: Stage) -> Needs:
         """Which scores it reads at a stage."""
-        if self.selector == INITIAL:
-            return Needs()
         return needs_of(self.selector, stage, self.options)
 
-    def budget(self, share: float) -> float | str:
-        """The budget it is given: `full` takes everything, whatever is asked."""
-        return "full" if self.selector == FULL else share
-
     def ranking(self, inputs: SelectionInputs, share: float, seed: int) -> tuple[str, ...]:
-        """The record_ids it chooses; none for `initial`."""
-        if self.selector == INITIAL:
-            return ()
-        return select(inputs, self.selector, self.budget(share), seed, self.options).ranking
-
-    def renamed(self, name: str) -> "Contender":
-        """The same under another name."""
-        return Contender(name, self.selector, self.options)
+        """The record_ids it chooses; `full` takes everything, whatever is asked."""
+        budget = "full" if self.selector == FULL else share
+        return select(inputs, self.selector, budget, seed, self.options).ranking
 
 
 VARIANTS: dict[str, Contender] = {
     # The diagonal kept, as the paper's code does.
     "delift-published": Contender("delift-published", "delift", {"diagonal": "keep"}),
-    "delift_se-tfidf": Contender("delift_se-tfidf", "delift_se", {"embedder": "tfidf"}),
+    TFIDF: Contender(TFIDF, "delift_se", {"embedder": "tfidf"}),
 }
 """Named variants beside the registry's selectors."""
 
@@ -67,22 +56,15 @@ def known_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((INITIAL, RANDOM, *SELECTORS, *VARIANTS)))
 
 
-def contender(name: str) -> Contender:
-    """The contender of that name.
+def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Contender, ...]:
+    """The contenders of these names, each once; random choice comes first.
 
     Raises:
-        Refused: it is no selector and no variant; the fault names those there are.
+        Refused: one of them is no selector and no variant; the fault names those there are.
     """
-    if name not in known_names():
-        known = ", ".join(known_names())
-        raise Refused(Fault(f"no selector is called {name!r}; there are {known}", field="--only"))
-    return VARIANTS.get(name, Contender(name, name))
-
-
-def contenders(names: Iterable[str]) -> tuple[Contender, ...]:
-    """The contenders of these names, random choice first, each once.
-
-    Raises:
-        Refused: one of them is unknown.
-    """
-    return tuple(contender(name) for name in dict.fromkeys((RANDOM, *names)))
+    wanted, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
+    for name in wanted:
+        if name not in known:
+            reason = f"no selector is called {name!r}; there are {', '.join(known)}"
+            raise Refused(Fault(reason, field="--only"))
+    return tuple(VARIANTS.get(name, Contender(name, name)) for name in wanted)

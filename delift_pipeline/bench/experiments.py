@@ -16,26 +16,28 @@ Settings were written down before any of them was run.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from importlib.util import find_spec
+from typing import Any
 
-from delift_pipeline.bench.contenders import FULL, INITIAL, RANDOM, Contender, contenders
-from delift_pipeline.bench.experiment_notes import (
-    can_quantise,
-    noted_selectors,
-    noted_stages,
-    noted_tuning,
-    nothing_noted,
+from delift_pipeline.bench.cells import SMALL, Cell, Jury, Setting
+from delift_pipeline.bench.contenders import (
+    FULL,
+    INITIAL,
+    RANDOM,
+    TFIDF,
+    Contender,
+    contenders,
 )
-from delift_pipeline.bench.experiment_theory import TheoryCell
-from delift_pipeline.bench.quality_cells import Cell, Setting
-from delift_pipeline.bench.quality_judge import Jury
-from delift_pipeline.bench.quality_measure import Mode
-from delift_pipeline.bench.quality_pools import Sizes
-from delift_pipeline.bench.quality_scorer import DEMO, SMALL
+from delift_pipeline.bench.measure import Mode
+from delift_pipeline.bench.pools import Sizes
+from delift_pipeline.bench.theory import TheoryCell
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.options import MODEL_DEMO
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 
+Unit = Cell | TheoryCell
+"""What is measured and kept together: one file."""
 FINAL_SEEDS = tuple(range(400, 410))
 """The pools of the table of `COMPARED`, looked at once, when the settings are committed."""
 SEEDS = tuple(range(600, 605))
@@ -44,40 +46,31 @@ BUDGETS, WRONG_SHARES = (0.1, 0.2, 0.3), (0.0, 0.15)
 ONE_BUDGET, ONE_SHARE = (0.2,), (0.15,)
 SWEEP, QUICK_SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.2, 0.5)
 NEAR, QUICK_NEAR = (5, 10, 20, 40), (5, 20)
-COMPARED = (RANDOM, "delift_se-tfidf", "delift", "delift_trusted")
+COMPARED = (RANDOM, TFIDF, "delift", "delift_trusted")
 """The recommended selector and what it has to beat: ten pools, 20 minutes a stage on two cores."""
-
-
 PAPERS = ("selectit", "deft_ucs", "delift_se")
 """Arms of the paper's tables that `stages` adds; `less` trains a model first: ask for it."""
 
-
-class Unit(Protocol):
-    """What is measured and kept together: one file."""
-
-    @property
-    def key(self) -> str:
-        """Names what is measured; equal units have equal keys."""
-        ...
-
-    @property
-    def stage(self) -> str:
-        """The stage its rows belong to."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Its pool."""
-        ...
-
-    @property
-    def wrong_share(self) -> float:
-        """Its share of wrong answers."""
-        ...
-
-    def run(self, folder: Any) -> list[dict[str, Any]]:
-        """Its rows."""
-        ...
+SELECTIT = (
+    "selectit: the demo model knows the digits 1 to 5, but 42 of the 112 tokens of its rating "
+    "prompts and question are unknown words to it. Its rating is the digit it would write next, no "
+    "judgement of quality: the row shows that the selector runs, not what it is worth."
+)
+SIMILARITY = (
+    "embedding_similarity: cosine of all-MiniLM-L6-v2. Of the demo world's made-up words it says "
+    "how much spelling two answers share, not whether they mean the same."
+)
+UNJUDGED = (
+    "No judge was asked, so no score of one is shown: name one by --judge, with --endpoint or as a "
+    "local model's folder."
+)
+JUDGED = (
+    "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that hold a score, "
+    "the others are in no mean."
+)
+WITHOUT_QLORA = (
+    "qlora is left out: bitsandbytes is not installed here (pip install 'delift-pipeline[qlora]')."
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Asked:
     sizes: Sizes = field(default_factory=Sizes)
     steps: dict[float, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
-    model: str = DEMO
+    model: str = MODEL_DEMO
     judge: Jury | None = None
 
     def cells(
@@ -112,24 +105,17 @@ class Asked:
         *,
         stages: Sequence[Stage] = STAGES,
         seeds: Sequence[int] = SEEDS,
-        budgets: Sequence[float] = ONE_BUDGET,
+        budgets: tuple[float, ...] = ONE_BUDGET,
         shares: Sequence[float] = ONE_SHARE,
-        setting: Setting | None = None,
+        **setting: Any,
     ) -> list[Cell]:
-        """One cell a stage, pool and share of wrong answers."""
-        setting = replace(setting or Setting(), steps=self.steps)
+        """One cell a stage, pool and share of wrong answers; `setting` as in `Setting`."""
         if self.modes:
-            setting = replace(setting, modes=self.modes)
+            setting["modes"] = self.modes
+        how = Setting(steps=self.steps, **setting)
+        by_stage = compared if isinstance(compared, dict) else dict.fromkeys(STAGES, compared)
         return [
-            Cell(
-                stage,
-                seed,
-                share,
-                tuple(budgets),
-                tuple(compared[stage] if isinstance(compared, dict) else compared),
-                self.sizes,
-                setting,
-            )
+            Cell(stage, seed, share, budgets, tuple(by_stage[stage]), self.sizes, how)
             for stage in self.stages or stages
             for seed in self.seeds or (QUICK_SEEDS if self.quick else seeds)
             for share in shares
@@ -140,32 +126,10 @@ class Asked:
         return contenders(self.names or defaults)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment.
-
-    Attributes:
-        name: As asked for.
-        about: One sentence for the page.
-        units: What it measures, from what is asked.
-        across: The column that its curves run over, or None for bars.
-        takes_names: Whether contenders can be asked for.
-        notes: What a reader of its table has to know, from what is asked.
-    """
-
-    name: str
-    about: str
-    units: Callable[[Asked], Sequence[Unit]]
-    across: str | None = None
-    takes_names: bool = True
-    notes: Callable[[Asked], tuple[str, ...]] = nothing_noted
-
-
 def _selectors(asked: Asked) -> list[Cell]:
     final = bool(asked.names) and set(asked.names) <= set(COMPARED)
-    compared = asked.named(INITIAL, *SELECTORS, "delift_se-tfidf", "delift-published")
     return asked.cells(
-        compared,
+        asked.named(INITIAL, *SELECTORS, TFIDF, "delift-published"),
         seeds=FINAL_SEEDS if final else SEEDS,
         budgets=ONE_BUDGET if asked.quick else BUDGETS,
         shares=ONE_SHARE if asked.quick else WRONG_SHARES,
@@ -173,9 +137,8 @@ def _selectors(asked: Asked) -> list[Cell]:
 
 
 def _stages(asked: Asked) -> list[Cell]:
-    setting = Setting(modes=("lora", "in_context"), texts=True, judge=asked.judge)
-    more = () if asked.quick else PAPERS
-    return asked.cells(asked.named(INITIAL, *COMPARED, *more, FULL), setting=setting)
+    compared = asked.named(INITIAL, *COMPARED, *(() if asked.quick else PAPERS), FULL)
+    return asked.cells(compared, modes=("lora", "in_context"), texts=True, judge=asked.judge)
 
 
 def _budget(asked: Asked) -> list[Cell]:
@@ -184,37 +147,39 @@ def _budget(asked: Asked) -> list[Cell]:
 
 def _annotation_budget(asked: Asked) -> list[Cell]:
     cells = asked.cells(contenders(("delift",)))
-    near = {"pairs": "neighbours"}
     for count in QUICK_NEAR if asked.quick else NEAR:
         compared = [
-            Contender(f"delift-near-{count}", "delift", near),
+            Contender(f"delift-near-{count}", "delift", {"pairs": "neighbours"}),
             Contender(f"delift_trusted-near-{count}", "delift_trusted"),
         ]
-        cells += asked.cells(compared, setting=Setting(neighbours=count))
+        cells += asked.cells(compared, neighbours=count)
     return cells
 
 
+def _can_quantise() -> bool:
+    return find_spec("bitsandbytes") is not None
+
+
 def _tuning(asked: Asked) -> list[Cell]:
-    modes: tuple[Mode, ...] = ("lora", "qlora", "full") if can_quantise() else ("lora", "full")
     return asked.cells(
-        asked.named(INITIAL, "delift_se-tfidf", "delift_trusted", FULL),
+        asked.named(INITIAL, TFIDF, "delift_trusted", FULL),
         stages=("instruction_tuning",),
-        setting=Setting(modes=modes, trained=asked.model),
+        modes=("lora", "qlora", "full") if _can_quantise() else ("lora", "full"),
+        trained=asked.model,
     )
 
 
 def _variants(selector: str, varied: Iterable[dict[str, Any]], **fixed: Any) -> list[Contender]:
-    """A selector under several options, named by them; `fixed` ones are left out of the name."""
-    return [
-        Contender("-".join([selector, *map(_named, options.items())]), selector, options | fixed)
-        for options in varied
-    ]
+    """A selector under several options, named by them; `fixed` ones are left out of the name.
 
+    A name holds `eta=10`, but `flmi` and `keep`: what is a word says what it is.
+    """
 
-def _named(option: tuple[str, Any]) -> str:
-    """`eta=10`, but `flmi` and `keep`: what is a word says what it is."""
-    name, value = option
-    return value if isinstance(value, str) else f"{name}={value:g}"
+    def named(options: dict[str, Any]) -> str:
+        said = [v if isinstance(v, str) else f"{k}={v:g}" for k, v in options.items()]
+        return "-".join([selector, *said])
+
+    return [Contender(named(options), selector, options | fixed) for options in varied]
 
 
 def _objectives(asked: Asked) -> list[Cell]:
@@ -242,6 +207,12 @@ def _objectives(asked: Asked) -> list[Cell]:
     return asked.cells(compared)
 
 
+def _renamed(asked: Asked, ending: str, **setting: Any) -> list[Cell]:
+    """`delift` and `delift_trusted` under names of their own, in another setting."""
+    both = contenders(("delift", "delift_trusted"), beside_random=False)
+    return asked.cells([replace(one, name=one.name + ending) for one in both], **setting)
+
+
 def _kernel(asked: Asked) -> list[Cell]:
     forms = [
         {"utility": utility, "scaling": scaling, "diagonal": diagonal}
@@ -249,69 +220,89 @@ def _kernel(asked: Asked) -> list[Cell]:
         for scaling in ("clip", "min_max")
         for diagonal in ("mask", "keep")
     ]
-    trusted = contenders(("delift_trusted",))
-    cells = asked.cells([*trusted, *_variants("delift", forms)])
-    other = contenders(("delift", "delift_trusted"))[1:]
-    renamed = [one.renamed(f"{one.name}-paper-template") for one in other]
-    return cells + asked.cells(renamed, setting=Setting(template="paper"))
+    cells = asked.cells([*contenders(("delift_trusted",)), *_variants("delift", forms)])
+    return cells + _renamed(asked, "-paper-template", template="paper")
 
 
 def _cost(asked: Asked) -> list[Cell]:
-    return asked.cells(
-        asked.named(INITIAL, *COMPARED, FULL),
-        stages=("instruction_tuning",),
-        setting=Setting(costs=True),
-    )
+    compared = asked.named(INITIAL, *COMPARED, FULL)
+    return asked.cells(compared, stages=("instruction_tuning",), costs=True)
 
 
 def _transfer(asked: Asked) -> list[Cell]:
-    scored = contenders(("delift", "delift_trusted"))[1:]
-    cells = asked.cells([*contenders(("delift_se-tfidf",)), *scored])
-    small = [one.renamed(f"{one.name}-by-small") for one in scored]
-    return cells + asked.cells(small, setting=Setting(scorer=SMALL))
+    cells = asked.cells(contenders((TFIDF, "delift", "delift_trusted")))
+    return cells + _renamed(asked, "-by-small", scorer=SMALL)
 
 
 def _theory(asked: Asked) -> list[TheoryCell]:
     return [TheoryCell(seed) for seed in asked.seeds or (QUICK_SEEDS if asked.quick else SEEDS)]
 
 
-EXPERIMENTS: dict[str, Experiment] = {
-    one.name: one
-    for one in (
-        Experiment(
-            "selectors", "Every selector on equal terms.", _selectors, notes=noted_selectors
-        ),
-        Experiment("stages", "Arms, metrics and modes in each stage.", _stages, notes=noted_stages),
-        Experiment("budget", "How much of a pool is enough?", _budget, "budget"),
-        Experiment(
-            "annotation_budget",
-            "How many pairs have to be scored?",
-            _annotation_budget,
-            "pairs_per_record",
-            takes_names=False,
-        ),
-        Experiment(
-            "tuning", "The same subsets, fine-tuned by other methods.", _tuning, notes=noted_tuning
-        ),
-        Experiment(
-            "objectives", "Which objective, and how weighted?", _objectives, takes_names=False
-        ),
-        Experiment("kernel", "Which form of utility, and how scaled?", _kernel, takes_names=False),
-        Experiment("cost", "What choosing and training cost beside what they give.", _cost),
-        Experiment(
-            "transfer",
-            "Pairs scored by a smaller model than the one that is trained.",
-            _transfer,
-            takes_names=False,
-        ),
-        Experiment(
-            "theory",
-            "The utility in log-probabilities is conditional pointwise mutual information.",
-            _theory,
-            takes_names=False,
-        ),
-    )
-}
+def _selectors_notes(asked: Asked) -> tuple[str, ...]:
+    return (SELECTIT,) if not asked.names or "selectit" in asked.names else ()
+
+
+def _stages_notes(asked: Asked) -> tuple[str, ...]:
+    judged = JUDGED.format(asked.judge.options.model) if asked.judge else UNJUDGED
+    rated = "selectit" in asked.names or not (asked.names or asked.quick)
+    return (SIMILARITY, judged, *((SELECTIT,) if rated else ()))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    Attributes:
+        name: As asked for.
+        about: One sentence for the page.
+        units: What it measures, from what is asked.
+        across: The column that its curves run over, or None for bars.
+        takes_names: Whether contenders can be asked for.
+        notes: What a reader of its table has to know, from what is asked.
+    """
+
+    name: str
+    about: str
+    units: Callable[[Asked], Sequence[Unit]]
+    across: str | None = None
+    takes_names: bool = True
+    notes: Callable[[Asked], tuple[str, ...]] = lambda asked: ()
+
+
+_ALL = (
+    Experiment("selectors", "Every selector on equal terms.", _selectors, notes=_selectors_notes),
+    Experiment("stages", "Arms, metrics and modes in each stage.", _stages, notes=_stages_notes),
+    Experiment("budget", "How much of a pool is enough?", _budget, "budget"),
+    Experiment(
+        "annotation_budget",
+        "How many pairs have to be scored?",
+        _annotation_budget,
+        "pairs_per_record",
+        takes_names=False,
+    ),
+    Experiment(
+        "tuning",
+        "The same subsets, fine-tuned by other methods.",
+        _tuning,
+        notes=lambda asked: () if _can_quantise() else (WITHOUT_QLORA,),
+    ),
+    Experiment("objectives", "Which objective, and how weighted?", _objectives, takes_names=False),
+    Experiment("kernel", "Which form of utility, and how scaled?", _kernel, takes_names=False),
+    Experiment("cost", "What choosing and training cost beside what they give.", _cost),
+    Experiment(
+        "transfer",
+        "Pairs scored by a smaller model than the one that is trained.",
+        _transfer,
+        takes_names=False,
+    ),
+    Experiment(
+        "theory",
+        "The utility in log-probabilities is conditional pointwise mutual information.",
+        _theory,
+        takes_names=False,
+    ),
+)
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in _ALL}
 
 
 def experiment(name: str) -> Experiment:
@@ -321,8 +312,7 @@ def experiment(name: str) -> Experiment:
         Refused: there is none.
     """
     if name not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
-        reason = f"no experiment is called {name!r}; there are {known}"
+        reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENTS)}"
         raise Refused(Fault(reason, field="--experiment"))
     return EXPERIMENTS[name]
 
@@ -335,7 +325,7 @@ def units_of(chosen: Experiment, asked: Asked) -> Sequence[Unit]:
             another model of an experiment that trains the demo model, or a judge of one without
             generated answers.
     """
-    if asked.model != DEMO and chosen.name != "tuning":
+    if asked.model != MODEL_DEMO and chosen.name != "tuning":
         reason = f"{chosen.name} trains the demo model; the experiment tuning takes any"
         raise Refused(Fault(reason, field="--model"))
     if asked.judge and chosen.name != "stages":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.bench.experiments import Unit, experiment
-from delift_pipeline.bench.quality_table import rows_of
+from delift_pipeline.bench.table import rows_of
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress
 from delift_pipeline.storage.atomic import read_json, write_json

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
-from delift_pipeline.formatting import with_error
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.output import refuse_unwritable_folder, write_output
 
 if TYPE_CHECKING:
+    from delift_pipeline.bench.cells import Jury
     from delift_pipeline.bench.experiments import Asked
-    from delift_pipeline.bench.quality_judge import Jury
 
 DEFAULT_FOLDER = "delift_bench"
 SHOWN = ("exact_match", "largest", "conditional")
@@ -65,33 +65,25 @@ def quality(
     as_json: JsonOption = False,
 ) -> None:
     """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
-    from delift_pipeline.bench.experiment_page import write_page
-    from delift_pipeline.bench.experiments import experiment as experiment_named
-    from delift_pipeline.bench.experiments import units_of
+    from delift_pipeline.bench import experiments
+    from delift_pipeline.bench.page import markdown_tables, write_page
     from delift_pipeline.bench.quality import run_quality, table_path
 
-    chosen = experiment_named(experiment)
+    chosen = experiments.experiment(experiment)
     jury = _jury(judge, endpoint, mode=judge_mode, scoring=judge_scoring)
     asked = replace(_asked(only, seeds, quick, model), judge=jury)
-    wanted = units_of(chosen, asked)
+    wanted = experiments.units_of(chosen, asked)
     check_outputs({"--markdown": markdown}, as_json=as_json)
     refuse_unwritable_folder(out, "--out")
     result = run_quality(out, experiment, wanted, progress(), workers, chosen.notes(asked))
     page = write_page(out, chosen, result)
     if markdown is not None:
-        from delift_pipeline.bench.experiment_markdown import markdown_tables
-
         write_output(markdown, markdown_tables(result, SHOWN).encode("utf-8"))
     if track:
-        from delift_pipeline.bench.experiment_tracking import track_table
+        from delift_pipeline.bench.tracking import track_table
 
         result["mlflow_run"] = track_table(out, result, [page, table_path(out, experiment)])
-    if as_json:
-        print_json({**result, "page": str(page)})
-    else:
-        show_rows(result["rows"])
-        for line in (*result["notes"], page):
-            print(line)
+    show_table(result, page, as_json)
 
 
 def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -> "Asked":
@@ -102,13 +94,13 @@ def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -
     """
     from delift_pipeline.bench.contenders import known_names
     from delift_pipeline.bench.experiments import Asked
-    from delift_pipeline.errors import Fault, Refused
     from delift_pipeline.selection.options import STAGES
 
     named = [name.strip() for given in only or [] for name in given.split(",")]
-    if unknown := [name for name in named if name not in (*STAGES, *known_names())]:
-        known = ", ".join((*STAGES, *known_names()))
-        raise Refused(Fault(f"{unknown[0]!r} is no stage or selector: {known}", field="--only"))
+    known = (*STAGES, *known_names())
+    if unknown := [name for name in named if name not in known]:
+        reason = f"{unknown[0]!r} is no stage or selector: {', '.join(known)}"
+        raise Refused(Fault(reason, field="--only"))
     return Asked(
         stages=tuple(stage for stage in STAGES if stage in named),
         seeds=_seeds(seeds),
@@ -124,8 +116,7 @@ def _jury(judge: str | None, endpoint: str | None, **how: str) -> "Jury | None":
     Raises:
         Refused: an endpoint without a judge's name, or a setting out of range.
     """
-    from delift_pipeline.bench.quality_judge import Jury
-    from delift_pipeline.errors import Fault, Refused
+    from delift_pipeline.bench.cells import Jury
 
     if judge is None and endpoint is not None:
         raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
@@ -152,39 +143,38 @@ def _seeds(given: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """One small table a stage, share of wrong answers, budget and metric."""
+def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
+    """Print an experiment's table: as JSON, or one small table a stage, mode, budget and metric."""
+    if as_json:
+        print_json({**table, "page": str(page)})
+        return
     from itertools import groupby
 
     from rich.console import Console
     from rich.table import Table
 
+    from delift_pipeline.bench.table import difference_text
+    from delift_pipeline.formatting import with_error
+
     console = Console(width=130)
     keys = ("stage", "wrong_share", "mode", "budget", "metric")
-    for key, group in groupby(rows, key=lambda row: tuple(row[name] for name in keys)):
+    for key, group in groupby(table["rows"], key=lambda row: tuple(row[name] for name in keys)):
         stage, wrong, mode, budget, metric = key
         title = f"{stage}: {metric}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}"
-        table = Table(title=title, title_justify="left")
-        for column in ("selector", "mean", "- random", "- tf-idf", "- delift", "wrong", "pairs"):
-            table.add_column(column, justify="left" if column == "selector" else "right")
+        shown = Table("selector", title=title, title_justify="left")
+        for column in ("mean", "- random", "- tf-idf", "- delift", "wrong", "pairs"):
+            shown.add_column(column, justify="right")
         for row in group:
-            table.add_row(
+            shown.add_row(
                 row["selector"] + (" *" if row["within_error_of_best"] else ""),
                 with_error(row["mean"], row["se"], ascii_only=True),
-                _gap(row["diff_random"], row["diff_se"], row["random_verdict"]),
-                _gap(row["diff_tfidf"], row["diff_tfidf_se"], row["tfidf_verdict"]),
-                _gap(row["diff_delift"], row["diff_delift_se"], row["delift_verdict"]),
+                *(difference_text(row, o, " not resolved") for o in ("random", "tfidf", "delift")),
                 f"{row['wrong_in_subset']:.0%}",
                 f"{row['pairs_per_record']:.1f}",
             )
-        console.print(table)
+        console.print(shown)
     console.print("means over pools ± one standard error; differences paired by pool; * within one")
     console.print("standard error of the best; wrong: share of wrong answers in the subset; pairs:")
     console.print("scored pairs a record of the pool.")
-
-
-def _gap(gap: float | None, error: float | None, verdict: str | None) -> str:
-    if gap is None:
-        return "-"
-    said = "" if verdict != "not resolved" else " not resolved"
-    return with_error(gap, error, sign=True, ascii_only=True) + said
+    for line in (*table["notes"], page):
+        print(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_rows
+from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
 from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
 from delift_pipeline.errors import Fault, Refused
@@ -62,13 +62,7 @@ def _compare_contenders(folder: Path, name: str, contenders: list[str], as_json:
     """
     from delift_pipeline.bench.quality import stored_table
 
-    table, page = stored_table(folder, name, contenders), folder / f"{name}.html"
-    if as_json:
-        print_json({**table, "page": str(page)})
-        return
-    show_rows(table["rows"])
-    for line in (*table["notes"], page):
-        print(line)
+    show_table(stored_table(folder, name, contenders), folder / f"{name}.html", as_json)
 
 
 def _print_table(found: "Comparison") -> None:

@@ -12,8 +12,6 @@ import typer
 from delift_pipeline import __version__
 from delift_pipeline.cli import (
     bench,
-    bench_scoring,
-    bench_selection,
     compare,
     data,
     demo,
@@ -89,8 +87,6 @@ app.command("forget")(operations.forget)
 app.command("doctor")(operations.doctor)
 app.command("gc")(operations.gc)
 app.command("verify")(operations.verify)
-bench.app.command("scoring")(bench_scoring.scoring)
-bench.app.command("selection")(bench_selection.selection)
 app.add_typer(bench.app, name="bench")
 
 

@@ -11,7 +11,7 @@ query heads.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 EVALUATED_AT_ONCE = 120
-MARGIN = 2
-"""How far past the longest reference a generated answer may run."""
 
 Weights = list[dict[str, torch.Tensor]]
 """Per layer and projection a matrix [in, out], or [R, in, out] where runs differ."""
@@ -186,6 +184,13 @@ def base_weights(model: "LlamaForCausalLM") -> Weights:
     ]
 
 
+def write_weights(model: "LlamaForCausalLM", weights: Weights, run: int) -> None:
+    """Write one run's merged weights into a model of the base model's shape."""
+    for layer, trained in zip(base_weights(model), weights, strict=True):
+        for name, own in layer.items():
+            own.copy_(trained[name][run])
+
+
 def _rotations(inner: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     positions = torch.arange(config.max_position_embeddings)[None]
     cos, sin = inner.rotary_emb(torch.zeros(1, 1, 1), positions)
@@ -278,46 +283,3 @@ def measure(lora: StackedLora, examples: Sequence[Example]) -> Measured:
         errors = torch.zeros(lora.runs, len(part)).index_add_(1, rows, wrong.float())
         exact[:, where], loss[:, where] = (errors == 0).numpy(), (sums / lengths).numpy()
     return Measured(exact, loss)
-
-
-@torch.inference_mode()
-def greedy_answers(
-    lora: StackedLora, examples: Sequence[Example], stop: int
-) -> list[list[list[int]]]:
-    """What every run answers, [R][n] lists of tokens without the stop token.
-
-    Args:
-        lora: R runs.
-        examples: n records; their prompts are answered.
-        stop: The end-of-text token.
-    """
-    longest = max(len(example.answer) for example in examples) + MARGIN
-    parts = [
-        _answered(lora, examples[first : first + EVALUATED_AT_ONCE], stop, longest)
-        for first in range(0, len(examples), EVALUATED_AT_ONCE)
-    ]
-    return [[answer for part in parts for answer in part[run]] for run in range(lora.runs)]
-
-
-def _answered(
-    lora: StackedLora, examples: Sequence[Example], stop: int, longest: int
-) -> list[list[list[int]]]:
-    prompts = collate([replace(example, answer=example.answer[:0]) for example in examples])
-    lengths = prompts.attention_mask.sum(1)
-    ids = functional.pad(prompts.input_ids, (0, longest)).repeat(lora.runs, 1, 1)
-    ends = lengths.repeat(lora.runs, 1)
-    done = torch.zeros_like(ends, dtype=torch.bool)
-    for _ in range(longest):
-        width = int(ends.max())
-        at = torch.arange(len(examples)) * width + ends - 1
-        tokens = lora.logits(Stack(ids[:, :, :width], at, at, at, at)).argmax(-1)
-        ids.scatter_(2, ends[..., None], tokens[..., None])
-        done |= tokens == stop
-        ends += (~done).long()
-        if bool(done.all()):
-            break
-    bounds = (zip(lengths.tolist(), run, strict=True) for run in ends.tolist())
-    return [
-        [row[first:last].tolist() for row, (first, last) in zip(rows, own, strict=True)]
-        for rows, own in zip(ids, bounds, strict=True)
-    ]

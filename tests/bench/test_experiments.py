@@ -13,27 +13,31 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import experiment_notes, experiments
-from delift_pipeline.bench.contenders import contender, contenders, known_names
-from delift_pipeline.bench.experiment_markdown import markdown_tables
-from delift_pipeline.bench.experiment_page import experiment_page, write_page
-from delift_pipeline.bench.experiment_theory import (
+from delift_pipeline.bench import experiments
+from delift_pipeline.bench.cells import Cell, Jury, Setting
+from delift_pipeline.bench.contenders import contenders, known_names
+from delift_pipeline.bench.experiments import (
+    EXPERIMENTS,
+    Asked,
+    experiment,
+    units_of,
+)
+from delift_pipeline.bench.measure import training_options
+from delift_pipeline.bench.page import experiment_page, markdown_tables, write_page
+from delift_pipeline.bench.pools import Sizes
+from delift_pipeline.bench.quality import run_quality
+from delift_pipeline.bench.table import rows_of
+from delift_pipeline.bench.theory import (
     Rules,
     mutual_information,
     pointwise_information,
     utilities,
 )
-from delift_pipeline.bench.experiment_tracking import track_table
-from delift_pipeline.bench.experiments import EXPERIMENTS, Asked, experiment, units_of
-from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.quality_cells import Cell, Setting
-from delift_pipeline.bench.quality_judge import SCORED, Jury
-from delift_pipeline.bench.quality_measure import training_options
-from delift_pipeline.bench.quality_pools import Sizes
-from delift_pipeline.bench.quality_scorer import scorer_options
-from delift_pipeline.bench.quality_table import rows_of
+from delift_pipeline.bench.tracking import track_table
+from delift_pipeline.demo import verify_demo_model
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import SilentProgress
+from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.selection.registry import SELECTORS
 
 TINY = Sizes(pool=40, heldout_per_task=2, target=4)
@@ -46,8 +50,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from delift_pipeline.bench.experiments import Asked, experiment, units_of
+from delift_pipeline.bench.pools import Sizes
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.quality_pools import Sizes
 from delift_pipeline.progress import SilentProgress
 sizes, steps = Sizes(40, 2, 4), {0.2: 2}
 asked = Asked(("instruction_tuning",), (700, 701, 702), ("delift",), True, sizes, steps)
@@ -90,9 +94,8 @@ def tables(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, str, floa
     ],
 )
 def test_an_experiment_gives_the_rows_of_its_table(
-    name: str, stage: str, present: set[tuple[str, str]], tmp_path: Path, monkeypatch
+    name: str, stage: str, present: set[tuple[str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(experiments, "SMALL", "small-2")
     units = units_of(experiment(name), asked(stage))
     result = run_quality(tmp_path, name, units, SilentProgress())
     rows = result["rows"]
@@ -138,8 +141,11 @@ def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:
     best = next(row for row in rows if row["metric"] == "selection_flops")
     assert best["mean"] == 0, "less is better"
     page = experiment_page(experiment("cost"), {**_table(), "rows": rows})
-    assert "exact match by floating-point operations" in page
-    assert page.count("<circle") == 2 * len(contenders(["delift", "delift_trusted"]))
+    for metric in ("exact match", "exact match pool"):
+        plot = page.partition(f'aria-label="{metric} by floating-point operations"')[2]
+        drawn = plot.partition("</svg>")[0]
+        assert all(one.name in drawn for one in contenders(["delift", "delift_trusted"]))
+        assert "initial" not in drawn
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -163,15 +169,15 @@ def test_theory_is_an_experiment_like_the_others(tmp_path: Path) -> None:
     assert largest["n"] == 5 and 0 < largest["mean"] < 1e-6
 
 
-def test_a_smaller_scorer_is_pretrained_once(tmp_path: Path) -> None:
-    first = scorer_options(tmp_path, "small-2")
-    weights = Path(first.model) / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    assert scorer_options(tmp_path, "small-2").model == first.model
-    assert weights.stat().st_mtime_ns == before
-    assert weights.stat().st_size < 300_000
+def test_the_smaller_scorer_is_packaged_whole() -> None:
+    small, demo = Setting(scorer="small-1500").scoring_model, Setting().scoring_model
+    verify_demo_model(Path(small.model))
+    assert (Path(small.model) / "model.safetensors").stat().st_size < 300_000
+    prints = [fingerprint_of(model).parts for model in (small, demo)]
+    assert prints[0]["tokenizer"] == prints[1]["tokenizer"]
+    assert prints[0]["weights"] != prints[1]["weights"]
     with pytest.raises(Refused, match="no scorer is called"):
-        scorer_options(tmp_path, "../other")
+        _ = Setting(scorer="../other").scoring_model
 
 
 def test_every_registered_selector_is_a_contender() -> None:
@@ -180,7 +186,7 @@ def test_every_registered_selector_is_a_contender() -> None:
     everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], Asked())[0]).contenders
     assert {one.selector for one in everyone} >= set(SELECTORS)
     with pytest.raises(Refused, match="no selector is called 'best'"):
-        contender("best")
+        contenders(["best"])
 
 
 def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_path: Path) -> None:
@@ -191,7 +197,9 @@ def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_pat
     first = run_quality(tmp_path, "stages", units, SilentProgress(), notes=stages.notes(given))
     rows = first["rows"]
     for mode in ("lora", "in_context"):
-        score, share = (tables(rows, name)["initial", mode, 0.2] for name in ("judge", SCORED))
+        score, share = (
+            tables(rows, name)["initial", mode, 0.2] for name in ("judge", "judge_scored")
+        )
         assert 1 < score < 5 and share == 1
     assert any("mean score from 1 to 5" in note for note in first["notes"])
     (journal,) = tmp_path.glob("home/judgements/*/journal.jsonl")
@@ -222,7 +230,7 @@ def test_a_table_says_what_it_leaves_out_and_what_its_numbers_mean(
 
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        experiment_notes, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
+        experiments, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
     )
     tuning = experiment("tuning")
     given = asked("instruction_tuning", names=("initial",))
@@ -248,7 +256,7 @@ def test_ratings_of_the_demo_model_are_said_to_mean_nothing() -> None:
     unknown: Any = encoder.tokenizer.unk_token_id
     ids = [token for text in (*RATING_PROMPTS, QUESTION) for token in encoder.plain.ids(text)]
     counts = f"{ids.count(unknown)} of the {len(ids)} tokens"
-    assert counts in experiment_notes.SELECTIT
+    assert counts in experiments.SELECTIT
 
 
 def test_every_experiment_has_five_pools_and_a_quick_form() -> None:

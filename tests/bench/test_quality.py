@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from delift_pipeline.bench import experiments, quality
+from delift_pipeline.bench.cells import Cell, Setting
 from delift_pipeline.bench.contenders import contenders
 from delift_pipeline.bench.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
+from delift_pipeline.bench.pools import Sizes, draw, scored
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.quality_cells import Cell, Setting
-from delift_pipeline.bench.quality_pools import Sizes, Wanted, draw, scored
-from delift_pipeline.bench.quality_table import rows_of
+from delift_pipeline.bench.table import rows_of
 from delift_pipeline.cli.main import run
 from delift_pipeline.progress import SilentProgress
+from delift_pipeline.selection.selector import Needs
 from delift_pipeline.storage.home import Home
 
 TINY = Sizes(pool=40, heldout_per_task=2, target=4)
@@ -71,7 +72,7 @@ def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
     drawn = draw("instruction_tuning", 700, 0.15, TINY)
     assert len(drawn.wrong) == 6
     assert draw("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
-    scores = scored(Home.at(tmp_path), "x", drawn, Wanted())
+    scores = scored(Home.at(tmp_path), "x", drawn, [Needs("neighbours")])
     assert scores.pairs["self"] == scores.pairs["neighbours"] <= 40 * 40
     assert "correct" not in scores.inputs.pool.columns
 

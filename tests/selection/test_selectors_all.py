@@ -6,11 +6,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.bench.quality_pools import Sizes, Wanted, draw, scored
+from delift_pipeline.bench.pools import Sizes, draw, scored
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.run import select
+from delift_pipeline.selection.selector import Needs
 from delift_pipeline.steps.file_selection import Request
 from delift_pipeline.steps.select_file import select_file
 from delift_pipeline.storage.home import Home
@@ -32,8 +33,8 @@ SIZES = {"initial": 0, "full": 150}
 @pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])
 def test_every_selector_chooses_from_the_demo_world(tmp_path: Path, stage: Any) -> None:
     drawn = draw(stage, 3, 0.0, Sizes(pool=40, heldout_per_task=1, target=6))
-    wanted = Wanted(False, stage == "task_specific", stage == "continual")
-    inputs = scored(Home.at(tmp_path), "demo", drawn, wanted).inputs
+    needs = Needs("neighbours", target_pairs=True, existing_pairs=True)
+    inputs = scored(Home.at(tmp_path), "demo", drawn, [needs]).inputs
     known = set(inputs.records["record_id"])
     for name in THIRTEEN:
         found = select(inputs, name, 8, 0, SMALL.get(name, {}))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench.quality_pools import MODEL, Sizes, draw
+from delift_pipeline.bench.pools import MODEL, Sizes, draw
+from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.evaluation.run import evaluate_loaded
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
@@ -16,11 +18,11 @@ from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.setup import prepare
 from delift_pipeline.training.stacked import (
     StackedLora,
-    greedy_answers,
     measure,
     stacked,
     step_losses,
     train,
+    write_weights,
 )
 
 TINY = Sizes(pool=40, heldout_per_task=2, target=4)
@@ -112,18 +114,18 @@ def test_padding_changes_nothing() -> None:
     assert mixed.tolist()[1] == pytest.approx(alone[1])
 
 
-def test_generated_answers_are_right_where_every_token_is_the_likeliest() -> None:
-    loaded = load_model(MODEL)
+def test_a_run_answers_as_the_model_with_its_weights_generates() -> None:
+    loaded, other = load_model(MODEL), load_model(MODEL)
     drawn = draw("instruction_tuning", 700, 0.0, Sizes(pool=60, heldout_per_task=3, target=4))
     pool = encode_examples(loaded.encoder, drawn.pool)[0]
     heldout = encode_examples(loaded.encoder, drawn.heldout[""])[0]
     options = TrainingOptions(preset="demo", steps=60)
     lora = train(cast(Any, loaded.model), [pool[:30], pool[20:]], [1, 2], options)
-    answers = greedy_answers(lora, heldout, loaded.encoder.eos)
-    right = [
-        [own == example.answer[:-1].tolist() for own, example in zip(run, heldout, strict=True)]
-        for run in answers
-    ]
     exact = measure(lora, heldout).exact
     assert 0 < exact.sum() < exact.size
-    np.testing.assert_array_equal(np.array(right), exact)
+    for run, own in enumerate(exact):
+        write_weights(cast(Any, other.model), lora.merge(), run)
+        asked = EvaluationOptions(metrics=("exact_match",))
+        samples = evaluate_loaded(other, drawn.heldout[""], asked).samples
+        right = dict(zip(samples["record_id"], samples["exact_match"], strict=True))
+        assert [right[example.record_id] == 1 for example in heldout] == own.tolist()

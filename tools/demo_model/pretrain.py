@@ -8,7 +8,7 @@ kind of processor give the same weights. It runs on one thread and takes about f
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from tools.demo_model.corpus import Corpus, Row
 from tools.demo_model.gate import in_context_gate
 from tools.demo_model.provenance import write_provenance
 from tools.demo_model.recipe import (
+    SMALL,
     Recipe,
     build_model,
     build_optimizers,
@@ -100,9 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Pretrain the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of the recipe's")
+    parser.add_argument("--small", action="store_true", help="the benchmark's smaller scorer")
     chosen = parser.parse_args(arguments)
-    recipe, started = Recipe(seed=chosen.seed, steps=chosen.steps), time.process_time()
+    recipe = replace(SMALL if chosen.small else Recipe(), seed=chosen.seed)
+    recipe = replace(recipe, steps=chosen.steps or recipe.steps)
+    started = time.process_time()
     model = pretrain(recipe)
     seconds = time.process_time() - started
     save(model, chosen.out)

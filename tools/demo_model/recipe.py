@@ -39,6 +39,10 @@ class Recipe:
     late: tuple[int, int] = (32, 96)
 
 
+SMALL = Recipe(steps=1500, hidden=32, layers=2, mlp=96)
+"""Of the smaller scorer that `delift bench quality --experiment transfer` reads."""
+
+
 def build_model(recipe: Recipe) -> "LlamaForCausalLM":
     """Make the untrained model; the second word of a concept starts near its first."""
     from transformers import LlamaConfig, LlamaForCausalLM

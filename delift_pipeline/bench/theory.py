@@ -14,20 +14,19 @@ from sums over all rules in float64. Both must agree to 1e-6.
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.engine import Job
-from delift_pipeline.scoring.naive import NaiveEngine
+from delift_pipeline.scoring.naive import answer_logprobs
 
 QUESTIONS, WORDS, RULES = 3, 3, 4
 START, STOP = QUESTIONS + WORDS, QUESTIONS + WORDS + 1
 VOCABULARY = STOP + 1
-MODE = "enumeration"
-RECORDS = QUESTIONS * WORDS * WORDS
+RECORDS = [(x, y, z) for x in range(QUESTIONS) for y in range(WORDS) for z in range(WORDS)]
+"""Every question with every answer."""
 IMPOSSIBLE = -1e4
 """Log-probability of a token that cannot follow."""
 
@@ -53,10 +52,14 @@ class Rules:
             random.dirichlet(np.ones(RULES)), answers.reshape(RULES, QUESTIONS, WORDS, WORDS)
         )
 
-    @property
-    def flat(self) -> np.ndarray:
-        """p(y | r, x) by record number, float64 [rules, records]."""
-        return self.answers.reshape(RULES, RECORDS)
+    def joint(self) -> np.ndarray:
+        """p(y, j | x) times the number of questions, by record, float64 [records, records]."""
+        flat = self.answers.reshape(len(self.prior), len(RECORDS))
+        return np.einsum("r,ri,rj->ij", self.prior, flat, flat)
+
+    def alone(self) -> np.ndarray:
+        """p(y | x) by record, float64 [records]."""
+        return self.prior @ self.answers.reshape(len(self.prior), len(RECORDS))
 
 
 class MixtureModel(torch.nn.Module):
@@ -73,7 +76,7 @@ class MixtureModel(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
         """Log-probabilities of the next token after every prefix."""
         rows = [self._text(ids) for ids in input_ids.tolist()]
-        return _Output(torch.tensor(np.array(rows)))
+        return SimpleNamespace(logits=torch.tensor(np.array(rows)))
 
     def _text(self, ids: list[int]) -> np.ndarray:
         """float64 [tokens, vocabulary]."""
@@ -81,79 +84,44 @@ class MixtureModel(torch.nn.Module):
         weights, record = self.rules.prior.copy(), []
         for place, token in enumerate(ids):
             record = [] if token in (START, STOP) else [*record, token]
-            if len(record) == 3:
-                x, first, second = record[0], record[1] - QUESTIONS, record[2] - QUESTIONS
-                weights = weights * self.rules.answers[:, x, first, second]
-            found[place] = self._next(weights / weights.sum(), record)
+            if len(record) == 0:
+                found[place, :QUESTIONS] = -np.log(QUESTIONS)
+                continue
+            asked = self.rules.answers[:, record[0]]
+            if len(record) == 1:
+                words = weights / weights.sum() @ asked.sum(axis=2)
+                found[place, QUESTIONS:START] = np.log(words)
+            elif len(record) == 2:
+                both = weights / weights.sum() @ asked[:, record[1] - QUESTIONS]
+                found[place, QUESTIONS:START] = np.log(both / both.sum())
+            else:
+                weights = weights * asked[:, record[1] - QUESTIONS, record[2] - QUESTIONS]
+                found[place, STOP] = 0.0
         return found
-
-    def _next(self, weights: np.ndarray, record: list[int]) -> np.ndarray:
-        logs = np.full(VOCABULARY, IMPOSSIBLE)
-        if not record:
-            logs[:QUESTIONS] = -np.log(QUESTIONS)
-        elif len(record) == 1:
-            firsts = self.rules.answers[:, record[0]].sum(axis=2)
-            logs[QUESTIONS:START] = np.log(weights @ firsts)
-        elif len(record) == 2:
-            both = weights @ self.rules.answers[:, record[0], record[1] - QUESTIONS]
-            logs[QUESTIONS:START] = np.log(both / both.sum())
-        else:
-            logs[STOP] = 0.0
-        return logs
-
-
-@dataclass(frozen=True)
-class _Output:
-    logits: torch.Tensor
-
-
-def all_records() -> EncodedRecords:
-    """Every question with every answer, as the scoring engine reads records."""
-    one = np.array(
-        [
-            [x, QUESTIONS + first, QUESTIONS + second, STOP]
-            for x in range(QUESTIONS)
-            for first in range(WORDS)
-            for second in range(WORDS)
-        ],
-        dtype=np.int32,
-    )
-    starts = np.arange(RECORDS + 1, dtype=np.int64) * one.shape[1]
-    begin = np.array([START], dtype=np.int32)
-    ids = tuple(f"{number:032x}" for number in range(RECORDS))
-    lengths = np.ones(RECORDS, dtype=np.int32)
-    return EncodedRecords(
-        ids, begin, begin, one.ravel(), starts, lengths, one.ravel(), starts, {}, {}
-    )
 
 
 def utilities(rules: Rules) -> np.ndarray:
-    """U of every record (row) after every record (column) by the scoring engine, [records]^2."""
-    records, rows = all_records(), np.arange(RECORDS)
-    engine: Any = NaiveEngine(MixtureModel(rules))  # pyright: ignore[reportArgumentType]
-    jobs = [Job(records.prefix(), rows), *(Job(records.prefix(int(j)), rows) for j in rows)]
-    sums = np.stack([_sums(scores) for scores in engine.score(records, jobs)])
-    return (sums[1:] - sums[0]).T
+    """U of every record (row) after every record (column), as records are scored."""
+    model: Any = MixtureModel(rules)
+    texts = [np.array([x, QUESTIONS + y, QUESTIONS + z, STOP]) for x, y, z in RECORDS]
+    begin = np.array([START])
 
+    def sums(shown: np.ndarray) -> list[float]:
+        scores = (answer_logprobs(model, shown, text[:1], text[1:]) for text in texts)
+        return [score.astype(np.float64).sum() for score in scores]
 
-def _sums(scores: Any) -> np.ndarray:
-    """Summed log-probability of each answer, float64."""
-    ends = np.cumsum(scores.lengths)[:-1]
-    return np.array([part.astype(np.float64).sum() for part in np.split(scores.logprobs, ends)])
+    alone = np.array(sums(begin))
+    return np.stack([np.array(sums(np.concatenate([begin, text]))) - alone for text in texts]).T
 
 
 def pointwise_information(rules: Rules) -> np.ndarray:
     """The logarithm of p(y, j | x) / (p(y | x) p(j | x)) by enumeration, float64 [records]^2."""
-    flat = rules.flat
-    together = np.einsum("r,ri,rj->ij", rules.prior, flat, flat) / QUESTIONS
-    alone, shown = rules.prior @ flat, rules.prior @ flat / QUESTIONS
-    return np.log(together) - np.log(alone)[:, None] - np.log(shown)[None]
+    return np.log(rules.joint()) - np.add.outer(np.log(rules.alone()), np.log(rules.alone()))
 
 
 def mutual_information(rules: Rules, pointwise: np.ndarray) -> float:
     """Mean of `pointwise` over p(x) p(j, y | x): I(Y; J | X) in nats."""
-    joint = np.einsum("r,ri,rj->ij", rules.prior, rules.flat, rules.flat) / QUESTIONS**2
-    return float((joint * pointwise).sum())
+    return float((rules.joint() / QUESTIONS**2 * pointwise).sum())
 
 
 @dataclass(frozen=True)
@@ -173,22 +141,15 @@ class TheoryCell:
         """Rows of the largest difference and of both conditional mutual informations."""
         rules = Rules.drawn(self.seed)
         ours, exact = utilities(rules), pointwise_information(rules)
+        information = "conditional_mutual_information"
         values = [
             ("utility", "largest_difference", float(np.abs(ours - exact).max())),
-            ("utility", "conditional_mutual_information", mutual_information(rules, ours)),
-            ("enumeration", "conditional_mutual_information", mutual_information(rules, exact)),
+            ("utility", information, mutual_information(rules, ours)),
+            ("enumeration", information, mutual_information(rules, exact)),
         ]
+        same = {"mode": "enumeration", "budget": 1.0, "draw": 0, "size": len(RECORDS)}
+        same |= {"wrong": 0.0, "pairs_per_record": float(len(RECORDS))}
         return [
-            {
-                "selector": name,
-                "mode": MODE,
-                "budget": 1.0,
-                "draw": 0,
-                "metric": metric,
-                "value": value,
-                "size": RECORDS,
-                "wrong": 0.0,
-                "pairs_per_record": float(RECORDS),
-            }
+            {"selector": name, "metric": metric, "value": value, **same}
             for name, metric, value in values
         ]

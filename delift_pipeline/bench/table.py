@@ -8,7 +8,9 @@ difference within two standard errors is called not resolved.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any, Protocol
+from typing import Any
+
+from delift_pipeline.formatting import with_error
 
 CLEAR = 2.0
 """Standard errors beyond which a difference is called resolved."""
@@ -24,30 +26,12 @@ Values = Mapping[int, float]
 Row = dict[str, Any]
 
 
-class Pool(Protocol):
-    """What a table reads of a cell."""
-
-    @property
-    def stage(self) -> str:
-        """The stage."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """The pool."""
-        ...
-
-    @property
-    def wrong_share(self) -> float:
-        """Its share of wrong answers."""
-        ...
-
-
-def rows_of(found: Sequence[tuple[Pool, list[Row]]]) -> list[Row]:
+def rows_of(found: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
     """One row a stage, share of wrong answers, mode, budget, metric and contender.
 
     Args:
-        found: Cells with their rows; cells of one pool may hold different contenders.
+        found: Cells (stage, seed and wrong_share are read) with their rows; cells of one pool may
+            hold different contenders.
     """
     groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -95,23 +79,27 @@ def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
     """Paired differences to the others: diff, standard error, and what can be said of it."""
     found: Row = {}
     for short, other in OTHERS.items():
-        gap, error = (None, None)
+        gap, error, verdict = None, None, None
         if other in values and other != name:
             gap, error = _difference(own, values[other])
-        found |= {
-            f"diff_{short}": gap,
-            "diff_se" if short == "random" else f"diff_{short}_se": error,
-            f"{short}_verdict": _verdict(gap, error),
-        }
+        if gap is not None:
+            resolved = error is not None and abs(gap) > CLEAR * error
+            verdict = "not resolved" if not resolved else "higher" if gap > 0 else "lower"
+        found |= {f"diff_{short}": gap, error_name(short): error, f"{short}_verdict": verdict}
     return found
 
 
-def _verdict(gap: float | None, error: float | None) -> str | None:
-    if gap is None:
-        return None
-    if error is None or abs(gap) <= CLEAR * error:
-        return "not resolved"
-    return "higher" if gap > 0 else "lower"
+def error_name(short: str) -> str:
+    """The column with the standard error of a difference."""
+    return "diff_se" if short == "random" else f"diff_{short}_se"
+
+
+def difference_text(row: Row, short: str, doubt: str) -> str:
+    """A difference with its error, and `doubt` where it is not resolved."""
+    if row[f"diff_{short}"] is None:
+        return "-"
+    said = with_error(row[f"diff_{short}"], row[error_name(short)], sign=True, ascii_only=True)
+    return said + (doubt if row[f"{short}_verdict"] == "not resolved" else "")
 
 
 def _by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:

@@ -1,10 +1,11 @@
-"""Pools of the demo world for the quality benchmark: records, held-out sets, scores, subsets."""
+"""Pools of the demo world for the quality benchmark: records, held-out sets, scores."""
 
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,18 @@ class Drawn:
     existing: pl.DataFrame | None = field(default=None, repr=False)
 
     @property
-    def candidates(self) -> pl.DataFrame:
-        """What is chosen from: in the continual stage the records that are not existing."""
-        if self.existing is None:
-            return self.pool
-        return self.pool.join(self.existing, on="record_id", how="anti", maintain_order="left")
+    def asked(self) -> pl.DataFrame:
+        """The pool and the target set."""
+        return pl.concat([self.pool, *([] if self.target is None else [self.target])])
 
     def inputs(self) -> SelectionInputs:
         """What a selector is given that reads no scores and no model."""
-        existing = self.existing
+        candidates, existing = self.pool, self.existing
+        if existing is not None:
+            candidates = self.pool.join(existing, "record_id", how="anti", maintain_order="left")
         return SelectionInputs(
             self.stage,
-            self.candidates,
+            candidates,
             existing=() if existing is None else tuple(existing["record_id"]),
             existing_records=existing,
             target=self.target,
@@ -96,17 +97,21 @@ def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Drawn:
         by_source[t["id"]] for t in truths if not t["correct"] and t["id"] in by_source
     )
     balanced = _frame(make_heldout(world, sizes.heldout_per_task, seed, facts=facts))
+
+    def of_tasks(tasks: Iterable[str]) -> pl.DataFrame:
+        return balanced.filter(pl.col("task").is_in(list(tasks)))
+
     if stage == "task_specific":
         tasks = random.Random(f"bench target {seed}").sample(list(TASK_NAMES), TARGET_TASKS)
         target = _frame(make_target(world, tasks, sizes.target, seed, facts=facts))
-        return Drawn(stage, pool, wrong, {"": _of_tasks(balanced, tasks)}, target=target)
+        return Drawn(stage, pool, wrong, {"": of_tasks(tasks)}, target=target)
     if stage == "continual":
         split = split_continual(records, seed)
         existing = pool.filter(
             pl.col("record_id").is_in([by_source[r["id"]] for r in split.existing])
         )
         new = [name for name in TASK_NAMES if name not in split.old_tasks]
-        heldout = {"_new": _of_tasks(balanced, new), "_old": _of_tasks(balanced, split.old_tasks)}
+        heldout = {"_new": of_tasks(new), "_old": of_tasks(split.old_tasks)}
         return Drawn(stage, pool, wrong, heldout, existing=existing)
     rows = sizes.heldout_per_task * len(TASK_NAMES)
     pooled = _frame(make_pool_heldout(world, rows, seed, truths))
@@ -119,35 +124,6 @@ def _frame(records: Iterable[Record]) -> pl.DataFrame:
         path = Path(folder) / "records.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         return read_records(path).frame
-
-
-def _of_tasks(frame: pl.DataFrame, tasks: Iterable[str]) -> pl.DataFrame:
-    return frame.filter(pl.col("task").is_in(list(tasks)))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which pairs a pool's selectors read.
-
-    Attributes:
-        all_pairs: Every pair of the pool; else near ones.
-        target: Pairs with the target set, where the stage has one.
-        existing: Pairs with the existing records, where the stage has them.
-    """
-
-    all_pairs: bool = False
-    target: bool = True
-    existing: bool = False
-
-    @classmethod
-    def of(cls, needs: Iterable[Needs]) -> "Wanted":
-        """What several selectors read together."""
-        read = list(needs)
-        return cls(
-            any(one.self_pairs == "all" for one in read),
-            any(one.target_pairs for one in read),
-            any(one.existing_pairs for one in read),
-        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +143,7 @@ def scored(
     home: Home,
     name: str,
     drawn: Drawn,
-    wanted: Wanted,
+    needs: Iterable[Needs],
     model: ModelOptions = MODEL,
     neighbours: int = NEIGHBOURS,
 ) -> Scores:
@@ -177,23 +153,23 @@ def scored(
         home: Where scores and kernels are kept.
         name: The kernel's name there.
         drawn: The pool.
-        wanted: The pairs.
+        needs: What the selectors read.
         model: The scoring model.
         neighbours: Near prompts of each record.
     """
+    read, inputs = list(needs), drawn.inputs()
     near = nearest(embed(prompt_texts(drawn.pool)), neighbours)
     plan = build_plan(
         drawn.pool,
         drawn.target,
         drawn.existing,
-        self_pairs="all" if wanted.all_pairs else "neighbours",
-        target_pairs=wanted.target and drawn.target is not None,
-        existing_pairs=wanted.existing and drawn.existing is not None,
+        self_pairs="all" if any(one.self_pairs == "all" for one in read) else "neighbours",
+        target_pairs=drawn.target is not None and any(one.target_pairs for one in read),
+        existing_pairs=drawn.existing is not None and any(one.existing_pairs for one in read),
         neighbours=near,
-        existing_rows=drawn.candidates,
+        existing_rows=inputs.pool,
     )
-    frames = [drawn.pool, *([] if drawn.target is None else [drawn.target])]
-    everything = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    everything = drawn.asked.unique("record_id", keep="first", maintain_order=True)
     found = score_plan(home, model, everything, plan, SilentProgress())
     beside = neighbour_block(tuple(drawn.pool["record_id"]), near)
     fingerprint = fingerprint_of(model).digest
@@ -209,10 +185,5 @@ def scored(
     blocks: dict[str, Any] = manifest.details["blocks"]
     pairs = {block: entry["pairs"] for block, entry in blocks.items()}
     pairs["neighbours"] = beside.pairs
-    loader = _loader(home, name, fingerprint)
-    language_model = LanguageModel(model, home)
-    return Scores(replace(drawn.inputs(), block=loader, model=language_model), pairs)
-
-
-def _loader(home: Home, name: str, fingerprint: str) -> Callable[..., Any]:
-    return lambda block, form: load_block(home, name, fingerprint, block, form)
+    block = partial(load_block, home, name, fingerprint)
+    return Scores(replace(inputs, block=block, model=LanguageModel(model, home)), pairs)

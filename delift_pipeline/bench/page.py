@@ -1,14 +1,14 @@
-"""An experiment's table as one self-contained page: tables, bars, and curves where it sweeps."""
+"""An experiment's table for readers: a self-contained page, and Markdown for documents."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from delift_pipeline.bench.contenders import RANDOM
 from delift_pipeline.bench.experiments import Experiment
-from delift_pipeline.bench.quality_table import Row, lower_is_better
+from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_better
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.formatting import number, with_error
 from delift_pipeline.plots import Bar, Curve, bars, curves, svg
@@ -16,8 +16,6 @@ from delift_pipeline.selection.options import STAGES
 from delift_pipeline.storage.atomic import write_text
 
 PLACE = ("stage", "wrong_share", "mode", "budget")
-VARIED = re.compile(r"-near-\d+$")
-"""What tells contenders of one curve apart where pairs are swept."""
 FLOPS = ("selection_flops", "training_flops")
 SHORT_COMMIT = 10
 
@@ -42,13 +40,13 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
         notes=table["notes"],
         commits=[commit[:SHORT_COMMIT] for commit in table["commits_of_cells"]],
         curves=[*_curves(rows, experiment.across), *_prices(rows)],
-        tables=[_table(place, list(group)) for place, group in _grouped(rows, PLACE)],
+        tables=[_table(place, group) for place, group in _grouped(rows, PLACE)],
     )
 
 
 def _grouped(
     rows: Iterable[Row], names: Sequence[str]
-) -> Iterable[tuple[tuple[Any, ...], Iterable[Row]]]:
+) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
     """Rows with equal values of these names, stages in their usual order."""
 
     def key(row: Row) -> tuple[Any, ...]:
@@ -56,7 +54,8 @@ def _grouped(
 
     order = {stage: number for number, stage in enumerate(STAGES)}
     ranked = sorted(rows, key=lambda row: (order.get(row["stage"], -1), *key(row)))
-    return groupby(ranked, key=key)
+    for place, group in groupby(ranked, key=key):
+        yield place, list(group)
 
 
 def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
@@ -69,18 +68,17 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
     return {
         "title": f"{_said(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
         "metrics": [_said(metric) for metric in metrics],
-        "rows": [_row(row, [of.get((row["selector"], name)) for name in metrics]) for row in first],
+        "rows": [
+            {
+                "name": row["selector"],
+                "records": number(row["records"], 0),
+                "wrong": f"{row['wrong_in_subset']:.0%}",
+                "pairs": number(row["pairs_per_record"], 1),
+                "cells": [_cell(of.get((row["selector"], name))) for name in metrics],
+            }
+            for row in first
+        ],
         "svg": svg(bars({"": [_bar(row) for row in first]}), _said(metrics[0])),
-    }
-
-
-def _row(row: Row, cells: Sequence[Row | None]) -> dict[str, Any]:
-    return {
-        "name": row["selector"],
-        "records": number(row["records"], 0),
-        "wrong": f"{row['wrong_in_subset']:.0%}",
-        "pairs": number(row["pairs_per_record"], 1),
-        "cells": [_cell(cell) for cell in cells],
     }
 
 
@@ -99,26 +97,25 @@ def _bar(row: Row) -> Bar:
     kind = "reference" if row["selector"] == RANDOM else "plain"
     if row["selector"].startswith("delift_trusted"):
         kind = "chosen"
-    text = with_error(row["mean"], row["se"])
-    return Bar(row["selector"], row["mean"], row["se"], text, kind)
+    return Bar(row["selector"], row["mean"], row["se"], with_error(row["mean"], row["se"]), kind)
 
 
 def _prices(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Score by operations of choosing and training, where these were counted."""
-    plots = []
+    plots, spent = [], "floating-point operations"
     for place, group in _grouped(rows, PLACE):
         of = {(row["selector"], row["metric"]): row for row in group}
         names = dict.fromkeys(name for name, metric in of if metric == FLOPS[0])
         total = {name: sum(of[name, metric]["mean"] for metric in FLOPS) for name in names}
         for metric in dict.fromkeys(metric for _, metric in of if metric.startswith("exact")):
-            shown = [(of[name, metric], spent) for name, spent in total.items() if spent > 0]
+            shown = [(of[name, metric], flops) for name, flops in total.items() if flops > 0]
             points = [
                 Curve(row["selector"], [x], [row["mean"]], [row["se"]], "o") for row, x in shown
             ]
-            title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
-            spent = "floating-point operations"
-            drawn = svg(curves(points, spent, _said(metric), log_x=True), title)
-            plots += [{"title": title, "svg": drawn}] if points else []
+            if points:
+                title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
+                drawn = curves(points, spent, _said(metric), log_x=True)
+                plots.append({"title": title, "svg": svg(drawn, f"{_said(metric)} by {spent}")})
     return plots
 
 
@@ -129,17 +126,71 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
     rest = ("stage", "wrong_share", "mode", "metric", *(("budget",) if across != "budget" else ()))
     plots = []
     for place, group in _grouped(rows, rest):
-        lines = sorted(group, key=lambda row: (VARIED.sub("", row["selector"]), row[across]))
-        shown = []
-        for name, line in groupby(lines, key=lambda row: VARIED.sub("", row["selector"])):
-            points = list(line)
-            x, y, errors = ([row[key] for row in points] for key in (across, "mean", "se"))
-            shown.append(Curve(name, x, y, errors))
+        lines: dict[str, list[Row]] = {}
+        for row in sorted(group, key=lambda row: (_swept(row), row[across])):
+            lines.setdefault(_swept(row), []).append(row)
+        shown = [
+            Curve(
+                name,
+                [row[across] for row in line],
+                [row["mean"] for row in line],
+                [row["se"] for row in line],
+            )
+            for name, line in lines.items()
+        ]
         metric = _said(place[3])
         title = f"{_said(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
         plots.append({"title": title, "svg": svg(curves(shown, _said(across), metric), title)})
     return plots
 
 
+def _swept(row: Row) -> str:
+    """The curve of a row: contenders that differ in the swept number alone share one."""
+    return re.sub(r"-near-\d+$", "", row["selector"])
+
+
 def _said(name: str) -> str:
     return name.replace("_", " ")
+
+
+def markdown_tables(table: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
+    """One Markdown table a stage, mode, share of wrong answers and metric, budgets side by side.
+
+    Args:
+        table: As `quality.run_quality` returns it.
+        metrics: How the names of the shown metrics begin; all by default.
+    """
+    shown = [
+        row for row in table["rows"] if not metrics or row["metric"].startswith(tuple(metrics))
+    ]
+    place = ("stage", "mode", "wrong_share", "metric")
+    ranked = sorted(shown, key=lambda row: tuple(row[name] for name in place))
+    parts = [
+        _markdown(list(group))
+        for _, group in groupby(ranked, key=lambda row: tuple(row[name] for name in place))
+    ]
+    commits = ", ".join(table["commits_of_cells"])
+    seeds = ", ".join(str(seed) for seed in table["seeds"])
+    return "\n\n".join([f"Pools {seeds}; commit {commits}.", *table["notes"], *parts]) + "\n"
+
+
+def _markdown(rows: list[Row]) -> str:
+    others = [short for short in OTHERS if any(row[f"diff_{short}"] is not None for row in rows)]
+    heads = ["budget", "contender", "mean", *(f"minus {OTHERS[short]}" for short in others)]
+    lines = [[*heads, "wrong", "pairs a record"], ["---"] * (len(heads) + 2)]
+    lines += [
+        [
+            f"{row['budget']:.0%}",
+            row["selector"] + (" *" if row["within_error_of_best"] else ""),
+            with_error(row["mean"], row["se"], ascii_only=True),
+            *(difference_text(row, short, " (not resolved)") for short in others),
+            f"{row['wrong_in_subset']:.0%}",
+            f"{row['pairs_per_record']:.1f}",
+        ]
+        for row in sorted(rows, key=lambda row: row["budget"])
+    ]
+    one = rows[0]
+    title = (
+        f"{one['stage']}, {one['mode']}, {one['wrong_share']:.0%} wrong answers: {one['metric']}"
+    )
+    return "\n".join([f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])

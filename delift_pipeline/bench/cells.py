@@ -1,0 +1,247 @@
+"""One cell of a quality experiment: a pool, its subsets under every contender, what they are worth.
+
+A cell is a stage, a pool (seed), a share of wrong answers and a setting. Its result is one JSON
+file, so that an interrupted experiment goes on where it stopped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from delift_pipeline.bench.contenders import Contender
+from delift_pipeline.bench.costs import cost_metrics
+from delift_pipeline.bench.measure import Found, Measurement, Mode, Subset
+from delift_pipeline.bench.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
+from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.evaluation.judge.questions import JudgeOptions, read_judge_options
+from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions, read_options
+from delift_pipeline.selection.options import Stage
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.evaluation.judge.judges import Judge
+    from delift_pipeline.steps.judge import Panel
+
+SMALL, SMALL_MODEL = "small-1500", Path(__file__).parent / "small_model"
+"""The name and the files of a scorer with fewer and narrower layers than the demo model's.
+
+It was pretrained by the demo model's recipe in 1,500 steps.
+"""
+LEAST_STEPS, STEPS_A_SHARE = 150, 1000
+CODE = 3
+"""Counted up when a cell's meaning changes."""
+
+
+@dataclass(frozen=True)
+class Jury:
+    """A language model that judges generated answers.
+
+    Replies are kept in the experiment's home under the judge's identity: the same answer to the
+    same question is asked about once, and an experiment that was killed goes on with what is there.
+
+    Attributes:
+        options: How answers are judged.
+        model: The judge's model where it runs here; None for an endpoint.
+    """
+
+    options: JudgeOptions
+    model: ModelOptions | None
+
+    @classmethod
+    def named(cls, model: str, endpoint: str | None, **how: Any) -> "Jury":
+        """The judge of that name.
+
+        Raises:
+            Refused: a setting is out of range.
+        """
+        options = read_judge_options({"model": model, "endpoint": endpoint, **how})
+        return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
+
+    def scores(self, folder: Path, samples: pl.DataFrame) -> Mapping[str, float]:
+        """`judge`, the mean score from 1 to 5, and `judge_scored`, the share of answers with one.
+
+        Args:
+            folder: The experiment's.
+            samples: record_id, instruction, input, reference and generated.
+
+        Raises:
+            DeliftError: a question was not answered; a second call asks it again.
+        """
+        from delift_pipeline.evaluation.judge.questions import questions_for
+        from delift_pipeline.evaluation.judge.run import ask
+        from delift_pipeline.steps.judge import Panel
+
+        panel = Panel(Home.at(folder / "home"), self.options, self.model)
+        questions = questions_for(samples, self.options)
+        overall = ask(_judge(panel), questions, panel.folder).overall
+        if overall.failed:
+            reason = f"{overall.failed} of {samples.height} questions to the judge failed"
+            raise DeliftError(f"{reason}: start the experiment again, and it goes on from here")
+        mean = {} if overall.mean is None else {"judge": overall.mean}
+        return {**mean, "judge_scored": overall.scored / samples.height}
+
+
+@lru_cache(maxsize=1)
+def _judge(panel: "Panel") -> "Judge":
+    """The judge; one that runs here is loaded once a process."""
+    return panel.judge()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a cell scores and measures.
+
+    Attributes:
+        modes: What is done with a subset, see `bench.measure`.
+        neighbours: Near prompts that are scored, where a contender reads near pairs only.
+        scorer: The scoring model: `demo` or `SMALL`.
+        trained: The model that is trained: `demo`, a folder or a hub id. Another one than the demo
+            model scores for itself.
+        template: The prompt template of scoring; training always uses the demo world's own.
+        texts: Whether answers are generated and compared as texts, too.
+        judge: Who scores the generated answers, or None.
+        costs: Whether seconds and floating-point operations are measured, too.
+        steps: Optimizer steps by budget where they are not `steps_at`.
+    """
+
+    modes: tuple[Mode, ...] = ("lora",)
+    neighbours: int = NEIGHBOURS
+    scorer: str = MODEL_DEMO
+    trained: str = MODEL_DEMO
+    template: str = "world"
+    texts: bool = False
+    judge: Jury | None = None
+    costs: bool = False
+    steps: dict[float, int] = field(default_factory=dict)
+
+    def steps_at(self, budget: float) -> int:
+        """Optimizer steps for every subset at a budget, large or small: equal compute."""
+        return self.steps.get(budget) or max(LEAST_STEPS, round(STEPS_A_SHARE * budget))
+
+    @property
+    def trained_model(self) -> ModelOptions:
+        """The model that is trained."""
+        other = self.trained != MODEL_DEMO
+        return ModelOptions(model=self.trained, threads=1) if other else MODEL
+
+    @property
+    def scoring_model(self) -> ModelOptions:
+        """The model that scores.
+
+        Raises:
+            Refused: no scorer has that name.
+        """
+        if self.trained != MODEL_DEMO:
+            return self.trained_model
+        models = {MODEL_DEMO: MODEL_DEMO, SMALL: str(SMALL_MODEL)}
+        if self.scorer not in models:
+            raise Refused(f"no scorer is called {self.scorer!r}; write {' or '.join(models)}")
+        return MODEL.model_copy(update={"model": models[self.scorer], "template": self.template})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured together.
+
+    Attributes:
+        stage: The stage.
+        seed: Of the world, the pool and the training.
+        wrong_share: Share of wrong answers in the pool.
+        budgets: Shares of the pool.
+        contenders: What is compared.
+        sizes: Numbers of records.
+        setting: How.
+    """
+
+    stage: Stage
+    seed: int
+    wrong_share: float
+    budgets: tuple[float, ...]
+    contenders: tuple[Contender, ...]
+    sizes: Sizes = field(default_factory=Sizes)
+    setting: Setting = field(default_factory=Setting)
+
+    @property
+    def key(self) -> str:
+        """Names what was measured; equal cells have equal keys."""
+        setting, judge = asdict(replace(self.setting, judge=None)), self.setting.judge
+        setting |= {"steps": sorted(self.setting.steps.items())}
+        if judge is not None:
+            setting |= {"judge": {**judge.options.identity, "mode": judge.options.mode}}
+        options = [asdict(one) for one in self.contenders]
+        asked = [self.budgets, options, asdict(self.sizes), setting, CODE]
+        return f"{self.stage}-{self.seed}-{self.wrong_share:g}-{digest_json(asked)[:12]}"
+
+    def run(self, folder: Path) -> list[dict[str, Any]]:
+        """Select, use and measure; one row a subset, mode and metric.
+
+        Args:
+            folder: The experiment's; scores are kept in it, and found again.
+
+        Returns:
+            Rows of selector, mode, budget, draw, metric, value, size, wrong (share in the subset)
+            and pairs_per_record.
+        """
+        import torch
+
+        torch.set_num_threads(1)
+        how, rows = self.setting, []
+        drawn = draw(self.stage, self.seed, self.wrong_share, self.sizes)
+        needs = [one.needs(self.stage) for one in self.contenders]
+        home = Home.at(folder / "home")
+        scores = scored(home, self.key, drawn, needs, how.scoring_model, how.neighbours)
+        subsets = {budget: self._subsets(scores, budget) for budget in self.budgets}
+        judge = partial(how.judge.scores, folder) if how.judge else None
+        measurement = Measurement(drawn, self.seed, how.trained_model, how.texts, judge)
+        for mode in how.modes:
+            for budget, chosen in subsets.items():
+                # Another model trains as long as was set, or for the paper's epochs.
+                equal = how.trained == MODEL_DEMO
+                steps = how.steps_at(budget) if equal else how.steps.get(budget)
+                found = measurement.of(chosen, mode, steps)
+                if how.costs:
+                    found += cost_metrics(
+                        drawn,
+                        self.contenders,
+                        chosen,
+                        how.neighbours,
+                        self.seed,
+                        how.steps_at(budget),
+                    )
+                rows += self._rows(found, mode, drawn.wrong, scores, drawn.pool.height)
+        return rows
+
+    def _subsets(self, scores: Scores, budget: float) -> list[Subset]:
+        found = []
+        for one in self.contenders:
+            for number in range(one.draws):
+                ranking = one.ranking(scores.inputs, budget, 1000 * number + self.seed)
+                found.append(Subset(one.name, budget, number, ranking))
+        return found
+
+    def _rows(
+        self, found: Found, mode: Mode, wrong: frozenset[str], scores: Scores, height: int
+    ) -> list[dict[str, Any]]:
+        pairs = {
+            one.name: sum(scores.pairs[block] for block in one.needs(self.stage).blocks)
+            for one in self.contenders
+        }
+        return [
+            {
+                "selector": subset.selector,
+                "mode": mode,
+                "budget": subset.budget,
+                "draw": subset.draw,
+                "metric": metric,
+                "value": value,
+                "size": len(subset.records),
+                "wrong": len(wrong.intersection(subset.records)) / max(1, len(subset.records)),
+                "pairs_per_record": pairs[subset.selector] / height,
+            }
+            for subset, metric, value in found
+        ]

@@ -1,0 +1,102 @@
+"""What choosing and training cost: processor seconds, and floating-point operations.
+
+    scoring   2 P a token that goes through the model (a multiply and an add a weight)
+    LoRA      4 P a token: forward, and backward to the activations; the base has no gradients
+    P         the model's weights, the embedding once, as the output head
+
+Attention's products over positions, the adapters' own weights and greedy selection are left out of
+the operations: they are small beside it at these lengths. Of a selector that computes more than
+pair scores (gradients, hidden states) only the pair scores are counted, but all its seconds are.
+Seconds are measured where nothing was scored before; they are a machine's, and differ between runs.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from delift_pipeline.bench.contenders import Contender
+from delift_pipeline.bench.measure import Found, Subset, demo_model, examples_of, training_options
+from delift_pipeline.bench.pools import Drawn, scored
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from delift_pipeline.training.batches import Example
+
+SCORING, LORA = 2, 4
+"""Operations a weight and token."""
+TIMED_STEPS = 20
+"""Steps of one run by which training is timed."""
+COSTS = ("selection_seconds", "selection_flops", "training_seconds", "training_flops")
+
+
+def cost_metrics(
+    drawn: Drawn,
+    contenders: Sequence[Contender],
+    subsets: Sequence[Subset],
+    neighbours: int,
+    seed: int,
+    steps: int,
+) -> Found:
+    """Rows of `COSTS` for subsets of one budget that were trained by LoRA.
+
+    Args:
+        drawn: The pool.
+        contenders: Who chose; each scores and selects once more by itself, from nothing.
+        subsets: What they chose.
+        neighbours: Near prompts of each record.
+        seed: Of the choice.
+        steps: Of training.
+    """
+    from delift_pipeline.training.stacked import train
+
+    loaded = demo_model()
+    model: Any = loaded.model
+    weights = sum(weight.numel() for weight in model.parameters())
+    asked, pool = examples_of(loaded, drawn.asked), examples_of(loaded, drawn.pool)
+    budget = subsets[0].budget
+    spent = {
+        one.name: _selection(drawn, asked, one, budget, neighbours, seed) for one in contenders
+    }
+    found: Found = []
+    for subset in subsets:
+        seconds, tokens = spent[subset.selector]
+        values = [seconds, SCORING * weights * tokens, 0.0, 0.0]
+        if subset.records:
+            chosen = [pool[record] for record in subset.records]
+            shown = steps * training_options("lora", steps).records_per_step
+            started = time.process_time()
+            train(model, [chosen], [0], training_options("lora", TIMED_STEPS))
+            values[2] = (time.process_time() - started) * steps / TIMED_STEPS
+            values[3] = LORA * weights * shown * mean(len(example) for example in chosen)
+        found += [(subset, name, value) for name, value in zip(COSTS, values, strict=True)]
+    return found
+
+
+def _selection(
+    drawn: Drawn,
+    asked: "Mapping[str, Example]",
+    one: Contender,
+    budget: float,
+    neighbours: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Processor seconds of one contender's choice, and the tokens that went through the model.
+
+    Tokens are those of the targets pair by pair, of each demonstration once, and of the baseline.
+    """
+    needs = one.needs(drawn.stage)
+    with tempfile.TemporaryDirectory() as folder:
+        started, inputs, pairs = time.process_time(), drawn.inputs(), {}
+        if needs.blocks or needs.model:
+            scores = scored(Home.at(Path(folder)), "timed", drawn, [needs], neighbours=neighbours)
+            inputs, pairs = scores.inputs, scores.pairs
+        one.ranking(inputs, budget, seed)
+        seconds = time.process_time() - started
+    if not needs.blocks:
+        return seconds, 0.0
+    scored_pairs = sum(pairs[block] for block in needs.blocks)
+    length = mean(len(example) for example in asked.values())
+    return seconds, length * (scored_pairs + drawn.pool.height + len(asked))

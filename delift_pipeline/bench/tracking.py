@@ -1,0 +1,81 @@
+"""An experiment's table in MLflow: a parent run, and under it one run a contender and place.
+
+The runs hold the very numbers of the table. A table that was logged whole is found again by its
+content; one whose logging was cut short is logged anew under the same parent.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delift_pipeline.bench.table import Row
+from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.home import Home
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+MLFLOW_EXPERIMENT = "delift-bench"
+CONTENT, PARENT = "delift.content", "mlflow.parentRunId"
+PARAMETERS = ("stage", "selector", "mode", "budget", "wrong_share", "n")
+COLUMNS = {"": "mean", "_se": "se", "_minus_random": "diff_random", "_minus_random_se": "diff_se"}
+"""Ending of a metric's name -> the table's column."""
+FINISHED = "FINISHED"
+MOST_RUNS = 10_000
+
+
+def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> str:
+    """Log a table, its page and its JSON; returns the parent run's id.
+
+    Args:
+        folder: The experiment's; the MLflow store lies in its home.
+        table: As `quality.run_quality` returns it.
+        files: Kept as the parent's artifacts.
+
+    Raises:
+        DeliftError: the store cannot be used.
+    """
+    tracker = Tracker(Home.at(folder / "home"), None, MLFLOW_EXPERIMENT)
+    content = digest_json([table["experiment"], table["rows"]])
+    with tracker.explained():
+        client, where = tracker.client, tracker.experiment_id
+        found = client.search_runs([where], f"tags.`{CONTENT}` = '{content}'", max_results=1)
+        if found and found[0].info.status == FINISHED:
+            return found[0].info.run_id
+        if found:
+            parent = found[0].info.run_id
+            for half in client.search_runs([where], f"tags.`{PARENT}` = '{parent}'", 1, MOST_RUNS):
+                client.delete_run(half.info.run_id)
+        else:
+            tags = {CONTENT: content, "delift.commit": str(table["commit"])}
+            parent = client.create_run(where, tags=tags, run_name=table["experiment"]).info.run_id
+            client.log_param(parent, "experiment", table["experiment"])
+            client.log_param(parent, "seeds", str(table["seeds"]))
+        places: dict[str, list[Row]] = {}
+        for row in table["rows"]:
+            share, wrong = f"{row['budget']:g}", f"{row['wrong_share']:g} wrong"
+            name = " ".join([row["selector"], row["stage"], row["mode"], share, wrong])
+            places.setdefault(name, []).append(row)
+        for name, rows in places.items():
+            _log(client, where, parent, name, rows)
+        for file in files:
+            client.log_artifact(parent, str(file))
+        client.set_terminated(parent, FINISHED)
+    return parent
+
+
+def _log(client: "MlflowClient", where: str, parent: str, name: str, rows: list[Row]) -> None:
+    from mlflow.entities import Metric, Param
+
+    tags, now = {PARENT: parent, "delift.place": name}, int(time.time() * 1000)
+    run = client.create_run(where, tags=tags, run_name=name).info.run_id
+    metrics = [
+        Metric(row["metric"] + ending, row[column], now, 0)
+        for row in rows
+        for ending, column in COLUMNS.items()
+        if row[column] is not None
+    ]
+    client.log_batch(run, metrics, [Param(key, str(rows[0][key])) for key in PARAMETERS])
+    client.set_terminated(run, FINISHED)
