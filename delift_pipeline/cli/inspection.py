@@ -10,7 +10,7 @@ import typer
 from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.data import FilesArgument
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.errors import Fault, Refused, fault_counts
+from delift_pipeline.errors import fault_counts
 from delift_pipeline.storage.home import Home
 
 
@@ -83,8 +83,7 @@ def _record(records: pl.DataFrame, name: str, option: str) -> dict[str, Any]:
     Raises:
         Refused: there is none.
     """
-    named = (pl.col("record_id") == name) | pl.col("source_ids").list.contains(name)
-    found = records.filter(named)
-    if found.is_empty():
-        raise Refused(Fault(f"no record has the id {name!r}", field=option))
-    return found.row(0, named=True)
+    from delift_pipeline.records.lookup import find_record
+
+    found = find_record(records, name, field=option, prefix=False)
+    return records.filter(pl.col("record_id") == found).row(0, named=True)

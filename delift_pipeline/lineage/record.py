@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import REPORT, SAMPLE_SCHEMA, SAMPLES
 from delift_pipeline.lineage.artifacts import (
@@ -19,12 +18,11 @@ from delift_pipeline.lineage.artifacts import (
     version_kernels,
 )
 from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
+from delift_pipeline.records.lookup import find_record, stored_records
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
-
-PARTS = ("pool", "target", "heldout")
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     Raises:
         Refused: no stored record is meant, or several are.
     """
-    places = _places(home)
-    name = _named(places, record)
+    places = stored_records(home)
+    name = find_record(places, record, "no record of any version")
     own = places.filter(pl.col("record_id") == name)
     reached = _reached(home, own["version"])
     adapters = record_adapters(home, name, reached)
@@ -81,54 +79,6 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
         measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
         unscorable=_unscorable(home, name, own["version"].unique(maintain_order=True)),
     )
-
-
-def named_record(home: Home, record: str) -> str:
-    """The record_id of a stored record, given by it, by its beginning or by a file's own id.
-
-    Raises:
-        Refused: no stored record is meant, or several are.
-    """
-    return _named(_places(home), record)
-
-
-def _places(home: Home) -> pl.DataFrame:
-    """Every record of every version: record_id, source_ids, copies, version, part."""
-    paths = {
-        path.as_posix(): (version, part)
-        for version in home.versions()
-        for part in PARTS
-        if (path := home.dataset(version) / f"{part}.parquet").is_file()
-    }
-    if not paths:
-        raise Refused(Fault("no version is stored in this home", field="--record"))
-    # One scan over all files: hundreds of reads cost seconds.
-    scanned = pl.scan_parquet(list(paths), include_file_paths="path", extra_columns="ignore")
-    places = scanned.select("record_id", "source_ids", "copies", "path").collect()
-    versions, parts = ({path: pair[i] for path, pair in paths.items()} for i in (0, 1))
-    return places.with_columns(
-        version=pl.col("path").replace_strict(versions, return_dtype=pl.String),
-        part=pl.col("path").replace_strict(parts, return_dtype=pl.String),
-    ).drop("path")
-
-
-def _named(places: pl.DataFrame, record: str) -> str:
-    """The one record_id meant.
-
-    Raises:
-        Refused: none or several are.
-    """
-    own = pl.col("record_id")
-    by_source = pl.col("source_ids").list.contains(record)
-    for condition in (own == record, by_source, own.str.starts_with(record)):
-        fitting = places.filter(condition)["record_id"].unique(maintain_order=True).to_list()
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            shown = ", ".join(fitting[:3])
-            reason = f"{record!r} fits {len(fitting)} records ({shown}, ...): give a record_id"
-            raise Refused(Fault(reason, field="--record"))
-    raise Refused(Fault(f"no record of any version has the id {record!r}", field="--record"))
 
 
 def _texts(home: Home, own: pl.DataFrame) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
-from delift_pipeline.lineage.record import named_record
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forgotten
 from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
+from delift_pipeline.records.lookup import find_stored_record
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.records.versions import KEPT, PARTS, version_hash
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
@@ -74,7 +74,7 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
         DeliftError: an artifact is damaged.
     """
     known = forgotten_ids(home)  # may be given again, in full
-    ids = frozenset(one if one in known else named_record(home, one) for one in records)
+    ids = frozenset(one if one in known else find_stored_record(home, one) for one in records)
     holders = _holders(home, ids)
     touched = _touched(home, holders, ids)
     found = Forgotten(

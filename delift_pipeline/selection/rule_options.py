@@ -7,6 +7,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.lookup import matching_records
 from delift_pipeline.selection.rules import Quota, Rules
 
 NAMED = 5
@@ -108,14 +109,9 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     Raises:
         Refused: one fault for the names that are no record's, and one for those that fit several.
     """
-    known, found = set(pool["record_id"]), dict[str, None]()
-    owners = _owners(pool) if "source_ids" in pool.columns else {}
-    absent, several = [], []
-    for name in names:
-        fitting = [name] if name in known else owners.get(name, [])
-        absent += [] if fitting else [name]
-        several += [name] if len(fitting) > 1 else []
-        found |= dict.fromkeys(fitting)
+    found = matching_records(pool, names)
+    absent = [name for name in names if not found[name]]
+    several = [name for name in names if len(found[name]) > 1]
     faults = [
         Fault(f"{_named(wrong)} {said}", field=field)
         for wrong, said in (
@@ -126,15 +122,7 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     ]
     if faults:
         raise Refused(*faults)
-    return tuple(found)
-
-
-def _owners(pool: pl.DataFrame) -> dict[str, list[str]]:
-    owners: dict[str, list[str]] = {}
-    for record, sources in pool.select("record_id", "source_ids").iter_rows():
-        for source in dict.fromkeys(sources):
-            owners.setdefault(source, []).append(record)
-    return owners
+    return tuple(dict.fromkeys(record for ids in found.values() for record in ids))
 
 
 def _named(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import polars as pl
 from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
+from delift_pipeline.records.lookup import find_record
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.language_model import LanguageModel
@@ -90,7 +91,7 @@ def explain(
     load_arms(home).arm(arm)
     manifest = _manifest(home, version, arm)
     known = _known(home, dataset)
-    name = _named(known, record)
+    name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
     reader = None if model is None else LanguageModel(model, home)
     evidence = _evidence(home, dataset, manifest, name, reader)
@@ -133,27 +134,6 @@ def _known(home: Home, dataset: DatasetVersion) -> pl.DataFrame:
     if dataset.target is not None:
         frames.append(dataset.target)
     return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-
-
-def _named(known: pl.DataFrame, record: str) -> str:
-    """The record_id meant.
-
-    Raises:
-        Refused: none or several are.
-    """
-    own = pl.col("record_id")
-    for condition in (
-        own == record,
-        pl.col("source_ids").list.contains(record),
-        own.str.starts_with(record),
-    ):
-        found = known.filter(condition)["record_id"].to_list()
-        if len(found) == 1:
-            return found[0]
-        if found:
-            reason = f"{record!r} fits {len(found)} records: {', '.join(found[:3])}, ..."
-            raise Refused(Fault(reason, field="--record"))
-    raise Refused(Fault(f"no record of the version has the id {record!r}", field="--record"))
 
 
 def _facts(

@@ -1,11 +1,14 @@
 """Why a record of a file was chosen or not, from the reasons that `delift select --why` wrote."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.lookup import find_record
 from delift_pipeline.selection.trust import SUSPECTED_BELOW
 from delift_pipeline.steps.explain import Explanation
 
@@ -24,8 +27,11 @@ def explain_file(path: Path, record: str) -> Explanation:
         Refused: the file cannot be read or holds something else, or not one record is meant.
     """
     rows = _read(path)
-    row = _named(rows, record)
     known = {one["record_id"]: one for one in rows}
+    ids = pl.DataFrame(
+        {"record_id": list(known), "source_ids": [[one["source_id"]] for one in known.values()]}
+    )
+    row = known[find_record(ids, record, "no record of the file")]
 
     def shown(other: str) -> dict[str, str]:
         found = known.get(other, {"source_id": other, "text": other})
@@ -72,20 +78,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
             raise Refused(Fault(FORM, file=str(path), line=number))
         rows.append(row)
     return rows
-
-
-def _named(rows: Sequence[dict[str, Any]], record: str) -> dict[str, Any]:
-    for fits in (
-        lambda row: row["record_id"] == record,
-        lambda row: row["source_id"] == record,
-        lambda row: row["record_id"].startswith(record),
-    ):
-        found = [row for row in rows if fits(row)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise Refused(Fault(f"{record!r} fits {len(found)} records", field="--record"))
-    raise Refused(Fault(f"no record of the file has the id {record!r}", field="--record"))
 
 
 def _evidence(
