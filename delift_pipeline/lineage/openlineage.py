@@ -12,16 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from openlineage.client.event_v2 import (
+    InputDataset,
+    Job,
+    OutputDataset,
+    Run,
+    RunEvent,
+    RunState,
+    set_producer,
+)
+from openlineage.client.facet_v2 import (
+    DatasetFacet,
+    RunFacet,
+    dataset_version_dataset,
+    datasource_dataset,
+    job_type_job,
+    parent_run,
+    processing_engine_run,
+    schema_dataset,
+)
+from openlineage.client.serde import Serde
 
 from delift_pipeline import __version__
 from delift_pipeline.evaluation.result import read_evaluation
-from delift_pipeline.lineage.artifacts import (
-    Artifact,
-    Cause,
-    causes,
-    current_hash,
-    direct_causes,
-)
+from delift_pipeline.lineage.artifacts import Artifact, causes, current_hash, direct_causes
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.manifest import Manifest
@@ -29,8 +43,6 @@ from delift_pipeline.storage.output import write_output
 from delift_pipeline.training.log import TRAINING_LOG, read_training_log
 from delift_pipeline.utility.kernel import block_hashes
 
-SPEC = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
-FACETS = "https://openlineage.io/spec/facets"
 PRODUCER = f"urn:delift-pipeline:{__version__}"
 NAMESPACE = "delift"
 RUNS = uuid.UUID("5c1b0f7e-6f43-5f0e-9a53-2f1b2a7d9c11")
@@ -80,158 +92,100 @@ def openlineage_events(
     its manifest was written, and starts as much earlier as the training or evaluation took; of
     other artifacts nothing holds the duration, and both events have the same time.
     """
-    runs = _with_causes(home, artifacts)
-    for artifact in sorted(runs, key=lambda one: (one.manifest.created, one.name)):
-        started, ended = _times(artifact, step_times)
-        yield _event(home, artifact, "START", started)
-        yield _event(home, artifact, "COMPLETE", ended)
+    set_producer(PRODUCER)
+    runs: dict[Path, Artifact] = {}
+    for artifact in artifacts:
+        # The base model and the held-out set are read, not made, by a run of their own.
+        above = [edge.stored for edge in causes(home, artifact) if edge.stored]
+        made = [one for one in above if one.kind not in ("model", "heldout")]
+        for one in (artifact, *made):
+            runs.setdefault(one.folder, one)
+    for artifact in sorted(runs.values(), key=lambda one: (one.manifest.created, one.name)):
+        run = artifact.manifest.run_id
+        known = step_times(run, STEPS[artifact.kind]) if run else None
+        started, ended = known or _written_times(artifact)
+        yield _event(home, artifact, RunState.START, started)
+        yield _event(home, artifact, RunState.COMPLETE, ended)
 
 
-def _times(artifact: Artifact, step_times: StepTimes) -> Times:
-    run = artifact.manifest.run_id
-    known = step_times(run, STEPS[artifact.kind]) if run else None
-    if known is not None:
-        return known
+def _written_times(artifact: Artifact) -> Times:
+    """When a run started and ended, as the artifact's own files tell."""
     ended = dt.datetime.fromisoformat(artifact.manifest.created)
     ended = ended if ended.tzinfo else ended.replace(tzinfo=dt.UTC)
-    return ended - dt.timedelta(seconds=_measured_seconds(artifact)), ended
-
-
-def _measured_seconds(artifact: Artifact) -> float:
-    """How long training or evaluation took, as the artifact's own files say; else 0."""
+    seconds = 0.0
     if artifact.kind == "adapter" and (artifact.folder / TRAINING_LOG).is_file():
-        return read_training_log(artifact.folder).seconds
-    if artifact.kind == "report" and (evaluation := read_evaluation(artifact.folder)):
-        return evaluation.seconds
-    return 0.0
+        seconds = read_training_log(artifact.folder).seconds
+    elif artifact.kind == "report" and (evaluation := read_evaluation(artifact.folder)):
+        seconds = evaluation.seconds
+    return ended - dt.timedelta(seconds=seconds), ended
 
 
-def _with_causes(home: Home, artifacts: Iterable[Artifact]) -> list[Artifact]:
-    """The artifacts and what they were made of, one for each folder that a run wrote."""
-    known: dict[Path, Artifact] = {}
-    for artifact in artifacts:
-        known.setdefault(artifact.folder, artifact)
-        for cause in causes(home, artifact):
-            stored = cause.stored
-            # The base model and the held-out set are read, not made, by a run of their own.
-            if stored is not None and stored.kind not in ("model", "heldout"):
-                known.setdefault(stored.folder, stored)
-    return list(known.values())
-
-
-def run_id(artifact: Artifact) -> str:
-    """The id of the run that made an artifact: a UUID of its name and content."""
-    return str(uuid.uuid5(RUNS, f"{artifact.name}:{artifact.manifest.content_hash}"))
-
-
-def _event(home: Home, artifact: Artifact, kind: str, time: dt.datetime) -> Event:
-    done = kind == "COMPLETE"
-    return {
-        "eventType": kind,
-        "eventTime": time.isoformat(),
-        "producer": PRODUCER,
-        "schemaURL": SPEC,
-        "run": {"runId": run_id(artifact), "facets": _run_facets(artifact.manifest)},
-        "job": {
-            "namespace": NAMESPACE,
-            "name": artifact.kind,
-            "facets": {
-                "jobType": _facet(
-                    "2-0-3/JobTypeJobFacet.json#/$defs/JobTypeJobFacet",
-                    processingType="BATCH",
-                    integration="DELIFT",
-                    jobType="JOB",
-                )
-            },
-        },
-        "inputs": [_input(home, artifact, edge) for edge in direct_causes(home, artifact)],
-        "outputs": _outputs(home, artifact) if done else [],
+def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -> Event:
+    manifest = artifact.manifest
+    run_id = str(uuid.uuid5(RUNS, f"{artifact.name}:{manifest.content_hash}"))
+    job_type = job_type_job.JobTypeJobFacet("BATCH", "DELIFT", "JOB")
+    inputs = []
+    for edge in direct_causes(home, artifact):
+        facets = _facets(home, edge.stored) if edge.stored else {}
+        facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(edge.recorded)
+        inputs.append(InputDataset(NAMESPACE, edge.parent, inputFacets=None, facets=facets))
+    event = RunEvent(
+        eventType=state,
+        eventTime=time.isoformat(),
+        run=Run(run_id, facets=_run_facets(manifest)),
+        job=Job(NAMESPACE, artifact.kind, facets={"jobType": job_type}),
+        inputs=inputs,
+        outputs=_outputs(home, artifact) if state is RunState.COMPLETE else [],
+    )
+    document = Serde.to_dict(event)
+    # Added to the finished document, since the client drops every null from what it is given.
+    document["run"]["facets"]["delift_code"] = {
+        "_producer": PRODUCER,
+        "_schemaURL": f"{PRODUCER}:DeliftCodeRunFacet",
+        "codeVersion": manifest.code_version,
+        "gitCommit": manifest.git_commit,
+        "packages": manifest.packages,
+        "request": manifest.request,
     }
+    return document
 
 
-def _outputs(home: Home, artifact: Artifact) -> list[dict[str, Any]]:
-    """What a run wrote: the artifact, a kernel block by block as others name it."""
-    if artifact.kind != "kernel":
-        return [_dataset(home, artifact)]
-    version = artifact.version
-    return [
-        _dataset(home, Artifact(f"kernel:{version}:{block}", artifact.folder, artifact.manifest))
-        for block in block_hashes(artifact.manifest)
-    ]
-
-
-def _run_facets(manifest: Manifest) -> dict[str, Any]:
-    facets = {
-        "processing_engine": _facet(
-            "1-1-1/ProcessingEngineRunFacet.json#/$defs/ProcessingEngineRunFacet",
-            version=manifest.delift_version,
-            name="delift",
-        ),
-        "delift_code": _facet(
-            "",
-            codeVersion=manifest.code_version,
-            gitCommit=manifest.git_commit,
-            packages=manifest.packages,
-            request=manifest.request,
-        ),
-    }
-    parent = _uuid(manifest.run_id)
-    if parent:
-        facets["parent"] = _facet(
-            "1-0-1/ParentRunFacet.json#/$defs/ParentRunFacet",
-            run={"runId": parent},
-            job={"namespace": "dagster", "name": "delift"},
-        )
-    return facets
-
-
-def _uuid(text: str | None) -> str | None:
-    """A Dagster run id, if it is the UUID that the specification asks for."""
+def _run_facets(manifest: Manifest) -> dict[str, RunFacet]:
+    engine = processing_engine_run.ProcessingEngineRunFacet(manifest.delift_version, "delift")
+    facets: dict[str, RunFacet] = {"processing_engine": engine}
     try:
-        return str(uuid.UUID(text)) if text else None
-    except ValueError:
-        return None
+        run = str(uuid.UUID(manifest.run_id or ""))
+    except ValueError:  # The specification asks for a UUID.
+        return facets
+    job = parent_run.Job("dagster", "delift", facets=None)
+    return facets | {"parent": parent_run.ParentRunFacet(parent_run.Run(run, facets=None), job)}
 
 
-def _input(home: Home, child: Artifact, edge: Cause) -> dict[str, Any]:
-    if edge.stored is None:
-        return {"namespace": NAMESPACE, "name": edge.parent, "facets": _version(edge.recorded)}
-    shown = _dataset(home, edge.stored)
-    return {**shown, "name": edge.parent, "facets": shown["facets"] | _version(edge.recorded)}
-
-
-def _dataset(home: Home, artifact: Artifact) -> dict[str, Any]:
-    path = artifact.folder.relative_to(home.root).as_posix()
-    facets = {
-        "dataSource": _facet(
-            "1-0-1/DatasourceDatasetFacet.json#/$defs/DatasourceDatasetFacet",
-            name=NAMESPACE,
-            uri=f"file:{path}",
-        ),
-        **_version(current_hash(artifact) or artifact.manifest.content_hash),
-        **_schema(artifact),
-    }
-    return {"namespace": NAMESPACE, "name": artifact.name, "facets": facets}
-
-
-def _version(digest: str) -> dict[str, Any]:
-    where = "1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet"
-    return {"version": _facet(where, datasetVersion=digest)}
-
-
-def _schema(artifact: Artifact) -> dict[str, Any]:
-    """Columns and types of the artifact's table, where it has one."""
-    path = artifact.folder / SCHEMA_FILES.get(artifact.kind, "")
-    if not path.is_file():
-        return {}
-    fields = [
-        {"name": name, "type": str(kind)} for name, kind in pl.read_parquet_schema(path).items()
+def _outputs(home: Home, artifact: Artifact) -> list[OutputDataset]:
+    """What a run wrote: the artifact, or each block of a kernel, since others name the blocks."""
+    names = [artifact.name]
+    if artifact.kind == "kernel":
+        names = [f"kernel:{artifact.version}:{block}" for block in block_hashes(artifact.manifest)]
+    stored = [Artifact(name, artifact.folder, artifact.manifest) for name in names]
+    return [
+        OutputDataset(NAMESPACE, one.name, outputFacets=None, facets=_facets(home, one))
+        for one in stored
     ]
-    where = "1-1-1/SchemaDatasetFacet.json#/$defs/SchemaDatasetFacet"
-    return {"schema": _facet(where, fields=fields)}
 
 
-def _facet(where: str, **values: Any) -> dict[str, Any]:
-    """A facet with what every facet needs; our own ones name this program as their schema."""
-    url = f"{FACETS}/{where}" if where else f"{PRODUCER}:DeliftCodeRunFacet"
-    return {"_producer": PRODUCER, "_schemaURL": url, **values}
+def _facets(home: Home, artifact: Artifact) -> dict[str, DatasetFacet]:
+    """Where an artifact lies, its hash, and the columns of its table, where it has one."""
+    place = f"file:{artifact.folder.relative_to(home.root).as_posix()}"
+    digest = current_hash(artifact) or artifact.manifest.content_hash
+    facets: dict[str, DatasetFacet] = {
+        "dataSource": datasource_dataset.DatasourceDatasetFacet(NAMESPACE, place),
+        "version": dataset_version_dataset.DatasetVersionDatasetFacet(digest),
+    }
+    table = artifact.folder / SCHEMA_FILES.get(artifact.kind, "")
+    if table.is_file():
+        columns = [
+            schema_dataset.SchemaDatasetFacetFields(name, str(kind), fields=None)
+            for name, kind in pl.read_parquet_schema(table).items()
+        ]
+        facets["schema"] = schema_dataset.SchemaDatasetFacet(columns)
+    return facets
