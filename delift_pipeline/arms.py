@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.lineage.existing import kin_of
 from delift_pipeline.selection.budget import BudgetText, parse_budget
 from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
@@ -167,7 +168,7 @@ class Arm(ArmSettings):
     @property
     def kin(self) -> str:
         """The instruction-tuning arm of the same selector and variant, as first versions have."""
-        return f"instruction_tuning.{self.name.split('.', 1)[1]}"
+        return kin_of(self.name)
 
 
 @dataclass(frozen=True)

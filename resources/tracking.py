@@ -7,13 +7,12 @@ import dagster as dg
 from pydantic import Field
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.lineage.tracking import URI_VARIABLE
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker
 
-EXPERIMENT_VARIABLE = "DELIFT_EXPERIMENT"
+URI_VARIABLE, EXPERIMENT_VARIABLE = "DELIFT_TRACKING_URI", "DELIFT_EXPERIMENT"
 DEFAULT_EXPERIMENT = "delift"
 
 
@@ -47,22 +46,13 @@ class TrackingResource(dg.ConfigurableResource):
         if not self.enabled:
             return None
         uri = self.uri or os.environ.get(URI_VARIABLE) or None
+        if uri and not uri.startswith(("http://", "https://")):
+            raise Refused(
+                Fault(
+                    f"{uri!r} is no tracking server: give http://host:port or https://host, or "
+                    "nothing for the home's own store",
+                    field="tracking.uri",
+                )
+            )
         name = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
-        return Tracker(home, checked_uri(uri), name, lazy=True)
-
-
-def checked_uri(uri: str | None) -> str | None:
-    """The address of a tracking server, if it is one.
-
-    Raises:
-        Refused: it is a path, a database or anything else but http(s).
-    """
-    if uri is None or uri.startswith(("http://", "https://")):
-        return uri
-    raise Refused(
-        Fault(
-            f"{uri!r} is no tracking server: give http://host:port or https://host, or nothing "
-            "for the home's own store",
-            field="tracking.uri",
-        )
-    )
+        return Tracker(home, uri, name, lazy=True)

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,12 +109,12 @@ def _answered(home: Home, option: str, value: str) -> tuple[dict[str, Any], str]
     from delift_pipeline.lineage.version import version_lineage
 
     if option == "--adapter":
-        found = adapter_lineage(home, *split_adapter(value)).as_json()
+        found = asdict(adapter_lineage(home, *split_adapter(value)))
         return found, _adapter_text(found)
     if option == "--record":
-        found = record_lineage(home, value).as_json()
+        found = asdict(record_lineage(home, value))
         return found, _record_text(found)
-    found = version_lineage(home, value).as_json()
+    found = asdict(version_lineage(home, value))
     return found, _version_text(found)
 
 

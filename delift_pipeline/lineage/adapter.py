@@ -1,6 +1,6 @@
 """From an adapter to its causes: data, records, reasons, model, scores, code and runs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,22 @@ import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.result import REPORT
-from delift_pipeline.lineage.artifacts import Artifact, Cause, causes, found
+from delift_pipeline.lineage.artifacts import Artifact, causes, found
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home, checked_arm, checked_version
 from delift_pipeline.storage.manifest import rebuild_reason
+
+_BASICS = {"content_hash", "created", "counts"}
+_REASONS = {
+    "source_id": pl.String,
+    "gain": pl.Float64,
+    "trust": pl.Float64,
+    "replayed": pl.Boolean,
+    "covers": pl.List(pl.String),
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,6 @@ class AdapterLineage:
     causes: list[dict[str, str | None]] = field(repr=False)
     notes: list[str]
 
-    def as_json(self) -> dict[str, Any]:
-        """The lineage as plain data."""
-        return asdict(self)
-
 
 def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     """Everything an adapter was made of.
@@ -62,22 +67,62 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     """
     adapter = stored_adapter(home, version, arm)
     edges = causes(home, adapter)
-    report = found(home, f"report:{version}:{arm}")
-    above = _distinct(edges)
+    report, subset = (found(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset"))
+    measured = adapter.manifest.content_hash
+    own_report = report is not None and report.manifest.parents.get(adapter.name) == measured
+    known = tracked(adapter.folder)
     records = _records(home, adapter)
+    # The stored parents, nearest first; a kernel's blocks are one artifact.
+    by_folder: dict[Path, Artifact] = {}
+    for edge in edges:
+        if edge.stored is not None:
+            by_folder.setdefault(edge.stored.folder, edge.stored)
+    above = {one.name: one for one in by_folder.values()}
     artifacts = [adapter, *above.values(), *([report] if report else [])]
+
+    notes = [
+        f"{edge.parent} is {edge.state} {edge.child} was made"
+        for edge in edges
+        if edge.state != "as recorded"
+    ]
+    if marked := rebuild_reason(adapter.folder):
+        notes.append(f"{adapter.name} is marked for rebuilding: {marked}")
+    if records is None:
+        notes.append("the list of its records is lost: its subset was chosen anew since")
+    if report and not own_report:
+        notes.append(f"{report.name} measures another adapter than the one that is stored")
+    metrics = {}
+    if report and own_report and (report.folder / REPORT).is_file():
+        metrics = read_json(report.folder / REPORT)["evaluation"]["metrics"]
+
     return AdapterLineage(
         adapter=_described(home, adapter),
         data=_data(home, adapter, above),
         records=None if records is None else records.to_dicts(),
-        subset=_subset(home, f"subset:{version}:{arm}"),
+        subset=_asked_and_found(subset) if subset else {},
         model=_model(home, adapter),
-        scores=_scores(home, edges),
-        runs=_runs(adapter, artifacts),
-        code={one.name: _code(one) for one in artifacts},
-        metrics=_metrics(report, adapter),
+        scores=[
+            {
+                **edge.as_json(home.root),
+                "counts": edge.stored.manifest.counts if edge.stored else {},
+            }
+            for edge in edges
+            if edge.parent.startswith(("kernel:", "scores:", "plan:"))
+        ],
+        runs={
+            "dagster": {one.name: one.manifest.run_id for one in artifacts if one.manifest.run_id},
+            "mlflow": {key: known.get(key) for key in ("run_id", "link")} if known else None,
+        },
+        code={
+            one.name: {
+                "delift": one.manifest.delift_version,
+                **one.manifest.model_dump(include={"code_version", "git_commit", "packages"}),
+            }
+            for one in artifacts
+        },
+        metrics=metrics,
         causes=[edge.as_json(home.root) for edge in edges],
-        notes=_notes(adapter, edges, records, report),
+        notes=notes,
     )
 
 
@@ -95,21 +140,6 @@ def stored_adapter(home: Home, version: str, arm: str) -> Artifact:
     return adapter
 
 
-def adapter_records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
-    """The records that shaped an adapter (`trained_on.SCHEMA`), or None where the list is lost."""
-    subset = home.subset(str(adapter.version), str(adapter.arm))
-    return trained_on(adapter.folder, adapter.manifest, adapter.name, subset)
-
-
-def _distinct(edges: list[Cause]) -> dict[str, Artifact]:
-    """The stored parents by name, nearest first; a kernel's blocks are one artifact."""
-    known: dict[Path, Artifact] = {}
-    for edge in edges:
-        if edge.stored is not None:
-            known.setdefault(edge.stored.folder, edge.stored)
-    return {one.name: one for one in known.values()}
-
-
 def _described(home: Home, adapter: Artifact) -> dict[str, Any]:
     own = adapter.manifest
     return {
@@ -117,85 +147,35 @@ def _described(home: Home, adapter: Artifact) -> dict[str, Any]:
         "version": adapter.version,
         "arm": adapter.arm,
         "path": adapter.folder.relative_to(home.root).as_posix(),
-        "content_hash": own.content_hash,
-        "created": own.created,
-        "counts": own.counts,
-        "training": own.request.get("training"),
-        "seed": own.request.get("seed"),
+        **own.model_dump(include=_BASICS),
+        **{key: own.request.get(key) for key in ("training", "seed")},
         **{key: own.details.get(key) for key in ("method", "started_from")},
         "rebuild": rebuild_reason(adapter.folder),
     }
 
 
 def _data(home: Home, adapter: Artifact, above: dict[str, Artifact]) -> list[dict[str, Any]]:
-    names = dict.fromkeys([f"dataset:{adapter.version}"])
-    names |= dict.fromkeys(name for name in above if name.startswith("dataset:"))
-    stored = [one for one in (found(home, name) for name in names) if one is not None]
+    names = [f"dataset:{adapter.version}", *(one for one in above if one.startswith("dataset:"))]
+    stored = [one for name in dict.fromkeys(names) if (one := found(home, name)) is not None]
     return [
         {
             "version": one.version,
-            "dataset": one.manifest.details["dataset"],
-            "content_hash": one.manifest.content_hash,
-            "parents": one.manifest.details["parents"],
-            "counts": one.manifest.counts,
-            "model": one.manifest.details.get("model"),
-            "template": one.manifest.details.get("template"),
+            **one.manifest.model_dump(include={"content_hash", "counts"}),
+            **{
+                key: one.manifest.details.get(key)
+                for key in ("dataset", "parents", "model", "template")
+            },
         }
         for one in stored
     ]
 
 
-def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
-    """The records with their reasons, where the subset that names them is still stored."""
-    records = adapter_records(home, adapter)
-    if records is None:
-        return None
-    reasons = [_reasons(home, name) for name in records["adapter"].unique(maintain_order=True)]
-    known = pl.concat([one for one in reasons if one is not None] or [_no_reasons()])
-    return records.join(known, on=["record_id", "adapter"], how="left", maintain_order="left")
-
-
-_REASONS = {
-    "source_id": pl.String,
-    "gain": pl.Float64,
-    "trust": pl.Float64,
-    "replayed": pl.Boolean,
-    "covers": pl.List(pl.String),
-}
-
-
-def _no_reasons() -> pl.DataFrame:
-    return pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})
-
-
-def _reasons(home: Home, adapter: str) -> pl.DataFrame | None:
-    """Reasons of the subset an adapter was trained on, unless it was chosen anew since."""
-    _, version, arm = adapter.split(":")
-    path = home.subset(version, arm) / SUBSET_FILE
-    stored, subset = found(home, adapter), found(home, f"subset:{version}:{arm}")
-    if stored is None or subset is None or not path.is_file():
-        return None
-    if stored.manifest.parents.get(subset.name) != subset.manifest.content_hash:
-        return None
-    frame = pl.read_parquet(path)
-    columns = [
-        pl.col(name).cast(kind) if name in frame.columns else pl.lit(None, dtype=kind).alias(name)
-        for name, kind in _REASONS.items()
-    ]
-    return frame.select("record_id", *columns, pl.lit(adapter).alias("adapter"))
-
-
-def _subset(home: Home, name: str) -> dict[str, Any]:
-    subset = found(home, name)
-    if subset is None:
-        return {}
+def _asked_and_found(subset: Artifact) -> dict[str, Any]:
     own = subset.manifest
     facts = ("objective", "value", "value_random", "notes")
     return {
-        "name": name,
-        "content_hash": own.content_hash,
-        "created": own.created,
-        "counts": own.counts,
+        "name": subset.name,
+        **own.model_dump(include=_BASICS),
         **own.request,
         **{key: own.details.get(key) for key in facts},
     }
@@ -209,57 +189,23 @@ def _model(home: Home, adapter: Artifact) -> dict[str, Any]:
     return {"fingerprint": fingerprint, **(store.manifest.details if store else {})}
 
 
-def _scores(home: Home, edges: list[Cause]) -> list[dict[str, Any]]:
-    kinds = ("kernel:", "scores:", "plan:")
-    return [
-        {**edge.as_json(home.root), "counts": edge.stored.manifest.counts if edge.stored else {}}
-        for edge in edges
-        if edge.parent.startswith(kinds)
-    ]
-
-
-def _runs(adapter: Artifact, artifacts: list[Artifact]) -> dict[str, Any]:
-    known = tracked(adapter.folder)
-    return {
-        "dagster": {one.name: one.manifest.run_id for one in artifacts if one.manifest.run_id},
-        "mlflow": {"run_id": known.get("run_id"), "link": known.get("link")} if known else None,
-    }
-
-
-def _code(artifact: Artifact) -> dict[str, Any]:
-    own = artifact.manifest
-    return {
-        "code_version": own.code_version,
-        "delift": own.delift_version,
-        "git_commit": own.git_commit,
-        "packages": own.packages,
-    }
-
-
-def _metrics(report: Artifact | None, adapter: Artifact) -> dict[str, Any]:
-    """The report's metrics, if they are this adapter's."""
-    if report is None or not (report.folder / REPORT).is_file():
-        return {}
-    if report.manifest.parents.get(adapter.name) != adapter.manifest.content_hash:
-        return {}
-    return read_json(report.folder / REPORT)["evaluation"]["metrics"]
-
-
-def _notes(
-    adapter: Artifact,
-    edges: list[Cause],
-    records: pl.DataFrame | None,
-    report: Artifact | None,
-) -> list[str]:
-    notes = [f"{edge.parent} is {edge.state} {edge.child} was made" for edge in _not_as(edges)]
-    if marked := rebuild_reason(adapter.folder):
-        notes.append(f"{adapter.name} is marked for rebuilding: {marked}")
+def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
+    """The records with their reasons, where the subset that names them is still stored."""
+    records = trained_on(home, adapter)
     if records is None:
-        notes.append("the list of its records is lost: its subset was chosen anew since")
-    if report and report.manifest.parents.get(adapter.name) != adapter.manifest.content_hash:
-        notes.append(f"{report.name} measures another adapter than the one that is stored")
-    return notes
-
-
-def _not_as(edges: list[Cause]) -> list[Cause]:
-    return [edge for edge in edges if edge.state != "as recorded"]
+        return None
+    reasons = [pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})]
+    for name in records["adapter"].unique(maintain_order=True):
+        stored, subset = found(home, name), found(home, name.replace("adapter:", "subset:", 1))
+        if not stored or not subset or not (subset.folder / SUBSET_FILE).is_file():
+            continue
+        if stored.manifest.parents.get(subset.name) != subset.manifest.content_hash:
+            continue  # It was chosen anew since.
+        frame = pl.read_parquet(subset.folder / SUBSET_FILE)
+        columns = [
+            (pl.col(key) if key in frame.columns else pl.lit(None)).cast(kind).alias(key)
+            for key, kind in _REASONS.items()
+        ]
+        reasons.append(frame.select("record_id", *columns, pl.lit(name).alias("adapter")))
+    known = pl.concat(reasons)
+    return records.join(known, on=["record_id", "adapter"], how="left", maintain_order="left")

@@ -16,7 +16,6 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest
 from delift_pipeline.utility.kernel import block_hashes
 
 ARM_KINDS = {"subset": "subsets", "adapter": "adapters", "report": "reports"}
-AS_RECORDED, CHANGED, GONE = "as recorded", "changed since", "gone"
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,17 @@ class Artifact:
     @property
     def kind(self) -> str:
         """The first part of the name."""
-        return self.name.split(":", 1)[0]
+        return self.name.split(":")[0]
 
     @property
     def version(self) -> str | None:
         """The dataset version it belongs to, if any."""
-        return version_of(self.name)
+        return (*self.name.split(":"), None)[1]
 
     @property
     def arm(self) -> str | None:
         """The arm it belongs to, if any."""
-        return arm_of(self.name)
+        return self.name.split(":")[2] if self.kind in ARM_KINDS else None
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,6 @@ class Cause:
         }
 
 
-def version_of(name: str) -> str | None:
-    """The version in an artifact's name."""
-    parts = name.split(":")
-    return parts[1] if len(parts) > 1 else None
-
-
-def arm_of(name: str) -> str | None:
-    """The arm in an artifact's name."""
-    parts = name.split(":")
-    return parts[2] if len(parts) > 2 and parts[0] in ARM_KINDS else None
-
-
 def found(home: Home, name: str, fingerprint: str | None = None) -> Artifact | None:
     """The stored artifact of a name, or None.
 
@@ -102,34 +89,35 @@ def found(home: Home, name: str, fingerprint: str | None = None) -> Artifact | N
     Raises:
         DeliftError: its manifest is damaged.
     """
-    folder = _folder(home, name, fingerprint)
-    manifest = read_manifest(folder) if folder else None
-    return Artifact(name, folder, manifest) if folder and manifest else None
-
-
-def _folder(home: Home, name: str, fingerprint: str | None) -> Path | None:
-    kind, _, rest = name.partition(":")
-    version, _, last = rest.partition(":")
+    kind, version, last = (*name.split(":", 2), "", "")[:3]
     if kind in ARM_KINDS:
-        return home.root / ARM_KINDS[kind] / version / last
-    if kind in ("dataset", "heldout"):
-        return home.dataset(version)
-    if kind == "plan":
-        return home.plan(version)
-    if fingerprint is None:
+        folder = home.root / ARM_KINDS[kind] / version / last
+    elif kind in ("dataset", "heldout"):
+        folder = home.dataset(version)
+    elif kind == "plan":
+        folder = home.plan(version)
+    elif fingerprint is None:
         return None
-    if kind == "kernel":
-        return home.kernel(version, fingerprint)
-    scores = home.scores(fingerprint)
-    return scores if kind == "model" else scores / "versions" / version / "in_context"
+    elif kind == "kernel":
+        folder = home.kernel(version, fingerprint)
+    else:
+        scores = home.scores(fingerprint)
+        folder = scores if kind == "model" else scores / "versions" / version / "in_context"
+    return next(_stored(name, folder), None)
+
+
+def _stored(name: str, folder: Path) -> Iterator[Artifact]:
+    """The artifact in a folder, if there is one."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        yield Artifact(name, folder, manifest)
 
 
 def current_hash(artifact: Artifact) -> str | None:
     """The stored artifact's hash as its children record it (a kernel's by block)."""
-    kind, manifest = artifact.kind, artifact.manifest
-    if kind != "kernel":
-        return manifest.content_hash
-    return block_hashes(manifest).get(artifact.name.split(":", 2)[2])
+    if artifact.kind != "kernel":
+        return artifact.manifest.content_hash
+    return block_hashes(artifact.manifest).get(artifact.name.split(":", 2)[2])
 
 
 def causes(home: Home, artifact: Artifact) -> list[Cause]:
@@ -141,8 +129,7 @@ def causes(home: Home, artifact: Artifact) -> list[Cause]:
     edges: list[Cause] = []
     queue, seen = [artifact], {artifact.name}
     while queue:
-        child = queue.pop(0)
-        for edge in direct_causes(home, child):
+        for edge in direct_causes(home, queue.pop(0)):
             edges.append(edge)
             if edge.stored is not None and edge.parent not in seen:
                 seen.add(edge.parent)
@@ -152,64 +139,44 @@ def causes(home: Home, artifact: Artifact) -> list[Cause]:
 
 def direct_causes(home: Home, child: Artifact) -> Iterator[Cause]:
     """What one artifact was made of, as its manifest records it."""
-    own = child.manifest
-    for parent, recorded in own.parents.items():
-        fingerprint = recorded if parent == "model" else own.fingerprint
-        stored = found(home, _named(parent, child), fingerprint)
-        yield Cause(child.name, parent, recorded, stored, _state(stored, recorded))
-
-
-def _named(parent: str, child: Artifact) -> str:
-    """A parent's full name: the base model's report names its held-out set without the version."""
-    return f"heldout:{child.version}" if parent == "heldout" else parent
-
-
-def _state(stored: Artifact | None, recorded: str) -> str:
-    if stored is None:
-        return GONE
-    # A held-out set is recorded by the digest of the rows that were measured, a version by its own.
-    same = stored.kind == "heldout" or current_hash(stored) == recorded
-    return AS_RECORDED if same else CHANGED
-
-
-def arm_artifacts(home: Home, kind: str, version: str) -> Iterator[Artifact]:
-    """The stored subsets, adapters or reports of one version, by arm."""
-    root = home.root / ARM_KINDS[kind] / version
-    for arm in folders(root):
-        if ARM_PATTERN.fullmatch(arm.name):
-            manifest = read_manifest(arm)
-            if manifest is not None:
-                yield Artifact(f"{kind}:{version}:{arm.name}", arm, manifest)
+    for parent, recorded in child.manifest.parents.items():
+        # The base model's report names its held-out set without the version.
+        name = f"heldout:{child.version}" if parent == "heldout" else parent
+        fingerprint = recorded if parent == "model" else child.manifest.fingerprint
+        stored, state = found(home, name, fingerprint), "gone"
+        if stored is not None:
+            # A held-out set is recorded by the digest of the rows measured, a version by its own.
+            same = stored.kind == "heldout" or current_hash(stored) == recorded
+            state = "as recorded" if same else "changed since"
+        yield Cause(child.name, parent, recorded, stored, state)
 
 
 def all_artifacts(home: Home) -> Iterator[Artifact]:
     """Every artifact with a manifest: datasets, plans, kernels, subsets, adapters, reports."""
     for version in home.versions():
-        for name in (f"dataset:{version}", f"plan:{version}"):
-            artifact = found(home, name)
-            if artifact is not None:
-                yield artifact
+        yield from _stored(f"dataset:{version}", home.dataset(version))
+        yield from _stored(f"plan:{version}", home.plan(version))
         yield from version_kernels(home, version)
-        yield from version_scores(home, version)
+        # What was scored for the version, one for each fingerprint and part.
+        for store in folders(home.root / "scores"):
+            for folder in folders(store / "versions" / version):
+                yield from _stored(f"scores:{version}", folder)
         for kind in ARM_KINDS:
             yield from arm_artifacts(home, kind, version)
+
+
+def arm_artifacts(home: Home, kind: str, version: str) -> Iterator[Artifact]:
+    """The stored subsets, adapters or reports of one version, by arm."""
+    for folder in folders(home.root / ARM_KINDS[kind] / version):
+        if ARM_PATTERN.fullmatch(folder.name):
+            yield from _stored(f"{kind}:{version}:{folder.name}", folder)
 
 
 def version_kernels(home: Home, version: str) -> Iterator[Artifact]:
     """A version's kernels, one for each fingerprint."""
     for folder in folders(home.root / "kernels" / version):
-        manifest = read_manifest(folder) if FINGERPRINT_PATTERN.fullmatch(folder.name) else None
-        if manifest is not None:
-            yield Artifact(f"kernel:{version}", folder, manifest)
-
-
-def version_scores(home: Home, version: str) -> Iterator[Artifact]:
-    """What was scored for a version, one for each fingerprint and part."""
-    for store in folders(home.root / "scores"):
-        for folder in folders(store / "versions" / version):
-            manifest = read_manifest(folder)
-            if manifest is not None:
-                yield Artifact(f"scores:{version}", folder, manifest)
+        if FINGERPRINT_PATTERN.fullmatch(folder.name):
+            yield from _stored(f"kernel:{version}", folder)
 
 
 def folders(root: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.arms import Arm
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.storage.home import Home
@@ -28,7 +27,7 @@ class Existing:
     arms: dict[str, str]
 
 
-def existing_of(home: Home, dataset: DatasetVersion, arm: Arm) -> Existing:
+def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
     """The records that the parents' models were trained on, under the same arm.
 
     A parent without that arm (a first version has no continual one) counts with its
@@ -51,7 +50,7 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: Arm) -> Existing:
         parents[f"subset:{name}:{arms[name]}"] = manifest.content_hash
         ids = pl.read_parquet(home.subset(name, arms[name]) / SUBSET_FILE)["record_id"]
         frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
-        if arms[name] == arm.name:
+        if arms[name] == arm:
             before = existing_of(home, parent, arm)
             frames.append(before.records)
             parents |= before.parents
@@ -59,15 +58,21 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: Arm) -> Existing:
     return Existing(records, parents, arms)
 
 
-def _subset_of(home: Home, parent: str, arm: Arm, version: str) -> tuple[str, Manifest]:
-    for name in (arm.name, arm.kin):
+def kin_of(arm: str) -> str:
+    """The instruction-tuning arm of the same selector and variant, as first versions have."""
+    return f"instruction_tuning.{arm.split('.', 1)[1]}"
+
+
+def _subset_of(home: Home, parent: str, arm: str, version: str) -> tuple[str, Manifest]:
+    kin = kin_of(arm)
+    for name in (arm, kin):
         manifest = read_manifest(home.subset(parent, name))
         if manifest is not None:
             return name, manifest
     raise Refused(
         Fault(
-            f"arm {arm.name} of {version} continues what {parent} trained on, and {parent} has no "
-            f"subset of {arm.name} or {arm.kin}: `delift run --version {parent} --arm {arm.kin}` "
+            f"arm {arm} of {version} continues what {parent} trained on, and {parent} has no "
+            f"subset of {arm} or {kin}: `delift run --version {parent} --arm {kin}` "
             "first, or ingest the version with existing: pool",
             field="existing",
         )

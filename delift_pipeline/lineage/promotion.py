@@ -1,25 +1,45 @@
-"""Moving `champion` and `challenger`: the rule of `champion.py` on what a home has evaluated."""
+"""Which adapter is the champion of its data set, stage and base model, and which the challenger.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+The rule, on one metric (the first that any candidate measured, in the order tables show them):
+
+1. A candidate is eligible if it is not worse than the base model nor than its stage's random arm
+   on the same version: the mean difference, paired by held-out record, has the right sign or is
+   zero. A random arm is held against the base model alone.
+2. What cannot be compared is not eligible: a metric that was not measured or is not finite, a base
+   model or random arm that is not evaluated yet, and rows that are missing: a held-out record that
+   only one of the two was measured on, since leaving out hard records would look like an
+   improvement.
+3. The champion stays while it is eligible, and a tie leaves it where it is. A candidate takes over
+   only if it is better on the held-out records both were measured on, of which there must be one.
+   Among candidates without a champion the same contest is held in order of version and arm.
+4. The challenger is the winner of the same contest among the eligible rest.
+
+The means decide, their standard errors are only told: the rule keeps a worse adapter from being
+champion, it does not claim that the champion's lead is significant.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from delift_pipeline.arms import Arm, load_arms
+import polars as pl
+
 from delift_pipeline.evaluation.base import stage_heldout
-from delift_pipeline.evaluation.result import REPORT, Evaluation, read_evaluation, restricted
-from delift_pipeline.lineage.champion import Candidate, Standing, standing
-from delift_pipeline.lineage.tracked_models import (
-    ADAPTER,
-    Alias,
-    point,
-    registered_name,
-    versions_of,
-    with_alias,
+from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, MetricName
+from delift_pipeline.evaluation.result import (
+    REPORT,
+    Evaluation,
+    differences,
+    read_evaluation,
+    restricted,
 )
-from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.formatting import with_error
+from delift_pipeline.lineage.tracked import registered_name
+from delift_pipeline.lineage.tracking import PREFIX, Tracker, split_arm
 from delift_pipeline.lineage.tracking_store import store_lock
-from delift_pipeline.lineage.tracking_values import PREFIX
 from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.selection.options import Stage
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
@@ -27,25 +47,134 @@ from delift_pipeline.storage.manifest import read_manifest
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-VERSION, ARM, STANDING = f"{PREFIX}version", f"{PREFIX}arm", f"{PREFIX}standing"
-ALIASES: tuple[Alias, ...] = ("champion", "challenger")
+STANDING = f"{PREFIX}standing"
+
+Key = tuple[str, str, str]
+"""What tells adapters apart: dataset version, arm and content hash."""
 
 
 @dataclass(frozen=True)
-class Contest:
-    """The adapters of one registered model that compete.
+class Candidate:
+    """An evaluated adapter and what it must not be worse than.
 
     Attributes:
-        name: The registered model.
-        candidates: The evaluated arms of one version and stage, and the present holders of the
-            aliases.
+        version: The dataset version.
+        arm: The arm.
+        adapter: The adapter's content hash.
+        own: Its evaluation.
+        base: The base model's on the same held-out set; None where it is missing.
+        random: The stage's random arm's; None where it is missing.
+        is_random: Whether this is a random arm itself.
     """
 
-    name: str
-    candidates: tuple[Candidate, ...]
+    version: str
+    arm: str
+    adapter: str
+    own: Evaluation = field(repr=False)
+    base: Evaluation | None = field(repr=False)
+    random: Evaluation | None = field(repr=False, default=None)
+    is_random: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What tells it from other adapters."""
+        return self.version, self.arm, self.adapter
 
 
-def settle(home: Home, tracker: Tracker, dataset: DatasetVersion, stage: str, model: str) -> str:
+@dataclass(frozen=True)
+class Standing:
+    """The outcome of a contest.
+
+    Attributes:
+        metric: The metric that decided; None where nothing was measured.
+        champion: The best eligible adapter, or None.
+        challenger: The best of the others, or None.
+        objections: Candidate -> why it is not eligible.
+    """
+
+    metric: MetricName | None
+    champion: Candidate | None
+    challenger: Candidate | None
+    objections: dict[Key, str]
+
+    def place(self, candidate: Candidate) -> str:
+        """How a candidate stands, in a word, or why it is not eligible."""
+        if candidate is self.champion:
+            return "champion"
+        if candidate is self.challenger:
+            return "challenger"
+        return self.objections.get(candidate.key, "eligible")
+
+
+def standing(candidates: Sequence[Candidate], champion: Key | None = None) -> Standing:
+    """Decide the contest.
+
+    Args:
+        candidates: Every evaluated adapter that takes part.
+        champion: The key of the present champion, if there is one.
+    """
+    measured = {name for one in candidates for name in one.own.metrics}
+    metric: MetricName | None = next((name for name in METRICS if name in measured), None)
+    if metric is None:
+        return Standing(None, None, None, {})
+    found = {one.key: _objection(one, metric) for one in candidates}
+    eligible = sorted(
+        (one for one in candidates if found[one.key] is None),
+        key=lambda one: (one.key != champion, one.key),
+    )
+    best = _winner(eligible, metric)
+    second = _winner([one for one in eligible if one is not best], metric)
+    return Standing(metric, best, second, {key: why for key, why in found.items() if why})
+
+
+def _objection(candidate: Candidate, metric: MetricName) -> str | None:
+    """Why a candidate cannot be champion, in a few words; None where it can."""
+    title, own = METRICS[metric].title, candidate.own
+    value = own.metrics.get(metric)
+    if value is None or not math.isfinite(value):
+        return f"its {title} was not measured" if value is None else f"its {title} is {value}"
+    references = {"the base model": candidate.base}
+    if not candidate.is_random:
+        references["the random arm"] = candidate.random
+    for name, reference in references.items():
+        if reference is None:
+            return f"{name} is not evaluated on {candidate.version} yet"
+        if missing := rows(reference, metric) ^ rows(own, metric):
+            what = f"{title} and that of {name} are on different records"
+            return f"{what} ({len(missing)} in one only)"
+        gap = differences(own, reference)[metric]
+        if not gap.improvement >= 0:
+            lead = with_error(-gap.improvement, gap.se, 4, ascii_only=True)
+            return f"{title} {name} is better by {lead}"
+    return None
+
+
+def rows(evaluation: Evaluation, metric: MetricName) -> set[str]:
+    """The held-out records that a metric was measured on."""
+    samples = evaluation.samples
+    if metric not in samples.columns:
+        return set()
+    return set(samples.filter(pl.col(metric).is_not_null())["record_id"])
+
+
+def _winner(eligible: Sequence[Candidate], metric: MetricName) -> Candidate | None:
+    """Each in turn against the best so far; a tie leaves the earlier one where it is."""
+    best: Candidate | None = None
+    for one in eligible:
+        gap = differences(one.own, best.own).get(metric) if best else None
+        if best is None or (gap is not None and gap.improvement > 0):
+            best = one
+    return best
+
+
+def settle(
+    home: Home,
+    tracker: Tracker,
+    dataset: DatasetVersion,
+    stage: Stage,
+    model: str,
+    arms: Mapping[str, EvaluationOptions],
+) -> str:
     """Decide who is champion and challenger after an evaluation, and move the aliases.
 
     Args:
@@ -54,6 +183,7 @@ def settle(home: Home, tracker: Tracker, dataset: DatasetVersion, stage: str, mo
         dataset: The version that was evaluated on.
         stage: The stage that was evaluated.
         model: The base model's name, never a path.
+        arms: The names of all arms of the stage, with what each is measured by.
 
     Returns:
         One sentence on who is champion.
@@ -62,65 +192,74 @@ def settle(home: Home, tracker: Tracker, dataset: DatasetVersion, stage: str, mo
         DeliftError: the store cannot be used.
     """
     name = registered_name(tracker.experiment, dataset.manifest.details["dataset"], stage, model)
-    with tracker.explained():
-        _ = tracker.client  # Opening the store takes the same lock.
-    with store_lock(home):
-        held = {alias: _holder(tracker, name, alias) for alias in ALIASES}
-        contest = Contest(name, tuple(_candidates(home, dataset, stage, model, held.values())))
-        decided = standing(contest.candidates, held["champion"])
-        _move(tracker, contest, decided)
+    with tracker.explained(), store_lock(home):
+        client, where = tracker.client, f"name = '{name}'"
+        models = client.search_registered_models(where)
+        # Version numbers are integers in a database and text from a server.
+        aliases = {k: str(v) for k, v in models[0].aliases.items()} if models else {}
+        registered = {_key(version): version for version in client.search_model_versions(where)}
+        holders = {
+            alias: key
+            for key, version in registered.items()
+            for alias in ("champion", "challenger")
+            if aliases.get(alias) == str(version.version)
+        }
+        asked = {(dataset.version, arm) for arm in arms}
+        asked |= {key[:2] for key in holders.values() if key[1] in arms}
+        stored = set(home.versions())
+        found = [
+            _candidate(home, load_version(home, version), stage, arm, arms[arm], model)
+            for version, arm in sorted(asked)
+            if version in stored
+        ]
+        candidates = [one for one in found if one is not None]
+        decided = standing(candidates, holders.get("champion"))
+        for alias, chosen in (("champion", decided.champion), ("challenger", decided.challenger)):
+            to = registered.get(chosen.key) if chosen else None
+            if to is not None and holders.get(alias) != _key(to):
+                client.set_registered_model_alias(name, alias, str(to.version))
+            elif to is None and alias in aliases:
+                client.delete_registered_model_alias(name, alias)
+        for one in candidates:
+            version, text = registered.get(one.key), decided.place(one)
+            if version is not None and version.tags.get(STANDING) != text:
+                client.set_model_version_tag(name, str(version.version), STANDING, text)
     return _sentence(name, decided)
 
 
-def _holder(tracker: Tracker, name: str, alias: Alias) -> tuple[str, str, str] | None:
-    version = with_alias(tracker, name, alias)
-    return None if version is None else _key(version)
-
-
-def _key(version: "ModelVersion") -> tuple[str, str, str]:
+def _key(version: "ModelVersion") -> Key:
     tags = version.tags
-    return tags.get(VERSION, ""), tags.get(ARM, ""), tags.get(ADAPTER, "")
+    named, arm, adapter = (tags.get(PREFIX + tag, "") for tag in ("version", "arm", "adapter"))
+    return named, arm, adapter
 
 
-def _candidates(
+def _candidate(
     home: Home,
     dataset: DatasetVersion,
-    stage: str,
+    stage: Stage,
+    arm: str,
+    options: EvaluationOptions,
     model: str,
-    holders: Iterable[tuple[str, str, str] | None],
-) -> list[Candidate]:
-    arms = {arm.name: arm for arm in load_arms(home) if arm.stage == stage}
-    asked = {(dataset.version, name) for name in arms}
-    asked |= {(held[0], held[1]) for held in holders if held and held[1] in arms}
-    known = set(home.versions())
-    found = [
-        candidate_of(home, load_version(home, version), arms[name], model)
-        for version, name in sorted(asked)
-        if version in known
-    ]
-    return [one for one in found if one is not None]
-
-
-def candidate_of(home: Home, dataset: DatasetVersion, arm: Arm, model: str) -> Candidate | None:
+) -> Candidate | None:
     """An arm's evaluated adapter; None where it is not evaluated, or on another base model."""
     version = dataset.version
-    own = _evaluated(home, version, arm.name, model)
-    adapter = read_manifest(home.adapter(version, arm.name))
-    report = read_manifest(home.report(version, arm.name))
+    own = _evaluated(home, version, arm, model)
+    adapter = read_manifest(home.adapter(version, arm))
+    report = read_manifest(home.report(version, arm))
     if own is None or adapter is None or report is None or report.fingerprint is None:
         return None
-    if report.parents.get(f"adapter:{version}:{arm.name}") != adapter.content_hash:
+    if report.parents.get(f"adapter:{version}:{arm}") != adapter.content_hash:
         return None
-    heldout = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)
+    heldout = stage_heldout(dataset.heldout, dataset.target, stage, options)
     base = read_evaluation(home.base_report(version, report.fingerprint))
     return Candidate(
         version=version,
-        arm=arm.name,
+        arm=arm,
         adapter=adapter.content_hash,
         own=own,
         base=restricted(base, heldout["record_id"]) if base else None,
-        random=_evaluated(home, version, f"{arm.stage}.random", model, report.fingerprint),
-        is_random=arm.selector == "random",
+        random=_evaluated(home, version, f"{stage}.random", model, report.fingerprint),
+        is_random=split_arm(arm)[1] == "random",
     )
 
 
@@ -134,33 +273,6 @@ def _evaluated(
     facts = read_json(folder / REPORT)
     same = facts["model"] == model and fingerprint in (None, facts["fingerprint"])
     return evaluation if same else None
-
-
-def _move(tracker: Tracker, contest: Contest, decided: Standing) -> None:
-    """Point the aliases, and tag every registered candidate with how it stands."""
-    with tracker.explained():
-        known = {_key(version): version for version in versions_of(tracker, contest.name)}
-    chosen = {"champion": decided.champion, "challenger": decided.challenger}
-    for alias in ALIASES:
-        winner = chosen[alias]
-        point(tracker, contest.name, alias, known.get(winner.key) if winner else None)
-    for candidate in contest.candidates:
-        if candidate.key in known:
-            _tag(tracker, known[candidate.key], _place(candidate, decided))
-
-
-def _tag(tracker: Tracker, version: "ModelVersion", text: str) -> None:
-    if version.tags.get(STANDING) != text:
-        with tracker.explained():
-            tracker.client.set_model_version_tag(version.name, str(version.version), STANDING, text)
-
-
-def _place(candidate: Candidate, decided: Standing) -> str:
-    if candidate is decided.champion:
-        return "champion"
-    if candidate is decided.challenger:
-        return "challenger"
-    return decided.objections.get(candidate.key, "eligible")
 
 
 def _sentence(name: str, decided: Standing) -> str:

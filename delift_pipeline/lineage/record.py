@@ -1,8 +1,7 @@
 """From a record to everything it went into, and why it was taken or not."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -23,6 +22,8 @@ from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home
+
+Rows = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,6 @@ class RecordLineage:
     measured: list[dict[str, Any]] = field(default_factory=list)
     unscorable: dict[str, str] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """The lineage as plain data."""
-        return asdict(self)
-
 
 def record_lineage(home: Home, record: str) -> RecordLineage:
     """Follow a record downwards.
@@ -64,28 +61,29 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     Raises:
         Refused: no stored record is meant, or several are.
     """
-    places = stored_records(home)
-    name = find_record(places, record, "no record of any version")
-    own = places.filter(pl.col("record_id") == name)
+    records = stored_records(home)
+    name = find_record(records, record, "no record of any version")
+    own = records.filter(pl.col("record_id") == name)
     reached = _reached(home, own["version"])
-    adapters = record_adapters(home, name, reached)
+    adapters = _adapters(home, name, reached)
+    first = own.row(0, named=True)
+    frame = pl.read_parquet(home.dataset(first["version"]) / f"{first['part']}.parquet")
+    texts = frame.select("instruction", "input", "output", "task", "source")
     return RecordLineage(
         record_id=name,
-        texts=_texts(home, own),
+        texts=texts.row(frame["record_id"].index_of(name), named=True),
         versions=own.select("version", "part", "source_ids", "copies").to_dicts(),
         subsets=_subsets(home, name, reached),
         adapters=adapters,
         reports=_reports(home, adapters),
         measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
-        unscorable=_unscorable(home, name, own["version"].unique(maintain_order=True)),
+        unscorable={
+            version: kernel.manifest.details["unscorable"][name]
+            for version in own["version"].unique(maintain_order=True)
+            for kernel in version_kernels(home, version)
+            if name in kernel.manifest.details.get("unscorable", {})
+        },
     )
-
-
-def _texts(home: Home, own: pl.DataFrame) -> dict[str, Any]:
-    place = own.row(0, named=True)
-    frame = pl.read_parquet(home.dataset(place["version"]) / f"{place['part']}.parquet")
-    row = frame.filter(pl.col("record_id") == place["record_id"]).row(0, named=True)
-    return {key: row[key] for key in ("instruction", "input", "output", "task", "source")}
 
 
 def _reached(home: Home, holders: pl.Series) -> set[str]:
@@ -104,7 +102,7 @@ def _reached(home: Home, holders: pl.Series) -> set[str]:
     return reached | (gone - set(parents))
 
 
-def _cells(home: Home, kind: str, versions: Collection[str]) -> dict[str, Artifact]:
+def _artifacts(home: Home, kind: str, versions: Collection[str]) -> dict[str, Artifact]:
     """The artifacts of some versions by folder."""
     return {
         artifact.folder.as_posix(): artifact
@@ -114,70 +112,54 @@ def _cells(home: Home, kind: str, versions: Collection[str]) -> dict[str, Artifa
     }
 
 
-def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
-    """Every stored subset that had the record to choose from."""
-    artifacts = _cells(home, "subset", versions)
-    chosen = _rows(artifacts, SUBSET, name)
-    dropped = _rows(artifacts, DROPPED, name)
-    return [
-        {"version": one.version, "arm": one.arm, "content_hash": one.manifest.content_hash, **why}
-        for folder, one in artifacts.items()
-        if (why := _why(chosen.get(folder), dropped.get(folder))) is not None
-    ]
-
-
-def _rows(
-    places: Iterable[str], file: str, name: str, schema: pl.Schema | None = None
-) -> dict[str, dict[str, Any]]:
-    """The record's row in each folder's table that has one, all read in one pass.
+def _rows(places: Iterable[str], file: str, name: str, schema: pl.Schema | None = None) -> Rows:
+    """The record's rows in each folder's table that has some, all read in one pass.
 
     Columns that some tables lack are null there; without a schema those of the first are read.
     """
     paths = [f"{folder}/{file}" for folder in places]
-    if not paths:
-        return {}
-    matching = (
-        pl.scan_parquet(
+    rows: Rows = {}
+    if paths:
+        scanned = pl.scan_parquet(
             paths,
             schema=schema,
             include_file_paths="path",
             missing_columns="insert",
             extra_columns="ignore",
         )
-        .filter(pl.col("record_id") == name)
-        .collect()
-    )
-    return {row["path"].rpartition("/")[0]: row for row in matching.iter_rows(named=True)}
+        for row in scanned.filter(pl.col("record_id") == name).collect().iter_rows(named=True):
+            rows.setdefault(row["path"].rpartition("/")[0], []).append(row)
+    return rows
 
 
-def _why(chosen: dict[str, Any] | None, dropped: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Whether and why one subset took the record; None where it had it not to choose from."""
-    if chosen is not None:
-        return {
-            "taken": True,
-            "rank": chosen["rank"],
-            "gain": chosen["gain"],
-            "trust": chosen.get("trust"),
-            "replayed": chosen.get("replayed"),
-            "covered_by": None,
-            "coverage": None,
-            "reason": taken_reason(chosen),
-        }
-    if dropped is None:
-        return None
-    return {
-        "taken": False,
-        "rank": None,
-        "gain": None,
-        "trust": dropped.get("trust"),
-        "replayed": None,
-        "covered_by": dropped["covered_by"],
-        "coverage": dropped["coverage"],
-        "reason": dropped_reason(dropped),
-    }
+def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
+    """Every stored subset that had the record to choose from, and why it took it or not."""
+    artifacts = _artifacts(home, "subset", versions)
+    chosen, dropped = (_rows(artifacts, file, name) for file in (SUBSET, DROPPED))
+    entries = []
+    for folder, one in artifacts.items():
+        taken = folder in chosen
+        row = (chosen.get(folder) or dropped.get(folder) or [None])[0]
+        if row is not None:
+            entries.append(
+                {
+                    "version": one.version,
+                    "arm": one.arm,
+                    "content_hash": one.manifest.content_hash,
+                    "taken": taken,
+                    "rank": row["rank"] if taken else None,
+                    "gain": row["gain"] if taken else None,
+                    "trust": row.get("trust"),
+                    "replayed": row.get("replayed") if taken else None,
+                    "covered_by": None if taken else row["covered_by"],
+                    "coverage": None if taken else row["coverage"],
+                    "reason": _taken_reason(row) if taken else _dropped_reason(row),
+                }
+            )
+    return entries
 
 
-def taken_reason(row: dict[str, Any]) -> str:
+def _taken_reason(row: dict[str, Any]) -> str:
     """Why a record is in a subset, in one sentence."""
     if row.get("replayed"):
         return f"replayed from existing records, at rank {row['rank']}"
@@ -187,59 +169,42 @@ def taken_reason(row: dict[str, Any]) -> str:
     return f"taken at rank {row['rank']}{gain}{stands}"
 
 
-def dropped_reason(row: dict[str, Any]) -> str:
+def _dropped_reason(row: dict[str, Any]) -> str:
     """Why a record is not in a subset, in one sentence."""
     if row["covered_by"] is not None:
         return f"left out: {row['covered_by']} stands for it ({row['coverage']:.3f})"
     return "left out: beyond the budget, and no chosen record covers it"
 
 
-def record_adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
+def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
     """Every stored adapter of some versions whose weights a record shaped.
 
     Found downwards: from the lists of the adapters to those that hold the record.
     """
     arms = [arm for v in sorted(versions) for arm in folders(home.root / "adapters" / v)]
-    listed = [arm.as_posix() for arm in arms if (arm / TRAINED_ON).is_file()]
-    rows = _all_rows(listed, name)
+    listed = {arm.as_posix() for arm in arms if (arm / TRAINED_ON).is_file()}
+    rows = _rows(sorted(listed), TRAINED_ON, name)
     # Only the manifests of adapters that may hold it are read: there can be thousands of others.
-    silent = {arm.parent.name for arm in arms if arm.as_posix() not in set(listed)}
-    holding = {Path(folder).parent.name for folder in rows}
-    artifacts = _cells(home, "adapter", silent | holding)
-    for folder in set(artifacts) - set(listed):
-        rows[folder] = _fallback(home, artifacts[folder], name)
-    return [
-        _adapter(artifacts[folder], row) for folder in artifacts for row in rows.get(folder, ())
-    ]
-
-
-def _all_rows(places: list[str], name: str) -> dict[str, list[dict[str, Any]]]:
-    if not places:
-        return {}
-    paths = [f"{folder}/{TRAINED_ON}" for folder in places]
-    scanned = pl.scan_parquet(paths, include_file_paths="path")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in scanned.filter(pl.col("record_id") == name).collect().iter_rows(named=True):
-        rows.setdefault(row["path"].rpartition("/")[0], []).append(row)
-    return rows
-
-
-def _fallback(home: Home, artifact: Artifact, name: str) -> list[dict[str, Any]]:
-    subset = home.subset(str(artifact.version), str(artifact.arm))
-    frame = trained_on(artifact.folder, artifact.manifest, artifact.name, subset)
-    return [] if frame is None else frame.filter(pl.col("record_id") == name).to_dicts()
-
-
-def _adapter(artifact: Artifact, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "adapter": artifact.name,
-        "version": artifact.version,
-        "arm": artifact.arm,
-        "content_hash": artifact.manifest.content_hash,
-        "through": None if row["adapter"] == artifact.name else row["adapter"],
-        "rank": row["rank"],
-        "left_out": row["left_out"],
+    holding = {
+        arm.parent.name for arm in arms if arm.as_posix() in rows or arm.as_posix() not in listed
     }
+    entries = []
+    for folder, adapter in _artifacts(home, "adapter", holding).items():
+        if folder not in listed and (frame := trained_on(home, adapter)) is not None:
+            rows[folder] = frame.filter(pl.col("record_id") == name).to_dicts()
+        entries += [
+            {
+                "adapter": adapter.name,
+                "version": adapter.version,
+                "arm": adapter.arm,
+                "content_hash": adapter.manifest.content_hash,
+                "through": None if row["adapter"] == adapter.name else row["adapter"],
+                "rank": row["rank"],
+                "left_out": row["left_out"],
+            }
+            for row in rows.get(folder, ())
+        ]
+    return entries
 
 
 def _reports(home: Home, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,23 +221,14 @@ def _reports(home: Home, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 def _measured(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
     """A held-out record's own metrics under each arm of the versions that hold it out."""
-    artifacts = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
-    rows = _rows((one.folder.as_posix() for one in artifacts), SAMPLES, name, SAMPLE_SCHEMA)
+    reports = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
+    rows = _rows((one.folder.as_posix() for one in reports), SAMPLES, name, SAMPLE_SCHEMA)
     return [
         {
             "version": one.version,
             "arm": one.arm,
             **{metric: row[metric] for metric in METRICS if row.get(metric) is not None},
         }
-        for one in artifacts
-        if (row := rows.get(one.folder.as_posix())) is not None
+        for one in reports
+        for row in rows.get(one.folder.as_posix(), ())
     ]
-
-
-def _unscorable(home: Home, name: str, versions: pl.Series) -> dict[str, str]:
-    return {
-        version: kernel.manifest.details["unscorable"][name]
-        for version in versions
-        for kernel in version_kernels(home, version)
-        if name in kernel.manifest.details.get("unscorable", {})
-    }

@@ -1,26 +1,25 @@
-"""What an arm leaves in MLflow: one run with its data sets, curves, subset, adapter and metrics."""
+"""What an arm leaves in MLflow: one run with its data sets, curves, subset, adapter and metrics.
+
+The adapter is a logged model of the run, and a version of a registered model. That stands for what
+one would deploy: the adapters of one project's data set, stage and base model.
+"""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import polars as pl
 
-from delift_pipeline.arms import Arm
 from delift_pipeline.lineage.card import CARD, card_text
-from delift_pipeline.lineage.tracked_models import (
-    log_adapter,
-    log_card,
-    model_link,
-    register,
-    registered_name,
-)
-from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.lineage.tracking import PREFIX, Tracker, split_arm, tag_names
+from delift_pipeline.lineage.tracking_store import store_lock
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.hashing import digest_frame, digest_json
+from delift_pipeline.storage.hashing import digest_files, digest_frame, digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.training.log import TrainingLog
@@ -29,7 +28,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 TRACKED = "tracking.json"
-POINTS_PER_CALL = 50
+MODEL_TYPE = "adapter"
+DIGEST = f"{PREFIX}digest"
+# Notes about an adapter, not the adapter: they may change while it stays the same.
+_NOT_THE_MODEL = {CARD, TRACKED, "loss.png"}
+POINTS_PER_CALL = 100
 DAGSTER_VARIABLE = "DELIFT_DAGSTER_URL"
 DEFAULT_DAGSTER = "http://127.0.0.1:3000"
 
@@ -42,7 +45,8 @@ class TrackedArm:
         tracker: Where it is logged.
         home: The home.
         dataset: The version.
-        arm: The arm.
+        arm: The arm's name.
+        settings: What `arms.yaml` says of the arm, as plain data.
         records: The subset, in rank order.
         parents: Name of each artifact the adapter is made of -> its hash.
         model: The base model's name, never a path.
@@ -52,120 +56,102 @@ class TrackedArm:
     tracker: Tracker
     home: Home
     dataset: DatasetVersion
-    arm: Arm
+    arm: str
+    settings: Mapping[str, Any]
     records: pl.DataFrame = field(repr=False)
     parents: Mapping[str, str]
     model: str
     dagster_run: str | None = None
     run_id: str = ""
-    _points: list[tuple[int, Mapping[str, float]]] = field(default_factory=list, repr=False)
+    _points: list[tuple[str, int, float]] = field(default_factory=list, repr=False)
 
     @property
     def folder(self) -> Path:
         """The adapter's folder."""
-        return self.home.adapter(self.dataset.version, self.arm.name)
+        return self.home.adapter(self.dataset.version, self.arm)
 
     def begin(self) -> None:
         """Start the run, with parameters, tags that lead back, and the data sets as inputs."""
-        arm, version = self.arm, self.dataset.version
+        arm, version, details = self.arm, self.dataset.version, self.dataset.manifest.details
         asked = {
             "version": version,
-            "arm": arm.name,
-            "budget": arm.budget,
-            "seed": arm.seed,
+            "arm": arm,
             "model": self.model,
-            "selector": arm.options,
-            "training": arm.training.model_dump(mode="json"),
-            "evaluation": arm.evaluation.model_dump(mode="json"),
+            "selector": self.settings["options"],
+            **{key: self.settings[key] for key in ("budget", "seed", "training", "evaluation")},
         }
-        made_of = {"parents": dict(self.parents), "training": asked["training"], "seed": arm.seed}
+        request = {key: asked[key] for key in ("training", "seed")}
         tags: dict[str, Any] = {
-            "content": digest_json(made_of),
-            "dataset": self.dataset.manifest.details["dataset"],
-            "manifest": f"adapters/{version}/{arm.name}/manifest.json",
+            "content": digest_json({"parents": dict(self.parents), **request}),
+            "dataset": details["dataset"],
+            "manifest": f"adapters/{version}/{arm}/manifest.json",
             **{f"parent {name}": digest for name, digest in self.parents.items()},
         }
-        if self.dagster_run:
-            tags["dagster_run_id"] = self.dagster_run
-            tags["mlflow.note.content"] = _note(self.dagster_run, version, arm.name)
-        parent = self._version_run()
-        self.run_id = self.tracker.start_run(version, arm.name, tags, asked, parent)
-        self._log_datasets()
-
-    def _version_run(self) -> str:
-        """The run of the version, under which MLflow shows those of its arms."""
-        manifest = self.dataset.manifest
-        tags = {
-            "dataset": manifest.details["dataset"],
-            "data_version": manifest.content_hash,
-            "parent_versions": ", ".join(self.dataset.parents) or None,
-            "records": manifest.counts.get("pool"),
-        }
-        return self.tracker.version_run(self.dataset.version, tags)
-
-    def _log_datasets(self) -> None:
-        version, details = self.dataset.version, self.dataset.manifest.details
-        sets = (
-            (self.dataset.pool, "pool", details["pool_hash"], "pool"),
-            (self.records, f"{self.arm.name}/subset", digest_frame(self.records), "training"),
-            (self.dataset.heldout, "heldout", details["heldout_hash"], "evaluation"),
+        if run := self.dagster_run:
+            site = (os.environ.get(DAGSTER_VARIABLE) or DEFAULT_DAGSTER).rstrip("/")
+            said = f"Arm `{arm}` of `{version}`, made by"
+            tags["dagster_run_id"] = run
+            tags["mlflow.note.content"] = f"{said} [Dagster run {run[:8]}]({site}/runs/{run})."
+        parent = self.tracker.version_run(
+            version,
+            {
+                "dataset": details["dataset"],
+                "data_version": self.dataset.manifest.content_hash,
+                "parent_versions": ", ".join(self.dataset.parents) or None,
+                "records": self.dataset.manifest.counts.get("pool"),
+            },
         )
-        for frame, name, digest, context in sets:
-            where = f"datasets/{version}"
-            texts = frame.drop("source_ids")
+        self.run_id = self.tracker.start_run(version, arm, tags, asked, parent)
+        for frame, name, digest, context in (
+            (self.dataset.pool, "pool", details["pool_hash"], "pool"),
+            (self.records, f"{arm}/subset", digest_frame(self.records), "training"),
+            (self.dataset.heldout, "heldout", details["heldout_hash"], "evaluation"),
+        ):
+            texts, where = frame.drop("source_ids"), f"datasets/{version}"
             self.tracker.log_dataset(
                 self.run_id, texts, f"{version}/{name}", digest, context, where
             )
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """Take one step's values; they are logged some at a time, while training goes on."""
-        self._points.append((step, values))
+        self._points += [(name, step, value) for name, value in values.items()]
         if len(self._points) >= POINTS_PER_CALL:
             self._flush()
 
     def _flush(self) -> None:
-        names = {name for _, values in self._points for name in values}
-        for name in sorted(names):
-            series = [(step, values[name]) for step, values in self._points if name in values]
-            self.tracker.log_series(self.run_id, name, series)
+        self.tracker.log_points(self.run_id, self._points)
         self._points.clear()
 
     def trained(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log the rest of the curve, the subset and the adapter."""
         self._flush()
-        summary = {
-            **{f"train_{name}": mean for name, mean in log.means.items() if mean is not None},
-            "train_seconds": log.seconds,
-            "records": float(log.records_used),
-        }
-        self.tracker.log_metrics(self.run_id, summary)
-        self.tracker.set_tags(self.run_id, {"adapter": manifest.content_hash})
-        subset = self.home.subset(self.dataset.version, self.arm.name)
-        self.tracker.log_artifacts(self.run_id, subset, "subset")
-        self.tracker.log_artifacts(self.run_id, self.folder, "adapter")
-        version = self._register(manifest)
-        self.tracker.end_run(self.run_id)
+        tracker, run_id = self.tracker, self.run_id
+        version, arm, digest = self.dataset.version, self.arm, manifest.content_hash
+        means = {f"train_{name}": mean for name, mean in log.means.items() if mean is not None}
+        sizes = {"train_seconds": log.seconds, "records": float(log.records_used)}
+        tracker.log_metrics(run_id, {**means, **sizes})
+        tracker.set_tags(run_id, {"adapter": digest})
+        tracker.log_artifacts(run_id, self.home.subset(version, arm), "subset")
+        tracker.log_artifacts(run_id, self.folder, "adapter")
+        dataset = self.dataset.manifest.details["dataset"]
+        name = registered_name(tracker.experiment, dataset, split_arm(arm)[0], self.model)
+        registered = register(
+            tracker,
+            name,
+            log_adapter(tracker, run_id, self.folder, f"{version}-{arm}"),
+            {"version": version, "arm": arm, "adapter": digest},
+            card_text(self.folder),
+        )
+        tracker.end_run(run_id)
         note_tracked(
             self.folder,
-            self.tracker,
-            self.run_id,
-            adapter=manifest.content_hash,
-            model=model_link(self.tracker, self.registered, version),
-            registered=self.registered,
-            registered_version=str(version.version),
+            tracker,
+            run_id,
+            adapter=digest,
+            model=f"{tracker.site}/#/models/{quote(name)}/versions/{registered.version}",
+            registered=name,
+            registered_version=str(registered.version),
         )
-
-    @property
-    def registered(self) -> str:
-        """The registered model that the adapter is a version of."""
-        dataset = self.dataset.manifest.details["dataset"]
-        return registered_name(self.tracker.experiment, dataset, self.arm.stage, self.model)
-
-    def _register(self, manifest: Manifest) -> "ModelVersion":
-        version, arm = self.dataset.version, self.arm.name
-        model_id = log_adapter(self.tracker, self.run_id, self.folder, f"{version}-{arm}")
-        tags = {"version": version, "arm": arm, "adapter": manifest.content_hash}
-        return register(self.tracker, self.registered, model_id, tags, card_text(self.folder))
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log a training that was done before, from its log."""
@@ -181,10 +167,99 @@ class TrackedArm:
             self.tracker.end_run(self.run_id, ok=False)
 
 
-def _note(run: str, version: str, arm: str) -> str:
-    """The description of an MLflow run: where Dagster shows what made it."""
-    site = (os.environ.get(DAGSTER_VARIABLE) or DEFAULT_DAGSTER).rstrip("/")
-    return f"Arm `{arm}` of `{version}`, made by [Dagster run {run[:8]}]({site}/runs/{run})."
+def registered_name(project: str, dataset: str, stage: str, model: str) -> str:
+    """The registered model of a project's data set, stage and base model.
+
+    The project (the MLflow experiment) is part of it, since a server has one registry for all.
+    MLflow refuses `/` and `:`.
+    """
+    return re.sub(r"[/:\\]+", "_", f"{project}-{dataset}-{stage}-on-{model}")
+
+
+def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
+    """Log an adapter's (or full model's) files as a logged model made by the run.
+
+    The same files under the same name are logged once.
+
+    Args:
+        tracker: Where it is logged.
+        run_id: The run that trained it.
+        folder: Its files, copied as they are.
+        name: The model's name; characters that MLflow refuses become `_`.
+
+    Returns:
+        The logged model's id.
+
+    Raises:
+        DeliftError: the store cannot be used.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    digest = digest_files(folder, [path for path in files if path.name not in _NOT_THE_MODEL])
+    name = re.sub(r"[/:.%\"']+", "_", name)
+    wanted = f"name = '{name}' AND source_run_id = '{run_id}' AND tags.`{DIGEST}` = '{digest}'"
+    with tracker.explained():
+        client = tracker.client
+        for model in client.search_logged_models([tracker.experiment_id], wanted):
+            if model.status == "READY":
+                return model.model_id
+        run = client.get_run(run_id).data
+        model = client.create_logged_model(
+            tracker.experiment_id,
+            name=name,
+            source_run_id=run_id,
+            tags={key: tag for key, tag in run.tags.items() if key.startswith(PREFIX)}
+            | {DIGEST: digest},
+            params=run.params,
+            model_type=MODEL_TYPE,
+        )
+        status = "FAILED"
+        try:
+            client.log_model_artifacts(model.model_id, str(folder))
+            status = "READY"
+        finally:
+            client.finalize_logged_model(model.model_id, status)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model.model_id
+
+
+def register(
+    tracker: Tracker, name: str, model_id: str, tags: Mapping[str, Any], card: str
+) -> "ModelVersion":
+    """Make a logged model a version of a registered model; the same adapter is one version.
+
+    Args:
+        tracker: Where it is registered.
+        name: The registered model (`registered_name`), made where there is none.
+        model_id: The logged model.
+        tags: `version`, `arm` and `adapter` (the content hash), which tell adapters apart.
+        card: The model card, shown as the version's description.
+
+    Raises:
+        DeliftError: the store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    named = tag_names(tags)
+    with tracker.explained(), store_lock(tracker.home):
+        try:
+            tracker.client.create_registered_model(name, tags=tag_names({"kind": MODEL_TYPE}))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in tracker.client.search_model_versions(f"name = '{name}'"):
+            if named.items() <= version.tags.items():
+                return version
+        model = tracker.client.get_logged_model(model_id)
+        return tracker.client.create_model_version(
+            name,
+            model.artifact_location,
+            run_id=model.source_run_id,
+            tags=named,
+            description=card,
+            model_id=model_id,
+        )
 
 
 def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
@@ -197,10 +272,15 @@ def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
 
 def publish_card(tracker: Tracker, folder: Path) -> None:
     """Put an adapter's rewritten model card to its run, logged model and registered version."""
-    known = tracked(folder)
+    known, client = tracked(folder), tracker.client
     tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
     if "registered" in known:
-        log_card(tracker, known["registered"], known["registered_version"], folder)
+        with tracker.explained():
+            name, version = known["registered"], known["registered_version"]
+            text = card_text(folder)
+            updated = client.update_model_version(name, version, description=text)
+            if updated.model_id:
+                client.log_model_artifact(updated.model_id, str(folder / CARD))
 
 
 def note_tracked(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:
@@ -220,7 +300,5 @@ def tracked(folder: Path) -> dict[str, str]:
 def is_tracked(tracker: Tracker, folder: Path, **hashes: str) -> bool:
     """Whether these artifacts are logged in the tracker's present store."""
     known = tracked(folder)
-    same = all(known.get(name) == digest for name, digest in hashes.items())
-    if not known or not same or known.get("server") != (tracker.uri or "home"):
-        return False
-    return tracker.exists(known["run_id"])
+    wanted = {"server": tracker.uri or "home", **hashes}
+    return bool(known) and wanted.items() <= known.items() and tracker.exists(known["run_id"])

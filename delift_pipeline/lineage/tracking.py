@@ -5,65 +5,48 @@ and what training was asked to do) stays the same, and superseded by a new run w
 Everything logged can be logged again without doubling, so a resumed step changes nothing.
 """
 
+import json
+import math
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import polars.selectors as cs
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage.tracking_store import (
-    experiment_id,
+    ARTIFACTS,
     has_active_run,
     open_client,
     quiet,
     store_lock,
 )
-from delift_pipeline.lineage.tracking_values import (
-    PREFIX,
-    dataset_input,
-    flat_params,
-    param_text,
-    split_finite,
-    tag_names,
-    valid_name,
-)
-from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.storage.hashing import digest_json, digest_text
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import git_commit
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 URL_VARIABLE = "DELIFT_MLFLOW_URL"
-URI_VARIABLE = "DELIFT_TRACKING_URI"
 DEFAULT_URL = "http://127.0.0.1:5000"
+PREFIX = "delift."
 CONTENT = f"{PREFIX}content"
 SUPERSEDED = f"{PREFIX}superseded_by"
-KIND = f"{PREFIX}kind"
 VERSION_RUN = "dataset version"
-_BATCH = 100
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _explained(
-    method: Callable[Concatenate["Tracker", P], R],
-) -> Callable[Concatenate["Tracker", P], R]:
-    """Turn MLflow's errors into one sentence that says what to do."""
-
-    @wraps(method)
-    def call(self: "Tracker", *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.explained():
-            return method(self, *args, **kwargs)
-
-    return call
+# Opens the experiment on its runs instead of on traces of language-model calls.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+LONGEST_PARAM = 500
+_LONGEST_NAME = 250
+_NO_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 class Tracker:
@@ -82,6 +65,7 @@ class Tracker:
     def __init__(
         self, home: Home, uri: str | None = None, experiment: str = "delift", *, lazy: bool = False
     ) -> None:
+        quiet()
         self.home, self.uri, self.experiment = home, uri or None, experiment
         if not lazy:
             with self.explained():
@@ -94,15 +78,28 @@ class Tracker:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment's id in the store."""
-        client = self.client
+        """The id of the experiment, made or restored where it is missing."""
+        from mlflow.exceptions import MlflowException
+
+        client, name = self.client, self.experiment
+        folder = None if self.uri else str(self.home.mlflow / ARTIFACTS / name)
         with store_lock(self.home):
-            return experiment_id(client, self.home, self.uri, self.experiment)
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return client.create_experiment(name, folder, MODEL_TRAINING)
+                except MlflowException:
+                    # Another client of the server made it in between.
+                    found = client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+        return found.experiment_id
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """A context whose MLflow errors become a `DeliftError`."""
-        quiet()
+        """A context whose MLflow errors become one sentence that says what to do."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -114,7 +111,6 @@ class Tracker:
                 f"tracking in {where} failed: {first}; run without it by tracking.enabled: false"
             ) from error
 
-    @_explained
     def start_run(
         self,
         version: str,
@@ -134,61 +130,76 @@ class Tracker:
             params: Everything that was asked for; nested mappings are spread out. A parameter
                 that the run has already stays as it is.
             parent: The run that this one is shown under (`version_run`).
-
-        Returns:
-            The run's id.
         """
-        above = {"mlflow.parentRunId": parent}
-        named = self._tags(version, arm, {**(tags or {}), **above}, params or {})
-        experiment = self.experiment_id
-        with store_lock(self.home):
-            live = self._live(version, arm)
-            former = [run for run in live if run.data.tags.get(CONTENT) != named[CONTENT]]
-            same = [run for run in live if run not in former]
-            run = same[0] if same else self._create(experiment, f"{version} {arm}", named)
-            for other in [*former, *same[1:]]:
-                self.client.set_tag(other.info.run_id, SUPERSEDED, run.info.run_id)
-        if same:
-            self.client.update_run(run.info.run_id, status="RUNNING")
-        self._log_new(run, named, flat_params(params or {}))
-        return run.info.run_id
+        from mlflow.entities import Param
 
-    @_explained
-    def version_run(self, version: str, tags: Mapping[str, Any] | None = None) -> str:
-        """The run that all arms of a dataset version are shown under, made where there is none.
+        stage, selector = split_arm(arm)
+        params, commit = params or {}, git_commit()
+        content = digest_json({name: param_text(value) for name, value in params.items()})
+        named = tag_names(
+            {
+                "content": content,
+                "git_commit": commit,
+                "mlflow.source.git.commit": commit,
+                **(tags or {}),
+                "version": version,
+                "arm": arm,
+                "stage": stage,
+                "selector": selector,
+                "mlflow.parentRunId": parent,
+            }
+        )
+        with self.explained(), store_lock(self.home):
+            found = self._runs(version=version, arm=arm)
+            live = [run for run in found if SUPERSEDED not in run.data.tags]
+            same = [run for run in live if run.data.tags.get(CONTENT) == named[CONTENT]]
+            run = same[0] if same else self._create(f"{version} {arm}", named)
+            run_id = run.info.run_id
+            for other in live:
+                if other is not run:
+                    self.client.set_tag(other.info.run_id, SUPERSEDED, run_id)
+            if same:
+                self.client.update_run(run_id, status="RUNNING")
+                self.set_tags(run_id, named)
+            known, flat = run.data.params, flat_params(params)
+            new = [Param(name, flat[name]) for name in flat if name not in known]
+            self.client.log_batch(run_id, params=new)
+        return run_id
 
-        Args:
-            version: The dataset version.
-            tags: What it is made of; all but MLflow's own get the prefix `delift.`.
-
-        Returns:
-            The run's id.
-        """
-        wanted = f"tags.`{PREFIX}version` = '{version}' AND tags.`{KIND}` = '{VERSION_RUN}'"
-        named = tag_names({**(tags or {}), "version": version}) | {KIND: VERSION_RUN}
-        experiment = self.experiment_id
-        with store_lock(self.home):
-            found = self.client.search_runs([experiment], wanted, max_results=1)
-            run = found[0] if found else self._create(experiment, version, named)
-            if not found:
+    def version_run(self, version: str, tags: Mapping[str, Any]) -> str:
+        """The run that all arms of a dataset version are shown under, made where there is none."""
+        named = tag_names({**tags, "version": version, "kind": VERSION_RUN})
+        with self.explained(), store_lock(self.home):
+            found = self._runs(version=version, kind=VERSION_RUN)
+            run = found[0] if found else self._create(version, named)
+            if found:
+                self.set_tags(run.info.run_id, named)
+            else:
                 self.client.set_terminated(run.info.run_id)
-        self._log_new(run, named, {})
         return run.info.run_id
+
+    def _runs(self, **tags: str) -> "list[Run]":
+        """The runs with some tags, newest first."""
+        wanted = " AND ".join(f"tags.`{PREFIX}{name}` = '{text}'" for name, text in tags.items())
+        order = ["attributes.start_time DESC"]
+        return self.client.search_runs([self.experiment_id], wanted, order_by=order)
+
+    def _create(self, name: str, tags: Mapping[str, str]) -> "Run":
+        return self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
 
     def exists(self, run_id: str) -> bool:
         """Whether the store still has the run, and it is not deleted."""
-        return self._served(run_id) if self.uri else has_active_run(self.home, run_id)
-
-    @_explained
-    def _served(self, run_id: str) -> bool:
+        if not self.uri:
+            return has_active_run(self.home, run_id)
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
+        with self.explained():
+            try:
+                return self.client.get_run(run_id).info.lifecycle_stage == "active"
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
 
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at one step; a value that is not finite becomes a tag.
@@ -196,70 +207,82 @@ class Tracker:
         Raises:
             DeliftError: the run is gone.
         """
-        finite, tags = split_finite(values)
-        self._log_points(run_id, {name: [(step, value)] for name, value in finite.items()}, tags)
+        self.log_points(run_id, [(name, step, value) for name, value in values.items()], "{}")
 
-    def log_series(
-        self,
-        run_id: str,
-        name: str,
-        values: Sequence[float] | Iterable[tuple[int, float]],
+    def log_points(
+        self, run_id: str, points: Iterable[tuple[str, int, float]], odd: str = "{} at step {}"
     ) -> None:
-        """Log a curve: one value a step from 0, or (step, value) pairs.
+        """Log points of curves: metric, step and value. What the run holds already is left out.
+
+        A NaN or an infinity would break MLflow's charts and comparisons for the whole metric, so
+        the first of each metric becomes a tag, worded as `odd` says.
 
         Raises:
             DeliftError: the run is gone.
         """
-        points = [
-            value if isinstance(value, tuple) else (at, value) for at, value in enumerate(values)
-        ]
-        tags: dict[str, str] = {}
-        finite: list[tuple[int, float]] = []
-        for step, value in points:
-            good, odd = split_finite({name: value})
-            finite += [(step, number) for number in good.values()]
-            tags |= {tag: f"{text} at step {step}" for tag, text in odd.items() if tag not in tags}
-        self._log_points(run_id, {valid_name(name): finite}, tags)
+        from mlflow.entities import Metric
 
-    @_explained
+        now, metrics, tags = int(time.time() * 1000), [], {}
+        points = [(valid_name(name), step, float(value)) for name, step, value in points]
+        with self.explained():
+            stored = {
+                (metric.key, metric.step): metric.value
+                for name in {name for name, _, _ in points}
+                for metric in self.client.get_metric_history(run_id, name)
+            }
+            for name, step, value in points:
+                if not math.isfinite(value):
+                    tags.setdefault(f"not_finite.{name}", odd.format(value, step))
+                elif stored.get((name, step)) != value:
+                    metrics.append(Metric(name, value, now, step))
+            self.client.log_batch(run_id, metrics=metrics)
+            self.set_tags(run_id, tags)
+
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags; all but MLflow's own get the prefix `delift.`."""
         from mlflow.entities import RunTag
 
-        named = [RunTag(name, value) for name, value in tag_names(tags).items()]
-        for at in range(0, len(named), _BATCH):
-            self.client.log_batch(run_id, tags=named[at : at + _BATCH])
+        named = tag_names(tags)
+        with self.explained():
+            self.client.log_batch(run_id, tags=[RunTag(name, named[name]) for name in named])
 
-    @_explained
-    def log_artifacts(self, run_id: str, folder: Path, path: str | None = None) -> None:
+    def log_artifacts(self, run_id: str, source: Path, path: str) -> None:
         """Copy a folder's files (or one file) to the run's artifacts, under `path`."""
-        if Path(folder).is_dir():
-            self.client.log_artifacts(run_id, str(folder), path)
-        else:
-            self.client.log_artifact(run_id, str(folder), path)
+        with self.explained():
+            if source.is_dir():
+                self.client.log_artifacts(run_id, str(source), path)
+            else:
+                self.client.log_artifact(run_id, str(source), path)
 
-    @_explained
     def log_dataset(
-        self,
-        run_id: str,
-        frame: pl.DataFrame,
-        name: str,
-        digest: str,
-        context: str,
-        source: str | None = None,
+        self, run_id: str, frame: pl.DataFrame, name: str, digest: str, context: str, source: str
     ) -> None:
-        """Log a frame as a data set input; only its schema, size and digest are stored.
+        """Log a frame as a data set input: its schema, size and digest, and where it lies.
 
         Args:
             run_id: The run that read it.
-            frame: n rows.
+            frame: The rows, which are not stored.
             name: As shown, such as `alpaca-v1/pool`.
             digest: Our content hash.
             context: `pool`, `training` or `evaluation`.
-            source: Where the rows lie, relative to the home; else the name.
+            source: Where the rows lie, relative to the home.
         """
-        given = dataset_input(frame, name, digest, context, source or name)
-        self.client.log_inputs(run_id, [given])
+        from mlflow.data.polars_dataset import from_polars
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        signed = frame.with_columns(cs.unsigned_integer().cast(pl.Int64))
+        with warnings.catch_warnings():
+            # MLflow registers its local source twice and warns of the choice between them.
+            warnings.simplefilter("ignore", UserWarning)
+            config = from_polars(signed, source=source, name=name, digest=digest).to_dict()
+        tag = InputTag("mlflow.data.context", context)
+        with self.explained():
+            self.client.log_inputs(run_id, [DatasetInput(Dataset(**config), [tag])])
+
+    def end_run(self, run_id: str, ok: bool = True) -> None:
+        """Close the run as finished or failed."""
+        with self.explained():
+            self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
     def link(self, run_id: str) -> str:
         """The run's page, on `$DELIFT_MLFLOW_URL`, else the tracking server, else loopback."""
@@ -268,69 +291,49 @@ class Tracker:
     @property
     def site(self) -> str:
         """Where MLflow's pages are."""
-        server = self.uri if self.uri and self.uri.startswith("http") else DEFAULT_URL
-        return (os.environ.get(URL_VARIABLE) or server).rstrip("/")
+        return (os.environ.get(URL_VARIABLE) or self.uri or DEFAULT_URL).rstrip("/")
 
-    @_explained
-    def end_run(self, run_id: str, ok: bool = True) -> None:
-        """Close the run as finished or failed."""
-        self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
-    def _tags(
-        self, version: str, arm: str, tags: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> dict[str, str]:
-        stage, _, selector = arm.partition(".")
-        own = {"version": version, "arm": arm, "stage": stage, "selector": selector.split("-")[0]}
-        commit = git_commit()
-        kept = {"git_commit": commit, "mlflow.source.git.commit": commit}
-        named = tag_names({**kept, **tags, **own})
-        named.setdefault(CONTENT, digest_json({key: param_text(params[key]) for key in params}))
-        return named
+def split_arm(arm: str) -> tuple[str, str]:
+    """Stage and selector of `stage.selector[-variant]`."""
+    stage, _, selector = arm.partition(".")
+    return stage, selector.split("-")[0]
 
-    def _live(self, version: str, arm: str) -> "list[Run]":
-        """The runs of an arm that nothing superseded, newest first."""
-        wanted = f"tags.`{PREFIX}version` = '{version}' AND tags.`{PREFIX}arm` = '{arm}'"
-        order = ["attributes.start_time DESC"]
-        found = self.client.search_runs([self.experiment_id], wanted, order_by=order)
-        return [run for run in found if SUPERSEDED not in run.data.tags]
 
-    def _create(self, experiment: str, name: str, tags: Mapping[str, str]) -> "Run":
-        return self.client.create_run(experiment, tags=dict(tags), run_name=name)
+def valid_name(name: str) -> str:
+    """A metric or parameter name with only the characters MLflow takes."""
+    return _NO_NAME.sub("_", name)[:_LONGEST_NAME]
 
-    def _log_new(self, run: "Run", tags: Mapping[str, str], params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
 
-        known = run.data.params
-        new = [Param(name, value) for name, value in params.items() if name not in known]
-        for at in range(0, len(new), _BATCH):
-            self.client.log_batch(run.info.run_id, params=new[at : at + _BATCH])
-        changed = {name: text for name, text in tags.items() if run.data.tags.get(name) != text}
-        self.set_tags(run.info.run_id, changed)
+def tag_names(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as text, all but MLflow's own under our prefix; those without a value left out."""
+    return {
+        name if name.startswith((PREFIX, "mlflow.")) else PREFIX + name: str(value)
+        for name, value in tags.items()
+        if value is not None
+    }
 
-    @_explained
-    def _log_points(
-        self, run_id: str, series: Mapping[str, list[tuple[int, float]]], tags: Mapping[str, str]
-    ) -> None:
-        now = int(time.time() * 1000)
-        metrics = [
-            metric
-            for name, points in series.items()
-            for metric in self._new(run_id, name, points, now)
-        ]
-        for at in range(0, len(metrics), _BATCH * 10):
-            self.client.log_batch(run_id, metrics=metrics[at : at + _BATCH * 10])
-        if tags:
-            self.set_tags(run_id, tags)
 
-    def _new(
-        self, run_id: str, name: str, points: list[tuple[int, float]], now: int
-    ) -> "list[Metric]":
-        """The points that the run does not hold yet."""
-        from mlflow.entities import Metric
+def param_text(value: Any) -> str:
+    """A parameter as text of at most `LONGEST_PARAM` characters.
 
-        stored = {
-            metric.step: metric.value for metric in self.client.get_metric_history(run_id, name)
-        }
-        return [
-            Metric(name, value, now, step) for step, value in points if stored.get(step) != value
-        ]
+    A longer one is cut and ends in the digest of the whole, so that two long values that differ
+    only behind the cut stay apart.
+    """
+    plain = isinstance(value, str | int | float | bool | None)
+    text = str(value) if plain else json.dumps(value, sort_keys=True, default=str)
+    if len(text) <= LONGEST_PARAM:
+        return text
+    ending = f"... {digest_text(text)}"
+    return text[: LONGEST_PARAM - len(ending)] + ending
+
+
+def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Parameters by dotted names, nested mappings spread out, each as `param_text`."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flat_params(value, f"{prefix}{name}.")
+        else:
+            flat[valid_name(f"{prefix}{name}")] = param_text(value)
+    return flat

@@ -1,8 +1,13 @@
 """Opening an MLflow store: the home's own, or a tracking server.
 
-MLflow migrates a fresh SQLite file without a lock and corrupts it when two processes do so at
-once, so the home's store is opened under a file lock. MLflow also writes absolute artifact paths
-into its database; they are rewritten when the home has been moved.
+MLflow 3.17 has no public interface for three things that the home's own store needs. All that
+reaches behind its client is here:
+
+- MLflow migrates a fresh SQLite file without a lock and corrupts it when two processes do so at
+  once. The store is made under a lock and another name, by the class behind the client, since the
+  client would keep the artifacts of the default experiment in the working directory.
+- It writes absolute artifact paths. They are rewritten in its tables when the home has been moved.
+- Importing it takes seconds. Whether a run exists is read from its table without the import.
 """
 
 import logging
@@ -21,10 +26,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASE = "mlflow.db"
-# Opens the experiment on its runs instead of on traces of language-model calls.
-MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 ARTIFACTS = "artifacts"
-LOCK = "store.lock"
 
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,17 +36,12 @@ _QUIET = {
     # MLflow's own seven retries wait for minutes on a server that is not there.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
 }
-_MOVED_PATHS = (
-    "UPDATE experiments SET artifact_location = :new || substr(artifact_location, :skip) "
-    "WHERE substr(artifact_location, 1, :size) = :old",
-    "UPDATE runs SET artifact_uri = :new || substr(artifact_uri, :skip) "
-    "WHERE substr(artifact_uri, 1, :size) = :old",
-    "UPDATE logged_models SET artifact_location = :new || substr(artifact_location, :skip) "
-    "WHERE substr(artifact_location, 1, :size) = :old",
-    "UPDATE model_versions SET source = :new || substr(source, :skip) "
-    "WHERE substr(source, 1, :size) = :old",
-    "UPDATE model_versions SET storage_location = :new || substr(storage_location, :skip) "
-    "WHERE substr(storage_location, 1, :size) = :old",
+_PATH_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
 )
 
 
@@ -54,9 +51,9 @@ def local_uri(home: Home) -> str:
 
 
 def store_lock(home: Home) -> FileLock:
-    """Held while the store is opened and while a run is looked up or made."""
+    """Held while the store is opened and while a run is looked up or made; may be taken again."""
     home.mlflow.mkdir(parents=True, exist_ok=True)
-    return FileLock(home.mlflow / LOCK)
+    return FileLock(home.mlflow / "store.lock", is_singleton=True)
 
 
 def quiet() -> None:
@@ -76,43 +73,31 @@ def open_client(home: Home, uri: str | None) -> "MlflowClient":
 
     if uri is not None:
         return MlflowClient(uri, registry_uri=uri)
-    own = local_uri(home)
+    database = home.mlflow / DATABASE
     with store_lock(home):
-        _initialise(home)
-        client = MlflowClient(own, registry_uri=own)
+        if database.exists():
+            _follow_move(home)
+        else:
+            # A kill in between leaves no half store.
+            with replacing(database) as temporary:
+                _migrate(temporary, home.mlflow / ARTIFACTS)
+        client = MlflowClient(local_uri(home), registry_uri=local_uri(home))
         client.search_experiments(max_results=1)  # Opens the database while the lock is held.
     return client
 
 
 def has_active_run(home: Home, run_id: str) -> bool:
-    """Whether the home's own store has a run that is not deleted, found without importing MLflow.
-
-    Finding that nothing is left to log must not take longer than logging it.
-    """
+    """Whether the home's own store has a run that is not deleted."""
     path = home.mlflow / DATABASE
     if not path.is_file():
         return False
     with closing(sqlite3.connect(path, timeout=60)) as database:
-        query = "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?"
-        found = database.execute(query, (run_id,)).fetchone()
-    return found is not None and found[0] == "active"
-
-
-def _initialise(home: Home) -> None:
-    database = home.mlflow / DATABASE
-    if database.exists():
-        _follow_move(home)
-        return
-    # Under another name until every migration is done: a kill in between leaves no half store.
-    with replacing(database) as temporary:
-        _migrate(temporary, home.mlflow / ARTIFACTS)
+        query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+        return database.execute(query, (run_id,)).fetchone() is not None
 
 
 def _migrate(database: Path, artifacts: Path) -> None:
-    """Make an MLflow database whose default experiment keeps its artifacts in the home.
-
-    A client would put them into the working directory.
-    """
+    """Make an MLflow database whose default experiment keeps its artifacts in the home."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore(f"sqlite:///{database}", str(artifacts)).engine.dispose()
@@ -127,25 +112,9 @@ def _follow_move(home: Home) -> None:
         old = str(found[0]).removesuffix("/0") if found else new
         if old == new:
             return
-        values = {"old": old, "new": new, "size": len(old), "skip": len(old) + 1}
-        for statement in _MOVED_PATHS:
-            database.execute(statement, values)
-
-
-def experiment_id(client: "MlflowClient", home: Home, uri: str | None, name: str) -> str:
-    """The id of the experiment `name`, made or restored where it is missing."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        folder = None if uri else str(home.mlflow / ARTIFACTS / name)
-        try:
-            return client.create_experiment(name, artifact_location=folder, tags=MODEL_TRAINING)
-        except MlflowException:
-            # Another process made it in between.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+        for table, column in _PATH_COLUMNS:
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 (constants)
+                f"WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old), old),
+            )

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
+from delift_pipeline.lineage.artifacts import Artifact
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.hashing import digest_text
-from delift_pipeline.storage.manifest import Manifest, read_manifest
+from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import read_manifest
 
 TRAINED_ON = "trained_on.parquet"
 SCHEMA = pl.Schema(
@@ -41,7 +43,33 @@ def write_trained_on(
         left_out: record_id -> why it could not be trained on.
         start: The folder of the adapter that training went on from.
     """
-    own = pl.DataFrame(
+    records = _listed(name, ranking, left_out)
+    if start is not None and (start / TRAINED_ON).is_file():
+        records = pl.concat([records, pl.read_parquet(start / TRAINED_ON)])
+    write_parquet(folder / TRAINED_ON, records)
+
+
+def trained_on(home: Home, adapter: Artifact) -> pl.DataFrame | None:
+    """The records that shaped an adapter (`SCHEMA`), or None where the list is lost.
+
+    For an adapter that kept no list it is its subset, where that is still the one it was made of.
+    """
+    kept = adapter.folder / TRAINED_ON
+    if kept.is_file():
+        return pl.read_parquet(kept)
+    folder = home.subset(str(adapter.version), str(adapter.arm))
+    subset = read_manifest(folder)
+    recorded = adapter.manifest.parents.get(adapter.name.replace("adapter:", "subset:", 1))
+    if subset is None or subset.content_hash != recorded:
+        return None
+    ranking = pl.read_parquet(folder / SUBSET_FILE, columns=["record_id"])["record_id"]
+    if adapter.manifest.details.get("started_from") or digest_text(*ranking) != recorded:
+        return None
+    return _listed(adapter.name, ranking, {})
+
+
+def _listed(name: str, ranking: pl.Series, left_out: Mapping[str, str]) -> pl.DataFrame:
+    return pl.DataFrame(
         {
             "record_id": ranking,
             "adapter": [name] * ranking.len(),
@@ -50,34 +78,3 @@ def write_trained_on(
         },
         schema=SCHEMA,
     )
-    before = read_trained_on(start) if start is not None else None
-    write_parquet(folder / TRAINED_ON, own if before is None else pl.concat([own, before]))
-
-
-def read_trained_on(folder: Path) -> pl.DataFrame | None:
-    """The list in an adapter's folder (`SCHEMA`), or None where none was kept."""
-    path = folder / TRAINED_ON
-    return pl.read_parquet(path) if path.is_file() else None
-
-
-def trained_on(adapter: Path, manifest: Manifest, name: str, subset: Path) -> pl.DataFrame | None:
-    """The adapter's list; for one without, its subset where that is still the one it was made of.
-
-    Args:
-        adapter: The adapter's folder.
-        manifest: Its manifest.
-        name: `adapter:V:ARM`.
-        subset: The folder of the arm's subset.
-    """
-    kept = read_trained_on(adapter)
-    if kept is not None:
-        return kept
-    stored = read_manifest(subset)
-    recorded = manifest.parents.get(name.replace("adapter:", "subset:", 1))
-    if stored is None or stored.content_hash != recorded or manifest.details.get("started_from"):
-        return None
-    ranking = pl.read_parquet(subset / SUBSET_FILE, columns=["record_id"])["record_id"]
-    if digest_text(*ranking) != recorded:
-        return None
-    rows = {"record_id": ranking, "adapter": [name] * ranking.len(), "rank": range(ranking.len())}
-    return pl.DataFrame({**rows, "left_out": [None] * ranking.len()}, schema=SCHEMA)

@@ -1,11 +1,13 @@
 """What a version changed against its parents, and what that did to each arm's subset."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
+from delift_pipeline.lineage.existing import kin_of
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.storage.home import Home, checked_version
@@ -32,10 +34,6 @@ class VersionLineage:
     parents: list[dict[str, Any]] = field(repr=False)
     children: list[str]
     subsets: list[dict[str, Any]] = field(repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
         Refused: there is no such version.
     """
     manifest = known_manifest(home, checked_version(version))
-    changes = {
-        parent: change_between(home, parent, version) for parent in manifest.details["parents"]
-    }
+    changes = {parent: _change(home, parent, version) for parent in manifest.details["parents"]}
     return VersionLineage(
         version=version,
         dataset=manifest.details["dataset"],
@@ -104,17 +100,20 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
     )
 
 
-def change_between(home: Home, parent: str, version: str) -> Change:
+def _change(home: Home, parent: str, version: str) -> Change:
     """What a version's pool changed against one parent's; a record is changed by its source id."""
-    before, after = (_pool(home, name) for name in (parent, version))
+    # record_id -> source ids, in file order
+    before, after = (
+        _columns(home.dataset(name) / "pool.parquet", "record_id", "source_ids")
+        for name in (parent, version)
+    )
     new = [record for record in after if record not in before]
     gone = [record for record in before if record not in after]
     owner = {source: record for record in gone for source in before[record]}
     pairs = [
         (owner[source], record) for record in new for source in after[record] if source in owner
     ]
-    first = dict.fromkeys(after_id for _, after_id in pairs)
-    old = {before_id for before_id, _ in pairs}
+    old, first = ({pair[i] for pair in pairs} for i in (0, 1))
     return Change(
         added=[record for record in new if record not in first],
         removed=[record for record in gone if record not in old],
@@ -123,43 +122,36 @@ def change_between(home: Home, parent: str, version: str) -> Change:
     )
 
 
-def _pool(home: Home, version: str) -> dict[str, list[str]]:
-    """record_id -> source ids, in file order."""
-    path = home.dataset(version) / "pool.parquet"
-    return dict(pl.read_parquet(path, columns=["record_id", "source_ids"]).iter_rows())
+def _columns(path: Path, key: str, value: str) -> dict[str, Any]:
+    return dict(pl.read_parquet(path, columns=[key, value]).select(key, value).iter_rows())
 
 
 def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[str, Any]:
     """One arm's subset against the parent's of the same arm, or of its first stage."""
-    arm, version = str(subset.arm), str(subset.version)
-    before = found(home, f"subset:{parent}:{arm}") or found(home, f"subset:{parent}:{_kin(arm)}")
+    arm = str(subset.arm)
+    stored = (found(home, f"subset:{parent}:{name}") for name in (arm, kin_of(arm)))
+    before = next((one for one in stored if one is not None), None)
     now = _picks(subset)
-    base = {"arm": arm, "parent": parent, "selected": len(now)}
+    entry = {"arm": arm, "parent": parent, "selected": len(now)}
     if before is None:
-        return {**base, "against": None, "kept": None, "came": [], "went": []}
+        return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
-    covered = _covered(home, version, arm)
-    came = [record for record in now if record not in set(then)]
-    went = [record for record in then if record not in set(now)]
+    # Dropped record -> the chosen one that stands for it, or None.
+    covered = _columns(subset.folder / DROPPED, "record_id", "covered_by")
     return {
-        **base,
+        **entry,
         "against": before.arm,
-        "kept": len(set(now) & set(then)),
-        "came": [{"record_id": r, "why": change.came(r, parent)} for r in came],
-        "went": [{"record_id": r, "why": change.went(r, covered)} for r in went],
+        "kept": len(now.keys() & then.keys()),
+        "came": [
+            {"record_id": one, "why": change.came(one, parent)} for one in now if one not in then
+        ],
+        "went": [
+            {"record_id": one, "why": change.went(one, covered)} for one in then if one not in now
+        ],
     }
 
 
-def _picks(subset: Artifact) -> list[str]:
-    return pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])["record_id"].to_list()
-
-
-def _covered(home: Home, version: str, arm: str) -> dict[str, str | None]:
-    """Dropped record -> the chosen one that stands for it, or None."""
-    path = home.subset(version, arm) / DROPPED
-    return dict(pl.read_parquet(path, columns=["record_id", "covered_by"]).iter_rows())
-
-
-def _kin(arm: str) -> str:
-    """The instruction-tuning arm of the same selector, as first versions have."""
-    return f"instruction_tuning.{arm.split('.', 1)[1]}"
+def _picks(subset: Artifact) -> dict[str, None]:
+    """The records of a subset, in rank order."""
+    picks = pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])
+    return dict.fromkeys(picks["record_id"])

@@ -153,8 +153,7 @@ def _is_touched(
     if one.kind == "report" and one.version in holders:
         return True
     if one.kind == "adapter":
-        subset = home.subset(str(one.version), str(one.arm))
-        records = trained_on(one.folder, one.manifest, one.name, subset)
+        records = trained_on(home, one)
         if records is not None:
             return named_in(records, ids)
     # A kernel is named with one of its blocks.

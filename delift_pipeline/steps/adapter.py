@@ -164,7 +164,8 @@ def _tracked_arm(home: Home, job: Job, tracker: Tracker, run_id: str | None) -> 
         tracker=tracker,
         home=home,
         dataset=job.dataset,
-        arm=job.arm,
+        arm=job.arm.name,
+        settings=job.arm.model_dump(mode="json"),
         records=job.records,
         parents=job.parents,
         model=portable_name(job.model.model),
@@ -244,7 +245,11 @@ def _train(
 
 def _write_card(folder: Path, job: Job, manifest: Manifest, log: TrainingLog) -> None:
     model = portable_name(job.model.model)
-    write_card(folder, job.dataset, job.arm, model, job.records, manifest, job.subset, log)
+    arm = job.arm
+    settings = arm.model_dump(mode="json")
+    write_card(
+        folder, job.dataset, arm.name, settings, model, job.records, manifest, job.subset, log
+    )
 
 
 def _outcome(

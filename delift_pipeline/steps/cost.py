@@ -49,7 +49,7 @@ def _replay_sentence(
     """What replay would cost where its pairs are not planned for their number; else None."""
     if "replay" not in absent:
         return None
-    ids = tuple(existing_of(home, dataset, arm).records["record_id"])
+    ids = tuple(existing_of(home, dataset, arm.name).records["record_id"])
     if (why := too_dear(dataset, len(ids), load_arms(home).plan)) is None:
         return None
     more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs

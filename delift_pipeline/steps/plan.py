@@ -112,7 +112,7 @@ def _existing(
     notes: list[str] = []
     for arm in (arm for arm, need in needs if need.existing_pairs or need.replay_pairs):
         try:
-            found = existing_of(home, dataset, arm)
+            found = existing_of(home, dataset, arm.name)
         except Refused as refused:
             notes.append(str(refused))
             continue

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from delift_pipeline.arms import Arm
+from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.evaluation.result import Evaluation, differences
 from delift_pipeline.lineage.card import write_card
 from delift_pipeline.lineage.promotion import settle
@@ -53,7 +53,8 @@ def refresh_card(one: Evaluated) -> Path:
     return write_card(
         one.folder,
         one.dataset,
-        arm,
+        arm.name,
+        arm.model_dump(mode="json"),
         one.model,
         subset_records(one.home, one.dataset, arm.name),
         one.adapter,
@@ -77,17 +78,18 @@ def track_report(one: Evaluated, tracker: Tracker) -> str | None:
     hashes = {"adapter": one.adapter.content_hash, "report": one.report.content_hash}
     if not known or is_tracked(tracker, one.folder, **hashes):
         return None
-    run = known["run_id"]
-    tracker.log_metrics(run, one.own.metrics)
+    run, stage = known["run_id"], one.arm.stage
+    metrics = dict(one.own.metrics)
     for name, other in one.beside.items():
         if other is not None:
             gaps = differences(one.own, other)
-            tracker.log_metrics(run, {f"{k}_minus_{name}": gap.mean for k, gap in gaps.items()})
-    version, arm = one.dataset.version, one.arm
-    tracker.log_artifacts(run, one.home.report(version, arm.name), "report")
+            metrics |= {f"{key}_minus_{name}": gap.mean for key, gap in gaps.items()}
+    tracker.log_metrics(run, metrics)
+    tracker.log_artifacts(run, one.home.report(one.dataset.version, one.arm.name), "report")
     publish_card(tracker, one.folder)
     tracker.set_tags(run, {"report": one.report.content_hash})
-    leader = settle(one.home, tracker, one.dataset, arm.stage, one.model)
+    arms = {arm.name: arm.evaluation for arm in load_arms(one.home) if arm.stage == stage}
+    leader = settle(one.home, tracker, one.dataset, stage, one.model, arms)
     tracker.end_run(run)
     note_tracked(one.folder, tracker, run, **hashes)
     return leader

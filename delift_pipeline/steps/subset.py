@@ -137,7 +137,7 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, extra = None, {}
     if needs.reads_existing:
-        found = existing_of(home, dataset, arm)
+        found = existing_of(home, dataset, arm.name)
         existing, extra = found.records, found.parents
     fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
     if needs.model:

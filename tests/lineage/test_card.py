@@ -33,7 +33,8 @@ def card(folder: Path, home: Home, records: pl.DataFrame, model: str = "org/mode
     subset = Manifest(kind="subset", content_hash="s" * 32, counts={"pool": 12})
     adapter = Manifest(kind="adapter", content_hash="a" * 32, fingerprint="f" * 32)
     arm = load_arms(home).arm("instruction_tuning.delift")
-    write_card(folder, dataset, arm, model, records, adapter, subset, log)
+    settings = arm.model_dump(mode="json")
+    write_card(folder, dataset, arm.name, settings, model, records, adapter, subset, log)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 

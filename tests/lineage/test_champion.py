@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
-from delift_pipeline.lineage.champion import Candidate, Standing, standing
+from delift_pipeline.lineage.promotion import Candidate, Standing, standing
 
 Values = Sequence[float | None]
 

@@ -28,8 +28,13 @@ from delift_pipeline.evaluation.result import (
     write_evaluation,
 )
 from delift_pipeline.lineage.promotion import settle
-from delift_pipeline.lineage.tracked import TrackedArm, links_of, publish_card, tracked
-from delift_pipeline.lineage.tracked_models import registered_name, with_alias
+from delift_pipeline.lineage.tracked import (
+    TrackedArm,
+    links_of,
+    publish_card,
+    registered_name,
+    tracked,
+)
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.records.versions import ingest
@@ -156,10 +161,10 @@ def make_arm(
         method="lora", losses=[2.0, 1.0], learning_rates=[0.1, 0.1], steps=2, epochs=1, seconds=1,
         tokens=9, answer_tokens=3, trainable_parameters=4, parameters=8, records_used=3, seed=0,
     )  # fmt: skip
-    arm_of = load_arms(home).arm(name)
     run = TrackedArm(
-        tracker=tracker, home=home, dataset=dataset, arm=arm_of, records=dataset.pool[:3],
-        parents={"model": FINGERPRINT}, model=MODEL, dagster_run="d" * 32,
+        tracker=tracker, home=home, dataset=dataset, arm=name,
+        settings=load_arms(home).arm(name).model_dump(mode="json"),
+        records=dataset.pool[:3], parents={"model": FINGERPRINT}, model=MODEL, dagster_run="d" * 32,
     )  # fmt: skip
     run.replay(adapter, log)
     report = home.report(version, name)
@@ -177,9 +182,22 @@ def make_arm(
 
 
 def holders(tracker: Tracker) -> tuple[str | None, str | None]:
-    found = [with_alias(tracker, name_of(tracker), alias) for alias in ("champion", "challenger")]
-    named = [one.tags["delift.arm"].split(".")[1] if one else None for one in found]
-    return named[0], named[1]
+    def holder(alias: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = tracker.client.get_model_version_by_alias(name_of(tracker), alias)
+        except MlflowException:
+            return None
+        return found.tags["delift.arm"].split(".")[1]
+
+    return holder("champion"), holder("challenger")
+
+
+def settled(home: Home, tracker: Tracker, dataset: DatasetVersion) -> str:
+    arms = {arm.name: arm.evaluation for arm in load_arms(home)}
+    tuning = {name: options for name, options in arms.items() if name.startswith("instruction")}
+    return settle(home, tracker, dataset, "instruction_tuning", MODEL, tuning)
 
 
 def standings(tracker: Tracker) -> dict[str, str]:
@@ -194,7 +212,7 @@ def test_evaluations_move_the_aliases(
 
     def evaluated(arm: str, losses: list[float]) -> str:
         make_arm(home, tracker, dataset, arm, losses)
-        return settle(home, tracker, dataset, "instruction_tuning", MODEL)
+        return settled(home, tracker, dataset)
 
     said = evaluated("delift", [1.0, 1.0, 1.0])
     assert holders(tracker) == (None, None)
@@ -218,6 +236,20 @@ def test_evaluations_move_the_aliases(
     # The random arm is trained again, and better than all: nobody else may stay champion.
     evaluated("random", [0.1, 0.1, 0.1])
     assert holders(tracker) == ("random", None)
+
+
+def test_a_tie_leaves_the_registered_champion_where_it_is(
+    home: Home, tracker: Tracker, dataset: DatasetVersion
+) -> None:
+    make_base(home, dataset, [3.0, 3.0, 3.0])
+    make_arm(home, tracker, dataset, "random", [2.0, 2.0, 2.0])
+    make_arm(home, tracker, dataset, "full", [1.0, 1.0, 1.0])
+    settled(home, tracker, dataset)
+    assert holders(tracker) == ("full", "random")
+    # By name alone this one would come first.
+    make_arm(home, tracker, dataset, "delift", [1.0, 1.0, 1.0])
+    settled(home, tracker, dataset)
+    assert holders(tracker) == ("full", "delift")
 
 
 def test_the_same_adapter_is_one_version_and_another_is_a_second(
@@ -279,5 +311,5 @@ def test_a_lost_registry_is_one_sentence(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Tracker(home, "http://127.0.0.1:9", lazy=True)
     with pytest.raises(DeliftError, match="run without it") as caught:
-        settle(home, away, dataset, "instruction_tuning", MODEL)
+        settled(home, away, dataset)
     assert "\n" not in str(caught.value)

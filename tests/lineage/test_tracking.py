@@ -14,10 +14,9 @@ from safetensors.numpy import save_file
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.lineage import tracking_store
-from delift_pipeline.lineage.tracked_models import log_adapter
-from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.lineage.tracked import log_adapter
+from delift_pipeline.lineage.tracking import LONGEST_PARAM, Tracker, param_text
 from delift_pipeline.lineage.tracking_store import local_uri
-from delift_pipeline.lineage.tracking_values import LONGEST_PARAM, param_text
 from delift_pipeline.storage.home import Home
 
 ARM = "instruction_tuning.delift-b10"
@@ -144,20 +143,22 @@ class TestMetrics:
     def test_a_curve_is_logged_in_batches_and_only_once(self, tracker: Tracker) -> None:
         run_id = tracker.start_run("curve", ARM, {"content": "a"})
         curve = [float(np.float32(1 / (step + 1))) for step in range(2500)]
-        tracker.log_series(run_id, "loss", curve[:100])
-        tracker.log_series(run_id, "loss", curve)
-        tracker.log_series(run_id, "loss", curve)
+        points = [("loss", step, value) for step, value in enumerate(curve)]
+        tracker.log_points(run_id, points[:100])
+        tracker.log_points(run_id, points)
+        tracker.log_points(run_id, points)
         assert history(tracker, run_id, "loss") == list(enumerate(curve))
 
     def test_a_curve_may_name_its_steps(self, tracker: Tracker) -> None:
         run_id = tracker.start_run("pairs", ARM, {"content": "a"})
-        tracker.log_series(run_id, "loss", [(5, 2.0), (10, 1.0)])
+        tracker.log_points(run_id, [("loss", 5, 2.0), ("loss", 10, 1.0)])
         assert history(tracker, run_id, "loss") == [(5, 2.0), (10, 1.0)]
 
     def test_what_is_not_finite_becomes_a_tag(self, tracker: Tracker) -> None:
         run_id = tracker.start_run("nan", ARM, {"content": "a"})
         tracker.log_metrics(run_id, {"loss": float("nan"), "good": 1})
-        tracker.log_series(run_id, "curve", [1.0, float("inf"), float("nan")])
+        curve = (1.0, float("inf"), float("nan"))
+        tracker.log_points(run_id, [("curve", *point) for point in enumerate(curve)])
         run = tracker.client.get_run(run_id)
         assert run.data.metrics == {"good": 1.0, "curve": 1.0}
         assert run.data.tags["delift.not_finite.loss"] == "nan"
@@ -220,9 +221,9 @@ class TestThings:
 
     def test_changed_files_are_another_model(self, tracker: Tracker, adapter: Path) -> None:
         run_id = tracker.start_run("models", ARM, {"content": "a"})
-        first = log_adapter(tracker, run_id, adapter, "m", {"rank": 4})
+        first = log_adapter(tracker, run_id, adapter, "m")
         (adapter / "adapter_config.json").write_text('{"r": 4}')
-        assert log_adapter(tracker, run_id, adapter, "m", {"rank": 4}) != first
+        assert log_adapter(tracker, run_id, adapter, "m") != first
 
     def test_artifacts_keep_their_folder(self, tracker: Tracker, adapter: Path) -> None:
         run_id = tracker.start_run("files", ARM, {"content": "a"})
@@ -238,12 +239,12 @@ class TestThings:
 FIRST_OPEN = """
 import sys
 from pathlib import Path
-from delift_pipeline.lineage.tracked_models import log_adapter
+from delift_pipeline.lineage.tracked import log_adapter
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.storage.home import Home
 tracker = Tracker(Home.at(sys.argv[1]))
 run = tracker.start_run("v1", "instruction_tuning." + sys.argv[2], {"content": "a"})
-tracker.log_series(run, "loss", [3.0, 2.0, 1.0])
+tracker.log_points(run, [("loss", 0, 3.0), ("loss", 1, 2.0), ("loss", 2, 1.0)])
 tracker.log_artifacts(run, Path(sys.argv[3]), "subset")
 log_adapter(tracker, run, Path(sys.argv[3]), "m")
 tracker.end_run(run)

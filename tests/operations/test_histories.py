@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.lineage.adapter import adapter_records, stored_adapter
+from delift_pipeline.lineage.adapter import stored_adapter
 from delift_pipeline.lineage.artifacts import all_artifacts
 from delift_pipeline.lineage.record import record_lineage
+from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.operations.query import run_query
 from delift_pipeline.storage.home import Home
@@ -87,7 +88,7 @@ def test_walking_down_and_up_agrees_with_what_happened(data: st.DataObject) -> N
         ids = dict(zip(NAMES, records_of(NAMES)["record_id"], strict=True))
         up = {}
         for cell in history.adapters:
-            records = adapter_records(home, stored_adapter(home, *cell))
+            records = trained_on(home, stored_adapter(home, *cell))
             assert records is not None
             up[cell] = set(records["record_id"])
         assert up == {cell: {ids[n] for n in names} for cell, names in history.adapters.items()}

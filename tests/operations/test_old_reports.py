@@ -8,7 +8,7 @@ import pytest
 from delift_pipeline.arms import load_arms
 from delift_pipeline.evaluation.leaderboard import leaderboard_page, leaderboard_rows
 from delift_pipeline.evaluation.result import SAMPLES, read_evaluation
-from delift_pipeline.lineage.champion import rows
+from delift_pipeline.lineage.promotion import rows
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.operations.compare import compare_arms
 from delift_pipeline.progress import SilentProgress
