@@ -31,10 +31,6 @@ FLOOR_OF = {
 }
 HEAVY = ("torch", "transformers", "peft", "vllm", "mlflow", "duckdb", "sentence_transformers")
 KNOWN_VIOLATIONS: list[str] = [
-    "lineage.card (lineage) imports arms (stages)",
-    "lineage.existing (lineage) imports arms (stages)",
-    "lineage.promotion (lineage) imports arms (stages)",
-    "lineage.tracked (lineage) imports arms (stages)",
     "scoring.loops.heads (scoring) imports utility.compiling (kernel)",
     "scoring.loops.powers (scoring) imports utility.compiling (kernel)",
     "scoring.loops.rows (scoring) imports utility.compiling (kernel)",
