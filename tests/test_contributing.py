@@ -1,0 +1,41 @@
+"""The examples of CONTRIBUTING.md run as they stand."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from delift_pipeline.evaluation import run
+from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
+from delift_pipeline.records.read import read_records
+from delift_pipeline.records.tables import FORMATS
+from delift_pipeline.records.write import write_chosen
+
+PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+
+
+def example(heading: str) -> dict[str, Any]:
+    """The names that the example below a heading defines."""
+    section = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ", 1)[0], re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+def test_file_format_is_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = example("Add a file format")["CARDS"]
+    monkeypatch.setitem(FORMATS, form.name, form)
+    source, out = tmp_path / "pool.cards", tmp_path / "chosen.cards.gz"
+    source.write_text("instruction: Add\noutput: 3\n\ninstruction: Say\noutput: yes\n")
+    file = read_records(source)
+    write_chosen(out, file, file.frame["record_id"][1:].to_list())
+    assert read_records(out).rows == [{"instruction": "Say", "output": "yes"}]
+
+
+def test_metric_is_measured_answer_by_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "same_length", example("Add a metric")["SAME_LENGTH"])
+    options = EvaluationOptions().model_copy(update={"metrics": ("same_length",)})
+    found = run._text_metrics(["ab", "a", "a"], ["cd", "bc", ""], options, "cpu")
+    assert found == {"same_length": [1.0, 0.0, None]}
