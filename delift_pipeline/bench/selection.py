@@ -61,8 +61,6 @@ CASES: tuple[Case, ...] = (
     Case(2_000, "dense", "fl1mi", "lazy", 0.3, True),
     Case(2_000, "dense", "fl2mi", "lazy", 0.3, True),
     Case(2_000, "dense", "flcg", "lazy", 0.3, True),
-    Case(2_000, "dense", "rfl", "lazy", 0.3),
-    Case(2_000, "dense", "saturated", "lazy", 0.3),
     Case(5_000, "dense", "fl", "lazy", 0.3, True),
     Case(5_000, "dense", "flmi", "lazy", 0.3),
     Case(5_000, "dense", "flcg", "lazy", 0.3),
@@ -123,10 +121,10 @@ def selection_bench(
     Returns:
         `rows`, one a case: n, kernel (`dense` or `sparse`), objective, optimizer, budget, seconds,
         peak_rss_mib, value, ratio_vs_submodlib and ratio_vs_apricot (their seconds over ours; None
-        where not run); beside these storage, cpu_seconds (of all threads; steadier than seconds on
-        a shared machine), read_seconds (one pass over the kernel in the same process),
+        where not run); beside these storage, cpu_seconds (steadier than seconds on a
+        shared machine), read_seconds (one pass over the kernel in the same process),
         times_a_read, kernel_mib, beyond_kernel_mib (peak memory beyond the kernel's own), computed
-        (gains and bounds), same_ranking (as submodlib), tie_gap (relative difference of the gains
+        (gains), same_ranking (as submodlib), tie_gap (relative difference of the gains
         where the rankings part, 0 where they do not) and value_vs_submodlib.
     """
     if importlib.util.find_spec("apricot") is None:

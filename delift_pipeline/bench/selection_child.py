@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.bench.objectives import FoldCoverage, SaturatedCoverage
-from delift_pipeline.selection import objectives
+from delift_pipeline.selection import coverage, objectives
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.optimizers import (
@@ -118,8 +117,6 @@ def _objective(name: str, kernel: Any, other: np.ndarray) -> Coverage:
         "fl1mi": lambda: objectives.FL1MI(kernel, other),
         "fl2mi": lambda: objectives.FL2MI(other),
         "flcg": lambda: objectives.FLCG(kernel, np.ascontiguousarray(other.T), 0.5),
-        "rfl": lambda: FoldCoverage(kernel, 2),
-        "saturated": lambda: SaturatedCoverage(kernel, 0.1),
     }
     return built[name]()
 
@@ -192,13 +189,11 @@ def measure(
 
 def _warm(kernel: Columns, name: str, optimizer: str) -> None:
     """Load the compiled loops for this type of kernel."""
-    from delift_pipeline.selection import fused
-    from delift_pipeline.utility import crew
     from delift_pipeline.utility.columns import RestrictedColumns
 
-    before = fused.FUSED_FROM, crew.VALUES_A_THREAD
-    # So that fifty records pass through every loop that is measured, those of threads among them.
-    fused.FUSED_FROM, crew.VALUES_A_THREAD = 0, 1
+    before = coverage.COMPILED_FROM
+    # So that fifty records pass through every loop that is measured.
+    coverage.COMPILED_FROM = 0
     some = np.arange(50)
     if isinstance(kernel, SparseColumns):
         small: Any = SparseColumns(
@@ -211,7 +206,7 @@ def _warm(kernel: Columns, name: str, optimizer: str) -> None:
     # Objectives with a second kernel run through the loops of facility location.
     alone = "fl" if name in WITH_SIDE else name
     OPTIMIZERS[optimizer](_objective(alone, small, _side(alone, 50)), 5, np.arange(50))
-    fused.FUSED_FROM, crew.VALUES_A_THREAD = before
+    coverage.COMPILED_FROM = before
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ beside them.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,30 @@ class Constraints:
         return self.capacity is not None or self.stop > 0
 
 
+class Limits(NamedTuple):
+    """Constraints as arrays that compiled loops read and count in.
+
+    Attributes:
+        costs: float64 [n], what each candidate takes of `left`.
+        scale: float64 [n], above 0: candidates are compared by gain / scale.
+        left: float64 [1], what may still be spent.
+        groups: int64 [d, n], group of each candidate in each of d partitions.
+        low: int64 [d, g], picks wanted of each group.
+        high: int64 [d, g], picks allowed.
+        counts: int64 [d, g], picks made.
+        wanted: int64 [d], picks still owed to groups below their `low`.
+    """
+
+    costs: np.ndarray
+    scale: np.ndarray
+    left: np.ndarray
+    groups: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    counts: np.ndarray
+    wanted: np.ndarray
+
+
 class Tracker:
     """Which candidates may still be picked; one that may not now may not later.
 
@@ -73,41 +98,41 @@ class Tracker:
     """
 
     def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
-        self.constraints, self.slots = constraints, budget
-        costs = _costs(constraints, n)
-        self.costs, self.scale = costs, costs if scaled else np.ones(n)
-        self.left = np.array([np.inf if constraints.capacity is None else constraints.capacity])
-        widest = max((len(grouping.groups) for grouping in constraints.groupings), default=0)
-        shape = (len(constraints.groupings), widest)
-        self.groups = np.zeros((shape[0], n), np.int64)
-        self.low, self.high, self.counts = (np.zeros(shape, np.int64) for _ in range(3))
-        for d, grouping in enumerate(constraints.groupings):
-            self.groups[d] = grouping.of
-            self.low[d, : len(grouping.low)] = grouping.low
-            self.high[d, : len(grouping.high)] = grouping.high
-        self.wanted = self.low.sum(axis=1)
-        _check_numbers(constraints, n, budget)
-        for grouping in constraints.groupings:
+        self.stop, self.slots, self._open_ended = constraints.stop, budget, constraints.open_ended
+        costs, groupings = _costs(constraints, n), constraints.groupings
+        widest = max((len(grouping.groups) for grouping in groupings), default=0)
+        groups = np.zeros((len(groupings), n), np.int64)
+        low, high, counts = (np.zeros((len(groupings), widest), np.int64) for _ in range(3))
+        for d, grouping in enumerate(groupings):
+            groups[d] = grouping.of
+            low[d, : len(grouping.low)] = grouping.low
+            high[d, : len(grouping.high)] = grouping.high
+        left = np.array([np.inf if constraints.capacity is None else constraints.capacity])
+        scale = costs if scaled else np.ones(n)
+        self.limits = Limits(costs, scale, left, groups, low, high, counts, low.sum(axis=1))
+        _check_numbers(constraints, n, budget, costs)
+        for grouping in groupings:
             _check_feasible(grouping, constraints, n, budget)
 
     def admissible(self, candidates: np.ndarray) -> np.ndarray:
         """Which of the candidates may be picked next, bool."""
-        allowed = self.costs[candidates] <= self.left[0]
-        for d, of in enumerate(self.groups):
+        limits = self.limits
+        allowed = limits.costs[candidates] <= limits.left[0]
+        for d, of in enumerate(limits.groups):
             groups = of[candidates]
-            allowed &= (self.counts[d] < self.high[d])[groups]
-            if self.wanted[d] >= self.slots:
-                allowed &= (self.counts[d] < self.low[d])[groups]
+            allowed &= (limits.counts[d] < limits.high[d])[groups]
+            if limits.wanted[d] >= self.slots:
+                allowed &= (limits.counts[d] < limits.low[d])[groups]
         return allowed
 
     def spend(self, j: int) -> None:
         """Count a pick."""
+        limits = self.limits
         self.slots -= 1
-        self.left[0] -= self.costs[j]
-        for d, of in enumerate(self.groups):
-            group = of[j]
-            self.wanted[d] -= self.counts[d, group] < self.low[d, group]
-            self.counts[d, group] += 1
+        limits.left[0] -= limits.costs[j]
+        for d, group in enumerate(limits.groups[:, j]):
+            limits.wanted[d] -= limits.counts[d, group] < limits.low[d, group]
+            limits.counts[d, group] += 1
 
     def check_done(self, made: int) -> None:
         """Refuse a ranking that stopped before its budget or short of a quota.
@@ -115,15 +140,13 @@ class Tracker:
         Raises:
             Refused: the constraints, each possible, are not possible together.
         """
-        short = made > 0 and bool((self.wanted > 0).any())
-        if short or (self.slots > 0 and not self.constraints.open_ended):
-            raise Refused(
-                Fault(
-                    f"the constraints cannot be kept together: after {made:,} records no other "
-                    "may be picked; widen a quota or lower the budget",
-                    field="quota",
-                )
+        short = made > 0 and bool((self.limits.wanted > 0).any())
+        if short or (self.slots > 0 and not self._open_ended):
+            said = (
+                f"the constraints cannot be kept together: after {made:,} records no other "
+                "may be picked; widen a quota or lower the budget"
             )
+            raise Refused(Fault(said, field="quota"))
 
 
 def _costs(constraints: Constraints, n: int) -> np.ndarray:
@@ -135,7 +158,7 @@ def _costs(constraints: Constraints, n: int) -> np.ndarray:
     return costs
 
 
-def _check_numbers(constraints: Constraints, n: int, budget: int) -> None:
+def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndarray) -> None:
     pinned, banned = set(constraints.pinned), set(constraints.banned)
     if not all(0 <= j < n for j in pinned | banned):
         raise Refused(f"a pinned record is none of the {n:,} candidates")
@@ -144,14 +167,12 @@ def _check_numbers(constraints: Constraints, n: int, budget: int) -> None:
     if len(pinned) > budget:
         said = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
         raise Refused(Fault(said, field="pin"))
-    if budget > n - len(banned) and not constraints.open_ended:
-        left = n - len(banned)
+    if budget > (left := n - len(banned)) and not constraints.open_ended:
         said = (
             f"{len(banned):,} of {n:,} records are excluded. The {left:,} that are left are fewer "
             f"than the budget of {budget:,}: exclude fewer records, or lower the budget"
         )
         raise Refused(Fault(said, field="exclude"))
-    costs = _costs(constraints, n)
     spent = float(costs[list(pinned)].sum())
     if constraints.capacity is not None and spent > constraints.capacity:
         said = f"the records pinned in cost {spent:,.0f}, above {constraints.capacity:,.0f}"

@@ -13,20 +13,6 @@ from delift_pipeline.errors import Refused
 from delift_pipeline.selection.coverage import Coverage, checked_kernel
 from delift_pipeline.utility.columns import column_maxima, row_maxima
 
-__all__ = [
-    "FL1MI",
-    "FL2MI",
-    "FLCG",
-    "FLMI",
-    "Coverage",
-    "FacilityLocation",
-    "Objective",
-    "checked_factor",
-    "checked_kernel",
-    "evaluate",
-    "objective_of_random",
-]
-
 
 class Objective(Protocol):
     """What an optimizer needs to know of an objective; columns are its ground set.

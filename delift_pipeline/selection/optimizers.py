@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.selection import fused
 from delift_pipeline.selection.constraints import Constraints, Tracker
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.objectives import Objective
@@ -71,7 +70,7 @@ def naive_greedy(
     constraints: Constraints | None = None,
 ) -> Ranking:
     """Look at every candidate in every step: n gains a pick; the oracle for the others."""
-    return ranked(objective, budget, tie_order, constraints, lambda: _sampling(None))
+    return ranked(objective, budget, tie_order, constraints, lambda: sampling(objective.n))
 
 
 def lazy_greedy(
@@ -96,6 +95,7 @@ def stochastic_greedy(
     *,
     seed: int = 0,
     sample: float = 0.1,
+    lazily: bool = False,
 ) -> Ranking:
     """Look at a fresh random sample of the candidates in each step (Mirzasoleiman et al. 2015).
 
@@ -105,13 +105,11 @@ def stochastic_greedy(
     may be met later.
     """
     size = max(1, math.ceil(sample * objective.n))
-    return ranked(
-        objective,
-        budget,
-        tie_order,
-        constraints,
-        lambda: _sampling(_Sampler(np.random.default_rng(seed), size)),
-    )
+
+    def phase() -> Phase:
+        return sampling(16 if lazily else size, np.random.default_rng(seed), size)
+
+    return ranked(objective, budget, tie_order, constraints, phase)
 
 
 def lazier_than_lazy_greedy(
@@ -128,13 +126,8 @@ def lazier_than_lazy_greedy(
     Within each sample, candidates are looked at from the greatest former gain down until none left
     could be better than the best one seen.
     """
-    size = max(1, math.ceil(sample * objective.n))
-    return ranked(
-        objective,
-        budget,
-        tie_order,
-        constraints,
-        lambda: _sampling(_Sampler(np.random.default_rng(seed), size), lazily=True),
+    return stochastic_greedy(
+        objective, budget, tie_order, constraints, seed=seed, sample=sample, lazily=True
     )
 
 
@@ -232,8 +225,11 @@ def _lazy_phase(
     objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
 ) -> Ranking:
     if isinstance(objective, Coverage) and objective.engine is not None:
-        return _fused_phase(objective, candidates, budget, tracker)
-    first = objective.gains(candidates) / tracker.scale[candidates]
+        done = Ranking(*objective.lazily(candidates, budget, tracker.limits, tracker.stop))
+        tracker.slots -= len(done.picks)
+        return done
+    scale = tracker.limits.scale
+    first = objective.gains(candidates) / scale[candidates]
     heap = [(-float(key), place, 0) for place, key in enumerate(first)]
     heapq.heapify(heap)
     picks, gains, computed = [], [], len(candidates)
@@ -244,8 +240,7 @@ def _lazy_phase(
             heapq.heappop(heap)
         elif seen < len(picks):
             computed += 1
-            key = objective.gain(j) / tracker.scale[j]
-            heapq.heapreplace(heap, (-key, place, len(picks)))
+            heapq.heapreplace(heap, (-objective.gain(j) / scale[j], place, len(picks)))
         elif not _take(objective, j, picks, gains, tracker):
             break
         else:
@@ -253,40 +248,16 @@ def _lazy_phase(
     return _ranking(picks, gains, computed)
 
 
-def _fused_phase(
-    objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
-) -> Ranking:
-    from delift_pipeline.selection.loops.forms import Limits
+def sampling(block: int, random: np.random.Generator | None = None, size: int = 0) -> Phase:
+    """A phase that looks at a sample of the candidates in each step, or at all of them.
 
-    limits = Limits(
-        costs=tracker.costs,
-        scale=tracker.scale,
-        left=tracker.left,
-        groups=tracker.groups,
-        low=tracker.low,
-        high=tracker.high,
-        counts=tracker.counts,
-        wanted=tracker.wanted,
-        stop=tracker.constraints.stop,
-    )
-    done = objective.lazily(fused.Plan(candidates, budget, limits))
-    tracker.slots -= len(done.picks)
-    return Ranking(done.picks, done.gains, done.computed)
-
-
-class _Sampler:
-    """Draws candidates of one step; in tie order, so that the first of equals is taken."""
-
-    def __init__(self, random: np.random.Generator, size: int) -> None:
-        self._random, self._size = random, size
-
-    def __call__(self, count: int) -> np.ndarray:
-        size = min(self._size, count)
-        return np.sort(self._random.choice(count, size=size, replace=False))
-
-
-def _sampling(sampler: _Sampler | None, lazily: bool = False) -> Phase:
-    """A phase that looks at a sample of the candidates in each step, or at all of them."""
+    Args:
+        block: How many gains are computed at once, those with the greatest former gains first;
+            twice as many the next time in a step. A step ends where no former gain left could be
+            the best, which changes no pick.
+        random: Draws the samples; None looks at all candidates.
+        size: Candidates in a sample.
+    """
 
     def phase(
         objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
@@ -297,8 +268,12 @@ def _sampling(sampler: _Sampler | None, lazily: bool = False) -> Phase:
             left = left[tracker.admissible(left)]
             if not len(left):
                 break
-            drawn = np.arange(len(left)) if sampler is None else sampler(len(left))
-            best, looked = _best_of(objective, left[drawn], tracker.scale, bounds, lazily)
+            drawn = np.arange(len(left))
+            if random is not None:
+                # In tie order, so that the first of equals is taken.
+                some = min(size, len(left))
+                drawn = np.sort(random.choice(len(left), size=some, replace=False))
+            best, looked = _best_of(objective, left[drawn], tracker.limits.scale, bounds, block)
             computed += looked
             if not _take(objective, int(left[drawn[best]]), picks, gains, tracker):
                 break
@@ -309,20 +284,18 @@ def _sampling(sampler: _Sampler | None, lazily: bool = False) -> Phase:
 
 
 def _best_of(
-    objective: Objective, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, lazily: bool
+    objective: Objective, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, block: int
 ) -> tuple[int, int]:
     """Place of the best of a sample, the first of equals, and how many gains were computed."""
-    keys = bounds[sample]
-    order = np.argsort(-keys, kind="stable")
-    chunk, done = 16 if lazily else len(sample), 0
-    fresh = np.full(len(sample), -np.inf)
-    while done < len(sample) and (done == 0 or keys[order[done]] >= fresh.max()):
-        part = order[done : done + chunk]
-        fresh[part] = objective.gains(sample[part]) / scale[sample[part]]
-        done, chunk = done + len(part), 2 * chunk
-    looked = order[:done]
-    bounds[sample[looked]] = fresh[looked]
-    return int(np.argmax(fresh)), done
+    former, fresh, looked = bounds[sample], np.full(len(sample), -np.inf), 0
+    while looked < len(sample) and former.max() >= fresh.max():
+        size = min(block, len(sample) - looked)
+        part = np.sort(np.argpartition(-former, size - 1)[:size])
+        columns = sample[part]
+        fresh[part] = bounds[columns] = objective.gains(columns) / scale[columns]
+        former[part] = -np.inf
+        looked, block = looked + size, 2 * block
+    return int(np.argmax(fresh)), looked
 
 
 def _take(
@@ -330,7 +303,7 @@ def _take(
 ) -> bool:
     """Pick j, unless its gain is under the share of the first at which to stop."""
     gain = objective.gain(j)
-    if picks and gain < tracker.constraints.stop * gains[0]:
+    if picks and gain < tracker.stop * gains[0]:
         return False
     objective.add(j)
     tracker.spend(j)

@@ -57,7 +57,7 @@ def submodlib_greedy(
 
 
 def _function(objective: Objective) -> Any:
-    if isinstance(objective, Coverage) and objective.weighted:
+    if isinstance(objective, Coverage) and objective.weights is not None:
         raise Refused("submodlib has no weights per target; choose another optimizer")
     match objective:
         case FacilityLocation():

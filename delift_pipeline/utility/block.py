@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.utility.columns import Column, Columns, RestrictedColumns
+from delift_pipeline.utility.columns import (
+    Column,
+    Columns,
+    Derived,
+    RestrictedColumns,
+    SparseColumns,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Block:
         return kept, np.array([number_of[record] for record in kept], dtype=np.int64)
 
 
-class RowScaled:
+class RowScaled(Derived):
     """A matrix with each row multiplied by a factor, applied as columns are read."""
 
     def __init__(self, source: Columns, factors: np.ndarray) -> None:
@@ -65,3 +71,8 @@ class RowScaled:
         """Column j, scaled."""
         rows, values = self.source.column(j)
         return rows, values * (self.factors if rows is None else self.factors[rows])
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """Compressed columns, scaled."""
+        data = np.asarray(source.data) * self.factors[source.indices]
+        return SparseColumns(source.indptr, source.indices, data, source.rows)

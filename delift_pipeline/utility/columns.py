@@ -4,6 +4,7 @@ Greedy maximisation asks what adding one demonstration does to every target, whi
 a kernel. Everything that selects reads kernels through this interface alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ import numpy as np
 from delift_pipeline.errors import Refused
 
 FLOATS = (np.float16, np.float32, np.float64)
-# Kernels below this are copied once into memory, in the order they are read; larger ones are read
-# from where they lie.
+# Dense kernels below this are copied once into memory, in the order they are read; larger ones are
+# read from where they lie.
 MATERIALISE_BYTES = 1 << 30
 
 Column = tuple[np.ndarray | None, np.ndarray]
@@ -91,7 +92,17 @@ class SparseColumns:
         return np.asarray(self.indices[part]), np.asarray(self.data[part])
 
 
-class RestrictedColumns:
+class Derived(ABC):
+    """A matrix that is computed from another as its columns are read."""
+
+    source: Columns
+
+    @abstractmethod
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """The whole matrix, made of the source's columns, which are not written to."""
+
+
+class RestrictedColumns(Derived):
     """Some rows and columns of a matrix, in a given order; nothing is copied beforehand.
 
     Args:
@@ -128,6 +139,17 @@ class RestrictedColumns:
         order = np.argsort(places, kind="stable")
         order = order[places[order] >= 0]
         return places[order], values[order]
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """These rows and columns of compressed ones."""
+        from scipy import sparse
+
+        parts: Any = (source.data, source.indices, source.indptr)
+        whole = sparse.csc_matrix(parts, shape=source.shape, copy=False)[:, self.columns]
+        if self.rows is not None:
+            whole = whole[self.rows]
+        whole.sort_indices()
+        return SparseColumns(whole.indptr, whole.indices, whole.data, self.shape[0])
 
 
 def _is_everything(rows: np.ndarray | None, n: int) -> bool:
@@ -196,14 +218,6 @@ def row_maxima(matrix: Columns) -> np.ndarray:
     return best
 
 
-def row_sums(matrix: Columns) -> np.ndarray:
-    """The sum of each row, float64 [rows]."""
-    sums = np.zeros(matrix.shape[0])
-    for rows, values in each_column(matrix):
-        sums[slice(None) if rows is None else rows] += values
-    return sums
-
-
 def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
     """The matrix averaged down to at most `max_side` cells a side, float64 [down, across].
 
@@ -232,21 +246,19 @@ def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:
 
 
 def to_sparse(matrix: Columns) -> SparseColumns:
-    """The stored entries of a sparse matrix, copied into memory."""
-    parts = [
-        (np.arange(matrix.shape[0]) if rows is None else rows, values)
-        for rows, values in each_column(matrix)
-    ]
-    indptr = np.zeros(matrix.shape[1] + 1, dtype=np.int64)
-    np.cumsum([len(values) for _, values in parts], out=indptr[1:])
-    indices = np.concatenate([np.zeros(0, np.int32), *(rows for rows, _ in parts)])
-    data = np.concatenate([np.zeros(0, np.float32), *(values for _, values in parts)])
-    return SparseColumns(indptr, indices.astype(np.int32), data, matrix.shape[0])
+    """The stored entries as compressed columns; columns that are compressed are not copied."""
+    if isinstance(matrix, SparseColumns):
+        return matrix
+    if isinstance(matrix, Derived):
+        return matrix.of_sparse(to_sparse(matrix.source))
+    rows, n = matrix.shape
+    indices = np.tile(np.arange(rows, dtype=np.int32), n)
+    return SparseColumns(np.arange(n + 1) * rows, indices, to_dense(matrix).ravel("F"), rows)
 
 
 def materialised(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
-    """A copy in memory, computed once, where it fits below `limit` bytes; else the matrix."""
+    """A sparse matrix, or a dense one below `limit` bytes, computed once and held in memory."""
     cells = matrix.shape[0] * matrix.shape[1]
     if matrix.stored < cells:
-        return to_sparse(matrix) if matrix.stored * 8 <= limit else matrix
+        return to_sparse(matrix)
     return DenseColumns(to_dense(matrix)) if cells * 4 <= limit else matrix

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from delift_pipeline.utility.columns import Column, Columns, each_column
+from delift_pipeline.utility.columns import Column, Columns, Derived, SparseColumns, each_column
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Affine:
         return (values - values.dtype.type(self.low)) / values.dtype.type(self.high - self.low)
 
 
-class Similarity:
+class Similarity(Derived):
     """max(U, 0), or max(affine(U), 0), with masked pairs at 0; computed as columns are read.
 
     Args:
@@ -45,8 +45,7 @@ class Similarity:
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.source, self.affine, self._groups = source, affine, groups
-        self.column_groups = None if groups is None else groups[1]
-        self.members = {} if groups is None else _members(groups[0])
+        self._members = {} if groups is None else _members(groups[0])
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
@@ -59,15 +58,22 @@ class Similarity:
 
     def masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
         """Positions in column j that are masked, int."""
-        if self.column_groups is None:
+        if self._groups is None:
             return np.zeros(0, dtype=np.int64)
-        members = self.members.get(int(self.column_groups[j]), np.zeros(0, dtype=np.int64))
+        members = self._members.get(int(self._groups[1][j]), np.zeros(0, dtype=np.int64))
         return members if rows is None else np.flatnonzero(np.isin(rows, members))
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """The similarity of compressed columns."""
+        data = np.asarray(source.data)
+        data = np.maximum(data if self.affine is None else self.affine(data), 0)
+        if self._groups is not None:
+            rows, columns = self._groups
+            data[np.repeat(columns, np.diff(source.indptr)) == rows[source.indices]] = 0
+        return SparseColumns(source.indptr, source.indices, data, source.rows)
 
     def range(self) -> tuple[float, float]:
         """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
-        if (compiled := self._compiled_range()) is not None:
-            return compiled
         low, high = np.inf, -np.inf
         for j, (rows, values) in enumerate(each_column(self.source)):
             masked = self.masked(j, rows)
@@ -75,17 +81,6 @@ class Similarity:
             if len(kept):
                 low, high = min(low, float(kept.min())), max(high, float(kept.max()))
         return low, high
-
-    def _compiled_range(self) -> tuple[float, float] | None:
-        """`range` of a large dense matrix, read by compiled loops without a copy; else None."""
-        from delift_pipeline.selection.fused import engine_of, value_range
-
-        raw = Similarity(self.source, None, self._groups)
-        engine = engine_of(raw)
-        if engine is None or not hasattr(engine, "matrix"):
-            return None
-        # Neither clipped nor scaled: the range of the utilities as they are.
-        return value_range(engine._replace(mode=0))
 
 
 def _members(groups: np.ndarray) -> dict[int, np.ndarray]:

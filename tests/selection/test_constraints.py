@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.bench.objectives import SaturatedCoverage
 from delift_pipeline.errors import Refused
-from delift_pipeline.selection import fused
+from delift_pipeline.selection import coverage
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.budget import Budget, parse_budget
 from delift_pipeline.selection.constraints import Constraints, Grouping
@@ -41,9 +40,9 @@ SAME = ("naive", "lazy", "blocked")
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
     """Puts back from which size on kernels are read by compiled loops."""
-    before = fused.FUSED_FROM
+    before = coverage.COMPILED_FROM
     yield
-    fused.FUSED_FROM = before
+    coverage.COMPILED_FROM = before
 
 
 @st.composite
@@ -68,7 +67,7 @@ def constrained(draw: st.DrawFn) -> tuple[np.ndarray, int, Constraints]:
 @given(constrained(), st.booleans())
 def test_every_optimizer_keeps_quotas_and_pins(instance, compiled: bool) -> None:
     kernel, budget, constraints = instance
-    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
     grouping, found = constraints.groupings[0], {}
     for name, optimizer in OPTIMIZERS.items():
         objective = FacilityLocation(kernel)
@@ -101,7 +100,7 @@ def test_one_partition_of_quotas_keeps_half_of_the_best(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_costs_are_kept_and_the_bound_holds(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    fused.FUSED_FROM = 0 if seed % 2 else 1 << 60
+    coverage.COMPILED_FROM = 0 if seed % 2 else 1 << 60
     n = 9
     costs, capacity = rng.integers(1, 9, n).astype(float), 12.0
     objective = FacilityLocation(rng.random((n, n)))
@@ -127,7 +126,7 @@ def test_one_dear_record_does_not_lose_to_a_cheap_one() -> None:
 @pytest.mark.parametrize("name", SAME)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_auto_stops_where_gains_no_longer_pay(name: str, compiled: bool) -> None:
-    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
     objective = FacilityLocation(np.diag([8.0, 4.0, 2.0, 1.0, 0.5]))
     ranking = OPTIMIZERS[name](objective, 5, np.arange(5), Constraints(stop=0.25))
     assert ranking.gains.tolist() == [8.0, 4.0, 2.0]
@@ -182,9 +181,10 @@ def test_quotas_that_exclude_each_other_are_refused_when_found() -> None:
         lazy_greedy(FacilityLocation(kernel), 2, np.arange(3), Constraints(groupings=(one, two)))
 
 
-@pytest.mark.parametrize("make", [FacilityLocation, SaturatedCoverage])
-def test_tensors_rank_as_arrays_do(make) -> None:
+@pytest.mark.parametrize("weights", [None, np.linspace(0, 1, 60)])
+def test_tensors_rank_as_arrays_do(weights) -> None:
     kernel = np.random.default_rng(5).random((60, 60)).astype(np.float32)
+    make = functools.partial(FacilityLocation, weights=weights)
     plain = lazy_greedy(make(kernel), 20, np.arange(60))
     moved = blocked_greedy(make(kernel), 20, np.arange(60), block=7, device="cpu")
     assert moved.picks.tolist() == plain.picks.tolist()

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from delift_pipeline.bench.objectives import FoldCoverage, SaturatedCoverage
 from delift_pipeline.errors import Refused
-from delift_pipeline.selection import fused
-from delift_pipeline.selection.constraints import Constraints
+from delift_pipeline.selection import coverage
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -20,31 +18,31 @@ from delift_pipeline.selection.objectives import (
     evaluate,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
-from delift_pipeline.utility import crew
 from delift_pipeline.utility.block import RowScaled
 from delift_pipeline.utility.columns import (
     Columns,
     DenseColumns,
     RestrictedColumns,
     as_columns,
+    materialised,
     to_dense,
+    to_sparse,
 )
 from delift_pipeline.utility.similarity import Affine, Similarity, common_affine
-from delift_pipeline.utility.sparse_forms import sparse_of
 
-KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg", "rfl", "saturated")
+KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg")
 
 
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
-    """Puts back from which size on kernels are read by compiled loops, and by how many threads."""
-    before = fused.FUSED_FROM, crew.VALUES_A_THREAD
+    """Puts back from which size on kernels are read by compiled loops."""
+    before = coverage.COMPILED_FROM
     yield
-    fused.FUSED_FROM, crew.VALUES_A_THREAD = before
+    coverage.COMPILED_FROM = before
 
 
 def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -> Coverage:
-    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
     rows, n = kernel.shape
     target, existing, weights = rng.random((4, n)), rng.random((rows, 3)), rng.random(rows)
     built = {
@@ -54,8 +52,6 @@ def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -
         "fl1mi": lambda: FL1MI(kernel, target, 0.7),
         "fl2mi": lambda: FL2MI(target, 0.5),
         "flcg": lambda: FLCG(kernel, existing, 0.8),
-        "rfl": lambda: FoldCoverage(kernel, 3, weights),
-        "saturated": lambda: SaturatedCoverage(kernel, 0.15, weights),
     }[kind]()
     assert (built.engine is not None) == compiled
     return built
@@ -75,7 +71,7 @@ def kernel_of(seed: int) -> Columns:
         source = as_columns(sparse.csc_matrix(thin))
     groups = rng.integers(0, n, n)
     affine = Affine(-0.3, 0.7) if seed % 7 == 0 else Affine(1, 1) if seed % 7 == 3 else None
-    return Similarity(source, affine, (groups, groups) if seed % 3 else None)
+    return materialised(Similarity(source, affine, (groups, groups) if seed % 3 else None))
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -97,45 +93,13 @@ def test_numpy_and_compiled_loops_agree(seed: int) -> None:
         assert evaluate(quick, theirs.picks) == pytest.approx(theirs.gains.sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(0, 15, 2))
-def test_candidates_looked_at_together_by_threads_change_nothing(seed: int) -> None:
-    kernel = kernel_of(seed)
-    n = kernel.shape[1]
-    tie = np.random.default_rng(seed).permutation(n)
-    limits = Constraints(
-        pinned=(n // 2,), banned=(0,), costs=np.linspace(1, 2, n), capacity=0.7 * n
-    )
-    for kind in KINDS:
-        objective = make(kind, kernel, np.random.default_rng(seed), compiled=True)
-        for constraints in (None, limits):
-            crew.VALUES_A_THREAD = 500_000
-            alone = lazy_greedy(objective, n // 2 + 1, tie, constraints)
-            crew.VALUES_A_THREAD = 1
-            together = lazy_greedy(objective, n // 2 + 1, tie, constraints)
-            assert together.picks.tolist() == alone.picks.tolist()
-            assert together.gains.tolist() == alone.gains.tolist()
-
-
-def test_gains_of_the_empty_set_are_those_found_while_checking() -> None:
-    objective = make("flmi", kernel_of(2), np.random.default_rng(2), compiled=True)
-    everything = np.arange(objective.n)
-    first = objective.gains(everything)
-    objective.add(0)
-    assert objective.gain(0) < first[0]
-    objective.reset()
-    assert objective.gains(everything).tolist() == first.tolist()
-    objective.add_all(np.zeros(0, np.int64))
-    assert [objective.gain(j) for j in range(objective.n)] == first.tolist()
-
-
 @pytest.mark.parametrize("seed", [1, 6, 11])
 def test_sparse_wrappers_flatten_to_what_they_read(seed: int) -> None:
     kernel = kernel_of(seed)
     n = kernel.shape[1]
     part = RestrictedColumns(kernel, np.arange(n)[::-2], np.arange(n)[::3])
     for matrix in (kernel, part, RowScaled(part, np.linspace(0, 1, part.shape[0]))):
-        flat = sparse_of(matrix)
-        assert flat is not None
+        flat = to_sparse(matrix)
         assert (to_dense(flat) == to_dense(matrix)).all()
 
 
@@ -143,7 +107,7 @@ def test_sparse_wrappers_flatten_to_what_they_read(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sparse.csc_matrix])
 def test_bad_values_are_named_by_the_compiled_check(value: float, dtype: type, form) -> None:
-    fused.FUSED_FROM = 0
+    coverage.COMPILED_FROM = 0
     kernel = np.full((5, 6), 0.5, dtype)
     kernel[3, 4] = value
     if form is sparse.csc_matrix and dtype is np.float16:
@@ -167,9 +131,9 @@ FORMS = {
 def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str, shape) -> None:
     kernel = np.random.default_rng(shape[0]).random(shape).astype(np.float32)
     n, tie = shape[1], np.random.default_rng(1).permutation(shape[1])
-    fused.FUSED_FROM = 1 << 60
+    coverage.COMPILED_FROM = 1 << 60
     plain = naive_greedy(FacilityLocation(kernel), n, tie)
-    fused.FUSED_FROM = 0
+    coverage.COMPILED_FROM = 0
     formed = lazy_greedy(FacilityLocation(FORMS[form](kernel)), n, tie)
     assert formed.gains == pytest.approx(plain.gains, rel=1e-12, abs=1e-12)
     paying = plain.gains > 1e-9
@@ -193,15 +157,14 @@ def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str,
     ],
 )
 def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, sentence: str) -> None:
-    fused.FUSED_FROM = 0 if compiled else 1 << 60
+    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
     with pytest.raises(Refused, match=sentence):
         build(np.asfortranarray(np.random.default_rng(0).random((40, 30), np.float32)))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
-@pytest.mark.parametrize("threads_from", [1, 500_000])
-def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value, threads_from: int) -> None:
-    fused.FUSED_FROM, crew.VALUES_A_THREAD = 0, threads_from
+def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value: float) -> None:
+    coverage.COMPILED_FROM = 0
     tie = np.random.default_rng(5).permutation(64)
     ranking = lazy_greedy(FacilityLocation(np.full((64, 64), value, np.float32)), 64, tie)
     assert ranking.picks.tolist() == np.argsort(tie).tolist()
@@ -210,14 +173,14 @@ def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value, threads_fro
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_kernels_without_rows_or_columns_gain_nothing(shape) -> None:
-    fused.FUSED_FROM = 0
+    coverage.COMPILED_FROM = 0
     ranking = lazy_greedy(FacilityLocation(np.zeros(shape)), shape[1], np.arange(shape[1]))
     assert ranking.gains.tolist() == [0.0] * shape[1]
     assert ranking.picks.tolist() == list(range(shape[1]))
 
 
 def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
-    fused.FUSED_FROM = 0
+    coverage.COMPILED_FROM = 0
     alone = lazy_greedy(FacilityLocation(np.array([[0.5]])), 1, np.arange(1))
     assert (alone.picks.tolist(), alone.gains.tolist()) == ([0], [0.5])
     equal = lazy_greedy(FacilityLocation(np.full((4, 4), 0.5)), 4, np.array([3, 1, 2, 0]))
@@ -225,7 +188,7 @@ def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
 
 
 def test_every_half_precision_number_is_read_exactly() -> None:
-    fused.FUSED_FROM = 0
+    coverage.COMPILED_FROM = 0
     every = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)][None, :]
     read = FacilityLocation(np.asfortranarray(finite)).gains(np.arange(finite.shape[1]))
@@ -238,7 +201,10 @@ def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
     mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
     blocks = [Similarity(as_columns(mapped), None, (np.arange(50), np.arange(40)))]
     plain = common_affine(blocks)
-    fused.FUSED_FROM = 0
-    assert common_affine(blocks) == plain
-    objective = FacilityLocation(Similarity(as_columns(mapped), plain, None))
-    assert np.shares_memory(objective.engine.matrix, mapped)  # pyright: ignore
+    coverage.COMPILED_FROM = 0
+    assert plain == Affine(float(mapped.min()), float(mapped.max()))
+    np.save(tmp_path / "s.npy", np.asfortranarray(mapped + 0.5))
+    helpful = np.load(tmp_path / "s.npy", mmap_mode="r")
+    objective = FacilityLocation(helpful)
+    assert objective.engine is not None
+    assert np.shares_memory(objective.engine.data, helpful)

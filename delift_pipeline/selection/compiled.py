@@ -1,0 +1,198 @@
+"""Gains and lazy greedy over large kernels, compiled; imported when a kernel is large enough.
+
+All columns of a kernel lie one behind the other in memory or in a mapped file, and nothing is
+copied. A sum over the same rows runs in the same order wherever it is computed, so that a gain
+computed again is never greater, to the last bit, and every optimizer sees the same gains.
+"""
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from delift_pipeline.compiling import compiled, compiled_sum
+from delift_pipeline.utility.columns import Columns, DenseColumns, SparseColumns
+
+ROWS_A_BLOCK = 256
+
+
+class Kernel(NamedTuple):
+    """A kernel as the compiled loops read it.
+
+    Attributes:
+        indptr: int64 [n + 1], where each column starts.
+        indices: int32, row of each value; empty where every column holds all rows.
+        data: float32 or float64, values.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+class Terms(NamedTuple):
+    """The objective: float64 [rows] each; `cap` and `weights` are empty where there are none."""
+
+    state: np.ndarray
+    cap: np.ndarray
+    weights: np.ndarray
+
+
+def kernel_of(matrix: Columns) -> Kernel | None:
+    """The kernel for the compiled loops, or None where it is of a kind that they do not read."""
+    if isinstance(matrix, SparseColumns):
+        data = matrix.data.astype(np.float32) if matrix.data.dtype == np.float16 else matrix.data
+        return Kernel(*map(_read_only, (matrix.indptr.astype(np.int64), matrix.indices, data)))
+    if not isinstance(matrix, DenseColumns):
+        return None
+    values, (rows, n) = np.asarray(matrix.matrix), matrix.shape
+    if values.dtype == np.float16 or not values.flags.f_contiguous:
+        return None
+    indptr, nothing = np.arange(n + 1, dtype=np.int64) * rows, np.zeros(0, np.int32)
+    return Kernel(*map(_read_only, (indptr, nothing, values.reshape(-1, order="F"))))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """One type of array for the compiled loops, whatever was given: contiguous and read only."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def terms_of(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarray | None) -> Terms:
+    """The objective's arrays; they are shared, not copied."""
+    if cap is None and weights is None:
+        return Terms(state, np.zeros(0), np.zeros(0))
+    cap = np.full(len(state), np.inf) if cap is None else cap
+    return Terms(state, cap, np.ones(len(state)) if weights is None else weights)
+
+
+@compiled_sum
+def _block_lift(values, low, state, cap, weights):
+    """What values of the rows from `low` on add to what covers these rows."""
+    # An unsigned index is never negative, and only then are these loops vectorised.
+    first, total = np.uint64(low), 0.0
+    if len(cap) == 0:
+        for i in range(np.uint64(len(values))):
+            lift = np.float64(values[i]) - state[first + i]
+            total += lift if lift > 0.0 else 0.0
+    else:
+        for i in range(np.uint64(len(values))):
+            lift = min(np.float64(values[i]), cap[first + i]) - state[first + i]
+            total += weights[first + i] * (lift if lift > 0.0 else 0.0)
+    return total
+
+
+@compiled
+def _lift(kernel, terms, j):
+    """What column j adds to what covers the rows."""
+    state, cap, weights = terms.state, terms.cap, terms.weights
+    start, end, total = kernel.indptr[j], kernel.indptr[j + 1], 0.0
+    if len(kernel.indices) == 0:
+        values = kernel.data[start:end]
+        for low in range(0, len(values), ROWS_A_BLOCK):
+            total += _block_lift(values[low : low + ROWS_A_BLOCK], low, state, cap, weights)
+        return total
+    for place in range(start, end):
+        row, value = np.uint64(kernel.indices[place]), np.float64(kernel.data[place])
+        if len(cap) == 0:
+            total += max(value - state[row], 0.0)
+        else:
+            total += weights[row] * max(min(value, cap[row]) - state[row], 0.0)
+    return total
+
+
+@compiled
+def _cover(kernel, terms, j):
+    """Let column j cover its rows."""
+    state, cap, dense = terms.state, terms.cap, len(kernel.indices) == 0
+    start, end = kernel.indptr[j], kernel.indptr[j + 1]
+    for place in range(start, end):
+        row = np.uint64(place - start if dense else kernel.indices[place])
+        value = np.float64(kernel.data[place])
+        if len(cap) > 0:
+            value = min(value, cap[row])
+        state[row] = max(state[row], value)
+
+
+@compiled
+def lifts(kernel, terms, candidates, out):
+    """Lifts of candidates into `out`."""
+    for place in range(len(candidates)):
+        out[place] = _lift(kernel, terms, candidates[place])
+
+
+@compiled
+def cover_all(kernel, terms, picks):
+    """Cover with every pick."""
+    for j in picks:
+        _cover(kernel, terms, j)
+
+
+@compiled
+def _admits(limits, slots, j):
+    """Whether column j may be picked when `slots` picks are left; once it may not, never again."""
+    if limits.costs[j] > limits.left[0]:
+        return False
+    for d in range(limits.groups.shape[0]):
+        group = limits.groups[d, j]
+        if limits.counts[d, group] >= limits.high[d, group]:
+            return False
+        owed = limits.wanted[d] >= slots
+        if owed and limits.counts[d, group] >= limits.low[d, group]:
+            return False
+    return True
+
+
+@compiled
+def _spend(limits, j):
+    """Count a pick."""
+    limits.left[0] -= limits.costs[j]
+    for d in range(limits.groups.shape[0]):
+        group = limits.groups[d, j]
+        limits.wanted[d] -= limits.counts[d, group] < limits.low[d, group]
+        limits.counts[d, group] += 1
+
+
+@compiled
+def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
+    """Lazy greedy from the state of `terms`, which is covered in place.
+
+    Args:
+        kernel: Kernel.
+        terms: Terms.
+        bonus: float64 [n].
+        limits: `constraints.Limits`; counted in place.
+        stop: Share of the first gain under which nothing more is picked.
+        candidates: int64 [m], columns in the order that ties are broken in.
+        first: float64 [m], gains of the candidates in that state.
+        picks: int64 [budget], filled.
+        gains: float64 [budget], filled.
+
+    Returns:
+        How many picks were made, and how many gains were computed.
+    """
+    heap = [(-first[place] / limits.scale[candidates[place]], place) for place in range(len(first))]
+    heapq.heapify(heap)
+    seen, made, computed = np.zeros(len(first), np.int32), 0, len(first)
+    while made < len(picks) and len(heap) > 0:
+        key, place = heap[0]
+        j = candidates[place]
+        if not _admits(limits, len(picks) - made, j):
+            heapq.heappop(heap)
+            continue
+        if seen[place] != made:
+            gain = _lift(kernel, terms, j) + bonus[j]
+            seen[place] = made
+            computed += 1
+            heapq.heapreplace(heap, (-gain / limits.scale[j], place))
+            continue
+        heapq.heappop(heap)
+        gain = -key if limits.scale[j] == 1.0 else _lift(kernel, terms, j) + bonus[j]
+        if made > 0 and gain < stop * gains[0]:
+            break
+        picks[made], gains[made] = j, gain
+        made += 1
+        _cover(kernel, terms, j)
+        _spend(limits, j)
+    return made, computed
