@@ -13,11 +13,12 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.lineage.existing import kin_of
 from delift_pipeline.selection.budget import BudgetText, parse_budget
-from delift_pipeline.selection.model_embedding import MODEL
+from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.rule_options import RuleOptions
 from delift_pipeline.selection.run import refuse_impossible
+from delift_pipeline.selection.selector import Traits
 from delift_pipeline.storage.home import ARM_PATTERN, Home
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.training.options import TrainingOptions
@@ -27,7 +28,9 @@ T = TypeVar("T", bound=BaseModel)
 
 SECTIONS = ("plan", "automation", "defaults", "selectors", "arms")
 
-COMPARISONS = ("random", "full")
+COMPARISONS = tuple(
+    name for name, one in SELECTORS.items() if one.traits.reference in ("random", "whole")
+)
 """Selectors that every other arm's report is read beside, so they are made first."""
 
 
@@ -154,6 +157,11 @@ class Arm(ArmSettings):
         named = (self.selector, self.stage, self.budget, asked, sys.maxsize, self.options)
         _check(refuse_impossible, *named)
         return self
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of its selector."""
+        return SELECTORS[self.selector].traits
 
     @property
     def stage(self) -> Stage:

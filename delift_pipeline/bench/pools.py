@@ -31,6 +31,7 @@ from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.score_file import score_plan
 from delift_pipeline.storage.home import Home
+from delift_pipeline.training.influence import LowRankGradients
 from delift_pipeline.utility.kernel import build_kernel, load_block
 
 NEIGHBOURS = 20
@@ -84,6 +85,7 @@ class Drawn:
             existing_records=existing,
             target=self.target,
             whole=self.pool,
+            gradients=LowRankGradients(),
         )
 
 

@@ -22,6 +22,7 @@ from delift_pipeline.evaluation.result import (
     restricted,
 )
 from delift_pipeline.formatting import ABSENT, number
+from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.storage.atomic import read_json, write_parquet, write_text
 from delift_pipeline.storage.home import Home
 
@@ -75,7 +76,11 @@ def leaderboard_rows(home: Home) -> list[Row]:
 def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
     """The rows of one version, stage and fingerprint, in no order."""
     measured = {folder: found for folder in arms if (found := read_evaluation(folder))}
-    randoms = [folder for folder, facts in arms.items() if facts["selector"] == "random"]
+    randoms = [
+        folder
+        for folder, facts in arms.items()
+        if traits_of(facts["selector"]).reference == "random"
+    ]
     random = min(randoms, key=lambda folder: (len(folder.name), folder.name), default=None)
     reference = measured.get(random) if random else None
     same = ("version", "stage", "selector", "arm", "budget", "seed", "fingerprint")

@@ -80,9 +80,10 @@ class TensorCoverage(Coverage):
         """`gain` of several columns, float64."""
         import torch
 
-        state, cap, weights = (
+        state = torch.from_numpy(self.state).to(self._device)
+        cap, weights = (
             None if values is None else torch.from_numpy(values).to(self._device)
-            for values in (self.state, self.cap, self.weights)
+            for values in (self.cap, self.weights)
         )
         lifts = [np.zeros(0)]
         for start in range(0, len(candidates), self._block):

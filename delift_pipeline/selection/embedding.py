@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.scoring.neighbours import (
-    COSINE_DECIMALS,
-    nearest,
-    prompt_texts,
-)
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.model_embedding import embedded
 
+MODEL = "model"
+"""The embedder that is the language model itself."""
 DENSE_LIMIT = 4000
 """Up to this many records every cosine is kept (64 MB); beyond, the nearest of each record."""
 NEAREST = 100
@@ -52,6 +50,60 @@ class Similarities:
         return self.matrix[row_numbers][:, column_numbers].tocsc()
 
 
+def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -> Any:
+    """Unit embeddings of texts; a text without any content gets a zero row.
+
+    Under `model` an embedding is the mean of the last layer's hidden states weighted by position
+    (Muennighoff 2022); a text beyond the window is cut in its middle.
+
+    Args:
+        texts: n texts.
+        embedder: `model`, or what `scoring.neighbours.embed` reads.
+        model: The language model, read for `model` only.
+
+    Returns:
+        float32 [n, d], rows of length 1 or 0; a SciPy CSR matrix for `tfidf`, else an array.
+
+    Raises:
+        Refused: the embedder or the model cannot be loaded, or there is no model.
+    """
+    if embedder != MODEL:
+        return embed(texts, embedder)
+    if model is None:
+        said = "no language model is read here: choose tfidf, minilm or a sentence-transformers one"
+        raise Refused(Fault(said, field="embedder"))
+    return hidden_states(texts, model, "embeddings")
+
+
+def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.ndarray:
+    """Position-weighted hidden states of whole texts, float32 [texts, width] of length 1 or 0.
+
+    Args:
+        texts: Texts; those beyond the window are cut in their middle.
+        model: What reads them.
+        name: What the progress is called.
+    """
+    from delift_pipeline.selection.reading import (
+        begin_of_text,
+        position_weighted,
+        read,
+        text_tokens,
+        without_middle,
+    )
+
+    begin = begin_of_text(model.encoder)
+    room = model.encoder.window - len(begin)
+    tokens = text_tokens(model.encoder, texts)
+    there = [row for row, ids in enumerate(tokens) if len(ids)]
+    if not there:
+        return np.zeros((len(texts), 1), np.float32)
+    sequences = [np.concatenate([begin, without_middle(tokens[row], room)]) for row in there]
+    states = read(model, sequences, position_weighted, name)
+    embeddings = np.zeros((len(texts), states.shape[1]), np.float32)
+    embeddings[there] = states
+    return embeddings
+
+
 def record_texts(frame: pl.DataFrame) -> list[str]:
     """Prompt and answer of each record, as embedded for coverage."""
     answers = frame["output"].to_list()
@@ -72,7 +124,7 @@ def similarities(
 
     Args:
         frame: n records with distinct record_ids.
-        embedder: See `model_embedding.embedded`.
+        embedder: See `embedded`.
         dense_limit: Up to this n every cosine is kept.
         neighbours: Beyond it, how many nearest records of each are; the others count as 0.
         model: The language model, for the embedder `model`.

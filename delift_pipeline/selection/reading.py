@@ -7,11 +7,8 @@ import numpy as np
 import torch
 
 from delift_pipeline.scoring.decoder import Decoder
-from delift_pipeline.selection.embedding import record_texts
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from delift_pipeline.prompts.encode import Encoder
     from delift_pipeline.selection.language_model import LanguageModel
 
@@ -75,9 +72,9 @@ def padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(ids)
 
 
-def record_tokens(encoder: "Encoder", frame: "pl.DataFrame") -> list[np.ndarray]:
-    """Prompt and answer of each record as plain text, whole, without template and markers."""
-    return [np.asarray(f.ids, dtype=np.int32) for f in encoder.plain.encode(record_texts(frame))]
+def text_tokens(encoder: "Encoder", texts: Sequence[str]) -> list[np.ndarray]:
+    """Texts as plain text, whole, without template and markers."""
+    return [np.asarray(one.ids, dtype=np.int32) for one in encoder.plain.encode(list(texts))]
 
 
 def begin_of_text(encoder: "Encoder") -> np.ndarray:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.options import Stage, checked_options
-from delift_pipeline.selection.selector import Needs, Selector
+from delift_pipeline.selection.selector import Needs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector
 from delift_pipeline.selection.selectors.delift import DeliftSelector
 from delift_pipeline.selection.selectors.delift_se import DeliftSeSelector
@@ -22,24 +22,61 @@ from delift_pipeline.selection.selectors.random import RandomSelector
 from delift_pipeline.selection.selectors.rds_plus import RdsPlusSelector
 from delift_pipeline.selection.selectors.selectit import SelectItSelector
 
-SELECTORS: dict[str, Selector] = {
-    selector.name: selector
-    for selector in (
-        DeliftTrustedSelector(),
-        DeliftSelector(),
-        DeliftSeSelector(),
-        RandomSelector(),
-        FullSelector(),
-        InitialSelector(),
-        LengthSelector(),
-        SelectItSelector(),
-        LessSelector(),
-        DeftUcsSelector(),
-        RdsPlusSelector(),
-        IfdSelector(),
-        NuggetsSelector(),
-    )
-}
+
+def registered(*selectors: type[Selector]) -> dict[str, Selector]:
+    """Selectors by name, each complete.
+
+    Raises:
+        TypeError: one lacks its name, options, traits or `select`, its name is taken, or its traits
+            contradict its options or what it says that it needs.
+    """
+    found: dict[str, Selector] = {}
+    for kind in selectors:
+        selector = kind()
+        if fault := _fault(selector) or ("its name is taken" if selector.name in found else None):
+            raise TypeError(f"the selector {kind.__name__} cannot be registered: {fault}")
+        found[selector.name] = selector
+    return found
+
+
+def _fault(selector: Selector) -> str | None:
+    """What a selector lacks or contradicts itself in."""
+    kinds = {"name": str, "options_model": type(BaseModel), "traits": Traits}
+    for attribute, kind in kinds.items():
+        if not isinstance(getattr(selector, attribute, None), kind):
+            return f"it declares no {attribute}"
+    traits = selector.traits
+    for trait, option in (("takes_embedder", "embedder"), ("replays", "replay")):
+        if getattr(traits, trait) != (option in selector.options_model.model_fields):
+            return f"its trait {trait} and its options disagree"
+    needs = selector.needs("instruction_tuning", selector.options_model())
+    if needs.blocks and not traits.reads_scores:
+        return "it reads scores, and its traits do not say so"
+    if needs.model and not traits.reads_model:
+        return "it reads the model, and its traits do not say so"
+    return None
+
+
+SELECTORS: dict[str, Selector] = registered(
+    DeliftTrustedSelector,
+    DeliftSelector,
+    DeliftSeSelector,
+    RandomSelector,
+    FullSelector,
+    InitialSelector,
+    LengthSelector,
+    SelectItSelector,
+    LessSelector,
+    DeftUcsSelector,
+    RdsPlusSelector,
+    IfdSelector,
+    NuggetsSelector,
+)
+
+
+def traits_of(name: str) -> Traits:
+    """The traits of the selector of that name; none for one that stored files alone know."""
+    return SELECTORS[name].traits if name in SELECTORS else Traits()
 
 
 def selector_named(name: str) -> Selector:
@@ -61,6 +98,16 @@ def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
         Refused: the selector is unknown, or an option is unknown or out of range.
     """
     return checked_options(selector_named(name).options_model, values)
+
+
+def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> float:
+    """The share of picks that the selector of that name replays from existing records.
+
+    Raises:
+        Refused: the selector is unknown, or an option is unknown or out of range.
+    """
+    options: Any = options_of(name, values)
+    return options.replay if stage == "continual" and SELECTORS[name].traits.replays else 0.0
 
 
 def needs_of(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> Needs:

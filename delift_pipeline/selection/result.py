@@ -1,8 +1,8 @@
 """A ranking, why each record is in it, and why the others are not."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,15 +10,84 @@ import polars as pl
 from delift_pipeline.selection.trust import Trust
 from delift_pipeline.utility.columns import Columns
 
-if TYPE_CHECKING:
-    from delift_pipeline.selection.diagnostics import Diagnostics
-
 SUBSET_REASONS: dict[str, Any] = {
     "trust": pl.Float64,
     "self_share": pl.Float64,
     "near_duplicates": pl.UInt32,
     "replayed": pl.Boolean,
 }
+
+
+TRUST_MARGIN = 0.01
+"""Picks and pool are trusted alike where their mean trust differs by no more than this."""
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Numbers of one selection; None where what they need is not there.
+
+    Attributes:
+        trust_picks: Mean trust of the picks that were scored.
+        trust_pool: Mean trust of the pool's records that were scored.
+        suspected_picks: Share of the picks with trust below 1/2.
+        suspected_pool: Share of the pool with trust below 1/2.
+        coverage: Mean over the pool of the best cosine (tf-idf, prompt and answer) to a pick.
+        coverage_random: The same for random subsets of this size.
+    """
+
+    trust_picks: float | None = None
+    trust_pool: float | None = None
+    suspected_picks: float | None = None
+    suspected_pool: float | None = None
+    coverage: float | None = None
+    coverage_random: float | None = None
+
+    @property
+    def trust_difference(self) -> float | None:
+        """Trust of the picks minus trust of the pool."""
+        if self.trust_picks is None or self.trust_pool is None:
+            return None
+        return self.trust_picks - self.trust_pool
+
+    @property
+    def less_trusted(self) -> bool:
+        """Whether the picks are trusted less than the pool by more than `TRUST_MARGIN`."""
+        gap = self.trust_difference
+        return gap is not None and gap < -TRUST_MARGIN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What should be looked at before training."""
+        if not self.less_trusted:
+            return ()
+        return (
+            f"warning: the picks are trusted less than the pool ({self.trust_picks:.3f} against "
+            f"{self.trust_pool:.3f}); subsets like this trained worse than random ones",
+        )
+
+    def lines(self) -> tuple[str, ...]:
+        """The diagnostics for people, warnings last."""
+        lines = []
+        if self.trust_picks is not None:
+            lines.append(
+                f"trust of the picks {self.trust_picks:.3f}, of the pool {self.trust_pool:.3f}; "
+                f"suspected wrong {self.suspected_picks:.1%}, of the pool {self.suspected_pool:.1%}"
+            )
+        if self.coverage is not None:
+            lines.append(
+                f"embedding coverage {self.coverage:.3f}, "
+                f"random subsets of this size {self.coverage_random:.3f}"
+            )
+        return (*lines, *self.warnings)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, float | None]) -> "Diagnostics":
+        """Diagnostics as `as_json` gave them; what is not there is not known."""
+        return cls(**{field.name: values.get(field.name) for field in fields(cls)})
+
+    def as_json(self) -> dict[str, float | None]:
+        """All numbers by name."""
+        return {**asdict(self), "trust_difference": self.trust_difference}
 
 
 @dataclass(frozen=True)
@@ -74,7 +143,7 @@ class Selection:
     self_shares: tuple[float | None, ...] = field(default=(), repr=False)
     replayed: pl.DataFrame | None = field(default=None, repr=False)
     duplicates: dict[str, int] = field(default_factory=dict, repr=False)
-    diagnostics: "Diagnostics | None" = None
+    diagnostics: Diagnostics | None = None
 
 
 def reasons_of(

@@ -16,7 +16,12 @@ from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.reasons_trust import suspects_frame
-from delift_pipeline.selection.registry import options_of, selector_named
+from delift_pipeline.selection.registry import (
+    options_of,
+    replay_share,
+    selector_named,
+    traits_of,
+)
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rule_options import RuleOptions
 from delift_pipeline.selection.rules import Rules
@@ -89,25 +94,24 @@ def refuse_impossible(
     Raises:
         Refused: the budget means nothing, or the selector cannot keep to it or to rules.
     """
-    allowed = parse_budget(budget, n)
-    if selector == "full" and (ruled or allowed.open_ended):
-        raise Refused(Fault("full takes every record; choose another selector", field="budget"))
-    if selector == "random" and allowed.stop:
-        raise Refused(Fault("random has no gains to stop at; give a count", field="budget"))
-    replay = getattr(options_of(selector, options), "replay", 0)
-    if stage == "continual" and replay and allowed.open_ended:
-        said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
-        said += ", or set replay to 0"
+    allowed, reference = parse_budget(budget, n), selector_named(selector).traits.reference
+    if reference == "whole" and (ruled or allowed.open_ended):
+        said = f"{selector} takes every record; choose another selector"
         raise Refused(Fault(said, field="budget"))
+    if reference == "random" and allowed.stop:
+        raise Refused(Fault(f"{selector} has no gains to stop at; give a count", field="budget"))
+    if allowed.open_ended and replay_share(selector, stage, options):
+        said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        raise Refused(Fault(f"{said}, or set replay to 0", field="budget"))
     return allowed
 
 
 def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) -> None:
     """Refuse the ranking of a selector that knows nothing of a budget or of rules.
 
-    `full` takes everything whatever the budget, and says so.
+    One that takes the whole pool whatever the budget says so itself.
     """
-    if selection.selector == "full":
+    if traits_of(selection.selector).reference == "whole":
         return
     gains = [None] * len(selection.ranking) if selection.gains is None else selection.gains.tolist()
     gains = [None if gain is None or np.isnan(gain) else gain for gain in gains]

@@ -10,7 +10,7 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.identity import own_ids
 from delift_pipeline.selection.budget import BudgetText, is_full, parse_budget
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.selection.registry import needs_of, options_of
+from delift_pipeline.selection.registry import needs_of, replay_share
 from delift_pipeline.selection.replay import replay_schedule
 
 ADVICE = "raise the window, shorten the answers, or choose a selector that needs no scores (random)"
@@ -80,10 +80,9 @@ def replay_of(
     """The share of picks that a selector replays, and how many existing records may be."""
     if stage != "continual" or existing is None:
         return 0.0, 0
-    checked = options_of(selector, options)
-    scored = needs_of(selector, stage, checked).replay_pairs
+    scored = needs_of(selector, stage, options).replay_pairs
     allowed = [one for one in existing["record_id"] if not scored or one not in unscorable]
-    return getattr(checked, "replay", 0.0), len(allowed)
+    return replay_share(selector, stage, options), len(allowed)
 
 
 def unscorable_notes(

@@ -1,8 +1,9 @@
 """What a selector is given and what it promises."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from delift_pipeline.errors import DeliftError
 from delift_pipeline.records.identity import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
+from delift_pipeline.selection.gradients import Gradients
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.replay import Picks
@@ -19,7 +21,31 @@ from delift_pipeline.selection.rules import Rules
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.forms import UtilityForm
 
+Reference = Literal["base", "random", "whole"]
 BlockLoader = Callable[[str, UtilityForm], Block]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What holds of a selector at every stage and under all options.
+
+    Attributes:
+        reads_scores: Whether it may read scores of pairs.
+        reads_model: Whether it may read the language model itself.
+        takes_embedder: Whether its option `embedder` names what embeds texts.
+        replays: Whether its option `replay` is a share of picks from D_E (continual).
+        weighs_trust: Whether it weighs records by their trust, read as its options say.
+        reference: Which reference arm it makes, that others are compared with: `base` (nothing is
+            selected, and the model stays as it is), `random`, or `whole` (every record, whatever
+            the budget). None: it is a method of its own.
+    """
+
+    reads_scores: bool = False
+    reads_model: bool = False
+    takes_embedder: bool = False
+    replays: bool = False
+    weighs_trust: bool = False
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +113,7 @@ class SelectionInputs:
         rules: Pins and quotas.
         allowance: A budget in tokens or `auto`; None where the count is all there is to it.
         model: The language model, where the selector needs one.
+        gradients: Gradients of that model, where the selector needs them.
         unscorable: record_id -> why it cannot be scored, as far as that is known.
     """
 
@@ -100,6 +127,7 @@ class SelectionInputs:
     rules: Rules = field(default_factory=Rules)
     allowance: Budget | None = None
     model: LanguageModel | None = field(default=None, repr=False)
+    gradients: Gradients | None = field(default=None, repr=False)
     unscorable: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
@@ -160,21 +188,23 @@ class SelectionInputs:
         return self.records.filter(pl.col("record_id").is_in(picks.ids))
 
 
-class Selector(Protocol):
+class Selector(ABC):
     """Turns a pool into a ranking.
 
     Attributes:
         name: The registry's name.
         options_model: The pydantic model of its options.
+        traits: What holds of it at every stage and under all options.
     """
 
-    name: str
-    options_model: type[BaseModel]
+    name: ClassVar[str]
+    options_model: ClassVar[type[BaseModel]]
+    traits: ClassVar[Traits]
 
     def needs(self, stage: Stage, options: Any) -> Needs:
-        """Which scores are read at a stage under these options."""
-        ...
+        """Which scores are read at a stage under these options; none unless a selector says so."""
+        return Needs()
 
+    @abstractmethod
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
         """Rank `budget` records (fewer where fewer can be ranked, and the notes say so)."""
-        ...

@@ -21,9 +21,8 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.scoring.neighbours import prompt_texts
-from delift_pipeline.selection.embedding import cosines_at
+from delift_pipeline.selection.embedding import cosines_at, embedded
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import to_sparse
 from delift_pipeline.utility.similarity import duplicate_groups
@@ -86,7 +85,7 @@ def trust_of(
     Args:
         block: Signed utilities of near pairs, rows and columns the same records.
         frame: Those records and perhaps others, in any order; prompts are embedded together.
-        embedder: Of the prompts, see `model_embedding.embedded`.
+        embedder: Of the prompts, see `embedding.embedded`.
         floor: Least sum of weights for which near prompts are believed.
         model: The language model, for the embedder `model`.
 

@@ -28,7 +28,6 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
-INITIAL = "initial"
 """The selector whose adapter is the base model."""
 FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
@@ -148,7 +147,7 @@ def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFram
 
 def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, dict[str, str]]:
     """The parent's adapter that a continual arm goes on from: its own, else its kin's."""
-    if arm.stage != "continual" or arm.selector == INITIAL:
+    if arm.stage != "continual" or arm.traits.reference == "base":
         return None, {}
     for parent in dataset.parents:
         for name in (arm.name, arm.kin):
@@ -201,7 +200,7 @@ def _train(
     folder = home.adapter(job.dataset.version, job.arm.name)
     checkpoints = folder.with_name(f".checkpoints-{folder.name}")
     with replacing_folder(folder) as temporary:
-        if job.arm.selector == INITIAL:
+        if job.arm.traits.reference == "base":
             log = untrained(job.arm.training, job.model, job.arm.seed, temporary)
         else:
             log = train(

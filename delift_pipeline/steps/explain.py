@@ -12,9 +12,10 @@ from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
 from delift_pipeline.records.lookup import find_record
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.model_embedding import MODEL
 from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
+from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.selection.run import DROPPED
 from delift_pipeline.selection.token_changes import TokenChange, token_changes
 from delift_pipeline.selection.trust import trust_of
@@ -196,7 +197,7 @@ def _evidence(
         return None
     options = manifest.request["options"]
     asked = {key: options[key] for key in ("embedder", "floor") if key in options}
-    if manifest.request["selector"] != "delift_trusted":
+    if not traits_of(manifest.request["selector"]).weighs_trust:
         asked = {}
     if asked.get("embedder") == MODEL and reader is None:
         said = "trust was read from the model's own embeddings here: name the model"

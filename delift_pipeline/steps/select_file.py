@@ -51,6 +51,7 @@ from delift_pipeline.steps.score_file import Scored, encode_records, score_plan
 from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.output import write_output
+from delift_pipeline.training.influence import LowRankGradients
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.kernel import build_kernel, load_block
 
@@ -322,6 +323,7 @@ def _inputs(sets: Sets) -> SelectionInputs:
         existing=() if sets.existing is None else tuple(sets.existing["record_id"]),
         existing_records=sets.existing,
         target=sets.target,
+        gradients=LowRankGradients(),
     )
 
 

@@ -17,11 +17,11 @@ from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.balance import vanished
 from delift_pipeline.selection.budget import parse_budget
-from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
+from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.run import (
     BALANCE,
     SUSPECTS,
@@ -42,6 +42,7 @@ from delift_pipeline.steps.score import part_folder
 from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.training.influence import LowRankGradients
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.forms import UtilityForm
 from delift_pipeline.utility.kernel import block_hashes, load_block
@@ -202,6 +203,7 @@ def _select(
         target=choice.dataset.target,
         whole=choice.dataset.pool,
         model=reader,
+        gradients=LowRankGradients(),
         unscorable=unscorable,
     )
     _refuse_beyond_scorable(choice, unscorable)
@@ -340,7 +342,11 @@ def _budget_check(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> C
     allowed = parse_budget(arm.budget, choice.pool.height)
     picks = subset.sort("rank")
     ranked = Ranked(picks["record_id"].to_list(), picks["gain"].to_list(), choice.pool)
-    wrong = () if arm.selector == "full" else broken(ranked, allowed, arm.rules.rules(choice.pool))
+    wrong = (
+        ()
+        if arm.traits.reference == "whole"
+        else broken(ranked, allowed, arm.rules.rules(choice.pool))
+    )
     short = subset.height < allowed.count and not (allowed.open_ended or notes)
     if allowed.tokens is not None:
         cost = spent(choice.pool, ranked.records)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.selection.balance import balance, lengths, script, vanished
-from delift_pipeline.selection.diagnostics import Diagnostics, diagnosed
+from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.embedding import similarities
 from delift_pipeline.selection.reasons_trust import (
     evidence_of,
@@ -13,7 +13,7 @@ from delift_pipeline.selection.reasons_trust import (
     suspects_frame,
     text_of,
 )
-from delift_pipeline.selection.result import self_shares, subset_frames
+from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import trust_of

@@ -6,8 +6,8 @@ import pytest
 from delift_pipeline.arms import PlanOptions
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.embedding import embedded
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.model_embedding import embedded
 from delift_pipeline.storage.home import Home
 
 

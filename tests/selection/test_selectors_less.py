@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.influence import mean_cosines
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.selection.selectors.less import LessOptions
+from delift_pipeline.selection.selectors.less import LessOptions, mean_cosines
 from delift_pipeline.selection.target_set import WARM_UP, drawn, target_set
 from delift_pipeline.storage.home import Home
 from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
 from delift_pipeline.training.gradients import RecordGradients, batch_of, gradient_batches
+from delift_pipeline.training.influence import LowRankGradients, warm_up_options
 from delift_pipeline.training.projection import project, signs
 from delift_pipeline.training.warm_up import Moments
 
@@ -213,7 +214,8 @@ def test_mean_cosines_leave_a_records_own_out() -> None:
 
 
 def inputs(options: ModelOptions, home: Home, pool: pl.DataFrame) -> SelectionInputs:
-    return SelectionInputs("instruction_tuning", pool, model=LanguageModel(options, home))
+    model = LanguageModel(options, home)
+    return SelectionInputs("instruction_tuning", pool, model=model, gradients=LowRankGradients())
 
 
 def test_ranking_is_that_of_a_slow_oracle(
@@ -257,7 +259,7 @@ def checkpoint_gradients(
     """Projected plain gradients and projected steps of Adam, [records, dims] each."""
     from delift_pipeline.training.setup import prepare
 
-    prepared = prepare(options.training(5), model.options, None)
+    prepared = prepare(warm_up_options(options, 5), model.options, None)
     stored = load_file(folder / "weights.safetensors")
     moments = load_file(folder / "moments.safetensors")
     named = [(n, p) for n, p in prepared.model.named_parameters() if p.requires_grad]
@@ -323,7 +325,7 @@ def test_a_device_is_claimed_before_weights_are_loaded_and_for_nothing_else(
     def choose(selector: str, **options: object) -> int:
         claims.clear()
         model = LanguageModel(tiny, home, claim=lambda: claims.append(selector))
-        given = SelectionInputs("instruction_tuning", records, model=model)
+        given = replace(inputs(tiny, home, records), model=model)
         select(given, selector, 6, 0, options)
         return len(claims)
 

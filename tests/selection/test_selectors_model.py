@@ -12,6 +12,7 @@ import torch
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.rating import rating_tokens
 from delift_pipeline.selection.run import select
@@ -19,7 +20,7 @@ from delift_pipeline.selection.scored import DECIMALS
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.selectors.ifd import difficulties
 from delift_pipeline.selection.selectors.nuggets import golden_scores, one_shot_gains
-from delift_pipeline.selection.selectors.rds_plus import hidden_states, round_robin
+from delift_pipeline.selection.selectors.rds_plus import round_robin
 from delift_pipeline.selection.selectors.selectit import (
     QUESTION,
     RATING_PROMPTS,
@@ -144,7 +145,8 @@ def test_ratings_after_a_token_for_the_blank_are_found(stories: Path) -> None:
 
 def test_hidden_states_are_weighted_by_position(records: pl.DataFrame, home: Home) -> None:
     loaded = load_model(DEMO)
-    found = hidden_states(of(DEMO, home, records), records)
+    model = of(DEMO, home, records).language_model
+    found = hidden_states(record_texts(records), model, "records")
     for row, record in enumerate(records.iter_rows(named=True)):
         text = f"{record['instruction']}\n{record['input']}\n{record['output']}"
         ids = [loaded.encoder.tokenizer.bos_token_id, *loaded.encoder.plain.ids(text).tolist()]
@@ -159,7 +161,10 @@ def test_rds_plus_ranks_by_the_nearest_target(records: pl.DataFrame, home: Home)
     pool, target = records.head(9), records.tail(3)
     inputs = of(DEMO, home, pool, target=target)
     found = select(inputs, "rds_plus", "full", 0, {})
-    own, wanted = hidden_states(inputs, pool), hidden_states(inputs, target)
+    own, wanted = (
+        hidden_states(record_texts(frame), inputs.language_model, "records")
+        for frame in (pool, target)
+    )
     best = dict(zip(pool["record_id"], (own @ wanted.T).max(axis=1).round(6), strict=True))
     assert found.ranking == tuple(sorted(best, key=lambda i: (-best[i], i)))
 

@@ -19,10 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.optimizers import in_order
-from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import refuse_auto
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 STARTS = 10
 """K-means is run from so many draws and the tightest result kept."""
@@ -48,15 +47,12 @@ class DeftUcsOptions(BaseModel):
     base: float = Field(default=0.0, ge=0, lt=1)
 
 
-class DeftUcsSelector:
+class DeftUcsSelector(Selector):
     """Cluster by cluster, easy and hard in turn; every prefix keeps the parts."""
 
     name = "deft_ucs"
-    options_model: type[BaseModel] = DeftUcsOptions
-
-    def needs(self, stage: Stage, options: DeftUcsOptions) -> Needs:
-        """No scores."""
-        return Needs()
+    options_model = DeftUcsOptions
+    traits = Traits(takes_embedder=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: DeftUcsOptions

@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.selection.blocked import blocked_greedy
@@ -29,7 +28,7 @@ from delift_pipeline.selection.optimizers import (
 from delift_pipeline.selection.options import ONLY_STAGE, SelectorOptions, Stage
 from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
 from delift_pipeline.selection.result import Selection, reasons_of
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import Columns, materialised
 from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
@@ -39,7 +38,7 @@ _MASKED = (*_SELF_BLOCKS, "replay")
 """Blocks whose rows and columns are the same records."""
 
 
-class DeliftSelector:
+class DeliftSelector(Selector):
     """FL, FLMI or FLCG on max(U, 0), by stage, with the diagonal masked (Agarwal et al. 2025).
 
     In the continual stage a share of the picks may be replayed from D_E (`replay`, 0 in the paper):
@@ -47,7 +46,8 @@ class DeliftSelector:
     """
 
     name = "delift"
-    options_model: type[BaseModel] = SelectorOptions
+    options_model = SelectorOptions
+    traits = Traits(reads_scores=True, replays=True)
 
     def needs(self, stage: Stage, options: SelectorOptions) -> Needs:
         """The blocks that the objective reads.

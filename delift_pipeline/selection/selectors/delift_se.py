@@ -9,11 +9,9 @@ FL, FLMI or FLCG by stage (formulas: `selection.objectives`). Source: DELIFT (SE
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.selection.embedding import Similarities, similarities
-from delift_pipeline.selection.model_embedding import MODEL
+from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -26,17 +24,18 @@ from delift_pipeline.selection.objectives import (
 from delift_pipeline.selection.optimizers import lazy_greedy, order_of
 from delift_pipeline.selection.options import ONLY_STAGE, EmbeddingOptions, Stage
 from delift_pipeline.selection.result import Selection, reasons_of
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.utility.columns import as_columns
 
 TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
 
 
-class DeliftSeSelector:
+class DeliftSeSelector(Selector):
     """FL, FLMI or FLCG on embedding similarity, diagonal kept."""
 
     name = "delift_se"
-    options_model: type[BaseModel] = EmbeddingOptions
+    options_model = EmbeddingOptions
+    traits = Traits(reads_model=True, takes_embedder=True)
 
     def needs(self, stage: Stage, options: EmbeddingOptions) -> Needs:
         """No scores; the model where it embeds; D_E where the objective is conditional.

@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.embedding import Similarities, similarities
-from delift_pipeline.selection.model_embedding import MODEL
+from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
 from delift_pipeline.selection.objectives import (
     FL2MI,
     FLCG,
@@ -35,7 +33,7 @@ from delift_pipeline.selection.optimizers import lazy_greedy, order_of
 from delift_pipeline.selection.options import Stage, TrustedOptions
 from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
 from delift_pipeline.selection.result import Selection, reasons_of, self_shares
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import as_columns, row_maxima, to_dense
@@ -78,11 +76,14 @@ class Part:
         return Picks(ids, ranking.gains, reasons, shares)
 
 
-class DeliftTrustedSelector:
+class DeliftTrustedSelector(Selector):
     """Trusted coverage, its task-specific and its continual form."""
 
     name = "delift_trusted"
-    options_model: type[BaseModel] = TrustedOptions
+    options_model = TrustedOptions
+    traits = Traits(
+        reads_scores=True, reads_model=True, takes_embedder=True, replays=True, weighs_trust=True
+    )
 
     def needs(self, stage: Stage, options: TrustedOptions) -> Needs:
         """Near pairs, and the target set's rows or the existing records where there are any."""

@@ -2,20 +2,17 @@
 
 from pydantic import BaseModel
 
-from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
-class FullSelector:
+class FullSelector(Selector):
     """The whole pool in file order, whatever the budget."""
 
     name = "full"
-    options_model: type[BaseModel] = NoOptions
-
-    def needs(self, stage: Stage, options: BaseModel) -> Needs:
-        """Nothing."""
-        return Needs()
+    options_model = NoOptions
+    traits = Traits(reference="whole")
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel

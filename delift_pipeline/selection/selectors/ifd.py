@@ -22,7 +22,7 @@ from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import DECIMALS, by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,11 +48,12 @@ class IfdOptions(BaseModel):
     above_one: Literal["last", "drop"] = "last"
 
 
-class IfdSelector:
+class IfdSelector(Selector):
     """Hardest to answer of those that the instruction still helps with."""
 
     name = "ifd"
-    options_model: type[BaseModel] = IfdOptions
+    options_model = IfdOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: IfdOptions) -> Needs:
         """The model; no pair scores."""

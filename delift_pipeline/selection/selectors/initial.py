@@ -8,21 +8,18 @@ Its adapter changes no output, so that its row is the base model's in every repo
 from pydantic import BaseModel
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
-class InitialSelector:
+class InitialSelector(Selector):
     """No record, whatever the budget."""
 
     name = "initial"
-    options_model: type[BaseModel] = NoOptions
-
-    def needs(self, stage: Stage, options: BaseModel) -> Needs:
-        """Nothing."""
-        return Needs()
+    options_model = NoOptions
+    traits = Traits(reference="base")
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel

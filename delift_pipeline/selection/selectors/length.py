@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
 class LengthOptions(BaseModel):
@@ -29,11 +29,12 @@ class LengthOptions(BaseModel):
     unit: Literal["tokens", "characters"] = "tokens"
 
 
-class LengthSelector:
+class LengthSelector(Selector):
     """Longest answers first; every record can be ranked, also one too long to be scored."""
 
     name = "length"
-    options_model: type[BaseModel] = LengthOptions
+    options_model = LengthOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: LengthOptions) -> Needs:
         """The tokenizer, or nothing."""

@@ -15,19 +15,19 @@ itself. The paper's adapters are on q, k, v and o alone: name them in `target_mo
 """
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.progress import Meter
+from delift_pipeline.selection.gradients import Checkpoints, Example
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.target_set import (
     TARGET_SHARE,
     WARM_UP,
@@ -35,20 +35,6 @@ from delift_pipeline.selection.target_set import (
     target_set,
     tasks_of,
 )
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.training.options import TrainingOptions
-
-if TYPE_CHECKING:
-    from delift_pipeline.selection.influence import Features
-    from delift_pipeline.selection.language_model import LanguageModel
-    from delift_pipeline.training.batches import Example
-    from delift_pipeline.training.warm_up import Checkpoint, WarmUp
-
-METHOD = 1
-"""Counted up when the meaning of a stored gradient changes."""
-RECORDS_PER_STEP = 128
-RECORDS_PER_PASS = 8
-WARM_UP_RATIO = 0.03
 
 
 class LessOptions(BaseModel):
@@ -78,32 +64,13 @@ class LessOptions(BaseModel):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     dims: int = Field(default=8192, ge=64, multiple_of=64)
 
-    def training(self, records: int) -> TrainingOptions:
-        """How the warm-up trains on so many records: a step is 128 of them, or all."""
-        per_pass = min(RECORDS_PER_PASS, records)
-        accumulation = -(-min(RECORDS_PER_STEP, records) // per_pass)
-        steps = -(-records * self.epochs // (per_pass * accumulation))
-        return TrainingOptions(
-            method="lora",
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            target_modules=self.target_modules,
-            learning_rate=self.learning_rate,
-            schedule="linear",
-            floor=0.0,
-            warmup_steps=int(WARM_UP_RATIO * steps),
-            batch_size=per_pass,
-            accumulation=accumulation,
-            epochs=float(self.epochs),
-        )
 
-
-class LessSelector:
+class LessSelector(Selector):
     """Greatest influence on the targets, by low-rank gradients."""
 
     name = "less"
-    options_model: type[BaseModel] = LessOptions
+    options_model = LessOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: LessOptions) -> Needs:
         """The model; no pair scores."""
@@ -118,113 +85,80 @@ class LessSelector:
             DeliftError: no target or no record of the pool fits, or a gradient is not finite.
         """
         targets = target_set(inputs, seed, options.target_share)
-        model = inputs.language_model
-        pool = _examples(model, inputs.pool)
-        wanted = _examples(model, targets.records)
+        model, gradients = inputs.language_model, inputs.gradients
+        if gradients is None:
+            raise DeliftError("less reads gradients, and none were given")
+        pool = gradients.examples(model, inputs.pool)
+        wanted = gradients.examples(model, targets.records)
         if not wanted or not pool:
             what = "record of the pool" if wanted else "target"
             raise DeliftError(f"no {what} fits the window, so less cannot rank any")
-        influence = influences(model, inputs.pool, pool, targets.records, wanted, seed, options)
         ids = tuple(example.record_id for example in pool)
+        fitting = inputs.pool.filter(pl.col("record_id").is_in(ids))
+        chosen = drawn(fitting, options.warmup_share, [seed, WARM_UP])
+        checkpoints = gradients.warmed_up(model, chosen, seed, options)
+        count = len(checkpoints.learning_rates) * (len(pool) + len(wanted))
+        with model.progress.track("gradients", count, "records") as meter:
+            influence = influences(checkpoints, pool, targets.records, wanted, meter)
         best = influence.max(axis=1)
         return by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
 
 
 def influences(
-    model: "LanguageModel",
-    records: pl.DataFrame,
-    pool: "Sequence[Example]",
+    checkpoints: Checkpoints,
+    pool: Sequence[Example],
     targets: pl.DataFrame,
-    wanted: "Sequence[Example]",
-    seed: int,
-    options: LessOptions,
+    wanted: Sequence[Example],
+    meter: Meter,
 ) -> np.ndarray:
     """I_j by task, float64 [pool, tasks].
 
     Args:
-        model: The model.
-        records: The pool's records.
-        pool: Those that fit, tokenised, sorted by record_id.
+        checkpoints: Of the warm-up.
+        pool: The pool's records that fit, sorted by record_id.
         targets: The targets' records.
-        wanted: Those that fit, tokenised, sorted by record_id.
-        seed: Decides the warm-up and the projection.
-        options: The options.
+        wanted: The targets that fit, sorted by record_id.
+        meter: Told of the records done.
     """
-    from delift_pipeline.selection.influence import mean_cosines
-
     places = {example.record_id: place for place, example in enumerate(wanted)}
     itself = np.array([places.get(example.record_id, -1) for example in pool])
     known = targets.sort("record_id").filter(pl.col("record_id").is_in(list(places)))
     groups = list(tasks_of(known).values())
-    warm_up = _warm_up(model, records, pool, seed, options)
     total = np.zeros((len(pool), len(groups)))
-    weights = _weights(warm_up.checkpoints)
-    count = len(weights) * (len(pool) + len(wanted))
-    with model.progress.track("gradients", count, "records") as meter:
-        for weight, checkpoint in zip(weights, warm_up.checkpoints, strict=True):
-            plain, adam = _features(model, warm_up, checkpoint, seed, options)
-            aims = plain.all(wanted, meter)
-            for part, features in adam.shards(pool, meter):
-                cosines = mean_cosines(features, aims, groups, itself[part])
-                total[part] += weight * cosines
+    rates = np.array(checkpoints.learning_rates)
+    for number, weight in enumerate(rates / rates.sum()):
+        aims = checkpoints.plain(number, wanted, meter)
+        for part, features in checkpoints.steps(number, pool, meter):
+            total[part] += weight * mean_cosines(features, aims, groups, itself[part])
     return total
 
 
-def _examples(model: "LanguageModel", records: pl.DataFrame) -> "list[Example]":
-    from delift_pipeline.training.batches import encode_examples
+def mean_cosines(
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: Sequence[np.ndarray],
+    itself: np.ndarray,
+) -> np.ndarray:
+    """Mean cosine of each record with the targets of each group, a record's own left out.
 
-    return encode_examples(model.encoder, records.sort("record_id"))[0]
+    Args:
+        features: float [n, dims], unit rows.
+        targets: float [m, dims], unit rows.
+        groups: Places of the targets in each group.
+        itself: int [n], the record's own place among the targets, or -1.
 
-
-def _warm_up(
-    model: "LanguageModel",
-    records: pl.DataFrame,
-    pool: "Sequence[Example]",
-    seed: int,
-    options: LessOptions,
-) -> "WarmUp":
-    from delift_pipeline.training.warm_up import WarmUp
-
-    fitting = records.filter(pl.col("record_id").is_in([e.record_id for e in pool]))
-    chosen = drawn(fitting, options.warmup_share, [seed, WARM_UP])
-    training = options.training(chosen.height)
-    request = [METHOD, training.request, seed, chosen["record_id"].to_list()]
-    folder = model.gradients / digest_json(request)
-    options_of_model = model.options.model_copy(update={"engine": "transformers"})
-    return WarmUp(training, options_of_model, chosen, seed, folder, model.progress, model.claim)
-
-
-def _weights(checkpoints: "Sequence[Checkpoint]") -> np.ndarray:
-    """Learning rates of the checkpoints, made to sum to 1."""
-    rates = np.array([checkpoint.learning_rate for checkpoint in checkpoints])
-    return rates / rates.sum()
-
-
-def _features(
-    model: "LanguageModel",
-    warm_up: "WarmUp",
-    checkpoint: "Checkpoint",
-    seed: int,
-    options: LessOptions,
-) -> "tuple[Features, Features]":
-    """The targets' features, of plain gradients, and the pool's, of Adam's steps."""
-    from delift_pipeline.selection.influence import Features, Update
-    from delift_pipeline.training.gradients import RecordGradients
-
-    @cache
-    def gradients() -> RecordGradients:
-        return RecordGradients(warm_up.at(checkpoint))
-
-    def plain() -> Update:
-        return lambda found: found
-
-    @cache
-    def adam() -> Update:
-        return warm_up.moments(checkpoint, gradients().names).update
-
-    named = digest_json([METHOD, checkpoint.digest, options.dims, seed])
-    folder: Path = checkpoint.folder.parent / f"features-{named}"
-    return (
-        Features(folder / "plain", options.dims, seed, gradients, plain),
-        Features(folder / "adam", options.dims, seed, gradients, adam),
-    )
+    Returns:
+        float64 [n, groups]; -1 where a record is its group's only target.
+    """
+    rows = features.astype(np.float32)
+    own = np.flatnonzero(itself >= 0)
+    own_cosines = np.einsum("ij,ij->i", rows[own], targets[itself[own]])
+    means = np.empty((len(rows), len(groups)))
+    for number, members in enumerate(groups):
+        sums = (rows @ targets[members].sum(axis=0)).astype(np.float64)
+        counts = np.full(len(rows), len(members))
+        inside = np.isin(itself[own], members)
+        sums[own[inside]] -= own_cosines[inside]
+        counts[own[inside]] -= 1
+        means[:, number] = np.where(counts > 0, sums / np.maximum(counts, 1), -1)
+    return means

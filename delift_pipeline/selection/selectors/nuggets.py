@@ -19,7 +19,7 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.target_set import TARGET_SHARE, target_set
 
 
@@ -35,11 +35,12 @@ class NuggetsOptions(BaseModel):
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
 
 
-class NuggetsSelector:
+class NuggetsSelector(Selector):
     """Most anchors helped by one showing."""
 
     name = "nuggets"
-    options_model: type[BaseModel] = NuggetsOptions
+    options_model = NuggetsOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: NuggetsOptions) -> Needs:
         """The model, which scores the pairs that are missing."""

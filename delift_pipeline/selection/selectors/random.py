@@ -4,23 +4,20 @@ import numpy as np
 from pydantic import BaseModel
 
 from delift_pipeline.selection.optimizers import in_order
-from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
-class RandomSelector:
+class RandomSelector(Selector):
     """A seeded permutation of the records in order of record_id, cut at the budget.
 
     The order of the file does not matter, a smaller budget is a prefix, and no score is needed.
     """
 
     name = "random"
-    options_model: type[BaseModel] = NoOptions
-
-    def needs(self, stage: Stage, options: BaseModel) -> Needs:
-        """Nothing."""
-        return Needs()
+    options_model = NoOptions
+    traits = Traits(reference="random")
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel

@@ -16,11 +16,12 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS
+from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.optimizers import in_order
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score, refuse_auto
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.target_set import TARGET_SHARE, TargetSet, target_set
 
 _CHUNK = 4096
@@ -40,11 +41,12 @@ class RdsPlusOptions(BaseModel):
     tasks: Literal["round_robin", "max"] = "round_robin"
 
 
-class RdsPlusSelector:
+class RdsPlusSelector(Selector):
     """Nearest to the targets by position-weighted hidden states."""
 
     name = "rds_plus"
-    options_model: type[BaseModel] = RdsPlusOptions
+    options_model = RdsPlusOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: RdsPlusOptions) -> Needs:
         """The model; no pair scores."""
@@ -77,7 +79,8 @@ def similarity_by_task(
 
     A record's own cosine does not count; with nothing left the least cosine, -1, stands.
     """
-    states = hidden_states(inputs, pl.concat([pool, targets.records], how="diagonal_relaxed"))
+    both = pl.concat([pool, targets.records], how="diagonal_relaxed")
+    states = hidden_states(record_texts(both), inputs.language_model, "hidden states")
     own, wanted = states[: pool.height], states[pool.height :]
     places = {record: place for place, record in enumerate(targets.ids)}
     itself = np.array([places.get(record, -1) for record in pool["record_id"]])
@@ -90,24 +93,6 @@ def similarity_by_task(
         for task, members in enumerate(groups):
             best[start : start + _CHUNK, task] = cosines[:, members].max(axis=1)
     return best
-
-
-def hidden_states(inputs: SelectionInputs, frame: pl.DataFrame) -> np.ndarray:
-    """Position-weighted hidden states of whole records, float32 [records, width], unit length."""
-    from delift_pipeline.selection.reading import (
-        begin_of_text,
-        position_weighted,
-        read,
-        record_tokens,
-        without_middle,
-    )
-
-    model = inputs.language_model
-    begin = begin_of_text(model.encoder)
-    room = model.encoder.window - len(begin)
-    tokens = record_tokens(model.encoder, frame)
-    sequences = [np.concatenate([begin, without_middle(text, room)]) for text in tokens]
-    return read(model, sequences, position_weighted, "hidden states")
 
 
 def round_robin(scores: np.ndarray) -> np.ndarray:

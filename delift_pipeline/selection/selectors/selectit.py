@@ -19,10 +19,11 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
@@ -69,11 +70,12 @@ class SelectItOptions(BaseModel):
         return self
 
 
-class SelectItSelector:
+class SelectItSelector(Selector):
     """Highest rated with the least doubt."""
 
     name = "selectit"
-    options_model: type[BaseModel] = SelectItOptions
+    options_model = SelectItOptions
+    traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: SelectItOptions) -> Needs:
         """The model, and the further ones."""
@@ -141,10 +143,10 @@ def rating_probabilities(
         Refused: the vocabulary has no token for a rating, or the window is too small.
     """
     from delift_pipeline.selection.rating import rating_tokens
-    from delift_pipeline.selection.reading import read, record_tokens
+    from delift_pipeline.selection.reading import read, text_tokens
 
     ratings = rating_tokens(model.encoder)
-    records = record_tokens(model.encoder, pool)
+    records = text_tokens(model.encoder, record_texts(pool))
     logits = [
         read(
             model,
