@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.utility.compiling import entry
-from delift_pipeline.utility.crew import Crew
+from delift_pipeline.compiling import Crew, compiled
 
 SCALE = 1e6
 """Cosines are compared in six decimals."""
@@ -14,7 +13,7 @@ _SPAN = 4096
 """Rows between two signs of progress."""
 
 
-@entry
+@compiled
 def _nearest(rows, by_word, indices, cosine, start, end):
     """Fill rows start to end: walk the texts of each word, then keep the best in row order."""
     word_of, words, values = rows

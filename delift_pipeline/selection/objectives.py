@@ -11,6 +11,7 @@ import numpy as np
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection.coverage import Coverage, checked_kernel
+from delift_pipeline.selection.options import ObjectiveName
 from delift_pipeline.utility.columns import column_maxima, row_maxima
 
 
@@ -147,6 +148,38 @@ class FLCG(Coverage):
         self.existing = checked_kernel(existing, "kernel of existing records")
         self.nu = checked_factor(nu, "nu")
         super().__init__(kernel, floor=self.nu * row_maxima(self.existing), weights=weights)
+
+
+def objective_named(
+    name: ObjectiveName,
+    own: Any,
+    target: Any = None,
+    existing: Any = None,
+    *,
+    eta: float = 1.0,
+    nu: float = 1.0,
+) -> Coverage:
+    """The objective of that name.
+
+    Args:
+        name: Its short name.
+        own: s [D, n]; not read by fl2mi.
+        target: s [T, n], for the objectives that read it.
+        existing: s [D, E], for flcg.
+        eta: Weight of relevance to the target set.
+        nu: Weight of what the existing records already cover.
+    """
+    match name:
+        case "flmi":
+            return FLMI(own, target, eta)
+        case "fl1mi":
+            return FL1MI(own, target, eta)
+        case "fl2mi":
+            return FL2MI(target, eta)
+        case "flcg":
+            return FLCG(own, existing, nu)
+        case "fl":
+            return FacilityLocation(own)
 
 
 def checked_factor(value: float, called: str) -> float:

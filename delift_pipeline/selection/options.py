@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.utility.forms import UtilityForm
 from delift_pipeline.validation import validated
 
@@ -29,6 +30,19 @@ ONLY_STAGE: dict[ObjectiveName, Stage] = {
     "flcg": "continual",
 }
 """Objectives that read what only one stage has."""
+
+
+def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
+    """The objective that is maximised at a stage: the one named, else the stage's own.
+
+    Raises:
+        Refused: the one named needs a target set or existing records that the stage has not.
+    """
+    objective = named or STAGE_OBJECTIVE[stage]
+    if (only := ONLY_STAGE.get(objective, stage)) != stage:
+        sentence = f"{objective} belongs to the stage {only}, not {stage}"
+        raise Refused(Fault(sentence, field="objective"))
+    return objective
 
 
 class NoOptions(BaseModel):
@@ -70,10 +84,6 @@ class SelectorOptions(BaseModel):
     sample: float = Field(default=0.1, gt=0, le=1)
     pairs: Literal["all", "neighbours"] = "all"
     replay: float = Field(default=0.0, ge=0, lt=1)
-
-    def objective_of(self, stage: Stage) -> ObjectiveName:
-        """The objective maximised at a stage."""
-        return self.objective or STAGE_OBJECTIVE[stage]
 
 
 class TrustedOptions(BaseModel):
@@ -124,10 +134,6 @@ class EmbeddingOptions(BaseModel):
     nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dense_limit: int = Field(default=4000, ge=0)
     coverage_neighbours: int = Field(default=100, ge=1)
-
-    def objective_of(self, stage: Stage) -> ObjectiveName:
-        """The objective maximised at a stage."""
-        return self.objective or STAGE_OBJECTIVE[stage]
 
 
 Options = TypeVar("Options", bound=BaseModel)

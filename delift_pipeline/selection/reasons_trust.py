@@ -90,31 +90,18 @@ def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evi
     if j is None:
         return None
     start, end = trust.weights.indptr[j : j + 2]
-    near, weights = trust.weights.indices[start:end], trust.weights.data[start:end]
-    neighbours = [
-        _neighbour(trust, int(i), j, float(w)) for i, w in zip(near, weights, strict=True)
-    ]
-    said = [
-        w * ((n.helps or 0) + (n.helped or 0)) for n, w in zip(neighbours, weights, strict=True)
-    ]
+    neighbours, said = [], []
+    for i, weight in zip(
+        trust.weights.indices[start:end], trust.weights.data[start:end], strict=True
+    ):
+        helps, helped = _scored(trust.utilities, i, j), _scored(trust.utilities, j, i)
+        similarity = float(weight) ** (1 / WEIGHT_POWER)
+        neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
+        said.append(weight * ((helps or 0) + (helped or 0)))
     order = np.argsort(said, kind="stable")[:named]
-    return Evidence(
-        record,
-        float(trust.trust[j]),
-        float(trust.agreement[j]),
-        float(trust.relative[j]),
-        float(trust.weight[j]),
-        tuple(neighbours[int(place)] for place in order),
-    )
-
-
-def _neighbour(trust: Trust, i: int, j: int, weight: float) -> Neighbour:
-    return Neighbour(
-        trust.ids[i],
-        weight ** (1 / WEIGHT_POWER),
-        _scored(trust.utilities, i, j),
-        _scored(trust.utilities, j, i),
-    )
+    numbers = (trust.trust, trust.agreement, trust.relative, trust.weight)
+    nearest = tuple(neighbours[int(place)] for place in order)
+    return Evidence(record, *(float(values[j]) for values in numbers), nearest)
 
 
 def _scored(utilities: Any, i: int, j: int) -> float | None:
@@ -129,18 +116,10 @@ def suspects_frame(trust: Trust, selected: set[str], pool: pl.DataFrame) -> pl.D
     known = set(pool["record_id"])
     order = np.argsort(trust.trust, kind="stable")
     low = [int(j) for j in order if trust.trust[j] < SUSPECTED_BELOW and trust.ids[j] in known]
-    found = [evidence_of(trust, trust.ids[j]) for j in low]
     rows = [
-        {
-            "record_id": one.record_id,
-            "trust": one.trust,
-            "agreement": one.agreement,
-            "relative": one.relative,
-            "selected": one.record_id in selected,
-            "neighbours": [asdict(neighbour) for neighbour in one.neighbours],
-        }
-        for one in found
-        if one is not None
+        {**asdict(one), "selected": one.record_id in selected}
+        for j in low
+        if (one := evidence_of(trust, trust.ids[j])) is not None
     ]
     return pl.DataFrame(rows, schema=SUSPECT_SCHEMA)
 

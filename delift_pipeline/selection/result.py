@@ -10,14 +10,25 @@ import polars as pl
 from delift_pipeline.selection.trust import Trust
 from delift_pipeline.utility.columns import Columns
 
-SUBSET_REASONS: dict[str, Any] = {
+SUBSET_SCHEMA: dict[str, Any] = {
+    "record_id": pl.String,
+    "source_id": pl.String,
+    "rank": pl.UInt32,
+    "gain": pl.Float64,
+    "covers": pl.List(pl.String),
     "trust": pl.Float64,
     "self_share": pl.Float64,
     "near_duplicates": pl.UInt32,
     "replayed": pl.Boolean,
 }
-
-
+DROPPED_SCHEMA: dict[str, Any] = {
+    "record_id": pl.String,
+    "source_id": pl.String,
+    "covered_by": pl.String,
+    "coverage": pl.Float64,
+    "trust": pl.Float64,
+    "near_duplicates": pl.UInt32,
+}
 TRUST_MARGIN = 0.01
 """Picks and pool are trusted alike where their mean trust differs by no more than this."""
 
@@ -223,79 +234,41 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
         pool: The records selected from, in file order.
 
     Returns:
-        The subset in rank order (record_id, source_id, rank from 0, gain, covers, then the columns
-        of `SUBSET_REASONS`) and the dropped in file order (record_id, source_id, covered_by,
-        coverage, trust, near_duplicates). Gain is null where nothing was maximised and for
-        replayed records, covered_by and coverage where no selected record covers it, trust where
-        no near pairs were scored, near_duplicates (the number of a group) where there are none.
+        The subset in rank order (`SUBSET_SCHEMA`) and the dropped in file order (`DROPPED_SCHEMA`).
+        Gain is null where nothing was maximised and for replayed records, covered_by and coverage
+        where no selected record covers it, trust where no near pairs were scored, near_duplicates
+        (the number of a group) where there are none.
     """
     sources = _sources(pool)
     replayed = {} if selection.replayed is None else _sources(selection.replayed)
-    return _subset_frame(selection, {**replayed, **sources}), _dropped_frame(selection, sources)
+    known = {} if selection.trust is None else selection.trust.by_id
+    ranking, reasons, gains = selection.ranking, selection.reasons, selection.gains
+    named = {**replayed, **sources}
+    nothing: list[Any] = [None] * len(ranking)
+    subset = {
+        "record_id": ranking,
+        "source_id": [named[record] for record in ranking],
+        "rank": range(len(ranking)),
+        "gain": nothing if gains is None else [None if np.isnan(g) else float(g) for g in gains],
+        "covers": [list(targets) for targets in reasons.covers or [()] * len(ranking)],
+        "trust": [known.get(record) for record in ranking],
+        "self_share": selection.self_shares or nothing,
+        "near_duplicates": [selection.duplicates.get(record) for record in ranking],
+        "replayed": [record in replayed for record in ranking],
+    }
+    selected = set(ranking)
+    others = [record for record in sources if record not in selected]
+    dropped = {
+        "record_id": others,
+        "source_id": [sources[record] for record in others],
+        "covered_by": [reasons.covered_by.get(record) for record in others],
+        "coverage": [reasons.coverage.get(record) for record in others],
+        "trust": [known.get(record) for record in others],
+        "near_duplicates": [selection.duplicates.get(record) for record in others],
+    }
+    return pl.DataFrame(subset, SUBSET_SCHEMA), pl.DataFrame(dropped, DROPPED_SCHEMA)
 
 
 def _sources(frame: pl.DataFrame) -> dict[str, str | None]:
     """record_id -> the file's own id of its first copy."""
     return dict(zip(frame["record_id"], frame["source_ids"].list.first(), strict=True))
-
-
-def _subset_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
-    ranking, reasons = selection.ranking, selection.reasons
-    nothing = [()] * len(ranking)
-    replayed = set() if selection.replayed is None else set(selection.replayed["record_id"])
-    return pl.DataFrame(
-        {
-            "record_id": ranking,
-            "source_id": [sources[record] for record in ranking],
-            "rank": range(len(ranking)),
-            "gain": _gains(selection),
-            "covers": [list(targets) for targets in reasons.covers or nothing],
-            "trust": _trusts(selection, ranking),
-            "self_share": selection.self_shares or [None] * len(ranking),
-            "near_duplicates": [selection.duplicates.get(record) for record in ranking],
-            "replayed": [record in replayed for record in ranking],
-        },
-        schema={
-            "record_id": pl.String,
-            "source_id": pl.String,
-            "rank": pl.UInt32,
-            "gain": pl.Float64,
-            "covers": pl.List(pl.String),
-            **SUBSET_REASONS,
-        },
-    )
-
-
-def _gains(selection: Selection) -> list[float | None]:
-    """Gains by rank; None where nothing was maximised, and for replayed records."""
-    if selection.gains is None:
-        return [None] * len(selection.ranking)
-    return [None if np.isnan(gain) else float(gain) for gain in selection.gains]
-
-
-def _trusts(selection: Selection, records: Sequence[str]) -> list[float | None]:
-    known = {} if selection.trust is None else selection.trust.by_id
-    return [known.get(record) for record in records]
-
-
-def _dropped_frame(selection: Selection, sources: dict[str, str | None]) -> pl.DataFrame:
-    selected, reasons = set(selection.ranking), selection.reasons
-    dropped = [record for record in sources if record not in selected]
-    return pl.DataFrame(
-        {
-            "record_id": dropped,
-            "source_id": [sources[record] for record in dropped],
-            "covered_by": [reasons.covered_by.get(record) for record in dropped],
-            "coverage": [reasons.coverage.get(record) for record in dropped],
-            "trust": _trusts(selection, dropped),
-            "near_duplicates": [selection.duplicates.get(record) for record in dropped],
-        },
-        schema={
-            "record_id": pl.String,
-            "source_id": pl.String,
-            "covered_by": pl.String,
-            "coverage": pl.Float64,
-            "trust": pl.Float64,
-            "near_duplicates": pl.UInt32,
-        },
-    )

@@ -57,8 +57,12 @@ def submodlib_greedy(
 
 
 def _function(objective: Objective) -> Any:
+    import submodlib
+
     if isinstance(objective, Coverage) and objective.weights is not None:
         raise Refused("submodlib has no weights per target; choose another optimizer")
+    # Its factors are annotated as int, though any number will do.
+    library: Any = submodlib
     match objective:
         case FacilityLocation():
             return _facility_location(_rows(objective.kernel))
@@ -67,52 +71,29 @@ def _function(objective: Objective) -> Any:
             bonus = np.diag(objective.bonus)
             return _facility_location(np.vstack([_rows(objective.kernel), bonus]))
         case FL1MI():
-            return _fl1mi(objective)
+            query = np.ascontiguousarray(_rows(objective.target).T)
+            return library.FacilityLocationMutualInformationFunction(
+                objective.n,
+                query.shape[1],
+                data_sijs=_square(objective.kernel),
+                query_sijs=query,
+                magnificationEta=objective.eta,
+            )
         case FL2MI():
-            return _fl2mi(objective)
+            query = np.ascontiguousarray(_rows(objective.kernel).T)
+            return library.FacilityLocationVariantMutualInformationFunction(
+                objective.n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta
+            )
         case FLCG():
-            return _flcg(objective)
+            private = _rows(objective.existing)
+            return library.FacilityLocationConditionalGainFunction(
+                objective.n,
+                private.shape[1],
+                data_sijs=_square(objective.kernel),
+                private_sijs=private,
+                privacyHardness=objective.nu,
+            )
     raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
-
-
-def _fl1mi(objective: FL1MI) -> Any:
-    from submodlib import FacilityLocationMutualInformationFunction
-
-    query = np.ascontiguousarray(_rows(objective.target).T)
-    return FacilityLocationMutualInformationFunction(
-        objective.n,
-        query.shape[1],
-        data_sijs=_square(objective.kernel),
-        query_sijs=query,
-        magnificationEta=_number(objective.eta),
-    )
-
-
-def _fl2mi(objective: FL2MI) -> Any:
-    from submodlib import FacilityLocationVariantMutualInformationFunction
-
-    query = np.ascontiguousarray(_rows(objective.kernel).T)
-    return FacilityLocationVariantMutualInformationFunction(
-        objective.n, query.shape[1], query_sijs=query, queryDiversityEta=_number(objective.eta)
-    )
-
-
-def _flcg(objective: FLCG) -> Any:
-    from submodlib import FacilityLocationConditionalGainFunction
-
-    private = _rows(objective.existing)
-    return FacilityLocationConditionalGainFunction(
-        objective.n,
-        private.shape[1],
-        data_sijs=_square(objective.kernel),
-        private_sijs=private,
-        privacyHardness=_number(objective.nu),
-    )
-
-
-def _number(value: float) -> Any:
-    """A factor whose parameter is annotated as int, though any number will do."""
-    return value
 
 
 def _facility_location(kernel: np.ndarray) -> Any:

@@ -40,10 +40,6 @@ class TargetSet:
         count = self.records.height
         return (f"the stage has no target set; {count:,} records of the pool stand for it",)
 
-    def tasks(self) -> dict[str, np.ndarray]:
-        """Task -> places of its targets; targets without a task are one task of their own."""
-        return tasks_of(self.records)
-
 
 def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) -> TargetSet:
     """D_T in the task-specific stage, elsewhere a seeded share of the pool.

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from delift_pipeline import compiling
 from delift_pipeline.scoring import neighbours
 from delift_pipeline.scoring.near_words import nearest_by_words
 from delift_pipeline.scoring.neighbours import embed, nearest
-from delift_pipeline.utility import crew
 
 WORDS = "red green blue apple pear plum big small sweet sour one two three".split()
 
@@ -22,7 +22,7 @@ def texts_of(count: int, seed: int) -> list[str]:
 def test_the_same_neighbours_as_by_chunks(
     seed: int, values_a_thread: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "VALUES_A_THREAD", values_a_thread)
+    monkeypatch.setattr(compiling, "VALUES_A_THREAD", values_a_thread)
     embeddings = embed(texts_of(120, seed))
     # Cosines that the sixth decimal alone sets apart are ties within the rounding of float32.
     for m in (1, 5, 200):

@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.selection.options import SelectorOptions, Stage
+from delift_pipeline.selection.options import Stage, objective_at
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
@@ -315,7 +315,7 @@ def test_objectives_of_another_stage_and_bad_options_are_refused() -> None:
     with pytest.raises(Refused) as refused:
         needs_of("delift", "continual", {"eta": -1, "scalling": "clip", "optimizer": "best"})
     assert {fault.field for fault in refused.value.faults} == {"eta", "scalling", "optimizer"}
-    assert SelectorOptions().objective_of("continual") == "flcg"
+    assert objective_at("continual", None) == "flcg"
 
 
 @pytest.mark.parametrize("thin", [False, True])

@@ -5,27 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import (
-    FL1MI,
-    FL2MI,
-    FLCG,
-    FLMI,
     FacilityLocation,
-    Objective,
+    objective_named,
     objective_of_random,
 )
 from delift_pipeline.selection.optimizers import (
     Optimizer,
     Ranking,
-    lazier_than_lazy_greedy,
     lazy_greedy,
     naive_greedy,
     order_of,
     stochastic_greedy,
 )
-from delift_pipeline.selection.options import ONLY_STAGE, SelectorOptions, Stage
+from delift_pipeline.selection.options import SelectorOptions, Stage, objective_at
 from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
 from delift_pipeline.selection.result import Selection, reasons_of
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
@@ -55,11 +50,7 @@ class DeliftSelector(Selector):
         Raises:
             Refused: the objective needs a target set or existing records that the stage has not.
         """
-        objective = options.objective_of(stage)
-        only = ONLY_STAGE.get(objective, stage)
-        if only != stage:
-            sentence = f"{objective} belongs to the stage {only}, not {stage}"
-            raise Refused(Fault(sentence, field="objective"))
+        objective = objective_at(stage, options.objective)
         return Needs(
             "none" if objective == "fl2mi" else options.pairs,
             target_pairs=objective in ("flmi", "fl1mi", "fl2mi"),
@@ -80,7 +71,14 @@ class DeliftSelector(Selector):
         if not candidates:
             raise DeliftError("no record of the pool has scores, so delift cannot rank any")
         kernels, details = _kernels(blocks, inputs, options)
-        objective = _objective(kernels, inputs.stage, options)
+        objective = objective_named(
+            objective_at(inputs.stage, options.objective),
+            kernels.get("self"),
+            kernels.get("target"),
+            kernels.get("existing"),
+            eta=options.eta,
+            nu=options.nu,
+        )
         replayable = blocks["replay"].columns if "replay" in blocks else ()
         schedule = replay_schedule(budget, options.replay, len(candidates), len(replayable))
         greedy = _optimizer(options, seed)
@@ -150,36 +148,20 @@ def _groups(block: Block, group_of: dict[str, int]) -> tuple[np.ndarray, np.ndar
     return rows, columns
 
 
-def _objective(kernels: dict[str, Columns], stage: Stage, options: SelectorOptions) -> Objective:
-    match options.objective_of(stage):
-        case "flmi":
-            return FLMI(kernels["self"], kernels["target"], options.eta)
-        case "fl1mi":
-            return FL1MI(kernels["self"], kernels["target"], options.eta)
-        case "fl2mi":
-            return FL2MI(kernels["target"], options.eta)
-        case "flcg":
-            return FLCG(kernels["self"], kernels["existing"], options.nu)
-        case _:
-            return FacilityLocation(kernels["self"])
-
-
 def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
-    match options.optimizer:
-        case "naive":
-            return naive_greedy
-        case "stochastic":
-            return functools.partial(stochastic_greedy, seed=seed, sample=options.sample)
-        case "lazier":
-            return functools.partial(lazier_than_lazy_greedy, seed=seed, sample=options.sample)
-        case "blocked":
-            return blocked_greedy
-        case "submodlib":
-            from delift_pipeline.selection.submodlib_engine import submodlib_greedy
+    if options.optimizer == "submodlib":
+        from delift_pipeline.selection.submodlib_engine import submodlib_greedy
 
-            return submodlib_greedy
-        case _:
-            return lazy_greedy
+        return submodlib_greedy
+    sampled = functools.partial(stochastic_greedy, seed=seed, sample=options.sample)
+    optimizers: dict[str, Optimizer] = {
+        "naive": naive_greedy,
+        "lazy": lazy_greedy,
+        "stochastic": sampled,
+        "lazier": functools.partial(sampled, lazily=True),
+        "blocked": blocked_greedy,
+    }
+    return optimizers[options.optimizer]
 
 
 def _picks(ranking: Ranking, block: Block, kernel: Columns) -> Picks:

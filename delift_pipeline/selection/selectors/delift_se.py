@@ -10,19 +10,15 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.selection.embedding import MODEL, similarities
 from delift_pipeline.selection.objectives import (
-    FL1MI,
-    FL2MI,
-    FLCG,
-    FLMI,
-    FacilityLocation,
     Objective,
+    objective_named,
     objective_of_random,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, order_of
-from delift_pipeline.selection.options import ONLY_STAGE, EmbeddingOptions, Stage
+from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
 from delift_pipeline.selection.result import Selection, reasons_of
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.utility.columns import as_columns
@@ -43,11 +39,7 @@ class DeliftSeSelector(Selector):
         Raises:
             Refused: the objective belongs to another stage.
         """
-        objective = options.objective_of(stage)
-        only = ONLY_STAGE.get(objective, stage)
-        if only != stage:
-            sentence = f"{objective} belongs to the stage {only}, not {stage}"
-            raise Refused(Fault(sentence, field="objective"))
+        objective = objective_at(stage, options.objective)
         return Needs(existing_records=objective == "flcg", model=options.embedder == MODEL)
 
     def select(
@@ -78,31 +70,25 @@ def _objective(
     inputs: SelectionInputs, ids: tuple[str, ...], options: EmbeddingOptions
 ) -> tuple[Objective, Any, tuple[str, ...]]:
     """The objective, the kernel it covers and the record_ids of that kernel's rows."""
-    name = options.objective_of(inputs.stage)
-    similar = _similar(inputs, options, with_target=name in TARGET_OBJECTIVES)
-    own = similar.part(ids, ids)
-    if name == "flcg":
-        return FLCG(own, similar.part(ids, sorted(inputs.existing)), options.nu), own, ids
-    if name not in TARGET_OBJECTIVES or inputs.target is None:
-        return FacilityLocation(own), own, ids
-    rows = tuple(inputs.target["record_id"])
-    target = similar.part(rows, ids)
-    if name == "fl2mi":
-        return FL2MI(target, options.eta), target, rows
-    return (FLMI if name == "flmi" else FL1MI)(own, target, options.eta), own, ids
-
-
-def _similar(inputs: SelectionInputs, options: EmbeddingOptions, with_target: bool) -> Similarities:
-    frame = inputs.records
-    if with_target:
+    name, frame = objective_at(inputs.stage, options.objective), inputs.records
+    target = existing = None
+    if name in TARGET_OBJECTIVES:
         if inputs.target is None:
             raise DeliftError("the target set's records were not given")
         both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
         frame = both.unique("record_id", keep="first", maintain_order=True)
-    return similarities(
+    similar = similarities(
         frame,
         options.embedder,
         dense_limit=options.dense_limit,
         neighbours=options.coverage_neighbours,
         model=inputs.model,
     )
+    own, rows = similar.part(ids, ids), ids
+    if name in TARGET_OBJECTIVES and inputs.target is not None:
+        rows = tuple(inputs.target["record_id"])
+        target = similar.part(rows, ids)
+    if name == "flcg":
+        existing = similar.part(ids, sorted(inputs.existing))
+    objective = objective_named(name, own, target, existing, eta=options.eta, nu=options.nu)
+    return (objective, target, rows) if name == "fl2mi" else (objective, own, ids)

@@ -22,7 +22,7 @@ from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score, refuse_auto
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.target_set import TARGET_SHARE, TargetSet, target_set
+from delift_pipeline.selection.target_set import TARGET_SHARE, TargetSet, target_set, tasks_of
 
 _CHUNK = 4096
 
@@ -84,7 +84,7 @@ def similarity_by_task(
     own, wanted = states[: pool.height], states[pool.height :]
     places = {record: place for place, record in enumerate(targets.ids)}
     itself = np.array([places.get(record, -1) for record in pool["record_id"]])
-    groups = list(targets.tasks().values())
+    groups = list(tasks_of(targets.records).values())
     best = np.empty((pool.height, len(groups)))
     for start in range(0, pool.height, _CHUNK):
         cosines = np.round(own[start : start + _CHUNK] @ wanted.T, COSINE_DECIMALS)
