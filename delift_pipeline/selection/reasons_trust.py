@@ -99,9 +99,14 @@ def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evi
         neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
         said.append(weight * ((helps or 0) + (helped or 0)))
     order = np.argsort(said, kind="stable")[:named]
-    numbers = (trust.trust, trust.agreement, trust.relative, trust.weight)
-    nearest = tuple(neighbours[int(place)] for place in order)
-    return Evidence(record, *(float(values[j]) for values in numbers), nearest)
+    return Evidence(
+        record,
+        trust=float(trust.trust[j]),
+        agreement=float(trust.agreement[j]),
+        relative=float(trust.relative[j]),
+        weight=float(trust.weight[j]),
+        neighbours=tuple(neighbours[int(place)] for place in order),
+    )
 
 
 def _scored(utilities: Any, i: int, j: int) -> float | None:

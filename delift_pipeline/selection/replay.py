@@ -1,4 +1,4 @@
-"""New and replayed records in one ranking whose every prefix holds the same share of replay."""
+"""One maximisation, or two whose picks are mixed: new records, and a share of replayed ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from delift_pipeline.selection.result import Reasons
+from delift_pipeline.selection.constraints import Constraints
+from delift_pipeline.selection.objectives import Objective, objective_of_random
+from delift_pipeline.selection.optimizers import Optimizer, order_of
+from delift_pipeline.selection.result import Reasons, Selection, reasons_of, self_shares
+from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.utility.columns import Columns
 
 T = TypeVar("T")
 
@@ -26,6 +31,88 @@ class Picks:
     gains: np.ndarray = field(repr=False)
     reasons: Reasons = field(repr=False)
     self_shares: tuple[float | None, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One maximisation: an objective and what its rows and columns are.
+
+    Attributes:
+        objective: The objective.
+        kernel: What it covers, [rows, columns].
+        rows: record_ids of the targets.
+        columns: record_ids of the candidates.
+        weights: float64 [rows], or None for 1.
+        floor: float64 [rows], what is covered beforehand, or None for nothing.
+        shares: Whether it is told how much of each gain is the record's own row.
+    """
+
+    objective: Objective
+    kernel: Columns = field(repr=False)
+    rows: tuple[str, ...] = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
+    weights: np.ndarray | None = field(default=None, repr=False)
+    floor: np.ndarray | None = field(default=None, repr=False)
+    shares: bool = False
+
+    def ranked(self, greedy: Optimizer, count: int, constraints: Constraints | None) -> Picks:
+        """The first `count` picks with their reasons."""
+        ranking = greedy(self.objective, count, order_of(self.columns), constraints)
+        picks, shares = [int(j) for j in ranking.picks], ()
+        if self.shares:
+            own = {record: row for row, record in enumerate(self.rows)}
+            rows = [own.get(self.columns[j], -1) for j in picks]
+            shares = self_shares(
+                self.kernel, picks, rows, ranking.gains, weights=self.weights, floor=self.floor
+            )
+        ids = tuple(self.columns[j] for j in picks)
+        return Picks(
+            ids, ranking.gains, reasons_of(self.kernel, picks, self.rows, self.columns), shares
+        )
+
+
+def maximised(
+    selector: str,
+    inputs: SelectionInputs,
+    parts: Sequence[Part],
+    greedy: Optimizer,
+    budget: int,
+    seed: int,
+    share: float = 0.0,
+) -> Selection:
+    """The ranking of the first part, with a share of the picks from the second one, if any.
+
+    Args:
+        selector: Its name.
+        inputs: What is chosen from.
+        parts: The records to choose from, and the existing ones that may be replayed.
+        greedy: The optimizer.
+        budget: Records asked for.
+        seed: Of the random subsets that the value is compared with.
+        share: Share of the picks that is replayed.
+    """
+    first = parts[0]
+    replayable = len(parts[1].columns) if len(parts) > 1 else 0
+    schedule = replay_schedule(budget, share, len(first.columns), replayable)
+    new = first.ranked(greedy, schedule.new, inputs.constraints(first.columns, schedule.new))
+    old = parts[1].ranked(greedy, schedule.replayed, None) if schedule.replayed else None
+    picks = joined(new, old, schedule)
+    return Selection(
+        selector=selector,
+        ranking=picks.ids,
+        gains=picks.gains,
+        reasons=picks.reasons,
+        objective=first.objective.name,
+        value=float(new.gains.sum()),
+        value_random=objective_of_random(first.objective, len(new.ids), seed),
+        details={"replayed": schedule.replayed} if replayable else {},
+        notes=(
+            *inputs.unranked_notes(selector, len(first.columns)),
+            *shortfalls(schedule, budget),
+        ),
+        self_shares=picks.self_shares,
+        replayed=None if old is None else inputs.records_of(old.ids),
+    )
 
 
 @dataclass(frozen=True)

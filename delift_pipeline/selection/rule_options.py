@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.lookup import matching_records
@@ -37,18 +37,14 @@ class RuleOptions(BaseModel):
         default=(), description="COLUMN:MOST, at most so many of each value, e.g. source:500."
     )
 
-    @field_validator("quota")
+    @field_validator("quota", "cap")
     @classmethod
-    def _quotas(cls, written: tuple[str, ...]) -> tuple[str, ...]:
-        for text in written:
-            _said(Quota.parse, text)
-        return written
-
-    @field_validator("cap")
-    @classmethod
-    def _caps(cls, written: tuple[str, ...]) -> tuple[str, ...]:
-        for text in written:
-            _said(parse_cap, text)
+    def _written_well(cls, written: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        try:
+            for text in written:
+                (parse_cap if info.field_name == "cap" else Quota.parse)(text)
+        except Refused as refused:
+            raise ValueError(refused.faults[0].reason) from refused
         return written
 
     @property
@@ -72,15 +68,6 @@ class RuleOptions(BaseModel):
             for given, field in ((self.pin, "pin"), (self.exclude, "exclude"))
         )
         return Rules(pin, exclude, self.quotas)
-
-
-def _said(parse: object, text: str) -> None:
-    """Parse a text for its faults alone, in the form that pydantic reports."""
-    assert callable(parse)
-    try:
-        parse(text)
-    except Refused as refused:
-        raise ValueError(refused.faults[0].reason) from refused
 
 
 def parse_cap(text: str) -> Quota:

@@ -15,7 +15,6 @@ from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.gradients import Gradients
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.selection.replay import Picks
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.utility.block import Block
@@ -181,11 +180,9 @@ class SelectionInputs:
         name = own_ids(self.pool, [first])[0]
         return (f"{note} (first: {name}: {self.unscorable[first]})",)
 
-    def replayed(self, picks: Picks | None) -> pl.DataFrame | None:
-        """The records of picks from D_E, as a selection names them; None where there are none."""
-        if picks is None:
-            return None
-        return self.records.filter(pl.col("record_id").is_in(picks.ids))
+    def records_of(self, ids: Sequence[str]) -> pl.DataFrame:
+        """The records of these record_ids."""
+        return self.records.filter(pl.col("record_id").is_in(ids))
 
 
 class Selector(ABC):

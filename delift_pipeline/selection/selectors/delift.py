@@ -1,6 +1,7 @@
 """The paper's selector: submodular objectives on the utility kernel."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,16 @@ from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import (
     FacilityLocation,
     objective_named,
-    objective_of_random,
 )
 from delift_pipeline.selection.optimizers import (
     Optimizer,
-    Ranking,
     lazy_greedy,
     naive_greedy,
-    order_of,
     stochastic_greedy,
 )
 from delift_pipeline.selection.options import SelectorOptions, Stage, objective_at
-from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
-from delift_pipeline.selection.result import Selection, reasons_of
+from delift_pipeline.selection.replay import Part, maximised
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import Columns, materialised
@@ -79,31 +77,18 @@ class DeliftSelector(Selector):
             eta=options.eta,
             nu=options.nu,
         )
-        replayable = blocks["replay"].columns if "replay" in blocks else ()
-        schedule = replay_schedule(budget, options.replay, len(candidates), len(replayable))
-        greedy = _optimizer(options, seed)
-        constraints = inputs.constraints(candidates, schedule.new)
-        ranking = greedy(objective, schedule.new, order_of(candidates), constraints)
-        value = objective.value if options.optimizer != "submodlib" else float(ranking.gains.sum())
         name = next(name for name in (*_SELF_BLOCKS, "target") if name in blocks)
-        new = _picks(ranking, blocks[name], kernels["target" if name == "target" else "self"])
-        old = _replayed(blocks, kernels, schedule.replayed, greedy)
-        picks = joined(new, old, schedule)
-        return Selection(
-            selector=self.name,
-            ranking=picks.ids,
-            gains=picks.gains,
-            reasons=picks.reasons,
-            objective=objective.name,
-            value=value,
-            value_random=objective_of_random(objective, len(new.ids), seed),
+        kernel = kernels["target" if name == "target" else "self"]
+        parts = [Part(objective, kernel, blocks[name].rows, candidates)]
+        if "replay" in blocks:
+            old, kernel = blocks["replay"], kernels["replay"]
+            parts.append(Part(FacilityLocation(kernel), kernel, old.rows, old.columns))
+        greedy = _optimizer(options, seed)
+        found = maximised(self.name, inputs, parts, greedy, budget, seed, options.replay)
+        return replace(
+            found,
             blocks={name: block.hash for name, block in blocks.items()},
-            details=details | ({"replayed": schedule.replayed} if replayable else {}),
-            notes=(
-                *inputs.unranked_notes(self.name, len(candidates)),
-                *shortfalls(schedule, budget),
-            ),
-            replayed=inputs.replayed(old),
+            details=details | found.details,
         )
 
     def _blocks(self, inputs: SelectionInputs, options: SelectorOptions) -> dict[str, Block]:
@@ -162,21 +147,3 @@ def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
         "blocked": blocked_greedy,
     }
     return optimizers[options.optimizer]
-
-
-def _picks(ranking: Ranking, block: Block, kernel: Columns) -> Picks:
-    """A ranking of a block's columns, with who covers which of its rows."""
-    columns = [int(j) for j in ranking.picks]
-    reasons = reasons_of(kernel, columns, block.rows, block.columns)
-    return Picks(tuple(block.columns[j] for j in columns), ranking.gains, reasons)
-
-
-def _replayed(
-    blocks: dict[str, Block], kernels: dict[str, Columns], count: int, greedy: Optimizer
-) -> Picks | None:
-    """The existing records that cover D_E best on the same utilities; None where none is asked."""
-    if not count:
-        return None
-    block, kernel = blocks["replay"], kernels["replay"]
-    ranking = greedy(FacilityLocation(kernel), count, order_of(block.columns), None)
-    return _picks(ranking, block, kernel)

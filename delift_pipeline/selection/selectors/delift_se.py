@@ -6,7 +6,7 @@ FL, FLMI or FLCG by stage (formulas: `selection.objectives`). Source: DELIFT (SE
 2025, who embed with sentence transformers; `tfidf` needs no model at all.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import polars as pl
 
@@ -17,11 +17,12 @@ from delift_pipeline.selection.objectives import (
     objective_named,
     objective_of_random,
 )
-from delift_pipeline.selection.optimizers import lazy_greedy, order_of
+from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
-from delift_pipeline.selection.result import Selection, reasons_of
+from delift_pipeline.selection.replay import Part, maximised
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.utility.columns import as_columns
+from delift_pipeline.utility.columns import Columns, as_columns
 
 TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
 
@@ -53,22 +54,17 @@ class DeliftSeSelector(Selector):
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
         objective, kernel, rows = _objective(inputs, ids, options)
-        ranking = lazy_greedy(objective, budget, order_of(ids), inputs.constraints(ids, budget))
-        picks = [int(j) for j in ranking.picks]
-        return Selection(
-            selector=self.name,
-            ranking=tuple(ids[j] for j in picks),
-            gains=ranking.gains,
-            reasons=reasons_of(as_columns(kernel), picks, rows, ids),
-            objective=objective.name,
-            value=float(ranking.gains.sum()),
-            value_random=objective_of_random(objective, budget, seed),
-        )
+        parts = [Part(objective, kernel, rows, ids)]
+        found = maximised(self.name, inputs, parts, lazy_greedy, budget, seed)
+        if len(found.ranking) == budget:
+            return found
+        # Tokens and `auto` end sooner; the random subsets are still of the budget's size.
+        return replace(found, value_random=objective_of_random(objective, budget, seed))
 
 
 def _objective(
     inputs: SelectionInputs, ids: tuple[str, ...], options: EmbeddingOptions
-) -> tuple[Objective, Any, tuple[str, ...]]:
+) -> tuple[Objective, Columns, tuple[str, ...]]:
     """The objective, the kernel it covers and the record_ids of that kernel's rows."""
     name, frame = objective_at(inputs.stage, options.objective), inputs.records
     target = existing = None
@@ -91,4 +87,5 @@ def _objective(
     if name == "flcg":
         existing = similar.part(ids, sorted(inputs.existing))
     objective = objective_named(name, own, target, existing, eta=options.eta, nu=options.nu)
-    return (objective, target, rows) if name == "fl2mi" else (objective, own, ids)
+    kernel = as_columns(target if name == "fl2mi" else own)
+    return objective, kernel, rows if name == "fl2mi" else ids

@@ -14,66 +14,28 @@ near pairs are scored, about 40 a record, and one row a target record. Source an
 project's own comparison on a synthetic world, docs/log.md.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
 from delift_pipeline.selection.objectives import (
     FL2MI,
     FLCG,
     FacilityLocation,
     Objective,
-    objective_of_random,
 )
-from delift_pipeline.selection.optimizers import lazy_greedy, order_of
+from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import Stage, TrustedOptions
-from delift_pipeline.selection.replay import Picks, joined, replay_schedule, shortfalls
-from delift_pipeline.selection.result import Selection, reasons_of, self_shares
+from delift_pipeline.selection.replay import Part, maximised
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
 from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns, row_maxima, to_dense
+from delift_pipeline.utility.columns import Columns, as_columns, row_maxima, to_dense
 
 PREFIX = "trusted_"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One maximisation: an objective and what its rows and columns are.
-
-    Attributes:
-        objective: The objective.
-        kernel: float32 [rows, columns], trust-weighted.
-        rows: record_ids of the targets.
-        columns: record_ids of the candidates, sorted.
-        weights: float64 [rows], or None for 1.
-        floor: float64 [rows], what is covered beforehand, or None for nothing.
-    """
-
-    objective: Objective
-    kernel: Any = field(repr=False)
-    rows: tuple[str, ...] = field(repr=False)
-    columns: tuple[str, ...] = field(repr=False)
-    weights: np.ndarray | None = field(default=None, repr=False)
-    floor: np.ndarray | None = field(default=None, repr=False)
-
-    def ranked(self, count: int, constraints: Constraints | None = None) -> Picks:
-        """The first `count` picks with their reasons."""
-        ranking = lazy_greedy(self.objective, count, order_of(self.columns), constraints)
-        picks = [int(j) for j in ranking.picks]
-        kernel = as_columns(self.kernel)
-        own = {record: row for row, record in enumerate(self.rows)}
-        rows = [own.get(self.columns[j], -1) for j in picks]
-        shares = self_shares(
-            kernel, picks, rows, ranking.gains, weights=self.weights, floor=self.floor
-        )
-        ids = tuple(self.columns[j] for j in picks)
-        reasons = reasons_of(kernel, picks, self.rows, self.columns)
-        return Picks(ids, ranking.gains, reasons, shares)
 
 
 class DeliftTrustedSelector(Selector):
@@ -115,41 +77,14 @@ class DeliftTrustedSelector(Selector):
             parts = [_task_part(target, candidates, trust, options)]
         else:
             parts = _coverage_parts(inputs, candidates, trust, options)
-        return self._selection(inputs, parts, trust, blocks, (budget, seed), options)
-
-    def _selection(
-        self,
-        inputs: SelectionInputs,
-        parts: list[Part],
-        trust: Trust,
-        blocks: dict[str, str],
-        asked: tuple[int, int],
-        options: TrustedOptions,
-    ) -> Selection:
-        budget, seed = asked
-        replayable = len(parts[1].columns) if len(parts) > 1 else 0
-        schedule = replay_schedule(budget, options.replay, len(parts[0].columns), replayable)
-        chosen = parts[0].ranked(schedule.new, inputs.constraints(parts[0].columns, schedule.new))
-        replayed = parts[1].ranked(schedule.replayed) if schedule.replayed else None
-        picks = joined(chosen, replayed, schedule)
-        objective = parts[0].objective
-        return Selection(
-            selector=self.name,
-            ranking=picks.ids,
-            gains=picks.gains,
-            reasons=picks.reasons,
-            objective=PREFIX + objective.name,
-            value=float(chosen.gains.sum()),
-            value_random=objective_of_random(objective, len(chosen.ids), seed),
+        found = maximised(self.name, inputs, parts, lazy_greedy, budget, seed, options.replay)
+        replayed = {"replayed": 0} if inputs.stage == "continual" else {}
+        return replace(
+            found,
+            objective=f"{PREFIX}{found.objective}",
             blocks=blocks,
-            details={"replayed": schedule.replayed} if inputs.stage == "continual" else {},
-            notes=(
-                *inputs.unranked_notes(self.name, len(parts[0].columns)),
-                *shortfalls(schedule, budget),
-            ),
+            details={**replayed, **found.details},
             trust=trust,
-            self_shares=picks.self_shares,
-            replayed=inputs.replayed(replayed),
         )
 
 
@@ -157,8 +92,9 @@ def _task_part(
     target: Block, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
 ) -> Part:
     block = target.restricted(target.rows, candidates)
-    kernel = np.maximum(to_dense(block.matrix), 0) * trust.of(candidates).astype(np.float32)
-    return Part(FL2MI(kernel, options.eta), kernel, block.rows, block.columns)
+    helps = np.maximum(to_dense(block.matrix), 0) * trust.of(candidates).astype(np.float32)
+    kernel = as_columns(helps)
+    return Part(FL2MI(kernel, options.eta), kernel, block.rows, block.columns, shares=True)
 
 
 def _coverage_parts(
@@ -175,24 +111,26 @@ def _coverage_parts(
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
     if inputs.stage != "continual" or not existing:
-        return [Part(FacilityLocation(own, weights), own, candidates, candidates, weights)]
+        objective: Objective = FacilityLocation(own, weights)
+        return [Part(objective, own, candidates, candidates, weights, shares=True)]
     held = _kernel(similar, trust, candidates, existing)
+    covered = options.nu * row_maxima(held)
     objective = FLCG(own, held, options.nu, weights)
-    covered = options.nu * row_maxima(as_columns(held))
     old, old_weights = _kernel(similar, trust, existing, existing), trust.of(existing)
+    replay = FacilityLocation(old, old_weights)
     return [
-        Part(objective, own, candidates, candidates, weights, covered),
-        Part(FacilityLocation(old, old_weights), old, existing, existing, old_weights),
+        Part(objective, own, candidates, candidates, weights, covered, shares=True),
+        Part(replay, old, existing, existing, old_weights, shares=True),
     ]
 
 
 def _kernel(
     similar: Similarities, trust: Trust, rows: tuple[str, ...], columns: tuple[str, ...]
-) -> Any:
+) -> Columns:
     """c_j S_ij, dense in column order or CSC."""
     part, factors = similar.part(rows, columns), trust.of(columns).astype(np.float32)
     if isinstance(part, np.ndarray):
-        return np.asfortranarray(part * factors)
+        return as_columns(part * factors)
     from scipy.sparse import diags
 
-    return (part @ diags(factors)).astype(np.float32).tocsc()
+    return as_columns((part @ diags(factors)).astype(np.float32))
