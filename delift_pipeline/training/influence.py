@@ -6,7 +6,6 @@ bytes and all that decides a gradient. A killed run starts again at the first sh
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -100,7 +99,7 @@ class ProjectedGradients:
     dims: int
     seed: int
 
-    @cached_property
+    @property
     def learning_rates(self) -> list[float]:
         """Mean learning rate of each checkpoint's epoch."""
         return [checkpoint.learning_rate for checkpoint in self.warm_up.checkpoints]
