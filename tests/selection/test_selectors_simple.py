@@ -17,13 +17,13 @@ from delift_pipeline.scoring.neighbours import embed
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import (
     DeftUcsOptions,
     clustered,
@@ -220,11 +220,11 @@ def test_the_selector_that_the_documentation_adds_works(records: pl.DataFrame) -
         "pl": pl,
         "BaseModel": BaseModel,
         "by_score": by_score,
-        "Needs": Needs,
         "NoOptions": NoOptions,
         "Selection": Selection,
         "SelectionInputs": SelectionInputs,
-        "Stage": Stage,
+        "Selector": Selector,
+        "Traits": Traits,
     }
     exec(block, names)
     found = names["ShortestSelector"]().select(of(records), 3, 0, NoOptions())
