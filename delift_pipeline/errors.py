@@ -121,12 +121,18 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+    if is_memory_error(error) or isinstance(error, TimeoutError | ConnectionError):
         return True
-    if isinstance(error, RuntimeError):
-        # torch says it in words; its own class is only a RuntimeError to those who do not load it.
-        return any(words in str(error).lower() for words in MEMORY_WORDS)
     return isinstance(error, OSError) and error.errno in PASSING_ERRNOS
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether a device or this machine has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    # torch says it in words; its own class is only a RuntimeError to those who do not load it.
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in MEMORY_WORDS)
 
 
 LONGEST_MESSAGE = 500

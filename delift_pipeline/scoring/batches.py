@@ -1,12 +1,41 @@
-"""Padded batches of targets, made without a Python loop over pairs or tokens."""
+"""Batches of sequences of near lengths, padded; and those of scoring, of targets after prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from delift_pipeline.prompts.encoded import EncodedRecords
+
+
+def length_batches(lengths: np.ndarray, room: Callable[[int], int]) -> Iterator[np.ndarray]:
+    """Places of sequences of near lengths, longest first.
+
+    A function of its arguments alone.
+
+    Args:
+        lengths: Tokens of each sequence, int [n].
+        room: How many sequences of a length fit into a batch; at least one is taken.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        size = max(room(max(int(lengths[order[0]]), 1)), 1)
+        yield order[:size]
+        order = order[size:]
+
+
+def padded(
+    sequences: Sequence[np.ndarray], padding: int = 0, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded to one width, and 1 on tokens and 0 on padding; int64 [rows, longest]."""
+    lengths = np.asarray([len(sequence) for sequence in sequences])
+    columns = np.arange(lengths.max())
+    columns = columns[::-1] if left else columns
+    mask = columns < lengths[:, None]
+    ids = np.full(mask.shape, padding, dtype=np.int64)
+    ids[mask] = np.concatenate(sequences)
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -20,7 +49,6 @@ class Batch:
         positions: Where, in the flattened [rows * length] input, each answer token is predicted.
         answers: The true answer tokens, int64 [answer tokens].
         places: Where each answer token's result belongs in the job's flat result, int64.
-        rows: The targets' rows in the encoded records.
         owners: Which of the jobs in flight each target belongs to, ascending.
         lengths: Input tokens of each, without padding, int64 [rows].
     """
@@ -29,118 +57,60 @@ class Batch:
     positions: torch.Tensor
     answers: torch.Tensor
     places: np.ndarray
-    rows: np.ndarray
     owners: np.ndarray
     lengths: np.ndarray
 
-    def moved(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        move = (self.ids.to(device), self.positions.to(device), self.answers.to(device))
-        return Batch(*move, self.places, self.rows, self.owners, self.lengths)
-
     @property
-    def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        held = (self.ids, self.positions, self.answers, self.places, self.lengths)
-        return sum(array.nbytes for array in held)
+    def rows(self) -> int:
+        """How many targets there are."""
+        return len(self.lengths)
 
 
-@dataclass(frozen=True)
 class Targets:
-    """Targets of the jobs in flight, in the order of their results.
+    """Targets of the jobs in flight, job after job, in the order of their results."""
 
-    Attributes:
-        records: The encoded records.
-        rows: Their rows in it.
-        owners: The job of each, int64.
-        ends: Where each one's answer ends in the flat result.
-    """
+    def __init__(self, records: EncodedRecords, jobs: Sequence[np.ndarray]) -> None:
+        """Take each job's rows in the encoded records."""
+        self.records, self.rows = records, np.concatenate(jobs)
+        self.owners = np.repeat(np.arange(len(jobs)), [len(job) for job in jobs])
+        self.ends = np.cumsum(records.answer_lengths[self.rows])
 
-    records: EncodedRecords
-    rows: np.ndarray
-    owners: np.ndarray
-    ends: np.ndarray
+    def places(self, tokens: int, keys: int | None, reach: int) -> Iterator[np.ndarray]:
+        """Which targets go into one batch.
 
-    @classmethod
-    def of(cls, records: EncodedRecords, jobs: Sequence[np.ndarray]) -> "Targets":
-        """The targets of several jobs, job after job."""
-        rows = np.concatenate(jobs)
-        owners = np.repeat(np.arange(len(jobs)), [len(job) for job in jobs])
-        return cls(records, rows, owners, np.cumsum(records.answer_lengths[rows]))
+        Args:
+            tokens: Most tokens in a batch, padding included; a longer target goes alone.
+            keys: Most tokens with `reach` more for each target; None for no bound.
+            reach: Tokens of the longest prefix.
+        """
 
-    def same(self, other: "Targets | None") -> bool:
-        """Whether the others are the same records for the same jobs."""
-        return (
-            other is not None
-            and other.records is self.records
-            and np.array_equal(other.rows, self.rows)
-            and np.array_equal(other.owners, self.owners)
-        )
+        def room(longest: int) -> int:
+            most = tokens // longest
+            return most if keys is None else min(most, keys // (longest + reach))
+
+        return length_batches(np.diff(self.records.target_starts)[self.rows] - 1, room)
 
     def batch(self, chosen: np.ndarray) -> Batch:
-        """The batch of the targets at the places `chosen`."""
+        """The batch of the targets at the places `chosen`, made without a loop over tokens."""
         chosen = chosen[np.argsort(self.owners[chosen], kind="stable")]
-        return _batch(self.records, self.rows[chosen], self.ends[chosen], self.owners[chosen])
-
-
-def batch_places(
-    targets: Targets, tokens: int, *, keys: int | None = None, reach: int = 0
-) -> list[np.ndarray]:
-    """Which targets go into one batch: of similar length, under a token budget.
-
-    A function of its arguments alone.
-
-    Args:
-        targets: The targets.
-        tokens: Most tokens in a batch, padding included; a longer target goes alone.
-        keys: Most tokens with `reach` more for each target; None for no bound.
-        reach: Tokens of the longest prefix.
-    """
-    lengths = np.diff(targets.records.target_starts)[targets.rows] - 1
-    order, stop, groups = np.argsort(lengths, kind="stable"), len(targets.rows), []
-    while stop > 0:
-        # From the longest down: the longest of a group sets its padded length.
-        longest = max(int(lengths[order[stop - 1]]), 1)
-        most = tokens // longest
-        if keys is not None:
-            most = min(most, keys // (longest + reach))
-        start = max(stop - max(most, 1), 0)
-        groups.append(order[start:stop])
-        stop = start
-    return groups
-
-
-def halves(records: EncodedRecords, batch: Batch) -> list[Batch]:
-    """The two halves of a batch of two or more rows."""
-    middle, ends = len(batch.rows) // 2, np.cumsum(records.answer_lengths[batch.rows])
-    last = batch.places[ends - 1] + 1
-    return [
-        _batch(records, batch.rows[half], last[half], batch.owners[half])
-        for half in (slice(middle), slice(middle, None))
-    ]
-
-
-def _batch(
-    records: EncodedRecords, rows: np.ndarray, ends: np.ndarray, owners: np.ndarray
-) -> Batch:
-    starts = records.target_starts[rows]
-    lengths = (records.target_starts[rows + 1] - starts - 1).astype(np.int64)
-    width = int(lengths.max())
-    columns = np.arange(width)
-    inside = columns < lengths[:, None]
-    ids = np.where(inside, records.target_tokens[np.where(inside, starts[:, None] + columns, 0)], 0)
-    prompts, answers = records.prompt_lengths[rows], records.answer_lengths[rows].astype(np.int64)
-    line = np.repeat(np.arange(len(rows)), answers)
-    step = np.arange(answers.sum()) - np.repeat(np.cumsum(answers) - answers, answers)
-    positions = line * width + (prompts - 1)[line] + step
-    tokens = records.target_tokens[(starts + prompts)[line] + step]
-    places = (ends - answers)[line] + step
-    return Batch(
-        torch.from_numpy(ids.astype(np.int64)),
-        torch.from_numpy(positions.astype(np.int64)),
-        torch.from_numpy(tokens.astype(np.int64)),
-        places,
-        rows,
-        owners,
-        lengths,
-    )
+        records, rows = self.records, self.rows[chosen]
+        starts, prompts = records.target_starts[rows], records.prompt_lengths[rows]
+        lengths = (records.target_starts[rows + 1] - starts - 1).astype(np.int64)
+        answers = records.answer_lengths[rows].astype(np.int64)
+        width = int(lengths.max())
+        columns = np.arange(width)
+        inside = columns < lengths[:, None]
+        cells = np.where(inside, starts[:, None] + columns, 0)
+        ids = np.where(inside, records.target_tokens[cells], 0)
+        line = np.repeat(np.arange(len(rows)), answers)
+        step = np.arange(answers.sum()) - np.repeat(np.cumsum(answers) - answers, answers)
+        positions = line * width + (prompts - 1)[line] + step
+        tokens = records.target_tokens[(starts + prompts)[line] + step]
+        return Batch(
+            torch.from_numpy(ids.astype(np.int64)),
+            torch.from_numpy(positions.astype(np.int64)),
+            torch.from_numpy(tokens.astype(np.int64)),
+            (self.ends[chosen] - answers)[line] + step,
+            self.owners[chosen],
+            lengths,
+        )

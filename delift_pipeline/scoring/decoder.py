@@ -2,11 +2,14 @@
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from delift_pipeline.scoring.batches import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,12 +36,6 @@ class Decoder:
     def device(self) -> torch.device:
         """Where input ids go."""
         return self.model.get_input_embeddings().weight.device  # pyright: ignore
-
-    def prefill(self, prefix: torch.Tensor) -> DynamicCache:
-        """Keys and values of a prefix, ids int64 [1, tokens]."""
-        cache = DynamicCache(config=self.model.config)
-        self.hidden(prefix, cache)
-        return cache
 
     def hidden(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
         """Last hidden states [rows, tokens, width] of ids that follow what is in the cache.
@@ -76,6 +73,34 @@ class Decoder:
         return logits
 
 
+class CachePath:
+    """The general path: a prefix's cache, expanded for every batch; right for most decoders."""
+
+    name = "cache"
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch as this path reads it."""
+        return batch
+
+    def prefill(self, ids: torch.Tensor) -> DynamicCache:
+        """Keys and values of a prefix, ids int64 [tokens]."""
+        cache = DynamicCache(config=self.decoder.model.config)
+        self.decoder.hidden(ids[None], cache)
+        return cache
+
+    def logprobs(self, batch: Batch, prefixes: Sequence[DynamicCache | None]) -> torch.Tensor:
+        """Log p of every answer token of a batch, float32 [answers]; of one prefix."""
+        (prefix,) = prefixes
+        device = self.decoder.device
+        shared = None if prefix is None else expanded(prefix, batch.rows)
+        hidden = self.decoder.hidden(batch.ids.to(device), shared)
+        chosen = hidden.flatten(0, 1).index_select(0, batch.positions.to(device))
+        return self.decoder.logprobs(chosen, batch.answers.to(device))
+
+
 def shareable(cache: DynamicCache) -> bool:
     """Whether every layer of a filled cache can serve several batches by `expanded`."""
     return all(type(layer) in _SHAREABLE for layer in cache.layers)
@@ -88,13 +113,9 @@ def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
     tensors alone; fresh layer objects around the prefix's own tensors keep the prefix clean.
     """
     fresh = copy.copy(cache)
-    fresh.layers = [_expanded_layer(layer, rows) for layer in cache.layers]  # pyright: ignore
-    return fresh
-
-
-def _expanded_layer(layer: DynamicLayer, rows: int) -> DynamicLayer:
-    fresh = copy.copy(layer)
-    if layer.keys is not None and layer.values is not None:
-        fresh.keys = layer.keys.expand(rows, -1, -1, -1)
-        fresh.values = layer.values.expand(rows, -1, -1, -1)
+    fresh.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in fresh.layers:
+        if layer.keys is not None and layer.values is not None:
+            layer.keys = layer.keys.expand(rows, -1, -1, -1)
+            layer.values = layer.values.expand(rows, -1, -1, -1)
     return fresh

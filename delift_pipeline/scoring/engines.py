@@ -7,8 +7,7 @@ import torch
 
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.cache_path import CachePath
-from delift_pipeline.scoring.decoder import shareable
+from delift_pipeline.scoring.decoder import CachePath, shareable
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.transformers_engine import TransformersEngine

@@ -1,38 +1,24 @@
 """The fast path: the layers of a rotary decoder one by one, with nothing computed that is not read.
 
 Against a plain pass over prefix and target, all exact up to rounding:
-- the prefix's keys and values are computed once and never copied for the rows (`mixing`);
-- padding exists only where tokens look at each other (`packed`);
-- what the first layer's projections make of a target does not depend on the prefix and is kept, and
-  its attention to itself, which depends on the prefix's length alone;
+- the prefix's keys and values are computed once and never copied for the rows (`attention`);
+- padding exists only where tokens look at each other;
 - the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
   and values.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
-from delift_pipeline.scoring import compiled
-from delift_pipeline.scoring.attention import attend
+from delift_pipeline.scoring.attention import attend, merged
 from delift_pipeline.scoring.batches import Batch
 from delift_pipeline.scoring.decoder import Decoder
-from delift_pipeline.scoring.mixing import (
-    Heads,
-    JointMixing,
-    Mixing,
-    Own,
-    SplitMixing,
-    picked,
-    repeated,
-)
-from delift_pipeline.scoring.packed import Packed, packed
-from delift_pipeline.scoring.turning import Angles, Turn
 
-SHORT = 32
-"""Tokens up to which the attention kernel of a CPU takes most of its time to get going."""
 KNOWN_LAYERS = (
     "LlamaDecoderLayer",
     "MistralDecoderLayer",
@@ -41,17 +27,10 @@ KNOWN_LAYERS = (
     "Phi3DecoderLayer",
 )
 
-
-@dataclass(frozen=True)
-class PrefixKeys:
-    """Keys and values of a prefix in every layer, [key heads, tokens, width] each."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the prefix."""
-        return self.layers[0][0].shape[1]
+PrefixKeys = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a prefix in every layer, [key heads, tokens, width] each."""
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines by which tokens' positions turn their heads, [tokens, 1, turned width]."""
 
 
 def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
@@ -72,21 +51,78 @@ def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
     return None
 
 
-@dataclass
-class Start:
-    """What the first layer makes of a batch's targets, whatever stands before them.
+@dataclass(frozen=True)
+class Packed:
+    """Targets end to end without padding, and how to lay them out in rows.
 
     Attributes:
-        hidden: Embeddings, [tokens, model width].
-        heads: The first layer's, not rotated.
-        own: Its own part after prefixes of some lengths, by the way of mixing.
-        used: Whether a prefix has been scored with it.
+        ids: Input ids, int64 [tokens].
+        steps: Each token's place in its target, int64 [tokens].
+        answers: The true answer tokens, int64 [answers].
+        at: Tokens that predict an answer token, int64 [answers].
+        rows: Targets.
+        spread: Token of every cell of [rows * longest], padding repeats token 0.
+        gather: Cell of every token [tokens].
+        asked: Token in `at` of every cell of [rows * most answers], padding repeats the first.
+        asked_back: Cell of every answer in it [answers].
+        mask: 0 or -inf, [rows, 1, most answers, longest]: what each answer's cell sees.
+        owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
+        segments: Where the tokens of each owner begin, and the end.
+        asked_segments: The same of answers.
     """
 
-    hidden: torch.Tensor
-    heads: Heads
-    own: dict[tuple[Mixing, tuple[int, ...]], Own] = field(default_factory=dict)
-    used: bool = False
+    ids: torch.Tensor
+    steps: torch.Tensor
+    answers: torch.Tensor
+    at: torch.Tensor
+    rows: int
+    spread: torch.Tensor
+    gather: torch.Tensor
+    asked: torch.Tensor
+    asked_back: torch.Tensor
+    mask: torch.Tensor
+    owners: list[int]
+    segments: list[int]
+    asked_segments: list[int]
+
+
+def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
+    """Take the padding out of a batch."""
+    rows, width = batch.ids.shape
+    cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
+    token_of = np.zeros(rows * width, dtype=np.int64)
+    token_of[cells] = np.arange(len(cells))
+    positions = batch.positions.numpy()
+    line, column = np.divmod(positions, width)
+    counts = np.bincount(line, minlength=rows)
+    most = int(counts.max())
+    back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
+    asked, seen = np.zeros((2, rows * most), dtype=np.int64)
+    asked[back], seen[back] = np.arange(len(line)), column
+    unseen = torch.from_numpy(np.arange(width) > seen[:, None]).view(rows, 1, most, width)
+    owners, first = np.unique(batch.owners, return_index=True)
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    def starts(sizes: np.ndarray) -> list[int]:
+        return [*(np.cumsum(sizes) - sizes)[first].tolist(), int(sizes.sum())]
+
+    return Packed(
+        ids=batch.ids.reshape(-1)[torch.from_numpy(cells)].to(device),
+        steps=put(cells % width),
+        answers=batch.answers.to(device),
+        at=put(token_of[positions]),
+        rows=rows,
+        spread=put(token_of),
+        gather=put(cells),
+        asked=put(asked),
+        asked_back=put(back),
+        mask=torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device),
+        owners=owners.tolist(),
+        segments=starts(batch.lengths),
+        asked_segments=starts(counts),
+    )
 
 
 class LayerPath:
@@ -94,13 +130,8 @@ class LayerPath:
 
     name = "layers"
 
-    def __init__(self, decoder: Decoder, kept_bytes: int = 0) -> None:
-        """Take a model's layers.
-
-        Args:
-            decoder: The model, for which `why_not_layered` has nothing to say.
-            kept_bytes: Most memory for what the first layer makes of the targets.
-        """
+    def __init__(self, decoder: Decoder) -> None:
+        """Take the layers of a model for which `why_not_layered` has nothing to say."""
         self.decoder, self.body = decoder, decoder.body
         self.layers: list[Any] = list(self.body.layers)  # pyright: ignore
         attention = self.layers[0].self_attn
@@ -108,39 +139,25 @@ class LayerPath:
         self.heads = int(decoder.config.num_attention_heads)
         self.groups = int(attention.num_key_value_groups)
         self.scale = float(attention.scaling)
-        half = decoder.model.dtype == torch.bfloat16
-        able = decoder.device.type == "cpu" and decoder.model.dtype in compiled.HELD
-        joint = (JointMixing(None if half else SHORT),) if able else ()
-        self.mixings: tuple[Mixing, ...] = (*joint, SplitMixing())
-        self.kept_bytes = self._room = kept_bytes
-        self._angles: Angles | None = None
 
     def prepare(self, batch: Batch) -> Packed:
         """A batch as this path reads it."""
-        return packed(batch, self.decoder.device)
-
-    def forget(self) -> None:
-        """Nothing is kept of the batches any more."""
-        self._room = self.kept_bytes
+        return packed(batch, self.decoder.device, self.decoder.model.dtype)
 
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
-        hidden = self.body.embed_tokens(ids)  # pyright: ignore
-        tokens = torch.arange(len(ids), device=ids.device)
-        turn = Turn(self._up_to(len(ids), hidden), tokens)
-        normed, found = compiled.normed(self.layers[0].input_layernorm, hidden), []
-        for place, layer in enumerate(self.layers):
-            own = self._projected(layer, normed)
-            fewer = own.key.shape[1]
-            key = compiled.laid_out(own.key, tokens, fewer, turn)
-            value = compiled.laid_out(own.value, tokens, fewer)
+        hidden: torch.Tensor = self.body.embed_tokens(ids)  # pyright: ignore
+        angles = self._angles(torch.arange(len(ids), device=ids.device), hidden)
+        found: PrefixKeys = []
+        for layer in self.layers:
+            heads = self._heads(layer, hidden, angles)
+            query, key, value = (part.transpose(0, 1).contiguous() for part in heads)
             found.append((key, value))
-            if place < len(self.layers) - 1:
-                query = compiled.laid_out(own.query, tokens, self.heads, turn)[None]
-                spread = [repeated(part, self.groups, 0)[None] for part in (key, value)]
-                part = attend(query, *spread, scale=self.scale, causal=True)
-                hidden, normed = self._after(place, hidden, part.out[0].transpose(0, 1))
-        return PrefixKeys(found)
+            if len(found) < len(self.layers):
+                keys = (self._repeated(part)[None] for part in (key, value))
+                part = attend(query[None], *keys, scale=self.scale, causal=True)
+                hidden = _after(layer, hidden, part.out[0].transpose(0, 1))
+        return found
 
     def logprobs(self, batch: Packed, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
         """Log p of every answer token of a batch, float32 [answers].
@@ -149,98 +166,34 @@ class LayerPath:
             batch: The targets.
             prefixes: Of the batch's jobs, by owner.
         """
-        own_prefixes = [prefixes[owner] for owner in batch.owners]
-        for mixing in self.mixings:
-            if batch.width <= mixing.widest:
-                found = self._logprobs(batch, own_prefixes, mixing)
-                if found is not None:
-                    return found
-        raise AssertionError("the last way of mixing is always sound")
-
-    def _logprobs(
-        self, batch: Packed, prefixes: list[PrefixKeys | None], mixing: Mixing
-    ) -> torch.Tensor | None:
-        """As `logprobs`; None where this way of mixing cannot be believed."""
-        start = self._start(batch)
-        hidden, normed = start.hidden, None
-        before = tuple(prefix.tokens if prefix else 0 for prefix in prefixes)
-        turn = self._turn(batch, before, hidden)
+        before = [prefixes[owner] for owner in batch.owners]
+        hidden: torch.Tensor = self.body.embed_tokens(batch.ids)  # pyright: ignore
+        shifts = [prefix[0][0].shape[1] if prefix else 0 for prefix in before]
+        sizes = torch.tensor(batch.segments).diff()
+        shift = torch.tensor(shifts).repeat_interleave(sizes).to(hidden.device)
+        angles = self._angles(batch.steps + shift, hidden)
         for place, layer in enumerate(self.layers):
-            asked = place == len(self.layers) - 1
-            at = batch.at if asked else None
-            if normed is None:
-                own = self._first_own(start, batch, before, turn, mixing, asked)
-            else:
-                heads = self._projected(layer, normed, at)
-                own = mixing.own(heads, turn, batch, self.scale, asked=asked)
-            keys = [prefix and prefix.layers[place] for prefix in prefixes]
-            mixed = mixing.joined(own, keys, batch, self.scale, asked=asked)
-            if not mixing.sound():
-                return None
-            hidden, normed = self._after(place, picked(hidden, at), mixed)
-        assert normed is not None
-        return self.decoder.logprobs(normed, batch.answers)
+            at = batch.at if place == len(self.layers) - 1 else None
+            heads = self._heads(layer, hidden, angles, at)
+            keys = [prefix and prefix[place] for prefix in before]
+            mixed = self._mixed(heads, keys, batch, asked=at is not None)
+            hidden = _after(layer, hidden if at is None else hidden[at], mixed)
+        return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore
 
-    def _start(self, batch: Packed) -> Start:
-        """What the first layer makes of a batch, kept while there is room."""
-        if isinstance(batch.start, Start):
-            return batch.start
-        hidden = self.body.embed_tokens(batch.ids)  # pyright: ignore
-        heads = self._projected(
-            self.layers[0], compiled.normed(self.layers[0].input_layernorm, hidden)
-        )
-        start = Start(hidden, heads)
-        batch.start = start if self._fits(hidden, *heads) else None
-        return start
+    def _angles(self, positions: torch.Tensor, like: torch.Tensor) -> Angles:
+        """The angles of positions; the lower half of a head turns by minus the sine."""
+        cos, sin = self.body.rotary_emb(like[None], position_ids=positions[None])  # pyright: ignore
+        low, high = sin[0].chunk(2, dim=-1)
+        return cos[0][:, None], torch.cat([-low, high], dim=-1)[:, None]
 
-    def _first_own(
-        self,
-        start: Start,
-        batch: Packed,
-        before: tuple[int, ...],
-        turn: Turn,
-        mixing: Mixing,
-        asked: bool,
-    ) -> Own:
-        """The first layer's own part: the same after all prefixes of the same lengths."""
-        key = (mixing, before)
-        if key in start.own:
-            return start.own[key]
-        heads = start.heads
-        heads = heads._replace(query=heads.query[batch.at]) if asked else heads
-        own = mixing.own(heads, turn, batch, self.scale, asked=asked)
-        # From the second prefix on, so that every batch of the first finds room for its start.
-        if start.used and batch.start is start and self._fits(*own[:3]):
-            own = start.own[key] = own._replace(kept=True)
-        start.used = True
-        return own
+    def _heads(
+        self, layer: Any, hidden: torch.Tensor, angles: Angles, at: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Turned queries, turned keys and values of tokens, [tokens, heads, width].
 
-    def _fits(self, *tensors: torch.Tensor) -> bool:
-        """Whether there is room to keep tensors, which is then theirs."""
-        size = sum(tensor.nbytes for tensor in tensors)
-        fits = size <= self._room
-        self._room -= size * fits
-        return fits
-
-    def _turn(self, batch: Packed, before: tuple[int, ...], like: torch.Tensor) -> Turn:
-        """How far each token's place in its whole sequence turns it."""
-        places = batch.steps + before[0]
-        if len(before) > 1:
-            sizes = torch.tensor([stop - start for start, stop in batch.segments])
-            places = batch.steps + torch.tensor(before).repeat_interleave(sizes).to(places.device)
-        return Turn(self._up_to(batch.width + max(before), like), places)
-
-    def _up_to(self, tokens: int, like: torch.Tensor) -> Angles:
-        """The angles of at least the first positions."""
-        if self._angles is None or len(self._angles) < tokens:
-            places = torch.arange(tokens, device=like.device)[None]
-            cos, sin = self.body.rotary_emb(like[None], position_ids=places)  # pyright: ignore
-            self._angles = Angles.of(cos[0], sin[0], self.heads)
-        return self._angles
-
-    def _projected(self, layer: Any, normed: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
-        """The heads of tokens, not rotated; queries only of the tokens `at` where that is given."""
-        attention = layer.self_attn
+        Queries are made of the tokens `at` only, where that is given.
+        """
+        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         if hasattr(attention, "qkv_proj"):
             inner = self.heads * self.width
             sizes = (inner, inner // self.groups, inner // self.groups)
@@ -251,26 +204,74 @@ class LayerPath:
             key, value = attention.k_proj(normed), attention.v_proj(normed)
         query, key, value = (part.unflatten(-1, (-1, self.width)) for part in (query, key, value))
         if hasattr(attention, "q_norm"):
-            query, key = (
-                compiled.normed(attention.q_norm, query),
-                compiled.normed(attention.k_norm, key),
-            )
-        return Heads(query, key, value)
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        asking = angles if at is None else (angles[0][at], angles[1][at])
+        return _turned(query, asking), _turned(key, angles), value
 
-    def _after(
-        self, place: int, hidden: torch.Tensor, mixed: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a layer does after attention, and the norm that follows, [tokens, model width]."""
-        layer, following = self.layers[place], place + 1
-        norm = (
-            self.layers[following].input_layernorm
-            if following < len(self.layers)
-            else self.body.norm  # pyright: ignore
+    def _mixed(
+        self,
+        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        keys: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
+        batch: Packed,
+        *,
+        asked: bool,
+    ) -> torch.Tensor:
+        """Attention of targets to their prefixes and to themselves, [queries, heads, width].
+
+        Args:
+            heads: Queries, keys and values of the targets.
+            keys: Of the prefix of each of the batch's segments; None without one.
+            batch: The targets.
+            asked: Whether the queries are those of `batch.at` alone.
+        """
+        places = (batch.asked if asked else batch.spread, batch.spread, batch.spread)
+        query, key, value = (
+            part.index_select(0, place).unflatten(0, (batch.rows, -1)).transpose(1, 2)
+            for part, place in zip(heads, places, strict=True)
         )
-        found = layer.self_attn.o_proj(mixed.flatten(1))
-        normed = compiled.added_and_normed(layer.post_attention_layernorm, found, hidden)
-        after = _fed(layer.mlp, normed)
-        return after, compiled.added_and_normed(norm, after, found)
+        own = attend(
+            query,
+            self._repeated(key),
+            self._repeated(value),
+            scale=self.scale,
+            causal=not asked,
+            mask=batch.mask if asked else None,
+        )
+        back = batch.asked_back if asked else batch.gather
+        out, lse = (
+            part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in (own.out, own.lse)
+        )
+        parts = []
+        bounds = pairwise(batch.asked_segments if asked else batch.segments)
+        for (start, stop), prefix in zip(bounds, keys, strict=True):
+            here = slice(start, stop)
+            if prefix is None:
+                parts.append(out[here])
+                continue
+            shared = (self._repeated(part)[None] for part in prefix)
+            first = attend(heads[0][here].transpose(0, 1)[None], *shared, scale=self.scale)
+            before, before_lse = first.out[0].transpose(0, 1), first.lse[0].transpose(0, 1)
+            parts.append(merged(before, before_lse, out[here], lse[here]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _repeated(self, part: torch.Tensor) -> torch.Tensor:
+        """Every key head [..., heads, tokens, width] once for each query head that reads it."""
+        return part if self.groups == 1 else part.repeat_interleave(self.groups, dim=-3)
+
+
+def _turned(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
+    """Heads turned by their positions, in as much of their width as positions turn."""
+    cos, sin = angles
+    part, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
+    low, high = part.chunk(2, dim=-1)
+    found = torch.addcmul(part * cos, torch.cat([high, low], dim=-1), sin)
+    return torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
+
+
+def _after(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    """What a layer does after attention, [tokens, model width]."""
+    hidden = layer.self_attn.o_proj(mixed.flatten(1)).add_(hidden)
+    return _fed(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
 
 
 def _fed(mlp: Any, normed: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """How much is scored at a time, from how much memory it may take over the loaded model.
 
 The sizes are those of the tensors that live at the same moment, counted by hand from the passes in
-`layers` and `cache_path` and rounded up; the tests hold real peaks below them.
+`layers` and `decoder` and rounded up; the tests hold real peaks below them.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.scoring.estimate import GIB
 
 if TYPE_CHECKING:
     from delift_pipeline.scoring.decoder import Decoder
 
-GIB = 1 << 30
 LIMIT_CPU = 1.5
 """GiB over the loaded model where no limit is given."""
 SHARE_OF_GPU = 0.8
@@ -26,15 +26,12 @@ NARROW_LAYER = 256
 """Widest array of such a model's layers, in numbers a token."""
 BATCH_TOKENS_GPU = 65536
 LARGEST_WINDOW = 2048
-KEPT_BYTES = 256 << 20
-"""Most memory for what is kept of the targets from one prefix to the next."""
-RESERVE = 64 << 20
+RESERVE = 80 << 20
 """For buffers inside the libraries."""
 SAFETY = 1.1
 # A chunk of logits holds this many numbers: few enough for a CPU's cache, many enough for a GPU.
 _LOGITS_CPU, _LOGITS_GPU = 1 << 21, 1 << 26
 _LEAST_LOGIT_ROWS = 128
-_SCRATCH = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,6 @@ class MemoryPlan:
         keys: Most tokens, a prefix counted once for each target, in one batch; None for no bound.
         reach: Longest prefix that is planned for.
         logit_rows: Answer tokens whose logits are made at a time.
-        kept: Bytes for what is kept of the targets.
     """
 
     limit: int
@@ -55,67 +51,6 @@ class MemoryPlan:
     keys: int | None
     reach: int
     logit_rows: int
-    kept: int
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A model's sizes, in numbers."""
-
-    hidden: int
-    inner: int
-    kept: int
-    middle: int
-    layers: int
-    heads: int
-    vocabulary: int
-    itemsize: int
-
-    @classmethod
-    def of(cls, decoder: "Decoder") -> "_Shape":
-        config: Any = decoder.config
-        # Models without attention have no heads; their cache is found not to be shareable later.
-        hidden, heads = int(config.hidden_size), getattr(config, "num_attention_heads", None) or 1
-        width = getattr(config, "head_dim", None) or hidden // heads
-        middle = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim")]
-        return cls(
-            hidden=hidden,
-            inner=heads * width,
-            kept=(getattr(config, "num_key_value_heads", None) or heads) * width,
-            middle=next((size for size in middle if size), 4 * hidden),
-            layers=int(config.num_hidden_layers),
-            heads=heads,
-            vocabulary=int(decoder.head.weight.shape[0]),  # pyright: ignore
-            itemsize=decoder.model.dtype.itemsize,
-        )
-
-    def token(self, window: int, *, shared: bool, gpu: bool) -> float:
-        """Bytes of one target token in the layer that takes most."""
-        attention = 9 * self.inner + 6 * self.kept
-        size = self.itemsize * (6 * self.hidden + max(attention, 4 * self.middle))
-        size += 12 * self.hidden
-        if not shared:
-            # The mask over prefix and target, as booleans and as numbers.
-            return size + (1 + self.itemsize) * window
-        # Scores that are written down: by `JointMixing`, or in the last layer without a kernel.
-        return size + (12 * self.heads * (window // 2) if gpu else 140 * self.heads)
-
-    def tokens_on_cpu(self) -> int:
-        """Target tokens that a CPU scores fastest together."""
-        narrow = max(self.hidden, self.inner, self.middle) <= NARROW_LAYER
-        return BATCH_TOKENS_NARROW if narrow else BATCH_TOKENS_CPU
-
-    def key(self) -> float:
-        """Bytes of one token of a prefix that is copied for a target, in all layers."""
-        return 2 * self.itemsize * (self.layers * self.kept + 2 * self.inner)
-
-    def prefix(self, tokens: int, in_flight: int) -> float:
-        """Bytes of prefixes that are kept once, and of the one that is read."""
-        return 2 * self.itemsize * tokens * (in_flight * self.layers * self.kept + 2 * self.inner)
-
-    def logits(self, rows: int) -> float:
-        """Bytes of a chunk of logits: as they come, in float32, and their logarithms."""
-        return rows * self.vocabulary * (self.itemsize + 8.0)
 
 
 def plan_memory(
@@ -141,49 +76,59 @@ def plan_memory(
     Raises:
         Refused: not even one pair fits the limit that was given.
     """
-    shape, gpu = _Shape.of(decoder), decoder.device.type == "cuda"
-    own = int(getattr(decoder.config, "max_position_embeddings", None) or LARGEST_WINDOW)
+    config: Any = decoder.config
+    gpu, itemsize = decoder.device.type == "cuda", decoder.model.dtype.itemsize
+    # Models without attention have no heads; their cache is found not to be shareable later.
+    hidden, heads = int(config.hidden_size), getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or hidden // heads
+    kept, inner = (getattr(config, "num_key_value_heads", None) or heads) * width, heads * width
+    sizes = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim")]
+    middle = next((size for size in sizes if size), 4 * hidden)
+    vocabulary = int(decoder.head.weight.shape[0])  # pyright: ignore
+    own = int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
     window = window or min(own, LARGEST_WINDOW)
     limit = int(GIB * memory_limit) if memory_limit else _own_limit(decoder.device)
     reach, longest = window // 2, window - window // 2
-    rows = max((_LOGITS_GPU if gpu else _LOGITS_CPU) // shape.vocabulary, _LEAST_LOGIT_ROWS)
-    rows = max(min(rows, int(limit / 4 / shape.logits(1))), 1)
-    kept = min(KEPT_BYTES, limit // 6)
-    each = SAFETY * shape.token(window, shared=shared, gpu=gpu)
-    fixed = RESERVE + _SCRATCH + kept + shape.logits(rows)
-    fixed += shape.prefix(reach, in_flight if shared else 1)
-    one = longest * each + (0 if shared else window * shape.key())
+
+    # A chunk of logits: as they come, in float32, and their logarithms.
+    logits = vocabulary * (itemsize + 8.0)
+    rows = max((_LOGITS_GPU if gpu else _LOGITS_CPU) // vocabulary, _LEAST_LOGIT_ROWS)
+    rows = max(min(rows, int(limit / 4 / logits)), 1)
+    # One target token in the layer that takes most.
+    token = itemsize * (6 * hidden + max(9 * inner + 6 * kept, 4 * middle)) + 12 * hidden
+    if not shared:
+        # The mask over prefix and target, as booleans and as numbers.
+        token += (1 + itemsize) * window
+    else:
+        # Scores that are written down in the last layer: where no kernel takes a mask, or the mask.
+        token += 12 * heads * (window // 2) if gpu else 140 * heads
+    each = SAFETY * token
+    # One token of a prefix in all layers, and in the layer that is read.
+    key = 2 * itemsize * (config.num_hidden_layers * kept + 2 * inner)
+    prefixes = key + 2 * itemsize * (in_flight - 1) * config.num_hidden_layers * kept
+    fixed = RESERVE + rows * logits + reach * (prefixes if shared else key)
+    one = longest * each + (0 if shared else window * key)
     if memory_limit and fixed + one > limit:
-        raise Refused(_too_small(memory_limit, (fixed + one) / GIB, window))
+        raise Refused(
+            Fault(
+                f"{memory_limit:g} GiB is less than the {(fixed + one) / GIB:.2f} GiB that one "
+                f"pair of {window:,} tokens can take; raise it, or take a smaller window",
+                field="memory_limit",
+            )
+        )
     room = max(limit - fixed, one)
-    wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else shape.tokens_on_cpu())
+    narrow = max(hidden, inner, middle) <= NARROW_LAYER
+    on_cpu = BATCH_TOKENS_NARROW if narrow else BATCH_TOKENS_CPU
+    wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else on_cpu)
     if shared:
-        return MemoryPlan(limit, min(wanted, int(room / each)), None, reach, rows, kept)
+        return MemoryPlan(limit, min(wanted, int(room / each)), None, reach, rows)
     # Half for the targets and half for the copies of their prefix, what one leaves to the other.
     tokens = max(min(wanted, int(room / 2 / each)), 1)
-    keys = max(int((room - tokens * each) / shape.key()), window)
-    return MemoryPlan(limit, tokens, keys, reach, rows, kept)
-
-
-def keep_freed_pages() -> None:
-    """Make the C library keep what a pass has freed for the next pass.
-
-    It gives large blocks back at once, and every fresh page costs a fault: a quarter of the time of
-    a tiny model. Once it has freed a large block of up to 32 MiB, glibc keeps blocks of that size
-    (mallopt(3), M_MMAP_THRESHOLD). Another library takes no notice.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    keys = max(int((room - tokens * each) / key), window)
+    return MemoryPlan(limit, tokens, keys, reach, rows)
 
 
 def _own_limit(device: torch.device) -> int:
     if device.type == "cuda":
         return int(SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
     return int(LIMIT_CPU * GIB)
-
-
-def _too_small(limit: float, needed: float, window: int) -> Fault:
-    return Fault(
-        f"{limit:g} GiB is less than the {needed:.2f} GiB that one pair of {window:,} tokens can "
-        "take; raise it, or take a smaller window",
-        field="memory_limit",
-    )

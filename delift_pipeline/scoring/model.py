@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
 from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
@@ -222,13 +222,6 @@ def _placement(options: ModelOptions) -> dict[str, Any]:
         "quantization_config": quantisation(options.load_in, getattr(torch, options.dtype)),
         "device_map": options.device_map or {"": device},
     }
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether a device or this machine has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
 
 
 def no_room(folder: Path, options: ModelOptions) -> str:

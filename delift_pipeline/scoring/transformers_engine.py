@@ -1,19 +1,18 @@
 """The transformers engine: a demonstration is read once and serves all its targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.errors import DeliftError, is_memory_error
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.batches import Batch, Targets, batch_places, halves
-from delift_pipeline.scoring.cache_path import CachePath
-from delift_pipeline.scoring.decoder import Decoder
+from delift_pipeline.scoring.batches import Targets
+from delift_pipeline.scoring.decoder import CachePath, Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.layers import LayerPath, why_not_layered
-from delift_pipeline.scoring.memory import MemoryPlan, keep_freed_pages, plan_memory
+from delift_pipeline.scoring.memory import plan_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,15 +20,12 @@ if TYPE_CHECKING:
 IN_FLIGHT_GPU = 4
 """Demonstrations that share batches on a GPU, where those of one alone would not fill it."""
 
-_Ready = tuple[Batch, Any]
-"""A batch, and what the engine's path made of it."""
-
 
 class TransformersEngine:
     """Shares each prefix's keys and values among length-sorted batches of targets.
 
     Logits are made at answer positions only, a chunk at a time. Known families run layer by layer
-    (`layers`), the others by a cache that is expanded for every batch (`cache_path`). How much is
+    (`layers`), the others by a cache that is expanded for every batch (`decoder`). How much is
     done at a time follows from a memory plan (`memory`).
     """
 
@@ -60,7 +56,9 @@ class TransformersEngine:
         Raises:
             Refused: not even one pair fits the memory limit.
         """
-        keep_freed_pages()
+        # Once it has freed a block this large, glibc keeps freed memory for the next pass, where
+        # fresh pages would cost a tenth of the time (mallopt(3), M_MMAP_THRESHOLD).
+        torch.empty(31 << 20, dtype=torch.uint8)
         self.decoder = Decoder(model)
         self.why_not_layers = why_not_layers or why_not_layered(self.decoder, window)
         shared = self.why_not_layers is None
@@ -75,10 +73,7 @@ class TransformersEngine:
             in_flight=self.in_flight,
         )
         self.decoder.logit_rows = self.plan.logit_rows
-        self.path: LayerPath | CachePath = (
-            LayerPath(self.decoder, self.plan.kept // 2) if shared else CachePath(self.decoder)
-        )
-        self._made = _Made(self.path, self.plan.kept - self.plan.kept // 2)
+        self.path: LayerPath | CachePath = (LayerPath if shared else CachePath)(self.decoder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,111 +95,56 @@ class TransformersEngine:
         return [found for group in groups for found in self._group(records, group)]
 
     def _group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        targets = Targets.of(records, [job.rows for job in jobs])
+        targets = Targets(records, [job.rows for job in jobs])
         result = np.empty(int(records.answer_lengths[targets.rows].sum()), dtype=np.float32)
-        prefixes = [self._prefilled(job.prefix) for job in jobs]
+        prefixes = [self.prefilled(job.prefix) for job in jobs]
         reach = max(self.plan.reach, *(len(job.prefix) for job in jobs))
-        halved = 0
-        for batch, ready in self._made.batches(targets, self.plan, reach):
-            halved += self._into(result, targets, batch, ready, prefixes)
-        return _split(result, records, jobs, halved)
+        halved = sum(
+            self._score_batch(result, targets, chosen, prefixes)
+            for chosen in targets.places(self.plan.tokens, self.plan.keys, reach)
+        )
+        lengths = [records.answer_lengths[job.rows] for job in jobs]
+        pieces = np.split(result, np.cumsum([own.sum() for own in lengths])[:-1])
+        # A batch of several jobs is counted at the first of them.
+        counts = [halved, *[0] * (len(jobs) - 1)]
+        return [TokenScores(*each) for each in zip(pieces, lengths, counts, strict=True)]
 
-    def _into(
-        self,
-        result: np.ndarray,
-        targets: Targets,
-        batch: Batch,
-        ready: Any,
-        prefixes: list[Any],
+    def _score_batch(
+        self, result: np.ndarray, targets: Targets, chosen: np.ndarray, prefixes: list[Any]
     ) -> int:
-        """Write a batch's scores into the result; how often it had to be halved."""
+        """Write the scores of some targets into the result; how often it had to be halved."""
         try:
-            found = self.path.logprobs(ready, prefixes)
+            batch = targets.batch(chosen)
+            found = self.path.logprobs(self.path.prepare(batch), prefixes)  # pyright: ignore
             result[batch.places] = found.cpu().numpy()
             return 0
         except (RuntimeError, MemoryError) as error:
-            check_memory(error)
-            if len(batch.rows) < 2:
+            if not is_memory_error(error):
+                raise
+            if len(chosen) < 2:
                 raise _too_large() from error
         # Outside the handler: its error holds the frames, and with them the tensors, of the pass.
-        free_memory()
-        parts = halves(targets.records, batch)
-        return 1 + sum(
-            self._into(result, targets, half, self.path.prepare(half), prefixes) for half in parts
-        )
-
-    def _prefilled(self, prefix: np.ndarray) -> Any:
-        try:
-            return self.prefilled(prefix)
-        except (RuntimeError, MemoryError) as error:
-            check_memory(error)
-            raise _too_large() from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(chosen) // 2
+        parts = (chosen[:middle], chosen[middle:])
+        return 1 + sum(self._score_batch(result, targets, part, prefixes) for part in parts)
 
     def prefilled(self, prefix: np.ndarray) -> Any:
-        """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`."""
+        """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`.
+
+        Raises:
+            DeliftError: there is no memory for them.
+        """
         if not len(prefix):
             return None
-        return self.path.prefill(torch.from_numpy(prefix.astype(np.int64)).to(self.decoder.device))
-
-
-class _Made:
-    """Batches, kept while there is room: in a dense block every demonstration has the same."""
-
-    def __init__(self, path: LayerPath | CachePath, room: int) -> None:
-        self.path, self.room, self.left = path, room, room
-        self.targets: Targets | None = None
-        self.reach: int | None = None
-        self.places: list[np.ndarray] = []
-        self.kept: dict[int, _Ready] = {}
-
-    def batches(self, targets: Targets, plan: MemoryPlan, reach: int) -> Iterator[_Ready]:
-        """The batches of targets under a plan, after prefixes of up to `reach` tokens."""
-        # Where keys are not bounded, how far a prefix reaches decides nothing.
-        bounded = None if plan.keys is None else reach
-        if not targets.same(self.targets) or bounded != self.reach:
-            self.path.forget()
-            self.targets, self.reach, self.kept, self.left = targets, bounded, {}, self.room
-            self.places = batch_places(targets, plan.tokens, keys=plan.keys, reach=reach)
-        for number, chosen in enumerate(self.places):
-            yield self.kept.get(number) or self._make(targets, number, chosen)
-
-    def _make(self, targets: Targets, number: int, chosen: np.ndarray) -> _Ready:
-        batch = targets.batch(chosen)
-        made = (batch, self.path.prepare(batch))
-        size = batch.nbytes + made[1].nbytes
-        if size <= self.left:
-            self.left -= size
-            self.kept[number] = made
-        return made
-
-
-def _split(
-    result: np.ndarray, records: EncodedRecords, jobs: Sequence[Job], halved: int
-) -> list[TokenScores]:
-    found, start = list[TokenScores](), 0
-    for job in jobs:
-        lengths = records.answer_lengths[job.rows]
-        stop = start + int(lengths.sum())
-        # A batch of several jobs is counted at the first of them.
-        found.append(TokenScores(result[start:stop], lengths, 0 if found else halved))
-        start = stop
-    return found
-
-
-def check_memory(error: Exception) -> None:
-    """Raise an error again unless it says that memory ran out."""
-    text = str(error).lower()
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "out of memory" in text or "allocate memory" in text
-    )
-    if not memory:
-        raise error
-
-
-def free_memory() -> None:
-    """Give cached blocks of a GPU back to its allocator."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        ids = torch.from_numpy(prefix.astype(np.int64)).to(self.decoder.device)
+        try:
+            return self.path.prefill(ids)
+        except (RuntimeError, MemoryError) as error:
+            if is_memory_error(error):
+                raise _too_large() from error
+            raise
 
 
 def _too_large() -> DeliftError:

@@ -37,7 +37,6 @@ def main(model: str, frame: str, folder: str) -> None:
     torch.set_num_threads(1)
     loaded = load_model(ModelOptions(model=model, threads=1))
     records = loaded.encoder.encode(pl.read_ipc(frame, memory_map=False))
-    # Compiled loops are loaded now: below the limit there may be no room for their compiler.
     engine_for(loaded)
     costly(loaded.model.model.layers[-1].self_attn.o_proj)  # pyright: ignore
     answers = int(records.answer_lengths.sum())

@@ -16,7 +16,8 @@ from delift_pipeline.bench.scoring_shapes import random_model, random_records
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job
-from delift_pipeline.scoring.memory import GIB, MemoryPlan, plan_memory
+from delift_pipeline.scoring.estimate import GIB
+from delift_pipeline.scoring.memory import MemoryPlan, plan_memory
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.run import score_pairs
@@ -116,7 +117,7 @@ def test_prefixes_that_are_copied_bound_the_targets_of_a_batch(
     sizes = []
     logprobs: Any = few.path.logprobs
     few.path.logprobs = lambda ready, prefixes: (  # pyright: ignore
-        sizes.append(len(ready.rows)) or logprobs(ready, prefixes)  # pyright: ignore
+        sizes.append(ready.rows) or logprobs(ready, prefixes)  # pyright: ignore
     )
     found = few.score(records, [job])[0]
     assert max(sizes) <= 4 < 20
@@ -132,7 +133,7 @@ def test_batches_are_made_anew_where_a_longer_prefix_leaves_less_room(
     sizes = list[int]()
     logprobs: Any = engine.path.logprobs
     engine.path.logprobs = lambda ready, prefixes: (  # pyright: ignore
-        sizes.append(len(ready.rows)) or logprobs(ready, prefixes)  # pyright: ignore
+        sizes.append(ready.rows) or logprobs(ready, prefixes)  # pyright: ignore
     )
     rows, one = np.arange(20), records.prefix(3)
     long = np.concatenate([one] * 5)

@@ -15,8 +15,6 @@ from delift_pipeline.scoring.attention import _plain, attend
 from delift_pipeline.scoring.distance import reduce_scores
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.engines import engine_for, why_not_shareable
-from delift_pipeline.scoring.layers import LayerPath
-from delift_pipeline.scoring.mixing import JointMixing, SplitMixing
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
@@ -116,17 +114,6 @@ def test_both_ways_of_sharing_a_prefix_agree(family: str, model_of: ModelOf, mad
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
 
 
-def test_no_memory_for_the_first_layer_changes_no_bit(
-    llama: LoadedModel, made_up: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records = llama.encoder.encode(made_up(12))
-    jobs = every_job(records)
-    kept = TransformersEngine(llama.model).score(records, jobs)
-    monkeypatch.setattr("delift_pipeline.scoring.memory.KEPT_BYTES", 0)
-    for a, b in zip(kept, TransformersEngine(llama.model).score(records, jobs), strict=True):
-        np.testing.assert_array_equal(a.logprobs, b.logprobs)
-
-
 def test_several_demonstrations_stand_before_a_target(llama: LoadedModel, made_up: Made) -> None:
     records = llama.encoder.encode(made_up(8, longest=5))
     prefix = records.prefix(2, 5, 0)
@@ -175,40 +162,6 @@ def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
     assert [scores.halved for scores in found] == [3, 0]
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
-
-
-def test_one_softmax_over_prefix_and_own_keys_is_the_two_put_together(
-    llama: LoadedModel, made_up: Made
-) -> None:
-    # Both ways in float32, where a difference could not hide behind bfloat16's own coarseness.
-    records = llama.encoder.encode(made_up(12, longest=60))
-    jobs = every_job(records)[:4]
-    split, joint = TransformersEngine(llama.model), TransformersEngine(llama.model, in_flight=2)
-    assert isinstance(joint.path, LayerPath)
-    joint.path.mixings = (JointMixing(),)
-    for a, b in zip(split.score(records, jobs), joint.score(records, jobs), strict=True):
-        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=TOKEN_BOUND)
-
-
-def test_scores_too_large_for_plain_exponentials_are_mixed_by_the_kernel(
-    llama: LoadedModel, made_up: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records = llama.encoder.encode(made_up(6))
-    model = copy.deepcopy(llama.model)
-    for layer in model.model.layers:  # pyright: ignore
-        layer.self_attn.q_proj.weight.mul_(8)
-        layer.self_attn.k_proj.weight.mul_(8)
-    jobs = every_job(records)[:3]
-    expected = TransformersEngine(model).score(records, jobs)
-    engine = TransformersEngine(model)
-    assert isinstance(engine.path, LayerPath)
-    joint, split = JointMixing(), SplitMixing()
-    engine.path.mixings, asked = (joint, split), []
-    kernel = split.own
-    monkeypatch.setattr(split, "own", lambda *a, **k: asked.append(1) or kernel(*a, **k))
-    for a, b in zip(expected, engine.score(records, jobs), strict=True):
-        np.testing.assert_array_equal(a.logprobs, b.logprobs)
-    assert asked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
