@@ -26,8 +26,7 @@ from delift_pipeline.bench.scoring_shapes import (
 )
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.distance import reduce_scores
-from delift_pipeline.scoring.engine import Engine, Job, TokenScores
+from delift_pipeline.scoring.engine import Engine, Job, TokenScores, reduce_scores
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 from delift_pipeline.training.batches import Example, collate

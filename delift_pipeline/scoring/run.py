@@ -1,23 +1,27 @@
 """Score what is missing: the baseline, and the pairs of a plan."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
+from delift_pipeline.errors import DeliftError
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.engine import Engine
+from delift_pipeline.scoring.engine import Engine, Job, reduce_scores
+from delift_pipeline.scoring.engines import engine_for
+from delift_pipeline.scoring.leases import Leases
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.pairs import PairPlan
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.scoring.session import Asked, Session, scoring_session
-from delift_pipeline.scoring.shards import BASELINE
+from delift_pipeline.scoring.shards import BASELINE, ShardDraft
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.wanted import Wanted
-from delift_pipeline.scoring.writer import SHARD_SECONDS
 
+SHARD_SECONDS = 5.0
+"""A shard closes after the demonstration with which it holds this much work."""
 LEASE_SPAN = 16
 """Demonstrations with neighbouring ids that are leased together."""
 BASELINE_ROWS = 512
@@ -50,30 +54,26 @@ def score_baseline(
     Raises:
         DeliftError: the store is of another fingerprint, or the model gives no numbers.
     """
-    started = time.monotonic()
     asked = records.ids if record_ids is None else record_ids
     chosen = [record for record in asked if record in records.rows]
-    store.describe(model.fingerprint)
+    run = _Run(model, store, records, progress, engine, shard_seconds)
     numbers = store.ids.add(chosen)
     rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
     rows[numbers] = [records.rows[record] for record in chosen]
-    store.refresh()
-    wanted, shards = np.unique(numbers), len(store.index.shards)
-    missing = store.index.missing(BASELINE, wanted)
-    session = None
-    if len(missing):
-        with scoring_session(
-            model,
-            store,
-            records,
-            progress or SilentProgress(),
-            engine=engine,
-            shard_seconds=shard_seconds,
-            name="baseline",
-            pairs=len(missing),
-        ) as session:
-            _score_alone(session, store, wanted, rows)
-    return _report(session, records, len(wanted), len(asked) - len(chosen), shards, started)
+    wanted = np.unique(numbers)
+
+    def score_missing() -> None:
+        while not run.leases.claim(BASELINE_LEASE):
+            time.sleep(POLL_SECONDS)
+        # Another writer may have scored it while this one waited for the lease.
+        store.refresh()
+        missing = store.index.missing(BASELINE, wanted)
+        for start in range(0, len(missing), BASELINE_ROWS):
+            ids = missing[start : start + BASELINE_ROWS]
+            run.score([(BASELINE, ids, Job(records.prefix(), rows[ids]))])
+
+    run.work("baseline", len(store.index.missing(BASELINE, wanted)), score_missing)
+    return run.report(len(wanted), len(asked) - len(chosen))
 
 
 def score_pairs(
@@ -104,104 +104,133 @@ def score_pairs(
         DeliftError: the plan names a record that was not given, the store is of another
             fingerprint, or the model gives no numbers.
     """
-    started = time.monotonic()
-    store.describe(model.fingerprint)
+    run = _Run(model, store, records, progress, engine, shard_seconds)
     wanted = Wanted(plan, records, store)
-    store.refresh()
-    shards = len(store.index.shards)
-    missing = missing_counts(store, wanted, wanted.demonstrations)
-    session = None
-    if missing:
-        with scoring_session(
-            model,
-            store,
-            records,
-            progress or SilentProgress(),
-            engine=engine,
-            shard_seconds=shard_seconds,
-            name="pairs",
-            pairs=sum(missing.values()),
-        ) as session:
-            _score_all(session, store, wanted, list(missing))
-    return _report(session, records, wanted.pairs, wanted.left_out, shards, started)
+    missing = wanted.missing()
+    run.work("pairs", sum(missing.values()), lambda: _score_all(run, wanted, list(missing)))
+    return run.report(wanted.pairs, wanted.left_out)
 
 
-def missing_counts(
-    store: ScoreStore, wanted: Wanted, demonstrations: Sequence[int]
-) -> dict[int, int]:
-    """Demonstration id -> targets that are not scored yet; those with none are left out."""
-    counts = {
-        demonstration: len(store.index.missing(demonstration, wanted.targets(demonstration)))
-        for demonstration in demonstrations
-    }
-    return {demonstration: count for demonstration, count in counts.items() if count}
+def _score_all(run: "_Run", wanted: Wanted, todo: list[int]) -> None:
+    while todo:
+        for lease, group in groupby(todo, key=lambda number: number // LEASE_SPAN):
+            if run.leases.claim(str(lease)):
+                _score_group(run, wanted, group, str(lease))
+        run.flush()
+        run.leases.release()
+        run.store.refresh()
+        todo = list(wanted.missing(todo))
+        if todo:
+            # The rest is under another writer's leases, which end when it is done or has died.
+            time.sleep(POLL_SECONDS)
 
 
-def _score_alone(session: Session, store: ScoreStore, wanted: np.ndarray, rows: np.ndarray) -> None:
-    while not session.writer.leases.claim(BASELINE_LEASE):
-        time.sleep(POLL_SECONDS)
-    # Another writer may have scored it while this one waited for the lease.
-    store.refresh()
-    missing = store.index.missing(BASELINE, wanted)
-    for start in range(0, len(missing), BASELINE_ROWS):
-        ids = missing[start : start + BASELINE_ROWS]
-        session.score([Asked(BASELINE, session.records.prefix(), ids, rows[ids])])
-
-
-def _score_all(session: Session, store: ScoreStore, wanted: Wanted, todo: list[int]) -> None:
-    while True:
-        for lease, group in groupby(todo, key=lambda demonstration: demonstration // LEASE_SPAN):
-            if session.writer.leases.claim(str(lease)):
-                _score_group(session, store, wanted, list(group), str(lease))
-        session.writer.flush()
-        session.writer.release()
-        store.refresh()
-        todo = list(missing_counts(store, wanted, todo))
-        if not todo:
-            return
-        # The rest is under another writer's leases, which end when it is done or has died.
-        time.sleep(POLL_SECONDS)
-
-
-def _score_group(
-    session: Session, store: ScoreStore, wanted: Wanted, group: list[int], lease: str
-) -> None:
+def _score_group(run: "_Run", wanted: Wanted, group: Iterable[int], lease: str) -> None:
     # Another writer may have scored these before the lease was free.
-    store.refresh()
+    run.store.refresh()
     # By id, so that a run that goes on after a kill puts the same demonstrations together.
-    for _, together in groupby(group, key=lambda demonstration: demonstration // session.in_flight):
-        asked = [_asked(session, store, wanted, demonstration) for demonstration in together]
-        asked = [one for one in asked if len(one.ids)]
-        if asked and session.score(asked):
-            session.writer.release(keep=lease)
+    for _, together in groupby(group, key=lambda number: number // run.in_flight):
+        asked = [
+            (number, ids, Job(run.records.prefix(wanted.row(number)), wanted.rows(ids)))
+            for number in together
+            if len(ids := run.store.index.missing(number, wanted.targets(number)))
+        ]
+        if asked and run.score(asked):
+            run.leases.release(keep=lease)
 
 
-def _asked(session: Session, store: ScoreStore, wanted: Wanted, demonstration: int) -> Asked:
-    """A demonstration with those of its targets that are not scored yet."""
-    ids = store.index.missing(demonstration, wanted.targets(demonstration))
-    prefix = session.records.prefix(wanted.row(demonstration))
-    return Asked(demonstration, prefix, ids, wanted.rows(ids))
+class _Run:
+    """One run of scoring: the engine, the shard in the making, the leases, the progress."""
 
+    def __init__(
+        self,
+        model: LoadedModel,
+        store: ScoreStore,
+        records: EncodedRecords,
+        progress: Progress | None,
+        engine: Engine | None,
+        shard_seconds: float,
+    ) -> None:
+        self.started = time.monotonic()
+        store.describe(model.fingerprint)
+        store.refresh()
+        self.model, self.store, self.records = model, store, records
+        self.progress, self.shard_seconds = progress or SilentProgress(), shard_seconds
+        self.engine, self.settings = engine, dict[str, Any]()
+        self.leases = Leases(store.folder / "leases")
+        self.draft = ShardDraft()
+        self.found = len(store.index.shards)
+        self.pairs = self.shards = self.halved = 0
 
-def _report(
-    session: Session | None,
-    records: EncodedRecords,
-    wanted: int,
-    left_out: int,
-    shards: int,
-    started: float,
-) -> ScoreReport:
-    writer = session.writer if session else None
-    scored = writer.pairs if writer else 0
-    return ScoreReport(
-        pairs_scored=scored,
-        pairs_reused=wanted - scored,
-        pairs_left_out=left_out,
-        shards_found=shards,
-        shards_written=writer.shards if writer else 0,
-        seconds=time.monotonic() - started,
-        halved=writer.halved if writer else 0,
-        engine=session.engine.settings if session else {},
-        cuts=records.cuts,
-        unscorable=records.unscorable,
-    )
+    @property
+    def in_flight(self) -> int:
+        """Demonstrations that the engine takes at a time."""
+        return int(self.settings.get("in_flight", 1))
+
+    def work(self, name: str, pairs: int, score_missing: Callable[[], None]) -> None:
+        """Do the work, if there is any; what was scored before an error is kept as well."""
+        if not pairs:
+            return
+        self.engine = self.engine or engine_for(self.model, self.progress)
+        self.settings = self.engine.settings
+        with self.leases, self.progress.track(name, pairs, "pairs") as meter:
+            self.meter = meter
+            try:
+                score_missing()
+            finally:
+                self.flush()
+        self.store.refresh()
+
+    def score(self, asked: Sequence[tuple[int, np.ndarray, Job]]) -> bool:
+        """Score demonstrations together; a shard never ends between them.
+
+        Args:
+            asked: Of each its id, the ascending ids of its targets, and the job.
+
+        Returns:
+            Whether that closed a shard.
+
+        Raises:
+            DeliftError: the model gives no numbers.
+        """
+        assert self.engine is not None
+        started = time.monotonic()
+        found = self.engine.score(self.records, [job for _, _, job in asked])
+        if not all(np.isfinite(scores.logprobs).all() for scores in found):
+            raise DeliftError(
+                "the model gives log-probabilities that are not finite; try dtype float32"
+            )
+        self.draft.seconds += time.monotonic() - started
+        for (number, ids, _), scores in zip(asked, found, strict=True):
+            tokens = scores.lengths if number == BASELINE else None
+            self.draft.add(number, ids, reduce_scores(scores), tokens)
+            self.draft.halved += scores.halved
+            self.meter.advance(len(ids))
+        full = self.draft.seconds >= self.shard_seconds
+        if full:
+            self.flush()
+        return full
+
+    def flush(self) -> None:
+        """Close the shard in the making, if anything is in it."""
+        if self.draft.demonstrations:
+            self.store.write(self.draft, self.settings)
+            self.shards += 1
+            self.pairs += self.draft.pairs
+            self.halved += self.draft.halved
+            self.draft = ShardDraft()
+
+    def report(self, wanted: int, left_out: int) -> ScoreReport:
+        """What was done, of so many wanted pairs, with those left out for unscorable records."""
+        return ScoreReport(
+            pairs_scored=self.pairs,
+            pairs_reused=wanted - self.pairs,
+            pairs_left_out=left_out,
+            shards_found=self.found,
+            shards_written=self.shards,
+            seconds=time.monotonic() - self.started,
+            halved=self.halved,
+            engine=self.settings,
+            cuts=self.records.cuts,
+            unscorable=self.records.unscorable,
+        )

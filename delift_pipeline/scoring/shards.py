@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.scoring.distance import PairScores
+from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.idsets import IdSets, smallest
 from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.hashing import digest_bytes

@@ -1,6 +1,6 @@
 """A plan in terms of ids: per demonstration its row in the encoded records and its targets' ids."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,16 +8,6 @@ from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.store import ScoreStore
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """One block: ids of its targets (-1 where unscorable), and its scorable demonstrations."""
-
-    block: PairBlock
-    targets: np.ndarray
-    places: dict[int, int]
-    every_target: np.ndarray
 
 
 class Wanted:
@@ -45,14 +35,23 @@ class Wanted:
             )
         scorable = [record for record in mentioned if record in records.rows]
         numbers = store.ids.add(scorable).tolist()
-        self._number = dict(zip(scorable, numbers, strict=True))
-        rows = [records.rows[record] for record in scorable]
+        self.store = store
         self._row = np.full(max(numbers, default=-1) + 1, -1, dtype=np.int64)
-        self._row[numbers] = rows
-        self._blocks = [self._columns(block) for block in plan.blocks]
-        found = {number for columns in self._blocks for number in columns.places}
-        self.demonstrations: list[int] = sorted(found)
-        self.left_out = plan.pairs - sum(self._kept(columns) for columns in self._blocks)
+        self._row[numbers] = [records.rows[record] for record in scorable]
+        number = dict(zip(scorable, numbers, strict=True))
+        # Of each demonstration the blocks it stands in, its place there, and the targets' ids: of
+        # a dense block as they are wanted, of another one -1 where they are unscorable.
+        self._places: dict[int, list[tuple[PairBlock, int, np.ndarray]]] = {}
+        for block in plan.blocks:
+            targets = np.asarray([number.get(t, -1) for t in block.targets], dtype=np.int32)
+            targets = np.unique(targets[targets >= 0]) if block.dense else targets
+            for place, demonstration in enumerate(block.demonstrations):
+                if demonstration in number:
+                    entry = (block, place, targets)
+                    self._places.setdefault(number[demonstration], []).append(entry)
+        self.demonstrations = sorted(self._places)
+        kept = (len(self._targets(*e)) for entries in self._places.values() for e in entries)
+        self.left_out = plan.pairs - sum(kept)
         self.pairs = sum(len(self.targets(number)) for number in self.demonstrations)
 
     def row(self, number: int) -> int:
@@ -65,27 +64,18 @@ class Wanted:
 
     def targets(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets wanted after a demonstration, int32."""
-        found = [
-            self._targets(columns, columns.places[demonstration])
-            for columns in self._blocks
-            if demonstration in columns.places
-        ]
+        found = [self._targets(*entry) for entry in self._places[demonstration]]
         return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
 
-    def _columns(self, block: PairBlock) -> _Columns:
-        targets = np.asarray([self._number.get(t, -1) for t in block.targets], dtype=np.int32)
-        places = {
-            self._number[demonstration]: place
-            for place, demonstration in enumerate(block.demonstrations)
-            if demonstration in self._number
-        }
-        return _Columns(block, targets, places, np.unique(targets[targets >= 0]))
+    def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
+        """Demonstration id -> targets that are not scored yet; those with none are left out."""
+        asked = self.demonstrations if demonstrations is None else demonstrations
+        index = self.store.index
+        counts = {number: len(index.missing(number, self.targets(number))) for number in asked}
+        return {number: count for number, count in counts.items() if count}
 
-    def _targets(self, columns: _Columns, place: int) -> np.ndarray:
-        if columns.block.dense:
-            return columns.every_target
-        chosen = columns.targets[columns.block.targets_of(place)]
+    def _targets(self, block: PairBlock, place: int, targets: np.ndarray) -> np.ndarray:
+        if block.dense:
+            return targets
+        chosen = targets[block.targets_of(place)]
         return np.unique(chosen[chosen >= 0])
-
-    def _kept(self, columns: _Columns) -> int:
-        return sum(len(self._targets(columns, place)) for place in columns.places.values())

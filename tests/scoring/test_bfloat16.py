@@ -11,8 +11,7 @@ import torch
 
 from delift_pipeline.demo.dataset import write_demo_files
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.distance import reduce_scores
-from delift_pipeline.scoring.engine import Job
+from delift_pipeline.scoring.engine import Job, reduce_scores
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import Dtype, ModelOptions

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from delift_pipeline import compiling
-from delift_pipeline.scoring import neighbours
+from delift_pipeline.scoring import near_words, neighbours
 from delift_pipeline.scoring.near_words import nearest_by_words
 from delift_pipeline.scoring.neighbours import embed, nearest
 
@@ -18,11 +17,11 @@ def texts_of(count: int, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("values_a_thread", [1, 500_000])
+@pytest.mark.parametrize("rows", [7, 512])
 def test_the_same_neighbours_as_by_chunks(
-    seed: int, values_a_thread: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "VALUES_A_THREAD", values_a_thread)
+    monkeypatch.setattr(near_words, "ROWS", rows)
     embeddings = embed(texts_of(120, seed))
     # Cosines that the sixth decimal alone sets apart are ties within the rounding of float32.
     for m in (1, 5, 200):

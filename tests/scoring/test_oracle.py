@@ -12,8 +12,7 @@ import torch
 
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.attention import _plain, attend
-from delift_pipeline.scoring.distance import reduce_scores
-from delift_pipeline.scoring.engine import Job, TokenScores
+from delift_pipeline.scoring.engine import Job, TokenScores, reduce_scores
 from delift_pipeline.scoring.engines import engine_for, why_not_shareable
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.naive import NaiveEngine

@@ -1,10 +1,8 @@
 """The store: sizes, reading, what is missing, damage, resuming, sharing."""
 
-import os
-import socket
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.scoring.distance import PairScores
+from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.ids import UNKNOWN, IdTable
 from delift_pipeline.scoring.idsets import IdSets
 from delift_pipeline.scoring.leases import Leases
@@ -199,35 +197,42 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ScoreStore(tmp_path).refresh()
 
 
+def claimed_elsewhere(folder: Path, key: str) -> subprocess.Popen[str]:
+    """A process that holds a lease until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; "
+        "from delift_pipeline.scoring.leases import Leases; "
+        "leases = Leases(Path(sys.argv[1])); leases.claim(sys.argv[2]); "
+        "print('claimed', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(folder), key]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "claimed\n"
+    return process
+
+
 def test_leases_of_the_dead_are_removed_at_the_end_and_those_of_the_living_stay(
     tmp_path: Path,
 ) -> None:
-    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
-    host = socket.gethostname()
-    for name, pid in (("4", int(dead.stdout)), ("baseline", int(dead.stdout)), ("5", os.getpid())):
-        holder = f'{{"host": "{host}", "pid": {pid}, "token": "x"}}'
-        (tmp_path / f"{name}.lease").write_text(holder)
-    with Leases(tmp_path):
-        pass
-    assert [path.name for path in tmp_path.glob("*.lease")] == ["5.lease"]
+    with claimed_elsewhere(tmp_path, "4") as dead, claimed_elsewhere(tmp_path, "5") as living:
+        dead.kill()
+        dead.wait()
+        with Leases(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.glob("*.lease")] == ["5.lease"]
+        living.kill()
 
 
 def test_a_lease_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path) -> None:
     with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.claim("3") and first.claim("3")
         assert not second.claim("3")
-        first.release({"3"})
+        first.release()
         assert second.claim("3")
     assert not list(tmp_path.glob("*.lease"))
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    lease = tmp_path / "4.lease"
-    with Leases(tmp_path) as third:
-        host = third.holder["host"]
-        lease.write_text(f'{{"host": "{host}", "pid": {int(dead.stdout)}, "token": "x"}}')
+    with claimed_elsewhere(tmp_path, "4") as other, Leases(tmp_path) as third:
+        assert json.loads((tmp_path / "4.lease").read_text())["pid"] == other.pid
+        assert not third.claim("4")
+        other.kill()
+        other.wait()
         assert third.claim("4")
-        lease = tmp_path / "5.lease"
-        lease.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
-        assert not third.claim("5")
-        long_ago = time.time() - 3600
-        os.utime(lease, (long_ago, long_ago))
-        assert third.claim("5")

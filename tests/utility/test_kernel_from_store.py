@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.scoring.distance import PairScores
+from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import BASELINE, ShardDraft
 from delift_pipeline.scoring.store import ScoreStore
