@@ -16,6 +16,7 @@ import torch
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.progress import Progress
+from delift_pipeline.scoring.batches import padded
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.training.batches import Example, answer_losses, collate, unwrapped
@@ -138,18 +139,13 @@ class TransformersAnswers(EvaluationEngine):
 
     def _continued(self, prompts: Sequence[np.ndarray], config: Any) -> list[list[int]]:
         """What follows each prompt, padded on the left."""
-        width = max(len(prompt) for prompt in prompts)
-        ids = np.full((len(prompts), width), config.pad_token_id, dtype=np.int64)
-        mask = np.zeros((len(prompts), width), dtype=np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
+        ids, mask = padded(prompts, cast(int, config.pad_token_id), left=True)
         found = cast(Any, self._model).generate(
-            input_ids=torch.from_numpy(ids).to(self._device),
-            attention_mask=torch.from_numpy(mask).to(self._device),
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
             generation_config=config,
         )
-        return found[:, width:].tolist()
+        return found[:, ids.shape[1] :].tolist()
 
     def _batches(self, items: Sequence[Any]) -> Iterator[list[int]]:
         """The items' places in batches, shortest first."""

@@ -1,5 +1,6 @@
 """Choose the engine for a model, after trying that its cache really can be shared."""
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from delift_pipeline.scoring.decoder import CachePath, shareable
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
-from delift_pipeline.scoring.vllm_engine import vllm_engine_for
+from delift_pipeline.scoring.vllm_engine import VllmEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,13 +33,29 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     if options.engine == "naive":
         return NaiveEngine(model)
     if options.engine == "vllm":
-        return vllm_engine_for(loaded)
+        return _vllm_engine(loaded)
     engine, reason = shared_engine(loaded)
     if engine:
         return engine
     line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
     (progress or SilentProgress()).say(line)
     return NaiveEngine(model, why=reason)
+
+
+def _vllm_engine(loaded: "LoadedModel") -> VllmEngine:
+    """The engine of a loaded model; made once, and closed when the model is no longer used.
+
+    vLLM reserves its memory when it starts: the baseline and the pairs share one engine.
+    """
+    key = id(loaded)
+    if key not in _vllm_engines:
+        engine = VllmEngine(loaded.folder, loaded.options, loaded.encoder.window)
+        _vllm_engines[key] = engine
+        weakref.finalize(loaded, lambda: _vllm_engines.pop(key).close())
+    return _vllm_engines[key]
+
+
+_vllm_engines: dict[int, VllmEngine] = {}
 
 
 def shared_engine(loaded: "LoadedModel") -> tuple[TransformersEngine | None, str]:

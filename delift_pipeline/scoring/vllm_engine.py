@@ -9,10 +9,9 @@ import contextlib
 import gc
 import importlib.util
 import os
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,6 @@ from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.vllm_traps import llvm_by_its_names, threads_kept, uncompiled_on_cpu
-
-if TYPE_CHECKING:
-    from delift_pipeline.scoring.model import LoadedModel
 
 TARGETS_IN_A_CALL = 1024
 """Targets handed to vLLM at once; it forms its own batches among them."""
@@ -73,7 +68,11 @@ class VllmEngine:
         refuse_without_vllm()
         prepare_environment(options)
         _check_device(options)
-        self._lora = None if adapter is None else _lora_request(adapter)
+        self._lora: Any = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+            self._lora = LoRARequest(adapter.name, 1, str(adapter))
         with threads_kept(), llvm_by_its_names():
             self._llm: Any = _started(folder, options, window, adapter)
         _check_head(self._llm)
@@ -110,7 +109,11 @@ class VllmEngine:
         Raises:
             DeliftError: a prompt is longer than the window.
         """
-        outputs = self._generated(prompts, [_sampling()] * len(prompts))
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        # vLLM insists on one new token; with 0 it returns each prompt token's own value only.
+        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._generated(prompts, [asked] * len(prompts))
         return [
             answer_of(output.prompt_logprobs, ids, answer)
             for output, ids, answer in zip(outputs, prompts, answers, strict=True)
@@ -140,28 +143,31 @@ class VllmEngine:
                 self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
-            _empty_gpu_cache()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
-        parts = [
-            scored
-            for first in range(0, len(job.rows), TARGETS_IN_A_CALL)
-            for scored in self._chunk(records, job, job.rows[first : first + TARGETS_IN_A_CALL])
-        ]
-        logprobs = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
-        return TokenScores(logprobs, records.answer_lengths[job.rows])
-
-    def _chunk(self, records: EncodedRecords, job: Job, rows: np.ndarray) -> list[np.ndarray]:
-        prompts = [
-            np.concatenate([job.prefix, records.prompt(row), records.answer(row)]).tolist()
-            for row in rows.tolist()
-        ]
-        return self.answer_logprobs(prompts, records.answer_lengths[rows].tolist())
+        parts = [np.empty(0, dtype=np.float32)]
+        for first in range(0, len(job.rows), TARGETS_IN_A_CALL):
+            rows = job.rows[first : first + TARGETS_IN_A_CALL]
+            prompts = [
+                np.concatenate([job.prefix, records.prompt(row), records.answer(row)]).tolist()
+                for row in rows.tolist()
+            ]
+            parts += self.answer_logprobs(prompts, records.answer_lengths[rows].tolist())
+        return TokenScores(np.concatenate(parts), records.answer_lengths[job.rows])
 
     def _generated(self, prompts: Sequence[list[int]], samplings: Sequence[Any]) -> list[Any]:
         from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
 
-        self._check_window(max(map(len, prompts)))
+        longest = max(map(len, prompts))
+        if longest > self._window:
+            raise DeliftError(
+                f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
+                "that vLLM was started with"
+            )
         with uncompiled_on_cpu():
             return self._llm.generate(
                 [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
@@ -169,41 +175,6 @@ class VllmEngine:
                 lora_request=self._lora,
                 use_tqdm=False,
             )
-
-    def _check_window(self, longest: int) -> None:
-        if longest > self._window:
-            raise DeliftError(
-                f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
-                "that vLLM was started with"
-            )
-
-
-def vllm_engine_for(loaded: "LoadedModel") -> VllmEngine:
-    """The engine of a loaded model; made once, and closed when the model is no longer used.
-
-    vLLM reserves its memory when it starts: the baseline and the pairs share one engine.
-    """
-    key = id(loaded)
-    if key not in _engines:
-        _engines[key] = VllmEngine(loaded.folder, loaded.options, loaded.encoder.window)
-        weakref.finalize(loaded, _forget, key)
-    return _engines[key]
-
-
-_engines: dict[int, VllmEngine] = {}
-
-
-def _forget(key: int) -> None:
-    engine = _engines.pop(key, None)
-    if engine is not None:
-        engine.close()
-
-
-def _empty_gpu_cache() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def refuse_without_vllm() -> None:
@@ -238,13 +209,6 @@ def answer_of(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
     first = len(ids) - answer
     found = [prompt_logprobs[place][ids[place]].logprob for place in range(first, len(ids))]
     return np.asarray(found, dtype=np.float32)
-
-
-def _sampling() -> Any:
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-    # vLLM insists on one new token; with 0 it returns each prompt token's own value only.
-    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
 
 
 def _check_device(options: ModelOptions) -> None:
@@ -294,31 +258,6 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
         ) from error
 
 
-def _check_head(llm: Any) -> None:
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    config = llm.llm_engine.model_config
-    if not current_platform.is_cpu() or config.use_mla:
-        return
-    from vllm.v1.attention.backends import cpu_attn  # pyright: ignore[reportMissingImports]
-
-    known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
-    if config.get_head_size() not in known:
-        raise Refused(
-            Fault(
-                f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
-                f"(it has {', '.join(map(str, known))}); take engine transformers",
-                field="engine",
-            )
-        )
-
-
-def _lora_request(adapter: Path) -> Any:
-    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-    return LoRARequest(adapter.name, 1, str(adapter))
-
-
 def _lora_options(adapter: Path) -> dict[str, Any]:
     modules, rank = adapted_modules(adapter)
     larger = [known for known in _RANKS if known >= rank]
@@ -358,3 +297,75 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
             )
         )
     return sorted(modules), max(s[0] for name, s in shapes.items() if ".lora_A." in name)
+
+
+# What follows, `close` and `settings` use vLLM 0.32 beyond its public interface: nothing public
+# tells the heads that its CPU attention knows, or keeps it from changing the process it starts in.
+
+
+def _check_head(llm: Any) -> None:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    config = llm.llm_engine.model_config
+    if not current_platform.is_cpu() or config.use_mla:
+        return
+    from vllm.v1.attention.backends import cpu_attn  # pyright: ignore[reportMissingImports]
+
+    known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
+    if config.get_head_size() not in known:
+        raise Refused(
+            Fault(
+                f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
+                f"(it has {', '.join(map(str, known))}); take engine transformers",
+                field="engine",
+            )
+        )
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Keep `torch.set_num_threads`: on a CPU vLLM makes it do nothing, for the whole process."""
+    import torch
+
+    own = torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = own
+
+
+@contextlib.contextmanager
+def llvm_by_its_names() -> Iterator[None]:
+    """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
+
+    vLLM asks everything that loaded modules hold for its `__dict__`; this library, which numba
+    brings, answers to any name with a function, where ctypes' own libraries have no such names.
+    """
+    from llvmlite.binding import ffi
+
+    kind: Any = type(ffi.lib)
+    own = kind.__getattr__
+
+    def found(library: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return own(library, name)
+
+    kind.__getattr__ = found
+    try:
+        yield
+    finally:
+        kind.__getattr__ = own
+
+
+@contextlib.contextmanager
+def uncompiled_on_cpu() -> Iterator[None]:
+    """Compile nothing: one small function (ranks, which nobody reads) would take half a minute."""
+    import torch
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    if not current_platform.is_cpu():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class _Channel:
         os.dup2(2, 1)
 
     def send(self, **document: Any) -> None:
+        """Send one document."""
         self._out.write(json.dumps(document) + "\n")
         self._out.flush()
 
@@ -43,15 +45,15 @@ class _Channel:
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator["_Meter"]:
         """A meter whose advances are sent."""
-        yield _Meter(self, name)
+        yield _Meter(partial(self.send, name=name))
 
 
 class _Meter:
-    def __init__(self, channel: _Channel, name: str) -> None:
-        self._channel, self._name = channel, name
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
 
     def advance(self, amount: int = 1) -> None:
-        self._channel.send(name=self._name, advance=amount)
+        self._send(advance=amount)
 
 
 def work(folder: Path, channel: _Channel) -> None:
@@ -79,11 +81,6 @@ def work(folder: Path, channel: _Channel) -> None:
     channel.send(report=report.as_dict())
 
 
-def _end_with_the_starter() -> None:
-    sys.stdin.buffer.read()
-    os._exit(ORPHANED)
-
-
 def main() -> int:
     """Do the job in the folder that is the one argument; the exit status."""
     threading.Thread(target=_end_with_the_starter, daemon=True).start()
@@ -100,6 +97,11 @@ def main() -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _end_with_the_starter() -> None:
+    sys.stdin.buffer.read()
+    os._exit(ORPHANED)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Several processes that score one plan together, each on GPUs of its own.
 
 They share the work by leases (`leases`), a batch of demonstrations at a time. The leases of one
-that dies are free at once, since it is waited for here, and the others take its work over: nothing
-is scored twice but what was in its unfinished shard.
+that dies are free at once, and the others take its work over: nothing is scored twice but what was
+in its unfinished shard.
 """
 
 import json
@@ -12,16 +12,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.progress import Meter, Progress
+from delift_pipeline.progress import Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
@@ -38,53 +37,6 @@ POLL_SECONDS = 0.2
 END_SECONDS = 10.0
 REFUSED = 2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass
-class _Worker:
-    """A process, what it said last, and its report once it is done."""
-
-    number: int
-    process: subprocess.Popen[str]
-    log: Path
-    report: dict[str, Any] | None = None
-    listener: threading.Thread | None = None
-    status: int | None = None
-
-    @property
-    def last_words(self) -> str:
-        """The last line of its standard error, or how it ended."""
-        lines = self.log.read_text("utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        status = self.status or 0
-        if status < 0:
-            return f"signal {-status}" + (f" after it said: {said[-1]}" if said else "")
-        return (said or [f"exit status {status}"])[-1]
-
-    @property
-    def faults(self) -> list[str]:
-        """Why it refused the job."""
-        return [line for line in self.log.read_text("utf-8").split("\n") if line.strip()]
-
-
-@dataclass
-class _Tally:
-    """What all workers have done so far; they are heard in threads of their own."""
-
-    meter: Meter
-    progress: Progress
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    said: set[str] = field(default_factory=set)
-
-    def take(self, worker: _Worker, document: Mapping[str, Any]) -> None:
-        with self.lock:
-            if "report" in document:
-                worker.report = document["report"]
-            elif document.get("name") == "pairs":
-                self.meter.advance(int(document["advance"]))
-            elif "say" in document and document["say"] not in self.said:
-                self.said.add(document["say"])
-                self.progress.say(document["say"])
 
 
 def score_together(
@@ -115,19 +67,36 @@ def score_together(
     started = time.monotonic()
     store.describe(fingerprint_of(options))
     wanted = Wanted(plan, records, store)
-    shards, missing = len(store.shards), _missing(store, wanted)
+    shards, missing = len(store.shards), sum(wanted.missing().values())
     places = environments(options)
+    lock, said, reports = threading.Lock(), set[str](), list[dict[str, Any]]()
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
     ):
+
+        def hear(document: dict[str, Any]) -> None:
+            # Each worker is heard in a thread of its own.
+            with lock:
+                if "report" in document:
+                    reports.append(document["report"])
+                elif document.get("name") == "pairs":
+                    meter.advance(int(document["advance"]))
+                elif "say" in document and document["say"] not in said:
+                    said.add(document["say"])
+                    progress.say(document["say"])
+
         folder = Path(scratch)
-        _write_job(folder, options, store, frame, plan, baseline)
+        frame.select("record_id", "instruction", "input", "output").write_ipc(folder / RECORDS)
+        write_plan(folder / PLAN, plan)
+        settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
+        job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
+        write_json(folder / JOB, job)
         with _started(folder, places) as workers:
-            _watched(workers, _Tally(meter, progress))
-        if left := _missing(store, wanted):
+            _wait(workers, hear, progress)
+        store.refresh()
+        if left := sum(wanted.missing().values()):
             raise _failure(workers, left)
-        reports = [worker.report for worker in workers if worker.report]
     return ScoreReport(
         pairs_scored=missing,
         pairs_reused=wanted.pairs - missing,
@@ -179,27 +148,59 @@ def _gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def _missing(store: ScoreStore, wanted: Wanted) -> int:
-    store.refresh()
-    return sum(
-        len(store.index.missing(number, wanted.targets(number))) for number in wanted.demonstrations
-    )
+class _Worker:
+    """A process that scores, and the file of what it says on standard error.
 
+    Attributes:
+        status: Its exit status once it has ended.
+    """
 
-def _write_job(
-    folder: Path,
-    options: ModelOptions,
-    store: ScoreStore,
-    frame: pl.DataFrame,
-    plan: PairPlan,
-    baseline: bool,
-) -> None:
-    frame.select("record_id", "instruction", "input", "output").write_ipc(folder / RECORDS)
-    write_plan(folder / PLAN, plan)
-    alone = options.model_copy(update={"workers": 1})
-    settings = alone.model_dump(mode="json")
-    job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
-    write_json(folder / JOB, job)
+    def __init__(self, number: int, folder: Path, place: Mapping[str, str]) -> None:
+        self.number, self.log = number, folder / f"worker-{number}.log"
+        self.status: int | None = None
+        with self.log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                # -P: a file in the current folder may be named as a module.
+                [sys.executable, "-P", "-m", MODULE, str(folder)],
+                env={**os.environ, **place},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                # An interrupt at the terminal is this process's to handle.
+                start_new_session=True,
+            )
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of its standard error."""
+        lines = self.log.read_text("utf-8", errors="replace").split("\n")
+        return [line.strip() for line in lines if line.strip()]
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its standard error, or how it ended."""
+        said, status = self.errors, self.status or 0
+        if status < 0:
+            return f"signal {-status}" + (f" after it said: {said[-1]}" if said else "")
+        return (said or [f"exit status {status}"])[-1]
+
+    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Pass on every document of its standard output until that closes."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            hear(json.loads(line))
+
+    def end(self) -> None:
+        """End the process if it runs still."""
+        # Its standard input is the pipe by which it knows that it is still wanted.
+        with self.process as process:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(END_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 @contextmanager
@@ -208,75 +209,40 @@ def _started(folder: Path, places: Sequence[Mapping[str, str]]) -> Iterator[list
     workers: list[_Worker] = []
     try:
         for number, place in enumerate(places):
-            workers.append(_launched(number, folder, place))
+            workers.append(_Worker(number, folder, place))
         yield workers
     finally:
         for worker in workers:
-            _ended(worker)
+            worker.end()
 
 
-def _launched(number: int, folder: Path, place: Mapping[str, str]) -> _Worker:
-    log = folder / f"worker-{number}.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            # -P: a file in the current folder may be named as a module.
-            [sys.executable, "-P", "-m", MODULE, str(folder)],
-            env={**os.environ, **place},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            # An interrupt at the terminal is this process's to handle.
-            start_new_session=True,
-        )
-    return _Worker(number, process, log)
-
-
-def _ended(worker: _Worker) -> None:
-    process = worker.process
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _watched(workers: list[_Worker], tally: _Tally) -> None:
+def _wait(
+    workers: list[_Worker], hear: Callable[[dict[str, Any]], None], progress: Progress
+) -> None:
     """Wait for all workers; say which end early."""
-    for worker in workers:
-        worker.listener = threading.Thread(target=_listen, args=(worker, tally), daemon=True)
-        worker.listener.start()
+    listeners = [
+        threading.Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers
+    ]
+    for listener in listeners:
+        listener.start()
     running = list(workers)
     while running:
         time.sleep(POLL_SECONDS)
-        # Asking also waits for a dead process, without which its leases would seem to be held.
         for worker in running:
             worker.status = worker.process.poll()
-        for worker in (one for one in running if one.status):
-            line = f"worker {worker.number + 1} of {len(workers)} ended early: {worker.last_words}"
-            tally.progress.say(line)
+            if worker.status:
+                place = f"worker {worker.number + 1} of {len(workers)}"
+                progress.say(f"{place} ended early: {worker.last_words}")
         running = [worker for worker in running if worker.status is None]
-    for worker in workers:
-        assert worker.listener is not None
-        worker.listener.join()
-
-
-def _listen(worker: _Worker, tally: _Tally) -> None:
-    assert worker.process.stdout is not None
-    for line in worker.process.stdout:
-        tally.take(worker, json.loads(line))
+    for listener in listeners:
+        listener.join()
 
 
 def _failure(workers: Sequence[_Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
     for worker in early:
         if worker.status == REFUSED:
-            return Refused(*worker.faults)
+            return Refused(*worker.errors)
     words = early[-1].last_words if early else "nothing"
     return DeliftError(
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "

@@ -1,11 +1,12 @@
 """Texts read by the language model in batches: hidden states at the places that are wanted."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from delift_pipeline.scoring.batches import length_batches, padded
 from delift_pipeline.scoring.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -41,35 +42,13 @@ def read(
     lengths = np.array([len(sequence) for sequence in sequences])
     found: dict[int, np.ndarray] = {}
     with progress.track(name, len(sequences), "records") as meter, torch.inference_mode():
-        for rows in grouped(lengths, limit):
-            ids = padded([sequences[row] for row in rows]).to(decoder.device)
+        for rows in length_batches(lengths, lambda longest: limit // longest):
+            ids = padded([sequences[row] for row in rows])[0].to(decoder.device)
             sizes = torch.from_numpy(lengths[rows]).to(decoder.device)
             values = reduce(decoder, decoder.hidden(ids, None), sizes).float().cpu().numpy()
             found.update(zip(rows.tolist(), values, strict=True))
             meter.advance(len(rows))
     return np.stack([found[row] for row in range(len(sequences))])
-
-
-def grouped(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
-    """Rows of near lengths, longest first, so that memory runs out at once or not at all.
-
-    Args:
-        lengths: int [n].
-        limit: Most tokens a group, padding included; a longer sequence goes alone.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        size = max(1, limit // max(1, int(lengths[order[0]])))
-        yield order[:size]
-        order = order[size:]
-
-
-def padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
-    """Token ids padded on the right, int64 [rows, longest]."""
-    ids = np.zeros((len(sequences), max(len(sequence) for sequence in sequences)), dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-    return torch.from_numpy(ids)
 
 
 def text_tokens(encoder: "Encoder", texts: Sequence[str]) -> list[np.ndarray]:

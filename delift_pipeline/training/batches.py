@@ -15,6 +15,8 @@ import polars as pl
 import torch
 from torch.nn import functional
 
+from delift_pipeline.scoring.batches import padded
+
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import EncodedRecords, Encoder
 
@@ -85,17 +87,12 @@ def target_cuts(encoded: "EncodedRecords") -> dict[str, int]:
 
 def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
     """Pad examples on the right and say where their answer tokens are predicted."""
-    width = max(len(example) for example in examples)
-    ids = np.full((len(examples), width), padding, dtype=np.int64)
-    mask = np.zeros((len(examples), width), dtype=np.int64)
-    for row, example in enumerate(examples):
-        ids[row, : len(example)] = np.concatenate([example.prompt, example.answer])
-        mask[row, : len(example)] = 1
+    ids, mask = padded([np.concatenate([e.prompt, e.answer]) for e in examples], padding)
     rows = [np.full(len(e.answer), row) for row, e in enumerate(examples)]
     columns = [np.arange(len(e.prompt) - 1, len(e) - 1) for e in examples]
     labels = [e.answer.astype(np.int64) for e in examples]
     flat = (torch.from_numpy(np.concatenate(part)) for part in (rows, columns, labels))
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), *flat)
+    return Batch(ids, mask, *flat)
 
 
 def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

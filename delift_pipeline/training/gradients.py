@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.scoring.batches import length_batches
 from delift_pipeline.training.batches import Batch, Example, answer_losses, collate
 
 
@@ -124,12 +126,10 @@ def gradient_batches(
         tokens: Most tokens a batch, padding included; a longer record goes alone.
         memory: Most bytes that the gradients of a batch take; one gradient always fits.
     """
-    order = sorted(range(len(examples)), key=lambda place: -len(examples[place]))
     most = max(1, memory // (4 * size))
-    while order:
-        count = max(1, min(most, tokens // len(examples[order[0]])))
-        yield order[:count]
-        order = order[count:]
+    lengths = np.asarray([len(example) for example in examples], dtype=np.int64)
+    for places in length_batches(lengths, lambda longest: min(most, tokens // longest)):
+        yield places.tolist()
 
 
 def batch_of(examples: Sequence[Example], places: Sequence[int], device: torch.device) -> Batch:

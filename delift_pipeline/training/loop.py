@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.errors import DeliftError, is_memory_error
 from delift_pipeline.progress import Progress
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.training.batches import Example, answer_losses, collate
@@ -99,7 +99,9 @@ class Run:
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
             self._refuse_non_finite(norm, "gradient", step)
             self.optimizer.step()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_error(error):
+                raise
             raise DeliftError(
                 f"training ran out of memory at batch_size {self.options.batch_size}: lower "
                 "batch_size and raise accumulation, or set gradient_checkpointing"

@@ -15,8 +15,7 @@ from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.vllm_engine import adapted_modules, answer_of
-from delift_pipeline.scoring.vllm_traps import llvm_by_its_names
+from delift_pipeline.scoring.vllm_engine import adapted_modules, answer_of, llvm_by_its_names
 
 
 @pytest.fixture
