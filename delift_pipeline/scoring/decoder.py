@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
@@ -113,8 +113,9 @@ def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
     tensors alone; fresh layer objects around the prefix's own tensors keep the prefix clean.
     """
     fresh = copy.copy(cache)
-    fresh.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in fresh.layers:
+    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
+    fresh.layers = layers
+    for layer in layers:
         if layer.keys is not None and layer.values is not None:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)

@@ -43,38 +43,27 @@ class IdSets:
         joined = np.concatenate(steps) if steps else np.empty(0, dtype=np.int64)
         return cls(first, smallest(forms), smallest(joined))
 
-    def __len__(self) -> int:
-        return len(self.first)
-
     def unpacked(self, place: int) -> np.ndarray:
         """The ids of one set, ascending, int32."""
-        sequence, runs = self._sequence(place)
-        if not runs:
+        begin, end = self._ends[place : place + 2]
+        steps = self.steps[begin:end].astype(np.int64)
+        sequence = np.concatenate([[0], np.cumsum(steps)]) + int(self.first[place])
+        if not int(self.forms[place]) & 1:
             return sequence.astype(np.int32)
         stretches = [np.arange(a, b, dtype=np.int32) for a, b in sequence.reshape(-1, 2)]
         return np.concatenate(stretches)
 
     def sizes(self) -> np.ndarray:
         """How many ids each set has, int64 [sets]."""
-        counts = [self._size(place) for place in range(len(self))]
-        return np.asarray(counts, dtype=np.int64)
+        counts = (self.forms >> 1).astype(np.int64)
+        for place in np.flatnonzero(self.forms & 1).tolist():
+            counts[place] = len(self.unpacked(place))
+        return counts
 
     @cached_property
     def _ends(self) -> np.ndarray:
         lengths = (self.forms >> 1).astype(np.int64)
         return np.concatenate([[0], np.cumsum(lengths - 1)])
-
-    def _size(self, place: int) -> int:
-        if not int(self.forms[place]) & 1:
-            return int(self.forms[place]) >> 1
-        ends = self._sequence(place)[0].reshape(-1, 2)
-        return int((ends[:, 1] - ends[:, 0]).sum())
-
-    def _sequence(self, place: int) -> tuple[np.ndarray, bool]:
-        begin, end = self._ends[place : place + 2]
-        steps = self.steps[begin:end].astype(np.int64)
-        sequence = np.concatenate([[0], np.cumsum(steps)]) + int(self.first[place])
-        return sequence, bool(self.forms[place] & 1)
 
 
 def _shorter(ids: np.ndarray) -> tuple[np.ndarray, bool]:

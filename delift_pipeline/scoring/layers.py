@@ -175,7 +175,7 @@ class LayerPath:
         for place, layer in enumerate(self.layers):
             at = batch.at if place == len(self.layers) - 1 else None
             heads = self._heads(layer, hidden, angles, at)
-            keys = [prefix and prefix[place] for prefix in before]
+            keys = [prefix[place] if prefix else None for prefix in before]
             mixed = self._mixed(heads, keys, batch, asked=at is not None)
             hidden = _after(layer, hidden if at is None else hidden[at], mixed)
         return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore

@@ -16,8 +16,8 @@ and a checksum over everything else.
 """
 
 import json
-import struct
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,6 @@ from delift_pipeline.storage.hashing import digest_bytes
 BASELINE = -1
 SUFFIX = ".safetensors"
 _META = "delift"
-_DTYPES = {
-    "F32": np.float32,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "U16": np.uint16,
-    "U32": np.uint32,
-}
 
 
 @dataclass
@@ -131,67 +124,49 @@ class Shard:
         Raises:
             DeliftError: it cannot be read.
         """
-        self.path, self.name = path, path.stem
+        from safetensors import SafetensorError, safe_open
+
+        self.path, self.name, self._open = path, path.stem, partial(safe_open, path, "np")
         try:
-            with path.open("rb") as handle:
-                self._read_layout(handle)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+            with self._open() as file:
+                self.meta: dict[str, Any] = json.loads(file.metadata()[_META])
+                self.demonstrations: np.ndarray = file.get_tensor("demonstrations")
+                names = ("set_first", "set_forms", "set_steps")
+                self._id_sets = IdSets(*map(file.get_tensor, names))
+                own = np.arange(len(self.demonstrations))
+                self._sets = file.get_tensor("sets") if "sets" in file.keys() else own  # noqa: SIM118
+            ends = np.cumsum(self._id_sets.sizes()[self._sets])
+        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
             raise DeliftError(
                 f"the score shard {path.name} cannot be read ({error}); `delift verify` sets it "
                 "aside, and its pairs are scored again"
             ) from error
-
-    def _read_layout(self, handle: Any) -> None:
-        (size,) = struct.unpack("<Q", handle.read(8))
-        if size > self.path.stat().st_size:
-            raise ValueError("its header is longer than the file")
-        self._base = 8 + size
-        self._entries: dict[str, Any] = json.loads(handle.read(size))
-        self.meta: dict[str, Any] = json.loads(self._entries.pop("__metadata__")[_META])
-        self.demonstrations = self._array(handle, "demonstrations")
-        names = ("set_first", "set_forms", "set_steps")
-        self.id_sets = IdSets(*(self._array(handle, name) for name in names))
-        own = np.arange(len(self.demonstrations))
-        self.sets = self._array(handle, "sets") if "sets" in self._entries else own
-        ends = np.cumsum(self.id_sets.sizes()[self.sets])
-        self.starts = np.concatenate([[0], ends]).astype(np.int64)
+        self._starts = np.concatenate([[0], ends]).astype(np.int64)
 
     @property
     def pairs(self) -> int:
         """How many pairs it holds."""
-        return int(self.starts[-1])
+        return int(self._starts[-1])
 
     def targets(self, place: int) -> np.ndarray:
         """Ascending target ids of the demonstration at `place`, int32."""
-        return self.id_sets.unpacked(int(self.sets[place]))
+        return self._id_sets.unpacked(int(self._sets[place]))
 
     def scores(self, place: int) -> PairScores:
         """Scores of the demonstration at `place`, in the order of `targets(place)`."""
-        start, stop = int(self.starts[place]), int(self.starts[place + 1])
-        with self.path.open("rb") as handle:
-            squared = self._array(handle, "squared_distance", start, stop)
-            return PairScores(squared, self._array(handle, "sum_logprob", start, stop))
+        return PairScores(*self._read(place, "squared_distance", "sum_logprob"))
 
     def tokens(self, place: int) -> np.ndarray:
         """Answer tokens of the targets at `place`, int32; baseline shards only."""
-        start, stop = int(self.starts[place]), int(self.starts[place + 1])
-        with self.path.open("rb") as handle:
-            return self._array(handle, "tokens", start, stop)
+        return self._read(place, "tokens")[0]
 
     def intact(self) -> bool:
         """Whether every byte is as it was written."""
-        with self.path.open("rb") as handle:
-            arrays = {name: self._array(handle, name) for name in self._entries}
+        with self._open() as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return checksum(self.meta, arrays) == self.meta.get("checksum")
 
-    def _array(self, handle: Any, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        entry = self._entries[name]
-        kind = np.dtype(_DTYPES[entry["dtype"]])
-        begin, end = entry["data_offsets"]
-        length = (end - begin) // kind.itemsize
-        last = length if stop is None else stop
-        handle.seek(self._base + begin + start * kind.itemsize)
-        found = np.frombuffer(handle.read((last - start) * kind.itemsize), dtype=kind)
-        if len(found) != last - start or [length] != entry["shape"]:
-            raise ValueError(f"its array {name} is cut off")
-        return found
+    def _read(self, place: int, *names: str) -> list[np.ndarray]:
+        start, stop = self._starts[place : place + 2].tolist()
+        with self._open() as file:
+            return [file.get_slice(name)[start:stop] for name in names]
