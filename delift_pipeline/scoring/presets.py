@@ -8,46 +8,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from delift_pipeline.scoring.estimate import ModelShape
-
 PREFIX = "preset:"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A model, the options it is run with, and its size.
+    """A model and the options it is run with.
 
     Attributes:
         model: Its hub id.
-        shape: What its memory follows from.
         settings: Other values by the names of `ModelOptions`.
     """
 
     model: str
-    shape: ModelShape
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 PRESETS: dict[str, Preset] = {
     "llama-3.2-3b": Preset(
         "meta-llama/Llama-3.2-3B",
-        ModelShape(3_212_749_824, 28, 3072, 8192, 8, 128, 128_256, tied=True),
         {"dtype": "bfloat16", "template": "paper"},
     ),
     "mistral-7b-v0.1": Preset(
         "mistralai/Mistral-7B-v0.1",
-        ModelShape(7_241_732_096, 32, 4096, 14_336, 8, 128, 32_000),
         {"dtype": "bfloat16", "template": "paper"},
     ),
     "opt-125m": Preset(
         "facebook/opt-125m",
-        ModelShape(125_239_296, 12, 768, 3072, 12, 64, 50_272, tied=True),
         {"dtype": "float32", "template": "paper"},
     ),
     # 145 GB of weights in 16 bits: two GPUs of 80 GB would leave next to nothing beside them.
     "qwen2-72b-instruct": Preset(
         "Qwen/Qwen2-72B-Instruct",
-        ModelShape(72_706_203_648, 80, 8192, 29_568, 8, 128, 152_064),
         {
             "dtype": "bfloat16",
             "template": "chat",
@@ -58,7 +50,6 @@ PRESETS: dict[str, Preset] = {
     # Its rotary positions change beyond 4,096 tokens, and the default window stays below.
     "phi-3-mini-128k-instruct": Preset(
         "microsoft/Phi-3-mini-128k-instruct",
-        ModelShape(3_821_079_552, 32, 3072, 8192, 32, 96, 32_064),
         {"dtype": "bfloat16", "template": "chat"},
     ),
 }

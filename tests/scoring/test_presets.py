@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import (
 
 from delift_pipeline.cli.model_flags import COMPUTE, ModelFlags
 from delift_pipeline.prompts.template import Template, load_template
-from delift_pipeline.scoring.estimate import GIB, ModelShape, estimate
+from delift_pipeline.scoring.estimate import BYTES, GIB, INT8_BYTES, NF4_BYTES
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.scoring.presets import PRESETS
 from resources.compute import ComputeResource
@@ -28,6 +29,100 @@ from resources.language_model import LanguageModelResource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDES = ("models.md", "vllm.md")
+BATCH_TOKENS = 8192
+LOGITS_ROWS = 512
+WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers a model's memory follows from.
+
+    Attributes:
+        parameters: All weights, a tied head counted once.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        intermediate: Width of the feed-forward part.
+        kv_heads: Heads of keys and values.
+        head_size: Numbers a head.
+        vocabulary: Rows of the embedding.
+        tied: Whether embedding and head are one matrix.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def unquantised(self) -> int:
+        """Parameters that 4- and 8-bit loading leaves as they are: embedding and head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each GPU."""
+
+    weights: float
+    cache: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it, in bytes."""
+        return self.weights + self.cache + self.activations + self.logits
+
+
+def estimate(
+    shape: ModelShape,
+    dtype: str = "float32",
+    load_in: str | None = None,
+    *,
+    window: int = WINDOW,
+    batch_tokens: int = BATCH_TOKENS,
+    gpus: int = 1,
+) -> MemoryEstimate:
+    """Memory that scoring takes on each GPU, without what the CUDA context takes itself.
+
+    Args:
+        shape: The model's.
+        dtype: Number format of activations, and of weights unless they are quantised.
+        load_in: `4bit`, `8bit` or None.
+        window: Most tokens in a sequence; the prefix takes half.
+        batch_tokens: Target tokens in a batch.
+        gpus: GPUs that share the model by tensor parallel.
+    """
+    size = BYTES[dtype]
+    tokens = window // 2 + batch_tokens
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_size * size * tokens
+    activations = batch_tokens * (8 * shape.hidden + 3 * shape.intermediate) * size
+    logits = LOGITS_ROWS * shape.vocabulary * (size + 2 * 4)
+    weights = _weights(shape, dtype, load_in)
+    return MemoryEstimate(weights / gpus, cache / gpus, activations / gpus, logits / gpus)
+
+
+def _weights(shape: ModelShape, dtype: str, load_in: str | None) -> float:
+    size = BYTES[dtype]
+    if load_in is None:
+        return shape.parameters * size
+    linear = {"4bit": NF4_BYTES, "8bit": INT8_BYTES}[load_in]
+    kept = min(shape.unquantised, shape.parameters)
+    return kept * size + (shape.parameters - kept) * linear
+
+
+SHAPES = {
+    "llama-3.2-3b": ModelShape(3_212_749_824, 28, 3072, 8192, 8, 128, 128_256, tied=True),
+    "mistral-7b-v0.1": ModelShape(7_241_732_096, 32, 4096, 14_336, 8, 128, 32_000),
+    "opt-125m": ModelShape(125_239_296, 12, 768, 3072, 12, 64, 50_272, tied=True),
+    "qwen2-72b-instruct": ModelShape(72_706_203_648, 80, 8192, 29_568, 8, 128, 152_064),
+    "phi-3-mini-128k-instruct": ModelShape(3_821_079_552, 32, 3072, 8192, 32, 96, 32_064),
+}
 CONFIGS: dict[str, Any] = {
     "llama-3.2-3b": lambda s: LlamaConfig(num_attention_heads=24, tie_word_embeddings=True, **s),
     "mistral-7b-v0.1": lambda s: MistralConfig(num_attention_heads=32, **s),
@@ -48,7 +143,7 @@ def sizes(shape: ModelShape) -> dict[str, int]:
 
 
 def config_of(name: str) -> Any:
-    shape = PRESETS[name].shape
+    shape = SHAPES[name]
     if name != "opt-125m":
         return CONFIGS[name](sizes(shape))
     return OPTConfig(
@@ -65,7 +160,7 @@ def config_of(name: str) -> Any:
 def test_a_presets_parameters_are_those_of_a_model_of_its_sizes(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(name))
-    assert PRESETS[name].shape.parameters == model.num_parameters()
+    assert SHAPES[name].parameters == model.num_parameters()
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -101,11 +196,11 @@ def test_the_memory_table_in_the_docs_is_what_the_formula_gives() -> None:
     table = rows(text, "| model | parameters | float32")
     kinds = (("float32", None), ("bfloat16", None), ("float16", "8bit"), ("bfloat16", "4bit"))
     for name, parameters, *gib in table:
-        shape = PRESETS[name].shape
+        shape = SHAPES[name]
         assert parameters == f"{shape.parameters / 1e9:.2f} B"
         assert gib == [f"{estimate(shape, *kind).total / GIB:.1f}" for kind in kinds]
     assert [row[0] for row in table] == list(PRESETS)
-    large = PRESETS["qwen2-72b-instruct"].shape
+    large = SHAPES["qwen2-72b-instruct"]
     shares = [f"{estimate(large, 'bfloat16', gpus=gpus).total / GIB:.1f}" for gpus in (2, 4, 8)]
     assert "{} on two, {} on four,\n{} on eight".format(*shares) in text
 
