@@ -14,11 +14,8 @@ from delift_pipeline.steps import leaderboard as leaderboard_step
 from delift_pipeline.steps import report
 from delift_pipeline.steps.judge import with_judgement
 from delift_pipeline.steps.outcome import Outcome
-from resources.compute import ComputeResource
-from resources.judge import JudgeResource
-from resources.language_model import LanguageModelResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
+from resources.models import ComputeResource, JudgeResource, LanguageModelResource
+from resources.store import StoreResource, TrackingResource
 
 
 @asset_per_arm(

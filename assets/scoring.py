@@ -11,9 +11,7 @@ from assets.pool import GPU_POOL
 from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.steps import plan, score
 from delift_pipeline.steps.outcome import Outcome
-from resources.compute import ComputeResource
-from resources.embedder import EmbedderResource
-from resources.language_model import LanguageModelResource
+from resources.models import ComputeResource, EmbedderResource, LanguageModelResource
 from resources.store import StoreResource
 
 

@@ -14,8 +14,7 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_step
 from delift_pipeline.steps.outcome import Outcome
-from resources.compute import ComputeResource
-from resources.language_model import LanguageModelResource
+from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource
 
 

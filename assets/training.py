@@ -11,10 +11,8 @@ from assets.pool import GPU_POOL
 from delift_pipeline.partitions import version_and_arm_of
 from delift_pipeline.steps import adapter as adapter_step
 from delift_pipeline.steps.outcome import Outcome
-from resources.compute import ComputeResource
-from resources.language_model import LanguageModelResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
+from resources.models import ComputeResource, LanguageModelResource
+from resources.store import StoreResource, TrackingResource
 
 
 @asset_per_arm(

@@ -10,16 +10,11 @@ from assets.source import with_code_references
 from assets.training import adapter
 from delift_pipeline.arms import Arms, load_arms
 from delift_pipeline.automation import executor
-from delift_pipeline.jobs import ALL_JOBS
-from delift_pipeline.schedules import ALL_SCHEDULES
+from delift_pipeline.jobs import ALL_JOBS, ALL_SCHEDULES
 from delift_pipeline.sensors import build_sensors
 from delift_pipeline.storage.home import Home
-from resources.compute import ComputeResource
-from resources.embedder import EmbedderResource
-from resources.judge import JudgeResource
-from resources.language_model import LanguageModelResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
+from resources.models import ComputeResource, EmbedderResource, JudgeResource, LanguageModelResource
+from resources.store import StoreResource, TrackingResource
 
 ASSETS = (
     raw_dataset,

@@ -9,16 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from delift_pipeline.alerts import (
-    WEBHOOK_VARIABLE,
-    Alert,
-    alerts_file,
-    send_alert,
-)
 from delift_pipeline.errors import Refused
 from delift_pipeline.jobs import score_job
 from delift_pipeline.partitions import dataset_version
-from delift_pipeline.sensors import failed_run_alerts
+from delift_pipeline.sensors import (
+    WEBHOOK_VARIABLE,
+    Alert,
+    alerts_file,
+    failed_run_alerts,
+    send_alert,
+)
 from delift_pipeline.storage.home import Home
 from delift_pipeline.validation import checked_webhook
 from resources.store import StoreResource

@@ -11,11 +11,11 @@ import pytest
 from assets.checks import specs
 from delift_pipeline.definitions import defs
 from delift_pipeline.errors import Refused
+from delift_pipeline.jobs import weekly_reselection_schedule
 from delift_pipeline.partitions import dataset_version
 from delift_pipeline.records.dropped import ingest_dropped
 from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.schedules import weekly_reselection_schedule
 from delift_pipeline.sensors import (
     applicable_arms_sensor,
     busy_versions,

@@ -15,7 +15,7 @@ from delift_pipeline.graph import build_assets
 from delift_pipeline.partitions import dataset_version, partition_of
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home
-from resources.embedder import EmbedderResource
+from resources.models import EmbedderResource
 from resources.store import StoreResource
 
 VERSIONS = str(dataset_version.name)

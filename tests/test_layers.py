@@ -24,9 +24,8 @@ FLOOR_OF = {
     **dict.fromkeys(("signals", "formatting", "plots", "compiling"), "core"),
     "utility": "kernel",
     **dict.fromkeys(("steps", "arms"), "stages"),
-    "alerts": "operations",
     **dict.fromkeys(("partitions", "automation", "dagster_internals"), "orchestration"),
-    **dict.fromkeys(("jobs", "sensors", "schedules"), "orchestration"),
+    **dict.fromkeys(("jobs", "sensors"), "orchestration"),
     "graph": "definitions",
 }
 HEAVY = ("torch", "transformers", "peft", "vllm", "mlflow", "duckdb", "sentence_transformers")

@@ -64,7 +64,7 @@ def _own_model(
     from dataclasses import replace
 
     from delift_pipeline.records.stored import known_manifest
-    from delift_pipeline.storage.model_places import model_at
+    from delift_pipeline.storage.home import model_at
 
     own = known_manifest(home, version).details
     kept = model_at(home, own["model"]) if own.get("model") and not model else None

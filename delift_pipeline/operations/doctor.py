@@ -19,8 +19,7 @@ import psutil
 from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.operations.gc import collect
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.model_places import FILE, places
+from delift_pipeline.storage.home import MODELS_FILE, Home, places
 
 State = Literal["ok", "warning", "broken"]
 GIGABYTE = 1e9
@@ -148,7 +147,7 @@ def _models(home: Home) -> Iterator[Finding]:
     gone = {name: place for name, place in known.items() if not Path(place).is_dir()}
     for name, place in gone.items():
         note = f"{name} lay at {place}, which is not there"
-        todo = f"write its folder into {FILE} of the home, or give --model DIR"
+        todo = f"write its folder into {MODELS_FILE} of the home, or give --model DIR"
         yield Finding("models", "warning", note, todo)
     if known and not gone:
         yield Finding("models", "ok", f"{len(known)} model folders outside the home, all there")

@@ -16,9 +16,8 @@ from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
 from delift_pipeline.records.stored import known_manifest, load_version, pool_ids
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json, digest_text
-from delift_pipeline.storage.home import Home, checked_version
+from delift_pipeline.storage.home import Home, checked_version, named_model
 from delift_pipeline.storage.manifest import Manifest, read_manifest
-from delift_pipeline.storage.model_places import named_model
 
 COVERAGES = ("auto", "neighbours", "all")
 EXISTING = ("subset", "pool")

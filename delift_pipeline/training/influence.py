@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from delift_pipeline.training.batches import Example
-    from delift_pipeline.training.gradients import RecordGradients
-    from delift_pipeline.training.warm_up import WarmUp
+    from delift_pipeline.training.gradients import RecordGradients, WarmUp
 
 METHOD = 1
 """Counted up when the meaning of a stored gradient changes."""
@@ -74,7 +73,7 @@ class LowRankGradients:
         self, model: LanguageModel, records: pl.DataFrame, seed: int, options: LessOptions
     ) -> "ProjectedGradients":
         """Train adapters on records, unless they are kept from before."""
-        from delift_pipeline.training.warm_up import WarmUp
+        from delift_pipeline.training.gradients import WarmUp
 
         training = warm_up_options(options, records.height)
         folder = model.gradients / digest_json(
@@ -160,8 +159,7 @@ def projected(
     """
     import torch
 
-    from delift_pipeline.training.gradients import batch_of, gradient_batches
-    from delift_pipeline.training.projection import project
+    from delift_pipeline.training.gradients import batch_of, gradient_batches, project
 
     device = next(gradients.model.parameters()).device
     memory, tokens = CPU_MEMORY, CPU_TOKENS

@@ -1,8 +1,13 @@
-"""What can be asked of training. Holds no torch, so that arms are validated in milliseconds."""
+"""What can be asked of training, and which records each step sees.
+
+Holds no torch, so that arms are validated in milliseconds.
+"""
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -146,3 +151,24 @@ class TrainingOptions(BaseModel):
         done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.learning_rate * (self.floor + (1 - self.floor) * left)
+
+
+def step_records(options: TrainingOptions, records: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the positions of the records of each step, `[records per step]`, int64.
+
+    Epochs follow each other without a gap, each in its own permutation, so every step but the last
+    is full even where the subset is smaller than a batch.
+    """
+    left, epoch = options.presentations(records), 0
+    waiting = np.empty(0, dtype=np.int64)
+    while left > 0:
+        size = min(options.records_per_step, left)
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, _epoch(records, seed, epoch)])
+            epoch += 1
+        yield waiting[:size]
+        waiting, left = waiting[size:], left - size
+
+
+def _epoch(records: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(records)

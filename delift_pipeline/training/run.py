@@ -1,21 +1,249 @@
-"""Fine-tune a model on a subset: seeded, answer-only loss, safetensors."""
+"""Fine-tune a model on a subset: seeded, answer-only loss, safetensors.
 
-from collections.abc import Iterator, Mapping
+A run's state on disk lets a killed run go on to the same weights: weights and AdamW's moments as
+safetensors, the rest as JSON. Batches and dropout are functions of seed and step, so nothing else
+has to be kept.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
 from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.storage.atomic import read_json, replacing_folder, write_json
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.training.batches import encode_examples, target_cuts
+from delift_pipeline.training.batches import (
+    Example,
+    answer_losses,
+    collate,
+    encode_examples,
+    target_cuts,
+)
 from delift_pipeline.training.log import TrainingLog, weights_hash, write_training_log
-from delift_pipeline.training.loop import Kept, OnStep, Run, parameter_counts
-from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.setup import prepare
+from delift_pipeline.training.options import TrainingOptions, step_records
+from delift_pipeline.training.setup import Trainable, prepare
+
+WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
+
+
+@dataclass
+class Progressed:
+    """What training has done so far.
+
+    Attributes:
+        step: Steps done.
+        losses: Loss of each.
+        learning_rates: Learning rate of each.
+        tokens: Tokens fed.
+        answer_tokens: Answer tokens among them.
+        seconds: Wall time spent.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    tokens: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path,
+    key: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    done: Progressed,
+) -> None:
+    """Put the state at `folder`, in place of the one before; a kill leaves the old or the new."""
+    names = _trainable(model)
+    weights = {name: value.detach().cpu().contiguous() for name, value in names.items()}
+    moments = {
+        f"{name}/{kind}": tensor.detach().cpu().contiguous()
+        for name, value in names.items()
+        for kind, tensor in optimizer.state[value].items()
+    }
+    with replacing_folder(folder) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        save_file(moments, temporary / MOMENTS)
+        write_json(temporary / STATE, {"key": key, "done": vars(done)})
+
+
+def load_checkpoint(
+    folder: Path, key: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Progressed | None:
+    """Restore the state at `folder`; None where there is none of this very run (`key`)."""
+    state = read_json(folder / STATE) if (folder / STATE).is_file() else None
+    if state is None or state["key"] != key:
+        return None
+    load_weights(folder, model)
+    moments = load_file(folder / MOMENTS)
+    for name, value in _trainable(model).items():
+        optimizer.state[value] = {
+            stored.removeprefix(f"{name}/"): tensor.to(value.device)
+            for stored, tensor in moments.items()
+            if stored.rpartition("/")[0] == name
+        }
+    return Progressed(**state["done"])
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Give a model the trained weights of the state at `folder`."""
+    weights = load_file(folder / WEIGHTS)
+    with torch.no_grad():
+        for name, value in _trainable(model).items():
+            value.copy_(weights[name])
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Called after each step (from 0) with `loss` and `learning_rate`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where and how often the state is kept."""
+
+    folder: Path | None
+    key: str
+    every: int | None
+
+
+class Run:
+    """The optimizer's steps over one set of examples."""
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        seed: int,
+        trainable: Trainable,
+        examples: Sequence[Example],
+        kept: Kept,
+    ) -> None:
+        self.options, self.seed, self.trainable = options, seed, trainable
+        self.examples, self.kept = examples, kept
+        self.total = options.total_steps(len(examples))
+        self.optimizer = _optimizer(options, trainable.model)
+        self.done, self.resumed_at = Progressed(), None
+        if kept.folder is not None:
+            found = load_checkpoint(kept.folder, kept.key, trainable.model, self.optimizer)
+            self.done, self.resumed_at = (found, found.step) if found else (self.done, None)
+
+    def go(self, progress: Progress, on_step: OnStep | None) -> None:
+        """Do the steps that are left."""
+        self.trainable.model.train()
+        kept = self.kept
+        with progress.track("train", self.total, "steps") as meter:
+            meter.advance(self.done.step)
+            order = step_records(self.options, len(self.examples), self.seed)
+            for step, positions in islice(enumerate(order), self.done.step, None):
+                started = time.monotonic()
+                loss, rate = self._step(step, positions)
+                self.done.seconds += time.monotonic() - started
+                if on_step:
+                    on_step(step, {"loss": loss, "learning_rate": rate})
+                meter.advance()
+                due = kept.every is not None and self.done.step % kept.every == 0
+                if kept.folder is not None and due and self.done.step < self.total:
+                    model = self.trainable.model
+                    save_checkpoint(kept.folder, kept.key, model, self.optimizer, self.done)
+
+    def account(self) -> dict[str, Any]:
+        """What the run did, for the log."""
+        done = vars(self.done)
+        trained, parameters = parameter_counts(self.trainable.model)
+        return {
+            **{name: value for name, value in done.items() if name != "step"},
+            "steps": self.done.step,
+            "trainable_parameters": trained,
+            "parameters": parameters,
+            "resumed_at": self.resumed_at,
+        }
+
+    def _step(self, step: int, positions: np.ndarray) -> tuple[float, float]:
+        # Near lengths share a forward pass; the step's loss does not depend on the split.
+        chosen = sorted((self.examples[i] for i in positions), key=len)
+        torch.manual_seed(int(digest_json([self.seed, step])[:15], 16))
+        rate = self.options.learning_rate_at(step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            loss = self._backward(step, chosen)
+            parameters = [p for p in self.trainable.model.parameters() if p.grad is not None]
+            limit = self.options.gradient_clip or float("inf")
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            self._refuse_non_finite(norm, "gradient", step)
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_error(error):
+                raise
+            raise DeliftError(
+                f"training ran out of memory at batch_size {self.options.batch_size}: lower "
+                "batch_size and raise accumulation, or set gradient_checkpointing"
+            ) from error
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done.step = step + 1
+        self.done.losses.append(loss)
+        self.done.learning_rates.append(rate)
+        return loss, rate
+
+    def _backward(self, step: int, chosen: list[Example]) -> float:
+        """Accumulate the gradient of the step's mean loss per answer token; returns that loss."""
+        answer_tokens = sum(len(example.answer) for example in chosen)
+        total = 0.0
+        for start in range(0, len(chosen), self.options.batch_size):
+            batch = collate(chosen[start : start + self.options.batch_size])
+            self.done.tokens += batch.tokens
+            with self.trainable.autocast():
+                losses = answer_losses(self.trainable.model, batch.to(self.trainable.device))
+            loss = losses.sum() / answer_tokens
+            total += float(loss.detach())
+            self._refuse_non_finite(total, "loss", step)
+            loss.backward()
+        self.done.answer_tokens += answer_tokens
+        return total
+
+    def _refuse_non_finite(self, value: float, what: str, step: int) -> None:
+        if not math.isfinite(value):
+            raise DeliftError(
+                f"the {what} is {value} at training step {step + 1} of {self.total}: lower "
+                "learning_rate, or give a gradient_clip"
+            )
+
+
+def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Trained parameters and all parameters."""
+    if isinstance(model, PeftModel):
+        # PEFT knows how many weights a packed 4-bit tensor holds.
+        return model.get_nb_trainable_parameters()
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 def train(

@@ -20,8 +20,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from delift_pipeline.training.batches import Example, collate
-from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.order import step_records
+from delift_pipeline.training.options import TrainingOptions, step_records
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -5,8 +5,7 @@ import pytest
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
-from resources.compute import ComputeResource
-from resources.language_model import LanguageModelResource
+from resources.models import ComputeResource, LanguageModelResource
 
 
 def options(home: Home, compute: ComputeResource) -> ModelOptions:
@@ -20,7 +19,7 @@ def version(monkeypatch: pytest.MonkeyPatch) -> None:
     class Manifest:
         details: dict[str, str] = {}  # noqa: RUF012
 
-    monkeypatch.setattr("resources.language_model.known_manifest", lambda home, name: Manifest)
+    monkeypatch.setattr("resources.models.known_manifest", lambda home, name: Manifest)
 
 
 def test_the_engine_and_its_devices_reach_the_model(home: Home) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.storage.home import Home
-from resources.judge import JudgeResource
+from resources.models import JudgeResource
 
 
 def test_without_a_model_nobody_judges(home: Home) -> None:

@@ -11,8 +11,7 @@ from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
-from resources.compute import ComputeResource
-from resources.language_model import LanguageModelResource
+from resources.models import ComputeResource, LanguageModelResource
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from delift_pipeline.arms import load_arms
 from delift_pipeline.storage.home import Home
-from resources.embedder import EmbedderResource
+from resources.models import EmbedderResource
 from resources.store import StoreResource
 
 

@@ -24,8 +24,7 @@ from delift_pipeline.prompts.template import Template, load_template
 from delift_pipeline.scoring.estimate import BYTES, GIB, INT8_BYTES, NF4_BYTES
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.scoring.presets import PRESETS
-from resources.compute import ComputeResource
-from resources.language_model import LanguageModelResource
+from resources.models import ComputeResource, LanguageModelResource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDES = ("models.md", "vllm.md")

@@ -21,10 +21,15 @@ from delift_pipeline.selection.selectors.less import LessOptions, mean_cosines
 from delift_pipeline.selection.target_set import WARM_UP, drawn, target_set
 from delift_pipeline.storage.home import Home
 from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
-from delift_pipeline.training.gradients import RecordGradients, batch_of, gradient_batches
+from delift_pipeline.training.gradients import (
+    Moments,
+    RecordGradients,
+    batch_of,
+    gradient_batches,
+    project,
+    signs,
+)
 from delift_pipeline.training.influence import LowRankGradients, warm_up_options
-from delift_pipeline.training.projection import project, signs
-from delift_pipeline.training.warm_up import Moments
 
 SMALL = {
     "warmup_share": 0.4,

@@ -1,7 +1,6 @@
 import numpy as np
 
-from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.order import step_records
+from delift_pipeline.training.options import TrainingOptions, step_records
 
 
 def test_every_epoch_shows_every_record_once() -> None:

@@ -19,9 +19,8 @@ from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import answer_losses, collate, encode_examples
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
-from delift_pipeline.training.loop import Kept, Run
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import train
+from delift_pipeline.training.run import Kept, Run, train
 from delift_pipeline.training.setup import prepare
 
 

@@ -13,8 +13,8 @@ from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
 from delift_pipeline.training.batches import encode_examples
-from delift_pipeline.training.loop import Kept, Run
 from delift_pipeline.training.options import TrainingOptions
+from delift_pipeline.training.run import Kept, Run
 from delift_pipeline.training.setup import prepare
 from delift_pipeline.training.stacked import (
     StackedLora,
