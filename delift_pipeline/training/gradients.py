@@ -248,7 +248,7 @@ class Checkpoint:
     """The state at the end of an epoch.
 
     Attributes:
-        folder: Weights, moments and state (`training.checkpoint`).
+        folder: Weights, moments and state (`training.run`).
         step: Optimizer steps done.
         learning_rate: Mean over the steps since the checkpoint before.
     """
