@@ -1,4 +1,7 @@
-"""Is a selector worth it? Run an experiment of `experiments`, or go on with one.
+"""Is a selector worth it? Find the experiments, run one or go on with one, and read its table.
+
+The experiments themselves (the paper's and ours) are in `benchmarks`, beside this package in a
+source checkout.
 
 Per stage, pool and share of wrong answers every contender chooses at every budget, each subset is
 used (a small LoRA run, or demonstrations), and held-out records are answered. The seed of a pool
@@ -7,18 +10,84 @@ value far less than another pool does. Every cell's rows are kept in a file of t
 they are there: a run that is killed and started again ends with the same table.
 """
 
+import importlib
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from delift_pipeline.bench.experiments import Unit, experiment
 from delift_pipeline.bench.table import rows_of
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress
 from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.storage.manifest import git_commit
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder that holds this package: of a source checkout, or the installed packages."""
+EXPERIMENT_NAMES = (
+    "selectors",
+    "stages",
+    "budget",
+    "annotation_budget",
+    "tuning",
+    "objectives",
+    "kernel",
+    "cost",
+    "transfer",
+    "theory",
+)
+ONLY_IN_A_CHECKOUT = (
+    "the experiments are not part of the installed package: clone the project's repository, run "
+    "`pip install -e .` in it, and give this command again"
+)
+
+
+class Unit(Protocol):
+    """What is measured and kept together; a table reads its `stage` and `wrong_share`, too."""
+
+    @property
+    def key(self) -> str:
+        """Names what is measured, and the file."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The pool's."""
+        ...
+
+    def run(self, folder: Path) -> list[dict[str, Any]]:
+        """Measure; the rows are kept."""
+        ...
+
+
+def load_experiments() -> Any:
+    """The module `benchmarks.command`, which plans and runs the experiments.
+
+    It is imported by name, and only here, because an installed package has to work without it.
+
+    Raises:
+        Refused: this is no source checkout.
+    """
+    if not (CHECKOUT / "benchmarks" / "command.py").is_file():
+        raise Refused(ONLY_IN_A_CHECKOUT)
+    # An editable installation finds the packages of the wheel only.
+    # Worker processes take the path over.
+    if str(CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT))
+    return importlib.import_module("benchmarks.command")
+
+
+def refuse_unknown(name: str) -> None:
+    """Refuse a name that is no experiment's.
+
+    Raises:
+        Refused: the fault names the experiments.
+    """
+    if name not in EXPERIMENT_NAMES:
+        reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENT_NAMES)}"
+        raise Refused(Fault(reason, field="--experiment"))
 
 
 def run_quality(
@@ -79,7 +148,7 @@ def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dic
     Raises:
         Refused: the experiment was not finished there, or has no such contender.
     """
-    experiment(name)
+    refuse_unknown(name)
     path = table_path(folder, name)
     if not path.is_file():
         reason = f"{folder} holds no table of {name}: delift bench quality --experiment {name}"

@@ -1,22 +1,14 @@
 """`delift bench quality`: the experiments, each one command that goes on where it stopped."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.output import refuse_unwritable_folder, write_output
-
-if TYPE_CHECKING:
-    from delift_pipeline.bench.cells import Jury
-    from delift_pipeline.bench.experiments import Asked
+from delift_pipeline.storage.output import refuse_unwritable_folder
 
 DEFAULT_FOLDER = "delift_bench"
-SHOWN = ("exact_match", "largest", "conditional")
-"""How the names of the metrics begin that a Markdown page shows."""
 
 
 def quality(
@@ -65,62 +57,23 @@ def quality(
     as_json: JsonOption = False,
 ) -> None:
     """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
-    from delift_pipeline.bench import experiments
-    from delift_pipeline.bench.page import markdown_tables, write_page
-    from delift_pipeline.bench.quality import run_quality, table_path
+    from delift_pipeline.bench.quality import load_experiments
 
-    chosen = experiments.experiment(experiment)
-    jury = _jury(judge, endpoint, mode=judge_mode, scoring=judge_scoring)
-    asked = replace(_asked(only, seeds, quick, model), judge=jury)
-    wanted = experiments.units_of(chosen, asked)
-    check_outputs({"--markdown": markdown}, as_json=as_json)
-    refuse_unwritable_folder(out, "--out")
-    result = run_quality(out, experiment, wanted, progress(), workers, chosen.notes(asked))
-    page = write_page(out, chosen, result)
-    if markdown is not None:
-        write_output(markdown, markdown_tables(result, SHOWN).encode("utf-8"))
-    if track:
-        from delift_pipeline.bench.tracking import track_table
-
-        result["mlflow_run"] = track_table(out, result, [page, table_path(out, experiment)])
-    show_table(result, page, as_json)
-
-
-def _asked(only: list[str] | None, seeds: str | None, quick: bool, model: str) -> "Asked":
-    """What the options ask for.
-
-    Raises:
-        Refused: a name is neither a stage nor a selector.
-    """
-    from delift_pipeline.bench.contenders import known_names
-    from delift_pipeline.bench.experiments import Asked
-    from delift_pipeline.selection.options import STAGES
-
-    named = [name.strip() for given in only or [] for name in given.split(",")]
-    known = (*STAGES, *known_names())
-    if unknown := [name for name in named if name not in known]:
-        reason = f"{unknown[0]!r} is no stage or selector: {', '.join(known)}"
-        raise Refused(Fault(reason, field="--only"))
-    return Asked(
-        stages=tuple(stage for stage in STAGES if stage in named),
+    planned = load_experiments().plan(
+        experiment,
+        only=[name.strip() for given in only or [] for name in given.split(",")],
         seeds=_seeds(seeds),
-        names=tuple(name for name in named if name not in STAGES),
         quick=quick,
         model=model,
+        judge=judge,
+        endpoint=endpoint,
+        mode=judge_mode,
+        scoring=judge_scoring,
     )
-
-
-def _jury(judge: str | None, endpoint: str | None, **how: str) -> "Jury | None":
-    """The judge that is asked for, if any.
-
-    Raises:
-        Refused: an endpoint without a judge's name, or a setting out of range.
-    """
-    from delift_pipeline.bench.cells import Jury
-
-    if judge is None and endpoint is not None:
-        raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
-    return None if judge is None else Jury.named(judge, endpoint, **how)
+    check_outputs({"--markdown": markdown}, as_json=as_json)
+    refuse_unwritable_folder(out, "--out")
+    table, page = planned.run(out, progress(), workers, markdown=markdown, track=track)
+    show_table(table, page, as_json)
 
 
 def _seeds(given: str | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.bench.pools import Sizes, draw, scored
+from benchmarks.pools import Sizes, draw, scored
 from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.registry import SELECTORS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench.pools import MODEL, Sizes, draw
+from benchmarks.pools import MODEL, Sizes, draw
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate_loaded
 from delift_pipeline.progress import SilentProgress

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from delift_pipeline.bench.contenders import Contender
-from delift_pipeline.bench.measure import Found, Subset, demo_model, examples_of, training_options
-from delift_pipeline.bench.pools import Drawn, scored
+from benchmarks.contenders import Contender
+from benchmarks.measure import Found, Subset, demo_model, examples_of, training_options
+from benchmarks.pools import Drawn, scored
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:

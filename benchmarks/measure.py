@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from delift_pipeline.bench.pools import MODEL, Drawn
+from benchmarks.pools import MODEL, Drawn
 from delift_pipeline.evaluation.options import EvaluationOptions, MetricName
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.options import TrainingOptions

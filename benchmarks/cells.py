@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from delift_pipeline.bench.contenders import Contender
-from delift_pipeline.bench.costs import cost_metrics
-from delift_pipeline.bench.measure import Found, Measurement, Mode, Subset
-from delift_pipeline.bench.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
+from benchmarks.contenders import Contender
+from benchmarks.costs import cost_metrics
+from benchmarks.measure import Found, Measurement, Mode, Subset
+from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, read_judge_options
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions, read_options
@@ -97,7 +97,7 @@ class Setting:
     """How a cell scores and measures.
 
     Attributes:
-        modes: What is done with a subset, see `bench.measure`.
+        modes: What is done with a subset, see `measure`.
         neighbours: Near prompts that are scored, where a contender reads near pairs only.
         scorer: The scoring model: `demo` or `SMALL`.
         trained: The model that is trained: `demo`, a folder or a hub id. Another one than the demo

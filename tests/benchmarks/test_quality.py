@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import experiments, quality
-from delift_pipeline.bench.cells import Cell, Setting
-from delift_pipeline.bench.contenders import contenders
-from delift_pipeline.bench.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
-from delift_pipeline.bench.pools import Sizes, draw, scored
+from benchmarks import experiments
+from benchmarks.cells import Cell, Setting
+from benchmarks.contenders import contenders
+from benchmarks.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
+from benchmarks.pools import Sizes, draw, scored
+from delift_pipeline.bench import quality
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import rows_of
 from delift_pipeline.cli.main import run
@@ -181,6 +182,10 @@ def test_compare_shows_the_contenders_that_are_named(delift: Any, tmp_path: Path
     other = delift("compare", "--experiment", "other").faults[0]
     assert "no experiment is called 'other'" in other
     assert "name arms as V/ARM" in delift("compare").faults[0]
+
+
+def test_installed_command_knows_every_experiment() -> None:
+    assert tuple(EXPERIMENTS) == quality.EXPERIMENT_NAMES
 
 
 @pytest.mark.parametrize(

@@ -13,27 +13,27 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import experiments
-from delift_pipeline.bench.cells import Cell, Jury, Setting
-from delift_pipeline.bench.contenders import contenders, known_names
-from delift_pipeline.bench.experiments import (
+from benchmarks import experiments
+from benchmarks.cells import Cell, Jury, Setting
+from benchmarks.contenders import contenders, known_names
+from benchmarks.experiments import (
     EXPERIMENTS,
     Asked,
     experiment,
     units_of,
 )
-from delift_pipeline.bench.measure import training_options
-from delift_pipeline.bench.page import experiment_page, markdown_tables, write_page
-from delift_pipeline.bench.pools import Sizes
-from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.table import rows_of
-from delift_pipeline.bench.theory import (
+from benchmarks.measure import training_options
+from benchmarks.page import experiment_page, markdown_tables, write_page
+from benchmarks.pools import Sizes
+from benchmarks.theory import (
     Rules,
     mutual_information,
     pointwise_information,
     utilities,
 )
-from delift_pipeline.bench.tracking import track_table
+from benchmarks.tracking import track_table
+from delift_pipeline.bench.quality import run_quality
+from delift_pipeline.bench.table import rows_of
 from delift_pipeline.demo import verify_demo_model
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import SilentProgress
@@ -49,8 +49,8 @@ COLUMNS = (
 PROGRAM = """
 import sys
 from pathlib import Path
-from delift_pipeline.bench.experiments import Asked, experiment, units_of
-from delift_pipeline.bench.pools import Sizes
+from benchmarks.experiments import Asked, experiment, units_of
+from benchmarks.pools import Sizes
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.progress import SilentProgress
 sizes, steps = Sizes(40, 2, 4), {0.2: 2}

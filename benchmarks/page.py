@@ -6,8 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.bench.contenders import RANDOM
-from delift_pipeline.bench.experiments import Experiment
+from benchmarks.contenders import RANDOM
+from benchmarks.experiments import Experiment
 from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_better
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.formatting import number, with_error

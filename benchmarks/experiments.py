@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from delift_pipeline.bench.cells import SMALL, Cell, Jury, Setting
-from delift_pipeline.bench.contenders import (
+from benchmarks.cells import SMALL, Cell, Jury, Setting
+from benchmarks.contenders import (
     FULL,
     INITIAL,
     RANDOM,
@@ -28,9 +28,10 @@ from delift_pipeline.bench.contenders import (
     Contender,
     contenders,
 )
-from delift_pipeline.bench.measure import Mode
-from delift_pipeline.bench.pools import Sizes
-from delift_pipeline.bench.theory import TheoryCell
+from benchmarks.measure import Mode
+from benchmarks.pools import Sizes
+from benchmarks.theory import TheoryCell
+from delift_pipeline.bench.quality import refuse_unknown
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.scoring.options import MODEL_DEMO
 from delift_pipeline.selection.options import STAGES, Stage
@@ -311,9 +312,7 @@ def experiment(name: str) -> Experiment:
     Raises:
         Refused: there is none.
     """
-    if name not in EXPERIMENTS:
-        reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENTS)}"
-        raise Refused(Fault(reason, field="--experiment"))
+    refuse_unknown(name)
     return EXPERIMENTS[name]
 
 

@@ -1,0 +1,101 @@
+"""What `delift bench quality` calls: an experiment is planned, then run, shown and logged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import experiments
+from benchmarks.cells import Jury
+from benchmarks.contenders import known_names
+from benchmarks.experiments import Asked, Experiment, Unit
+from benchmarks.page import markdown_tables, write_page
+from delift_pipeline.bench.quality import run_quality, table_path
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.progress import Progress
+from delift_pipeline.selection.options import STAGES
+from delift_pipeline.storage.output import write_output
+
+MARKDOWN_METRICS = ("exact_match", "largest", "conditional")
+"""How the names of the metrics begin that the Markdown tables show."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment, what is asked of it, and what it will therefore measure."""
+
+    experiment: Experiment
+    asked: Asked
+    units: Sequence[Unit]
+
+    def run(
+        self, out: Path, progress: Progress, workers: int, *, markdown: Path | None, track: bool
+    ) -> tuple[dict[str, Any], Path]:
+        """Measure what is missing, and write the table and its page.
+
+        Args:
+            out: Where results are kept; an interrupted experiment goes on from there.
+            progress: Where cells done are shown.
+            workers: Processes, one thread each.
+            markdown: Where the tables are written as Markdown, too.
+            track: Whether the table is logged to MLflow, in the home of `out`.
+
+        Returns:
+            The table of `run_quality`, with `mlflow_run` where it is logged, and the page's path.
+        """
+        name, notes = self.experiment.name, self.experiment.notes(self.asked)
+        table = run_quality(out, name, self.units, progress, workers, notes)
+        page = write_page(out, self.experiment, table)
+        if markdown is not None:
+            write_output(markdown, markdown_tables(table, MARKDOWN_METRICS).encode("utf-8"))
+        if track:
+            from benchmarks.tracking import track_table
+
+            table["mlflow_run"] = track_table(out, table, [page, table_path(out, name)])
+        return table, page
+
+
+def plan(
+    name: str,
+    *,
+    only: Sequence[str] = (),
+    seeds: tuple[int, ...] = (),
+    quick: bool = False,
+    model: str,
+    judge: str | None = None,
+    endpoint: str | None = None,
+    **how: str,
+) -> Plan:
+    """Plan an experiment.
+
+    Args:
+        name: The experiment's.
+        only: Stages and contenders; empty for the experiment's own.
+        seeds: The pools; empty for the experiment's own.
+        quick: Whether two pools and one budget are enough.
+        model: What the experiment `tuning` trains.
+        judge: Who scores generated answers: a model's name or folder, or None.
+        endpoint: The judge's address; None where its model runs here.
+        how: The judge's other settings.
+
+    Raises:
+        Refused: there is no such experiment, stage or contender, an endpoint has no judge, a
+            setting is out of range, or the experiment takes no such request.
+    """
+    chosen = experiments.experiment(name)
+    if judge is None and endpoint is not None:
+        raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
+    jury = None if judge is None else Jury.named(judge, endpoint, **how)
+    known = (*STAGES, *known_names())
+    if unknown := [one for one in only if one not in known]:
+        reason = f"{unknown[0]!r} is no stage or selector: {', '.join(known)}"
+        raise Refused(Fault(reason, field="--only"))
+    asked = Asked(
+        stages=tuple(stage for stage in STAGES if stage in only),
+        seeds=seeds,
+        names=tuple(one for one in only if one not in STAGES),
+        quick=quick,
+        model=model,
+        judge=jury,
+    )
+    return Plan(chosen, asked, experiments.units_of(chosen, asked))
