@@ -28,8 +28,7 @@ from delift_pipeline.partitions import (
     partition_of,
     version_and_arm_in,
 )
-from delift_pipeline.records.dropped import reject
-from delift_pipeline.records.inbox import Entry, look
+from delift_pipeline.records.inbox import Entry, look, reject
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.json_text import json_text

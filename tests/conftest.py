@@ -13,8 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.records.identity import record_id
-from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.home import Home
 

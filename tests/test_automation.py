@@ -13,7 +13,7 @@ from delift_pipeline.definitions import defs
 from delift_pipeline.errors import Refused
 from delift_pipeline.jobs import weekly_reselection_schedule
 from delift_pipeline.partitions import dataset_version
-from delift_pipeline.records.dropped import ingest_dropped
+from delift_pipeline.records.inbox import ingest_dropped
 from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.sensors import (

@@ -8,9 +8,8 @@ import pytest
 
 from delift_pipeline.evaluation import run
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
-from delift_pipeline.records.read import read_records
+from delift_pipeline.records.read import read_records, write_chosen
 from delift_pipeline.records.tables import FORMATS
-from delift_pipeline.records.write import write_chosen
 
 PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 

@@ -1,6 +1,7 @@
-"""`delift compare`: arms side by side, with paired differences and their standard errors.
+"""`delift compare` and `delift judge`: arms side by side, by metrics or by a judge's scores.
 
-Arms of a home by default; with `--experiment` the contenders of an experiment's table.
+Both show paired differences with their standard errors. `compare --experiment` shows the contenders
+of an experiment's table instead.
 """
 
 import sys
@@ -11,13 +12,19 @@ import typer
 
 from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json
+from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
+from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, progress
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.formatting import with_error
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from delift_pipeline.evaluation.judge.run import Estimate
     from delift_pipeline.operations.compare import Comparison, Side
+    from delift_pipeline.steps.judge import JudgedSide
 
 
 def compare(
@@ -39,7 +46,10 @@ def compare(
 ) -> None:
     """Compare evaluated arms, paired by held-out record, or the contenders of an experiment."""
     if experiment is not None:
-        _compare_contenders(out, experiment, arms or [], as_json)
+        from delift_pipeline.bench.quality import stored_table
+
+        found = stored_table(out, experiment, arms or [])
+        show_table(found, out / f"{experiment}.html", as_json)
         return
     if not arms:
         raise Refused(Fault("name arms as V/ARM, or an experiment by --experiment", field="arms"))
@@ -54,31 +64,26 @@ def compare(
         print(note, file=sys.stderr)
 
 
-def _compare_contenders(folder: Path, name: str, contenders: list[str], as_json: bool) -> None:
-    """Print what an experiment has found, with the page it is shown on.
+def _table(figures: list[str]) -> "Table":
+    """A table of arms with columns of figures."""
+    from rich.table import Table
 
-    Raises:
-        Refused: it was not run there, or has no such contender.
-    """
-    from delift_pipeline.bench.quality import stored_table
-
-    show_table(stored_table(folder, name, contenders), folder / f"{name}.html", as_json)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arm", *figures):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+    return table
 
 
 def _print_table(found: "Comparison") -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from delift_pipeline.evaluation.options import METRICS
 
     measured = {name for side in found.arms for name in side.metrics}
     metrics = {name: metric for name, metric in METRICS.items() if name in measured}
-    table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "records", "shared", "held out"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for metric in metrics.values():
-        table.add_column(metric.heading, justify="right", no_wrap=True)
-        table.add_column("- first", justify="right", no_wrap=True)
+    columns = ["records", "shared", "held out"]
+    columns += [name for one in metrics.values() for name in (one.heading, "- first")]
+    table = _table(columns)
     for side in found.arms:
         cells = [cell for name in metrics for cell in _cells(side, name)]
         counts = (side.records, side.shared, side.heldout)
@@ -98,3 +103,101 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
     if gap is None:
         return shown, ""
     return shown, with_error(gap["mean"], gap["se"], sign=True, ascii_only=True)
+
+
+@takes_model
+def judge(
+    arms: Annotated[
+        list[str],
+        typer.Argument(help="VERSION/ARM or VERSION/initial; differences are to the first."),
+    ],
+    model: Annotated[
+        str, typer.Option("--judge", help="The judge's name at the endpoint, or a local model.")
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible address; without one the judge runs here."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="single: one score; dimensions: each of the eight by itself.")
+    ] = "single",
+    scoring: Annotated[
+        str, typer.Option(help="written, or expected from the digits' log-probabilities.")
+    ] = "written",
+    max_tokens: Annotated[int, typer.Option(help="Longest written judgement.")] = 512,
+    least_mass: Annotated[
+        float, typer.Option(help="expected: least probability of the digits together.")
+    ] = 0.5,
+    parallel: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
+    retries: Annotated[int, typer.Option(help="Further tries of a request that failed.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 120.0,
+    price_in: Annotated[
+        float | None, typer.Option(help="Price of a million prompt tokens, for the estimate.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="Price of a million tokens written.")
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would cost, ask nothing.")
+    ] = False,
+    flags: ModelFlags = NO_FLAGS,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a language model score stored answers from 1 to 5; every reply is asked for once.
+
+    The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
+    """
+    from delift_pipeline.evaluation.judge.questions import read_judge_options
+    from delift_pipeline.steps.judge import Panel, estimate_judging, judge_sides, side_of
+
+    options = read_judge_options(
+        {
+            "model": model,
+            "endpoint": endpoint,
+            "mode": mode,
+            "scoring": scoring,
+            "max_tokens": max_tokens,
+            "least_mass": least_mass,
+            "parallel": parallel,
+            "retries": retries,
+            "timeout": timeout,
+            "price_in": price_in,
+            "price_out": price_out,
+        }
+    )
+    if endpoint and flags.given():
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
+        raise Refused(Fault(f"{given} is for a judge that runs here", field="--endpoint"))
+    local = None if endpoint else flags.options(model)
+    panel, sides = Panel(Home.at(home), options, local), [side_of(arm) for arm in arms]
+    cost = estimate_judging(panel, sides)
+    shown = progress()
+    if estimate:
+        print_json(vars(cost)) if as_json else print(_cost_line(cost))
+        return
+    shown.say(_cost_line(cost))
+    refuse_unwritable_folder(panel.home.root, "--home")
+    found = judge_sides(panel, sides, shown)
+    print_json([one.as_json() for one in found]) if as_json else _print_scores(found)
+
+
+def _cost_line(cost: "Estimate") -> str:
+    price = "" if cost.price is None else f", price about {cost.price:,.2f}"
+    return (
+        f"{cost.requests:,} questions to ask ({cost.known:,} of {cost.questions:,} known), about "
+        f"{cost.prompt_tokens:,} tokens asked and {cost.reply_tokens:,} replied{price}"
+    )
+
+
+def _print_scores(found: "list[JudgedSide]") -> None:
+    from rich.console import Console
+
+    table = _table(["score", "scored", "no score", "no reply", "minus first"])
+    for one in found:
+        scores, gap = one.judged.overall, one.minus_first
+        mean = with_error(scores.mean, scores.se, 2, ascii_only=True)
+        beside = with_error(gap.mean, gap.se, 2, sign=True, ascii_only=True) if gap else "-"
+        counts = (scores.scored, scores.unparsable, scores.failed)
+        table.add_row(str(one.side), mean, *(f"{count:,}" for count in counts), beside)
+    Console().print(table)

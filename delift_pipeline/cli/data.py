@@ -234,7 +234,7 @@ def _rules(**given: list[str] | None) -> "RuleOptions":
 
 def _default_out(file: Path) -> Path:
     """A file in the working directory, named after the first input."""
-    from delift_pipeline.records.sources import STANDARD, STANDARD_INPUT
+    from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
 
     name = "stdin" if file in (STANDARD, STANDARD_INPUT) else file.resolve().name
     return Path(f"{name.split('.')[0]}.selected.jsonl")

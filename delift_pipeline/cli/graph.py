@@ -1,6 +1,7 @@
-"""Materialising the graph in this process, for `delift run` and `delift demo`."""
+"""The graph's runs in this process, for `delift run` and `delift demo`, and interrupted ones."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +9,20 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.cli.options import environment
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.records.inbox import find
-from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
+from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.steps.subset import refuse_inapplicable
 from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.home import Home, checked_version
+from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from delift_pipeline.operations.doctor import Finding
 
 
 def prepare_dagster_home(home: Home) -> None:
@@ -53,7 +57,7 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
     Raises:
         Refused: a named arm does not exist or does not apply.
     """
-    arms, stages = load_arms(home), dataset.stages()
+    arms = load_arms(home)
     faults: list[Fault] = []
     for name in names:
         try:
@@ -62,22 +66,12 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
             faults.extend(refused.faults)
     if faults:
         raise Refused(*faults)
-    chosen = arms.of_stages(stages)
-    if names:
-        chosen = [arm for arm in chosen if arm.name in names]
-        retired = set(names) - {arm.name for arm in chosen}
-        chosen += [arms.arm(name) for name in names if name in retired]
-    return chosen
-
-
-def refuse_unknown(home: Home, version: str) -> None:
-    """Refuse a version that is neither stored nor in the inbox, before anything is written.
-
-    Raises:
-        Refused: it is not; the sentence names those there are.
-    """
-    if find(home, checked_version(version)) is None:
-        known_manifest(home, version)
+    chosen = arms.of_stages(dataset.stages())
+    if not names:
+        return chosen
+    chosen = [arm for arm in chosen if arm.name in names]
+    retired = set(names) - {arm.name for arm in chosen}
+    return chosen + [arms.arm(name) for name in names if name in retired]
 
 
 class GraphRuns:
@@ -100,8 +94,6 @@ class GraphRuns:
     @contextmanager
     def opened(cls, home: Home) -> "Iterator[GraphRuns]":
         """Open the home's instance; runs that lost their process are closed first."""
-        from delift_pipeline.cli.interrupted import close_interrupted, is_served, report_closed
-
         with opened_instance(home) as instance:
             report_closed(close_interrupted(instance, served=is_served(home)))
             yield cls(home, instance)
@@ -135,9 +127,9 @@ class GraphRuns:
 
     def refresh_leaderboard(self) -> None:
         """Rebuild the leaderboard."""
-        self._execute("refresh_leaderboard", None, {})
+        self._execute("refresh_leaderboard", "", {})
 
-    def _execute(self, job: str, partition: Any, config: Mapping[str, Any]) -> None:
+    def _execute(self, job: str, partition: str, config: Mapping[str, Any]) -> None:
         from delift_pipeline.dagster_internals import execute_in_process
         from delift_pipeline.graph import build_definitions
 
@@ -146,12 +138,12 @@ class GraphRuns:
             "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             "resources": dict(config),
         }
-        print(f"{job} {partition or ''}".rstrip(), file=sys.stderr, flush=True)
-        job_definition = build_definitions(self._home).resolve_job_def(job)
-        result = execute_in_process(job_definition, self._instance, partition, run_config)
+        print(f"{job} {partition}".rstrip(), file=sys.stderr, flush=True)
+        definition = build_definitions(self._home).resolve_job_def(job)
+        result = execute_in_process(definition, self._instance, partition or None, run_config)
         label = f"{job}:{partition}" if partition else job
         self.seconds[label] = round(time.monotonic() - started, 2)
-        self.runs.append({"job": job, "partition": str(partition or ""), "run_id": result.run_id})
+        self.runs.append({"job": job, "partition": str(partition), "run_id": result.run_id})
         for event in result.get_asset_materialization_events():
             made = event.step_materialization_data.materialization
             if made.asset_key.path[-1] == "in_context_logprobs":
@@ -180,3 +172,123 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
         if event.step_failure_data.error is not None:
             error.add_note(event.step_failure_data.error.to_string())
     return error
+
+
+FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
+"""Where Dagster's daemon keeps the last failure it has considered for a retry."""
+
+
+def serving_lock(home: Home, timeout: float = 0) -> FileLock:
+    """The lock that `delift ui` holds while it serves a home."""
+    return FileLock(home.dagster / ".serving.lock", timeout=timeout)
+
+
+def is_served(home: Home) -> bool:
+    """Whether a `delift ui` serves the home just now."""
+    try:
+        with serving_lock(home):
+            return False
+    except Timeout:
+        return True
+
+
+def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -> list[str]:
+    """Close every run that is at work by its record and has no process any more.
+
+    The daemon launches those again that a server had launched. Places in pools that such runs, or
+    runs that have ended, still hold are freed.
+
+    Args:
+        instance: The home's Dagster instance.
+        served: Whether a `delift ui` is running. It looks after the runs that it launched; one
+            that is about to start has no process yet.
+
+    Returns:
+        The ids of the closed runs, oldest first.
+    """
+    from delift_pipeline.dagster_internals import close_run, free_slots, is_launched
+
+    cursors = instance.daemon_cursor_storage
+    if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
+        # Without a first cursor the daemon would pass over all earlier failures, these among them.
+        latest = instance.event_log_storage.get_maximum_record_id() or 0
+        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
+    gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
+    for run in gone:
+        close_run(instance, run)
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or (run.is_finished and not (served and is_launched(run))):
+            free_slots(instance, run_id)
+    return [run.run_id for run in gone]
+
+
+def report_closed(run_ids: list[str]) -> None:
+    """Say on standard error which runs were closed."""
+    for run_id in run_ids:
+        reason = "its process is gone; what it finished is kept"
+        print(f"run {run_id[:8]} was interrupted: {reason}", file=sys.stderr, flush=True)
+
+
+def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"]:
+    """Runs that are at work by their record and have no process, oldest first."""
+    import dagster as dg
+
+    from delift_pipeline.dagster_internals import AT_WORK, PROCESS_TAG, process_of
+
+    # A server's run may wait for its start for long; ours is started where it is made.
+    statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
+    runs = [
+        run
+        for run in instance.get_runs(dg.RunsFilter(statuses=statuses))
+        if run.status in AT_WORK or PROCESS_TAG in run.tags
+    ]
+    return [run for run in reversed(runs) if process_of(instance, run) is None]
+
+
+def run_findings(home: Home) -> Iterator["Finding"]:
+    """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
+    if not ((home.dagster / "dagster.yaml").is_file() and os.access(home.dagster, os.W_OK)):
+        return  # Dagster cannot open its databases where it cannot write.
+    import dagster as dg
+
+    from delift_pipeline.dagster_internals import is_launched
+    from delift_pipeline.operations.doctor import Finding
+
+    logging.getLogger("dagster").setLevel(logging.ERROR)
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        gone = runs_without_process(instance)
+        if any(is_launched(run) for run in gone) and is_served(home):
+            gone = [run for run in gone if not is_launched(run)]
+        todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
+        warnings = [
+            (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone", todo)
+            for run in gone
+        ]
+        warnings += _waiting(instance)
+    for note, todo in warnings:
+        yield Finding("runs", "warning", note, todo)
+    if not warnings:
+        yield Finding("runs", "ok", "none was interrupted, none waits for a pool")
+
+
+def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
+    from delift_pipeline.dagster_internals import process_of
+
+    storage = instance.event_log_storage
+    for pool in sorted(storage.get_concurrency_keys()):
+        info = storage.get_concurrency_info(pool)
+        waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
+        if not waiting:
+            continue
+        holders, todo = [], "the next `delift run` or `delift ui` frees it"
+        for run_id in sorted(info.active_run_ids):
+            run = instance.get_run_by_id(run_id)
+            process = process_of(instance, run) if run else None
+            if process:
+                todo = "let it finish, or end its process"
+            where = f"process {process.pid}" if process else "its process is gone"
+            holders.append(f"run {run_id[:8]} ({where})")
+        names = ", ".join(run_id[:8] for run_id in waiting)
+        held = " and ".join(holders) or "no run"
+        yield f"run {names} waits for a place in the pool {pool}, held by {held}", todo

@@ -83,7 +83,7 @@ def _record(records: pl.DataFrame, name: str, option: str) -> dict[str, Any]:
     Raises:
         Refused: there is none.
     """
-    from delift_pipeline.records.lookup import find_record
+    from delift_pipeline.records.stored import find_record
 
     found = find_record(records, name, field=option, prefix=False)
     return records.filter(pl.col("record_id") == found).row(0, named=True)

@@ -14,14 +14,11 @@ from delift_pipeline.cli import (
     bench,
     compare,
     data,
-    demo,
     explain,
     inspection,
-    judge,
     lineage,
     operations,
     plan,
-    query,
     recipe,
     runs,
 )
@@ -68,25 +65,13 @@ def options(
     """Choose the part of an instruction data set worth fine-tuning on, and say why."""
 
 
-app.command("demo")(demo.demo)
-app.command("ingest")(data.ingest)
-app.command("recipe")(recipe.recipe)
-app.command("select")(data.select)
-app.command("score")(inspection.score)
-app.command("prompt")(inspection.prompt)
-app.command("explain")(explain.explain)
-app.command("run")(runs.run)
-app.command("ui")(runs.ui)
-app.command("plan")(plan.plan)
-app.command("compare")(compare.compare)
-app.command("lineage")(lineage.lineage)
-app.command("judge")(judge.judge)
-app.command("query")(query.query)
-app.command("catalog")(query.catalog)
-app.command("forget")(operations.forget)
-app.command("doctor")(operations.doctor)
-app.command("gc")(operations.gc)
-app.command("verify")(operations.verify)
+for command in (
+    *(runs.demo, data.ingest, recipe.recipe, data.select, inspection.score, inspection.prompt),
+    *(explain.explain, runs.run, runs.ui, plan.plan, compare.compare, lineage.lineage),
+    *(compare.judge, operations.query, operations.catalog, operations.forget),
+    *(operations.doctor, operations.gc, operations.verify),
+):
+    app.command()(command)
 app.add_typer(bench.app, name="bench")
 
 

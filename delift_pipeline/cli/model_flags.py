@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,60 +14,42 @@ if TYPE_CHECKING:
     from delift_pipeline.scoring.options import ModelOptions
 
 COMPUTE = {
-    "engine": "engine",
-    "device": "device",
-    "device_map": "device_map",
+    **{own: own for own in ("engine", "device", "device_map", "batch_tokens", "memory_limit")},
+    **{own: own for own in ("in_flight", "threads", "workers")},
     "tensor_parallel": "tensor_parallel_size",
     "gpu_memory": "gpu_memory_utilization",
-    "batch_tokens": "batch_tokens",
-    "memory_limit": "memory_limit",
-    "in_flight": "in_flight",
-    "threads": "threads",
-    "workers": "workers",
 }
 """Flags that belong to the compute resource, and what `ModelOptions` calls them."""
 
 
-HELP = {
-    "revision": "The hub revision to load.",
-    "template": TEMPLATE_HELP,
-    "window": "Tokens a prompt may take [the model's, <= 2048].",
-    "dtype": "float32, bfloat16 or float16 [the preset's, else float32].",
-    "load_in": "4bit or 8bit weights, by bitsandbytes.",
-    "engine": "transformers, vllm or naive [transformers].",
-    "device": "auto, cpu, cuda or cuda:N [auto].",
-    "device_map": "Lay one model over several GPUs: auto, balanced or sequential.",
-    "tensor_parallel": "GPUs that vLLM splits the model over [1].",
-    "gpu_memory": "Share of each GPU's memory that vLLM takes [0.9].",
-    "batch_tokens": "Most target tokens in one batch [the device's own].",
-    "memory_limit": "GiB that scoring takes over the model [1.5; 0.8 of a GPU's free].",
-    "in_flight": "Demonstrations that share batches [1; 4 on a GPU].",
-    "threads": "CPU threads of a process [PyTorch's own choice].",
-    "workers": "Processes that score together, one a GPU [1].",
-    "trust_remote_code": "Let code that comes with the model run.",
-}
+def _flag(help: str) -> Any:
+    return field(default=None, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """What was given of the group; None where nothing was. `HELP` explains each."""
+    """What was given of the group; None where nothing was."""
 
-    revision: str | None = None
-    template: str | None = None
-    window: int | None = None
-    dtype: str | None = None
-    load_in: str | None = None
-    engine: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    tensor_parallel: int | None = None
-    gpu_memory: float | None = None
-    batch_tokens: int | None = None
-    memory_limit: float | None = None
-    in_flight: int | None = None
-    threads: int | None = None
-    workers: int | None = None
-    trust_remote_code: bool = False
+    revision: str | None = _flag("The hub revision to load.")
+    template: str | None = _flag(TEMPLATE_HELP)
+    window: int | None = _flag("Tokens a prompt may take [the model's, <= 2048].")
+    dtype: str | None = _flag("float32, bfloat16 or float16 [the preset's, else float32].")
+    load_in: str | None = _flag("4bit or 8bit weights, by bitsandbytes.")
+    engine: str | None = _flag("transformers, vllm or naive [transformers].")
+    device: str | None = _flag("auto, cpu, cuda or cuda:N [auto].")
+    device_map: str | None = _flag("Lay one model over several GPUs: auto, balanced or sequential.")
+    tensor_parallel: int | None = _flag("GPUs that vLLM splits the model over [1].")
+    gpu_memory: float | None = _flag("Share of each GPU's memory that vLLM takes [0.9].")
+    batch_tokens: int | None = _flag("Most target tokens in one batch [the device's own].")
+    memory_limit: float | None = _flag(
+        "GiB that scoring takes over the model [1.5; 0.8 of a GPU's free]."
+    )
+    in_flight: int | None = _flag("Demonstrations that share batches [1; 4 on a GPU].")
+    threads: int | None = _flag("CPU threads of a process [PyTorch's own choice].")
+    workers: int | None = _flag("Processes that score together, one a GPU [1].")
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let code that comes with the model run."}
+    )
 
     def options(self, model: str) -> "ModelOptions":
         """The model's options, validated whole.
@@ -105,17 +87,15 @@ class ModelFlags:
 NO_FLAGS = ModelFlags()
 
 
-def _option(flag: Field[Any]) -> Any:
-    name = f"--{flag.name.replace('_', '-')}"
-    return Annotated[flag.type, typer.Option(name, help=HELP[flag.name])]
-
-
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the whole group in the place of its parameter `flags`.
 
     Typer reads a command's options from its signature and knows no groups of them.
     """
-    group = {one.name: (_option(one), one.default) for one in fields(ModelFlags)}
+    group: dict[str, tuple[Any, Any]] = {}
+    for one in fields(ModelFlags):
+        option = typer.Option(f"--{one.name.replace('_', '-')}", help=one.metadata["help"])
+        group[one.name] = (Annotated[one.type, option], one.default)
     options: dict[str, tuple[Any, Any]] = {}
     for name, one in inspect.signature(command, eval_str=True).parameters.items():
         options |= group if name == "flags" else {name: (one.annotation, one.default)}

@@ -1,5 +1,7 @@
-"""`delift forget`, `doctor`, `gc` and `verify`: looking after a home."""
+"""`delift forget`, `doctor`, `gc`, `verify`, `query` and `catalog`: looking after a home."""
 
+import csv
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,14 +10,18 @@ import typer
 from delift_pipeline.cli.options import (
     HomeOption,
     JsonOption,
+    print_json,
     print_result,
     writable_home,
 )
-from delift_pipeline.cli.query import existing
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.records.csv_rows import csv_cell
 from delift_pipeline.storage.home import FINGERPRINT_PATTERN, Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.operations.forget import Forgotten
+    from delift_pipeline.operations.query import Answer
+
+ROWS_SHOWN = 100
 
 
 def forget(
@@ -32,7 +38,14 @@ def forget(
     from delift_pipeline.operations.forget import forget as forgotten
 
     found = forgotten(_existing(home, written=not dry_run), records, dry_run=dry_run)
-    print_result(as_json, found.as_json(), _forgotten_text(found))
+    done = "forgotten" if found.applied else "would be forgotten (--dry-run)"
+    marked = "marked for rebuilding" if found.applied else "would be marked"
+    lines = [f"{', '.join(found.records)}: {done}"]
+    lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in found.versions.items()]
+    lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
+    lines += [f"  by hand: {line}" for line in found.beyond]
+    lines += [f"next: {run}" for run in found.runs]
+    print_result(as_json, found.as_json(), "\n".join(lines))
 
 
 def doctor(
@@ -43,16 +56,16 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
-    from delift_pipeline.cli.interrupted import run_findings
+    from delift_pipeline.cli.graph import run_findings
     from delift_pipeline.operations.doctor import examine
 
     findings = examine(Home.at(home), self_test=self_test, more=[run_findings])
-    broken = [finding for finding in findings if finding.state == "broken"]
+    broken = any(one.state == "broken" for one in findings)
     lines = [
         f"{one.state:8}{one.name:11}{one.note}{f': {one.todo}' if one.todo else ''}"
         for one in findings
     ]
-    value = {"ok": not broken, "findings": [finding.as_json() for finding in findings]}
+    value = {"ok": not broken, "findings": [one.as_json() for one in findings]}
     print_result(as_json, value, "\n".join(lines))
     if broken:
         raise typer.Exit(1)
@@ -73,20 +86,17 @@ def gc(
     print_result(as_json, found.as_json(), "\n".join(lines))
 
 
-def _existing(home: Path | None, *, written: bool) -> Home:
-    """The home, if there is one and it can be written where that is needed."""
-    place = existing(Home.at(home))
+def _existing(home: Path | None, *, written: bool = False) -> Home:
+    """The home, if there is one and it can be written where that is needed.
+
+    Raises:
+        Refused: there is none, or nothing can be written there.
+    """
+    place = Home.at(home)
+    if not place.root.is_dir():
+        reason = f"{place.root} is no home: give --home DIR, or ingest a version first"
+        raise Refused(Fault(reason, field="--home"))
     return writable_home(home) if written else place
-
-
-def _forgotten_text(found: "Forgotten") -> str:
-    done = "forgotten" if found.applied else "would be forgotten (--dry-run)"
-    marked = "marked for rebuilding" if found.applied else "would be marked"
-    lines = [f"{', '.join(found.records)}: {done}"]
-    lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in found.versions.items()]
-    lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
-    lines += [f"  by hand: {line}" for line in found.beyond]
-    return "\n".join([*lines, *(f"next: {run}" for run in found.runs)])
 
 
 def verify(
@@ -99,11 +109,20 @@ def verify(
     """Read every byte of every score shard; exit status 1 where a damaged one is left."""
     folder = Home.at(home).root / "scores"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    stores = [folder / name for name in names if FINGERPRINT_PATTERN.fullmatch(name)]
-    found = [_checked(store, repair) for store in stores]
-    bad = [shard for store in found for shard in store["bad"]]
-    value = {"stores": found, "bad": len(bad), "repaired": repair and bool(bad)}
-    print_result(as_json, value, "\n".join(_lines(found, repair)))
+    stores = [_checked(folder / one, repair) for one in names if FINGERPRINT_PATTERN.fullmatch(one)]
+    bad = sum(len(store["bad"]) for store in stores)
+    done = "; set aside, its pairs are scored again" if repair else ""
+    lines = []
+    for store in stores:
+        name = store["fingerprint"]
+        lines.append(f"{name}: {store['shards']:,} shards, {len(store['bad'])} damaged")
+        if store["manifest"]:
+            lines.append(f"{name}: {store['manifest']}")
+        lines += [f"{name}/{shard['shard']}: {shard['reason']}{done}" for shard in store["bad"]]
+    if bad and not repair:
+        lines.append("delift verify --repair sets damaged shards aside")
+    value = {"stores": stores, "bad": bad, "repaired": repair and bad > 0}
+    print_result(as_json, value, "\n".join(lines or ["no scores are stored here"]))
     if bad and not repair:
         raise typer.Exit(1)
 
@@ -134,15 +153,61 @@ def _checked(folder: Path, repair: bool) -> dict[str, Any]:
     }
 
 
-def _lines(stores: list[dict[str, Any]], repair: bool) -> list[str]:
-    lines = []
-    for store in stores:
-        name = store["fingerprint"]
-        lines.append(f"{name}: {store['shards']:,} shards, {len(store['bad'])} damaged")
-        if store["manifest"]:
-            lines.append(f"{name}: {store['manifest']}")
-        done = "; set aside, its pairs are scored again" if repair else ""
-        lines += [f"{name}/{bad['shard']}: {bad['reason']}{done}" for bad in store["bad"]]
-    if any(store["bad"] for store in stores) and not repair:
-        lines.append("delift verify --repair sets damaged shards aside")
-    return lines or ["no scores are stored here"]
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT; docs/queries.md lists the views.")],
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Comma-separated values with a header.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask about records, scores, utilities, subsets, reasons, metrics and lineage in SQL."""
+    from delift_pipeline.operations.query import run_query
+
+    if as_csv and as_json:
+        raise Refused(Fault("give --json or --csv, not both"))
+    answer = run_query(_existing(home), sql)
+    for line in answer.left_out:
+        print(line, file=sys.stderr)
+    if as_json:
+        print_json(answer.as_json())
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(answer.columns)
+        writer.writerows([csv_cell(value) for value in row] for row in answer.rows)
+    else:
+        _print_table(answer)
+
+
+def catalog(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Make catalog.duckdb anew from the files of the home."""
+    from delift_pipeline.operations.catalog import refresh_catalog
+
+    place = _existing(home, written=True)
+    made = refresh_catalog(place, anew=True)
+    size = place.catalog.stat().st_size
+    value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
+    text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
+    print_result(as_json, value, text)
+
+
+def _print_table(answer: "Answer") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in answer.columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in answer.rows[:ROWS_SHOWN]:
+        cells = (csv_cell(value) for value in row)
+        table.add_row(*(Text("".join(map(_visible, cell))) for cell in cells))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    more = len(answer.rows) - ROWS_SHOWN
+    if more > 0:
+        print(f"and {more:,} more rows (--csv and --json give all)", file=sys.stderr)
+
+
+def _visible(letter: str) -> str:
+    """A character, or an escape for one that a terminal would obey."""
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()

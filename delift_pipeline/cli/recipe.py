@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import JsonOption, check_outputs, message_stream, print_json
+from delift_pipeline.cli.options import (
+    JsonOption,
+    check_outputs,
+    message_stream,
+    print_json,
+    print_result,
+)
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.output import refuse_unwritable_folder
+
+if TYPE_CHECKING:
+    from delift_pipeline.records.recipes.read import Sizes
+    from delift_pipeline.records.recipes.table import Transfer
 
 
 def recipe(
@@ -38,7 +48,8 @@ def recipe(
 
     A benchmark's row may be in its publishers' columns or in a record's own.
     """
-    from delift_pipeline.records.recipes.table import TRANSFERS
+    from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows
+    from delift_pipeline.records.recipes.table import TRANSFERS, recipe_of
 
     if name is None:
         _list(as_json)
@@ -47,62 +58,44 @@ def recipe(
         raise Refused(Fault("say where to write", field="--out"))
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
-        facts = _transfer(name, source or [], out, (limit, target, heldout), seed)
+        sizes = Sizes(limit or Sizes.pool, target, heldout)
+        facts = _transfer(TRANSFERS[name], source or [], out, sizes, seed)
     else:
         check_outputs({"--out": out}, as_json=as_json)
-        facts = _benchmark(name, source or [], split, limit, seed, revision, out)
-    print_json(facts) if as_json else print(facts["said"], file=message_stream(out))
-
-
-def _benchmark(
-    name: str,
-    source: list[str],
-    split: str,
-    limit: int | None,
-    seed: int,
-    revision: str | None,
-    out: Path,
-) -> dict[str, Any]:
-    from delift_pipeline.records.recipes.read import benchmark_rows, write_rows
-    from delift_pipeline.records.recipes.table import recipe_of
-
-    found = recipe_of(name)
-    if len(source) > 1:
-        raise Refused(Fault("a benchmark has one source", field="--source"))
-    place = source[0] if source else None
-    rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
-    write_rows(out, rows)
-    about = f"{out}: {len(rows):,} records of {found.title} ({split})"
-    return {
-        "recipe": name,
-        "records": len(rows),
-        "file": str(out),
-        "metrics": list(found.metrics),
-        "said": f"{about}; {_evaluation(found.metrics)}",
-    }
+        found = recipe_of(name)
+        if source and len(source) > 1:
+            raise Refused(Fault("a benchmark has one source", field="--source"))
+        place = source[0] if source else None
+        rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
+        write_rows(out, rows)
+        about = f"{out}: {len(rows):,} records of {found.title} ({split})"
+        facts = {
+            "recipe": name,
+            "records": len(rows),
+            "file": str(out),
+            "metrics": list(found.metrics),
+            "said": f"{about}; {_evaluation(found.metrics)}",
+        }
+    print_result(as_json, facts, facts["said"], message_stream(out))
 
 
 def _transfer(
-    name: str, source: list[str], out: Path, sizes: tuple[int | None, int, int], seed: int
+    transfer: "Transfer", source: list[str], out: Path, sizes: "Sizes", seed: int
 ) -> dict[str, Any]:
-    from delift_pipeline.records.recipes.table import TRANSFERS, recipe_of
-    from delift_pipeline.records.recipes.transfers import Sizes, write_transfer
+    from delift_pipeline.records.recipes.read import write_transfer
+    from delift_pipeline.records.recipes.table import recipe_of
 
-    transfer = TRANSFERS[name]
     pairs = [item.partition("=") for item in source]
     bad = [recipe for recipe, equals, place in pairs if not equals or not place]
     if bad:
         raise Refused(*(Fault(f"{item!r}: write RECIPE=PLACE", field="--source") for item in bad))
     places = {recipe_of(recipe).name: place for recipe, _, place in pairs}
-    pool, target, heldout = sizes
-    versions = write_transfer(
-        out, transfer, places, Sizes(pool or Sizes.pool, target, heldout), seed
-    )
+    versions = write_transfer(out, transfer, places, sizes, seed)
     metrics = recipe_of(transfer.goal).metrics
     lines = [str(out / version) for version in versions]
     lines += [f"stage {transfer.stage}; {_evaluation(metrics)}", transfer.note]
     return {
-        "transfer": name,
+        "transfer": transfer.name,
         "stage": transfer.stage,
         "versions": versions,
         "folder": str(out),

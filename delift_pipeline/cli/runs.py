@@ -1,19 +1,42 @@
-"""`delift run` and `delift ui`: the graph without and with its user interface."""
+"""`delift run`, `delift demo` and `delift ui`: the graph without and with its user interface.
 
+Runs in this process end within ten seconds of SIGINT or SIGTERM.
+"""
+
+import os
+import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import resources
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from delift_pipeline.cli.interruption import interruptible
 from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
 from delift_pipeline.cli.options import (
     HomeOption,
     JsonOption,
     OwnModelOption,
     print_json,
+    print_result,
     writable_home,
 )
+from delift_pipeline.records.inbox import find
+from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.signals import SIGNALS, SignalWatch, exit_status
+from delift_pipeline.storage.atomic import write_text
+from delift_pipeline.storage.home import Home, checked_version
+
+DEMO_HOME = "delift_demo"
+TEMPLATE = "world"
+# The matrices of so small a model are not worth sharing between threads.
+ONE_THREAD = {"compute": {"config": {"threads": 1}}}
+NOTE = "interrupted: what is finished is kept; run the same command again to go on from there"
 
 
 @takes_model
@@ -33,13 +56,14 @@ def run(
     """
     from rich.console import Console
 
-    from delift_pipeline.cli.graph import GraphRuns, refuse_unknown
+    from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
 
     place, started = writable_home(home), time.monotonic()
     with interruptible(place):
         config = flags.resources(model)
-        refuse_unknown(place, version)
+        if find(place, checked_version(version)) is None:
+            known_manifest(place, version)  # refuses an unknown one before anything is written
         with GraphRuns.opened(place) as done:
             arms = done.run_version(version, arm or [], config)
             done.refresh_leaderboard()
@@ -69,3 +93,127 @@ def ui(
     from delift_pipeline.cli.serve import serve
 
     raise typer.Exit(serve(writable_home(home), port, mlflow_port))
+
+
+@contextmanager
+def interruptible(home: Home) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the work inside, which shows a bar on a terminal.
+
+    The work ends in order where it can. Where it does not within some seconds, or at a second
+    signal, the process ends all the same.
+
+    Raises:
+        typer.Exit: a signal came, or someone cancelled the run; the status is 130 or 143.
+    """
+    if sys.stderr.isatty():
+        os.environ["DELIFT_PROGRESS_BAR"] = "1"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {sign: signal.signal(sign, signal.default_int_handler) for sign in SIGNALS}
+    try:
+        with SignalWatch(before_exit=partial(_record_end, home)) as watch:
+            try:
+                yield
+            except BaseException as error:
+                # An interrupt inside a library may come out as an error of that library.
+                if not isinstance(error, KeyboardInterrupt) and watch.received is None:
+                    raise
+                # A repeated signal must not break this off. The watch still hears it.
+                for sign in SIGNALS:
+                    signal.signal(sign, lambda *_: None)
+                _record_end(home)
+                raise typer.Exit(exit_status(watch.wait(seconds=1.0))) from None
+    finally:
+        for sign, handler in previous.items():
+            signal.signal(sign, handler)
+
+
+def _record_end(home: Home) -> None:
+    """Say what happens next, and cancel the runs of this process."""
+    print(NOTE, file=sys.stderr, flush=True)
+    if not (home.dagster / "dagster.yaml").is_file():
+        return
+    import dagster as dg
+
+    from delift_pipeline.dagster_internals import cancel_own_runs
+
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        cancel_own_runs(instance)
+
+
+def demo(
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
+    from rich.console import Console
+
+    from delift_pipeline.arms import load_arms
+    from delift_pipeline.cli.graph import GraphRuns
+    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
+    from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows, print_leaderboard
+
+    started = time.monotonic()
+    place = writable_home(home or Path(DEMO_HOME))
+    print(f"the demo writes to {place.root}", file=sys.stderr)
+    with interruptible(place):
+        prepare(place)
+        arms = load_arms(place)
+        with GraphRuns.opened(place) as done:
+            others = [arm.name for arm in arms if arm.stage != "continual"]
+            done.run_version(FIRST_VERSION, others, ONE_THREAD)
+            continual = [arm.name for arm in arms if arm.stage == "continual"]
+            done.run_version(SECOND_VERSION, continual, ONE_THREAD)
+            done.refresh_leaderboard()
+    rows, page = leaderboard_rows(place), place.leaderboard / PAGE
+    done.seconds["total"] = round(time.monotonic() - started, 2)
+    found = {
+        "leaderboard": rows,
+        "report": str(page),
+        "seconds": done.seconds,
+        "pairs_scored": done.pairs_scored,
+        "pairs_reused": done.pairs_reused,
+    }
+    if not as_json:
+        print_leaderboard(rows, Console())
+    text = (
+        f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} found, "
+        f"{done.seconds['total']:.0f} s\nreport: {page}\n"
+        f"to look around: delift ui --home {place.root}"
+    )
+    print_result(as_json, found, text)
+
+
+def prepare(home: Home) -> None:
+    """Write the demonstration's files and arms, and store both versions; again changes nothing."""
+    from delift_pipeline.arms import load_arms
+    from delift_pipeline.demo import verify_demo_model
+    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
+    from delift_pipeline.records.versions import ingest
+    from delift_pipeline.scoring.options import MODEL_DEMO
+
+    verify_demo_model()
+    if not home.arms_file.is_file():
+        arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
+        write_text(home.arms_file, arms)
+    load_arms(home)  # A faulty file is refused before anything else is written.
+    files = write_demo_files(home.root / "demo_files")
+    store = partial(ingest, home, model=MODEL_DEMO, template=TEMPLATE, dataset="demo")
+    store(
+        files.first_pool,
+        version=FIRST_VERSION,
+        target=files.first_target,
+        heldout=files.first_heldout,
+    )
+    store(
+        files.second_pool,
+        version=SECOND_VERSION,
+        parents=(FIRST_VERSION,),
+        heldout=files.second_heldout,
+    )

@@ -16,7 +16,7 @@ from typing import NoReturn
 from filelock import Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from delift_pipeline.cli.interrupted import close_interrupted, report_closed, serving_lock
+from delift_pipeline.cli.graph import close_interrupted, report_closed, serving_lock
 from delift_pipeline.cli.options import debugging
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.storage.atomic import write_text

@@ -17,8 +17,7 @@ from delift_pipeline.lineage.artifacts import (
     version_kernels,
 )
 from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
-from delift_pipeline.records.lookup import find_record, stored_records
-from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.records.stored import find_record, known_manifest, stored_records
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.storage.atomic import read_json
 from delift_pipeline.storage.home import Home

@@ -21,11 +21,10 @@ from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forgotten
-from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
-from delift_pipeline.records.lookup import find_stored_record
-from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.records.schema import content_hash
+from delift_pipeline.records.stored import find_stored_record, known_manifest
 from delift_pipeline.records.versions import KEPT, PARTS, version_hash
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json

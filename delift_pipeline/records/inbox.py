@@ -3,32 +3,43 @@
 A folder `inbox/<version>/` holds `pool.*`, perhaps `target.*`, `heldout.*` and a `version.yaml`; a
 lone file `inbox/<dataset>-<version>.jsonl` (or another format that can be read) is a pool. Nothing
 is taken before two looks have seen it with the same sizes and times, nor while a name of a copy in
-progress (`.part`, `.tmp`, a leading dot, ...) lies in it.
+progress (`.part`, `.tmp`, a leading dot, ...) lies in it. What is ingested moves to `accepted/`,
+what is refused to `rejected/` with its faults beside it.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.read import Ids
-from delift_pipeline.records.stored import newest_versions
+from delift_pipeline.records.stored import PARTS, newest_versions
 from delift_pipeline.records.tables import CODECS, kind_of, suffixes
+from delift_pipeline.records.versions import ingest
+from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home, checked_version
+from delift_pipeline.storage.manifest import Manifest, read_manifest
 from delift_pipeline.storage.yaml_text import parse_yaml, read_text
 from delift_pipeline.validation import validated
 
+_LOG = logging.getLogger(__name__)
 VERSION_FILE = "version.yaml"
 ACCEPTED, REJECTED = "accepted", "rejected"
+FAULTS = ".faults.txt"
+INHERITED = {"coverage": "auto", "existing": "subset", "model": None, "template": None, "keep": []}
+"""Settings that a version takes from its first parent where it gives none, else these."""
 TEMPORARY_SUFFIXES = (
     ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".swp", "~",
 )  # fmt: skip
-PARTS = ("pool", "target", "heldout")
 
 
 class VersionFile(BaseModel):
@@ -97,9 +108,17 @@ class Entry:
         """What is wrong with its name or its choice of files, whose contents are not read."""
         if self.path.is_dir():
             missing = part_file(self.path, "pool") is None
-            found = [Fault("holds no pool file: name it pool.jsonl")] if missing else []
+            reason = "holds no pool file: name it pool.jsonl" if missing else ""
+        elif kind_of(self.path).format is None:
+            known = ", ".join(suffixes())
+            reason = f"is no format that can be read: use {known}, plain, .gz or .zst"
+        elif self.version.rpartition(".")[2] in PARTS:
+            reason = "a file that is one of several belongs into a folder inbox/<version>/"
+        elif not all(self.version.rpartition("-")[::2]):
+            reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
         else:
-            found = _lone_faults(self.path, self.version)
+            reason = ""
+        found = [Fault(reason)] if reason else []
         try:
             checked_version(self.version)
         except Refused as refused:
@@ -129,9 +148,8 @@ def entries(home: Home) -> list[Entry]:
     if not home.inbox.is_dir():
         return []
     paths = (path for path in home.inbox.iterdir() if path.name not in (ACCEPTED, REJECTED))
-    found = (_entry(path) for path in paths if not _temporary(path.name))
-    present = [entry for entry in found if entry is not None]
-    return sorted(present, key=lambda entry: (_natural(entry.version), entry.path.name))
+    found = filter(None, (_entry(path) for path in paths if not _temporary(path.name)))
+    return sorted(found, key=lambda entry: (_natural(entry.version), entry.path.name))
 
 
 def originals(home: Home, version: str) -> list[Path]:
@@ -228,18 +246,6 @@ def _entry(path: Path) -> Entry | None:
     )
 
 
-def _lone_faults(path: Path, version: str) -> list[Fault]:
-    if kind_of(path).format is None:
-        known = ", ".join(suffixes())
-        return [Fault(f"is no format that can be read: use {known}, plain, .gz or .zst")]
-    if version.rpartition(".")[2] in PARTS:
-        return [Fault("a file that is one of several belongs into a folder inbox/<version>/")]
-    dataset, _, name = version.rpartition("-")
-    if not (dataset and name):
-        return [Fault("a lone file is named <dataset>-<version>, such as mydata-v1.jsonl")]
-    return []
-
-
 def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
     """The versions each entry follows, stored ones and earlier ones of the inbox, by version."""
     newest, stored = newest_versions(home), set(home.versions())
@@ -247,13 +253,11 @@ def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
     parents: dict[str, list[str]] = {}
     for entry in found:
         line = earlier.setdefault(entry.dataset, [])
+        parents[entry.version] = []
         if entry.path.is_dir():
-            parents[entry.version] = []
             with suppress(Refused):  # its faults are found when its turn comes
                 parents[entry.version] = read_version_file(entry.path).parents
-        elif entry.version in stored:
-            parents[entry.version] = []
-        else:
+        elif entry.version not in stored:
             parents[entry.version] = [*line, *filter(None, [newest.get(entry.dataset)])]
         if entry.version not in stored:
             line.append(entry.version)
@@ -285,3 +289,105 @@ def _natural(name: str) -> list[tuple[int, str]]:
     """A sort key in which numbers count by their value."""
     parts = re.findall(r"\d+|\D+", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def ingest_dropped(home: Home, version: str) -> Manifest:
+    """Store the version that lies in the inbox, and move it to `inbox/accepted/`.
+
+    What is refused goes to `inbox/rejected/`, with its faults beside it, one a line. Of several
+    runs that take the same version one does, and the others find it stored.
+
+    Raises:
+        Refused: nothing there asks for this version and it is not stored, or what does is faulty.
+    """
+    home.inbox.mkdir(parents=True, exist_ok=True)
+    with FileLock(home.inbox / f".{checked_version(version)}.lock"):
+        entry = find(home, version)
+        if entry is None:
+            stored = read_manifest(home.dataset(version))
+            if stored is None:
+                raise Refused(Fault(_unknown(home, version), field="version"))
+            return stored
+        try:
+            if faults := entry.faults():
+                raise Refused(*faults)
+            manifest = _ingest(home, entry)
+        except Refused as refused:
+            faults = [_portable(home, fault) for fault in refused.faults]
+            reject(home, entry, faults)
+            raise Refused(*faults) from None
+        _move(entry.path, home.inbox / ACCEPTED)
+        return manifest
+
+
+def reject(home: Home, entry: Entry, faults: list[Fault]) -> Path:
+    """Move an entry to `inbox/rejected/` and write its faults beside it; the faults' file."""
+    moved = _move(entry.path, home.inbox / REJECTED)
+    beside = moved.with_name(f"{moved.name}{FAULTS}")
+    write_text(beside, "".join(f"{fault}\n" for fault in faults))
+    return beside
+
+
+def _ingest(home: Home, entry: Entry) -> Manifest:
+    store = partial(ingest, home, version=entry.version, say=_LOG.warning)
+    if entry.path.is_dir():
+        about = read_version_file(entry.path)
+        if about.version not in (None, entry.version):
+            reason = f"is {about.version!r}, but the folder is named {entry.version!r}"
+            raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
+        pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
+        assert pool is not None  # `Entry.faults` has refused a folder without one
+        return store(
+            pool,
+            parents=about.parents,
+            target=target,
+            heldout=heldout,
+            dataset=about.dataset,
+            skip_bad=about.skip_bad,
+            ids=about.ids,
+            mapping=about.columns,
+            **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
+        )
+    stored = read_manifest(home.dataset(entry.version))
+    if stored is not None:
+        # The name is taken: the same records are found again, others are refused.
+        settings = {name: stored.details.get(name, new) for name, new in INHERITED.items()}
+        return store(entry.path, parents=stored.details["parents"], **settings)
+    newest = newest_versions(home).get(entry.dataset)
+    parents = [newest] if newest else []
+    return store(entry.path, parents=parents, **_inherited(home, parents, {}))
+
+
+def _inherited(home: Home, parents: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings given, else the first parent's, else the defaults."""
+    known = bool(parents) and parents[0] in home.versions()
+    parent = read_manifest(home.dataset(parents[0])) if known else None
+    before = {**INHERITED, **(parent.details if parent else {})}
+    return {name: before[name] if given.get(name) is None else given[name] for name in INHERITED}
+
+
+def _unknown(home: Home, version: str) -> str:
+    known = ", ".join(home.versions()) or "none yet"
+    rejected = sorted((home.inbox / REJECTED).glob(f"{version}*{FAULTS}"))
+    why = f"; what was dropped is in inbox/{REJECTED}/ ({rejected[-1].name})" if rejected else ""
+    return (
+        f"no version {version!r} is stored (known are: {known}) and inbox/ holds neither a folder "
+        f"{version}/ nor a file of that name{why}: `delift ingest FILE --version V` first"
+    )
+
+
+def _portable(home: Home, fault: Fault) -> Fault:
+    """The fault with its file named as it lies in the inbox: a home may be moved."""
+    file = Path(fault.file or "")
+    if not file.is_relative_to(home.inbox):
+        return fault
+    return replace(fault, file=file.relative_to(home.inbox).as_posix())
+
+
+def _move(path: Path, folder: Path) -> Path:
+    """Move a file or folder into another, numbered where the name is taken there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target, number = folder / path.name, 2
+    while target.exists():
+        target, number = folder / f"{number}-{path.name}", number + 1
+    return path.rename(target)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.records.formats import Row, Table
-from delift_pipeline.records.identity import record_id
-from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.json_rows import JSON_LINES
+from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.records.shapes import (
     KNOWN_COLUMNS,
     Draft,
@@ -19,8 +19,8 @@ from delift_pipeline.records.shapes import (
     missing_columns,
     shape_of_file,
 )
-from delift_pipeline.records.sources import input_files
-from delift_pipeline.records.tables import kind_of, read_table
+from delift_pipeline.records.tables import FORMATS, compress, input_files, kind_of, read_table
+from delift_pipeline.storage.output import is_standard_output, write_output
 
 Inputs = Path | Sequence[Path]
 """A file, a folder of them, or several of either."""
@@ -311,3 +311,39 @@ def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -
 
 def _in_order(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.line or 0)
+
+
+def write_chosen(
+    path: Path, file: RecordsFile, record_ids: Sequence[str], source: Path | None = None
+) -> None:
+    """Write the original rows of `record_ids`, unchanged, in that order.
+
+    The format follows the suffix of `path`, JSON Lines where it says nothing; `.gz` and `.zst`
+    compress. From JSON Lines to JSON Lines the lines' own text is kept. What Parquet holds and text
+    formats do not is written as `json_text.plain` says; Parquet to Parquet keeps every type. Equal
+    input gives equal bytes.
+
+    Args:
+        path: Where to write: a file, a pipe or device, or `-` for standard output.
+        file: The records and their rows.
+        record_ids: Which of them, in the order to write.
+        source: The file they were read from. Standard output takes its format where that is text.
+
+    Raises:
+        DeliftError: an id is not in the file, or the rows do not fit the format.
+    """
+    places = {record: at for at, record in enumerate(file.frame["record_id"])}
+    if lost := [record for record in record_ids if record not in places]:
+        raise DeliftError(f"{len(lost)} chosen records are not in the file, the first {lost[0]}")
+    chosen = [places[record] for record in record_ids]
+    kind = kind_of(path)
+    name = kind.format
+    if name is None and source is not None and is_standard_output(path):
+        name = kind_of(source).format
+        name = None if name == "parquet" else name
+    form = FORMATS[name or "jsonl"]
+    if form is JSON_LINES and file.raw is not None:
+        data = "".join(f"{file.raw[at]}\n" for at in chosen).encode("utf-8")
+    else:
+        data = form.write([file.rows[at] for at in chosen], file.schema)
+    write_output(path, compress(data, kind.codec))

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | alpaca | `instruction` | `input` | `output` |
 | dolly | `instruction` | `context` | `response` |
-| chat | from `messages`: see `records.chat` | | |
+| chat | from `messages`: see `conversation` | | |
 | prompt/response | `prompt` | `input` | `response` |
 | prompt/completion | `prompt` | `input` | `completion` |
 | question/answer | `question` | `context` | `answer` |
@@ -19,10 +19,11 @@ from functools import cached_property
 from typing import Any
 
 from delift_pipeline.errors import Fault
-from delift_pipeline.records.chat import Problems, conversation
 from delift_pipeline.records.formats import NOT_UTF8, Row, encodable, type_name
 from delift_pipeline.records.schema import TEXT_FIELDS
 
+Problems = list[tuple[str, str]]
+"""Faults of a row: (column, reason)."""
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
 _TEXTS = (*TEXT_FIELDS, "messages")
 _MAPPABLE = (*_TEXTS, *METADATA)
@@ -80,13 +81,10 @@ class Shape:
         else:
             texts, problems = {}, [(column, "missing")]
         problems = problems + _content_problems(texts, self.columns)
-        source_id, source, task = (
-            _metadata(row, columns, problems) for columns in self._metadata_columns
-        )
+        metadata = [_metadata(row, columns, problems) for columns in self._metadata_columns]
         if problems:
             return None, problems
-        instruction, input, output = (texts[field] for field in TEXT_FIELDS)
-        return Draft(instruction, input, output, source_id, source, task), []
+        return Draft(*(texts[field] for field in TEXT_FIELDS), *metadata), []
 
     def _texts(self, row: Mapping[str, Any]) -> tuple[dict[str, str], Problems]:
         texts: dict[str, str] = {}
@@ -184,7 +182,7 @@ def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
     if "messages" in fields and (both := [field for field in TEXT_FIELDS if field in fields]):
         return [Fault(f"map either messages or {', '.join(both)}", field="messages")]
     reason = "its own column is named for another field: name the column of this one too"
-    return [Fault(reason, field=field) for field in _unplaced(_mapped(fields))]
+    return [Fault(reason, field=field) for field in _mapped(fields)[1]]
 
 
 def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -192,19 +190,13 @@ def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
     return {"source_id" if field == "id" else field: name for field, name in mapping.items()}
 
 
-def _mapped(fields: Mapping[str, str]) -> Shape:
+def _mapped(fields: Mapping[str, str]) -> tuple[Shape, list[str]]:
+    """The shape of a mapping, and the texts a record needs that it has no column for."""
     if "messages" in fields:
-        return Shape("mapping", fields)
+        return Shape("mapping", fields), []
     taken = {column for field, column in fields.items() if field in TEXT_FIELDS}
-    own = {field: field for field in TEXT_FIELDS if field not in taken}
-    return Shape("mapping", own | dict(fields))
-
-
-def _unplaced(shape: Shape) -> list[str]:
-    """The texts that a record needs and the shape has no column for."""
-    columns = shape.columns
-    needed = [] if "messages" in columns else ["instruction", "output"]
-    return [field for field in needed if field not in columns]
+    columns = {field: field for field in TEXT_FIELDS if field not in taken} | dict(fields)
+    return Shape("mapping", columns), [f for f in ("instruction", "output") if f not in columns]
 
 
 def shape_of_file(
@@ -223,8 +215,8 @@ def shape_of_file(
     present = {column for row in rows if row.value for column in row.value} if mapping else set()
     fields = {field: column for field, column in mapping.items() if column in present}
     if not fields.keys().isdisjoint(_TEXTS):
-        shape = _mapped(fields)
-        if not _unplaced(shape) and shape.required <= present:
+        shape, unplaced = _mapped(fields)
+        if not unplaced and shape.required <= present:
             return shape, [], frozenset(fields)
         # The file has a column that was named for a text: to leave it out would be silent.
         needed = {f: name for f, name in shape.columns.items() if name in shape.required}
@@ -239,34 +231,32 @@ def shape_of_file(
 
 def _recognised(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]]:
     """The one shape of a file's readable rows, and the faults that concern the whole file."""
-    shapes = [_shape_of(row.value) for row in rows if row.value is not None]
-    counts = Counter(shape.name for shape in shapes if shape)
+    readable = [row for row in rows if row.value is not None]
+    counts = Counter(shape.name for row in readable if (shape := _shape_of(row)))
+    forms = (f"{one.name} ({', '.join(sorted(one.required))})" for one in SHAPES)
+    known = f"recognised are {'; '.join(forms)}; or give a column mapping"
     if not counts:
-        return None, [Fault(f"shape not recognised: {_found(rows)}; {_known()}", file)]
-    shape = next(known for known in SHAPES if known.name == counts.most_common(1)[0][0])
-    others = [
-        (row, other)
-        for row in rows
-        if row.value is not None and not shape.required <= row.value.keys()
-        if (other := _shape_of(row.value))
-    ]
+        return None, [Fault(f"shape not recognised: {_found(rows)}; {known}", file)]
+    shape = next(one for one in SHAPES if one.name == counts.most_common(1)[0][0])
+    unlike = (row for row in readable if not shape.required <= (row.value or {}).keys())
+    others = [(row, other) for row in unlike if (other := _shape_of(row))]
     if not others:
         return shape, []
     row, other = others[0]
     reason = (
         f"mixed shapes: {len(others)} of {len(rows)} rows are not {shape.name} but, here first, "
-        f"{other.name} ({_found([row])}); split the file, or: {_known()}"
+        f"{other.name} ({_found([row])}); split the file, or: {known}"
     )
     return shape, [Fault(reason, file, row.line)]
 
 
-def _shape_of(value: Mapping[str, Any]) -> Shape | None:
-    return next((shape for shape in SHAPES if shape.required <= value.keys()), None)
+def _shape_of(row: Row) -> Shape | None:
+    return next((one for one in SHAPES if one.required <= (row.value or {}).keys()), None)
 
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
     """Faults for columns of a mapping that are not there."""
-    found = f"columns found: {_listed(sorted(present))}"
+    found = _listed(sorted(present))
     return [
         Fault(f"there is no column {name!r}; {found}", file, field=field)
         for field, name in mapping.items()
@@ -275,17 +265,68 @@ def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: 
 
 
 def _found(rows: Sequence[Row]) -> str:
-    columns = dict.fromkeys(column for row in rows if row.value for column in row.value)
-    return f"columns found: {_listed(list(columns))}"
+    return _listed(list(dict.fromkeys(column for row in rows for column in row.value or ())))
 
 
 def _listed(columns: Sequence[str]) -> str:
     """The first columns; an object of records has as many keys as records."""
     more = len(columns) - MOST_COLUMNS
     shown = ", ".join(columns[:MOST_COLUMNS]) or "none"
-    return f"{shown} and {more:,} more" if more > 0 else shown
+    return f"columns found: {shown}" + (f" and {more:,} more" if more > 0 else "")
 
 
-def _known() -> str:
-    shapes = (f"{shape.name} ({', '.join(sorted(shape.required))})" for shape in SHAPES)
-    return f"recognised are {'; '.join(shapes)}; or give a column mapping"
+def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
+    """Split a list of `{"role", "content"}` turns into instruction, input and output.
+
+    The last assistant turn is the answer and the last user turn before it the instruction. Whatever
+    else stands before the answer becomes the input, in order, one paragraph a turn:
+
+        System: You are a careful tutor.
+
+        User: What is 2 + 2?
+
+        Assistant: 4
+
+    Turns after the answer are not part of the record.
+
+    Args:
+        value: The turns as the file holds them.
+        column: The column's name, for the faults.
+
+    Returns:
+        The three texts, or nothing and the faults as (field, reason).
+    """
+    if not isinstance(value, list):
+        return {}, [(column, f"must be a list of turns, not {type_name(value)}")]
+    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in value]
+    answered = "assistant" in roles
+    turns = value[: len(roles) - roles[::-1].index("assistant")] if answered else value
+    problems = _turn_problems(turns, column)
+    if problems or not answered:
+        return {}, problems or [(column, "no assistant turn")]
+    *before, answer = turns
+    asked = max((at for at, role in enumerate(roles[: len(before)]) if role == "user"), default=-1)
+    rest = [turn for at, turn in enumerate(before) if at != asked]
+    texts = {
+        "instruction": before[asked]["content"] if asked >= 0 else "",
+        "input": "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in rest),
+        "output": answer["content"],
+    }
+    return texts, []
+
+
+def _turn_problems(turns: Sequence[Any], column: str) -> Problems:
+    problems: Problems = []
+    for at, turn in enumerate(turns):
+        place = f"{column}[{at}]"
+        if not isinstance(turn, dict):
+            problems.append((place, f"must be an object, not {type_name(turn)}"))
+            continue
+        for key in ("role", "content"):
+            if key not in turn:
+                problems.append((f"{place}.{key}", "missing"))
+            elif not isinstance(turn[key], str):
+                problems.append((f"{place}.{key}", f"must be text, not {type_name(turn[key])}"))
+            elif not turn[key].strip():
+                problems.append((f"{place}.{key}", "empty"))
+    return problems

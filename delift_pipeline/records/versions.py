@@ -1,7 +1,7 @@
 """Ingesting files as an immutable dataset version."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -9,11 +9,11 @@ from filelock import FileLock
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.forgotten import without_forgotten
-from delift_pipeline.records.identity import content_hash
 from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
 from delift_pipeline.records.left_out import FAULTS_FILE, write_faults
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
-from delift_pipeline.records.stored import known_manifest, load_version, pool_ids
+from delift_pipeline.records.schema import content_hash
+from delift_pipeline.records.stored import PARTS, known_manifest, load_version, pool_ids
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_json, digest_text
 from delift_pipeline.storage.home import Home, checked_version, named_model
@@ -22,7 +22,6 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest
 COVERAGES = ("auto", "neighbours", "all")
 EXISTING = ("subset", "pool")
 DATASET_CODE_VERSION = "1"
-PARTS = ("pool", "target", "heldout")
 KEPT = "columns"
 SHARE = 0.1
 SEED = 0
@@ -92,18 +91,27 @@ def ingest(
         if say is not None:
             say(note)
     read, forgotten = without_forgotten(home, found)
-    parts = _settle(home, read, tuple(parents))
+    parts = _settle(home, read, parents)
     if model is not None:
         settings["model"] = named_model(home, model)
-    kept = kept_of_file(parts.pool, read["pool"], columns) if columns else None
-    if kept is not None:
+    if columns:
+        kept = kept_of_file(parts.frames["pool"], read["pool"], columns)
         settings = {**settings, "keep": columns}
         parts.hashes[KEPT] = kept_hash(kept)
-    manifest = _manifest(home, version, dataset, tuple(parents), settings, read, parts)
+    if not dataset and parents:
+        dataset = known_manifest(home, parents[0]).details["dataset"]
+    about = {
+        "dataset": dataset or version.rpartition("-")[0] or version,
+        "version": version,
+        "parents": list(parents),
+        **settings,
+    }
+    manifest = _manifest(home, about, read, parts)
     if forgotten:
         manifest.counts["forgotten"] = forgotten
+    frames = parts.frames | ({KEPT: kept} if columns else {})
     skipped = [fault for part in read.values() for fault in part.faults]
-    return _store(home, version, manifest, {**parts.frames, KEPT: kept}, skipped)
+    return _store(home, version, manifest, frames, skipped)
 
 
 @dataclass(frozen=True)
@@ -111,25 +119,16 @@ class _Parts:
     """A version's sets and how they came about.
 
     Attributes:
-        pool: Records to choose from.
-        target: Records of the target task, or None.
-        heldout: Records for evaluation only.
+        frames: The sets by name; no target where there is no target set.
         hashes: Content hash of each set by name; None where there is no set.
         details: What the manifest says of the held-out set's origin.
         withheld: How many rows of the pool's file were held out by a parent already.
     """
 
-    pool: pl.DataFrame
-    target: pl.DataFrame | None
-    heldout: pl.DataFrame
+    frames: dict[str, pl.DataFrame]
     hashes: dict[str, str | None]
-    details: dict[str, Any] = field(default_factory=dict)
-    withheld: int = 0
-
-    @property
-    def frames(self) -> dict[str, pl.DataFrame | None]:
-        """The sets by name."""
-        return {"pool": self.pool, "target": self.target, "heldout": self.heldout}
+    details: dict[str, Any]
+    withheld: int
 
 
 def version_hash(details: Mapping[str, Any]) -> str:
@@ -138,7 +137,7 @@ def version_hash(details: Mapping[str, Any]) -> str:
     return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *kept)})
 
 
-def _settle(home: Home, files: Mapping[str, RecordsFile], parents: tuple[str, ...]) -> _Parts:
+def _settle(home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]) -> _Parts:
     """Find the held-out set and check that no two sets share a record.
 
     Without a held-out file the first parent's set is taken, and what that one once set aside stays
@@ -154,38 +153,31 @@ def _settle(home: Home, files: Mapping[str, RecordsFile], parents: tuple[str, ..
     """
     versions = [load_version(home, name) for name in parents]
     pool, derived = files["pool"].frame, files["pool"].derived
-    target = files.get("target")
+    others = {part: file for part, file in files.items() if part != "pool"}
+    hashes = {part: content_hash(file.frame, file.derived) for part, file in others.items()}
     details: dict[str, Any] = {}
     if given := files.get("heldout"):
-        heldout, heldout_hash = given.frame, content_hash(given.frame, given.derived)
+        heldout = given.frame
     elif versions:
         about, heldout = versions[0].manifest.details, versions[0].heldout
-        heldout_hash = about["heldout_hash"]
+        hashes["heldout"] = about["heldout_hash"]
         details = {"heldout_from": parents[0]}
         if "heldout_set_aside" in about:
             details["heldout_set_aside"] = about["heldout_set_aside"]
             pool = pool.join(heldout, on="record_id", how="anti", maintain_order="left")
     else:
         pool, heldout, details["heldout_set_aside"] = _set_aside(pool)
-        heldout_hash = content_hash(heldout, derived)
-    parts = _Parts(
-        pool,
-        None if target is None else target.frame,
-        heldout,
-        {
-            "pool": content_hash(pool, derived),
-            "target": None if target is None else content_hash(target.frame, target.derived),
-            "heldout": heldout_hash,
-        },
-        details,
-        files["pool"].frame.height - pool.height if versions else 0,
-    )
-    faults = list(_overlaps(parts, {one.version: one.pool for one in versions}))
+        hashes["heldout"] = content_hash(heldout, derived)
+    target = {"target": files["target"].frame} if "target" in files else {}
+    frames = {"pool": pool, **target, "heldout": heldout}
+    hashes["pool"] = content_hash(pool, derived)
+    faults = list(_overlaps(frames, {one.version: one.pool for one in versions}))
     if pool.is_empty():
         faults.append(Fault("every record is in the parent's held-out set", field="pool"))
     if faults:
         raise Refused(*faults)
-    return parts
+    withheld = files["pool"].frame.height - pool.height if versions else 0
+    return _Parts(frames, {part: hashes.get(part) for part in PARTS}, details, withheld)
 
 
 def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
@@ -207,9 +199,11 @@ def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str
     return pool.filter(~inside), pool.filter(inside), recorded
 
 
-def _overlaps(parts: _Parts, parent_pools: Mapping[str, pl.DataFrame]) -> Iterator[Fault]:
+def _overlaps(
+    frames: Mapping[str, pl.DataFrame], parent_pools: Mapping[str, pl.DataFrame]
+) -> Iterator[Fault]:
     """A fault for each two sets that share records; the pools of parents may share the pool's."""
-    present = {_NAMES[part]: frame for part, frame in parts.frames.items() if frame is not None}
+    present = {_NAMES[part]: frame for part, frame in frames.items()}
     pairs = [("the pool", "target"), ("the pool", "heldout"), ("the target set", "heldout")]
     for version, pool in parent_pools.items():
         present[f"the pool of {version}"] = pool
@@ -253,44 +247,31 @@ def _name_faults(
 
 
 def _manifest(
-    home: Home,
-    version: str,
-    dataset: str | None,
-    parents: tuple[str, ...],
-    settings: Mapping[str, Any],
-    files: Mapping[str, RecordsFile],
-    parts: _Parts,
+    home: Home, about: dict[str, Any], files: Mapping[str, RecordsFile], parts: _Parts
 ) -> Manifest:
+    """The manifest of a version; `about` is what was asked for."""
     known = {name: known_manifest(home, name) for name in home.versions()}
-    if not dataset and parents:
-        dataset = known[parents[0]].details["dataset"]
-    about = {
-        "dataset": dataset or version.rpartition("-")[0] or version,
-        "version": version,
-        "parents": list(parents),
-        **settings,
-    }
     hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
     content_hash = version_hash(hashes)
     same = [
         (one.created, name)
         for name, one in known.items()
-        if name != version and one.content_hash == content_hash
+        if name != about["version"] and one.content_hash == content_hash
     ]
-    new = ~parts.pool["record_id"].is_in(pool_ids(home, parents).implode())
-    sizes = {part: 0 if frame is None else frame.height for part, frame in parts.frames.items()}
+    old = pool_ids(home, about["parents"]).implode()
+    sizes = dict.fromkeys(PARTS, 0) | {part: frame.height for part, frame in parts.frames.items()}
     left_out = sum(file.left_out for file in files.values())
     return Manifest(
         kind="dataset",
         content_hash=content_hash,
-        parents={f"dataset:{name}": known[name].content_hash for name in parents},
+        parents={f"dataset:{name}": known[name].content_hash for name in about["parents"]},
         counts={
             **sizes,
             "read": sum(file.read for file in files.values()),
             "folded": sum(file.folded for file in files.values()),
             "left_out": left_out,
             "withheld": parts.withheld,
-            "new": int(new.sum()),
+            "new": int((~parts.frames["pool"]["record_id"].is_in(old)).sum()),
         },
         details={
             **about,
@@ -310,7 +291,7 @@ def _store(
     home: Home,
     version: str,
     manifest: Manifest,
-    frames: Mapping[str, pl.DataFrame | None],
+    frames: Mapping[str, pl.DataFrame],
     skipped: Sequence[Fault],
 ) -> Manifest:
     """Write the version's folder whole, unless it is there already."""
@@ -318,25 +299,20 @@ def _store(
     with FileLock(home.datasets / f".{version}.lock"):
         stored = read_manifest(home.dataset(version))
         if stored is not None:
-            _refuse_other(stored, manifest, version)
+            different = [] if stored.content_hash == manifest.content_hash else ["records"]
+            names = stored.request | manifest.request
+            different += [k for k in names if stored.request.get(k) != manifest.request.get(k)]
+            if different:
+                reason = (
+                    f"version {version!r} is stored with other {', '.join(different)}, and a "
+                    "version never changes: choose another name"
+                )
+                raise Refused(Fault(reason, field="version"))
             return stored
         with replacing_folder(home.dataset(version)) as folder:
             for part, frame in frames.items():
-                if frame is not None:
-                    write_parquet(folder / f"{part}.parquet", frame)
+                write_parquet(folder / f"{part}.parquet", frame)
             if skipped:
                 write_faults(folder / FAULTS_FILE, skipped)
             manifest.write(folder)
     return manifest
-
-
-def _refuse_other(stored: Manifest, manifest: Manifest, version: str) -> None:
-    different = [] if stored.content_hash == manifest.content_hash else ["records"]
-    names = stored.request | manifest.request
-    different += [k for k in names if stored.request.get(k) != manifest.request.get(k)]
-    if different:
-        reason = (
-            f"version {version!r} is stored with other {', '.join(different)}, and a version "
-            "never changes: choose another name"
-        )
-        raise Refused(Fault(reason, field="version"))

@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.lookup import matching_records
+from delift_pipeline.records.stored import matching_records
 from delift_pipeline.selection.rules import Quota, Rules
 
 NAMED = 5

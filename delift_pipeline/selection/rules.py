@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.identity import own_ids
+from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints, Grouping
 from delift_pipeline.selection.costs import token_costs

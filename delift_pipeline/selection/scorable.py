@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.identity import own_ids
+from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import BudgetText, is_full, parse_budget
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import needs_of, replay_share

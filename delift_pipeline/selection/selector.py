@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.records.identity import own_ids
+from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.gradients import Gradients

@@ -6,8 +6,7 @@ import polars as pl
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.plots import histogram_png
-from delift_pipeline.records.dropped import ingest_dropped
-from delift_pipeline.records.inbox import find
+from delift_pipeline.records.inbox import find, ingest_dropped
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, load_version, pool_ids
 from delift_pipeline.steps.outcome import Check, Outcome, kept_plot, preview

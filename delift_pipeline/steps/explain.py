@@ -9,8 +9,7 @@ import polars as pl
 from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
-from delift_pipeline.records.lookup import find_record
-from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.records.stored import DatasetVersion, find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.lookup import find_record
+from delift_pipeline.records.stored import find_record
 from delift_pipeline.selection.trust import SUSPECTED_BELOW
 from delift_pipeline.steps.explain import Explanation
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from delift_pipeline.errors import Refused
 from delift_pipeline.progress import LARGE, Progress
 from delift_pipeline.records.read import Inputs
-from delift_pipeline.records.sources import input_files
-from delift_pipeline.records.tables import kind_of
+from delift_pipeline.records.tables import input_files, kind_of
 from delift_pipeline.scoring.rate import duration_text
 
 MIB = 2**20

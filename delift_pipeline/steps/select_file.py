@@ -14,8 +14,7 @@ from delift_pipeline.errors import Fault, Refused, fault_counts
 from delift_pipeline.progress import Progress, tracked
 from delift_pipeline.records.kept_columns import file_columns
 from delift_pipeline.records.left_out import faults_beside, left_out_notes, write_faults
-from delift_pipeline.records.read import RecordsFile, first_input, read_parts
-from delift_pipeline.records.write import write_chosen
+from delift_pipeline.records.read import RecordsFile, first_input, read_parts, write_chosen
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions

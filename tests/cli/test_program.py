@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from delift_pipeline import __version__
-from delift_pipeline.cli import main, query
+from delift_pipeline.cli import main, operations
 
 COMMANDS = ("demo", "ingest", "select", "score", "prompt", "run", "ui")
 
@@ -77,10 +77,10 @@ def catalog_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException],
     """Let `delift catalog` end in an exception."""
 
     def arrange(error: BaseException) -> None:
-        def fail(home: Any) -> Any:
+        def fail(home: Any, **_: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(query, "existing", fail)
+        monkeypatch.setattr(operations, "_existing", fail)
 
     return arrange
 

@@ -8,8 +8,7 @@ import polars as pl
 
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, write_evaluation
 from delift_pipeline.lineage.trained_on import write_trained_on
-from delift_pipeline.records.identity import content_hash, record_id
-from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.schema import RECORD_SCHEMA, content_hash, record_id
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import write_subset
 from delift_pipeline.storage import atomic

@@ -9,9 +9,8 @@ import pytest
 
 from delift_pipeline.records.formats import Format, Row, Table
 from delift_pipeline.records.inbox import part_file
-from delift_pipeline.records.read import read_records
+from delift_pipeline.records.read import read_records, write_chosen
 from delift_pipeline.records.tables import FORMATS
-from delift_pipeline.records.write import write_chosen
 
 
 def read_cards(data: bytes, file: str, columns: Collection[str]) -> Table:

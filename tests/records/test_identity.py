@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delift_pipeline.records.identity import content_hash, record_id
-from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.schema import RECORD_SCHEMA, content_hash, record_id
 
 PINNED = {
     ("Add the numbers.", "2 and 3", "5"): "fff35048338c80c6ee62165863ee7f25",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.dropped import ingest_dropped
-from delift_pipeline.records.inbox import Look, entries, look
+from delift_pipeline.records.inbox import Look, entries, ingest_dropped, look
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home

@@ -9,7 +9,7 @@ import pytest
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.operations.forget import forget
-from delift_pipeline.records.dropped import ingest_dropped
+from delift_pipeline.records.inbox import ingest_dropped
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import load_version

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.lookup import find_record, find_stored_record, matching_records
+from delift_pipeline.records.stored import find_record, find_stored_record, matching_records
 from delift_pipeline.storage.home import Home
 
 RECORDS = pl.DataFrame(

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.records.identity import record_id
 from delift_pipeline.records.read import read_records
-from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 
 Texts = tuple[str, str, str]
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.records.read import read_records
-from delift_pipeline.records.write import write_chosen
+from delift_pipeline.records.read import read_records, write_chosen
 
 
 def rows(*names: str) -> list[dict[str, Any]]:

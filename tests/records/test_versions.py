@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.records.identity import record_id
+from delift_pipeline.records.schema import record_id
 from delift_pipeline.records.stored import changes, load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.storage.home import Home

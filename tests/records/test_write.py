@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.errors import DeliftError
-from delift_pipeline.records.read import read_records
-from delift_pipeline.records.write import write_chosen
+from delift_pipeline.records.read import read_records, write_chosen
 
 LINES = [
     '{"output":"1.0",   "instruction":"a\u2028b", "extra": 1.50}',

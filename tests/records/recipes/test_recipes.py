@@ -12,9 +12,8 @@ from delift_pipeline.errors import Refused
 from delift_pipeline.evaluation.choices import listed_options
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.records.read import read_records
-from delift_pipeline.records.recipes.read import benchmark_rows, write_rows
+from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows, write_transfer
 from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS, recipe_of
-from delift_pipeline.records.recipes.transfers import Sizes, write_transfer
 
 # One row of each in its publishers' own columns, and the record it makes.
 PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[str, str, str]]]] = {
