@@ -8,9 +8,13 @@ import dagster as dg
 from assets.checks import specs
 from assets.columns import column_metadata
 from assets.freshness import within_a_week
-from delift_pipeline.arms import Arms
+from delift_pipeline.arms import Arm, Arms
 from delift_pipeline.automation import retry_policy
-from delift_pipeline.partitions import dataset_version, version_and_arm
+from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.storage.home import Home
+from resources.models import ComputeResource, LanguageModelResource
+from resources.store import StoreResource
 
 AssetFactory = Callable[[Arms], dg.AssetsDefinition]
 """Makes an asset for the arms of one home: its partitions and its retries depend on them."""
@@ -52,3 +56,26 @@ def _factory(
         return build
 
     return decorate
+
+
+def version_of(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> tuple[Home, str, ModelOptions]:
+    """The home, the dataset version of the partition, and its model."""
+    home, version = store.open(), context.partition_key
+    return home, version, language_model.options(home, version, compute)
+
+
+def arm_of(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    language_model: LanguageModelResource,
+    compute: ComputeResource,
+) -> tuple[Home, str, Arm, ModelOptions]:
+    """The home, the dataset version and the arm of the partition, and the version's model."""
+    home, (version, name) = store.open(), version_and_arm_of(context)
+    arm = store.arms().arm(name)
+    return home, version, arm, language_model.options(home, version, compute)

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
+from assets.outcome import Outcome
 from delift_pipeline.dagster_internals import INTERRUPTS, close_run, process_of
 from delift_pipeline.errors import (
     DeliftError,
@@ -26,7 +28,6 @@ from delift_pipeline.errors import (
 )
 from delift_pipeline.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.signals import SignalWatch
-from delift_pipeline.steps.outcome import Outcome
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
 REFUSAL_CHECK = "schema"
@@ -128,33 +129,20 @@ def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.Materialize
     )
 
 
-def _metadata(outcome: Outcome, seconds: float) -> dict[str, dg.MetadataValue]:
+def _metadata(outcome: Outcome, seconds: float) -> dict[str, Any]:
     manifest = outcome.manifest
-    metadata: dict[str, dg.MetadataValue] = {
-        "path": dg.MetadataValue.text(outcome.path),
-        "reused": dg.MetadataValue.bool(outcome.reused),
-        "seconds": dg.MetadataValue.float(round(seconds, 3)),
-        "parents": dg.MetadataValue.json(manifest.parents),
+    return {
+        "path": outcome.path,
+        "reused": outcome.reused,
+        "seconds": round(seconds, 3),
+        "parents": manifest.parents,
+        **({"fingerprint": manifest.fingerprint} if manifest.fingerprint else {}),
+        **({"git_commit": manifest.git_commit} if manifest.git_commit else {}),
+        **outcome.facts,
+        **{title: dg.MetadataValue.url(url) for title, url in outcome.links.items()},
+        **{title: _table(frame) for title, frame in outcome.tables.items() if frame.height},
+        **{title: _image(title, png) for title, png in outcome.plots.items()},
     }
-    if manifest.fingerprint:
-        metadata["fingerprint"] = dg.MetadataValue.text(manifest.fingerprint)
-    if manifest.git_commit:
-        metadata["git_commit"] = dg.MetadataValue.text(manifest.git_commit)
-    metadata |= {title: _fact(value) for title, value in outcome.facts.items()}
-    metadata |= {title: dg.MetadataValue.url(url) for title, url in outcome.links.items()}
-    metadata |= {title: _table(frame) for title, frame in outcome.tables.items() if frame.height}
-    metadata |= {title: _image(title, png) for title, png in outcome.plots.items()}
-    return metadata
-
-
-def _fact(value: float | int | str) -> dg.MetadataValue:
-    if isinstance(value, bool):
-        return dg.MetadataValue.bool(value)
-    if isinstance(value, int):
-        return dg.MetadataValue.int(value)
-    return (
-        dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
-    )
 
 
 def _table(frame: pl.DataFrame) -> dg.MetadataValue:

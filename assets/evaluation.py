@@ -1,21 +1,31 @@
 """Evaluation: every arm on the held-out set, and all of them in one table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
-from assets.common import asset_per_arm, asset_without_partitions
+from assets.common import arm_of, asset_per_arm, asset_without_partitions
 from assets.door import enter, progress
+from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import GPU_POOL
 from delift_pipeline.automation import on_any_report
-from delift_pipeline.partitions import version_and_arm_of
-from delift_pipeline.steps import leaderboard as leaderboard_step
+from delift_pipeline.evaluation.forgetting import BASE
+from delift_pipeline.evaluation.leaderboard import PAGE, Row
+from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.report import Models, metric_bars
+from delift_pipeline.evaluation.result import differences
+from delift_pipeline.formatting import with_error
+from delift_pipeline.plots import bars, png
+from delift_pipeline.steps import leaderboard as leaderboard_stage
 from delift_pipeline.steps import report
-from delift_pipeline.steps.judge import with_judgement
-from delift_pipeline.steps.outcome import Outcome
+from delift_pipeline.steps.judge import judgement_facts
 from resources.models import ComputeResource, JudgeResource, LanguageModelResource
 from resources.store import StoreResource, TrackingResource
+
+SAMPLE_COLUMNS = ("instruction", "input", "reference", "generated", "answer_loss")
+BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)
 
 
 @asset_per_arm(
@@ -35,21 +45,13 @@ def eval_report(
 ) -> Iterator[Any]:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
 
-    def step() -> Outcome:
-        home = store.open()
-        version, name = version_and_arm_of(context)
-        made = report.make_report(
-            home,
-            version,
-            store.arms().arm(name),
-            language_model.options(home, version, compute),
-            tracking.tracker(home),
-            progress(context),
-            context.run_id,
-        )
-        return with_judgement(made, judge.panel(home), version, name, progress(context))
+    def stage() -> Outcome:
+        home, version, arm, model = arm_of(context, store, language_model, compute)
+        tracker, shown = tracking.tracker(home), progress(context)
+        made = report.make_report(home, version, arm, model, tracker, shown, context.run_id)
+        return report_outcome(made, judgement_facts(judge.panel(home), version, arm.name, shown))
 
-    yield from enter(context, step)
+    yield from enter(context, stage)
 
 
 @asset_without_partitions(
@@ -57,10 +59,82 @@ def eval_report(
     group_name="evaluation",
     kinds={"polars", "duckdb"},
     automation_condition=on_any_report,
-    code_version=leaderboard_step.CODE_VERSION,
+    code_version=leaderboard_stage.CODE_VERSION,
 )
 def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """All reports in one table: stage, selector, metrics, and differences to random."""
-    yield from enter(
-        context, lambda: leaderboard_step.make_leaderboard(store.open(), context.run_id)
+
+    def stage() -> Outcome:
+        return leaderboard_outcome(leaderboard_stage.make_leaderboard(store.open(), context.run_id))
+
+    yield from enter(context, stage)
+
+
+def report_outcome(reported: report.Reported, judged: Mapping[str, float | int]) -> Outcome:
+    """What is shown of a report."""
+    measured = reported.measured
+    own, forgotten = measured.own, measured.forgetting
+
+    others = [(name, one.metrics, "plain") for name, one in measured.beside.items() if one]
+    models = [(reported.selector, own.metrics, "chosen"), *others]
+    facts: Facts = {**own.metrics, **own.counts, **(forgotten.facts() if forgotten else {})}
+    if reported.leader:
+        facts["leader"] = reported.leader
+    tables = {"samples": preview(own.samples, SAMPLE_COLUMNS)}
+    if forgotten:
+        tables["forgetting"] = forgotten.frame().head(PREVIEW_ROWS)
+    return Outcome.of(
+        reported,
+        facts={**facts, **judged},
+        plots={"scores": kept_plot(reported.folder / "scores.png", lambda: _bars_png(models))},
+        tables=tables,
+        checks={
+            "beats_base": _not_worse(measured, BASE),
+            "beats_random": _not_worse(measured, "random"),
+        },
+        links=reported.links,
     )
+
+
+def _not_worse(measured: report.Measured, other: str) -> Check:
+    reference = measured.beside.get(other)
+    if reference is None:
+        return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
+    gaps = differences(measured.own, reference)
+    if "answer_loss" not in gaps:
+        return Check(True, "nothing to compare: the answer loss was not asked for")
+    gap = gaps["answer_loss"]
+    return Check(
+        gap.mean <= 0,
+        f"answer loss minus {other}'s: "
+        f"{with_error(gap.mean, gap.se, 4, sign=True, ascii_only=True)} ({gap.records} records)",
+        {"difference": gap.mean, "standard_error": gap.se},
+    )
+
+
+def leaderboard_outcome(made: leaderboard_stage.Leaderboard) -> Outcome:
+    """What is shown of the leaderboard."""
+    shown = made.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
+    return Outcome.of(
+        made,
+        facts={**made.manifest.counts, "page": PAGE},
+        plots=_newest_arms(made.rows),
+        tables={"leaderboard": shown.head(PREVIEW_ROWS)},
+    )
+
+
+def _newest_arms(rows: list[Row]) -> dict[str, bytes]:
+    """The arms of the version and stage that come last in the table, side by side."""
+    if not rows:
+        return {}
+    version, stage = rows[-1]["version"], rows[-1]["stage"]
+    arms = [row for row in rows if (row["version"], row["stage"]) == (version, stage)]
+    models = [
+        (row["arm"].split(".", 1)[-1], row["metrics"], "plain" if place else "chosen")
+        for place, row in enumerate(arms)
+    ]
+    return {f"{version} {stage}": _bars_png(models)}
+
+
+def _bars_png(models: Models) -> bytes:
+    return png(bars(metric_bars(models)))

@@ -4,21 +4,95 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets.common import asset_per_version
 from assets.door import enter
-from delift_pipeline.steps import dataset
+from assets.outcome import Check, Facts, Outcome, kept_plot, preview
+from delift_pipeline.plots import histogram_png
+from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.records.stored import DatasetVersion, changes, pool_ids
+from delift_pipeline.steps.dataset import CODE_VERSION, Dataset, open_dataset
+from delift_pipeline.storage.home import Home
 from resources.store import StoreResource
 
+PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 
-@asset_per_version(
-    group_name="ingest",
-    kinds={"polars", "parquet"},
-    code_version=dataset.CODE_VERSION,
-)
+
+@asset_per_version(group_name="ingest", kinds={"polars", "parquet"}, code_version=CODE_VERSION)
 def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
     """A dataset version: pool, held-out set and perhaps a target set, typed and identified.
 
     Stored by `delift ingest`, or taken from `inbox/<version>/`. It never changes.
     """
-    yield from enter(context, lambda: dataset.open_dataset(store.open(), context.partition_key))
+    yield from enter(
+        context, lambda: dataset_outcome(open_dataset(store.open(), context.partition_key))
+    )
+
+
+def dataset_outcome(found: Dataset) -> Outcome:
+    """What is shown of a dataset version."""
+    dataset = found.dataset
+
+    def draw() -> bytes:
+        words = dataset.pool["output"].str.split(" ").list.len().to_numpy()
+        return histogram_png(words, "answers of the pool", "words, split at blanks")
+
+    return Outcome.of(
+        found,
+        facts=_facts(found.home, dataset),
+        plots={"answer lengths": kept_plot(found.folder / "lengths.png", draw)},
+        tables={"first records": preview(dataset.pool, PREVIEWED)},
+        checks=_checks(found),
+    )
+
+
+def _facts(home: Home, dataset: DatasetVersion) -> Facts:
+    details = dataset.manifest.details
+    facts: Facts = {
+        **dataset.manifest.counts,
+        "stages": ", ".join(dataset.stages()),
+        "dataset": details["dataset"],
+        "coverage": details["coverage"],
+    }
+    if same := details.get("same_as"):
+        facts["same_as"] = same
+    if dataset.parents:
+        compared = changes(home, dataset.version)
+        facts["parent_versions"] = ", ".join(dataset.parents)
+        facts |= {"added": compared.added, "removed": compared.removed, "changed": compared.changed}
+    return facts
+
+
+def _checks(found: Dataset) -> dict[str, Check]:
+    dataset, rejected = found.dataset, found.rejected
+    parts = {"pool": dataset.pool, "target": dataset.target, "heldout": dataset.heldout}
+    parts = {name: frame for name, frame in parts.items() if frame is not None}
+    wrong = [name for name, frame in parts.items() if frame.schema != RECORD_SCHEMA]
+    empty = [name for name, frame in parts.items() if frame.is_empty()]
+    shared = _shared(found.home, dataset, parts)
+    return {
+        "schema": Check(not wrong, f"columns and types differ in: {', '.join(wrong) or 'none'}"),
+        "not_empty": Check(not empty, f"empty sets: {', '.join(empty) or 'none'}"),
+        "disjoint": Check(
+            not shared,
+            f"{len(shared)} records are shared between pool, target and held-out set",
+            {"shared": len(shared), "first": ", ".join(shared[:5])},
+        ),
+        "inbox": Check(
+            rejected is None,
+            f"rejected, see inbox/rejected/: {rejected}"
+            if rejected
+            else "nothing under this name was rejected",
+        ),
+    }
+
+
+def _shared(home: Home, dataset: DatasetVersion, parts: dict[str, pl.DataFrame]) -> list[str]:
+    """record_ids in more than one of pool (with the parents' pools), target and held-out set."""
+    seen, shared = set(pool_ids(home, dataset.parents)), set[str]()
+    for name, frame in parts.items():
+        ids = set(frame["record_id"])
+        shared |= seen & ids if name != "pool" else set()
+        seen |= ids
+    return sorted(shared)

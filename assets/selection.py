@@ -4,16 +4,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
-from assets.common import asset_per_arm, asset_per_version
+from assets.common import arm_of, asset_per_arm, asset_per_version, version_of
 from assets.door import enter, progress
+from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import gpu_place
 from delift_pipeline.automation import on_new_data_version
-from delift_pipeline.partitions import version_and_arm_of
+from delift_pipeline.plots import gain_curve_png, heat_map_png
+from delift_pipeline.scoring.plan import read_plan
+from delift_pipeline.selection.balance import vanished
+from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.result import Diagnostics, Selection
+from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.steps import kernel
-from delift_pipeline.steps import subset as subset_step
-from delift_pipeline.steps.outcome import Outcome
+from delift_pipeline.steps import subset as subset_stage
+from delift_pipeline.steps.result import Result
+from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.utility.columns import cell_means
+from delift_pipeline.utility.kernel import load_block
 from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource
 
@@ -33,19 +44,19 @@ def utility_kernel(
 ) -> Iterator[Any]:
     """How much showing record j helps the model answer record i, as memory-mapped blocks."""
 
-    def step() -> Outcome:
-        home, version = store.open(), context.partition_key
-        options = language_model.options(home, version, compute)
-        return kernel.make_kernel(home, version, options, context.run_id)
+    def stage() -> Outcome:
+        home, version, model = version_of(context, store, language_model, compute)
+        made = kernel.make_kernel(home, version, model, context.run_id)
+        return kernel_outcome(made, version)
 
-    yield from enter(context, step)
+    yield from enter(context, stage)
 
 
 @asset_per_arm(
     deps=["raw_dataset", "utility_kernel"],
     group_name="selection",
     kinds={"numpy", "parquet"},
-    code_version=subset_step.CODE_VERSION,
+    code_version=subset_stage.CODE_VERSION,
 )
 def subset(
     context: dg.AssetExecutionContext,
@@ -58,13 +69,157 @@ def subset(
     Only a selector that reads the model itself takes a place in the gpu pool, while it does.
     """
 
-    def step() -> Outcome:
-        home = store.open()
-        version, name = version_and_arm_of(context)
-        arm = store.arms().arm(name)
-        options = language_model.options(home, version, compute)
+    def stage() -> Outcome:
+        home, version, arm, model = arm_of(context, store, language_model, compute)
         with gpu_place(context) as claim:
-            reader = LanguageModel(options, home, progress(context), claim)
-            return subset_step.make_subset(home, version, arm, options, context.run_id, reader)
+            reader = LanguageModel(model, home, progress(context), claim)
+            return subset_outcome(
+                subset_stage.make_subset(home, version, arm, model, context.run_id, reader)
+            )
 
-    yield from enter(context, step)
+    yield from enter(context, stage)
+
+
+def kernel_outcome(made: Result, version: str) -> Outcome:
+    """What is shown of a utility kernel."""
+    manifest, plan = made.manifest, read_plan(made.home.plan(version))
+    blocks, left_out = manifest.details["blocks"], set(manifest.details["unscorable"])
+    dense = "self" in blocks and blocks["self"]["form"] == "dense"
+    table = [
+        {"block": block, **{k: v for k, v in entry.items() if k != "hash"}}
+        for block, entry in blocks.items()
+    ]
+
+    def draw() -> bytes:
+        name = "self" if dense else "neighbours"
+        block = load_block(made.home, version, str(manifest.fingerprint), name)
+        return heat_map_png(cell_means(block.matrix), block.name)
+
+    wrong = [
+        block.name
+        for block in plan.blocks
+        if blocks[block.name]["rows"] != len(set(block.targets) - left_out)
+        or blocks[block.name]["columns"] != len(set(block.demonstrations) - left_out)
+        or not _in_range(blocks[block.name])
+    ]
+    share = blocks["self"]["share_positive"] or 0.0
+    return Outcome.of(
+        made,
+        facts=dict(manifest.counts),
+        plots={"utilities": kept_plot(made.folder / "utilities.png", draw)},
+        tables={"blocks": pl.DataFrame(table)},
+        checks={
+            "shape": Check(
+                not wrong,
+                f"wrong shape or utilities outside [-1, 1]: {', '.join(wrong) or 'none'}",
+            ),
+            "positive": Check(
+                share > 0,
+                f"{share:.1%} of the pool's utilities are above 0",
+                {"share_positive": share},
+            ),
+        },
+    )
+
+
+def _in_range(entry: dict[str, Any]) -> bool:
+    """Whether a block's utilities lie in [-1, 1]; a block without pairs has none."""
+    return entry["pairs"] == 0 or -1 <= entry["low"] <= entry["high"] <= 1
+
+
+def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
+    """What is shown of a subset."""
+    choice, manifest, folder = chosen.choice, chosen.manifest, chosen.folder
+    subset, balance = pl.read_parquet(folder / SUBSET), pl.read_parquet(folder / BALANCE)
+    # What picks may be: the pool, and in the continual stage what is replayed from D_E.
+    records = choice.pool
+    if choice.existing is not None:
+        records = pl.concat([records, choice.existing], how="diagonal_relaxed")
+        records = records.unique("record_id", keep="first")
+    details = manifest.details
+    facts: Facts = {**manifest.counts}
+    for name in ("objective", "value", "value_random", "knee", "tokens"):
+        if details.get(name) is not None:
+            facts[name] = details[name]
+    if details["notes"]:
+        facts["notes"] = " ".join(details["notes"])
+    diagnostics = Diagnostics.from_json(details["diagnostics"])
+    facts |= {k: v for k, v in diagnostics.as_json().items() if v is not None}
+    texts = subset.join(records.drop("source_ids"), on="record_id", how="left")
+    shown = texts.with_columns(covers=pl.col("covers").list.len()).sort("rank")
+    columns = ("rank", "gain", "covers", "trust", "instruction", "input", "output", "task")
+    tables = {"first picks": preview(shown, columns), "balance": balance.head(PREVIEW_ROWS)}
+    if (folder / SUSPECTS).exists():
+        suspects = pl.read_parquet(folder / SUSPECTS)
+        named = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
+        columns = ("record_id", "trust", "selected", "instruction", "input", "output")
+        tables["suspected wrong records"] = preview(named, columns)
+    known = subset["record_id"].is_in(records["record_id"].implode()).sum()
+    different = subset["record_id"].n_unique()
+    drawn = chosen.selection
+    return Outcome.of(
+        chosen,
+        facts=facts,
+        plots={"gains": _gains_png(drawn)} if drawn and drawn.gains is not None else {},
+        tables=tables,
+        checks={
+            "budget": _budget_check(choice, manifest, subset.sort("rank")),
+            "known": Check(known == subset.height, f"{known} of {subset.height} are known records"),
+            "unique": Check(
+                different == subset.height,
+                f"{different} different records in {subset.height} picks",
+            ),
+            "trust": trust_check(diagnostics),
+            "balance": _balance_check(choice, balance, subset),
+        },
+    )
+
+
+def _gains_png(selection: Selection) -> bytes:
+    return gain_curve_png(
+        selection.gains,
+        selection.selector,
+        selection.objective or "",
+        selection.details.get("knee"),
+        selection.value_random,
+    )
+
+
+def trust_check(diagnostics: Diagnostics) -> Check:
+    """Whether the picks are trusted about as much as the pool; it warns and stops nothing."""
+    gap = diagnostics.trust_difference
+    if gap is None:
+        return Check(True, "no near pairs are scored, so trust is not known")
+    return Check(not diagnostics.less_trusted, diagnostics.lines()[0], {"trust_difference": gap})
+
+
+def _balance_check(choice: subset_stage.Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:
+    """Whether every group of the pool is in the subset; it warns and stops nothing."""
+    lost = vanished(table) if subset.height else ()
+    absent = [name for name in choice.arm.balance if name not in choice.pool.columns]
+    said = [line.removeprefix("warning: ") for line in lost]
+    said += [f"{choice.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
+    groups = int(table["vanished"].sum()) if subset.height else 0
+    compared = ", ".join(table["by"].unique(maintain_order=True))
+    note = "; ".join(said) or f"every group is in the subset, by {compared}"
+    return Check(not said, note, {"vanished": groups})
+
+
+def _budget_check(choice: subset_stage.Choice, manifest: Manifest, picks: pl.DataFrame) -> Check:
+    """Whether the subset is what the budget buys, and keeps to the rules."""
+    arm, notes = choice.arm, manifest.details["notes"]
+    allowed = parse_budget(arm.budget, choice.pool.height)
+    ranked = Ranked(picks["record_id"].to_list(), picks["gain"].to_list(), choice.pool)
+    whole = arm.traits.reference == "whole"
+    wrong = () if whole else broken(ranked, allowed, arm.rules.rules(choice.pool))
+    short = picks.height < allowed.count and not (allowed.open_ended or notes)
+    if allowed.tokens is not None:
+        cost = spent(choice.pool, ranked.records)
+        note = f"{picks.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
+    elif allowed.stop:
+        note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"
+    else:
+        note = f"{picks.height} of {allowed.count} asked for"
+    asked = str(arm.budget) if allowed.open_ended else allowed.count
+    facts: Facts = {"selected": picks.height, "asked": asked}
+    return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)

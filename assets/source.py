@@ -1,4 +1,4 @@
-"""Where an asset's code lies: its door, and the step of the library behind it."""
+"""Where an asset's code lies: its door, and the stage of the library behind it."""
 
 import inspect
 import os
@@ -17,7 +17,7 @@ from delift_pipeline.steps.kernel import make_kernel
 from delift_pipeline.steps.leaderboard import make_leaderboard
 from delift_pipeline.steps.plan import plan_pairs
 from delift_pipeline.steps.report import make_report
-from delift_pipeline.steps.score import score_alone, score_in_context
+from delift_pipeline.steps.score import score_version
 from delift_pipeline.steps.subset import make_subset
 from delift_pipeline.storage.manifest import git_commit
 
@@ -25,8 +25,8 @@ SOURCE_VARIABLE = "DELIFT_SOURCE_URL"
 STEPS: Mapping[str, Callable[..., Any]] = {
     "raw_dataset": open_dataset,
     "pair_plan": plan_pairs,
-    "baseline_logprobs": score_alone,
-    "in_context_logprobs": score_in_context,
+    "baseline_logprobs": score_version,
+    "in_context_logprobs": score_version,
     "utility_kernel": make_kernel,
     "subset": make_subset,
     "adapter": make_adapter,

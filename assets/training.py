@@ -1,18 +1,23 @@
 """Training: the base model fine-tuned on a subset."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
-from assets.common import asset_per_arm
+from assets.common import arm_of, asset_per_arm
 from assets.door import enter, progress
+from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
 from assets.pool import GPU_POOL
-from delift_pipeline.partitions import version_and_arm_of
-from delift_pipeline.steps import adapter as adapter_step
-from delift_pipeline.steps.outcome import Outcome
+from delift_pipeline.errors import DeliftError
+from delift_pipeline.plots import loss_curve_png
+from delift_pipeline.steps.adapter import CODE_VERSION, Trained, make_adapter
 from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource, TrackingResource
+
+FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
 
 @asset_per_arm(
@@ -20,7 +25,7 @@ from resources.store import StoreResource, TrackingResource
     group_name="training",
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=GPU_POOL,
-    code_version=adapter_step.CODE_VERSION,
+    code_version=CODE_VERSION,
 )
 def adapter(
     context: dg.AssetExecutionContext,
@@ -31,17 +36,58 @@ def adapter(
 ) -> Iterator[Any]:
     """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
 
-    def step() -> Outcome:
-        home = store.open()
-        version, name = version_and_arm_of(context)
-        return adapter_step.make_adapter(
-            home,
-            version,
-            store.arms().arm(name),
-            language_model.options(home, version, compute),
-            tracking.tracker(home),
-            progress(context),
-            context.run_id,
+    def stage() -> Outcome:
+        home, version, arm, model = arm_of(context, store, language_model, compute)
+        tracker, shown = tracking.tracker(home), progress(context)
+        return adapter_outcome(
+            make_adapter(home, version, arm, model, tracker, shown, context.run_id)
         )
 
-    yield from enter(context, step)
+    yield from enter(context, stage)
+
+
+def adapter_outcome(trained: Trained) -> Outcome:
+    """What is shown of an adapter."""
+    log, manifest = trained.log, trained.manifest
+
+    left_out = list(log.records_left_out.items())[:PREVIEW_ROWS]
+    fell = f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
+    return Outcome.of(
+        trained,
+        facts={
+            **manifest.counts,
+            "method": log.method,
+            **{name: mean for name, mean in log.means.items() if mean is not None},
+            "training_seconds": log.seconds,
+            "started_from": manifest.details["started_from"] or "the base model",
+        },
+        plots={"loss": kept_plot(trained.folder / "loss.png", lambda: loss_curve_png(log.losses))},
+        tables={
+            "records left out": pl.DataFrame(left_out, schema=["record_id", "why"], orient="row")
+        },
+        checks={
+            "loads": FOUND_INTACT if trained.reused else _loads(trained.folder),
+            "loss_fell": Check(
+                log.loss_fell, fell if log.losses else "nothing was trained: this is the base model"
+            ),
+        },
+        links=trained.links,
+    )
+
+
+def _loads(folder: Path) -> Check:
+    """Whether every weight can be read and is finite."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    weights = 0
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    weights += 1
+                    if not torch.isfinite(file.get_tensor(name)).all():
+                        return Check(False, f"{name} in {path.name} is not finite")
+    except (OSError, SafetensorError, DeliftError) as error:
+        return Check(False, f"the weights cannot be read: {error}")
+    return Check(weights > 0, f"{weights} weight tensors, all finite", {"tensors": weights})

@@ -26,10 +26,11 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 from delift_pipeline.scoring.plan import build_plan, neighbour_block
+from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, SelectionInputs
-from delift_pipeline.steps.score_file import score_plan
+from delift_pipeline.steps.score import score_plan
 from delift_pipeline.storage.home import Home
 from delift_pipeline.training.influence import LowRankGradients
 from delift_pipeline.utility.kernel import build_kernel, load_block
@@ -179,7 +180,7 @@ def scored(
         home,
         name,
         fingerprint,
-        found.store,
+        ScoreStore(home.scores(fingerprint)),
         plan,
         unscorable=found.unscorable,
         neighbours=beside,

@@ -200,9 +200,9 @@ def select(
     shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), shared.progress())
-    shared.print_notes((*report.notes, *report.said))
+    shared.print_notes((*report.facts["notes"], *report.said))
     shared.print_result(
-        as_json, report.as_json(), report.text(), shared.message_stream(request.out, why)
+        as_json, report.facts, report.text(), shared.message_stream(request.out, why)
     )
 
 

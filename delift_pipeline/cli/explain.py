@@ -39,7 +39,7 @@ def explain(
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
     from delift_pipeline.steps.explain import explain as explained
-    from delift_pipeline.steps.explain_file import explain_file
+    from delift_pipeline.steps.explain import explain_file
 
     options = None if model is None else flags.options(model)
     if why is not None and version is None and arm is None and options is None:

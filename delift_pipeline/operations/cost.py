@@ -22,7 +22,7 @@ from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
 from delift_pipeline.steps.plan import wanted_pairs
-from delift_pipeline.steps.score import part_folder, scorable_pairs
+from delift_pipeline.steps.score import scorable_pairs, unscorable_of
 from delift_pipeline.steps.subset import refuse_inapplicable
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
@@ -186,10 +186,8 @@ def cost_of(
         arms = replace(arms, arms=tuple(chosen))
         for arm in arms:
             refuse_inapplicable(dataset, arm)
-    store, left_out = _store(home, model), dict[str, str]()
-    if store is not None:
-        scored = read_manifest(part_folder(home, version, store.folder.name, "in_context"))
-        left_out = scored.details["unscorable"] if scored else {}
+    store = _store(home, model)
+    left_out = unscorable_of(home, version, store and store.folder.name)
     blocks, notes = _blocks(home, dataset, arms, store, left_out)
     if left_out:
         notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")

@@ -300,20 +300,7 @@ def _select_a_few(folder: Path) -> tuple[int, int]:
     ]
     file = folder / "records.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    request = Request(
-        file=file,
-        target=None,
-        existing=None,
-        stage=None,
-        selector="delift",
-        options={},
-        budget="3",
-        seed=0,
-        mapping=None,
-        skip_bad=False,
-        out=folder / "chosen.jsonl",
-        why=None,
-    )
+    request = Request(file, selector="delift", budget="3", out=folder / "chosen.jsonl")
     model = ModelOptions(model="demo", template="world", device="cpu", threads=1)
     select_file(Home.at(folder / "home"), request, model, SilentProgress())
     chosen = (folder / "chosen.jsonl").read_text(encoding="utf-8").splitlines()

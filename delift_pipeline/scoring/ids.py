@@ -35,7 +35,12 @@ class IdTable:
         return np.fromiter(found, dtype=np.int32, count=len(record_ids))
 
     def add(self, record_ids: Sequence[str]) -> np.ndarray:
-        """The records' numbers, int32 [records], new ones for those that have none yet."""
+        """The records' numbers, int32 [records], new ones for those that have none yet.
+
+        Nothing is written where all have one, so a table that cannot be written can be read.
+        """
+        if UNKNOWN not in (numbers := self.numbers(record_ids)):
+            return numbers
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             self.refresh()

@@ -1,10 +1,10 @@
-"""The step behind `adapter`: the base model fine-tuned on an arm's subset."""
+"""The stage behind `adapter`: the base model fine-tuned on an arm's subset."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -15,55 +15,32 @@ from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.trained_on import write_trained_on
-from delift_pipeline.plots import loss_curve_png
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.outcome import Check, Outcome, kept_plot
+from delift_pipeline.steps.result import Result
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
-"""The selector whose adapter is the base model."""
-FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
+OnStep = Callable[[int, Mapping[str, float]], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning to be done or found.
+@dataclass(frozen=True, kw_only=True)
+class Trained(Result):
+    """A stored adapter. One that is found is byte for byte as it was checked when it was made.
 
     Attributes:
-        dataset: The version.
-        arm: The arm.
-        model: The base model.
-        fingerprint: The scoring fingerprint of the base model.
-        records: The subset, in rank order.
-        subset: The subset's manifest.
-        start: The parent's adapter that training goes on from, or None for the base model.
-        parents: Name of each artifact read -> its hash.
+        log: What training did.
+        links: Addresses in MLflow by title.
     """
 
-    dataset: DatasetVersion
-    arm: Arm
-    model: ModelOptions
-    fingerprint: str
-    records: pl.DataFrame = field(repr=False)
-    subset: Manifest = field(repr=False)
-    start: Path | None
-    parents: dict[str, str]
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """What is asked for, apart from the parents."""
-        return {
-            "training": self.arm.training.request,
-            "seed": self.arm.seed,
-            "dtype": self.model.dtype,
-        }
+    log: TrainingLog
+    links: dict[str, str]
 
 
 def make_adapter(
@@ -74,7 +51,7 @@ def make_adapter(
     tracker: Tracker | None,
     progress: Progress,
     run_id: str | None = None,
-) -> Outcome:
+) -> Trained:
     """Fine-tune on the arm's subset, unless the same was done on the same records.
 
     The continual arm goes on from its parent's adapter where there is one.
@@ -83,38 +60,61 @@ def make_adapter(
         Refused: there is no subset yet, or it holds no record that fits the window.
         DeliftError: training failed.
     """
-    job = _job(home, version, arm, model)
-    folder = home.adapter(version, arm.name)
-    run = _tracked_arm(home, job, tracker, run_id) if tracker else None
-    stored = _intact(folder, up_to_date(folder, job.request, job.parents, CODE_VERSION))
-    manifest = stored or _train_tracked(home, job, run, progress, run_id)
+    dataset, folder = load_version(home, version), home.adapter(version, arm.name)
+    subset = subset_manifest(home, version, arm.name)
+    records = subset_records(home, dataset, arm.name)
+    fingerprint, name = fingerprint_of(model).digest, portable_name(model.model)
+    start, started_from = _start(home, dataset, arm)
+    parents = {
+        f"subset:{version}:{arm.name}": subset.content_hash,
+        "model": fingerprint,
+        **started_from,
+    }
+    settings = arm.model_dump(mode="json")
+    request = {"training": arm.training.request, "seed": arm.seed, "dtype": model.dtype}
+    run = None
+    if tracker:
+        run = TrackedArm(tracker, home, dataset, arm.name, settings, records, parents, name, run_id)
+    manifest = _intact(folder, up_to_date(folder, request, parents, CODE_VERSION))
+    reused = manifest is not None
+    if manifest is None:
+        with _tracking(run) as on_step, replacing_folder(folder) as temporary:
+            log = _train(arm, model, records, start, folder, temporary, progress, on_step)
+            artifact = f"adapter:{version}:{arm.name}"
+            write_trained_on(temporary, artifact, records["record_id"], log.records_left_out, start)
+            manifest = Manifest(
+                kind="adapter",
+                content_hash=weights_hash(temporary),
+                parents=parents,
+                fingerprint=fingerprint,
+                counts={
+                    "records": log.records_used,
+                    "left_out": len(log.records_left_out),
+                    "steps": log.steps,
+                    "trainable_parameters": log.trainable_parameters,
+                },
+                details={"method": log.method, "started_from": next(iter(started_from), None)},
+                request=request,
+                code_version=CODE_VERSION,
+                run_id=run_id,
+            )
+            manifest.write(temporary)
+            write_card(temporary, dataset, arm.name, settings, name, records, manifest, subset, log)
+        shutil.rmtree(_checkpoints(folder), ignore_errors=True)
     log = read_training_log(folder)
+    if run and not reused:
+        run.trained(manifest, log)
     if not (folder / CARD).is_file():
-        _write_card(folder, job, manifest, log)
+        write_card(folder, dataset, arm.name, settings, name, records, manifest, subset, log)
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
         run.replay(manifest, log)
-    links = links_of(folder, run.tracker) if run else {}
-    return _outcome(home, job, manifest, log, stored is not None, links)
-
-
-def _job(home: Home, version: str, arm: Arm, model: ModelOptions) -> Job:
-    dataset = load_version(home, version)
-    subset = subset_manifest(home, version, arm.name)
-    fingerprint = fingerprint_of(model).digest
-    start, parents = _start(home, dataset, arm)
-    return Job(
-        dataset=dataset,
-        arm=arm,
-        model=model,
-        fingerprint=fingerprint,
-        records=subset_records(home, dataset, arm.name),
-        subset=subset,
-        start=start,
-        parents={
-            f"subset:{version}:{arm.name}": subset.content_hash,
-            "model": fingerprint,
-            **parents,
-        },
+    return Trained(
+        home=home,
+        folder=folder,
+        manifest=manifest,
+        reused=reused,
+        log=log,
+        links=links_of(folder, run.tracker) if run else {},
     )
 
 
@@ -158,135 +158,50 @@ def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, 
     return None, {}
 
 
-def _tracked_arm(home: Home, job: Job, tracker: Tracker, run_id: str | None) -> TrackedArm:
-    return TrackedArm(
-        tracker=tracker,
-        home=home,
-        dataset=job.dataset,
-        arm=job.arm.name,
-        settings=job.arm.model_dump(mode="json"),
-        records=job.records,
-        parents=job.parents,
-        model=portable_name(job.model.model),
-        dagster_run=run_id,
-    )
-
-
-def _train_tracked(
-    home: Home, job: Job, run: TrackedArm | None, progress: Progress, run_id: str | None
-) -> Manifest:
-    """Train, with the curve going to MLflow meanwhile; a failure closes its run as failed."""
+@contextmanager
+def _tracking(run: TrackedArm | None) -> Iterator[OnStep | None]:
+    """What takes the training curve to MLflow; a failure closes the run as failed."""
     if run is None:
-        return _train(home, job, progress, run_id, None)
+        yield None
+        return
     run.begin()
     try:
-        manifest = _train(home, job, progress, run_id, run.on_step)
+        yield run.on_step
     except BaseException:
         run.failed()
         raise
-    run.trained(manifest, read_training_log(run.folder))
-    return manifest
 
 
 def _train(
-    home: Home,
-    job: Job,
+    arm: Arm,
+    model: ModelOptions,
+    records: pl.DataFrame,
+    start: Path | None,
+    folder: Path,
+    temporary: Path,
     progress: Progress,
-    run_id: str | None,
-    on_step: Callable[[int, Mapping[str, float]], None] | None,
-) -> Manifest:
+    on_step: OnStep | None,
+) -> TrainingLog:
+    """Train into a temporary folder; checkpoints stay beside the adapter's until it is there."""
     from delift_pipeline.training.run import train, untrained
 
-    folder = home.adapter(job.dataset.version, job.arm.name)
-    checkpoints = folder.with_name(f".checkpoints-{folder.name}")
-    with replacing_folder(folder) as temporary:
-        if job.arm.traits.reference == "base":
-            log = untrained(job.arm.training, job.model, job.arm.seed, temporary)
-        else:
-            log = train(
-                job.arm.training,
-                job.model,
-                job.records,
-                job.arm.seed,
-                temporary,
-                start=job.start,
-                progress=progress,
-                on_step=on_step,
-                checkpoints=checkpoints if job.arm.training.checkpoint_every else None,
-            )
-        name = f"adapter:{job.dataset.version}:{job.arm.name}"
-        ranking = job.records["record_id"]
-        write_trained_on(temporary, name, ranking, log.records_left_out, job.start)
-        manifest = Manifest(
-            kind="adapter",
-            content_hash=weights_hash(temporary),
-            parents=job.parents,
-            fingerprint=job.fingerprint,
-            counts={
-                "records": log.records_used,
-                "left_out": len(log.records_left_out),
-                "steps": log.steps,
-                "trainable_parameters": log.trainable_parameters,
-            },
-            details={
-                "method": log.method,
-                "started_from": next((p for p in job.parents if p.startswith("adapter:")), None),
-            },
-            request=job.request,
-            code_version=CODE_VERSION,
-            run_id=run_id,
-        )
-        manifest.write(temporary)
-        _write_card(temporary, job, manifest, log)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return manifest
-
-
-def _write_card(folder: Path, job: Job, manifest: Manifest, log: TrainingLog) -> None:
-    model = portable_name(job.model.model)
-    arm = job.arm
-    settings = arm.model_dump(mode="json")
-    write_card(
-        folder, job.dataset, arm.name, settings, model, job.records, manifest, job.subset, log
+    if arm.traits.reference == "base":
+        return untrained(arm.training, model, arm.seed, temporary)
+    return train(
+        arm.training,
+        model,
+        records,
+        arm.seed,
+        temporary,
+        start=start,
+        progress=progress,
+        on_step=on_step,
+        checkpoints=_checkpoints(folder) if arm.training.checkpoint_every else None,
     )
 
 
-def _outcome(
-    home: Home,
-    job: Job,
-    manifest: Manifest,
-    log: TrainingLog,
-    reused: bool,
-    links: dict[str, str],
-) -> Outcome:
-    folder = home.adapter(job.dataset.version, job.arm.name)
-    left_out = pl.DataFrame(
-        list(log.records_left_out.items()), schema=["record_id", "why"], orient="row"
-    )
-    return Outcome(
-        manifest=manifest,
-        path=folder.relative_to(home.root).as_posix(),
-        reused=reused,
-        facts={
-            **manifest.counts,
-            "method": log.method,
-            **{name: mean for name, mean in log.means.items() if mean is not None},
-            "training_seconds": log.seconds,
-            "started_from": manifest.details["started_from"] or "the base model",
-        },
-        plots={"loss": kept_plot(folder / "loss.png", lambda: loss_curve_png(log.losses))},
-        tables={"records left out": left_out.head(20)},
-        checks={
-            "loads": FOUND_INTACT if reused else _loads(folder),
-            "loss_fell": Check(
-                log.loss_fell,
-                f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
-                if log.losses
-                else "nothing was trained: this is the base model",
-            ),
-        },
-        links=links,
-    )
+def _checkpoints(folder: Path) -> Path:
+    return folder.with_name(f".checkpoints-{folder.name}")
 
 
 def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:
@@ -295,21 +210,3 @@ def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:
         return stored if stored and weights_hash(folder) == stored.content_hash else None
     except DeliftError:
         return None
-
-
-def _loads(folder: Path) -> Check:
-    """Whether every weight can be read and is finite."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    weights = 0
-    try:
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    weights += 1
-                    if not torch.isfinite(file.get_tensor(name)).all():
-                        return Check(False, f"{name} in {path.name} is not finite")
-    except (OSError, SafetensorError, DeliftError) as error:
-        return Check(False, f"the weights cannot be read: {error}")
-    return Check(weights > 0, f"{weights} weight tensors, all finite", {"tensors": weights})

@@ -1,7 +1,12 @@
-"""Why a record was chosen or not: everything that is stored about it, and what its tokens say."""
+"""Why a record was chosen or not: everything that is stored about it, and what its tokens say.
 
-from collections.abc import Mapping
+What is stored is a subset of a version, or the file of reasons that `delift select --why` wrote.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -9,22 +14,25 @@ import polars as pl
 from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
-from delift_pipeline.records.stored import DatasetVersion, find_record, load_version
+from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
 from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.selection.run import DROPPED
-from delift_pipeline.selection.token_changes import TokenChange, token_changes
-from delift_pipeline.selection.trust import trust_of
-from delift_pipeline.steps.score import part_folder
+from delift_pipeline.selection.token_changes import token_changes
+from delift_pipeline.selection.trust import SUSPECTED_BELOW, trust_of
+from delift_pipeline.steps.score import unscorable_of
 from delift_pipeline.steps.suspects import kept_changes
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest
 from delift_pipeline.utility.kernel import load_block
 
 NEIGHBOURS = 5
+REASON_KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
+NO_REASONS = "is no line of reasons: write the file anew with delift select --why FILE"
+Texts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -89,105 +97,75 @@ def explain(
     """
     dataset = load_version(home, version)
     load_arms(home).arm(arm)
-    manifest = _manifest(home, version, arm)
-    known = _known(home, dataset)
+    manifest = read_manifest(home.subset(version, arm))
+    if manifest is None:
+        reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
+        raise Refused(Fault(reason, field="--arm"))
+    # What is replayed comes from an ancestor.
+    frames = [dataset.pool, *(load_version(home, name).pool for name in ancestors(home, dataset))]
+    frames += [] if dataset.target is None else [dataset.target]
+    known = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
     name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
     reader = None if model is None else LanguageModel(model, home)
-    evidence = _evidence(home, dataset, manifest, name, reader)
-    facts = _facts(home, version, arm, name, texts)
-    changes = _changes(home, dataset.version, manifest, reader, texts, evidence)
+    evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
+    changes = []
+    if evidence is not None and manifest.fingerprint is not None:
+        near = [one.record_id for one in evidence.neighbours]
+        changes = (
+            kept_changes(home, version, manifest.fingerprint, name)
+            if reader is None
+            else token_changes(reader, texts, {name: near})[name]
+        )
     return Explanation(
         version,
         arm,
         name,
         texts[name],
-        **facts,
-        evidence=None if evidence is None else _with_texts(evidence, texts),
-        unscorable=_unscorable(home, version, manifest).get(name),
+        **_facts(home.subset(version, arm), name, texts),
+        evidence=evidence and _with_texts(evidence, texts),
+        unscorable=unscorable_of(home, version, manifest.fingerprint).get(name),
         tokens=[
-            {**change.as_json(), "source_id": _own_id(change.record_id, texts)}
+            {**change.as_json(), "source_id": _named(change.record_id, texts)["source_id"]}
             for change in changes
         ],
     )
 
 
-def _manifest(home: Home, version: str, arm: str) -> Manifest:
-    manifest = read_manifest(home.subset(version, arm))
-    if manifest is None:
-        reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
-        raise Refused(Fault(reason, field="--arm"))
-    return manifest
-
-
-def _unscorable(home: Home, version: str, manifest: Manifest) -> dict[str, str]:
-    """record_id -> why, of the records that scoring has left out."""
-    if manifest.fingerprint is None:
-        return {}
-    scored = read_manifest(part_folder(home, version, manifest.fingerprint, "in_context"))
-    return scored.details["unscorable"] if scored else {}
-
-
-def _known(home: Home, dataset: DatasetVersion) -> pl.DataFrame:
-    """The version's records, its target set and, for what is replayed, its ancestors' records."""
-    frames = [dataset.pool, *(load_version(home, name).pool for name in ancestors(home, dataset))]
-    if dataset.target is not None:
-        frames.append(dataset.target)
-    return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-
-
-def _facts(
-    home: Home, version: str, arm: str, name: str, texts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _facts(folder: Path, name: str, texts: Texts) -> dict[str, Any]:
     """What the stored subset says of a record."""
-    folder = home.subset(version, arm)
     subset, dropped = (pl.read_parquet(folder / file) for file in (SUBSET_FILE, DROPPED))
-    columns = ["record_id", "near_duplicates"]
-    groups = pl.concat([subset.select(columns), dropped.select(columns)])
-    duplicates = [_shown(other, texts) for other in _group(groups, name) if other != name]
-    if (chosen := subset.filter(pl.col("record_id") == name)).height:
+    columns, own = ["record_id", "near_duplicates"], pl.col("record_id") == name
+    groups = pl.concat([subset.select(columns), dropped.select(columns)]).drop_nulls()
+    group = groups.filter(own)["near_duplicates"].implode()
+    alike = groups.filter(pl.col("near_duplicates").is_in(group) & ~own)["record_id"]
+    facts: dict[str, Any] = {"near_duplicates": [_named(other, texts) for other in alike]}
+    if (chosen := subset.filter(own)).height:
         row = chosen.row(0, named=True)
-        return {
-            "selected": True,
-            **{key: row[key] for key in ("rank", "gain", "self_share", "replayed")},
-            "covers": [_shown(other, texts) for other in row["covers"] or ()],
-            "near_duplicates": duplicates,
-        }
-    left = dropped.filter(pl.col("record_id") == name)
-    row = left.row(0, named=True) if left.height else {}
+        facts |= {key: row[key] for key in ("rank", "gain", "self_share", "replayed")}
+        covers = [_named(other, texts) for other in row["covers"] or ()]
+        return {"selected": True, "covers": covers, **facts}
+    row = next(dropped.filter(own).iter_rows(named=True), {})
     by = row.get("covered_by")
     return {
         "selected": False,
-        "covered_by": None if by is None else _shown(by, texts),
+        "covered_by": None if by is None else _named(by, texts),
         "coverage": row.get("coverage"),
-        "near_duplicates": duplicates,
+        **facts,
     }
 
 
-def _group(groups: pl.DataFrame, name: str) -> list[str]:
-    own = groups.filter(pl.col("record_id") == name)["near_duplicates"].drop_nulls()
-    if own.is_empty():
-        return []
-    return groups.filter(pl.col("near_duplicates") == own[0])["record_id"].to_list()
-
-
-def _shown(record: str, texts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {
-        "record_id": record,
-        "source_id": _own_id(record, texts),
-        "text": text_of(texts, record),
-    }
-
-
-def _own_id(record: str, texts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The file's own id of a record; its record_id where the record is not known."""
-    return texts[record]["source_ids"][0] if record in texts else record
+def _named(record: str, texts: Texts) -> dict[str, str]:
+    """A record by its id, the file's own id and its text, as far as it is known."""
+    own = texts[record]["source_ids"][0] if record in texts else record
+    return {"record_id": record, "source_id": own, "text": text_of(texts, record)}
 
 
 def _evidence(
     home: Home,
-    dataset: DatasetVersion,
+    version: str,
     manifest: Manifest,
+    pool: pl.DataFrame,
     name: str,
     reader: LanguageModel | None,
 ) -> Evidence | None:
@@ -202,35 +180,91 @@ def _evidence(
         said = "trust was read from the model's own embeddings here: name the model"
         raise Refused(Fault(said, field="--model"))
     try:
-        block = load_block(home, dataset.version, manifest.fingerprint, "neighbours")
+        block = load_block(home, version, manifest.fingerprint, "neighbours")
     except (Refused, DeliftError):
         return None
-    return evidence_of(trust_of(block, dataset.pool, **asked, model=reader), name, NEIGHBOURS)
+    return evidence_of(trust_of(block, pool, **asked, model=reader), name, NEIGHBOURS)
 
 
-def _with_texts(evidence: Evidence, texts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _with_texts(evidence: Evidence, texts: Texts) -> dict[str, Any]:
     return {
         **evidence.as_json(),
         "neighbours": [
-            {**asdict(one), "disagrees": one.disagrees, **_shown(one.record_id, texts)}
+            {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
             for one in evidence.neighbours
         ],
     }
 
 
-def _changes(
-    home: Home,
-    version: str,
-    manifest: Manifest,
-    reader: LanguageModel | None,
-    texts: Mapping[str, Mapping[str, Any]],
-    evidence: Evidence | None,
-) -> list[TokenChange]:
-    """Change of log p of each answer token of the record after each neighbour, in nats."""
-    if evidence is None or manifest.fingerprint is None:
-        return []
-    name = evidence.record_id
-    if reader is None:
-        return kept_changes(home, version, manifest.fingerprint, name)
-    near = [one.record_id for one in evidence.neighbours]
-    return token_changes(reader, texts, {name: near})[name]
+def explain_file(path: Path, record: str) -> Explanation:
+    """Explain one record of a file of reasons.
+
+    Args:
+        path: What `delift select --why` wrote.
+        record: A record_id, the beginning of one, or the file's own id.
+
+    Raises:
+        Refused: the file cannot be read or holds something else, or not one record is meant.
+    """
+    known = {row["record_id"]: row for row in _read_reasons(path)}
+    sources = [[row["source_id"]] for row in known.values()]
+    ids = pl.DataFrame({"record_id": list(known), "source_ids": sources})
+    row = known[find_record(ids, record, "no record of the file")]
+
+    def named(other: str) -> dict[str, str]:
+        found = known.get(other, {"source_id": other, "text": other})
+        return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
+
+    by, suspected = row.get("covered_by"), row["suspected"] or ()
+    evidence = None
+    if row["trust"] is not None:
+        neighbours = [
+            {
+                **named(one["record_id"]),
+                **one,
+                "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0,
+            }
+            for one in suspected
+        ]
+        low = row["trust"] < SUSPECTED_BELOW
+        evidence = {"trust": row["trust"], "suspected": low, "neighbours": neighbours}
+    return Explanation(
+        version=str(path),
+        arm="delift select",
+        record_id=row["record_id"],
+        record={"text": row["text"], "source_ids": [row["source_id"]]},
+        selected="rank" in row,
+        covers=[named(other) for other in row.get("covers") or ()],
+        covered_by=None if by is None else named(by),
+        near_duplicates=[named(other) for other in row["near_duplicates"]],
+        evidence=evidence,
+        unscorable=row.get("unscorable"),
+        tokens=[
+            {**one["tokens"], "source_id": named(one["record_id"])["source_id"]}
+            for one in suspected
+            if one.get("tokens")
+        ],
+        rank=row.get("rank"),
+        gain=row.get("gain"),
+        self_share=row.get("self_share"),
+        coverage=row.get("coverage"),
+        replayed=bool(row.get("replayed")),
+    )
+
+
+def _read_reasons(path: Path) -> Sequence[dict[str, Any]]:
+    try:
+        # Not splitlines(), which also ends a line at characters that a text may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Refused(Fault(NO_REASONS, file=str(path), line=number)) from error
+        if not isinstance(row, dict) or set(row) < REASON_KEYS:
+            raise Refused(Fault(NO_REASONS, file=str(path), line=number))
+        rows.append(row)
+    return rows

@@ -1,18 +1,15 @@
 """The reasons that `delift select --why` writes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import polars as pl
 
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
+from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.token_changes import MOST_RECORDS, TokenChange, token_changes
+from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
 from delift_pipeline.storage.json_text import json_text
-
-Texts = Mapping[str, Mapping[str, Any]]
 
 
 def reasons_text(
@@ -38,53 +35,33 @@ def reasons_text(
     """
     subset, dropped = subset_frames(selection, pool)
     rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
+    texts = {row["record_id"]: row for row in whole.iter_rows(named=True)}
     groups: dict[int, list[str]] = {}
     for record, group in selection.duplicates.items():
         groups.setdefault(group, []).append(record)
-    texts = {row["record_id"]: row for row in whole.iter_rows(named=True)}
-    suspects = _suspects(selection, [row["record_id"] for row in rows])
-    changes = _changes(suspects, texts, reader)
-    for row in rows:
-        name = row["record_id"]
-        others = groups.get(row["near_duplicates"], ())
-        row["near_duplicates"] = [record for record in others if record != name]
-        row["text"] = text_of(texts, name)
-        row["unscorable"] = unscorable.get(name)
-        evidence = suspects.get(name)
-        row["suspected"] = evidence and _neighbours(evidence, texts, changes.get(name, ()))
-    return "".join(f"{json_text(row)}\n" for row in rows)
-
-
-def _suspects(selection: Selection, records: Sequence[str]) -> dict[str, Evidence]:
-    """Record -> evidence, of the suspected ones."""
-    if selection.trust is None:
-        return {}
-    found = {record: evidence_of(selection.trust, record) for record in records}
-    return {record: one for record, one in found.items() if one is not None and one.suspected}
-
-
-def _changes(
-    suspects: Mapping[str, Evidence], texts: Texts, reader: LanguageModel
-) -> dict[str, list[TokenChange]]:
-    """Token changes of the least trusted records after the neighbours that disagree."""
+    trust, ids = selection.trust, [row["record_id"] for row in rows]
+    found = [] if trust is None else [evidence_of(trust, record) for record in ids]
+    suspects = {one.record_id: one for one in found if one is not None and one.suspected}
     least = sorted(suspects.values(), key=lambda one: (one.trust, one.record_id))[:MOST_RECORDS]
-    wanted = {
+    disagreeing = {
         one.record_id: [near.record_id for near in one.neighbours if near.disagrees]
         for one in least
     }
-    return token_changes(reader, texts, wanted)
-
-
-def _neighbours(
-    evidence: Evidence, texts: Texts, changes: Sequence[TokenChange]
-) -> list[dict[str, Any]]:
-    by_neighbour = {one.record_id: one.as_json() for one in changes}
-    return [
-        {
-            **asdict(near),
-            "disagrees": near.disagrees,
-            "text": text_of(texts, near.record_id),
-            "tokens": by_neighbour.get(near.record_id),
-        }
-        for near in evidence.neighbours
-    ]
+    changes = token_changes(reader, texts, disagreeing)
+    for row in rows:
+        name = row["record_id"]
+        others, evidence = groups.get(row["near_duplicates"], ()), suspects.get(name)
+        tokens = {one.record_id: one.as_json() for one in changes.get(name, ())}
+        row["near_duplicates"] = [record for record in others if record != name]
+        row["text"] = text_of(texts, name)
+        row["unscorable"] = unscorable.get(name)
+        row["suspected"] = evidence and [
+            {
+                **asdict(near),
+                "disagrees": near.disagrees,
+                "text": text_of(texts, near.record_id),
+                "tokens": tokens.get(near.record_id),
+            }
+            for near in evidence.neighbours
+        ]
+    return "".join(f"{json_text(row)}\n" for row in rows)

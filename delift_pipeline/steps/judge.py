@@ -1,7 +1,7 @@
 """Judge the stored answers of arms, side by side."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_erro
 from delift_pipeline.plots import Bar, bars, svg
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.outcome import Outcome
 from delift_pipeline.storage.atomic import write_json, write_parquet, write_text
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
@@ -124,23 +123,26 @@ def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list
     return judged
 
 
-def with_judgement(
-    outcome: Outcome, panel: Panel | None, version: str, arm: str, progress: Progress
-) -> Outcome:
-    """A report's outcome with what the judge says of the arm's answers beside it.
+def judgement_facts(
+    panel: Panel | None, version: str, arm: str, progress: Progress
+) -> dict[str, float | int]:
+    """What the judge says of an arm's answers, to be shown beside its report.
 
     The report's own content and data version stay as they are: a judgement is an opinion about
     it, kept in the judge's folder.
     """
     if panel is None:
-        return outcome
+        return {}
     (one,) = judge_sides(panel, [Side(version, arm)], progress)
     scores = one.judged.overall
-    counts = {"judge_scored": scores.scored, "judge_unparsable": scores.unparsable}
-    facts: dict[str, float | int | str] = {**counts, "judge_failed": scores.failed}
+    facts: dict[str, float | int] = {
+        "judge_scored": scores.scored,
+        "judge_unparsable": scores.unparsable,
+        "judge_failed": scores.failed,
+    }
     if scores.mean is not None and scores.se is not None:
         facts |= {"judge_score": scores.mean, "judge_score_se": scores.se}
-    return replace(outcome, facts={**outcome.facts, **facts})
+    return facts
 
 
 def _samples(home: Home, side: Side) -> pl.DataFrame:

@@ -1,24 +1,23 @@
-"""The step behind `pair_plan`: which pairs the enabled arms of a version need."""
+"""The stage behind `pair_plan`: which pairs the enabled arms of a version need."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import polars as pl
 
 from delift_pipeline.arms import Arm, Arms, PlanOptions
-from delift_pipeline.errors import Refused
+from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.lineage.existing import existing_of
-from delift_pipeline.plots import histogram_png
+from delift_pipeline.progress import Progress, SilentProgress, tracked
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
-from delift_pipeline.scoring.plan import build_plan, read_plan, write_plan
+from delift_pipeline.scoring.plan import SelfPairs, build_plan, write_plan
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
+from delift_pipeline.steps.result import Result
 from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, up_to_date
+from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 
 CODE_VERSION = "1"
 
@@ -28,7 +27,8 @@ class Wanted:
     """What the enabled, applicable arms of a version read together.
 
     Attributes:
-        self_pairs: `all` where an arm needs every pair and may have it, else `neighbours`.
+        self_pairs: `all` where an arm needs every pair and may have it, else `neighbours`; `none`
+            where no arm reads near pairs and they are not wanted for their own sake.
         target_pairs: Whether D_T x D is wanted.
         existing: D_E of all continual arms together; None where none is wanted.
         replay: D_E of the arms that replay from it; None where none does, or may.
@@ -36,7 +36,7 @@ class Wanted:
         notes: Sentences on arms whose pairs are not planned, and why.
     """
 
-    self_pairs: Literal["neighbours", "all"]
+    self_pairs: SelfPairs
     target_pairs: bool
     existing: pl.DataFrame | None = field(repr=False)
     replay: pl.DataFrame | None = field(repr=False)
@@ -44,26 +44,95 @@ class Wanted:
     notes: tuple[str, ...]
 
 
-def plan_pairs(home: Home, version: str, arms: Arms, run_id: str | None = None) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Planned(Result):
+    """A stored plan, and what it was made for.
+
+    Attributes:
+        wanted: What the arms read.
+    """
+
+    wanted: Wanted
+
+
+def plan_pairs(
+    home: Home,
+    version: str,
+    arms: Arms,
+    run_id: str | None = None,
+    *,
+    progress: Progress | None = None,
+    near_for_trust: bool = True,
+) -> Planned:
     """Plan the version's pairs, unless the same plan is stored.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        arms: The enabled ones that apply to the version are planned for.
+        run_id: Of the Dagster run, for the manifest.
+        progress: Where the search for near prompts is shown.
+        near_for_trust: Whether near pairs are planned where no arm reads them.
 
     Raises:
         Refused: the version is unknown or the embedder cannot be loaded.
     """
-    dataset = load_version(home, version)
-    wanted = wanted_pairs(home, dataset, arms)
+    dataset, folder = load_version(home, version), home.plan(version)
+    wanted = wanted_pairs(home, dataset, arms, near_for_trust)
     request = _request(wanted, arms.plan)
     parents = {f"dataset:{version}": dataset.manifest.content_hash, **wanted.parents}
-    stored = up_to_date(home.plan(version), request, parents, CODE_VERSION)
-    manifest = stored or _make(home, dataset, wanted, arms.plan, request, parents, run_id)
-    return _outcome(home, version, manifest, wanted, stored is not None)
+    manifest = up_to_date(folder, request, parents, CODE_VERSION)
+    reused = manifest is not None
+    if manifest is None:
+        neighbours = None
+        if wanted.self_pairs != "none":
+            embeddings = embed(prompt_texts(dataset.pool), arms.plan.embedder)
+            shown = progress or SilentProgress()
+            with tracked(shown, "near prompts", dataset.pool.height, "records") as meter:
+                neighbours = nearest(embeddings, arms.plan.neighbours, meter.advance)
+        plan = build_plan(
+            dataset.pool,
+            dataset.target,
+            wanted.existing,
+            self_pairs=wanted.self_pairs,
+            target_pairs=wanted.target_pairs,
+            existing_pairs=wanted.existing is not None,
+            neighbours=neighbours,
+            existing_rows=dataset.new_records(home) if wanted.existing is not None else None,
+            replay=wanted.replay,
+        )
+        manifest = write_plan(
+            folder,
+            plan,
+            pool=dataset.pool,
+            neighbours=neighbours,
+            request=request,
+            parents=parents,
+            code_version=CODE_VERSION,
+            run_id=run_id,
+        )
+    return Planned(home=home, folder=folder, manifest=manifest, reused=reused, wanted=wanted)
 
 
-def wanted_pairs(home: Home, dataset: DatasetVersion, arms: Arms) -> Wanted:
+def planned_manifest(home: Home, version: str) -> Manifest:
+    """The manifest of a version's plan.
+
+    Raises:
+        DeliftError: there is none yet.
+    """
+    manifest = read_manifest(home.plan(version))
+    if manifest is None:
+        raise DeliftError(f"{version} has no pair plan yet: materialise pair_plan first")
+    return manifest
+
+
+def wanted_pairs(
+    home: Home, dataset: DatasetVersion, arms: Arms, near_for_trust: bool = True
+) -> Wanted:
     """Unite what the enabled arms that apply to a version read."""
     applicable = arms.of_stages(dataset.stages())
     needs = [(arm, needs_of(arm.selector, arm.stage, arm.options)) for arm in applicable]
-    self_pairs, notes = _self_pairs(dataset, needs, arms.plan)
+    self_pairs, notes = _self_pairs(dataset, needs, arms.plan, near_for_trust)
     found, parents, unresolved = _existing(home, dataset, needs)
     replay, dear = _replay(dataset, found, needs, arms.plan)
     return Wanted(
@@ -79,12 +148,17 @@ def wanted_pairs(home: Home, dataset: DatasetVersion, arms: Arms) -> Wanted:
 
 
 def _self_pairs(
-    dataset: DatasetVersion, needs: list[tuple[Arm, Needs]], plan: PlanOptions
-) -> tuple[Literal["neighbours", "all"], list[str]]:
+    dataset: DatasetVersion,
+    needs: list[tuple[Arm, Needs]],
+    plan: PlanOptions,
+    near_for_trust: bool,
+) -> tuple[SelfPairs, list[str]]:
     dense = [arm.name for arm, need in needs if need.self_pairs == "all"]
     why = too_dear(dataset, dataset.pool.height, plan)
     if why is None and (dense or coverage_of(dataset, plan) == "all"):
         return "all", []
+    if not near_for_trust and all(need.self_pairs == "none" for _, need in needs):
+        return "none", []
     return "neighbours", [
         f"{name} needs every pair, which is not planned ({why})" for name in dense
     ]
@@ -145,7 +219,7 @@ def _united(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
     return pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
 
 
-def _request(wanted: Wanted, plan: PlanOptions) -> dict[str, object]:
+def _request(wanted: Wanted, plan: PlanOptions) -> dict[str, Any]:
     existing, replay = wanted.existing, wanted.replay
     return {
         "self_pairs": wanted.self_pairs,
@@ -155,83 +229,3 @@ def _request(wanted: Wanted, plan: PlanOptions) -> dict[str, object]:
         "embedder": plan.embedder,
         **({"replay": digest_text(*replay["record_id"])} if replay is not None else {}),
     }
-
-
-def _make(
-    home: Home,
-    dataset: DatasetVersion,
-    wanted: Wanted,
-    options: PlanOptions,
-    request: dict[str, object],
-    parents: dict[str, str],
-    run_id: str | None,
-) -> Manifest:
-    neighbours = nearest(embed(prompt_texts(dataset.pool), options.embedder), options.neighbours)
-    plan = build_plan(
-        dataset.pool,
-        dataset.target,
-        wanted.existing,
-        self_pairs=wanted.self_pairs,
-        target_pairs=wanted.target_pairs,
-        existing_pairs=wanted.existing is not None,
-        neighbours=neighbours,
-        existing_rows=dataset.new_records(home) if wanted.existing is not None else None,
-        replay=wanted.replay,
-    )
-    folder = home.plan(dataset.version)
-    manifest = write_plan(
-        folder,
-        plan,
-        pool=dataset.pool,
-        neighbours=neighbours,
-        request=request,
-        parents=parents,
-        code_version=CODE_VERSION,
-        run_id=run_id,
-    )
-    return manifest
-
-
-def _outcome(home: Home, version: str, manifest: Manifest, wanted: Wanted, reused: bool) -> Outcome:
-    folder = home.plan(version)
-    plan = read_plan(folder)
-    alone = manifest.counts["without_neighbours"]
-    blocks = pl.DataFrame(
-        [
-            {
-                "block": b.name,
-                "targets": len(b.targets),
-                "demonstrations": len(b.demonstrations),
-                "pairs": b.pairs,
-                "form": "all" if b.dense else "neighbours",
-            }
-            for b in plan.blocks
-        ]
-    )
-    lonely = pl.read_parquet(folder / "records.parquet").filter(pl.col("neighbours") == 0)
-    unexplained = lonely.filter(pl.col("reason").is_null()).height
-    tables = {"blocks": blocks}
-    if wanted.notes:
-        tables["arms whose pairs are not planned"] = pl.DataFrame({"why": list(wanted.notes)})
-    if lonely.height:
-        tables["records without neighbours"] = lonely.head(PREVIEW_ROWS)
-    return Outcome(
-        manifest=manifest,
-        path=folder.relative_to(home.root).as_posix(),
-        reused=reused,
-        facts={**manifest.counts, "coverage": wanted.self_pairs},
-        plots={"neighbours": kept_plot(folder / "neighbours.png", lambda: _neighbours_png(folder))},
-        tables=tables,
-        checks={
-            "neighbours": Check(
-                unexplained == 0,
-                f"{alone} records have no neighbours, {unexplained} of them without a reason",
-                {"without_neighbours": alone},
-            )
-        },
-    )
-
-
-def _neighbours_png(folder: Path) -> bytes:
-    counts = pl.read_parquet(folder / "records.parquet")["neighbours"].to_numpy()
-    return histogram_png(counts, "records of the pool", "near prompts found")

@@ -1,6 +1,6 @@
-"""The step behind `eval_report`: an arm on the held-out set, beside base, random and full."""
+"""The stage behind `eval_report`: an arm on the held-out set, beside base, random and full."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -8,19 +8,16 @@ import polars as pl
 from delift_pipeline.arms import COMPARISONS, Arm, load_arms
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.base import base_evaluation, stage_heldout
-from delift_pipeline.evaluation.forgetting import Forgetting
-from delift_pipeline.evaluation.report import ArmReport, metric_bars, write_report
+from delift_pipeline.evaluation.forgetting import BASE, Forgetting
+from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
     Evaluation,
-    differences,
     read_evaluation,
     restricted,
 )
-from delift_pipeline.formatting import with_error
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import links_of
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.plots import bars, png
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -31,8 +28,8 @@ from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.forgetting import forgetting_of, line_of, rest_samples, write_rest
 from delift_pipeline.steps.in_context import NAME as IN_CONTEXT
 from delift_pipeline.steps.in_context import in_context_of, write_in_context
-from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot, preview
 from delift_pipeline.steps.report_tracking import Evaluated, refresh_card, track_report
+from delift_pipeline.steps.result import Result
 from delift_pipeline.steps.suspects import suspects_of
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_frame, digest_json
@@ -41,7 +38,6 @@ from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.training.log import read_training_log
 
 CODE_VERSION = "1"
-PREVIEWED = ("instruction", "input", "reference", "generated", "answer_loss")
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,21 @@ class Measured:
     forgetting: Forgetting | None = None
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What MLflow adds to what a person sees: addresses by title, and who leads now."""
+@dataclass(frozen=True, kw_only=True)
+class Reported(Result):
+    """A stored report.
 
-    links: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, float | int | str] = field(default_factory=dict)
+    Attributes:
+        selector: The arm's selector.
+        measured: What the report shows.
+        links: Addresses in MLflow by title.
+        leader: Who is champion now, in one sentence; None where that was settled before.
+    """
+
+    selector: str
+    measured: Measured
+    links: dict[str, str]
+    leader: str | None
 
 
 def make_report(
@@ -77,7 +82,7 @@ def make_report(
     tracker: Tracker | None,
     progress: Progress,
     run_id: str | None = None,
-) -> Outcome:
+) -> Reported:
     """Evaluate an arm's adapter on the held-out set, unless the same was done before.
 
     A continual arm's is evaluated on the held-out sets of all earlier versions as well.
@@ -88,38 +93,40 @@ def make_report(
         Refused: there is no adapter yet.
         DeliftError: no held-out record can be measured.
     """
-    dataset = load_version(home, version)
-    adapter = _adapter_manifest(home, version, arm.name)
+    dataset, folder = load_version(home, version), home.report(version, arm.name)
+    adapter = read_manifest(home.adapter(version, arm.name))
+    if adapter is None:
+        reason = f"{version} has no adapter of {arm.name} yet: materialise it first"
+        raise Refused(Fault(reason, field="arm"))
+    trained, options = home.adapter(version, arm.name), arm.evaluation
+
+    def measure(records: pl.DataFrame) -> Evaluation:
+        from delift_pipeline.evaluation.run import evaluate
+
+        return evaluate(model, trained, records, options, progress)
+
     fingerprint = fingerprint_of(model).digest
-    heldout = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)
-    base = base_evaluation(
-        home, version, model, fingerprint, dataset.heldout, arm.evaluation, progress
-    )
+    heldout = stage_heldout(dataset.heldout, dataset.target, arm.stage, options)
+    base = base_evaluation(home, version, model, fingerprint, dataset.heldout, options, progress)
     base = restricted(base, heldout["record_id"])
-    request = {"evaluation": arm.evaluation.request}
-    line = line_of(home, dataset, arm)
+    request, line = {"evaluation": options.request}, line_of(home, dataset, arm)
     parents = {
         f"adapter:{version}:{arm.name}": adapter.content_hash,
         f"heldout:{version}": digest_frame(heldout),
         **line.parents,
     }
-    folder = home.report(version, arm.name)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
     own = read_evaluation(folder) if stored else None
     reused = own is not None
     if own is None:
-        own = _evaluate(home, version, heldout, arm, model, progress)
+        own = measure(heldout)
     kept = folder if reused else None
     shown = in_context_of(home, dataset, arm, model, heldout, kept, progress)
-    rest = rest_samples(
-        line,
-        kept,
-        lambda records: _evaluate(home, version, records, arm, model, progress),
-    )
+    rest = rest_samples(line, kept, measure)
     matrix = forgetting_of(home, dataset, arm, model, fingerprint, line, own, rest, progress)
-    untrained = {"initial": base, **({IN_CONTEXT: shown} if shown else {})}
-    compared = {**untrained, **_comparisons(home, version, arm, fingerprint)}
-    measured = Measured(own, compared, matrix)
+    untrained = {BASE: base, **({IN_CONTEXT: shown} if shown else {})}
+    beside = {**untrained, **_comparisons(home, version, arm, fingerprint)}
+    measured = Measured(own, beside, matrix)
     manifest = Manifest(
         kind="report",
         content_hash=_content_hash(own, rest, shown),
@@ -132,7 +139,7 @@ def make_report(
         run_id=stored.run_id if stored else run_id,
     )
     name = portable_name(model.model)
-    measured_arm = Evaluated(home, dataset, arm, name, adapter, manifest, own, measured.beside)
+    evaluated = Evaluated(home, dataset, arm, name, adapter, manifest, own, beside)
     if stored is None or stored.details != manifest.details or not reused:
         suspects = suspects_of(home, dataset, arm, model, fingerprint, progress)
         report = _report(home, dataset, arm, model, fingerprint, adapter, measured, suspects)
@@ -141,8 +148,18 @@ def make_report(
             write_rest(temporary, rest)
             write_in_context(temporary, shown)
             manifest.write(temporary)
-        refresh_card(measured_arm)
-    return _outcome(home, dataset, arm, manifest, measured, reused, _shown(measured_arm, tracker))
+        refresh_card(evaluated)
+    leader = track_report(evaluated, tracker) if tracker else None
+    return Reported(
+        home=home,
+        folder=folder,
+        manifest=manifest,
+        reused=reused,
+        selector=arm.selector,
+        measured=measured,
+        links=links_of(trained, tracker) if tracker else {},
+        leader=leader,
+    )
 
 
 def _content_hash(own: Evaluation, rest: pl.DataFrame | None, shown: Evaluation | None) -> str:
@@ -162,36 +179,6 @@ def _stands_beside(measured: Measured) -> dict[str, Any]:
     if measured.forgetting is not None:
         details["forgetting"] = digest_json(measured.forgetting.as_json())
     return details
-
-
-def _shown(measured: Evaluated, tracker: Tracker | None) -> Shown:
-    """What MLflow adds to what a person sees; nothing without it."""
-    if tracker is None:
-        return Shown()
-    leader = track_report(measured, tracker)
-    return Shown(links_of(measured.folder, tracker), {"leader": leader} if leader else {})
-
-
-def _adapter_manifest(home: Home, version: str, arm: str) -> Manifest:
-    manifest = read_manifest(home.adapter(version, arm))
-    if manifest is None:
-        raise Refused(
-            Fault(f"{version} has no adapter of {arm} yet: materialise it first", field="arm")
-        )
-    return manifest
-
-
-def _evaluate(
-    home: Home,
-    version: str,
-    heldout: pl.DataFrame,
-    arm: Arm,
-    model: ModelOptions,
-    progress: Progress,
-) -> Evaluation:
-    from delift_pipeline.evaluation.run import evaluate
-
-    return evaluate(model, home.adapter(version, arm.name), heldout, arm.evaluation, progress)
 
 
 def _comparisons(
@@ -221,8 +208,11 @@ def _report(
     suspects: list[dict[str, Any]],
 ) -> ArmReport:
     version = dataset.version
-    subset = subset_manifest(home, version, arm.name)
+    subset, folder = subset_manifest(home, version, arm.name), home.subset(version, arm.name)
     log = read_training_log(home.adapter(version, arm.name))
+    named = ("objective", "value", "value_random", "knee", "tokens", "notes")
+    # Subsets of earlier releases have no balance.
+    balance = pl.read_parquet(folder / BALANCE) if (folder / BALANCE).exists() else pl.DataFrame()
     return ArmReport(
         version=version,
         arm=arm.name,
@@ -233,7 +223,7 @@ def _report(
         model=portable_name(model.model),
         fingerprint=fingerprint,
         pool=subset.counts["pool"],
-        subset=pl.read_parquet(home.subset(version, arm.name) / SUBSET_FILE),
+        subset=pl.read_parquet(folder / SUBSET_FILE),
         evaluation=measured.own,
         beside=measured.beside,
         asked={
@@ -241,7 +231,7 @@ def _report(
             "training": arm.training.model_dump(mode="json"),
             "evaluation": arm.evaluation.model_dump(mode="json"),
         },
-        objective=_objective(subset),
+        objective={key: subset.details[key] for key in named if subset.details.get(key)},
         training=log,
         lineage={
             f"dataset:{version}": dataset.manifest.content_hash,
@@ -255,73 +245,6 @@ def _report(
         seconds={"training": log.seconds, "evaluation": measured.own.seconds},
         diagnostics=subset.details.get("diagnostics", {}),
         suspects=suspects,
-        balance=_stored(home, dataset, arm, BALANCE).to_dicts(),
+        balance=balance.to_dicts(),
         forgetting=measured.forgetting,
-    )
-
-
-def _stored(home: Home, dataset: DatasetVersion, arm: Arm, file: str) -> pl.DataFrame:
-    """A table beside the subset; empty where it was not written."""
-    path = home.subset(dataset.version, arm.name) / file
-    return pl.read_parquet(path) if path.exists() else pl.DataFrame()
-
-
-def _objective(subset: Manifest) -> dict[str, Any]:
-    named = ("objective", "value", "value_random", "knee", "tokens", "notes")
-    return {key: subset.details[key] for key in named if subset.details.get(key)}
-
-
-def _outcome(
-    home: Home,
-    dataset: DatasetVersion,
-    arm: Arm,
-    manifest: Manifest,
-    measured: Measured,
-    reused: bool,
-    from_mlflow: Shown,
-) -> Outcome:
-    forgotten = measured.forgetting
-    folder = home.report(dataset.version, arm.name)
-    shown = {arm.selector: measured.own, **{k: v for k, v in measured.beside.items() if v}}
-
-    models = [
-        (name, e.metrics, "chosen" if e is measured.own else "plain") for name, e in shown.items()
-    ]
-
-    return Outcome(
-        manifest=manifest,
-        path=folder.relative_to(home.root).as_posix(),
-        reused=reused,
-        facts={
-            **measured.own.metrics,
-            **measured.own.counts,
-            **(forgotten.facts() if forgotten else {}),
-            **from_mlflow.facts,
-        },
-        plots={"scores": kept_plot(folder / "scores.png", lambda: png(bars(metric_bars(models))))},
-        tables={
-            "samples": preview(measured.own.samples, PREVIEWED),
-            **({"forgetting": forgotten.frame().head(PREVIEW_ROWS)} if forgotten else {}),
-        },
-        checks={
-            "beats_base": _not_worse(measured, "initial"),
-            "beats_random": _not_worse(measured, "random"),
-        },
-        links=from_mlflow.links,
-    )
-
-
-def _not_worse(measured: Measured, other: str) -> Check:
-    reference = measured.beside.get(other)
-    if reference is None:
-        return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
-    gaps = differences(measured.own, reference)
-    if "answer_loss" not in gaps:
-        return Check(True, "nothing to compare: the answer loss was not asked for")
-    gap = gaps["answer_loss"]
-    return Check(
-        gap.mean <= 0,
-        f"answer loss minus {other}'s: "
-        f"{with_error(gap.mean, gap.se, 4, sign=True, ascii_only=True)} ({gap.records} records)",
-        {"difference": gap.mean, "standard_error": gap.se},
     )

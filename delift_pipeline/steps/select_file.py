@@ -1,106 +1,57 @@
-"""`delift select`: a file in, the part worth training on out; no versions, no Dagster."""
+"""`delift select`: the stages of the graph, run on files in a temporary home."""
 
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import polars as pl
 
-from delift_pipeline.arms import PlanOptions, load_arms
-from delift_pipeline.errors import Fault, Refused, fault_counts
-from delift_pipeline.progress import Progress, tracked
-from delift_pipeline.records.kept_columns import file_columns
-from delift_pipeline.records.left_out import faults_beside, left_out_notes, write_faults
+from delift_pipeline.arms import Arm, PlanOptions, load_arms
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.progress import Progress
+from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_columns
+from delift_pipeline.records.left_out import faults_beside, write_faults
 from delift_pipeline.records.read import RecordsFile, first_input, read_parts, write_chosen
-from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import build_plan, neighbour_block
-from delift_pipeline.selection.balance import balance, vanished
+from delift_pipeline.selection.balance import balance
 from delift_pipeline.selection.budget import parse_budget
-from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
-from delift_pipeline.selection.registry import needs_of, options_of
+from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.replay import replay_schedule
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
-from delift_pipeline.selection.run import refuse_impossible, select
-from delift_pipeline.selection.scorable import (
-    refuse_beyond_scorable,
-    refuse_unscorable,
-    replay_of,
-    unscorable_notes,
-)
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.run import refuse_impossible
+from delift_pipeline.selection.scorable import refuse_unscorable
+from delift_pipeline.selection.selector import Needs
 from delift_pipeline.steps.ahead import announce_pairs
 from delift_pipeline.steps.file_reasons import reasons_text
-from delift_pipeline.steps.file_selection import Report, Request
+from delift_pipeline.steps.file_rules import refuse_infeasible, rules_of_files
+from delift_pipeline.steps.file_selection import SHOWN_IDS, Report, Request, Sets, report_of
+from delift_pipeline.steps.kernel import make_kernel
+from delift_pipeline.steps.plan import plan_pairs
 from delift_pipeline.steps.reading import announce_reading
-from delift_pipeline.steps.rule_files import (
-    refuse_infeasible,
-    rules_of_files,
-    with_columns_of,
-)
-from delift_pipeline.steps.score_file import Scored, encode_records, score_plan
+from delift_pipeline.steps.score import encode_records, score_version
+from delift_pipeline.steps.subset import make_subset, refuse_beyond_scored
 from delift_pipeline.steps.tokens import counted
+from delift_pipeline.storage.atomic import write_parquet
+from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.storage.output import write_output
-from delift_pipeline.training.influence import LowRankGradients
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.kernel import build_kernel, load_block
 
-if TYPE_CHECKING:
-    from delift_pipeline.prompts.encoded import EncodedRecords
-
-SCRATCH = "selected"
-SHOWN_IDS = 5
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The records to choose from and those they are chosen for.
-
-    Attributes:
-        stage: The stage.
-        file: The pool's file, to write chosen rows back unchanged.
-        pool: D; in the continual stage the file's records that are not among the existing ones.
-        target: D_T, or None.
-        existing: D_E, or None.
-        existing_file: The file of D_E, to write replayed rows back, or None.
-        left_out: Faulty rows left out of all files.
-        faults: Why they were.
-        notes: What the user should know about how the files were read.
-    """
-
-    stage: Stage
-    file: RecordsFile
-    pool: pl.DataFrame
-    target: pl.DataFrame | None
-    existing: pl.DataFrame | None
-    existing_file: RecordsFile | None
-    left_out: int
-    faults: list[Fault]
-    notes: list[str]
-
-    @property
-    def whole(self) -> pl.DataFrame:
-        """D and D_E together."""
-        return self.pool if self.existing is None else pl.concat([self.pool, self.existing])
-
-    @property
-    def everything(self) -> pl.DataFrame:
-        """D, D_T and D_E together, each record once."""
-        frames = [frame for frame in (self.pool, self.target, self.existing) if frame is not None]
-        return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+FILE, EXISTING = "file", "existing"
+"""Versions of the temporary home: the files of the pool, and the records trained on already."""
 
 
 def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
     """Choose records of a file and write them, in rank order, and perhaps the reasons.
+
+    The files become a dataset version of a temporary home, which shares the scores of `home`.
 
     Raises:
         Refused: files, options or the model cannot be used; nothing is written.
@@ -109,32 +60,48 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     started = time.monotonic()
     announce_reading((request.file, request.target, request.existing), progress)
     sets = _read(request)
-    columns = file_columns(sets.pool, sets.file, request.balance, "--balance")
-    options = options_of(request.selector, request.options)
-    needs = needs_of(request.selector, sets.stage, options)
-    planned = load_arms(home).plan
-    pool, rules = _ruled(request, sets, model)
-    fingerprint = fingerprint_of(model).digest
+    columns = file_columns(sets.pool, sets.read["file"], request.balance, "--balance")
+    needs = needs_of(request.selector, sets.stage, request.options)
+    # Every pair of a file may be scored, however large it is.
+    arms = load_arms(home)
+    no_limit = {"coverage": "auto", "dense_limit": sys.maxsize}
+    plan = arms.plan.model_copy(update=no_limit)
+    rules = rules_of_files(request.rules, sets.pool, request.mapping)
+    kept = _quota_columns(sets, rules)
+    ruled = _refuse_unruly(request, sets, kept, rules, model)
+    arm = Arm.model_construct(
+        name=f"{sets.stage}.{request.selector}",
+        budget=request.budget,
+        seed=request.seed,
+        options=dict(request.options),
+        rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.ban}),
+    )
     reader = LanguageModel(model, home, progress)
-    encoded = None
+    fingerprint, encoded, scored = reader.fingerprint, None, None
     if needs.scores:
-        pairs = _pairs_at_most(sets, needs, planned)
+        pairs = _pairs_at_most(sets, needs, plan)
         announce_pairs(home, sets.everything, pairs, model, progress)
         encoded = encode_records(reader.encoder, sets.everything, progress)
-        _refuse_unscorable(request, sets, pool, rules, needs, encoded.unscorable)
+        _refuse_unscorable(arm, sets, needs, ruled, rules, encoded.unscorable)
+    unscorable = encoded.unscorable if encoded is not None else {}
     with tempfile.TemporaryDirectory() as scratch:
-        scored, inputs = None, _inputs(sets)
-        if encoded and needs.blocks:
-            scored, inputs = _scored(Home(Path(scratch)), sets, needs, reader, planned, encoded)
-        if needs.model:
-            inputs = replace(inputs, model=reader)
-        inputs = replace(inputs, pool=pool, unscorable=encoded.unscorable if encoded else {})
-        selection = select(inputs, request.selector, request.budget, request.seed, options, rules)
-        selection = diagnosed(inputs, selection, request.seed)
+        work = Home(Path(scratch), shared=home)
+        _store(work, sets, needs, kept)
+        if needs.blocks:
+            arms = replace(arms, plan=plan, arms=(arm,))
+            plan_pairs(work, FILE, arms, progress=progress, near_for_trust=False)
+            scored = score_version(
+                work, FILE, "in_context", model, progress, with_baseline=True, encoded=encoded
+            )
+            make_kernel(work, FILE, model)
+        chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
+    selection = chosen.selection
+    assert selection is not None  # nothing is found in a temporary home
     table = balance(sets.pool, selection.ranking, columns)
-    _write(request, sets, selection, reader, inputs.unscorable)
+    _write(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
-    return _report(request, sets, selection, table, scored, fingerprint, seconds)
+    report = scored.report if scored else None
+    return report_of(request, sets, selection, table, report, fingerprint, seconds)
 
 
 def _read(request: Request) -> Sets:
@@ -148,74 +115,17 @@ def _read(request: Request) -> Sets:
     stage, wrong = _stage(request)
     if faults or wrong:
         raise Refused(*wrong, *faults)
-    pool = read["file"].frame
-    target, existing = _frame(read, "target"), _frame(read, "existing")
+    pool, target, existing = (
+        read[name].frame if name in read else None for name in ("file", "target", "existing")
+    )
+    assert pool is not None
     if target is not None:
         _refuse_shared(pool, target)
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
         raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
-    return Sets(
-        stage=stage,
-        file=read["file"],
-        pool=pool,
-        target=target,
-        existing=existing,
-        existing_file=read.get("existing"),
-        left_out=sum(one.left_out for one in read.values()),
-        faults=[fault for one in read.values() for fault in one.faults],
-        notes=list(dict.fromkeys(note for one in read.values() for note in one.notes)),
-    )
-
-
-def _ruled(request: Request, sets: Sets, model: ModelOptions) -> tuple[pl.DataFrame, Rules]:
-    """The pool with the columns that budget and quotas are on, and the rules in record_ids.
-
-    Raises:
-        Refused: the budget or the rules are not possible; nothing is scored before.
-    """
-    rules, n = rules_of_files(request.rules, sets.pool, request.mapping), sets.pool.height
-    ruled = rules != Rules()
-    allowed = refuse_impossible(
-        request.selector, sets.stage, request.budget, ruled, n, request.options
-    )
-    pool = with_columns_of(sets.pool, sets.file, [quota.column for quota in rules.quotas])
-    pool = counted(pool, request.budget, model)
-    if ruled:
-        refuse_infeasible(rules, pool, allowed)
-    return pool, rules
-
-
-def _refuse_unscorable(
-    request: Request,
-    sets: Sets,
-    pool: pl.DataFrame,
-    rules: Rules,
-    needs: Needs,
-    unscorable: Mapping[str, str],
-) -> None:
-    """Refuse what more records would have to be scored for than can be, before any is.
-
-    Raises:
-        Refused: no record can be scored, or the budget or a rule asks for more than can be.
-    """
-    refuse_unscorable(pool, unscorable, "records of the file")
-    if needs.target_pairs and sets.target is not None:
-        refuse_unscorable(sets.target, unscorable, "target records")
-    share, replayable = replay_of(
-        request.selector, sets.stage, request.options, sets.existing, unscorable
-    )
-    refuse_beyond_scorable(pool, unscorable, request.budget, share, replayable)
-    if rules != Rules():
-        allowed = parse_budget(request.budget, pool.height)
-        scorable = sum(record not in unscorable for record in pool["record_id"])
-        new = replay_schedule(allowed.count, share, scorable, replayable).new
-        refuse_infeasible(rules, pool, replace(allowed, count=new), unscorable)
-
-
-def _frame(read: Mapping[str, RecordsFile], name: str) -> pl.DataFrame | None:
-    return read[name].frame if name in read else None
+    return Sets(stage, read, pool, target, existing)
 
 
 def _stage(request: Request) -> tuple[Stage, list[Fault]]:
@@ -248,35 +158,54 @@ def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
         raise Refused(Fault(reason, field="--target"))
 
 
-def _scored(
-    scratch: Home,
+def _quota_columns(sets: Sets, rules: Rules) -> list[pl.Series]:
+    """The columns of the file that quotas are on, beyond the fields of a record, as text."""
+    named = dict.fromkeys(quota.column for quota in rules.quotas)
+    wanted = [name for name in named if name not in sets.pool.columns]
+    return as_text(file_columns(sets.pool, sets.read["file"], wanted, "--quota"))
+
+
+def _refuse_unruly(
+    request: Request, sets: Sets, kept: Sequence[pl.Series], rules: Rules, model: ModelOptions
+) -> pl.DataFrame:
+    """The pool as rules see it; what cannot be kept is refused before anything is scored.
+
+    Raises:
+        Refused: the budget or the rules are not possible.
+    """
+    pool, ruled = sets.pool.with_columns(kept), rules != Rules()
+    allowed = refuse_impossible(
+        request.selector, sets.stage, request.budget, ruled, pool.height, request.options
+    )
+    if ruled:
+        pool = counted(pool, request.budget, model)
+        refuse_infeasible(rules, pool, allowed)
+    return pool
+
+
+def _refuse_unscorable(
+    arm: Arm,
     sets: Sets,
     needs: Needs,
-    reader: LanguageModel,
-    options: PlanOptions,
-    encoded: "EncodedRecords",
-) -> tuple[Scored, SelectionInputs]:
-    """Score the pairs the selector reads, and build their kernel in a scratch folder."""
-    whole = sets.whole if needs.existing_records else sets.pool
-    plan, beside = _planned(whole, sets, needs, options, reader.progress)
-    scored = score_plan(
-        reader.home, reader.options, sets.everything, plan, reader.progress, encoded
-    )
-    fingerprint = reader.fingerprint
-    build_kernel(
-        scratch,
-        SCRATCH,
-        fingerprint,
-        scored.store,
-        plan,
-        unscorable=scored.unscorable,
-        neighbours=beside,
-    )
+    ruled: pl.DataFrame,
+    rules: Rules,
+    unscorable: Mapping[str, str],
+) -> None:
+    """Refuse what more records would have to be scored for than can be, before any is.
 
-    def block(name: str, form: Any) -> Block:
-        return load_block(scratch, SCRATCH, fingerprint, name, form)
-
-    return scored, replace(_inputs(sets), block=block, whole=whole)
+    Raises:
+        Refused: no record can be scored, or the budget or a rule asks for more than can be.
+    """
+    share, replayable = refuse_beyond_scored(
+        arm, sets.pool, sets.existing, unscorable, "records of the file"
+    )
+    if needs.target_pairs and sets.target is not None:
+        refuse_unscorable(sets.target, unscorable, "target records")
+    if rules != Rules():
+        allowed = parse_budget(arm.budget, ruled.height)
+        scorable = sum(record not in unscorable for record in ruled["record_id"])
+        new = replay_schedule(allowed.count, share, scorable, replayable).new
+        refuse_infeasible(rules, ruled, replace(allowed, count=new), unscorable)
 
 
 def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
@@ -291,39 +220,33 @@ def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
     return pairs + (existing * existing if needs.replay_pairs else 0)
 
 
-def _planned(
-    whole: pl.DataFrame, sets: Sets, needs: Needs, options: PlanOptions, progress: Progress
-) -> tuple[PairPlan, PairBlock | None]:
-    """The pairs to score, and near pairs as a block of their own for the trust of the picks."""
-    near: Neighbours | None = None
-    if needs.self_pairs != "none":
-        embeddings = embed(prompt_texts(whole), options.embedder)
-        with tracked(progress, "near prompts", whole.height, "records") as meter:
-            near = nearest(embeddings, options.neighbours, meter.advance)
-    plan = build_plan(
-        whole,
-        sets.target,
-        sets.existing,
-        self_pairs=needs.self_pairs,
-        target_pairs=needs.target_pairs,
-        existing_pairs=needs.existing_pairs,
-        neighbours=near,
-        replay=sets.existing if needs.replay_pairs else None,
-    )
-    beside = neighbour_block(tuple(whole["record_id"]), near) if near else None
-    return plan, beside
+def _store(home: Home, sets: Sets, needs: Needs, kept: Sequence[pl.Series]) -> None:
+    """Store the records as a dataset version, the existing ones as its parent."""
+    pool, parents = sets.whole if needs.existing_records else sets.pool, []
+    if sets.existing is not None:
+        parents = [EXISTING]
+        _store_version(home, EXISTING, sets.existing, None, [])
+    _store_version(home, FILE, pool, sets.target, parents)
+    if kept:
+        columns = sets.pool.select("record_id").with_columns(kept)
+        write_parquet(home.dataset(FILE) / COLUMNS_FILE, columns)
 
 
-def _inputs(sets: Sets) -> SelectionInputs:
-    """What is chosen from, before anything is scored."""
-    return SelectionInputs(
-        stage=sets.stage,
-        pool=sets.pool,
-        existing=() if sets.existing is None else tuple(sets.existing["record_id"]),
-        existing_records=sets.existing,
-        target=sets.target,
-        gradients=LowRankGradients(),
-    )
+def _store_version(
+    home: Home, version: str, pool: pl.DataFrame, target: pl.DataFrame | None, parents: list[str]
+) -> None:
+    hashes = {
+        f"{part}_hash": None if frame is None else digest_text(*frame["record_id"])
+        for part, frame in (("pool", pool), ("target", target))
+    }
+    about = {"dataset": version, "parents": parents, "coverage": "auto", "existing": "pool"}
+    folder = home.dataset(version)
+    folder.mkdir(parents=True)
+    for part, frame in (("pool", pool), ("target", target), ("heldout", pool.clear())):
+        if frame is not None:
+            write_parquet(folder / f"{part}.parquet", frame)
+    content = digest_text(*(digest for digest in hashes.values() if digest))
+    Manifest(kind="dataset", content_hash=content, details={**about, **hashes}).write(folder)
 
 
 def _write(
@@ -333,7 +256,7 @@ def _write(
     reader: LanguageModel,
     unscorable: Mapping[str, str],
 ) -> None:
-    file = sets.file if selection.replayed is None else _with_existing(sets)
+    file = sets.read["file"] if selection.replayed is None else _with_existing(sets)
     write_chosen(request.out, file, selection.ranking, first_input(request.file))
     if sets.faults:
         write_faults(faults_beside(request.out, first_input(request.file)), sets.faults)
@@ -344,9 +267,7 @@ def _write(
 
 def _with_existing(sets: Sets) -> RecordsFile:
     """The pool's rows and those of the existing records, which may be replayed."""
-    file, other = sets.file, sets.existing_file
-    if other is None:
-        return file
+    file, other = sets.read["file"], sets.read["existing"]
     raw = None if file.raw is None or other.raw is None else [*file.raw, *other.raw]
     # Where both files hold a record, the later place is the one that is looked up.
     return replace(
@@ -355,70 +276,4 @@ def _with_existing(sets: Sets) -> RecordsFile:
         rows=[*file.rows, *other.rows],
         raw=raw,
         schema=None,
-    )
-
-
-def _folded_note(file: RecordsFile) -> list[str]:
-    """How many records repeat an earlier one, and an example by their own ids."""
-    if not file.folded:
-        return []
-    record = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
-    first, *others = record["source_ids"][: SHOWN_IDS + 1]
-    example = f"{', '.join(others)} into {first}" if others else f"all rows with the id {first}"
-    return [
-        f"{file.folded:,} of {file.read:,} rows repeat the prompt and answer of an earlier row and "
-        f"were folded into it (for example {example})"
-    ]
-
-
-def _report(
-    request: Request,
-    sets: Sets,
-    selection: Selection,
-    table: pl.DataFrame,
-    scored: Scored | None,
-    fingerprint: str,
-    seconds: float,
-) -> Report:
-    listed = faults_beside(request.out, first_input(request.file)) if sets.faults else None
-    notes = [
-        *left_out_notes(sets.faults, sets.left_out, listed),
-        *sets.notes,
-        *_folded_note(sets.file),
-        *selection.notes,
-    ]
-    for what, frame in (("target records", sets.target), ("existing records", sets.existing)):
-        if scored and frame is not None:
-            notes += unscorable_notes(frame, scored.unscorable, what)
-    if scored:
-        notes += [
-            f"{count:,} records were shortened for scoring ({kind}); they are written whole"
-            for kind, count in scored.cuts.items()
-        ]
-    return Report(
-        pool=sets.pool.height,
-        selected=len(selection.ranking),
-        stage=sets.stage,
-        selector=request.selector,
-        objective=selection.value,
-        objective_random=selection.value_random,
-        budget=str(request.budget),
-        tokens=selection.details.get("tokens"),
-        knee=selection.details.get("knee"),
-        pairs_scored=scored.pairs_scored if scored else 0,
-        pairs_reused=scored.pairs_reused if scored else 0,
-        folded=sets.file.folded,
-        left_out=sets.left_out,
-        faults=fault_counts(sets.faults),
-        faults_file=str(listed) if listed else None,
-        unscorable=len(scored.unscorable) if scored else 0,
-        cuts=scored.cuts if scored else {},
-        seconds=round(seconds, 3),
-        fingerprint=fingerprint,
-        out=str(request.out),
-        why=str(request.why) if request.why else None,
-        notes=tuple(notes),
-        diagnostics=selection.diagnostics.as_json() if selection.diagnostics else {},
-        balance=table.to_dicts(),
-        said=(*(selection.diagnostics.lines() if selection.diagnostics else ()), *vanished(table)),
     )

@@ -1,4 +1,4 @@
-"""The step behind `subset`: the records an arm chooses, and why."""
+"""The stage behind `subset`: the records an arm chooses, and why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,23 +8,17 @@ import polars as pl
 
 from delift_pipeline.arms import Arm
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.lineage.existing import SUBSET_FILE, existing_of
-from delift_pipeline.plots import gain_curve_png
+from delift_pipeline.lineage.existing import existing_of
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.names import portable_name
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.balance import vanished
-from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import diagnosed
-from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.result import Diagnostics, Selection
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import (
-    BALANCE,
-    SUSPECTS,
     select,
     selection_request,
     subset_parents,
@@ -37,11 +31,11 @@ from delift_pipeline.selection.scorable import (
 )
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.steps.cost import cost_sentence
-from delift_pipeline.steps.outcome import PREVIEW_ROWS, Check, Outcome, preview
-from delift_pipeline.steps.score import part_folder
+from delift_pipeline.steps.result import Result
+from delift_pipeline.steps.score import unscorable_of
 from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.storage.manifest import read_manifest, up_to_date
 from delift_pipeline.training.influence import LowRankGradients
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.forms import UtilityForm
@@ -84,6 +78,19 @@ class Choice:
         return {**asked, **({"balance": list(arm.balance)} if arm.balance else {})}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Result):
+    """A stored subset, and what it was chosen from.
+
+    Attributes:
+        choice: What the arm chose from.
+        selection: The ranking with its reasons; None where the subset was found.
+    """
+
+    choice: Choice
+    selection: Selection | None
+
+
 def make_subset(
     home: Home,
     version: str,
@@ -91,7 +98,8 @@ def make_subset(
     model: ModelOptions,
     run_id: str | None = None,
     reader: LanguageModel | None = None,
-) -> Outcome:
+    unscorable: Mapping[str, str] | None = None,
+) -> Chosen:
     """Choose the arm's subset, unless the same was chosen from the same records and blocks.
 
     Args:
@@ -101,19 +109,38 @@ def make_subset(
         model: The model whose scores are read.
         run_id: Of the Dagster run, for the manifest.
         reader: `model` as a selector reads it, where progress is shown or devices are shared.
+        unscorable: record_id -> why it cannot be scored; None reads it from the scores.
 
     Raises:
         Refused: the arm does not apply to this version, what it continues is missing, or it needs
             pairs that are not planned (with their cost).
         DeliftError: scores or kernel are damaged or missing.
     """
-    choice = choose_from(home, version, arm, model)
-    folder = home.subset(version, arm.name)
-    manifest = up_to_date(folder, choice.request, choice.parents, CODE_VERSION)
-    reused, plots = manifest is not None, {}
+    choice, folder = choose_from(home, version, arm, model), home.subset(version, arm.name)
+    manifest, selection = up_to_date(folder, choice.request, choice.parents, CODE_VERSION), None
     if manifest is None:
-        manifest, plots = _select(home, choice, reader or LanguageModel(model, home), run_id)
-    return _outcome(home, choice, manifest, reused, plots)
+        if unscorable is None:
+            unscorable = unscorable_of(home, version, choice.fingerprint)
+        selection = _selection(home, choice, reader or LanguageModel(model, home), unscorable)
+        manifest = write_subset(
+            folder,
+            selection,
+            choice.pool,
+            request=choice.request,
+            parents=choice.parents,
+            fingerprint=choice.fingerprint,
+            code_version=CODE_VERSION,
+            run_id=run_id,
+            balance_by=arm.balance,
+        )
+    return Chosen(
+        home=home,
+        folder=folder,
+        manifest=manifest,
+        reused=selection is None,
+        choice=choice,
+        selection=selection,
+    )
 
 
 def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
@@ -183,178 +210,58 @@ def _models(model: ModelOptions, fingerprint: str, needs: Needs) -> dict[str, st
     return {"model": fingerprint, **others}
 
 
-def _select(
-    home: Home, choice: Choice, reader: LanguageModel, run_id: str | None
-) -> tuple[Manifest, dict[str, bytes]]:
-    version, arm = choice.dataset.version, choice.arm
+def _selection(
+    home: Home, choice: Choice, reader: LanguageModel, unscorable: Mapping[str, str]
+) -> Selection:
+    arm, dataset, existing = choice.arm, choice.dataset, choice.existing
+    if needs_of(arm.selector, arm.stage, arm.options).scores:
+        refuse_beyond_scored(arm, choice.pool, existing, unscorable)
 
     def block(name: str, form: UtilityForm) -> Block:
         # A selector without scores has none in its lineage, but its picks are diagnosed by them.
         fingerprint = choice.fingerprint or reader.fingerprint
-        return load_block(home, version, fingerprint, name, form)
+        return load_block(home, dataset.version, fingerprint, name, form)
 
-    existing, unscorable = choice.existing, _unscorable(home, choice)
     inputs = SelectionInputs(
         stage=arm.stage,
         pool=choice.pool,
         block=block,
         existing=() if existing is None else tuple(existing["record_id"]),
         existing_records=existing,
-        target=choice.dataset.target,
-        whole=choice.dataset.pool,
+        target=dataset.target,
+        whole=dataset.pool,
         model=reader,
         gradients=LowRankGradients(),
         unscorable=unscorable,
     )
-    _refuse_beyond_scorable(choice, unscorable)
     rules = arm.rules.rules(choice.pool)
     selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
-    selection = diagnosed(inputs, selection, arm.seed)
-    manifest = write_subset(
-        home.subset(version, arm.name),
-        selection,
-        choice.pool,
-        request=choice.request,
-        parents=choice.parents,
-        fingerprint=choice.fingerprint,
-        code_version=CODE_VERSION,
-        run_id=run_id,
-        balance_by=arm.balance,
-    )
-    return manifest, {} if selection.gains is None else {"gains": _gains_png(selection)}
+    return diagnosed(inputs, selection, arm.seed)
 
 
-def _gains_png(selection: Selection) -> bytes:
-    return gain_curve_png(
-        selection.gains,
-        selection.selector,
-        selection.objective or "",
-        selection.details.get("knee"),
-        selection.value_random,
-    )
+def refuse_beyond_scored(
+    arm: Arm,
+    pool: pl.DataFrame,
+    existing: pl.DataFrame | None,
+    unscorable: Mapping[str, str],
+    what: str = "records of the pool",
+) -> tuple[float, int]:
+    """Refuse a budget above the number of records that the arm's selector can rank.
 
+    Args:
+        arm: The arm; its selector reads scores.
+        pool: D.
+        existing: D_E, where the arm reads it.
+        unscorable: record_id -> why it cannot be scored.
+        what: What the pool is called.
 
-def _unscorable(home: Home, choice: Choice) -> dict[str, str]:
-    """record_id -> why, of the records that scoring has left out."""
-    if choice.fingerprint is None:
-        return {}
-    version = choice.dataset.version
-    manifest = read_manifest(part_folder(home, version, choice.fingerprint, "in_context"))
-    return manifest.details["unscorable"] if manifest else {}
+    Returns:
+        The share of the picks that is replayed, and how many existing records may be.
 
-
-def _refuse_beyond_scorable(choice: Choice, unscorable: Mapping[str, str]) -> None:
-    """Refuse a budget above the number of records that the arm's selector can rank."""
-    arm = choice.arm
-    if not needs_of(arm.selector, arm.stage, arm.options).scores:
-        return
-    refuse_unscorable(choice.pool, unscorable, "records of the pool")
-    share, replayable = replay_of(arm.selector, arm.stage, arm.options, choice.existing, unscorable)
-    refuse_beyond_scorable(choice.pool, unscorable, arm.budget, share, replayable)
-
-
-def _outcome(
-    home: Home, choice: Choice, manifest: Manifest, reused: bool, plots: dict[str, bytes]
-) -> Outcome:
-    folder = home.subset(choice.dataset.version, choice.arm.name)
-    subset = pl.read_parquet(folder / SUBSET_FILE)
-    texts = subset.join(_records(choice).drop("source_ids"), on="record_id", how="left")
-    shown = texts.with_columns(covers=pl.col("covers").list.len())
-    facts: dict[str, float | int | str] = {**manifest.counts}
-    for name in ("objective", "value", "value_random", "knee", "tokens"):
-        if manifest.details.get(name) is not None:
-            facts[name] = manifest.details[name]
-    if manifest.details["notes"]:
-        facts["notes"] = " ".join(manifest.details["notes"])
-    diagnostics = Diagnostics.from_json(manifest.details["diagnostics"])
-    facts |= {k: v for k, v in diagnostics.as_json().items() if v is not None}
-    columns = ("rank", "gain", "covers", "trust", "instruction", "input", "output", "task")
-    return Outcome(
-        manifest=manifest,
-        path=folder.relative_to(home.root).as_posix(),
-        reused=reused,
-        facts=facts,
-        plots=plots,
-        tables={"first picks": preview(shown.sort("rank"), columns), **_tables(home, choice)},
-        checks={
-            **_checks(choice, manifest, subset),
-            "trust": _trust_check(diagnostics),
-            "balance": _balance_check(choice, pl.read_parquet(folder / BALANCE), subset),
-        },
-    )
-
-
-def _tables(home: Home, choice: Choice) -> dict[str, pl.DataFrame]:
-    """The balance, and the suspected wrong records where near pairs were scored."""
-    folder = home.subset(choice.dataset.version, choice.arm.name)
-    tables = {"balance": pl.read_parquet(folder / BALANCE).head(PREVIEW_ROWS)}
-    if (folder / SUSPECTS).exists():
-        suspects = pl.read_parquet(folder / SUSPECTS)
-        named = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
-        columns = ("record_id", "trust", "selected", "instruction", "input", "output")
-        tables["suspected wrong records"] = preview(named, columns)
-    return tables
-
-
-def _trust_check(diagnostics: Diagnostics) -> Check:
-    """Whether the picks are trusted about as much as the pool; it warns and stops nothing."""
-    gap = diagnostics.trust_difference
-    if gap is None:
-        return Check(True, "no near pairs are scored, so trust is not known")
-    return Check(not diagnostics.less_trusted, diagnostics.lines()[0], {"trust_difference": gap})
-
-
-def _balance_check(choice: Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:
-    """Whether every group of the pool is in the subset; it warns and stops nothing."""
-    lost = vanished(table) if subset.height else ()
-    absent = [name for name in choice.arm.balance if name not in choice.pool.columns]
-    said = [line.removeprefix("warning: ") for line in lost]
-    said += [f"{choice.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
-    groups = int(table["vanished"].sum()) if subset.height else 0
-    compared = ", ".join(table["by"].unique(maintain_order=True))
-    note = "; ".join(said) or f"every group is in the subset, by {compared}"
-    return Check(not said, note, {"vanished": groups})
-
-
-def _records(choice: Choice) -> pl.DataFrame:
-    """What picks may be: the pool, and in the continual stage what is replayed from D_E."""
-    if choice.existing is None:
-        return choice.pool
-    both = pl.concat([choice.pool, choice.existing], how="diagonal_relaxed")
-    return both.unique("record_id", keep="first")
-
-
-def _checks(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> dict[str, Check]:
-    known = subset["record_id"].is_in(_records(choice)["record_id"].implode()).sum()
-    return {
-        "budget": _budget_check(choice, manifest, subset),
-        "known": Check(known == subset.height, f"{known} of {subset.height} are known records"),
-        "unique": Check(
-            subset["record_id"].n_unique() == subset.height,
-            f"{subset['record_id'].n_unique()} different records in {subset.height} picks",
-        ),
-    }
-
-
-def _budget_check(choice: Choice, manifest: Manifest, subset: pl.DataFrame) -> Check:
-    """Whether the subset is what the budget buys, and keeps to the rules."""
-    arm, notes = choice.arm, manifest.details["notes"]
-    allowed = parse_budget(arm.budget, choice.pool.height)
-    picks = subset.sort("rank")
-    ranked = Ranked(picks["record_id"].to_list(), picks["gain"].to_list(), choice.pool)
-    wrong = (
-        ()
-        if arm.traits.reference == "whole"
-        else broken(ranked, allowed, arm.rules.rules(choice.pool))
-    )
-    short = subset.height < allowed.count and not (allowed.open_ended or notes)
-    if allowed.tokens is not None:
-        cost = spent(choice.pool, ranked.records)
-        note = f"{subset.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
-    elif allowed.stop:
-        note = f"{subset.height} records until a gain fell under {allowed.stop:g} of the first"
-    else:
-        note = f"{subset.height} of {allowed.count} asked for"
-    asked = str(arm.budget) if allowed.open_ended else allowed.count
-    facts: dict[str, float | int | str] = {"selected": subset.height, "asked": asked}
-    return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)
+    Raises:
+        Refused: no record can be scored, or fewer than the budget asks for.
+    """
+    refuse_unscorable(pool, unscorable, what)
+    share, replayable = replay_of(arm.selector, arm.stage, arm.options, existing, unscorable)
+    refuse_beyond_scorable(pool, unscorable, arm.budget, share, replayable)
+    return share, replayable

@@ -23,11 +23,12 @@ from delift_pipeline.selection.token_changes import (
     from_frame,
     token_changes,
 )
-from delift_pipeline.steps.outcome import PREVIEW_ROWS
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.home import Home
 
 TOKENS = "token_changes.parquet"
+MOST_SUSPECTS = 20
+"""Suspected records that a report shows."""
 
 
 def suspects_of(
@@ -41,22 +42,39 @@ def suspects_of(
     """The least trusted records, the near prompts that disagree, and the tokens that lose.
 
     Returns:
-        At most `PREVIEW_ROWS` rows {trust, selected, text, neighbours: [{text, tokens, change}]}.
+        At most `MOST_SUSPECTS` rows {trust, selected, text, neighbours: [{text, tokens, change}]}.
     """
     path = home.subset(dataset.version, arm.name) / SUSPECTS
     if not path.exists():
         return []
-    rows = pl.read_parquet(path).head(PREVIEW_ROWS).to_dicts()
+    rows = pl.read_parquet(path).head(MOST_SUSPECTS).to_dicts()
     texts = {row["record_id"]: row for row in dataset.pool.iter_rows(named=True)}
-    wanted = {row["record_id"]: _known(row, texts) for row in rows if row["record_id"] in texts}
-    reader = LanguageModel(model, home, progress)
-    changes = _found(home.kernel(dataset.version, fingerprint), reader, texts, wanted)
+    # A record may be forgotten since.
+    wanted = {
+        row["record_id"]: [n["record_id"] for n in row["neighbours"] if n["record_id"] in texts]
+        for row in rows
+        if row["record_id"] in texts
+    }
+    folder = home.kernel(dataset.version, fingerprint)
+    kept = _kept(folder)
+    missing = {
+        record: near
+        for record, near in wanted.items()
+        if not set(near) <= {one.record_id for one in kept.get(record, ())}
+    }
+    if missing:
+        kept |= token_changes(LanguageModel(model, home, progress), texts, missing)
+        if folder.is_dir():
+            write_parquet(folder / TOKENS, as_frame(kept))
     return [
         {
             "trust": row["trust"],
             "selected": row["selected"],
             "text": text_of(texts, row["record_id"]),
-            "neighbours": _shown(row, texts, changes.get(row["record_id"], [])),
+            "neighbours": [
+                _neighbour(near["record_id"], texts, kept.get(row["record_id"], ()))
+                for near in row["neighbours"]
+            ],
         }
         for row in rows
     ]
@@ -67,49 +85,17 @@ def kept_changes(home: Home, version: str, fingerprint: str, record: str) -> lis
     return _kept(home.kernel(version, fingerprint)).get(record, [])
 
 
-def _found(
-    folder: Path,
-    reader: LanguageModel,
-    texts: Mapping[str, Mapping[str, Any]],
-    wanted: Mapping[str, Sequence[str]],
-) -> dict[str, list[TokenChange]]:
-    """The changes wanted, computed where they are not kept yet."""
-    kept = _kept(folder)
-    missing = {
-        record: near
-        for record, near in wanted.items()
-        if not set(near) <= {one.record_id for one in kept.get(record, ())}
-    }
-    if missing:
-        kept |= token_changes(reader, texts, missing)
-        if folder.is_dir():
-            write_parquet(folder / TOKENS, as_frame(kept))
-    return kept
-
-
-def _known(row: Mapping[str, Any], texts: Mapping[str, Any]) -> list[str]:
-    """The neighbours that are still records: one may be forgotten since."""
-    near = [neighbour["record_id"] for neighbour in row["neighbours"]]
-    return [record for record in near if record in texts]
-
-
 def _kept(folder: Path) -> dict[str, list[TokenChange]]:
     path = folder / TOKENS
     return from_frame(pl.read_parquet(path)) if path.is_file() else {}
 
 
-def _shown(
-    row: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]], changes: Sequence[TokenChange]
-) -> list[dict[str, Any]]:
-    by_neighbour = {one.record_id: one for one in changes}
-    shown = []
-    for near in row["neighbours"]:
-        change = by_neighbour.get(near["record_id"])
-        shown.append(
-            {
-                "text": text_of(texts, near["record_id"]),
-                "tokens": list(change.tokens) if change else [],
-                "change": list(change.change) if change else [],
-            }
-        )
-    return shown
+def _neighbour(
+    record: str, texts: Mapping[str, Mapping[str, Any]], changes: Sequence[TokenChange]
+) -> dict[str, Any]:
+    change = next((one for one in changes if one.record_id == record), None)
+    return {
+        "text": text_of(texts, record),
+        "tokens": list(change.tokens) if change else [],
+        "change": list(change.change) if change else [],
+    }

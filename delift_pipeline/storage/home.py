@@ -63,9 +63,15 @@ def checked_fingerprint(fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class Home:
-    """The home directory. Every path is made from checked names; none is stored absolute."""
+    """The home directory. Every path is made from checked names; none is stored absolute.
+
+    Attributes:
+        root: The folder.
+        shared: The home whose scores a temporary home reads and adds to; None: its own.
+    """
 
     root: Path
+    shared: "Home | None" = None
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
@@ -126,8 +132,13 @@ class Home:
         return self.root / "plans" / checked_version(version)
 
     def scores(self, fingerprint: str) -> Path:
-        """`scores/<fingerprint>`."""
-        return self.root / "scores" / checked_fingerprint(fingerprint)
+        """`scores/<fingerprint>`, of all versions."""
+        return (self.shared or self).root / "scores" / checked_fingerprint(fingerprint)
+
+    def scored(self, version: str, fingerprint: str, part: str) -> Path:
+        """`scores/<fingerprint>/versions/<version>/<part>`: what was scored for one version."""
+        folder = self.root / "scores" / checked_fingerprint(fingerprint) / "versions"
+        return folder / checked_version(version) / part
 
     def kernel(self, version: str, fingerprint: str) -> Path:
         """`kernels/<version>/<fingerprint>`."""

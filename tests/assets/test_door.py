@@ -11,11 +11,11 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import severity
 from assets.door import enter
+from assets.outcome import Outcome
 from delift_pipeline.arms import AutomationOptions, load_arms
 from delift_pipeline.automation import retry_policy
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.graph import build_assets
-from delift_pipeline.steps.outcome import Outcome
 from delift_pipeline.storage.manifest import Manifest
 
 

@@ -15,12 +15,12 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
+from assets.outcome import Check, Outcome
 from delift_pipeline import dagster_internals
 from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.definitions import defs
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.steps import plan, score
-from delift_pipeline.steps.outcome import Check, Outcome
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest
 
@@ -48,7 +48,8 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs need not be planned where none is scored."""
     checks = {"neighbours": Check(True, "none was looked for")}
     made = Outcome(Manifest(kind="plan", content_hash="0" * 32), "plans/v1", checks=checks)
-    monkeypatch.setattr(plan, "plan_pairs", lambda *_: made)
+    monkeypatch.setattr(plan, "plan_pairs", lambda *_: None)
+    monkeypatch.setattr("assets.scoring.plan_outcome", lambda _: made)
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
     """Let something else happen where records are scored alone."""
 
     def replace(act: Callable[[], None]) -> None:
-        def score_alone(*_: Any) -> None:
+        def score_version(*_: Any) -> None:
             act()
             raise DeliftError("scoring goes on")
 
-        monkeypatch.setattr(score, "score_alone", score_alone)
+        monkeypatch.setattr(score, "score_version", score_version)
 
     return replace
 

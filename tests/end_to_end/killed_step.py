@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from assets.door import enter
-from delift_pipeline.steps.outcome import Outcome
+from assets.outcome import Outcome
 from delift_pipeline.storage.manifest import Manifest
 
 HOW, FOLDER = os.environ["DELIFT_TEST_HOW"], Path(os.environ["DELIFT_TEST_FOLDER"])

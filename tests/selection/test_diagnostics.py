@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from assets.selection import trust_check
 from delift_pipeline.selection.balance import balance, lengths, script, vanished
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.embedding import similarities
@@ -17,7 +18,6 @@ from delift_pipeline.selection.result import Diagnostics, self_shares, subset_fr
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import trust_of
-from delift_pipeline.steps.subset import _trust_check
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import as_columns
 
@@ -106,7 +106,7 @@ def test_the_warning_and_the_check_are_silent_below_a_difference_of_a_hundredth(
 ) -> None:
     numbers = Diagnostics(picks, 0.8, 0.0, 0.0)
     assert bool(numbers.warnings) is alarm
-    assert _trust_check(numbers).passed is not alarm
+    assert trust_check(numbers).passed is not alarm
 
 
 def test_without_near_pairs_trust_is_not_known() -> None:

@@ -72,17 +72,4 @@ def test_every_selector_chooses_from_public_data(
 
 
 def request(file: Path, selector: str, out: Path) -> Request:
-    return Request(
-        file=file,
-        target=None,
-        existing=None,
-        stage=None,
-        selector=selector,
-        options=SMALL.get(selector, {}),
-        budget="0.3",
-        seed=0,
-        mapping=None,
-        skip_bad=False,
-        out=out,
-        why=None,
-    )
+    return Request(file, selector=selector, budget="0.3", out=out, options=SMALL.get(selector, {}))

@@ -6,6 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from assets.selection import subset_outcome
+from assets.training import adapter_outcome
 from delift_pipeline.arms import Arms, read_arms
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
 from delift_pipeline.progress import SilentProgress
@@ -53,7 +55,7 @@ def arms() -> Arms:
 def test_a_subset_that_read_the_model_depends_on_it(home: Home, version: str) -> None:
     for name in ("instruction_tuning.length", "task_specific.less", "task_specific.nuggets"):
         arm = arms().arm(name)
-        first = make_subset(home, version, arm, MODEL)
+        first = subset_outcome(make_subset(home, version, arm, MODEL))
         fingerprint = fingerprint_of(MODEL).digest
         assert first.manifest.parents["model"] == first.manifest.fingerprint == fingerprint
         assert first.manifest.counts["selected"] == 7
@@ -69,10 +71,10 @@ def test_a_subset_that_read_the_model_depends_on_it(home: Home, version: str) ->
 
 def test_the_initial_arm_is_the_base_models_row(home: Home, version: str) -> None:
     arm = arms().arm("instruction_tuning.initial")
-    subset = make_subset(home, version, arm, MODEL)
+    subset = subset_outcome(make_subset(home, version, arm, MODEL))
     assert subset.manifest.counts["selected"] == 0
     assert subset.checks["budget"].passed
-    adapter = make_adapter(home, version, arm, MODEL, None, SilentProgress())
+    adapter = adapter_outcome(make_adapter(home, version, arm, MODEL, None, SilentProgress()))
     assert adapter.manifest.counts["steps"] == adapter.manifest.counts["records"] == 0
     assert adapter.checks["loads"].passed and adapter.checks["loss_fell"].passed
     assert "first_loss" not in adapter.facts

@@ -28,11 +28,11 @@ def pairs_of_file(
 
     planned: list[Any] = []
 
-    def stop(home: Home, options: ModelOptions, frame: Any, plan: PairPlan, *_: Any) -> None:
-        planned.append(plan)
+    def stop(home: Home, version: str, *_: Any, **__: Any) -> None:
+        planned.append(read_plan(home.plan(version)))
         raise PlannedError
 
-    monkeypatch.setattr("delift_pipeline.steps.select_file.score_plan", stop)
+    monkeypatch.setattr("delift_pipeline.steps.select_file.score_version", stop)
     asked = ("--budget", "3", "--home", str(home.root), "--model", model.model)
     assert main.run(["select", str(file), *asked, "--option", option]) == 1
     return planned[0]

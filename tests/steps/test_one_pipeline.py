@@ -1,7 +1,7 @@
 """`delift select` and the graph choose the same records, in the same order, with the same gains."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.steps.kernel import make_kernel
 from delift_pipeline.steps.plan import plan_pairs
-from delift_pipeline.steps.score import score_alone, score_in_context
+from delift_pipeline.steps.score import PARTS, score_version
 from delift_pipeline.steps.subset import make_subset
 from delift_pipeline.storage.home import Home
 
-THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
+THINGS: Sequence[str] = "red blue green grey pink gold teal plum rust lime navy sand".split()
 CODES = "one two three four five six".split()
 LESS = {"rank": 2, "alpha": 4, "dims": 512, "epochs": 1}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -118,8 +118,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, tiny: ModelOptions) -> Data:
     ingest_both(home, files, tiny.model)
     for version in ("first", "second"):
         plan_pairs(home, version, arms)
-        score_alone(home, version, tiny, SilentProgress())
-        score_in_context(home, version, tiny, SilentProgress())
+        for part in PARTS:
+            score_version(home, version, part, tiny, SilentProgress())
         make_kernel(home, version, tiny)
     return Data(home, arms, files)
 

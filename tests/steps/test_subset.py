@@ -7,11 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from assets.outcome import Outcome
+from assets.selection import subset_outcome
 from delift_pipeline.arms import read_arms
 from delift_pipeline.errors import Refused
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.outcome import Outcome
 from delift_pipeline.steps.subset import make_subset
 from delift_pipeline.storage.home import Home
 
@@ -46,7 +47,7 @@ def made(
 ) -> tuple[Outcome, pl.DataFrame]:
     text = ARMS.format(budget=budget, rules=rules, balance=balance)
     (arm,) = read_arms(text, "arms.yaml")
-    outcome = make_subset(home, "v1", arm, MODEL)
+    outcome = subset_outcome(make_subset(home, "v1", arm, MODEL))
     return outcome, pl.read_parquet(home.subset("v1", arm.name) / "subset.parquet")
 
 

@@ -1,21 +1,24 @@
-"""What a step of the graph did, in plain data that an asset or a command can show."""
+"""What Dagster shows of a stage's result, before it is put into Dagster's own types."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from delift_pipeline.steps.result import Result
 from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.manifest import Manifest
 
 PREVIEW_ROWS = 20
 PREVIEW_CHARACTERS = 160
+Facts = dict[str, float | int | str]
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check on what a step wrote.
+    """The result of one check on what a stage wrote.
 
     Attributes:
         passed: Whether it holds.
@@ -25,12 +28,12 @@ class Check:
 
     passed: bool
     note: str
-    facts: dict[str, float | int | str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did.
+    """What a stage did.
 
     Attributes:
         manifest: The manifest of what was written or found.
@@ -46,19 +49,24 @@ class Outcome:
     manifest: Manifest
     path: str
     reused: bool = False
-    facts: dict[str, float | int | str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     plots: dict[str, bytes] = field(default_factory=dict)
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, result: Result, **shown: Any) -> "Outcome":
+        """A stage's result with what is shown of it."""
+        return cls(result.manifest, result.path, result.reused, **shown)
 
-def kept_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
-    """The PNG kept beside an artifact, drawn where it is not there yet.
+
+def kept_plot(path: Path, draw: Callable[[], bytes], again: bool = False) -> bytes:
+    """The PNG kept beside an artifact, drawn where it is not there yet, or again.
 
     An artifact's folder is replaced when it is made again, and its plots with it.
     """
-    if not path.is_file():
+    if again or not path.is_file():
         png = draw()
         with replacing(path) as temporary:
             temporary.write_bytes(png)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from delift_pipeline.records.kept_columns import as_text, file_columns
-from delift_pipeline.records.read import RecordsFile, read_records
+from delift_pipeline.records.read import read_records
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Tracker
 from delift_pipeline.selection.rule_options import RuleOptions, records_named
@@ -49,16 +48,6 @@ def _split(given: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
 def _records(files: Sequence[Path], mapping: Mapping[str, str] | None) -> list[str]:
     read = [read_records(file, mapping=mapping, all_mapped=False) for file in files]
     return [record for one in read for record in one.frame["record_id"]]
-
-
-def with_columns_of(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
-    """The pool with further columns of its file, as text.
-
-    Raises:
-        Refused: no row of the file has such a column.
-    """
-    wanted = [name for name in dict.fromkeys(names) if name not in pool.columns]
-    return pool.with_columns(as_text(file_columns(pool, file, wanted, "--quota")))
 
 
 def refuse_infeasible(

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from delift_pipeline.steps.outcome import PREVIEW_CHARACTERS, PREVIEW_ROWS, preview
+from assets.outcome import PREVIEW_CHARACTERS, PREVIEW_ROWS, preview
 
 
 def test_preview_keeps_the_first_rows_and_shortens_texts() -> None:
