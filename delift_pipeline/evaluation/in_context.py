@@ -9,12 +9,7 @@ import polars as pl
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
-from delift_pipeline.evaluation.run import (
-    asked_records,
-    measured,
-    new_tokens,
-    refuse_unmeasurable,
-)
+from delift_pipeline.evaluation.run import measured, new_tokens
 from delift_pipeline.progress import Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.model import LoadedModel
@@ -80,7 +75,7 @@ def evaluate_in_context(
         DeliftError: no held-out record can be measured.
     """
     _check(chosen, heldout, options)
-    asked = asked_records(heldout, options)
+    asked = heldout[: options.limit]
     near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
     encoded = loaded.encoder.encode(pl.concat([asked.select(chosen.columns), chosen]))
     questions = [record for record in asked["record_id"] if record in encoded.rows]
@@ -93,12 +88,11 @@ def evaluate_in_context(
         prompt = np.concatenate([encoded.prefix(*places), encoded.prompt(row)])
         examples.append(Example(record, prompt, encoded.answer(row)))
         shown.append(len(places))
-    unscorable = {record: why for record, why in encoded.unscorable.items() if record in near}
-    refuse_unmeasurable(examples, unscorable)
+    mean = sum(shown) / max(1, len(shown))
     details = {
         "cuts": target_cuts(encoded),
-        "unscorable": unscorable,
-        "demonstrations": {"asked": options.in_context, "shown_mean": float(np.mean(shown))},
+        "unscorable": {id_: why for id_, why in encoded.unscorable.items() if id_ in near},
+        "demonstrations": {"asked": options.in_context, "shown_mean": mean},
     }
     return measured(loaded, heldout, examples, details, options, progress)
 

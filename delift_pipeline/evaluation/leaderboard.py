@@ -17,11 +17,10 @@ from delift_pipeline.evaluation.result import (
     Evaluation,
     difference_cell,
     differences,
-    metric_text,
     read_evaluation,
     restricted,
 )
-from delift_pipeline.formatting import ABSENT, number
+from delift_pipeline.formatting import number
 from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.storage.atomic import read_json, write_parquet, write_text
 from delift_pipeline.storage.home import Home
@@ -208,23 +207,12 @@ def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "stage": rows[0]["stage"],
         "version": rows[0]["version"],
-        "metrics": [METRICS[name] for name in names],
+        "metrics": {name: METRICS[name] for name in names},
         "sorted_by": METRICS[names[0]].title if names else "arm",
         "heldout": max(row["heldout"] for row in rows),
-        "rows": [_page_row(row, names) for row in rows],
-        "plots": metric_plots(models, names),
-    }
-
-
-def _page_row(row: Row, names: Sequence[MetricName]) -> dict[str, Any]:
-    pool = "" if row["pool"] is None else f" of {row['pool']:,}"
-    return {
-        "name": _short(row),
-        "budget": ABSENT if row["budget"] is None else str(row["budget"]),
-        "records": f"{row['records']:,}{pool}",
-        "seed": ABSENT if row["seed"] is None else row["seed"],
-        "cells": [
-            {"value": metric_text(row["metrics"], name), **_difference(row, name)} for name in names
+        "rows": [
+            row | {"name": _short(row), "gaps": {name: _difference(row, name) for name in names}}
+            for row in rows
         ],
-        "seconds": number(row["seconds"], 1),
+        "plots": metric_plots(models, names),
     }

@@ -6,7 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from delift_pipeline.formatting import number, option_text, with_error
+from delift_pipeline.evaluation.result import difference_cell, metric_text
+from delift_pipeline.formatting import number, option_text, verdict, with_error
 
 
 def render(template: str, **values: Any) -> str:
@@ -23,6 +24,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    signed = partial(number, sign=True)
-    environment.filters.update(number=number, option=option_text, signed=signed, mean=with_error)
+    environment.filters.update(
+        number=number,
+        signed=partial(number, sign=True),
+        option=option_text,
+        mean=with_error,
+        metric=metric_text,
+        difference=difference_cell,
+        verdict=verdict,
+    )
     return environment

@@ -33,12 +33,11 @@ from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import (
     Difference,
     Evaluation,
-    difference_cell,
     differences,
     metric_text,
     write_evaluation,
 )
-from delift_pipeline.formatting import ABSENT, verdict
+from delift_pipeline.formatting import ABSENT
 from delift_pipeline.plots import Bar, bars, curves, series, svg
 from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.training.log import TrainingLog
@@ -173,10 +172,10 @@ def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[floa
         report=facts,
         counts=report.evaluation.counts,
         training=facts["training"],
-        verdicts=[_verdict(name, found) for name, found in gaps.items() if found],
-        columns=["this arm", *report.beside],
-        difference_columns=list(gaps),
-        metric_rows=[_metric_row(report, name, gaps) for name in measured],
+        metrics={name: METRICS[name] for name in measured},
+        headline=HEADLINE,
+        compared={"this arm": report.evaluation, **report.beside},
+        gaps=gaps,
         plots=metric_plots(models, measured),
         gain_plot=_line_plot(gains, "records chosen", "marginal gain", marked),
         loss_plot=_line_plot(losses, "step", "loss (nats per answer token)"),
@@ -187,34 +186,6 @@ def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[floa
         heldout_sets=list(forgetting.heldout) if forgetting else [],
         forgetting=forgetting.sections() if forgetting else [],
     )
-
-
-def _verdict(other: str, gaps: Mapping[MetricName, Difference]) -> dict[str, Any]:
-    """Better, worse or no clear difference than another arm, for each metric of the headline."""
-    parts = [
-        {
-            "text": f"{METRICS[name].title} {verdict(gap.mean, gap.se, gap.improvement)}",
-            "style": difference_cell(gap)["style"],
-        }
-        for name in HEADLINE
-        if (gap := gaps.get(name))
-    ]
-    return {"other": other, "records": max(gap.records for gap in gaps.values()), "parts": parts}
-
-
-def _metric_row(report: ArmReport, name: MetricName, gaps: Gaps) -> dict[str, Any]:
-    evaluations = [report.evaluation, *report.beside.values()]
-    return {
-        **{key: getattr(METRICS[name], key) for key in ("title", "better", "meaning")},
-        "cells": [
-            {
-                "text": metric_text(found.metrics, name) if found else "not evaluated yet",
-                "soft": found is None,
-            }
-            for found in evaluations
-        ],
-        "differences": [difference_cell(found.get(name)) for found in gaps.values()],
-    }
 
 
 def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[str, list[Bar]]:

@@ -56,12 +56,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the samples."""
-        return {
-            "metrics": self.metrics,
-            "counts": self.counts,
-            "details": self.details,
-            "seconds": self.seconds,
-        }
+        return {name: value for name, value in vars(self).items() if name != "samples"}
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,8 @@ def mean_and_error(values: pl.Series) -> tuple[float, float]:
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
     """Each metric's paired difference, records joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
-    known = set(_metrics_in(theirs.samples))
     found: dict[MetricName, Difference] = {}
-    for name in (name for name in _metrics_in(ours.samples) if name in known):
+    for name in (name for name in METRICS if f"{name}_theirs" in both.columns):
         gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
         if gaps.len():
             mean, error = mean_and_error(gaps)

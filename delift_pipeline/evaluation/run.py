@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def evaluate_loaded(
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
-    examples, encoded = encode_examples(loaded.encoder, asked_records(heldout, options))
-    refuse_unmeasurable(examples, encoded.unscorable)
+    examples, encoded = encode_examples(loaded.encoder, heldout[: options.limit])
     details = {"cuts": target_cuts(encoded), "unscorable": dict(encoded.unscorable)}
     return measured(loaded, heldout, examples, details, options, progress)
 
@@ -75,18 +75,6 @@ def evaluate_loaded(
 def _refuse_empty(heldout: pl.DataFrame) -> None:
     if not heldout.height:
         raise Refused(Fault("the held-out set is empty", field="heldout"))
-
-
-def asked_records(heldout: pl.DataFrame, options: EvaluationOptions) -> pl.DataFrame:
-    """The held-out records that are measured."""
-    return heldout.head(options.limit) if options.limit else heldout
-
-
-def refuse_unmeasurable(examples: Sequence[Example], unscorable: Mapping[str, str]) -> None:
-    """Raise a DeliftError where not one held-out record fits."""
-    if not examples:
-        why = next(iter(unscorable.values()), "none given")
-        raise DeliftError(f"no held-out record can be measured (the first: {why})")
 
 
 def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
@@ -120,12 +108,23 @@ def measured(
         details: What encoding had to say: `unscorable` (record_id -> why), `cuts`.
         options: What to measure.
         progress: Where progress is shown.
+
+    Raises:
+        DeliftError: no held-out record can be measured.
     """
+    if not examples:
+        why = next(iter(details["unscorable"].values()), "none given")
+        raise DeliftError(f"no held-out record can be measured (the first: {why})")
     started, progress = time.monotonic(), progress or SilentProgress()
-    asked = asked_records(heldout, options)
+    asked = heldout[: options.limit]
     ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
     records = ids.join(asked, on="record_id", how="left", maintain_order="left")
-    longest = _max_new_tokens(loaded, examples, options)
+    # One length for all records, so no record's answer depends on its batch.
+    longest = new_tokens(options, max(len(example.answer) for example in examples))
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    if positions is not None:
+        left = positions - max(len(example.prompt) for example in examples)
+        longest = max(1, min(longest, left))
     room = max(len(e.prompt) + max(len(e.answer), longest) for e in examples)
     columns: dict[str, Sequence[Any]] = {}
     unfinished = 0
@@ -134,9 +133,13 @@ def measured(
             columns["answer_loss"] = _losses(engine, examples, progress)
         if options.generates:
             prompts = [example.prompt for example in examples]
+            tokenizer: Any = loaded.tokenizer
+            decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
             answers = engine.answers(prompts, [loaded.encoder.eos], longest, progress)
             unfinished = sum(not answer.finished for answer in answers)
-            columns["generated"] = [_text(loaded.tokenizer, answer.tokens) for answer in answers]
+            columns["generated"] = [
+                decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers
+            ]
         if "choice_accuracy" in options.metrics:
             columns["choice_accuracy"] = choice_accuracy(engine, loaded.encoder, records, progress)
     if options.generates:
@@ -145,10 +148,12 @@ def measured(
         references = records["output"].to_list()
         columns |= _text_metrics(columns["generated"], references, options, device)
     rows = records.select("record_id", "instruction", "input", reference="output")
-    rows = rows.with_columns(pl.Series(name, values) for name, values in columns.items())
-    missing = [name for name in SAMPLE_SCHEMA if name not in rows.columns]
-    rows = rows.with_columns(pl.lit(None).alias(name) for name in missing)
-    samples = rows.select(SAMPLE_SCHEMA.names()).cast(dict(SAMPLE_SCHEMA))  # pyright: ignore[reportArgumentType]
+    rows = rows.with_columns(
+        pl.Series(name, columns.get(name, [None] * rows.height), kind, strict=False)
+        for name, kind in SAMPLE_SCHEMA.items()
+        if name not in rows.columns
+    )
+    samples = rows.select(SAMPLE_SCHEMA.names())
     counts = {
         "heldout": heldout.height,
         "records": len(examples),
@@ -159,17 +164,6 @@ def measured(
     new = longest if options.generates else None
     details = {"engine": engine.name, "max_new_tokens": new, **details}
     return Evaluation(summarise(samples), samples, counts, details, time.monotonic() - started)
-
-
-def _max_new_tokens(
-    loaded: LoadedModel, examples: Sequence[Example], options: EvaluationOptions
-) -> int:
-    """One length for all records, so that no record's answer depends on its batch."""
-    wanted = new_tokens(options, max(len(example.answer) for example in examples))
-    positions = getattr(loaded.model.config, "max_position_embeddings", None)
-    if positions is None:
-        return wanted
-    return max(1, min(wanted, positions - max(len(example.prompt) for example in examples)))
 
 
 def _losses(
@@ -185,15 +179,10 @@ def _losses(
     return losses
 
 
-def _text(tokenizer: Any, tokens: list[int]) -> str:
-    return tokenizer.decode(
-        tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
-
-
 def _text_metrics(
     generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
 ) -> dict[str, Sequence[Any]]:
+    """The columns of the asked metrics that compare texts."""
     found: dict[str, Sequence[Any]] = {
         name: list(map(compare, generated, references))
         for name in options.metrics
