@@ -17,11 +17,12 @@ from benchmarks.costs import cost_metrics
 from benchmarks.measure import Found, Measurement, Mode, Subset
 from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
 from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.evaluation.judge.questions import JudgeOptions, read_judge_options
+from delift_pipeline.evaluation.judge.questions import JudgeOptions
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions, read_options
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
+from delift_pipeline.validation import validated
 
 if TYPE_CHECKING:
     from delift_pipeline.evaluation.judge.judges import Judge
@@ -59,7 +60,7 @@ class Jury:
         Raises:
             Refused: a setting is out of range.
         """
-        options = read_judge_options({"model": model, "endpoint": endpoint, **how})
+        options = validated(JudgeOptions, {"model": model, "endpoint": endpoint, **how})
         return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
 
     def scores(self, folder: Path, samples: pl.DataFrame) -> Mapping[str, float]:

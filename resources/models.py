@@ -185,10 +185,11 @@ class JudgeResource(dg.ConfigurableResource):
         """
         if not self.model:
             return None
-        from delift_pipeline.evaluation.judge.questions import read_judge_options
+        from delift_pipeline.evaluation.judge.questions import JudgeOptions
         from delift_pipeline.steps.judge import Panel
+        from delift_pipeline.validation import validated
 
         given = self.model_dump(exclude={"endpoint", "device"})
-        options = read_judge_options(given | {"endpoint": self.endpoint or None})
+        options = validated(JudgeOptions, given | {"endpoint": self.endpoint or None})
         here = {"model": self.model, "device": self.device}
         return Panel(home, options, None if self.endpoint else read_options(here))

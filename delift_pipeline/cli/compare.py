@@ -148,10 +148,12 @@ def judge(
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
     """
-    from delift_pipeline.evaluation.judge.questions import read_judge_options
+    from delift_pipeline.evaluation.judge.questions import JudgeOptions
     from delift_pipeline.steps.judge import Panel, estimate_judging, judge_sides, side_of
+    from delift_pipeline.validation import validated
 
-    options = read_judge_options(
+    options = validated(
+        JudgeOptions,
         {
             "model": model,
             "endpoint": endpoint,
@@ -164,7 +166,7 @@ def judge(
             "timeout": timeout,
             "price_in": price_in,
             "price_out": price_out,
-        }
+        },
     )
     if endpoint and flags.given():
         given = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())

@@ -18,7 +18,7 @@ from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.storage.atomic import write_json, write_parquet, write_text
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.home import Home
+from delift_pipeline.storage.home import Home, checked_version
 
 INITIAL = "initial"
 ROWS, FACTS, PAGE = "judged.parquet", "judged.json", "judged.html"
@@ -66,12 +66,10 @@ class Panel:
     @property
     def folder(self) -> Path:
         """Where this judge's replies are kept: a local judge is known by its weights."""
-        if self.model is None:
-            return self.home.judgements(self.options.digest)
         from delift_pipeline.scoring.fingerprint import fingerprint_of
 
-        identity = {**self.options.identity, "model": fingerprint_of(self.model).digest}
-        return self.home.judgements(digest_json(identity)[:32])
+        model = {"model": fingerprint_of(self.model).digest} if self.model else {}
+        return self.home.judgements(digest_json(self.options.identity | model)[:32])
 
     def judge(self) -> Judge:
         """The judge itself; a local one is loaded here."""
@@ -96,8 +94,9 @@ def side_of(name: str) -> Side:
 
 def estimate_judging(panel: Panel, sides: Sequence[Side]) -> Estimate:
     """What judging the sides takes, earlier replies not counted."""
-    samples = [_samples(panel.home, side) for side in sides]
-    questions = [one for frame in samples for one in questions_for(frame, panel.options)]
+    questions = [
+        one for side in sides for one in questions_for(_samples(panel.home, side), panel.options)
+    ]
     return estimate(questions, panel.folder, panel.options)
 
 
@@ -147,7 +146,7 @@ def judgement_facts(
 
 def _samples(home: Home, side: Side) -> pl.DataFrame:
     if side.arm == INITIAL:
-        reports = home.base_report(side.version, "0" * 32).parent
+        reports = home.root / "reports" / checked_version(side.version)
         paths = sorted(reports.glob(f"{INITIAL}-*/{SAMPLES}"))
     else:
         paths = [home.report(side.version, side.arm) / SAMPLES]

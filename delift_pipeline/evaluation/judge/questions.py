@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.validation import validated
 
 VERSION = 1
 """Of the rubric; part of what identifies a judgement: another wording is another measurement."""
@@ -131,15 +130,6 @@ class JudgeOptions(BaseModel):
     def digest(self) -> str:
         """32 hexadecimal characters that name the judge."""
         return digest_json(self.identity)[:32]
-
-
-def read_judge_options(given: Mapping[str, Any]) -> JudgeOptions:
-    """Options from settings, validated whole.
-
-    Raises:
-        Refused: one fault for each setting that is out of range.
-    """
-    return validated(JudgeOptions, dict(given))
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ class Journal:
 
 def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions) -> Estimate:
     """What asking the questions takes, those of earlier runs not counted."""
-    waiting = Journal(folder).waiting(questions)
+    journal = Journal(folder)
+    waiting = journal.waiting(questions)
     letters = sum(len(SYSTEM) + len(one.text) for one in waiting)
     written = min(options.max_tokens, WRITTEN_TOKENS)
     prompt_tokens = letters // CHARACTERS_PER_TOKEN
@@ -147,8 +148,7 @@ def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions)
     price = None
     if options.price_in is not None and options.price_out is not None:
         price = (prompt_tokens * options.price_in + reply_tokens * options.price_out) / 1e6
-    asked = {one.key for one in waiting}
-    known = sum(one.key not in asked for one in questions)
+    known = sum(one.key in journal.replies for one in questions)
     return Estimate(len(questions), known, len(waiting), prompt_tokens, reply_tokens, price)
 
 
