@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LINE = re.compile(r"\**(?:score|\[result\])\**\s*:?\s*\**\s*([1-5])\**\s*(?:/\s*5)?\.?\**", re.I)
 DIGITS = tuple(str(score) for score in SCORES)
-NO_KEY = "none"
 MOST_LISTED = 20
 """Log-probabilities asked of an endpoint; servers give no more."""
 BATCH = 8
