@@ -81,9 +81,17 @@ def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
         if len(table.rows) > 1 or not _lists(table.rows, columns):
             return table
     text, valid = lenient_text(data)
-    table = _placed(text, file, _values(text, _Decoder()))
+    decoder = _Decoder()
+    table = _placed(text, file, _values(text, decoder))
     if lists := _lists(table.rows, columns):
-        table = _unwrapped(text, file, lists)
+        if len(lists) > 1:
+            reason = (
+                f"the file is one object with several lists of records ({', '.join(lists)}): write "
+                f"one of them to a file of its own, for example with `jq .{lists[0]}`"
+            )
+            return Table([], [Fault(reason, file)])
+        start = _member(text, lists[0], decoder)
+        table = _placed(text, file, _elements(text, start, decoder))
     return table if valid else Table([checked_row(row) for row in table.rows], table.fatal)
 
 
@@ -94,23 +102,20 @@ def _json_lines(data: bytes) -> Table:
     for line, encoded in enumerate(data.split(b"\n"), start=1):
         while encoded.startswith(_MARK_BYTES):
             encoded = encoded.removeprefix(_MARK_BYTES)
-        if encoded.strip():
-            rows.append(_line_row(decoder, len(rows) + 1, line, encoded.removesuffix(b"\r")))
+        if not encoded.strip():
+            continue
+        value, text = None, None
+        try:
+            text = encoded.removesuffix(b"\r").decode("utf-8")
+            value, problem = decoder.only(text)
+        except UnicodeDecodeError as error:
+            problem = f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
+        except json.JSONDecodeError as error:
+            problem = f"invalid JSON: {error.msg} (column {error.colno})"
+        except (ValueError, RecursionError) as error:
+            problem = _syntax_fault(error)
+        rows.append(_row(len(rows) + 1, line, value, problem, text))
     return Table(rows)
-
-
-def _line_row(decoder: _Decoder, number: int, line: int, encoded: bytes) -> Row:
-    try:
-        text = encoded.decode("utf-8")
-        value, problem = decoder.only(text)
-    except UnicodeDecodeError as error:
-        reason = f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
-        return Row(number, line, None, reason)
-    except json.JSONDecodeError as error:
-        return Row(number, line, None, f"invalid JSON: {error.msg} (column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return Row(number, line, None, _syntax_fault(error))
-    return _row(number, line, value, problem, text)
 
 
 def _row(number: int, line: int, value: Any, problem: str, raw: str | None = None) -> Row:
@@ -134,7 +139,7 @@ def _is_lines(data: bytes) -> bool:
     if data.startswith(b"[", start):
         return False
     end = data.find(b"\n", start)
-    line = lenient_text(data[start:] if end < 0 else data[start:end])[0].strip()
+    line = lenient_text(data[start : None if end < 0 else end])[0].strip()
     decoder = _Decoder()
     try:
         decoder.only(line)
@@ -224,18 +229,6 @@ def _lists(rows: list[Row], columns: Collection[str]) -> list[str]:
         for key, items in value.items()
         if isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
     ]
-
-
-def _unwrapped(text: str, file: str, lists: list[str]) -> Table:
-    """The rows of the only list of objects in an object."""
-    if len(lists) > 1:
-        reason = (
-            f"the file is one object with several lists of records ({', '.join(lists)}): write "
-            f"one of them to a file of its own, for example with `jq .{lists[0]}`"
-        )
-        return Table([], [Fault(reason, file)])
-    decoder = _Decoder()
-    return _placed(text, file, _elements(text, _member(text, lists[0], decoder), decoder))
 
 
 def _member(text: str, key: str, decoder: _Decoder) -> int:

@@ -1,4 +1,4 @@
-"""Files of instruction data as a typed frame of records."""
+"""Files of instruction data as a typed frame of records, and chosen records as a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ import polars as pl
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.records.formats import Row, Table
 from delift_pipeline.records.json_rows import JSON_LINES
-from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
+from delift_pipeline.records.schema import RECORD_SCHEMA, TEXT_FIELDS, record_id
 from delift_pipeline.records.shapes import (
     KNOWN_COLUMNS,
     Draft,
@@ -124,19 +124,12 @@ def read_parts(
         except Refused as refused:
             faults += refused.faults
     if all_mapped and not faults:
-        faults = _unused(fields, read, parts)
+        used = frozenset[str]().union(*(file.mapped for file in read.values()))
+        lost = {field: column for field, column in fields.items() if field not in used}
+        present = {column for file in read.values() for row in file.rows for column in row}
+        files = [path for one in parts.values() if one is not None for path in _several(one)]
+        faults = missing_columns(lost, present, ", ".join(map(str, files)))
     return read, list(dict.fromkeys(faults))  # two inputs may name the same file
-
-
-def _unused(
-    fields: Mapping[str, str], read: Mapping[str, RecordsFile], parts: Mapping[str, Inputs | None]
-) -> list[Fault]:
-    """Faults for mapped columns that no file has."""
-    used = frozenset[str]().union(*(file.mapped for file in read.values()))
-    present = {column for file in read.values() for row in file.rows for column in row}
-    lost = {field: column for field, column in fields.items() if field not in used}
-    files = [path for inputs in parts.values() if inputs is not None for path in _several(inputs)]
-    return missing_columns(lost, present, ", ".join(map(str, files))) if lost else []
 
 
 def first_input(inputs: Inputs) -> Path:
@@ -157,92 +150,19 @@ class _Kept:
     source_ids: dict[str, None] = field(default_factory=dict)
 
 
-class _Folder:
-    """Takes drafts in file order and folds the identical ones."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
-        self._names: list[tuple[str, str, bool]] = []
-        self._given: set[str] = set()
-
-    def add(self, row: Row, draft: Draft, file_name: str, stem: str) -> None:
-        """Take one row of a file; `stem` and its number make the id that it may lack."""
-        identity = record_id(draft.instruction, draft.input, draft.output)
-        kept = self._kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
-        kept.copies += 1
-        if draft.source:
-            self._given.add("source")
-        if draft.source_id:
-            self._given.add("source_ids")
-        name = draft.source_id or f"{stem}-{row.number}"
-        self._names.append((name, identity, bool(draft.source_id)))
-
-    @property
-    def rows(self) -> list[Row]:
-        """The first copy of each record, in file order."""
-        return [kept.row for kept in self._kept.values()]
-
-    @property
-    def folded(self) -> int:
-        """How many rows went into another."""
-        return len(self._names) - len(self._kept)
-
-    @property
-    def derived(self) -> frozenset[str]:
-        """The columns that no row gave, so that the file's name decides them."""
-        return frozenset({"source", "source_ids"} - self._given)
-
-    def frame(self) -> tuple[pl.DataFrame, dict[str, str]]:
-        """The records (`RECORD_SCHEMA`) in the order of `rows`, every id on one content only.
-
-        Returns:
-            The records, and the files' ids that stand on several contents by their new names.
-        """
-        renamed = self._name_records()
-        records = list(self._kept.values())
-        columns = {
-            "record_id": list(self._kept),
-            "instruction": [kept.draft.instruction for kept in records],
-            "input": [kept.draft.input for kept in records],
-            "output": [kept.draft.output for kept in records],
-            "source": [kept.source for kept in records],
-            "task": [kept.draft.task or "" for kept in records],
-            "copies": [kept.copies for kept in records],
-            "source_ids": [list(kept.source_ids) for kept in records],
-        }
-        return pl.DataFrame(columns, schema=RECORD_SCHEMA), renamed
-
-    def _name_records(self) -> dict[str, str]:
-        """Give records their ids; one that is on other content already becomes `ID#2`."""
-        known = {name for name, _, _ in self._names}
-        owned: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
-        renamed: dict[str, str] = {}
-        for name, identity, given in self._names:
-            contents = owned.setdefault(name, {})
-            if identity not in contents:
-                new, number = name, len(contents) + 1
-                while number > 1 and (new := f"{name}#{number}") in known:
-                    number += 1
-                contents[identity] = new
-                known.add(new)
-                if given and new != name:
-                    renamed[new] = name
-            self._kept[identity].source_ids[contents[identity]] = None
-        return renamed
-
-
-@dataclass
 class _Reading:
-    """What has been read so far of the files of one input."""
+    """What has been read so far of the files of one input; identical records are folded."""
 
-    fields: Mapping[str, str]
-    ids: Ids
-    folder: _Folder = field(default_factory=_Folder)
-    tables: list[Table] = field(default_factory=list)
-    shapes: dict[str, None] = field(default_factory=dict)
-    mapped: frozenset[str] = frozenset()
-    whole: list[Fault] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    def __init__(self, fields: Mapping[str, str], ids: Ids) -> None:
+        self.fields, self.ids = fields, ids
+        self.kept: dict[str, _Kept] = {}
+        self.tables: list[Table] = []
+        self.shapes: dict[str, None] = {}
+        self.mapped = frozenset[str]()
+        self.derived = frozenset({"source", "source_ids"})
+        self.whole: list[Fault] = []
+        self.faults: list[Fault] = []
+        self._names: list[tuple[str, str, bool]] = []
 
     def add(self, path: Path) -> None:
         """Add a file's rows, or the faults that make it unusable as a whole."""
@@ -269,8 +189,41 @@ class _Reading:
                 draft, wrong = shape.draft(row.value or {})
                 faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
                 if draft is not None:
-                    self.folder.add(row, draft, path.name, stem)
+                    self._fold(row, draft, path.name, stem)
         self.faults += _in_order(faults)
+
+    def _fold(self, row: Row, draft: Draft, file_name: str, stem: str) -> None:
+        identity = record_id(draft.instruction, draft.input, draft.output)
+        kept = self.kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
+        kept.copies += 1
+        if draft.source:
+            self.derived -= {"source"}
+        if draft.source_id:
+            self.derived -= {"source_ids"}
+        name = draft.source_id or f"{stem}-{row.number}"
+        self._names.append((name, identity, bool(draft.source_id)))
+
+    def name_records(self) -> dict[str, str]:
+        """Give records their ids; one that is on other content already becomes `ID#2`.
+
+        Returns:
+            The files' ids that stand on several contents by their new names.
+        """
+        known = {name for name, _, _ in self._names}
+        owned: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
+        renamed: dict[str, str] = {}
+        for name, identity, given in self._names:
+            contents = owned.setdefault(name, {})
+            if identity not in contents:
+                new, number = name, len(contents) + 1
+                while number > 1 and (new := f"{name}#{number}") in known:
+                    number += 1
+                contents[identity] = new
+                known.add(new)
+                if given and new != name:
+                    renamed[new] = name
+            self.kept[identity].source_ids[contents[identity]] = None
+        return renamed
 
 
 def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -> RecordsFile:
@@ -280,30 +233,36 @@ def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -
         reading.add(path)
     if refusing := reading.whole + ([] if skip_bad else reading.faults):
         raise Refused(*refusing)
-    folder, rows = reading.folder, reading.folder.rows
-    if not rows:
+    kept, tables = list(reading.kept.values()), reading.tables
+    if not kept:
         names = ", ".join(map(str, _several(inputs)))
         raise Refused(Fault("no good record", names), *reading.faults)
-    frame, renamed = folder.frame()
-    raw = [row.raw for row in rows if row.raw is not None]
-    schemas = [table.schema for table in reading.tables]
-    notes += [note for table in reading.tables for note in table.notes]
-    if renamed:
+    notes += [note for table in tables for note in table.notes]
+    if renamed := reading.name_records():
         new, old = next(iter(renamed.items()))
         notes.append(
             f"{len(renamed):,} ids were already taken by other records and got a number; the "
             f"first: {old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
         )
+    columns = {
+        "record_id": list(reading.kept),
+        **{name: [getattr(one.draft, name) for one in kept] for name in TEXT_FIELDS},
+        "source": [one.source for one in kept],
+        "task": [one.draft.task or "" for one in kept],
+        "copies": [one.copies for one in kept],
+        "source_ids": [list(one.source_ids) for one in kept],
+    }
+    raw = [one.row.raw for one in kept if one.row.raw is not None]
     return RecordsFile(
-        frame=frame,
-        rows=[row.value or {} for row in rows],
-        raw=raw if len(raw) == len(rows) else None,
+        frame=pl.DataFrame(columns, schema=RECORD_SCHEMA),
+        rows=[one.row.value or {} for one in kept],
+        raw=raw if len(raw) == len(kept) else None,
         faults=reading.faults,
-        read=sum(len(table.rows) for table in reading.tables),
-        folded=folder.folded,
+        read=sum(len(table.rows) for table in tables),
+        folded=sum(one.copies for one in kept) - len(kept),
         shape=", ".join(reading.shapes),
-        derived=folder.derived,
-        schema=schemas[0] if all(one == schemas[0] for one in schemas) else None,
+        derived=reading.derived,
+        schema=tables[0].schema if all(t.schema == tables[0].schema for t in tables) else None,
         mapped=reading.mapped,
         notes=tuple(notes),
     )

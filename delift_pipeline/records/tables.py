@@ -1,6 +1,6 @@
-"""A file's rows, in the format and compression that its content shows.
+"""The files an input stands for, and a file's rows in the format that its content shows.
 
-Its name decides only where the content leaves the format open.
+A file's name decides only where its content leaves the format open.
 """
 
 import codecs
