@@ -95,7 +95,7 @@ class GraphRuns:
     def opened(cls, home: Home) -> "Iterator[GraphRuns]":
         """Open the home's instance; runs that lost their process are closed first."""
         with opened_instance(home) as instance:
-            report_closed(close_interrupted(instance, served=is_served(home)))
+            _report_closed(close_interrupted(instance, served=is_served(home)))
             yield cls(home, instance)
 
     def run_version(
@@ -223,8 +223,13 @@ def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -
     return [run.run_id for run in gone]
 
 
-def report_closed(run_ids: list[str]) -> None:
-    """Say on standard error which runs were closed."""
+def close_without_process(home: Home, *, served: bool = False) -> None:
+    """As `close_interrupted`, for a home; the daemon launches its own runs again."""
+    with opened_instance(home) as instance:
+        _report_closed(close_interrupted(instance, served=served))
+
+
+def _report_closed(run_ids: list[str]) -> None:
     for run_id in run_ids:
         reason = "its process is gone; what it finished is kept"
         print(f"run {run_id[:8]} was interrupted: {reason}", file=sys.stderr, flush=True)

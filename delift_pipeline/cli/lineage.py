@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,6 @@ from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.lineage.artifacts import Artifact
     from delift_pipeline.lineage.openlineage import StepTimes, Times
 
 SHOWN = 10
@@ -56,12 +55,14 @@ def lineage(
         raise Refused(Fault("give one of --adapter V/ARM, --record ID and --version V"))
     check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = given.items()
-    found, text = _answered(place, option, value)
+    found, text, names = _answered(place, option, value)
     if openlineage is not None:
+        from delift_pipeline.lineage.artifacts import found as stored
         from delift_pipeline.lineage.openlineage import write_openlineage
 
+        known = (stored(place, name) for name in dict.fromkeys(names))
+        subjects = [artifact for artifact in known if artifact is not None]
         with _dagster_times(place) as step_times:
-            subjects = _subjects(place, option, found)
             write_openlineage(place, subjects, openlineage, step_times)
     print_result(as_json, found, text, message_stream(openlineage))
 
@@ -75,20 +76,17 @@ def _dagster_times(home: Home) -> Iterator["StepTimes"]:
     import dagster as dg
 
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        utc = partial(dt.datetime.fromtimestamp, tz=dt.UTC)
 
         @cache
         def steps_of(run: str) -> dict[str, "Times"]:
             return {
-                step.step_key: (_utc(step.start_time), _utc(step.end_time))
+                step.step_key: (utc(step.start_time), utc(step.end_time))
                 for step in instance.get_run_step_stats(run)
                 if step.start_time is not None and step.end_time is not None
             }
 
         yield lambda run, step: steps_of(run).get(step)
-
-
-def _utc(seconds: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 def split_adapter(value: str) -> tuple[str, str]:
@@ -103,38 +101,27 @@ def split_adapter(value: str) -> tuple[str, str]:
     return version, arm
 
 
-def _answered(home: Home, option: str, value: str) -> tuple[dict[str, Any], str]:
+def _answered(home: Home, option: str, value: str) -> tuple[dict[str, Any], str, list[str]]:
+    """What was found, the same for people, and the artifacts whose runs an export tells of."""
     from delift_pipeline.lineage.adapter import adapter_lineage
     from delift_pipeline.lineage.record import record_lineage
     from delift_pipeline.lineage.version import version_lineage
 
     if option == "--adapter":
         found = asdict(adapter_lineage(home, *split_adapter(value)))
-        return found, _adapter_text(found)
+        own = found["adapter"]
+        return found, _adapter_text(found), [f"report:{own['version']}:{own['arm']}", own["name"]]
     if option == "--record":
         found = asdict(record_lineage(home, value))
-        return found, _record_text(found)
-    found = asdict(version_lineage(home, value))
-    return found, _version_text(found)
-
-
-def _subjects(home: Home, option: str, found: dict[str, Any]) -> list["Artifact"]:
-    """The artifacts whose runs an export tells of."""
-    from delift_pipeline.lineage.artifacts import found as stored
-
-    if option == "--adapter":
-        version, arm = found["adapter"]["version"], found["adapter"]["arm"]
-        names = [f"report:{version}:{arm}", found["adapter"]["name"]]
-    elif option == "--record":
         names = [f"dataset:{place['version']}" for place in found["versions"]]
         names += [f"subset:{one['version']}:{one['arm']}" for one in found["subsets"]]
         names += [one["adapter"] for one in found["adapters"]]
         names += [f"report:{one['version']}:{one['arm']}" for one in found["reports"]]
-    else:
-        names = [f"dataset:{found['version']}"]
-        names += [f"subset:{found['version']}:{one['arm']}" for one in found["subsets"]]
-    known = (stored(home, name) for name in dict.fromkeys(names))
-    return [artifact for artifact in known if artifact is not None]
+        return found, _record_text(found), names
+    found = asdict(version_lineage(home, value))
+    names = [f"dataset:{found['version']}"]
+    names += [f"subset:{found['version']}:{one['arm']}" for one in found["subsets"]]
+    return found, _version_text(found), names
 
 
 def _adapter_text(found: dict[str, Any]) -> str:
@@ -179,7 +166,9 @@ def _limited(lines: list[str]) -> list[str]:
 def _record_text(found: dict[str, Any]) -> str:
     texts = found["texts"]
     prompt = " ".join(part for part in (texts["instruction"], texts["input"]) if part)
-    lines = [found["record_id"], f"  {_shown(prompt)} -> {_shown(texts['output'])}"]
+    # On one line, with escapes for what a terminal would obey.
+    asked, answered = (json.dumps(text[:120]) for text in (prompt, texts["output"]))
+    lines = [found["record_id"], f"  {asked} -> {answered}"]
     lines += [
         f"  {place['part']} of {place['version']} as {', '.join(place['source_ids'])}"
         for place in found["versions"]
@@ -187,11 +176,9 @@ def _record_text(found: dict[str, Any]) -> str:
     lines += [f"  not scored in {v}: {why}" for v, why in found["unscorable"].items()]
     lines += [f"  {one['version']}/{one['arm']}: {one['reason']}" for one in found["subsets"]]
     for one in found["adapters"]:
-        through = f", through {one['through']}" if one["through"] else ""
-        used = f" was trained on it{through}"
-        if one["left_out"]:
-            used = f" was not trained on it: {one['left_out']}"
-        lines.append(f"  {one['adapter']}{used}")
+        used = f"trained on it, through {one['through']}" if one["through"] else "trained on it"
+        used = f"not trained on it: {one['left_out']}" if one["left_out"] else used
+        lines.append(f"  {one['adapter']} was {used}")
     lines += [
         f"  {one['version']}/{one['arm']} measured "
         + ", ".join(f"{k} {v:.4g}" for k, v in one["metrics"].items() if not k.endswith("_se"))
@@ -199,11 +186,6 @@ def _record_text(found: dict[str, Any]) -> str:
     ]
     lines += [f"  held out, measured: {json.dumps(one)}" for one in found["measured"]]
     return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    """A record's text on one line, escapes for what a terminal would obey."""
-    return json.dumps(text[:120], ensure_ascii=True)
 
 
 def _version_text(found: dict[str, Any]) -> str:

@@ -111,5 +111,5 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
         for name, (annotation, default) in options.items()
     ]
     with_flags.__signature__ = inspect.Signature(parameters)  # pyright: ignore
-    with_flags.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_flags

@@ -16,7 +16,7 @@ from typing import NoReturn
 from filelock import Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from delift_pipeline.cli.graph import close_interrupted, report_closed, serving_lock
+from delift_pipeline.cli.graph import close_without_process, prepare_dagster_home, serving_lock
 from delift_pipeline.cli.options import debugging
 from delift_pipeline.errors import DeliftError, Fault, Refused
 from delift_pipeline.storage.atomic import write_text
@@ -26,6 +26,7 @@ ADDRESS = "127.0.0.1"
 READY_SECONDS = 120.0
 GRACE_SECONDS = 10.0
 GONE_SECONDS = 2.0
+"""How long the children of a server that ended may take; a parent may not ask for them."""
 LOCK_SECONDS = 1.0
 """How long another program may look whether the home is served."""
 CLOSE_EVERY_SECONDS = 10.0
@@ -57,7 +58,17 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
     if port == mlflow_port and not _remote_tracking():
         reason = f"{port} is Dagster's port already: give MLflow another one"
         raise Refused(Fault(reason, field="--mlflow-port"))
-    _refuse_taken({"--port": port, "--mlflow-port": mlflow_port})
+    faults = []
+    for option, number in {"--port": port, "--mlflow-port": mlflow_port}.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ADDRESS, number))
+            except OSError:
+                reason = f"port {number} is taken: end what uses it or choose another"
+                faults.append(Fault(reason, field=option))
+    if faults:
+        raise Refused(*faults)
     home.dagster.mkdir(parents=True, exist_ok=True)
     try:
         with serving_lock(home, LOCK_SECONDS):
@@ -67,20 +78,6 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
         reason = f"{home.root.name} is served by another `delift ui`: end that one first"
         raise Refused(Fault(reason, field="--home")) from None
     return 0
-
-
-def _refuse_taken(ports: dict[str, int]) -> None:
-    faults = []
-    for option, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((ADDRESS, port))
-            except OSError:
-                reason = f"port {port} is taken: end what uses it or choose another"
-                faults.append(Fault(reason, field=option))
-    if faults:
-        raise Refused(*faults)
 
 
 def _prepare(home: Home, port: int, mlflow_port: int) -> None:
@@ -98,7 +95,7 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     set_log_level(home)
-    _close_interrupted(home)
+    close_without_process(home)
     if not remote:
         Tracker(home)
 
@@ -108,8 +105,6 @@ def set_log_level(home: Home) -> None:
 
     A home made by an older version has no level yet. Any other level was set by hand and stays.
     """
-    from delift_pipeline.cli.graph import prepare_dagster_home
-
     prepare_dagster_home(home)
     file = home.dagster / "dagster.yaml"
     before = file.read_text("utf-8")
@@ -124,14 +119,6 @@ def set_log_level(home: Home) -> None:
 def _remote_tracking() -> str | None:
     """The tracking server that runs are logged to; None where the home has its own."""
     return os.environ.get("DELIFT_TRACKING_URI") or None
-
-
-def _close_interrupted(home: Home, *, served: bool = False) -> None:
-    """Close what no process works on any more; the daemon launches its own runs again."""
-    from delift_pipeline.cli.graph import opened_instance
-
-    with opened_instance(home) as instance:
-        report_closed(close_interrupted(instance, served=served))
 
 
 def _serve_prepared(home: Home, port: int, mlflow_port: int) -> None:
@@ -169,12 +156,15 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     python = [sys.executable, "-m"]
     # Dagster imports from the working directory first, which is the current folder by default.
     location = ["-m", MODULE, "--working-directory", str(home.dagster)]
+    # The daemon of this Python, even where it is not on the PATH.
+    beside = Path(sys.executable).with_name(DAEMON_PROGRAM)
+    daemon = [sys.executable, str(beside)] if beside.is_file() else [DAEMON_PROGRAM]
     programs = {
         "webserver": [
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
             "--dagster-log-level", "warning", "--code-server-log-level", "warning",
         ],
-        DAEMON: [*_installed(DAEMON_PROGRAM), "run", *location, "--log-level", "warning"],
+        DAEMON: [*daemon, "run", *location, "--log-level", "warning"],
         MLFLOW: [
             *python, "mlflow", "server", "--host", ADDRESS, "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}",
@@ -184,12 +174,6 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     if _remote_tracking():
         del programs[MLFLOW]
     return programs
-
-
-def _installed(program: str) -> list[str]:
-    """The command of a program that belongs to this Python, even where it is not on the PATH."""
-    beside = Path(sys.executable).with_name(program)
-    return [sys.executable, str(beside)] if beside.is_file() else [program]
 
 
 def environment(home: Home) -> dict[str, str]:
@@ -243,14 +227,18 @@ class _Servers:
             if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
                 # A `delift run` on this home may have been killed: runs would wait for its slot.
                 with suppress(SQLAlchemyError):  # a database that is locked just now
-                    _close_interrupted(self.home, served=True)
+                    close_without_process(self.home, served=True)
                 closed = time.monotonic()
             for name in [name for name, one in self._running.items() if one.poll() is not None]:
                 # Its children would go on working at the same time as those of the new one.
-                self._kill_children(name)
+                deadline = time.monotonic() + GONE_SECONDS
+                gone = self._signal(name, signal.SIGKILL)
+                while not gone and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    gone = self._signal(name, 0)
                 try:
                     if name == DAEMON:
-                        _close_interrupted(self.home)
+                        close_without_process(self.home)
                 except SQLAlchemyError:  # a database that is locked just now: try again
                     continue
                 now = time.monotonic()
@@ -281,14 +269,6 @@ class _Servers:
         for name, server in self._running.items():
             if server.poll() is not None:
                 raise DeliftError(f"the {name} server ended with status {server.returncode}")
-
-    def _kill_children(self, name: str) -> None:
-        """Kill a group and wait until it is gone, or is left to a parent that does not ask."""
-        deadline = time.monotonic() + GONE_SECONDS
-        gone = self._signal(name, signal.SIGKILL)
-        while not gone and time.monotonic() < deadline:
-            time.sleep(0.05)
-            gone = self._signal(name, 0)
 
     def _signal(self, name: str, sign: int) -> bool:
         """Signal the group of a server; whether nothing is left of it."""

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -62,17 +63,12 @@ def best_header(text: str, columns: Collection[str]) -> tuple[str, list[str]]:
     def found(separator: str) -> tuple[int, int]:
         return len(set(columns).intersection(headers[separator])), len(headers[separator])
 
-    headers = {separator: _first_row(text, separator) for separator in SEPARATORS}
+    headers = {separator: list[str]() for separator in SEPARATORS}
+    for separator in SEPARATORS:
+        with suppress(csv.Error):  # then this separator has no cells
+            headers[separator] = next(_reader(text, separator), [])
     best = max(SEPARATORS, key=found)
     return best, headers[best]
-
-
-def _first_row(text: str, separator: str) -> list[str]:
-    """The cells of the first row; none where it cannot be read."""
-    try:
-        return next(_reader(text, separator), [])
-    except csv.Error:
-        return []
 
 
 def _reader(text: str, separator: str) -> Any:

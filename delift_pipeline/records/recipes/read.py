@@ -1,10 +1,9 @@
-"""A benchmark's files, from a folder, a file or the hub, as rows in a record's columns."""
+"""The files of benchmarks as rows in a record's columns, and transfers as folders of versions."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -110,13 +109,20 @@ def _downloaded(
 def _read(recipe: Recipe, path: Path) -> Rows:
     found: Rows = []
     faults: list[Fault] = []
-    table = read_table(path, recipe.columns | RECORD_COLUMNS)
+    table, theirs = (
+        read_table(path, recipe.columns | RECORD_COLUMNS),
+        recipe.columns - RECORD_COLUMNS,
+    )
     for row in table.rows:
         if row.value is None:
             faults.append(Fault(row.reason, str(path), row.line))
             continue
+        # A row in a record's columns stays as it is, any other goes by the recipe's rule.
+        ours = row.value.keys() >= OWN and not (theirs and theirs <= row.value.keys())
         try:
-            found += _records(recipe, row.value)
+            kept = {name: row.value[name] for name in KEPT if row.value.get(name)}
+            made = [kept] if ours else recipe.rule(row.value)
+            found += [one for one in made if one.get("output", "").strip()]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             needed = ", ".join(sorted(recipe.columns))
             reason = f"no row of {recipe.name} ({type(error).__name__}: {error}); needs {needed}"
@@ -124,14 +130,6 @@ def _read(recipe: Recipe, path: Path) -> Rows:
     if faults or table.fatal:
         raise Refused(*faults, *table.fatal)
     return found
-
-
-def _records(recipe: Recipe, row: dict[str, Any]) -> Rows:
-    """A row in a record's columns as it is, any other by the recipe's rule; no empty answers."""
-    theirs = recipe.columns - RECORD_COLUMNS
-    ours = row.keys() >= OWN and not (theirs and theirs <= row.keys())
-    made = [{name: row[name] for name in KEPT if row.get(name)}] if ours else recipe.rule(row)
-    return [one for one in made if one.get("output", "").strip()]
 
 
 Split = Callable[[Recipe, str], Rows]

@@ -135,16 +135,14 @@ def hotpotqa(row: Row) -> Rows:
 )
 def mmlu(row: Row) -> Rows:
     """The question with its lettered options; the answer is a letter."""
+    subject, answer = row["subject"], row["answer"]
     instruction = (
-        f"The following is a multiple choice question about {row['subject'].replace('_', ' ')}. "
+        f"The following is a multiple choice question about {subject.replace('_', ' ')}. "
         "Answer with the letter of the correct option."
     )
     options = [f"{_LETTERS[i]}. {choice}" for i, choice in enumerate(row["choices"])]
-    answer = row["answer"]
     letter = _LETTERS[answer] if isinstance(answer, int) else str(answer)
-    return _record(
-        instruction, letter, "\n".join([row["question"], *options]), f"mmlu/{row['subject']}"
-    )
+    return _record(instruction, letter, "\n".join([row["question"], *options]), f"mmlu/{subject}")
 
 
 @_recipe(
@@ -283,7 +281,6 @@ def recipe_of(name: str) -> Recipe:
         Refused: there is none.
     """
     if name not in RECIPES:
-        raise Refused(
-            Fault(f"{name!r} is no recipe; there are {', '.join(RECIPES)}", field="recipe")
-        )
+        reason = f"{name!r} is no recipe; there are {', '.join(RECIPES)}"
+        raise Refused(Fault(reason, field="recipe"))
     return RECIPES[name]
