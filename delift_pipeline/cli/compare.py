@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
-from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_json, progress
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.formatting import with_error
 from delift_pipeline.storage.home import Home
@@ -41,8 +40,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="With --experiment: where it was kept.")] = Path(
         DEFAULT_FOLDER
     ),
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Compare evaluated arms, paired by held-out record, or the contenders of an experiment."""
     if experiment is not None:
@@ -57,7 +56,7 @@ def compare(
 
     found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
     if as_json:
-        print_json(found.as_json())
+        shared.print_json(found.as_json())
         return
     _print_table(found)
     for note in found.notes:
@@ -105,7 +104,7 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
     return shown, with_error(gap["mean"], gap["se"], sign=True, ascii_only=True)
 
 
-@takes_model
+@shared.takes_model
 def judge(
     arms: Annotated[
         list[str],
@@ -140,9 +139,9 @@ def judge(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what it would cost, ask nothing.")
     ] = False,
-    flags: ModelFlags = NO_FLAGS,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    flags: shared.ModelFlags = shared.NO_FLAGS,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Have a language model score stored answers from 1 to 5; every reply is asked for once.
 
@@ -174,14 +173,14 @@ def judge(
     local = None if endpoint else flags.options(model)
     panel, sides = Panel(Home.at(home), options, local), [side_of(arm) for arm in arms]
     cost = estimate_judging(panel, sides)
-    shown = progress()
+    shown = shared.progress()
     if estimate:
-        print_json(vars(cost)) if as_json else print(_cost_line(cost))
+        shared.print_json(vars(cost)) if as_json else print(_cost_line(cost))
         return
     shown.say(_cost_line(cost))
     refuse_unwritable_folder(panel.home.root, "--home")
     found = judge_sides(panel, sides, shown)
-    print_json([one.as_json() for one in found]) if as_json else _print_scores(found)
+    shared.print_json([one.as_json() for one in found]) if as_json else _print_scores(found)
 
 
 def _cost_line(cost: "Estimate") -> str:

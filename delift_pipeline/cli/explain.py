@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import HomeOption, JsonOption, print_result
+from delift_pipeline.cli import options as shared
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
-@takes_model
+@shared.takes_model
 def explain(
     record: Annotated[
         str, typer.Option(help="The record: record_id, its beginning, or the file's own id.")
@@ -33,9 +32,9 @@ def explain(
         str | None,
         typer.Option(help="Also show each answer token's change after the neighbours, by a model."),
     ] = None,
-    flags: ModelFlags = NO_FLAGS,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    flags: shared.ModelFlags = shared.NO_FLAGS,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
     from delift_pipeline.steps.explain import explain as explained
@@ -49,7 +48,7 @@ def explain(
     else:
         said = "give --version and --arm of a stored subset, or --why FILE that select wrote"
         raise Refused(Fault(f"{said} (--model goes with the former)"))
-    print_result(as_json, found.as_json(), as_text(found))
+    shared.print_result(as_json, found.as_json(), as_text(found))
 
 
 def as_text(found: "Explanation") -> str:

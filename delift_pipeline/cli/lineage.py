@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import (
-    HomeOption,
-    JsonOption,
-    check_outputs,
-    message_stream,
-    print_result,
-)
+from delift_pipeline.cli import options as shared
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.home import Home
 
@@ -44,8 +38,8 @@ def lineage(
         Path | None,
         typer.Option(help="Also write the runs that led there as OpenLineage events, one a line."),
     ] = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Follow causes and effects through the manifests; needs no database."""
     place = Home.at(home)
@@ -53,7 +47,7 @@ def lineage(
     given = {option: value for option, value in asked.items() if value is not None}
     if len(given) != 1:
         raise Refused(Fault("give one of --adapter V/ARM, --record ID and --version V"))
-    check_outputs({"--openlineage": openlineage}, as_json=as_json)
+    shared.check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = given.items()
     found, text, names = _answered(place, option, value)
     if openlineage is not None:
@@ -64,7 +58,7 @@ def lineage(
         subjects = [artifact for artifact in known if artifact is not None]
         with _dagster_times(place) as step_times:
             write_openlineage(place, subjects, openlineage, step_times)
-    print_result(as_json, found, text, message_stream(openlineage))
+    shared.print_result(as_json, found, text, shared.message_stream(openlineage))
 
 
 @contextmanager

@@ -15,10 +15,8 @@ from delift_pipeline.cli import (
     compare,
     data,
     explain,
-    inspection,
     lineage,
     operations,
-    plan,
     recipe,
     runs,
 )
@@ -66,8 +64,8 @@ def options(
 
 
 for command in (
-    *(runs.demo, data.ingest, recipe.recipe, data.select, inspection.score, inspection.prompt),
-    *(explain.explain, runs.run, runs.ui, plan.plan, compare.compare, lineage.lineage),
+    *(runs.demo, data.ingest, recipe.recipe, data.select, data.score, data.prompt),
+    *(explain.explain, runs.run, runs.ui, operations.plan, compare.compare, lineage.lineage),
     *(compare.judge, operations.query, operations.catalog, operations.forget),
     *(operations.doctor, operations.gc, operations.verify),
 ):

@@ -1,25 +1,22 @@
-"""`delift forget`, `doctor`, `gc`, `verify`, `query` and `catalog`: looking after a home."""
+"""`delift forget`, `doctor`, `gc`, `verify`, `query`, `catalog` and `plan`: a home's upkeep."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import (
-    HomeOption,
-    JsonOption,
-    print_json,
-    print_result,
-    writable_home,
-)
+from delift_pipeline.cli import options as shared
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.records.csv_rows import csv_cell
 from delift_pipeline.storage.home import FINGERPRINT_PATTERN, Home
 
 if TYPE_CHECKING:
+    from delift_pipeline.operations.cost import Cost
     from delift_pipeline.operations.query import Answer
+    from delift_pipeline.scoring.options import ModelOptions
 
 ROWS_SHOWN = 100
 
@@ -31,8 +28,8 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be touched; change nothing.")
     ] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Take records out of the data for ever, and mark everything made of them for rebuilding."""
     from delift_pipeline.operations.forget import forget as forgotten
@@ -45,15 +42,15 @@ def forget(
     lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
     lines += [f"  by hand: {line}" for line in found.beyond]
     lines += [f"next: {run}" for run in found.runs]
-    print_result(as_json, found.as_json(), "\n".join(lines))
+    shared.print_result(as_json, found.as_json(), "\n".join(lines))
 
 
 def doctor(
     self_test: Annotated[
         bool, typer.Option(help="Score and select a few records with the packaged model.")
     ] = True,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
     from delift_pipeline.cli.graph import run_findings
@@ -66,15 +63,15 @@ def doctor(
         for one in findings
     ]
     value = {"ok": not broken, "findings": [one.as_json() for one in findings]}
-    print_result(as_json, value, "\n".join(lines))
+    shared.print_result(as_json, value, "\n".join(lines))
     if broken:
         raise typer.Exit(1)
 
 
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """List what nothing needs any more: leftovers of kills, and artifacts that nothing names."""
     from delift_pipeline.operations.gc import collect
@@ -83,7 +80,7 @@ def gc(
     lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in found.waste]
     done = "removed" if apply else "can go (delift gc --apply removes it)"
     lines.append(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
-    print_result(as_json, found.as_json(), "\n".join(lines))
+    shared.print_result(as_json, found.as_json(), "\n".join(lines))
 
 
 def _existing(home: Path | None, *, written: bool = False) -> Home:
@@ -96,15 +93,15 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
     if not place.root.is_dir():
         reason = f"{place.root} is no home: give --home DIR, or ingest a version first"
         raise Refused(Fault(reason, field="--home"))
-    return writable_home(home) if written else place
+    return shared.writable_home(home) if written else place
 
 
 def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Set bad shards aside, so that they are scored again.")
     ] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Read every byte of every score shard; exit status 1 where a damaged one is left."""
     folder = Home.at(home).root / "scores"
@@ -122,7 +119,7 @@ def verify(
     if bad and not repair:
         lines.append("delift verify --repair sets damaged shards aside")
     value = {"stores": stores, "bad": bad, "repaired": repair and bad > 0}
-    print_result(as_json, value, "\n".join(lines or ["no scores are stored here"]))
+    shared.print_result(as_json, value, "\n".join(lines or ["no scores are stored here"]))
     if bad and not repair:
         raise typer.Exit(1)
 
@@ -158,8 +155,8 @@ def query(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Comma-separated values with a header.")
     ] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Ask about records, scores, utilities, subsets, reasons, metrics and lineage in SQL."""
     from delift_pipeline.operations.query import run_query
@@ -170,7 +167,7 @@ def query(
     for line in answer.left_out:
         print(line, file=sys.stderr)
     if as_json:
-        print_json(answer.as_json())
+        shared.print_json(answer.as_json())
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(answer.columns)
@@ -179,7 +176,7 @@ def query(
         _print_table(answer)
 
 
-def catalog(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def catalog(home: shared.HomeOption = None, as_json: shared.JsonOption = False) -> None:
     """Make catalog.duckdb anew from the files of the home."""
     from delift_pipeline.operations.catalog import refresh_catalog
 
@@ -188,7 +185,7 @@ def catalog(home: HomeOption = None, as_json: JsonOption = False) -> None:
     size = place.catalog.stat().st_size
     value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
     text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
-    print_result(as_json, value, text)
+    shared.print_result(as_json, value, text)
 
 
 def _print_table(answer: "Answer") -> None:
@@ -211,3 +208,85 @@ def _print_table(answer: "Answer") -> None:
 def _visible(letter: str) -> str:
     """A character, or an escape for one that a terminal would obey."""
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+
+
+@shared.takes_model
+def plan(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="Files of records, in place of a stored version."),
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="An arm; repeatable [all that apply; of a file select's default]."),
+    ] = None,
+    model: shared.OwnModelOption = None,
+    measure: Annotated[
+        bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
+    ] = True,
+    column: shared.ColumnOption = None,
+    ids: shared.IdsOption = "keep",
+    skip_bad: shared.SkipBadOption = False,
+    flags: shared.ModelFlags = shared.NO_FLAGS,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
+) -> None:
+    """Say how many pairs, how long, how much disk and how much training the arms would take."""
+    from delift_pipeline.operations.cost import cost_of, cost_of_records
+
+    place, names = Home.at(home), arm or []
+    if bool(files) == (version is not None):
+        raise Refused(Fault("name either a file of records or a stored version (--version V)"))
+    if version is not None and version not in place.versions() and Path(version).is_file():
+        files = [Path(version)]
+    if files:
+        options = flags.options(model) if model else None
+        read = shared.read_input(files, column, skip_bad, ids)
+        named = ", ".join(map(str, files))
+        found = cost_of_records(named, read.frame, place, names, options, measure=measure)
+    elif version is not None:
+        options = _own_model(place, version, model, flags)
+        found = cost_of(place, version, names, options, measure=measure)
+    shared.print_result(as_json, found.as_json(), _cost_text(found))
+
+
+def _own_model(
+    home: Home, version: str, model: str | None, flags: shared.ModelFlags
+) -> "ModelOptions | None":
+    """The model given, else the version's own with its template."""
+    from dataclasses import replace
+
+    from delift_pipeline.records.stored import known_manifest
+    from delift_pipeline.storage.home import model_at
+
+    own = known_manifest(home, version).details
+    kept = model_at(home, own["model"]) if own.get("model") and not model else None
+    named = model or kept or os.environ.get("DELIFT_MODEL")
+    if not named:
+        return None
+    return replace(flags, template=flags.template or own.get("template")).options(named)
+
+
+def _cost_text(cost: "Cost") -> str:
+    from delift_pipeline.scoring.rate import duration_text
+
+    lines = [f"{cost.name}: {cost.records:,} records"]
+    for block in cost.blocks:
+        most = "" if block.exact else "at most "
+        kind = "every pair" if block.dense else "near pairs"
+        lines.append(
+            f"  pairs     {block.block}: {most}{block.pairs:,} ({kind}), {block.missing:,} to score"
+        )
+    time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
+    rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
+    lines += [
+        f"  scoring   {time}{rate}" if cost.pairs else "  scoring   nothing is missing",
+        f"  disk      {cost.disk_bytes / 1e6:,.1f} MB more for scores and kernel",
+    ]
+    for arm in cost.arms:
+        took = "time not known" if arm.seconds is None else f"about {duration_text(arm.seconds)}"
+        lines.append(f"  training  {arm.arm}: {arm.records:,} records, {arm.steps:,} steps, {took}")
+    if cost.hours is not None:
+        lines.append(f"  in all    {cost.hours:,.2f} {'GPU hours' if cost.gpu else 'hours here'}")
+    return "\n".join([*lines, *(f"  note      {note}" for note in cost.notes)])

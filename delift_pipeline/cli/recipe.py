@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delift_pipeline.cli.options import (
-    JsonOption,
-    check_outputs,
-    message_stream,
-    print_json,
-    print_result,
-)
+from delift_pipeline.cli import options as shared
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.storage.output import refuse_unwritable_folder
 
@@ -42,7 +36,7 @@ def recipe(
         Path | None,
         typer.Option(help="The file to write; for a transfer the folder, such as HOME/inbox."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Turn a benchmark's files into records, or a transfer into versions for the inbox.
 
@@ -61,7 +55,7 @@ def recipe(
         sizes = Sizes(limit or Sizes.pool, target, heldout)
         facts = _transfer(TRANSFERS[name], source or [], out, sizes, seed)
     else:
-        check_outputs({"--out": out}, as_json=as_json)
+        shared.check_outputs({"--out": out}, as_json=as_json)
         found = recipe_of(name)
         if source and len(source) > 1:
             raise Refused(Fault("a benchmark has one source", field="--source"))
@@ -76,7 +70,7 @@ def recipe(
             "metrics": list(found.metrics),
             "said": f"{about}; {_evaluation(found.metrics)}",
         }
-    print_result(as_json, facts, facts["said"], message_stream(out))
+    shared.print_result(as_json, facts, facts["said"], shared.message_stream(out))
 
 
 def _transfer(
@@ -122,7 +116,7 @@ def _list(as_json: bool) -> None:
         for one in TRANSFERS.values()
     ]
     if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in listed])
+        shared.print_json([dict(zip(columns, row, strict=True)) for row in listed])
         return
     from rich.console import Console
     from rich.table import Table

@@ -17,15 +17,7 @@ from typing import Annotated
 
 import typer
 
-from delift_pipeline.cli.model_flags import NO_FLAGS, ModelFlags, takes_model
-from delift_pipeline.cli.options import (
-    HomeOption,
-    JsonOption,
-    OwnModelOption,
-    print_json,
-    print_result,
-    writable_home,
-)
+from delift_pipeline.cli import options as shared
 from delift_pipeline.records.inbox import find
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.signals import SIGNALS, SignalWatch, exit_status
@@ -39,16 +31,16 @@ ONE_THREAD = {"compute": {"config": {"threads": 1}}}
 NOTE = "interrupted: what is finished is kept; run the same command again to go on from there"
 
 
-@takes_model
+@shared.takes_model
 def run(
     version: Annotated[str, typer.Option(help="The dataset version to materialise.")],
     arm: Annotated[
         list[str] | None, typer.Option(help="An arm to run; repeatable [all that apply].")
     ] = None,
-    model: OwnModelOption = None,
-    flags: ModelFlags = NO_FLAGS,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
+    model: shared.OwnModelOption = None,
+    flags: shared.ModelFlags = shared.NO_FLAGS,
+    home: shared.HomeOption = None,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Materialise a version and its arms through Dagster, in this process.
 
@@ -59,7 +51,7 @@ def run(
     from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
 
-    place, started = writable_home(home), time.monotonic()
+    place, started = shared.writable_home(home), time.monotonic()
     with interruptible(place):
         config = flags.resources(model)
         if find(place, checked_version(version)) is None:
@@ -71,7 +63,7 @@ def run(
         if not as_json:
             print_leaderboard(rows, Console())
             return
-        print_json(
+        shared.print_json(
             {
                 "version": version,
                 "arms": [one.name for one in arms],
@@ -87,12 +79,12 @@ def run(
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Dagster's port.")] = 3000,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="MLflow's port.")] = 5000,
-    home: HomeOption = None,
+    home: shared.HomeOption = None,
 ) -> None:
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
     from delift_pipeline.cli.serve import serve
 
-    raise typer.Exit(serve(writable_home(home), port, mlflow_port))
+    raise typer.Exit(serve(shared.writable_home(home), port, mlflow_port))
 
 
 @contextmanager
@@ -149,7 +141,7 @@ def demo(
             "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: shared.JsonOption = False,
 ) -> None:
     """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
     from rich.console import Console
@@ -160,7 +152,7 @@ def demo(
     from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows, print_leaderboard
 
     started = time.monotonic()
-    place = writable_home(home or Path(DEMO_HOME))
+    place = shared.writable_home(home or Path(DEMO_HOME))
     print(f"the demo writes to {place.root}", file=sys.stderr)
     with interruptible(place):
         prepare(place)
@@ -187,7 +179,7 @@ def demo(
         f"{done.seconds['total']:.0f} s\nreport: {page}\n"
         f"to look around: delift ui --home {place.root}"
     )
-    print_result(as_json, found, text)
+    shared.print_result(as_json, found, text)
 
 
 def prepare(home: Home) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.cli.model_flags import ModelFlags
+from delift_pipeline.cli.options import ModelFlags
 
 FLAGS = (
     "--revision --template --window --dtype --load-in --engine --device --device-map "

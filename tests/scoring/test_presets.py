@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from delift_pipeline.cli.model_flags import COMPUTE, ModelFlags
+from delift_pipeline.cli.options import COMPUTE, ModelFlags
 from delift_pipeline.prompts.template import Template, load_template
 from delift_pipeline.scoring.estimate import BYTES, GIB, INT8_BYTES, NF4_BYTES
 from delift_pipeline.scoring.options import ModelOptions, read_options
