@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -15,9 +15,6 @@ from delift_pipeline.cli import options as shared
 from delift_pipeline.errors import Refused, fault_counts
 from delift_pipeline.storage.home import Home
 from delift_pipeline.validation import validated
-
-if TYPE_CHECKING:
-    from delift_pipeline.selection.rule_options import RuleOptions
 
 FilesArgument = Annotated[
     list[Path],
@@ -173,17 +170,23 @@ def select(
     as_json: shared.JsonOption = False,
 ) -> None:
     """Choose the records of a file worth fine-tuning on; no Dagster involved."""
+    import yaml
+
     from delift_pipeline.records.left_out import faults_beside
+    from delift_pipeline.selection.rule_options import RuleOptions
     from delift_pipeline.steps.file_selection import Request
     from delift_pipeline.steps.select_file import select_file
 
+    options = shared.named_values(option, "--option NAME=VALUE")
+    given = {"quota": quota, "cap": cap, "pin": pin, "exclude": exclude}
+    rules = {name: texts or () for name, texts in given.items()}
     request = Request(
         file=tuple(files),
         target=target,
         existing=existing,
         stage=stage,
         selector=selector,
-        options=_options(option),
+        options={name: yaml.safe_load(value) for name, value in options.items()},
         budget=budget,
         seed=seed,
         mapping=shared.column_mapping(column),
@@ -191,7 +194,7 @@ def select(
         out=out or _default_out(files[0]),
         why=why,
         balance=tuple(balance or ()),
-        rules=_rules(quota=quota, cap=cap, pin=pin, exclude=exclude),
+        rules=validated(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
         ids=shared.ids_choice(ids),
     )
     outputs = {"--out": request.out, "--why": why}
@@ -220,32 +223,12 @@ def _named_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
         raise Refused(*faults) from refused
 
 
-def _rules(**given: list[str] | None) -> "RuleOptions":
-    """Rules as typed, validated.
-
-    Raises:
-        Refused: one fault for each that is not written as one.
-    """
-    from delift_pipeline.selection.rule_options import RuleOptions
-
-    names = {name: f"--{name}" for name in RuleOptions.model_fields}
-    return validated(RuleOptions, {n: texts or () for n, texts in given.items()}, names=names)
-
-
 def _default_out(file: Path) -> Path:
     """A file in the working directory, named after the first input."""
     from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
 
     name = "stdin" if file in (STANDARD, STANDARD_INPUT) else file.resolve().name
     return Path(f"{name.split('.')[0]}.selected.jsonl")
-
-
-def _options(given: list[str] | None) -> dict[str, Any]:
-    """`["eta=2", "diagonal=keep"]` as `{"eta": 2, "diagonal": "keep"}`, values read as YAML."""
-    import yaml
-
-    named = shared.named_values(given, "--option NAME=VALUE")
-    return {name: yaml.safe_load(value) for name, value in named.items()}
 
 
 @shared.takes_model
