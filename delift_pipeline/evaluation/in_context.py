@@ -74,7 +74,14 @@ def evaluate_in_context(
             among the chosen ones.
         DeliftError: no held-out record can be measured.
     """
-    _check(chosen, heldout, options)
+    if not options.in_context:
+        raise Refused(Fault("needs at least one demonstration", field="in_context"))
+    for name, frame in (("subset", chosen), ("held-out set", heldout)):
+        if frame.is_empty():
+            raise Refused(Fault(f"the {name} is empty", field="in_context"))
+    if both := set(chosen["record_id"]) & set(heldout["record_id"]):
+        reason = f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
+        raise Refused(Fault(f"{reason}must not be shown its own answer", field="in_context"))
     asked = heldout[: options.limit]
     near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
     encoded = loaded.encoder.encode(pl.concat([asked.select(chosen.columns), chosen]))
@@ -113,20 +120,3 @@ def _fitting(
             break
         places.append(place)
     return places
-
-
-def _check(chosen: pl.DataFrame, heldout: pl.DataFrame, options: EvaluationOptions) -> None:
-    if not options.in_context:
-        raise Refused(Fault("needs at least one demonstration", field="in_context"))
-    for name, frame in (("subset", chosen), ("held-out set", heldout)):
-        if frame.is_empty():
-            raise Refused(Fault(f"the {name} is empty", field="in_context"))
-    both = set(chosen["record_id"]) & set(heldout["record_id"])
-    if both:
-        raise Refused(
-            Fault(
-                f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
-                "must not be shown its own answer",
-                field="in_context",
-            )
-        )

@@ -103,13 +103,11 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
         # The base model is shown on the records that the stage's arms are measured on.
         base = restricted(base, max((e.samples["record_id"] for e in measured.values()), key=len))
     initial = {
+        **dict.fromkeys(rows[0]),  # It has no budget, seed and pool.
         **place,
         "selector": "initial",
         "arm": "initial",
-        "budget": None,
-        "seed": None,
         "records": 0,
-        "pool": None,
         "heldout": base.counts["records"],
         "seconds": base.seconds,
         "metrics": base.metrics,

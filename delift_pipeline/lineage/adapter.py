@@ -68,6 +68,9 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     adapter = stored_adapter(home, version, arm)
     edges = causes(home, adapter)
     report, subset = (found(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset"))
+    fingerprint = adapter.manifest.parents.get("model") or adapter.manifest.fingerprint
+    model = {"fingerprint": fingerprint} if fingerprint else {}
+    base = found(home, "model", fingerprint)
     measured = adapter.manifest.content_hash
     own_report = report is not None and report.manifest.parents.get(adapter.name) == measured
     known = tracked(adapter.folder)
@@ -100,7 +103,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         data=_data(home, adapter, above),
         records=None if records is None else records.to_dicts(),
         subset=_asked_and_found(subset) if subset else {},
-        model=_model(home, adapter),
+        model=model | (base.manifest.details if base else {}),
         scores=[
             {
                 **edge.as_json(home.root),
@@ -179,14 +182,6 @@ def _asked_and_found(subset: Artifact) -> dict[str, Any]:
         **own.request,
         **{key: own.details.get(key) for key in facts},
     }
-
-
-def _model(home: Home, adapter: Artifact) -> dict[str, Any]:
-    fingerprint = adapter.manifest.parents.get("model") or adapter.manifest.fingerprint
-    if fingerprint is None:
-        return {}
-    store = found(home, "model", fingerprint)
-    return {"fingerprint": fingerprint, **(store.manifest.details if store else {})}
 
 
 def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:

@@ -68,9 +68,18 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=_code, quoted=json.dumps, count="{:,}".format)
+    environment.filters.update(
+        code=_code,
+        quoted=json.dumps,
+        count="{:,}".format,
+        mean=partial(with_error, digits=4, ascii_only=True),
+    )
     stage, selector = split_arm(arm)
-    others = {name: other for name, other in (beside or {}).items() if measured and other}
+    gaps = {
+        name: differences(measured, other)
+        for name, other in (beside or {}).items()
+        if measured and other
+    }
     text = environment.get_template(TEMPLATE).render(
         arm=arm,
         stage=stage,
@@ -81,9 +90,9 @@ def write_card(
         adapter=adapter,
         subset=subset,
         log=log,
-        metrics=_metric_rows(measured, others),
-        heldout=measured.counts["records"] if measured else 0,
-        compared=list(others),
+        measured=measured,
+        metrics=METRICS,
+        gaps=gaps,
         sources=_sources(records, log),
     )
     write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text))
@@ -95,28 +104,6 @@ def card_text(folder: Path) -> str:
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return _FRONT_MATTER.sub("", text)
-
-
-def _metric_rows(
-    measured: Evaluation | None, others: Mapping[str, Evaluation]
-) -> list[dict[str, Any]]:
-    if measured is None:
-        return []
-    compared = [differences(measured, other) for other in others.values()]
-    text = partial(with_error, digits=4, ascii_only=True)
-    return [
-        {
-            "title": metric.title,
-            "better": metric.better,
-            "value": text(measured.metrics[name], measured.metrics[f"{name}_se"]),
-            "gaps": [
-                text(gap.mean, gap.se, sign=True) if (gap := gaps.get(name)) else "-"
-                for gaps in compared
-            ],
-        }
-        for name, metric in METRICS.items()
-        if name in measured.metrics
-    ]
 
 
 def _sources(records: pl.DataFrame, log: TrainingLog) -> list[tuple[str, str]]:

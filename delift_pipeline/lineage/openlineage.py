@@ -8,6 +8,7 @@ and hash, so that exporting again gives the same ids; the Dagster run stands in 
 import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,10 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
         run=Run(run_id, facets=_run_facets(manifest)),
         job=Job(NAMESPACE, artifact.kind, facets={"jobType": job_type}),
         inputs=inputs,
-        outputs=_outputs(home, artifact) if state is RunState.COMPLETE else [],
+        outputs=[
+            OutputDataset(NAMESPACE, one.name, outputFacets=None, facets=_facets(home, one))
+            for one in (_outputs(artifact) if state is RunState.COMPLETE else [])
+        ],
     )
     document = Serde.to_dict(event)
     # Added to the finished document, since the client drops every null from what it is given.
@@ -161,16 +165,12 @@ def _run_facets(manifest: Manifest) -> dict[str, RunFacet]:
     return facets | {"parent": parent_run.ParentRunFacet(parent_run.Run(run, facets=None), job)}
 
 
-def _outputs(home: Home, artifact: Artifact) -> list[OutputDataset]:
+def _outputs(artifact: Artifact) -> list[Artifact]:
     """What a run wrote: the artifact, or each block of a kernel, since others name the blocks."""
-    names = [artifact.name]
-    if artifact.kind == "kernel":
-        names = [f"kernel:{artifact.version}:{block}" for block in block_hashes(artifact.manifest)]
-    stored = [Artifact(name, artifact.folder, artifact.manifest) for name in names]
-    return [
-        OutputDataset(NAMESPACE, one.name, outputFacets=None, facets=_facets(home, one))
-        for one in stored
-    ]
+    if artifact.kind != "kernel":
+        return [artifact]
+    blocks = block_hashes(artifact.manifest)
+    return [replace(artifact, name=f"kernel:{artifact.version}:{block}") for block in blocks]
 
 
 def _facets(home: Home, artifact: Artifact) -> dict[str, DatasetFacet]:

@@ -152,27 +152,24 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
                     "replayed": row.get("replayed") if taken else None,
                     "covered_by": None if taken else row["covered_by"],
                     "coverage": None if taken else row["coverage"],
-                    "reason": _taken_reason(row) if taken else _dropped_reason(row),
+                    "reason": _reason(row, taken),
                 }
             )
     return entries
 
 
-def _taken_reason(row: dict[str, Any]) -> str:
-    """Why a record is in a subset, in one sentence."""
+def _reason(row: dict[str, Any], taken: bool) -> str:
+    """Why a record is in a subset or not, in one sentence."""
+    if not taken and row["covered_by"] is None:
+        return "left out: beyond the budget, and no chosen record covers it"
+    if not taken:
+        return f"left out: {row['covered_by']} stands for it ({row['coverage']:.3f})"
     if row.get("replayed"):
         return f"replayed from existing records, at rank {row['rank']}"
     covers = len(row.get("covers") or ())
     stands = f", standing for {covers} record{'' if covers == 1 else 's'}" if covers else ""
     gain = "" if row["gain"] is None else f", adding {row['gain']:.4g} to the objective"
     return f"taken at rank {row['rank']}{gain}{stands}"
-
-
-def _dropped_reason(row: dict[str, Any]) -> str:
-    """Why a record is not in a subset, in one sentence."""
-    if row["covered_by"] is not None:
-        return f"left out: {row['covered_by']} stands for it ({row['coverage']:.3f})"
-    return "left out: beyond the budget, and no chosen record covers it"
 
 
 def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:

@@ -102,23 +102,21 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
 
 def _change(home: Home, parent: str, version: str) -> Change:
     """What a version's pool changed against one parent's; a record is changed by its source id."""
-    # record_id -> source ids, in file order
     before, after = (
-        _columns(home.dataset(name) / "pool.parquet", "record_id", "source_ids")
+        pl.read_parquet(home.dataset(name) / "pool.parquet", columns=["record_id", "source_ids"])
         for name in (parent, version)
     )
-    new = [record for record in after if record not in before]
-    gone = [record for record in before if record not in after]
-    owner = {source: record for record in gone for source in before[record]}
-    pairs = [
-        (owner[source], record) for record in new for source in after[record] if source in owner
-    ]
-    old, first = ({pair[i] for pair in pairs} for i in (0, 1))
+    new = after.join(before, on="record_id", how="anti", maintain_order="left")
+    gone = before.join(after, on="record_id", how="anti", maintain_order="left")
+    pairs = new.explode("source_ids").join(
+        gone.explode("source_ids"), on="source_ids", suffix="_before", maintain_order="left_right"
+    )
+    old, first = pairs["record_id_before"], pairs["record_id"]
     return Change(
-        added=[record for record in new if record not in first],
-        removed=[record for record in gone if record not in old],
-        changed=list(dict.fromkeys(pairs)),
-        unchanged=len(after) - len(new),
+        added=new.filter(~pl.col("record_id").is_in(first.implode()))["record_id"].to_list(),
+        removed=gone.filter(~pl.col("record_id").is_in(old.implode()))["record_id"].to_list(),
+        changed=list(dict.fromkeys(zip(old, first, strict=True))),
+        unchanged=after.height - new.height,
     )
 
 
