@@ -52,6 +52,8 @@ ENDING = (
     dg.DagsterRunStatus.CANCELED,
     dg.DagsterRunStatus.FAILURE,
 )
+FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
+"""Where Dagster's daemon keeps the last failure it has considered for a retry."""
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 30.0
 SLACK_SECONDS = 2.0
@@ -124,6 +126,32 @@ def free_slots(instance: dg.DagsterInstance, run_id: str) -> None:
     """Free the places that a run holds in pools, and its places in their queues."""
     if instance.event_log_storage.supports_global_concurrency_limits:
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+def runs_in_pools(instance: dg.DagsterInstance) -> set[str]:
+    """The runs that hold or wait for places in pools."""
+    return instance.event_log_storage.get_concurrency_run_ids()
+
+
+def pool_queues(instance: dg.DagsterInstance) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Each pool that a run waits for: its name, the runs that wait, the runs that hold places."""
+    storage = instance.event_log_storage
+    for pool in sorted(storage.get_concurrency_keys()):
+        info = storage.get_concurrency_info(pool)
+        waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
+        if waiting:
+            yield pool, waiting, sorted(info.active_run_ids)
+
+
+def set_first_failure_cursor(instance: dg.DagsterInstance) -> None:
+    """Give the daemon a cursor of failures where it has none.
+
+    Without a first cursor it passes over all earlier failures, and launches none of those again.
+    """
+    cursors = instance.daemon_cursor_storage
+    if FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
+        latest = instance.event_log_storage.get_maximum_record_id() or 0
+        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
 
 
 def cancel_own_runs(instance: dg.DagsterInstance) -> None:

@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from delift_pipeline.evaluation import run
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.records.read import read_records, write_chosen
 from delift_pipeline.records.tables import FORMATS
+from delift_pipeline.selection import registry
+from delift_pipeline.selection.run import select
+from delift_pipeline.selection.selector import SelectionInputs
 
 PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 
@@ -21,6 +25,24 @@ def example(heading: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(code, str(PAGE), "exec"), names)
     return names
+
+
+def test_selector_is_chosen_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [type(selector) for selector in registry.SELECTORS.values()]
+    own = example("Add a selector")["WordsSelector"]
+    monkeypatch.setattr(registry, "SELECTORS", registry.registered(*kinds, own))
+    pool = pl.DataFrame(
+        {
+            "record_id": ["a", "b", "c"],
+            "source_ids": [["1"], ["2"], ["3"]],
+            "instruction": ["one", "one two three", "one two"],
+            "input": ["", "", ""],
+            "output": ["x x x x", "x y", "x y z"],
+        }
+    )
+    inputs = SelectionInputs("instruction_tuning", pool)
+    assert select(inputs, "words", 2, 0, {}).ranking == ("c", "b")
+    assert select(inputs, "words", 2, 0, {"of": "instruction"}).ranking == ("b", "c")
 
 
 def test_file_format_is_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

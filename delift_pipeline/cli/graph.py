@@ -174,10 +174,6 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     return error
 
 
-FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
-"""Where Dagster's daemon keeps the last failure it has considered for a retry."""
-
-
 def serving_lock(home: Home, timeout: float = 0) -> FileLock:
     """The lock that `delift ui` holds while it serves a home."""
     return FileLock(home.dagster / ".serving.lock", timeout=timeout)
@@ -206,17 +202,20 @@ def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -
     Returns:
         The ids of the closed runs, oldest first.
     """
-    from delift_pipeline.dagster_internals import close_run, free_slots, is_launched
+    from delift_pipeline.dagster_internals import (
+        close_run,
+        free_slots,
+        is_launched,
+        runs_in_pools,
+        set_first_failure_cursor,
+    )
 
-    cursors = instance.daemon_cursor_storage
-    if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
-        # Without a first cursor the daemon would pass over all earlier failures, these among them.
-        latest = instance.event_log_storage.get_maximum_record_id() or 0
-        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
+    if not served:
+        set_first_failure_cursor(instance)
     gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
     for run in gone:
         close_run(instance, run)
-    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+    for run_id in runs_in_pools(instance):
         run = instance.get_run_by_id(run_id)
         if run is None or (run.is_finished and not (served and is_launched(run))):
             free_slots(instance, run_id)
@@ -278,16 +277,11 @@ def run_findings(home: Home) -> Iterator["Finding"]:
 
 
 def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
-    from delift_pipeline.dagster_internals import process_of
+    from delift_pipeline.dagster_internals import pool_queues, process_of
 
-    storage = instance.event_log_storage
-    for pool in sorted(storage.get_concurrency_keys()):
-        info = storage.get_concurrency_info(pool)
-        waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
-        if not waiting:
-            continue
+    for pool, waiting, holding in pool_queues(instance):
         holders, todo = [], "the next `delift run` or `delift ui` frees it"
-        for run_id in sorted(info.active_run_ids):
+        for run_id in holding:
             run = instance.get_run_by_id(run_id)
             process = process_of(instance, run) if run else None
             if process:

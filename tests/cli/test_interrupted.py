@@ -16,8 +16,8 @@ from dagster._core.events import EngineEventData
 from filelock import FileLock
 
 from delift_pipeline import dagster_internals
-from delift_pipeline.cli.graph import FAILURE_CURSOR, close_interrupted, opened_instance
-from delift_pipeline.dagster_internals import PROCESS_TAG
+from delift_pipeline.cli.graph import close_interrupted, opened_instance
+from delift_pipeline.dagster_internals import FAILURE_CURSOR, PROCESS_TAG
 from delift_pipeline.definitions import defs
 from delift_pipeline.storage.home import Home
 
