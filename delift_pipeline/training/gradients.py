@@ -49,15 +49,6 @@ from delift_pipeline.training.run import (
 from delift_pipeline.training.setup import Trainable, prepare
 
 
-@dataclass
-class _Call:
-    """One use of a layer in a forward pass."""
-
-    layer: int
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-
-
 class RecordGradients:
     """Per-record gradients of a model's trainable linear weights.
 
@@ -97,21 +88,21 @@ class RecordGradients:
             losses = answer_losses(self.model, batch)
         answers = torch.bincount(batch.rows, minlength=rows)
         total = (losses / answers[batch.rows]).sum()
-        found = torch.autograd.grad(total, [call.outputs for call in calls])
+        found = torch.autograd.grad(total, [outputs for _, _, outputs in calls])
         gradients = torch.zeros(rows, self.size, device=losses.device)
-        for call, at_output in zip(calls, found, strict=True):
-            start, stop = self._starts[call.layer : call.layer + 2]
-            gradients[:, start:stop] += _weight_gradients(call.inputs, at_output, rows, width)
+        for (layer, inputs, _), at_output in zip(calls, found, strict=True):
+            start, stop = self._starts[layer : layer + 2]
+            gradients[:, start:stop] += _weight_gradients(inputs, at_output, rows, width)
         return gradients
 
     @contextmanager
-    def _recorded(self) -> Iterator[list[_Call]]:
-        """Inputs and outputs of the layers in the forward passes inside."""
-        calls: list[_Call] = []
+    def _recorded(self) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
+        """Layer, inputs and outputs of every use of a layer in the forward passes inside."""
+        calls = []
 
         def recorder(number: int) -> Callable[..., None]:
             def record(_: object, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
-                calls.append(_Call(number, inputs[0].detach(), outputs))
+                calls.append((number, inputs[0].detach(), outputs))
 
             return record
 
@@ -186,28 +177,31 @@ def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
     Raises:
         Refused: `dims` is no multiple of 64.
     """
-    table = _byte_signs(vectors.device)
     result = torch.zeros(len(vectors), dims, device=vectors.device)
     for start in range(0, vectors.shape[1], ROWS):
         part = vectors[:, start : start + ROWS]
-        result += part @ _expanded(_words(start, part.shape[1], dims, seed, vectors.device), table)
+        result += part @ signs(start, part.shape[1], dims, seed, vectors.device)
     return result / dims**0.5
 
 
 def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Rows `start` to `start + rows` of the matrix of signs, float32 [rows, dims]."""
-    return _expanded(_words(start, rows, dims, seed, device), _byte_signs(device))
+    """Rows `start` to `start + rows` of the matrix of signs, float32 [rows, dims].
 
-
-def _words(start: int, rows: int, dims: int, seed: int, device: torch.device) -> torch.Tensor:
-    """64 signs a number, int64 [rows, dims / 64]."""
+    Raises:
+        Refused: `dims` is no multiple of 64.
+    """
     if dims < BITS or dims % BITS:
         raise Refused(f"dims is {dims:,}: projections have a multiple of {BITS} dimensions")
+    # 64 signs a number, int64 [rows, dims / 64].
     words = dims // BITS
     first = torch.arange(start, start + rows, dtype=torch.int64, device=device)[:, None]
     counters = first * words + torch.arange(words, dtype=torch.int64, device=device)
     offset = _mixed(torch.tensor([seed], dtype=torch.int64, device=device))
-    return _mixed(counters ^ offset)
+    # The eight signs of every byte, least bit first, float32 [256, 8].
+    bytes_ = torch.arange(256, device=device)[:, None]
+    table = ((bytes_ >> torch.arange(8, device=device)) & 1).float() * 2 - 1
+    found = _mixed(counters ^ offset).view(torch.uint8).int()
+    return torch.nn.functional.embedding(found, table).reshape(rows, dims)
 
 
 def _mixed(numbers: torch.Tensor) -> torch.Tensor:
@@ -225,17 +219,6 @@ def _shifted(numbers: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _signed(number: int) -> int:
     return number - (1 << BITS) if number >> (BITS - 1) else number
-
-
-def _byte_signs(device: torch.device) -> torch.Tensor:
-    """The eight signs of every byte, least bit first, float32 [256, 8]."""
-    bytes_ = torch.arange(256, device=device)[:, None]
-    return ((bytes_ >> torch.arange(8, device=device)) & 1).float() * 2 - 1
-
-
-def _expanded(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    found = torch.nn.functional.embedding(words.view(torch.uint8).int(), table)
-    return found.reshape(len(words), -1)
 
 
 FINISHED = "checkpoints.json"

@@ -323,19 +323,16 @@ def untrained(
         trainable = prepare(options, model_options, None)
     trainable.save(out)
     trained, parameters = parameter_counts(trainable.model)
+    counts = ("steps", "epochs", "seconds", "tokens", "answer_tokens", "records_used")
+    nothing: dict[str, Any] = dict.fromkeys(counts, 0)
     log = TrainingLog(
         method=options.method,
         losses=[],
         learning_rates=[],
-        steps=0,
-        epochs=0,
-        seconds=0,
-        tokens=0,
-        answer_tokens=0,
         trainable_parameters=trained,
         parameters=parameters,
-        records_used=0,
         seed=seed,
+        **nothing,
     )
     write_training_log(out, log)
     return log
