@@ -31,7 +31,7 @@ from delift_pipeline.partitions import (
 from delift_pipeline.records.inbox import Entry, look, reject
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import json_text
 from delift_pipeline.validation import checked_webhook
 from resources.store import StoreResource
 
@@ -264,8 +264,14 @@ def applicable_arms_sensor(
         dataset = load_version(home, version)
         if same := dataset.manifest.details.get("same_as"):
             context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
+        # The same kernel asks for an arm once.
         requests += [
-            arm_request(job.name, version, arm, digest) for arm in automatic_arms(dataset, arms)
+            dg.RunRequest(
+                run_key=f"{job.name}:{version}:{arm.name}:{digest}",
+                partition_key=partition_of(version, arm.name),
+                job_name=job.name,
+            )
+            for arm in automatic_arms(dataset, arms)
         ]
     return dg.SensorResult(run_requests=requests, cursor=str(records[-1].storage_id))
 
@@ -311,33 +317,17 @@ def _failed_checks(
     return [one.check_name for one in own if one.blocking and not one.passed]
 
 
-def arm_request(job: str, version: str, arm: Arm, digest: str) -> dg.RunRequest:
-    """The run of one arm on one version; the same kernel asks for it once."""
-    return dg.RunRequest(
-        run_key=f"{job}:{version}:{arm.name}:{digest}",
-        partition_key=partition_of(version, arm.name),
-        job_name=job,
-    )
-
-
 def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
     """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
-    why = send_alert(store.open(), alert_of(context), store.arms().automation.webhook)
-    if why:
-        context.log.warning(why)
-
-
-def alert_of(context: dg.RunFailureSensorContext) -> Alert:
-    """What failed, in the words of the first step that did."""
     run = context.dagster_run
     version, arm = version_and_arm_in(run.tags)
+    # The first step that failed says why.
     step, reason = None, context.failure_event.message or "failed"
-    for event in context.get_step_failure_events():
+    for event in context.get_step_failure_events()[:1]:
         data = event.step_failure_data
         said = data.user_failure_data.description if data.user_failure_data else None
         step, reason = event.step_key, said or (data.error.message if data.error else reason)
-        break
-    return Alert(
+    alert = Alert(
         job=run.job_name,
         run_id=run.run_id,
         reason=reason.strip(),
@@ -346,6 +336,8 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert:
         step=step,
         will_retry=run.tags.get(WILL_RETRY) == "true",
     )
+    if why := send_alert(store.open(), alert, store.arms().automation.webhook):
+        context.log.warning(why)
 
 
 def build_sensors(seconds: int) -> list[dg.SensorDefinition]:

@@ -5,6 +5,7 @@ of an experiment's table instead.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,7 @@ def compare(
 
     found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
     if as_json:
-        shared.print_json(found.as_json())
+        shared.print_json(asdict(found))
         return
     _print_table(found)
     for note in found.notes:

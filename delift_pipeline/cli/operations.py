@@ -3,6 +3,7 @@
 import csv
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ def forget(
     lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
     lines += [f"  by hand: {line}" for line in found.beyond]
     lines += [f"next: {run}" for run in found.runs]
-    shared.print_result(as_json, found.as_json(), "\n".join(lines))
+    shared.print_result(as_json, asdict(found), "\n".join(lines))
 
 
 def doctor(
@@ -62,7 +63,7 @@ def doctor(
         f"{one.state:8}{one.name:11}{one.note}{f': {one.todo}' if one.todo else ''}"
         for one in findings
     ]
-    value = {"ok": not broken, "findings": [one.as_json() for one in findings]}
+    value = {"ok": not broken, "findings": [asdict(one) for one in findings]}
     shared.print_result(as_json, value, "\n".join(lines))
     if broken:
         raise typer.Exit(1)
@@ -248,7 +249,7 @@ def plan(
     elif version is not None:
         options = _own_model(place, version, model, flags)
         found = cost_of(place, version, names, options, measure=measure)
-    shared.print_result(as_json, found.as_json(), _cost_text(found))
+    shared.print_result(as_json, asdict(found), _cost_text(found))
 
 
 def _own_model(

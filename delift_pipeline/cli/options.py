@@ -15,10 +15,10 @@ import typer
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.progress import Progress, progress_for
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.output import (
     STANDARD_OUTPUT,
     is_standard_output,
+    json_text,
     reason_unwritable,
     refuse_unwritable_folder,
 )

@@ -38,9 +38,8 @@ from delift_pipeline import __version__
 from delift_pipeline.evaluation.result import read_evaluation
 from delift_pipeline.lineage.artifacts import Artifact, causes, current_hash, direct_causes
 from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.json_text import json_text
 from delift_pipeline.storage.manifest import Manifest
-from delift_pipeline.storage.output import write_output
+from delift_pipeline.storage.output import json_text, write_output
 from delift_pipeline.training.log import TRAINING_LOG, read_training_log
 from delift_pipeline.utility.kernel import block_hashes
 

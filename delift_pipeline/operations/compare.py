@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import polars as pl
 
@@ -49,10 +48,6 @@ class Comparison:
 
     arms: list[Side]
     notes: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as plain data."""
-        return asdict(self)
 
 
 def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:

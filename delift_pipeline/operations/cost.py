@@ -1,8 +1,7 @@
 """What a version's arms would cost: pairs, time, disk and training, before any of it is done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -103,10 +102,6 @@ class Cost:
     hours: float | None
     gpu: bool
     notes: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """The cost as plain data."""
-        return asdict(self)
 
 
 def cost_of_records(
@@ -227,6 +222,11 @@ def _cost(
     sizes = [(DENSE_BYTES if block.dense else SPARSE_BYTES, block) for block in blocks]
     scores = int(1.01 * sum(size * block.missing for size, block in sizes))
     kernel = sum(size * block.pairs for size, block in sizes)
+    gpu = False
+    if model is not None and model.device != "cpu":
+        import torch
+
+        gpu = torch.cuda.is_available()
     times = [seconds, *(one.seconds for one in trained)]
     known = [one for one in times if one is not None]
     return Cost(
@@ -240,7 +240,7 @@ def _cost(
         disk_bytes=scores + kernel + RECORD_BYTES * pool.height,
         arms=trained,
         hours=sum(known) / 3600 if len(known) == len(times) else None,
-        gpu=_on_gpu(model),
+        gpu=gpu,
         notes=notes,
     )
 
@@ -252,15 +252,18 @@ def _blocks(
     store: ScoreStore | None,
     left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
-    """Pairs by block: counted where a plan of these arms can be had, else bounded."""
+    """Pairs by block: counted where there is a plan of as many neighbours, else bounded."""
     wanted = wanted_pairs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
     exact: list[PairBlock] = []
     bounds: list[BlockCost] = []
-    near = None if wanted.self_pairs == "all" else _stored_neighbours(home, dataset, arms)
+    folder = home.plan(dataset.version)
+    plan, near = read_manifest(folder), None
+    if plan is not None and plan.request.get("neighbours") == arms.plan.neighbours:
+        near = read_plan(folder).block("self")
     if wanted.self_pairs == "all":
         exact.append(PairBlock("self", ids, ids))
-    elif near is not None:
+    elif near is not None and not near.dense:
         exact.append(near)
     else:
         bounds.append(_bounded(len(ids), arms.plan.neighbours))
@@ -273,16 +276,6 @@ def _blocks(
         known = tuple(wanted.replay["record_id"])
         exact.append(PairBlock("replay", known, known))
     return [*bounds, *(_counted(one, store, left_out) for one in exact)], list(wanted.notes)
-
-
-def _stored_neighbours(home: Home, dataset: DatasetVersion, arms: Arms) -> PairBlock | None:
-    """The near pairs of the stored plan; None where it has none of as many neighbours."""
-    folder = home.plan(dataset.version)
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.request.get("neighbours") != arms.plan.neighbours:
-        return None
-    own = read_plan(folder).block("self")
-    return None if own is None or own.dense else own
 
 
 def _counted(block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, str]) -> BlockCost:
@@ -329,11 +322,3 @@ def _training(home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str | 
                 shown += log.steps * asked["batch_size"] * asked["accumulation"]
     a_step = seconds / shown * arm.training.records_per_step if shown else None
     return ArmCost(arm.name, records, steps, None if a_step is None else steps * a_step)
-
-
-def _on_gpu(model: ModelOptions | None) -> bool:
-    if model is None or model.device == "cpu":
-        return False
-    import torch
-
-    return torch.cuda.is_available()

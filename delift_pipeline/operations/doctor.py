@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -51,10 +51,6 @@ class Finding:
     note: str
     todo: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """The finding as plain data."""
-        return asdict(self)
-
 
 def _finding(name: str, note: str, todo: str = "", state: State = "broken") -> Finding:
     """A finding that is `ok` where there is nothing to do."""
@@ -74,18 +70,19 @@ def examine(home: Home, *, self_test: bool = True, more: Sequence[Look] = ()) ->
     """
     looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
     looks += [_ports, _waste, *([_self_test] if self_test else [])]
-    return [finding for look in looks for finding in _guarded(look, home)]
-
-
-def _guarded(look: Look, home: Home) -> Iterator[Finding]:
-    try:
-        yield from look(home)
-    except DeliftError as error:
-        yield Finding(look.__name__.strip("_"), "broken", str(error).splitlines()[0], "see above")
-    except Exception as error:
-        # A doctor that dies of one organ says nothing of the others.
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Finding(look.__name__.strip("_"), "broken", said, "report this with the line above")
+    findings: list[Finding] = []
+    for look in looks:
+        name = look.__name__.strip("_")
+        try:
+            for finding in look(home):
+                findings.append(finding)
+        except DeliftError as error:
+            findings.append(Finding(name, "broken", str(error).splitlines()[0], "see above"))
+        except Exception as error:
+            # A doctor that dies of one organ says nothing of the others.
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            findings.append(Finding(name, "broken", said, "report this with the line above"))
+    return findings
 
 
 def _python(home: Home) -> Iterator[Finding]:
@@ -200,7 +197,9 @@ def _database_finding(home: Home, path: Path) -> Finding | None:
     """
     where = path.relative_to(home.root).as_posix()
     try:
-        answer = _integrity(path)
+        uri = f"{path.as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
+            answer = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
     except sqlite3.DatabaseError as error:
         # The low byte is the kind of error; the rest says more of it.
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -235,12 +234,6 @@ def _catalog_finding(home: Home) -> Finding:
         return Finding("catalog", "ok", f"{name} is readable")
     todo = "delift catalog makes it anew"
     return Finding("catalog", "warning", f"{name} cannot be read", todo)
-
-
-def _integrity(path: Path) -> str:
-    uri = f"{path.as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
-        return str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
 
 
 def _in_use(path: Path, where: str) -> str:

@@ -8,10 +8,9 @@ mended by the same command.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from filelock import FileLock
@@ -53,10 +52,6 @@ class Forgotten:
     runs: list[str]
     beyond: list[str]
     applied: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The list as plain data."""
-        return asdict(self)
 
 
 def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forgotten:

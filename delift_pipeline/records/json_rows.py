@@ -20,7 +20,7 @@ from delift_pipeline.records.formats import (
     text_start,
     type_name,
 )
-from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import json_text
 
 _BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
 _NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)

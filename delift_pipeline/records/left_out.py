@@ -8,8 +8,7 @@ from pathlib import Path
 from delift_pipeline.errors import Fault, fault_count_lines, first_faults
 from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
 from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.json_text import json_text
-from delift_pipeline.storage.output import is_standard_output
+from delift_pipeline.storage.output import is_standard_output, json_text
 
 FAULTS_FILE = "faults.jsonl"
 

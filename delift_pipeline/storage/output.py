@@ -1,13 +1,22 @@
-"""Results that go where a user says: a file, a link to one, a pipe, a device, standard output."""
+"""Results that go where a user says: a file, a link to one, a pipe, a device, standard output.
 
+Also values as JSON that every reader takes: no NaN, no dates or bytes in a private form.
+"""
+
+import base64
+import datetime as dt
+import decimal
+import json
+import math
 import os
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from delift_pipeline.errors import DeliftError, Fault, Refused, system_error, system_sentence
 from delift_pipeline.storage.atomic import replacing, temporary_path
@@ -138,3 +147,41 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
         return False
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it.
+
+    NaN and infinities become null, dates and times ISO 8601, bytes base64, decimals numbers.
+    What JSON does not know otherwise becomes text.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            return None
+        # A number of many digits, such as an id, must not be rounded.
+        return int(value) if value == value.to_integral_value() else float(value)
+    if hasattr(value, "tolist"):  # of NumPy
+        return plain(value.tolist())
+    return str(value)
+
+
+def json_text(value: Any, encoding: str = "utf-8") -> str:
+    """A value as JSON on one line; characters that the encoding lacks are written as escapes."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(plain(value), allow_nan=False)
+    return text

@@ -68,7 +68,8 @@ def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path |
     Raises:
         Refused: `start` does not fit the method, or qlora's package is not installed.
     """
-    _refuse_unfit_start(options, start)
+    if start is not None:
+        _refuse_unfit_start(options, start)
     model_options = model_options.model_copy(update={"load_in": None})
     if options.method == "full":
         return _full(options, model_options, start)
@@ -182,9 +183,7 @@ def _trainable(
     return Trainable(model, loaded.encoder, loaded.fingerprint.digest, device, autocast, save)
 
 
-def _refuse_unfit_start(options: TrainingOptions, start: Path | None) -> None:
-    if start is None:
-        return
+def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
     config = start / ADAPTER_CONFIG
     if config.is_file() == (options.method == "full"):
         held = "an adapter" if config.is_file() else "no adapter"

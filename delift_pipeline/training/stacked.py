@@ -104,7 +104,9 @@ class StackedLora:
             for layer in self.base
         ]
         self.merged_weights: Weights | None = None
-        self.cos, self.sin = _rotations(inner, config)
+        positions = torch.arange(config.max_position_embeddings)[None]
+        cos, sin = inner.rotary_emb(torch.zeros(1, 1, 1), positions)
+        self.cos, self.sin = cos[0].float(), sin[0].float()
 
     def _adapter(
         self, weight: torch.Tensor, rank: int, draws: list[torch.Generator]
@@ -188,12 +190,6 @@ def write_weights(model: "LlamaForCausalLM", weights: Weights, run: int) -> None
     for layer, trained in zip(base_weights(model), weights, strict=True):
         for name, own in layer.items():
             own.copy_(trained[name][run])
-
-
-def _rotations(inner: Any, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    positions = torch.arange(config.max_position_embeddings)[None]
-    cos, sin = inner.rotary_emb(torch.zeros(1, 1, 1), positions)
-    return cos[0].float(), sin[0].float()
 
 
 def train(

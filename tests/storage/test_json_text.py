@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from delift_pipeline.storage.json_text import json_text
+from delift_pipeline.storage.output import json_text
 
 
 def refuse(name: str) -> None:

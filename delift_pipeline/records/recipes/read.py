@@ -13,8 +13,7 @@ from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, recipe
 from delift_pipeline.records.tables import read_table
 from delift_pipeline.storage.atomic import replacing_folder, write_text
 from delift_pipeline.storage.home import checked_version
-from delift_pipeline.storage.json_text import json_text
-from delift_pipeline.storage.output import write_output
+from delift_pipeline.storage.output import json_text, write_output
 
 OWN = {"instruction", "output"}
 RECORD_COLUMNS = {"instruction", "input", "output"}
