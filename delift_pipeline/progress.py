@@ -12,12 +12,19 @@ LARGE = 20_000
 """Above this many records the work before scoring takes long enough to be announced."""
 
 
-class Meter(Protocol):
-    """One piece of work being measured."""
+@dataclass(frozen=True)
+class Meter:
+    """One piece of work being measured.
+
+    Attributes:
+        function: Called with the number of units that are done since the last call.
+    """
+
+    function: Callable[[int], object]
 
     def advance(self, amount: int = 1) -> None:
         """Say that `amount` more units are done."""
-        ...
+        self.function(amount)
 
 
 class Progress(Protocol):
@@ -32,23 +39,13 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _FunctionMeter:
-    """A meter that hands on what it is told."""
-
-    function: Callable[[int], object]
-
-    def advance(self, amount: int = 1) -> None:
-        self.function(amount)
-
-
 class SilentProgress:
     """Shows nothing."""
 
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
         """A meter that shows nothing."""
-        yield _FunctionMeter(lambda amount: None)
+        yield Meter(lambda amount: None)
 
     def say(self, line: str) -> None:
         """Show nothing."""
@@ -85,7 +82,7 @@ class LineProgress:
                     f"{name}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left"
                 )
 
-        yield _FunctionMeter(advance)
+        yield Meter(advance)
         if done:
             seconds = time.monotonic() - started
             self._say(f"{name}: {done:,}/{total:,} {unit} done in {seconds:,.1f} s")
@@ -126,7 +123,7 @@ class BarProgress:
                 rate = done / max(time.monotonic() - started, 1e-9)
                 bar.update(task, rate=f"{rate:,.1f} {unit}/s")
 
-            yield _FunctionMeter(advance)
+            yield Meter(advance)
 
     def say(self, line: str) -> None:
         """Show one line above the bars."""

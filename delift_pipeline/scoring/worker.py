@@ -11,13 +11,13 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.progress import Meter
 
 JOB = "job.json"
 RECORDS = "records.arrow"
@@ -43,17 +43,9 @@ class _Channel:
         self.send(say=line)
 
     @contextmanager
-    def track(self, name: str, total: int, unit: str) -> Iterator["_Meter"]:
+    def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
         """A meter whose advances are sent."""
-        yield _Meter(partial(self.send, name=name))
-
-
-class _Meter:
-    def __init__(self, send: Callable[..., None]) -> None:
-        self._send = send
-
-    def advance(self, amount: int = 1) -> None:
-        self._send(advance=amount)
+        yield Meter(lambda amount: self.send(name=name, advance=amount))
 
 
 def work(folder: Path, channel: _Channel) -> None:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 DIGEST_BYTES = 16
-_CHUNK = 1 << 20
 
 
 def digest_bytes(*parts: bytes) -> str:
@@ -41,12 +41,10 @@ def digest_frame(frame: pl.DataFrame) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Digest of a file's bytes, read in chunks."""
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    """Digest of a file's bytes."""
+    new = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
     with path.open("rb") as handle:
-        while chunk := handle.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(handle, new).hexdigest()
 
 
 def digest_files(root: Path, paths: list[Path]) -> str:
