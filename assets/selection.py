@@ -13,8 +13,8 @@ from assets.pool import gpu_place
 from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.plots import gain_curve_png, heat_map_png
 from delift_pipeline.scoring.plan import read_plan
-from delift_pipeline.selection.balance import vanished
 from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.diagnostics import vanished
 from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics, Selection

@@ -16,7 +16,7 @@ from delift_pipeline.selection.budget import BudgetText, parse_budget
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
-from delift_pipeline.selection.rule_options import RuleOptions
+from delift_pipeline.selection.rules import RuleOptions
 from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.selection.selector import Traits
 from delift_pipeline.storage.home import ARM_PATTERN, Home

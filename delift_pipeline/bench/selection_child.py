@@ -19,8 +19,8 @@ from delift_pipeline.selection.optimizers import (
     naive_greedy,
     stochastic_greedy,
 )
+from delift_pipeline.utility.block import Similarity
 from delift_pipeline.utility.columns import Columns, DenseColumns, SparseColumns
-from delift_pipeline.utility.similarity import Similarity
 
 OPTIMIZERS: dict[str, Any] = {
     "naive": naive_greedy,

@@ -173,7 +173,7 @@ def select(
     import yaml
 
     from delift_pipeline.records.left_out import faults_beside
-    from delift_pipeline.selection.rule_options import RuleOptions
+    from delift_pipeline.selection.rules import RuleOptions
     from delift_pipeline.steps.file_selection import Request
     from delift_pipeline.steps.select_file import select_file
 

@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
+import numpy as np
+import polars as pl
+
 from delift_pipeline.errors import Fault, Refused
 
 BudgetText = float | int | str
@@ -128,3 +131,26 @@ def _number(text: str) -> float | int:
 
 def _refused(budget: object) -> Refused:
     return Refused(Fault(f"{budget!r} is no budget: {_MEANING}", field="budget"))
+
+
+BYTES_A_TOKEN = 4
+TOKENS = "tokens"
+
+
+def token_costs(pool: pl.DataFrame) -> np.ndarray:
+    """Tokens of each record, float64 [n], at least 1.
+
+    A column `tokens` is believed; without one, a token is taken for every 4 bytes of prompt and
+    answer in UTF-8, which is near for English under most tokenizers and generous elsewhere.
+
+    Args:
+        pool: Records with instruction, input and output.
+    """
+    if TOKENS in pool.columns:
+        return np.maximum(pool[TOKENS].fill_null(1).cast(pl.Float64).to_numpy(), 1)
+    fields = [pl.col(name).fill_null("").str.len_bytes() for name in _TEXTS]
+    size = pool.select(pl.sum_horizontal(fields).cast(pl.Float64)).to_series().to_numpy()
+    return np.maximum(np.ceil(size / BYTES_A_TOKEN), 1)
+
+
+_TEXTS = ("instruction", "input", "output")

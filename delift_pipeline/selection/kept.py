@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.selection.budget import Budget
-from delift_pipeline.selection.costs import token_costs
+from delift_pipeline.selection.budget import Budget, token_costs
 from delift_pipeline.selection.rules import Rules
 
 ROUNDING = 1e-9

@@ -1,16 +1,20 @@
-"""The language model that a selector reads: loaded when it is first asked for, and once.
+"""The language model that a selector reads, loaded once when it is first used; its gradients.
 
 A selector that needs a model says so in its `Needs`; it is then given one of these, whether an arm
 of a version or a file is chosen from. Torch is not imported before the weights are wanted.
+Gradients are an interface here; `training.influence` computes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from delift_pipeline.progress import Progress, SilentProgress
+import numpy as np
+import polars as pl
+
+from delift_pipeline.progress import Meter, Progress, SilentProgress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.store import ScoreStore
@@ -104,3 +108,52 @@ class LanguageModel:
         """Another model, run in the same way."""
         options = self.options.model_copy(update={"model": model, "revision": None})
         return LanguageModel(options, self.home, self.progress, self.claim)
+
+
+class Example(Protocol):
+    """A tokenised record that fits the model's window."""
+
+    @property
+    def record_id(self) -> str:
+        """The record."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """The checkpoints of a warm-up, and unit features of gradients at each of them."""
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Mean learning rate of each checkpoint's epoch."""
+        ...
+
+    def plain(self, checkpoint: int, examples: Sequence[Any], meter: Meter) -> np.ndarray:
+        """Features of plain gradients, float32 [examples, dims]."""
+        ...
+
+    def steps(
+        self, checkpoint: int, examples: Sequence[Any], meter: Meter
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Features of the steps that Adam would take, by places, float16 [part, dims]."""
+        ...
+
+
+class Gradients(Protocol):
+    """Warm-ups of a model."""
+
+    def examples(self, model: LanguageModel, records: pl.DataFrame) -> Sequence[Example]:
+        """The records whose answer fits the window, sorted by record_id."""
+        ...
+
+    def warmed_up(
+        self, model: LanguageModel, records: pl.DataFrame, seed: int, options: Any
+    ) -> Checkpoints:
+        """Train adapters on records, unless they are kept from before.
+
+        Args:
+            model: The model.
+            records: What to train on.
+            seed: Decides the warm-up and the projection of gradients.
+            options: `selectors.less.LessOptions`.
+        """
+        ...

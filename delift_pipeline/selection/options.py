@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.utility.forms import UtilityForm
+from delift_pipeline.utility.block import UtilityForm
 from delift_pipeline.validation import validated
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]

@@ -12,14 +12,16 @@ from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector
 from delift_pipeline.selection.selectors.delift import DeliftSelector
 from delift_pipeline.selection.selectors.delift_se import DeliftSeSelector
 from delift_pipeline.selection.selectors.delift_trusted import DeliftTrustedSelector
-from delift_pipeline.selection.selectors.full import FullSelector
 from delift_pipeline.selection.selectors.ifd import IfdSelector
-from delift_pipeline.selection.selectors.initial import InitialSelector
 from delift_pipeline.selection.selectors.length import LengthSelector
 from delift_pipeline.selection.selectors.less import LessSelector
 from delift_pipeline.selection.selectors.nuggets import NuggetsSelector
-from delift_pipeline.selection.selectors.random import RandomSelector
 from delift_pipeline.selection.selectors.rds_plus import RdsPlusSelector
+from delift_pipeline.selection.selectors.reference import (
+    FullSelector,
+    InitialSelector,
+    RandomSelector,
+)
 from delift_pipeline.selection.selectors.selectit import SelectItSelector
 
 

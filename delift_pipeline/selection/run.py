@@ -10,12 +10,11 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.selection.balance import balance
 from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.selection.reasons_trust import suspects_frame
 from delift_pipeline.selection.registry import (
     options_of,
     replay_share,
@@ -23,9 +22,9 @@ from delift_pipeline.selection.registry import (
     traits_of,
 )
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.rule_options import RuleOptions
-from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.rules import RuleOptions, Rules
 from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.selection.trust import suspects_frame
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet
 from delift_pipeline.storage.hashing import digest_text
 from delift_pipeline.storage.manifest import Manifest

@@ -12,13 +12,11 @@ from delift_pipeline.errors import DeliftError
 from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.gradients import Gradients
-from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.language_model import Gradients, LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.forms import UtilityForm
+from delift_pipeline.utility.block import Block, UtilityForm
 
 Reference = Literal["base", "random", "whole"]
 BlockLoader = Callable[[str, UtilityForm], Block]

@@ -18,11 +18,16 @@ from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.reasons_trust import Evidence, evidence_of, text_of
 from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.selection.run import DROPPED
 from delift_pipeline.selection.token_changes import token_changes
-from delift_pipeline.selection.trust import SUSPECTED_BELOW, trust_of
+from delift_pipeline.selection.trust import (
+    SUSPECTED_BELOW,
+    Evidence,
+    evidence_of,
+    text_of,
+    trust_of,
+)
 from delift_pipeline.steps.score import unscorable_of
 from delift_pipeline.steps.suspects import kept_changes
 from delift_pipeline.storage.home import Home

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import polars as pl
 
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.reasons_trust import evidence_of, text_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
+from delift_pipeline.selection.trust import evidence_of, text_of
 from delift_pipeline.storage.output import json_text
 
 

@@ -8,8 +8,7 @@ import polars as pl
 from delift_pipeline.records.read import read_records
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Tracker
-from delift_pipeline.selection.rule_options import RuleOptions, records_named
-from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.rules import RuleOptions, Rules, records_named
 
 
 def rules_of_files(

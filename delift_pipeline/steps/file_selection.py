@@ -11,10 +11,10 @@ from delift_pipeline.errors import Fault, fault_counts
 from delift_pipeline.records.left_out import faults_beside, left_out_notes
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, first_input
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.selection.balance import vanished
+from delift_pipeline.selection.diagnostics import vanished
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.rule_options import RuleOptions
+from delift_pipeline.selection.rules import RuleOptions
 from delift_pipeline.selection.scorable import unscorable_notes
 
 SHOWN_IDS = 5

@@ -17,8 +17,8 @@ from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_col
 from delift_pipeline.records.left_out import faults_beside, write_faults
 from delift_pipeline.records.read import RecordsFile, first_input, read_parts, write_chosen
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.balance import balance
 from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import needs_of

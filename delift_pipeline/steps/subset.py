@@ -37,8 +37,7 @@ from delift_pipeline.steps.tokens import counted
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest, up_to_date
 from delift_pipeline.training.influence import LowRankGradients
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.forms import UtilityForm
+from delift_pipeline.utility.block import Block, UtilityForm
 from delift_pipeline.utility.kernel import block_hashes, load_block
 
 CODE_VERSION = "2"

@@ -15,7 +15,6 @@ from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.reasons_trust import text_of
 from delift_pipeline.selection.run import SUSPECTS
 from delift_pipeline.selection.token_changes import (
     TokenChange,
@@ -23,6 +22,7 @@ from delift_pipeline.selection.token_changes import (
     from_frame,
     token_changes,
 )
+from delift_pipeline.selection.trust import text_of
 from delift_pipeline.storage.atomic import write_parquet
 from delift_pipeline.storage.home import Home
 

@@ -4,8 +4,7 @@ import polars as pl
 
 from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.budget import BudgetText, parse_budget
-from delift_pipeline.selection.costs import TOKENS
+from delift_pipeline.selection.budget import TOKENS, BudgetText, parse_budget
 
 
 def counted(pool: pl.DataFrame, budget: BudgetText, model: ModelOptions) -> pl.DataFrame:

@@ -21,8 +21,7 @@ from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import Manifest, read_manifest
-from delift_pipeline.utility.block import Block, RowScaled
-from delift_pipeline.utility.forms import UtilityForm
+from delift_pipeline.utility.block import Block, RowScaled, UtilityForm
 from delift_pipeline.utility.kernel_files import (
     DISTANCE,
     KL,

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection import coverage
 from delift_pipeline.selection.blocked import blocked_greedy
-from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.budget import Budget, parse_budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
-from delift_pipeline.selection.costs import token_costs
 from delift_pipeline.selection.objectives import FLCG, FacilityLocation, evaluate
 from delift_pipeline.selection.optimizers import (
     knee_of,

@@ -5,19 +5,18 @@ import polars as pl
 import pytest
 
 from assets.selection import trust_check
-from delift_pipeline.selection.balance import balance, lengths, script, vanished
-from delift_pipeline.selection.diagnostics import diagnosed
+from delift_pipeline.selection.diagnostics import balance, diagnosed, lengths, script, vanished
 from delift_pipeline.selection.embedding import similarities
-from delift_pipeline.selection.reasons_trust import (
+from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
+from delift_pipeline.selection.run import select
+from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.selection.trust import (
     evidence_of,
     near_duplicates,
     suspects_frame,
     text_of,
+    trust_of,
 )
-from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
-from delift_pipeline.selection.run import select
-from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.selection.trust import trust_of
 from delift_pipeline.utility.block import Block
 from delift_pipeline.utility.columns import as_columns
 

@@ -18,7 +18,7 @@ from delift_pipeline.selection.objectives import (
     evaluate,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
-from delift_pipeline.utility.block import RowScaled
+from delift_pipeline.utility.block import Affine, RowScaled, Similarity, common_affine
 from delift_pipeline.utility.columns import (
     Columns,
     DenseColumns,
@@ -28,7 +28,6 @@ from delift_pipeline.utility.columns import (
     to_dense,
     to_sparse,
 )
-from delift_pipeline.utility.similarity import Affine, Similarity, common_affine
 
 KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg")
 

@@ -22,7 +22,7 @@ from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import by_score
+from delift_pipeline.selection.scored import by_score, target_set
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import (
     DeftUcsOptions,
@@ -30,7 +30,6 @@ from delift_pipeline.selection.selectors.deft_ucs import (
     ranked_by_clusters,
     with_base,
 )
-from delift_pipeline.selection.target_set import target_set
 from delift_pipeline.storage.home import Home
 from delift_pipeline.training.options import TrainingOptions
 

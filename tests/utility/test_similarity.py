@@ -10,7 +10,14 @@ from scipy import sparse
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.plots import heat_map_png
-from delift_pipeline.utility.block import Block, RowScaled
+from delift_pipeline.utility.block import (
+    Affine,
+    Block,
+    RowScaled,
+    Similarity,
+    common_affine,
+    duplicate_groups,
+)
 from delift_pipeline.utility.columns import (
     RestrictedColumns,
     as_columns,
@@ -19,12 +26,6 @@ from delift_pipeline.utility.columns import (
     materialised,
     row_maxima,
     to_dense,
-)
-from delift_pipeline.utility.similarity import (
-    Affine,
-    Similarity,
-    common_affine,
-    duplicate_groups,
 )
 
 UTILITY = np.array([[0.9, -0.5, 0.2], [0.1, 0.8, -0.3], [-0.1, 0.4, 0.7]], dtype=np.float32)

@@ -22,9 +22,8 @@ from delift_pipeline.selection.options import SelectorOptions, Stage, objective_
 from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.utility.block import Block
+from delift_pipeline.utility.block import Block, Similarity, common_affine, duplicate_groups
 from delift_pipeline.utility.columns import Columns, materialised
-from delift_pipeline.utility.similarity import Similarity, common_affine, duplicate_groups
 
 _SELF_BLOCKS = ("self", "neighbours")
 _MASKED = (*_SELF_BLOCKS, "replay")

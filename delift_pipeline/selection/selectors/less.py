@@ -23,18 +23,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.progress import Meter
-from delift_pipeline.selection.gradients import Checkpoints, Example
+from delift_pipeline.selection.language_model import Checkpoints, Example
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_score
-from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.target_set import (
+from delift_pipeline.selection.scored import (
     TARGET_SHARE,
     WARM_UP,
+    by_score,
     drawn,
     target_set,
     tasks_of,
 )
+from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
 class LessOptions(BaseModel):

@@ -18,9 +18,8 @@ from delift_pipeline.scoring.pairs import PairBlock, PairPlan
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_score
+from delift_pipeline.selection.scored import TARGET_SHARE, by_score, target_set
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.target_set import TARGET_SHARE, target_set
 
 
 class NuggetsOptions(BaseModel):

@@ -20,9 +20,15 @@ from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.optimizers import in_order
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_score, refuse_auto
+from delift_pipeline.selection.scored import (
+    TARGET_SHARE,
+    TargetSet,
+    by_score,
+    refuse_auto,
+    target_set,
+    tasks_of,
+)
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.target_set import TARGET_SHARE, TargetSet, target_set, tasks_of
 
 _CHUNK = 4096
 

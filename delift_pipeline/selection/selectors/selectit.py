@@ -12,6 +12,7 @@ five records as five prompts of one. The rating prompts here are this project's 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
     from delift_pipeline.selection.language_model import LanguageModel
-    from delift_pipeline.selection.rating import RatingTokens
+    from delift_pipeline.selection.selectors.selectit import RatingTokens
 
 RATING_PROMPTS = (
     "Below is an instruction with a response. Rate the quality of the response from 1 to 5, where "
@@ -142,8 +143,8 @@ def rating_probabilities(
     Raises:
         Refused: the vocabulary has no token for a rating, or the window is too small.
     """
-    from delift_pipeline.selection.rating import rating_tokens
     from delift_pipeline.selection.reading import read, text_tokens
+    from delift_pipeline.selection.selectors.selectit import rating_tokens
 
     ratings = rating_tokens(model.encoder)
     records = text_tokens(model.encoder, record_texts(pool))
@@ -197,3 +198,44 @@ def _last_place(ratings: "RatingTokens") -> Any:
 
 def _parameters(model: "LanguageModel") -> int:
     return sum(weight.numel() for weight in model.loaded.model.parameters())
+
+
+RATINGS = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True)
+class RatingTokens:
+    """How a rating is written after a prompt.
+
+    Attributes:
+        before: Token ids that stand before every rating (a blank, in some vocabularies), int32.
+        ids: The one token of each rating, in order, int64 [5].
+    """
+
+    before: np.ndarray
+    ids: np.ndarray
+
+
+def rating_tokens(encoder: "Encoder") -> RatingTokens:
+    """Find the tokens by which a model writes the ratings.
+
+    A blank and the digit are tokenised, else the digit alone. Where all ratings begin with the same
+    tokens and differ in the last alone, that one is the rating's.
+
+    Raises:
+        Refused: the vocabulary has no single token for each rating.
+    """
+    for blank in (" ", ""):
+        written = [encoder.plain.ids(f"{blank}{rating}") for rating in RATINGS]
+        alike = {tuple(ids[:-1].tolist()) for ids in written}
+        last = {int(ids[-1]) for ids in written if len(ids)}
+        if len(alike) == 1 and len(last) == len(RATINGS):
+            ids = np.array([ids[-1] for ids in written], dtype=np.int64)
+            return RatingTokens(written[0][:-1].astype(np.int32), ids)
+    raise Refused(
+        Fault(
+            "its tokenizer has no single token for each of the ratings 1 to 5, so it cannot rate "
+            "records; choose another model for selectit",
+            field="model",
+        )
+    )

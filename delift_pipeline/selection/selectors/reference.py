@@ -1,0 +1,73 @@
+"""The selectors that others are compared with: random choice, the whole pool, and no record."""
+
+import numpy as np
+from pydantic import BaseModel
+
+from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.selection.optimizers import in_order
+from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
+
+
+class RandomSelector(Selector):
+    """A seeded permutation of the records in order of record_id, cut at the budget.
+
+    The order of the file does not matter, a smaller budget is a prefix, and no score is needed.
+    """
+
+    name = "random"
+    options_model = NoOptions
+    traits = Traits(reference="random")
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
+    ) -> Selection:
+        """The first `budget` records of the permutation drawn with `seed`."""
+        ids = sorted(inputs.pool["record_id"])
+        order = np.random.default_rng(seed).permutation(len(ids))
+        picks = in_order(order, budget, inputs.constraints(ids, budget))
+        return Selection(self.name, tuple(ids[number] for number in picks))
+
+
+class FullSelector(Selector):
+    """The whole pool in file order, whatever the budget."""
+
+    name = "full"
+    options_model = NoOptions
+    traits = Traits(reference="whole")
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
+    ) -> Selection:
+        """Every record of the pool."""
+        ranking = tuple(inputs.pool["record_id"])
+        if budget == len(ranking):
+            return Selection(self.name, ranking)
+        note = f"full takes all {len(ranking):,} records, not the {budget:,} of the budget"
+        return Selection(self.name, ranking, notes=(note,))
+
+
+class InitialSelector(Selector):
+    """No record, whatever the budget: the row "Initial" of Agarwal et al. 2025.
+
+    Its adapter changes no output, so that its row is the base model's in every report and table.
+    """
+
+    name = "initial"
+    options_model = NoOptions
+    traits = Traits(reference="base")
+
+    def select(
+        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
+    ) -> Selection:
+        """The empty subset.
+
+        Raises:
+            Refused: records are pinned, or quotas set, which an empty subset cannot keep.
+        """
+        if inputs.rules != Rules():
+            said = "initial takes no record, so nothing can be pinned; choose another selector"
+            raise Refused(Fault(said, field="selector"))
+        return Selection(self.name, (), notes=("initial takes no record: it is the base model",))
