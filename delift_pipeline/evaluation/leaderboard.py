@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 TABLE, PAGE = "leaderboard.parquet", "report.html"
 STAGES = ("instruction_tuning", "task_specific", "continual")
-COLOURS = {"initial": "plain", "random": "reference", "full": "plain"}
-"""Of bars, by selector; every other selector has the colour of a chosen one."""
+COLOURS = {"base": "plain", "random": "reference", "whole": "plain", None: "chosen"}
+"""Of bars, by the reference arm that the row's selector makes, if any."""
 Row = dict[str, Any]
 
 ROW_SCHEMA = pl.Schema(
@@ -201,7 +201,9 @@ def _difference(row: Row, name: str) -> dict[str, str]:
 
 def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
     names = _measured(rows)
-    models = [(_short(row), row["metrics"], COLOURS.get(row["selector"], "chosen")) for row in rows]
+    models = [
+        (_short(row), row["metrics"], COLOURS[traits_of(row["selector"]).reference]) for row in rows
+    ]
     return {
         "stage": rows[0]["stage"],
         "version": rows[0]["version"],

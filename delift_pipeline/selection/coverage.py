@@ -51,6 +51,7 @@ class Coverage:
 
     Attributes:
         state: float64 [rows], x of the form above, for the columns chosen so far.
+        floor: float64 [rows], what is covered before any column is chosen.
 
     Raises:
         Refused: a value is missing, infinite or negative, or a shape does not fit.
@@ -70,15 +71,15 @@ class Coverage:
         self.kernel = checked_kernel(kernel)
         self.engine = _engine_of(self.kernel)
         rows, self.n = self.kernel.shape
-        self._floor = _vector(floor, rows, "floor", 0.0)
-        self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self._floor)
+        self.floor = _vector(floor, rows, "floor", 0.0)
+        self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self.floor)
         self.weights = None if weights is None else _vector(weights, rows, "weights")
         self.bonus = _vector(bonus, self.n, "bonus", 0.0)
         self.reset()
 
     def reset(self) -> None:
         """Choose nothing."""
-        self.state, self._bonuses = self._floor.copy(), 0.0
+        self.state, self._bonuses = self.floor.copy(), 0.0
         if self.engine is not None:
             from delift_pipeline.selection.compiled import terms_of
 
@@ -132,7 +133,7 @@ class Coverage:
     @property
     def value(self) -> float:
         """The value of the chosen set."""
-        lift = self.state - self._floor
+        lift = self.state - self.floor
         return float((lift if self.weights is None else lift * self.weights).sum()) + self._bonuses
 
     def lazily(

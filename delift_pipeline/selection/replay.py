@@ -7,11 +7,11 @@ from typing import TypeVar
 import numpy as np
 
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.objectives import Objective, objective_of_random
+from delift_pipeline.selection.coverage import Coverage
+from delift_pipeline.selection.objectives import objective_of_random
 from delift_pipeline.selection.optimizers import Optimizer, order_of
 from delift_pipeline.selection.result import Reasons, Selection, reasons_of, self_shares
 from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.utility.columns import Columns
 
 T = TypeVar("T")
 
@@ -38,21 +38,15 @@ class Part:
     """One maximisation: an objective and what its rows and columns are.
 
     Attributes:
-        objective: The objective.
-        kernel: What it covers, [rows, columns].
+        objective: The objective, whose kernel is [rows, columns].
         rows: record_ids of the targets.
         columns: record_ids of the candidates.
-        weights: float64 [rows], or None for 1.
-        floor: float64 [rows], what is covered beforehand, or None for nothing.
-        shares: Whether it is told how much of each gain is the record's own row.
+        shares: Whether the share of each gain that is the record's own row is computed.
     """
 
-    objective: Objective
-    kernel: Columns = field(repr=False)
+    objective: Coverage
     rows: tuple[str, ...] = field(repr=False)
     columns: tuple[str, ...] = field(repr=False)
-    weights: np.ndarray | None = field(default=None, repr=False)
-    floor: np.ndarray | None = field(default=None, repr=False)
     shares: bool = False
 
     def ranked(self, greedy: Optimizer, count: int, constraints: Constraints | None) -> Picks:
@@ -62,13 +56,9 @@ class Part:
         if self.shares:
             own = {record: row for row, record in enumerate(self.rows)}
             rows = [own.get(self.columns[j], -1) for j in picks]
-            shares = self_shares(
-                self.kernel, picks, rows, ranking.gains, weights=self.weights, floor=self.floor
-            )
-        ids = tuple(self.columns[j] for j in picks)
-        return Picks(
-            ids, ranking.gains, reasons_of(self.kernel, picks, self.rows, self.columns), shares
-        )
+            shares = self_shares(self.objective, picks, rows, ranking.gains)
+        reasons = reasons_of(self.objective.kernel, picks, self.rows, self.columns)
+        return Picks(tuple(self.columns[j] for j in picks), ranking.gains, reasons, shares)
 
 
 def maximised(

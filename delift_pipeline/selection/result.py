@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.trust import Trust
 from delift_pipeline.utility.columns import Columns
 
@@ -193,31 +194,23 @@ def reasons_of(
 
 
 def self_shares(
-    kernel: Columns,
-    picks: Sequence[int],
-    own_rows: Sequence[int],
-    gains: np.ndarray,
-    *,
-    weights: np.ndarray | None = None,
-    floor: np.ndarray | None = None,
+    objective: Coverage, picks: Sequence[int], own_rows: Sequence[int], gains: np.ndarray
 ) -> tuple[float | None, ...]:
     """How much of each pick's gain is its own row: near 1 it stands for nobody but itself.
 
     Args:
-        kernel: Non-negative similarities [rows, columns].
+        objective: What was maximised.
         picks: Column numbers in rank order.
         own_rows: For each pick the row of the same record, -1 where there is none.
         gains: float [picks].
-        weights: float [rows], or None for 1.
-        floor: float [rows], what was covered before the first pick, or None for nothing.
 
     Returns:
         Shares from 0 to 1; None without an own row or without gain.
     """
-    best = np.zeros(kernel.shape[0]) if floor is None else np.array(floor, dtype=np.float64)
+    best, weights = objective.floor.copy(), objective.weights
     shares: list[float | None] = []
     for pick, own, gain in zip(picks, own_rows, gains, strict=True):
-        rows, values = kernel.column(pick)
+        rows, values = objective.kernel.column(pick)
         where = slice(None) if rows is None else rows
         before = best[own] if own >= 0 else 0.0
         best[where] = np.maximum(best[where], values)

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from assets.selection import trust_check
+from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.diagnostics import balance, diagnosed, lengths, script, vanished
 from delift_pipeline.selection.embedding import similarities
 from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
@@ -130,15 +131,12 @@ def test_near_duplicates_are_grouped() -> None:
 
 
 def test_self_shares() -> None:
-    kernel = as_columns(np.array([[1.0, 0.5], [0.5, 1.0], [0.5, 0.0]]))
-    assert self_shares(kernel, [0, 1], [0, 1], np.array([2.0, 0.5])) == (0.5, 1.0)
-    floor = np.array([0.5, 0.0, 0.5])
-    shares = self_shares(kernel, [0, 1], [0, -1], np.array([1.0, 0.0]), floor=floor)
-    assert shares == (0.5, None)
-    weights = np.array([2.0, 1.0, 1.0])
-    assert self_shares(kernel, [0], [0], np.array([3.0]), weights=weights)[0] == pytest.approx(
-        2 / 3
-    )
+    kernel = np.array([[1.0, 0.5], [0.5, 1.0], [0.5, 0.0]])
+    assert self_shares(Coverage(kernel), [0, 1], [0, 1], np.array([2.0, 0.5])) == (0.5, 1.0)
+    covered = Coverage(kernel, floor=np.array([0.5, 0.0, 0.5]))
+    assert self_shares(covered, [0, 1], [0, -1], np.array([1.0, 0.0])) == (0.5, None)
+    weighted = Coverage(kernel, weights=np.array([2.0, 1.0, 1.0]))
+    assert self_shares(weighted, [0], [0], np.array([3.0]))[0] == pytest.approx(2 / 3)
 
 
 def test_the_balance_names_groups_that_vanish() -> None:

@@ -77,11 +77,10 @@ class DeliftSelector(Selector):
             nu=options.nu,
         )
         name = next(name for name in (*_SELF_BLOCKS, "target") if name in blocks)
-        kernel = kernels["target" if name == "target" else "self"]
-        parts = [Part(objective, kernel, blocks[name].rows, candidates)]
+        parts = [Part(objective, blocks[name].rows, candidates)]
         if "replay" in blocks:
-            old, kernel = blocks["replay"], kernels["replay"]
-            parts.append(Part(FacilityLocation(kernel), kernel, old.rows, old.columns))
+            old = blocks["replay"]
+            parts.append(Part(FacilityLocation(kernels["replay"]), old.rows, old.columns))
         greedy = _optimizer(options, seed)
         found = maximised(self.name, inputs, parts, greedy, budget, seed, options.replay)
         return replace(

@@ -11,18 +11,14 @@ from dataclasses import replace
 import polars as pl
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.embedding import MODEL, similarities
-from delift_pipeline.selection.objectives import (
-    Objective,
-    objective_named,
-    objective_of_random,
-)
+from delift_pipeline.selection.objectives import objective_named, objective_of_random
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
 from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.utility.columns import Columns, as_columns
 
 TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
 
@@ -53,9 +49,9 @@ class DeliftSeSelector(Selector):
             Refused: the embedder cannot be loaded.
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
-        objective, kernel, rows = _objective(inputs, ids, options)
-        parts = [Part(objective, kernel, rows, ids)]
-        found = maximised(self.name, inputs, parts, lazy_greedy, budget, seed)
+        objective, rows = _objective(inputs, ids, options)
+        part = Part(objective, rows, ids)
+        found = maximised(self.name, inputs, [part], lazy_greedy, budget, seed)
         if len(found.ranking) == budget:
             return found
         # Tokens and `auto` end sooner; the random subsets are still of the budget's size.
@@ -64,8 +60,8 @@ class DeliftSeSelector(Selector):
 
 def _objective(
     inputs: SelectionInputs, ids: tuple[str, ...], options: EmbeddingOptions
-) -> tuple[Objective, Columns, tuple[str, ...]]:
-    """The objective, the kernel it covers and the record_ids of that kernel's rows."""
+) -> tuple[Coverage, tuple[str, ...]]:
+    """The objective and the record_ids of its kernel's rows."""
     name, frame = objective_at(inputs.stage, options.objective), inputs.records
     target = existing = None
     if name in TARGET_OBJECTIVES:
@@ -87,5 +83,4 @@ def _objective(
     if name == "flcg":
         existing = similar.part(ids, sorted(inputs.existing))
     objective = objective_named(name, own, target, existing, eta=options.eta, nu=options.nu)
-    kernel = as_columns(target if name == "fl2mi" else own)
-    return objective, kernel, rows if name == "fl2mi" else ids
+    return objective, rows if name == "fl2mi" else ids

@@ -20,12 +20,7 @@ import numpy as np
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
-from delift_pipeline.selection.objectives import (
-    FL2MI,
-    FLCG,
-    FacilityLocation,
-    Objective,
-)
+from delift_pipeline.selection.objectives import FL2MI, FLCG, FacilityLocation
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import Stage, TrustedOptions
 from delift_pipeline.selection.replay import Part, maximised
@@ -33,7 +28,7 @@ from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
 from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import Columns, as_columns, row_maxima, to_dense
+from delift_pipeline.utility.columns import Columns, as_columns, to_dense
 
 PREFIX = "trusted_"
 
@@ -93,8 +88,7 @@ def _task_part(
 ) -> Part:
     block = target.restricted(target.rows, candidates)
     helps = np.maximum(to_dense(block.matrix), 0) * trust.of(candidates).astype(np.float32)
-    kernel = as_columns(helps)
-    return Part(FL2MI(kernel, options.eta), kernel, block.rows, block.columns, shares=True)
+    return Part(FL2MI(helps, options.eta), block.rows, block.columns, shares=True)
 
 
 def _coverage_parts(
@@ -111,16 +105,13 @@ def _coverage_parts(
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
     if inputs.stage != "continual" or not existing:
-        objective: Objective = FacilityLocation(own, weights)
-        return [Part(objective, own, candidates, candidates, weights, shares=True)]
+        return [Part(FacilityLocation(own, weights), candidates, candidates, shares=True)]
     held = _kernel(similar, trust, candidates, existing)
-    covered = options.nu * row_maxima(held)
     objective = FLCG(own, held, options.nu, weights)
-    old, old_weights = _kernel(similar, trust, existing, existing), trust.of(existing)
-    replay = FacilityLocation(old, old_weights)
+    replay = FacilityLocation(_kernel(similar, trust, existing, existing), trust.of(existing))
     return [
-        Part(objective, own, candidates, candidates, weights, covered, shares=True),
-        Part(replay, old, existing, existing, old_weights, shares=True),
+        Part(objective, candidates, candidates, shares=True),
+        Part(replay, existing, existing, shares=True),
     ]
 
 
