@@ -15,9 +15,9 @@ from delift_pipeline.plots import gain_curve_png, heat_map_png
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import vanished
-from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics, Selection
+from delift_pipeline.selection.rules import Ranked, broken, spent
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.steps import kernel
 from delift_pipeline.steps import subset as subset_stage

@@ -9,6 +9,7 @@ better is kept: 1/2 (1 - 1/e) of the best subset of that cost (Leskovec et al. 2
 alone can be arbitrarily bad. The gains of the second kind do not fall, its gains a unit of cost do.
 """
 
+import functools
 import heapq
 import math
 from collections.abc import Callable, Sequence
@@ -112,23 +113,12 @@ def stochastic_greedy(
     return ranked(objective, budget, tie_order, constraints, phase)
 
 
-def lazier_than_lazy_greedy(
-    objective: Objective,
-    budget: int,
-    tie_order: np.ndarray,
-    constraints: Constraints | None = None,
-    *,
-    seed: int = 0,
-    sample: float = 0.1,
-) -> Ranking:
-    """The ranking of `stochastic_greedy` with fewer gains computed (Mirzasoleiman et al. 2015).
+lazier_than_lazy_greedy = functools.partial(stochastic_greedy, lazily=True)
+"""The ranking of `stochastic_greedy` with fewer gains computed (Mirzasoleiman et al. 2015).
 
-    Within each sample, candidates are looked at from the greatest former gain down until none left
-    could be better than the best one seen.
-    """
-    return stochastic_greedy(
-        objective, budget, tie_order, constraints, seed=seed, sample=sample, lazily=True
-    )
+Within each sample, candidates are looked at from the greatest former gain down until none left
+could be better than the best one seen.
+"""
 
 
 def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:

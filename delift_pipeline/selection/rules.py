@@ -1,5 +1,8 @@
 """Pins, exclusions, quotas and caps as they are written in `arms.yaml` and on the command line.
 
+Whether a subset keeps to its budget and rules is counted from the subset itself. Nothing that the
+optimizer counted is read, so that it holds whatever ranked the records.
+
 A quota is `COLUMN:LOW..HIGH` for every value of a column, or `COLUMN=VALUE:LOW..HIGH` for one of
 them. Either end may be left out; an end below 1 with a point in it is a share of the budget, a
 whole number is a count: `task:0.1..0.4`, `source:..500`, `task=math:0.2..`.
@@ -7,8 +10,9 @@ whole number is a count: `task:0.1..0.4`, `source:..500`, `task=math:0.2..`.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -22,6 +26,10 @@ from delift_pipeline.selection.constraints import Constraints, Grouping
 
 _QUOTA = re.compile(r"([^:=]+)(?:=([^:]*))?:([0-9.]*?)\.\.([0-9.]*)")
 _FORM = "write a quota as column:low..high or column=value:low..high, such as task:0.1..0.4"
+_CAP = re.compile(r"([^:]+):([0-9.]+)")
+_CAP_FORM = "write a cap as column:most or column=value:most, such as source:500"
+NAMED = 5
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,9 @@ class Rules:
         number = {name: place for place, name in enumerate(names)}
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
         for quota in (quota for quota in self.quotas if quota.column == column):
-            _check_shares(quota, budget)
+            if (budget.tokens is not None or budget.stop) and (quota.shares or quota.low):
+                said = "shares and least counts need a budget in records, not in tokens or auto"
+                raise Refused(Fault(said, field="quota"))
             least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
@@ -160,12 +170,6 @@ class Rules:
 
 def _names(column: pl.Series) -> pl.Series:
     return column.cast(pl.String).fill_null("")
-
-
-def _check_shares(quota: Quota, budget: Budget) -> None:
-    if (budget.tokens is not None or budget.stop) and (quota.shares or quota.low):
-        said = "shares and least counts need a budget in records, not in tokens or auto"
-        raise Refused(Fault(said, field="quota"))
 
 
 def _count(end: float | int, count: int, up: bool) -> int:
@@ -186,11 +190,6 @@ def _numbers(
         said = f"{len(absent):,} records {why} (first: {own_ids(pool, absent[:1])[0]})"
         raise Refused(Fault(said, field=field))
     return tuple(dict.fromkeys(number[record] for record in records))
-
-
-NAMED = 5
-_CAP = re.compile(r"([^:]+):([0-9.]+)")
-_CAP_FORM = "write a cap as column:most or column=value:most, such as source:500"
 
 
 class RuleOptions(BaseModel):
@@ -241,11 +240,8 @@ class RuleOptions(BaseModel):
         Raises:
             Refused: a record that is named is not in the pool, or its id fits several.
         """
-        pin, exclude = (
-            records_named(pool, given, field)
-            for given, field in ((self.pin, "pin"), (self.exclude, "exclude"))
-        )
-        return Rules(pin, exclude, self.quotas)
+        pin = records_named(pool, self.pin, "pin")
+        return Rules(pin, records_named(pool, self.exclude, "exclude"), self.quotas)
 
 
 def parse_cap(text: str) -> Quota:
@@ -293,3 +289,67 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
 def _named(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking as it is checked.
+
+    Attributes:
+        records: record_ids in rank order.
+        gains: Their gains, None where there are none.
+        pool: The records it was chosen from.
+    """
+
+    records: Sequence[str]
+    gains: Sequence[float | None]
+    pool: pl.DataFrame = field(repr=False)
+
+
+def broken(ranked: Ranked, budget: Budget, rules: Rules) -> tuple[str, ...]:
+    """One sentence for each part of the budget or of the rules that a subset breaks."""
+    chosen = ranked.pool.filter(pl.col("record_id").is_in(list(ranked.records)))
+    return (
+        *_budget_broken(ranked, chosen, budget, set(rules.pin)),
+        *_pins_broken(ranked, rules),
+        *_quotas_broken(ranked.pool, chosen, rules),
+    )
+
+
+def spent(pool: pl.DataFrame, records: Sequence[str]) -> int:
+    """What records of a pool cost in tokens."""
+    return int(token_costs(pool.filter(pl.col("record_id").is_in(list(records)))).sum())
+
+
+def _budget_broken(
+    ranked: Ranked, chosen: pl.DataFrame, budget: Budget, pinned: set[str]
+) -> list[str]:
+    lines = []
+    if len(ranked.records) > budget.count:
+        lines.append(f"{len(ranked.records):,} records are above the budget of {budget.count:,}")
+    if budget.tokens is not None and (cost := float(token_costs(chosen).sum())) > budget.tokens:
+        lines.append(f"{cost:,.0f} tokens are above the budget of {budget.tokens:,}")
+    pairs = zip(ranked.records, ranked.gains, strict=True)
+    free = [gain for record, gain in pairs if record not in pinned and gain is not None]
+    if budget.stop and free and min(free) < budget.stop * free[0] * (1 - ROUNDING):
+        lines.append(f"a gain of {min(free):.3g} is under {budget.stop:g} of the first, {free[0]}")
+    return lines
+
+
+def _pins_broken(ranked: Ranked, rules: Rules) -> list[str]:
+    records, known = set(ranked.records), set(ranked.pool["record_id"])
+    absent, present = set(rules.pin) & known - records, set(rules.ban) & records
+    lines = [f"{len(absent):,} records pinned in are not in the subset"] if absent else []
+    return lines + ([f"{len(present):,} excluded records are in the subset"] if present else [])
+
+
+def _quotas_broken(pool: pl.DataFrame, chosen: pl.DataFrame, rules: Rules) -> list[str]:
+    lines = []
+    for quota in rules.quotas:
+        there, picked = (Counter(_names(frame[quota.column])) for frame in (pool, chosen))
+        low, high = quota.counts(chosen.height)
+        for group in sorted(there) if quota.value is None else [quota.value]:
+            size = picked[group]
+            if size < low or (high is not None and size > high):
+                lines.append(f"{size:,} records of {quota.column} {group!r}, asked {quota}")
+    return lines

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.selection.budget import Budget, parse_budget
 from delift_pipeline.selection.diagnostics import balance
-from delift_pipeline.selection.kept import Ranked, broken, spent
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import (
@@ -22,7 +21,7 @@ from delift_pipeline.selection.registry import (
     traits_of,
 )
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.rules import RuleOptions, Rules
+from delift_pipeline.selection.rules import Ranked, RuleOptions, Rules, broken, spent
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import suspects_frame
 from delift_pipeline.storage.atomic import replacing_folder, write_parquet

@@ -88,10 +88,14 @@ def build_kernel(
     """
     unscorable = dict(unscorable or {})
     shown = progress or SilentProgress()
+    blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
+    own = plan.block("self")
+    if neighbours is not None and own is not None and own.dense:
+        blocks[NEIGHBOURS] = neighbours
     with replacing_folder(home.kernel(version, fingerprint)) as folder:
         described = {
             name: _build_block(folder, name, block, reader, unscorable, shown)
-            for name, block in _named_blocks(plan, neighbours).items()
+            for name, block in blocks.items()
         }
         left_out = {record: unscorable[record] for record in plan.records() if record in unscorable}
         pairs = sum(entry["pairs"] for entry in described.values())
@@ -108,15 +112,6 @@ def build_kernel(
         )
         manifest.write(folder)
     return manifest
-
-
-def _named_blocks(plan: PairPlan, neighbours: PairBlock | None) -> dict[str, PairBlock]:
-    """The plan's blocks, and the near pairs beside a `self` block that holds every pair."""
-    blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
-    own = plan.block("self")
-    if neighbours is not None and own is not None and own.dense:
-        blocks[NEIGHBOURS] = neighbours
-    return blocks
 
 
 def _build_block(

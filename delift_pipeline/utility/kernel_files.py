@@ -75,13 +75,23 @@ class BlockWriter:
         self._pairs, self._positive, self._low, self._high = 0, 0, np.inf, -np.inf
 
     def __enter__(self) -> "BlockWriter":
-        write_index(self._folder, self._index)
+        self._write_index()
         for form in (DISTANCE, KL):
             output = self._files.enter_context(_path(self._folder, self._index, form).open("wb"))
             header = {"descr": "<f4", "fortran_order": True, "shape": self._index.shape}
             np.lib.format.write_array_header_1_0(output, header)
             self._outputs[form] = output
         return self
+
+    def _write_index(self) -> None:
+        folder, index = self._folder, self._index
+        write_json(folder / f"{index.name}.rows.json", list(index.rows))
+        write_json(folder / f"{index.name}.columns.json", list(index.columns))
+        np.save(folder / f"{index.name}.tokens.npy", index.tokens)
+        if index.indptr is not None and index.indices is not None:
+            (folder / f"{index.name}.csc").mkdir()
+            np.save(folder / f"{index.name}.csc" / "indptr.npy", index.indptr)
+            np.save(folder / f"{index.name}.csc" / "indices.npy", index.indices)
 
     def __exit__(self, *error: object) -> None:
         self._files.close()
@@ -125,17 +135,6 @@ class BlockWriter:
 def _path(folder: Path, index: BlockIndex, form: str) -> Path:
     names = _DENSE_FILE if index.form == "dense" else _SPARSE_FILE
     return folder / names[form].format(index.name)
-
-
-def write_index(folder: Path, index: BlockIndex) -> None:
-    """Write a block's ids, token counts and pattern."""
-    write_json(folder / f"{index.name}.rows.json", list(index.rows))
-    write_json(folder / f"{index.name}.columns.json", list(index.columns))
-    np.save(folder / f"{index.name}.tokens.npy", index.tokens)
-    if index.indptr is not None and index.indices is not None:
-        (folder / f"{index.name}.csc").mkdir()
-        np.save(folder / f"{index.name}.csc" / "indptr.npy", index.indptr)
-        np.save(folder / f"{index.name}.csc" / "indices.npy", index.indices)
 
 
 def read_index(folder: Path, name: str) -> BlockIndex:

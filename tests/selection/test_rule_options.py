@@ -6,8 +6,16 @@ from pydantic import ValidationError
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.selection.budget import Budget
-from delift_pipeline.selection.kept import Ranked, broken, spent
-from delift_pipeline.selection.rules import Quota, RuleOptions, Rules, parse_cap, records_named
+from delift_pipeline.selection.rules import (
+    Quota,
+    Ranked,
+    RuleOptions,
+    Rules,
+    broken,
+    parse_cap,
+    records_named,
+    spent,
+)
 
 POOL = pl.DataFrame(
     {
