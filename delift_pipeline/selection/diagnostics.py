@@ -40,7 +40,7 @@ def diagnosed(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> S
     known = set(pool)
     picks = [record for record in selection.ranking if record in known]
     similar = similarities(inputs.pool) if len(pool) <= COVERAGE_LIMIT else None
-    numbers = {**_trust_numbers(trust, pool, selection.ranking)}
+    numbers = _trust_numbers(trust, pool, selection.ranking)
     if similar is not None and picks:
         numbers |= _coverage_numbers(similar, picks, seed)
     duplicates = {} if similar is None else near_duplicates(similar)

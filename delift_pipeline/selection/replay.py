@@ -87,6 +87,11 @@ def maximised(
     new = first.ranked(greedy, schedule.new, inputs.constraints(first.columns, schedule.new))
     old = parts[1].ranked(greedy, schedule.replayed, None) if schedule.replayed else None
     picks = joined(new, old, schedule)
+    notes = [*inputs.unranked_notes(selector, len(first.columns))]
+    if schedule.replayed:
+        notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
+    if (places := len(schedule.replays)) < budget:
+        notes.append(f"the ranking has {places:,} records, fewer than the {budget:,} of the budget")
     return Selection(
         selector=selector,
         ranking=picks.ids,
@@ -96,10 +101,7 @@ def maximised(
         value=float(new.gains.sum()),
         value_random=objective_of_random(first.objective, len(new.ids), seed),
         details={"replayed": schedule.replayed} if replayable else {},
-        notes=(
-            *inputs.unranked_notes(selector, len(first.columns)),
-            *shortfalls(schedule, budget),
-        ),
+        notes=tuple(notes),
         self_shares=picks.self_shares,
         replayed=None if old is None else inputs.records_of(old.ids),
     )
@@ -171,13 +173,3 @@ def joined(new: Picks, replayed: Picks | None, schedule: Schedule) -> Picks:
         reasons,
         shares,
     )
-
-
-def shortfalls(schedule: Schedule, budget: int) -> tuple[str, ...]:
-    """What to say of replay, and of a ranking that is short of the places asked for."""
-    notes = []
-    if schedule.replayed:
-        notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
-    if (places := len(schedule.replays)) < budget:
-        notes.append(f"the ranking has {places:,} records, fewer than the {budget:,} of the budget")
-    return tuple(notes)

@@ -53,7 +53,9 @@ def by_score(
     rounded = np.round(np.asarray(scores, dtype=np.float64), DECIMALS)
     if not np.isfinite(rounded).all():
         raise DeliftError(f"{selector} gives scores that are not finite; try dtype float32")
-    order = _order(ids, rounded, ties)
+    second = np.zeros(len(ids)) if ties is None else np.round(ties, DECIMALS)
+    keys = zip(-rounded, -second, ids, range(len(ids)), strict=True)
+    order = np.array([number for *_, number in sorted(keys)], dtype=np.int64)
     count = min(budget, len(ids))
     constraints = inputs.constraints(ids, count)
     picks = _worth(in_order(order, count, constraints), rounded, constraints)
@@ -82,12 +84,6 @@ def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     if inputs.allowance is not None and inputs.allowance.stop:
         said = f"{selector} has no gains to stop at; give a share or a count"
         raise Refused(Fault(said, field="budget"))
-
-
-def _order(ids: Sequence[str], scores: np.ndarray, ties: np.ndarray | None) -> np.ndarray:
-    second = np.zeros(len(ids)) if ties is None else np.round(ties, DECIMALS)
-    keys = zip(-scores, -second, ids, range(len(ids)), strict=True)
-    return np.array([number for *_, number in sorted(keys)], dtype=np.int64)
 
 
 def _worth(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:

@@ -99,7 +99,7 @@ class SelectItSelector(Selector):
             model = own if name is None else own.named(name)
             rated = token_scores(rating_probabilities(model, pool, prompts))
             scores.append(sentence_scores(rated, options.alpha))
-            sizes.append(_parameters(model))
+            sizes.append(sum(weight.numel() for weight in model.loaded.model.parameters()))
         ids = tuple(pool["record_id"])
         return by_score(self.name, inputs, ids, model_scores(scores, sizes), budget)
 
@@ -194,10 +194,6 @@ def _last_place(ratings: "RatingTokens") -> Any:
         return decoder.logprobs(each, ids.repeat(len(last))).reshape(len(last), len(ids))
 
     return reduce
-
-
-def _parameters(model: "LanguageModel") -> int:
-    return sum(weight.numel() for weight in model.loaded.model.parameters())
 
 
 RATINGS = ("1", "2", "3", "4", "5")
