@@ -65,6 +65,11 @@ class Batch:
         """How many targets there are."""
         return len(self.lengths)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(array.nbytes for array in vars(self).values())
+
 
 class Targets:
     """Targets of the jobs in flight, job after job, in the order of their results."""
@@ -74,6 +79,11 @@ class Targets:
         self.records, self.rows = records, np.concatenate(jobs)
         self.owners = np.repeat(np.arange(len(jobs)), [len(job) for job in jobs])
         self.ends = np.cumsum(records.answer_lengths[self.rows])
+
+    def same(self, other: "Targets") -> bool:
+        """Whether these are the same targets of the same jobs in flight."""
+        pairs = ((self.rows, other.rows), (self.owners, other.owners))
+        return self.records is other.records and all(np.array_equal(*pair) for pair in pairs)
 
     def places(self, tokens: int, keys: int | None, reach: int) -> Iterator[np.ndarray]:
         """Which targets go into one batch.

@@ -3,19 +3,21 @@
 Against a plain pass over prefix and target, all exact up to rounding:
 - the prefix's keys and values are computed once and never copied for the rows (`attention`);
 - padding exists only where tokens look at each other;
+- positions are counted from the first token of a target, so that those of a prefix are negative:
+  what the first layer makes of a target by itself is then the same after every prefix;
 - the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
   and values.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from delift_pipeline.scoring.attention import attend, merged
+from delift_pipeline.scoring.attention import Part, attend, merged
 from delift_pipeline.scoring.batches import Batch
 from delift_pipeline.scoring.decoder import Decoder
 
@@ -125,6 +127,37 @@ def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
     )
 
 
+class Own(NamedTuple):
+    """Queries [queries, heads, width], and their attention to their own targets (`Part`)."""
+
+    query: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch with what does not depend on its prefixes.
+
+    Attributes:
+        targets: The targets.
+        angles: Of their positions.
+        hidden: Their embeddings, [tokens, model width].
+        own: Their own part of the first layer's attention.
+    """
+
+    targets: Packed
+    angles: Angles
+    hidden: torch.Tensor
+    own: Own
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        parts = chain(vars(self.targets).values(), self.angles, self.own, [self.hidden])
+        return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+
+
 class LayerPath:
     """Runs the layers of the families in `KNOWN_LAYERS` over packed targets."""
 
@@ -140,14 +173,17 @@ class LayerPath:
         self.groups = int(attention.num_key_value_groups)
         self.scale = float(attention.scaling)
 
-    def prepare(self, batch: Batch) -> Packed:
+    def prepare(self, batch: Batch) -> Prepared:
         """A batch as this path reads it."""
-        return packed(batch, self.decoder.device, self.decoder.model.dtype)
+        targets = packed(batch, self.decoder.device, self.decoder.model.dtype)
+        hidden: torch.Tensor = self.body.embed_tokens(targets.ids)  # pyright: ignore
+        angles = self._angles(targets.steps, hidden)
+        return Prepared(targets, angles, hidden, self._own(0, hidden, angles, targets))
 
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
         hidden: torch.Tensor = self.body.embed_tokens(ids)  # pyright: ignore
-        angles = self._angles(torch.arange(len(ids), device=ids.device), hidden)
+        angles = self._angles(torch.arange(-len(ids), 0, device=ids.device), hidden)
         found: PrefixKeys = []
         for layer in self.layers:
             heads = self._heads(layer, hidden, angles)
@@ -159,26 +195,24 @@ class LayerPath:
                 hidden = _after(layer, hidden, part.out[0].transpose(0, 1))
         return found
 
-    def logprobs(self, batch: Packed, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
+    def logprobs(self, batch: Prepared, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
         """Log p of every answer token of a batch, float32 [answers].
 
         Args:
             batch: The targets.
             prefixes: Of the batch's jobs, by owner.
         """
-        before = [prefixes[owner] for owner in batch.owners]
-        hidden: torch.Tensor = self.body.embed_tokens(batch.ids)  # pyright: ignore
-        shifts = [prefix[0][0].shape[1] if prefix else 0 for prefix in before]
-        sizes = torch.tensor(batch.segments).diff()
-        shift = torch.tensor(shifts).repeat_interleave(sizes).to(hidden.device)
-        angles = self._angles(batch.steps + shift, hidden)
+        targets, hidden, own = batch.targets, batch.hidden, batch.own
+        before = [prefixes[owner] for owner in targets.owners]
         for place, layer in enumerate(self.layers):
-            at = batch.at if place == len(self.layers) - 1 else None
-            heads = self._heads(layer, hidden, angles, at)
+            last = place == len(self.layers) - 1
+            if place:
+                own = self._own(place, hidden, batch.angles, targets)
             keys = [prefix[place] if prefix else None for prefix in before]
-            mixed = self._mixed(heads, keys, batch, asked=at is not None)
-            hidden = _after(layer, hidden if at is None else hidden[at], mixed)
-        return self.decoder.logprobs(self.body.norm(hidden), batch.answers)  # pyright: ignore
+            bounds = targets.asked_segments if last else targets.segments
+            mixed = self._joined(own, keys, bounds)
+            hidden = _after(layer, hidden[targets.at] if last else hidden, mixed)
+        return self.decoder.logprobs(self.body.norm(hidden), targets.answers)  # pyright: ignore
 
     def _angles(self, positions: torch.Tensor, like: torch.Tensor) -> Angles:
         """The angles of positions; the lower half of a head turns by minus the sine."""
@@ -208,25 +242,13 @@ class LayerPath:
         asking = angles if at is None else (angles[0][at], angles[1][at])
         return _turned(query, asking), _turned(key, angles), value
 
-    def _mixed(
-        self,
-        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        keys: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
-        batch: Packed,
-        *,
-        asked: bool,
-    ) -> torch.Tensor:
-        """Attention of targets to their prefixes and to themselves, [queries, heads, width].
-
-        Args:
-            heads: Queries, keys and values of the targets.
-            keys: Of the prefix of each of the batch's segments; None without one.
-            batch: The targets.
-            asked: Whether the queries are those of `batch.at` alone.
-        """
-        places = (batch.asked if asked else batch.spread, batch.spread, batch.spread)
+    def _own(self, place: int, hidden: torch.Tensor, angles: Angles, targets: Packed) -> Own:
+        """Attention of targets to themselves; in the last layer of the tokens `at` alone."""
+        asked = place == len(self.layers) - 1
+        heads = self._heads(self.layers[place], hidden, angles, targets.at if asked else None)
+        places = (targets.asked if asked else targets.spread, targets.spread, targets.spread)
         query, key, value = (
-            part.index_select(0, place).unflatten(0, (batch.rows, -1)).transpose(1, 2)
+            part.index_select(0, place).unflatten(0, (targets.rows, -1)).transpose(1, 2)
             for part, place in zip(heads, places, strict=True)
         )
         own = attend(
@@ -235,23 +257,34 @@ class LayerPath:
             self._repeated(value),
             scale=self.scale,
             causal=not asked,
-            mask=batch.mask if asked else None,
+            mask=targets.mask if asked else None,
         )
-        back = batch.asked_back if asked else batch.gather
-        out, lse = (
-            part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in (own.out, own.lse)
-        )
+        back = targets.asked_back if asked else targets.gather
+        out, lse = (part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in own)
+        return Own(heads[0], out, lse)
+
+    def _joined(
+        self,
+        own: Own,
+        keys: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
+        bounds: Sequence[int],
+    ) -> torch.Tensor:
+        """Attention to prefixes and to the own target together, [queries, heads, width].
+
+        Args:
+            own: The targets' own part.
+            keys: Of the prefix of each segment of the queries; None without one.
+            bounds: Where the segments begin, and the end.
+        """
         parts = []
-        bounds = pairwise(batch.asked_segments if asked else batch.segments)
-        for (start, stop), prefix in zip(bounds, keys, strict=True):
-            here = slice(start, stop)
-            if prefix is None:
-                parts.append(out[here])
-                continue
-            shared = (self._repeated(part)[None] for part in prefix)
-            first = attend(heads[0][here].transpose(0, 1)[None], *shared, scale=self.scale)
-            before, before_lse = first.out[0].transpose(0, 1), first.lse[0].transpose(0, 1)
-            parts.append(merged(before, before_lse, out[here], lse[here]))
+        for (start, stop), prefix in zip(pairwise(bounds), keys, strict=True):
+            query, out, lse = (part[start:stop] for part in own)
+            if prefix is not None:
+                shared = (self._repeated(part)[None] for part in prefix)
+                first = attend(query.transpose(0, 1)[None], *shared, scale=self.scale)
+                before = Part(*(part[0].transpose(0, 1) for part in first))
+                out = merged(before.out, before.lse, out, lse)
+            parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _repeated(self, part: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,7 @@ class MemoryPlan:
         keys: Most tokens, a prefix counted once for each target, in one batch; None for no bound.
         reach: Longest prefix that is planned for.
         logit_rows: Answer tokens whose logits are made at a time.
+        spare: Bytes for batches that are kept.
     """
 
     limit: int
@@ -51,6 +52,7 @@ class MemoryPlan:
     keys: int | None
     reach: int
     logit_rows: int
+    spare: int
 
 
 def plan_memory(
@@ -121,11 +123,12 @@ def plan_memory(
     on_cpu = BATCH_TOKENS_NARROW if narrow else BATCH_TOKENS_CPU
     wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else on_cpu)
     if shared:
-        return MemoryPlan(limit, min(wanted, int(room / each)), None, reach, rows)
+        tokens = min(wanted, int(room / each))
+        return MemoryPlan(limit, tokens, None, reach, rows, max(int(room - tokens * each) // 2, 0))
     # Half for the targets and half for the copies of their prefix, what one leaves to the other.
     tokens = max(min(wanted, int(room / 2 / each)), 1)
     keys = max(int((room - tokens * each) / key), window)
-    return MemoryPlan(limit, tokens, keys, reach, rows)
+    return MemoryPlan(limit, tokens, keys, reach, rows, spare=0)
 
 
 def _own_limit(device: torch.device) -> int:

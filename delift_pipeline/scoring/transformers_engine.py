@@ -8,7 +8,7 @@ import torch
 
 from delift_pipeline.errors import DeliftError, is_memory_error
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.batches import Targets
+from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.layers import LayerPath, why_not_layered
@@ -74,6 +74,10 @@ class TransformersEngine:
         )
         self.decoder.logit_rows = self.plan.logit_rows
         self.path: LayerPath | CachePath = (LayerPath if shared else CachePath)(self.decoder)
+        # In a dense block every demonstration has the same targets: their batches are kept.
+        self._targets: Targets | None = None
+        self._kept: dict[bytes, tuple[Batch, Any]] = {}
+        self._room = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,6 +101,8 @@ class TransformersEngine:
     def _group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         targets = Targets(records, [job.rows for job in jobs])
         result = np.empty(int(records.answer_lengths[targets.rows].sum()), dtype=np.float32)
+        if self._targets is None or not targets.same(self._targets):
+            self._targets, self._kept, self._room = targets, {}, self.plan.spare
         prefixes = [self.prefilled(job.prefix) for job in jobs]
         reach = max(self.plan.reach, *(len(job.prefix) for job in jobs))
         halved = sum(
@@ -114,8 +120,8 @@ class TransformersEngine:
     ) -> int:
         """Write the scores of some targets into the result; how often it had to be halved."""
         try:
-            batch = targets.batch(chosen)
-            found = self.path.logprobs(self.path.prepare(batch), prefixes)  # pyright: ignore
+            batch, ready = self._prepared(targets, chosen)
+            found = self.path.logprobs(ready, prefixes)
             result[batch.places] = found.cpu().numpy()
             return 0
         except (RuntimeError, MemoryError) as error:
@@ -124,11 +130,25 @@ class TransformersEngine:
             if len(chosen) < 2:
                 raise _too_large() from error
         # Outside the handler: its error holds the frames, and with them the tensors, of the pass.
+        self._kept, self._room = {}, 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         middle = len(chosen) // 2
         parts = (chosen[:middle], chosen[middle:])
         return 1 + sum(self._score_batch(result, targets, part, prefixes) for part in parts)
+
+    def _prepared(self, targets: Targets, chosen: np.ndarray) -> tuple[Batch, Any]:
+        """Some targets as a batch and as the path reads it, kept while there is room."""
+        key = chosen.tobytes()
+        if key not in self._kept:
+            batch = targets.batch(chosen)
+            made = (batch, self.path.prepare(batch))
+            size = batch.nbytes + made[1].nbytes
+            if size > self._room:
+                return made
+            self._room -= size
+            self._kept[key] = made
+        return self._kept[key]
 
     def prefilled(self, prefix: np.ndarray) -> Any:
         """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`.

@@ -152,7 +152,7 @@ def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
     logprobs = engine.path.logprobs
 
     def short_of_memory(ready: Any, prefixes: Any) -> torch.Tensor:
-        if ready.rows > 5:
+        if ready.targets.rows > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return logprobs(ready, prefixes)
 
