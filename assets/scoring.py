@@ -13,7 +13,7 @@ from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
 from assets.pool import GPU_POOL
 from delift_pipeline.automation import on_new_data_version
 from delift_pipeline.plots import histogram_png
-from delift_pipeline.scoring.names import portable_name
+from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.steps import plan, score
 from resources.models import ComputeResource, EmbedderResource, LanguageModelResource

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from delift_pipeline.scoring.naive import answer_logprobs
+from delift_pipeline.scoring.engines import answer_logprobs
 
 QUESTIONS, WORDS, RULES = 3, 3, 4
 START, STOP = QUESTIONS + WORDS, QUESTIONS + WORDS + 1

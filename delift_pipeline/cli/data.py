@@ -62,8 +62,8 @@ def ingest(
     """Store files as an immutable dataset version."""
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
     from delift_pipeline.records.versions import ingest as store
+    from delift_pipeline.scoring.model_files import check_local_model
     from delift_pipeline.scoring.options import read_options
-    from delift_pipeline.scoring.source import check_local_model
     from delift_pipeline.steps.reading import announce_reading
 
     if model is not None:

@@ -127,7 +127,7 @@ def verify(
 
 def _checked(folder: Path, repair: bool) -> dict[str, Any]:
     from delift_pipeline.errors import DeliftError
-    from delift_pipeline.scoring.index import shard_names
+    from delift_pipeline.scoring.shards import shard_names
     from delift_pipeline.scoring.store import ScoreStore
     from delift_pipeline.storage.manifest import read_manifest
 
@@ -270,7 +270,7 @@ def _own_model(
 
 
 def _cost_text(cost: "Cost") -> str:
-    from delift_pipeline.scoring.rate import duration_text
+    from delift_pipeline.scoring.report import duration_text
 
     lines = [f"{cost.name}: {cost.records:,} records"]
     for block in cost.blocks:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.scoring.fingerprint import content_digest
-from delift_pipeline.scoring.source import DEMO_MODEL
+from delift_pipeline.scoring.model_files import DEMO_MODEL
 
 PROVENANCE = "PROVENANCE.json"
 """The file in a demo model's folder that says how it was made and what its files' checksums are."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from delift_pipeline.scoring.embedder import load_embedder
+from delift_pipeline.scoring.neighbours import load_embedder
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")

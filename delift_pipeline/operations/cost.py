@@ -13,9 +13,8 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import neighbour_block, read_plan
-from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
+from delift_pipeline.scoring.plan import PairBlock, PairPlan, neighbour_block, read_plan
+from delift_pipeline.scoring.report import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from delift_pipeline.errors import Fault, Refused
 from delift_pipeline.prompts.encode import Encoder, Example, Unscorable
-from delift_pipeline.prompts.wording import Piece, write
+from delift_pipeline.prompts.template import Piece, write
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,77 @@ class Targets:
             self.owners[chosen],
             lengths,
         )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Targets end to end without padding, and how to lay them out in rows.
+
+    Attributes:
+        ids: Input ids, int64 [tokens].
+        steps: Each token's place in its target, int64 [tokens].
+        answers: The true answer tokens, int64 [answers].
+        at: Tokens that predict an answer token, int64 [answers].
+        rows: Targets.
+        spread: Token of every cell of [rows * longest], padding repeats token 0.
+        gather: Cell of every token [tokens].
+        asked: Token in `at` of every cell of [rows * most answers], padding repeats the first.
+        asked_back: Cell of every answer in it [answers].
+        mask: 0 or -inf, [rows, 1, most answers, longest]: what each answer's cell sees.
+        owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
+        segments: Where the tokens of each owner begin, and the end.
+        asked_segments: The same of answers.
+    """
+
+    ids: torch.Tensor
+    steps: torch.Tensor
+    answers: torch.Tensor
+    at: torch.Tensor
+    rows: int
+    spread: torch.Tensor
+    gather: torch.Tensor
+    asked: torch.Tensor
+    asked_back: torch.Tensor
+    mask: torch.Tensor
+    owners: list[int]
+    segments: list[int]
+    asked_segments: list[int]
+
+
+def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
+    """Take the padding out of a batch."""
+    rows, width = batch.ids.shape
+    cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
+    token_of = np.zeros(rows * width, dtype=np.int64)
+    token_of[cells] = np.arange(len(cells))
+    positions = batch.positions.numpy()
+    line, column = np.divmod(positions, width)
+    counts = np.bincount(line, minlength=rows)
+    most = int(counts.max())
+    back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
+    asked, seen = np.zeros((2, rows * most), dtype=np.int64)
+    asked[back], seen[back] = np.arange(len(line)), column
+    unseen = torch.from_numpy(np.arange(width) > seen[:, None]).view(rows, 1, most, width)
+    owners, first = np.unique(batch.owners, return_index=True)
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    def starts(sizes: np.ndarray) -> list[int]:
+        return [*(np.cumsum(sizes) - sizes)[first].tolist(), int(sizes.sum())]
+
+    return Packed(
+        ids=batch.ids.reshape(-1)[torch.from_numpy(cells)].to(device),
+        steps=put(cells % width),
+        answers=batch.answers.to(device),
+        at=put(token_of[positions]),
+        rows=rows,
+        spread=put(token_of),
+        gather=put(cells),
+        asked=put(asked),
+        asked_back=put(back),
+        mask=torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device),
+        owners=owners.tolist(),
+        segments=starts(batch.lengths),
+        asked_segments=starts(counts),
+    )

@@ -11,9 +11,13 @@ from typing import Any
 
 from delift_pipeline.prompts.chat import chat_digest, chat_source
 from delift_pipeline.prompts.template import Template, load_template
-from delift_pipeline.scoring.model_files import weight_files
+from delift_pipeline.scoring.model_files import (
+    model_folder,
+    read_config,
+    resolve_window,
+    weight_files,
+)
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
 from delift_pipeline.storage.hashing import digest_json
 
 SCORING_VERSION = 1

@@ -1,7 +1,7 @@
 """The fast path: the layers of a rotary decoder one by one, with nothing computed that is not read.
 
 Against a plain pass over prefix and target, all exact up to rounding:
-- the prefix's keys and values are computed once and never copied for the rows (`attention`);
+- the prefix's keys and values are computed once and never copied for the rows (`attend`);
 - padding exists only where tokens look at each other;
 - positions are counted from the first token of a target, so that those of a prefix are negative:
   what the first layer makes of a target by itself is then the same after every prefix;
@@ -14,12 +14,92 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from delift_pipeline.scoring.attention import Part, attend, merged
-from delift_pipeline.scoring.batches import Batch
+from delift_pipeline.scoring.batches import Batch, Packed, packed
 from delift_pipeline.scoring.decoder import Decoder
+
+_aten = torch.ops.aten
+
+
+class Part(NamedTuple):
+    """Attention over some of the keys.
+
+    Attributes:
+        out: [batch, heads, queries, width].
+        lse: Log-sum-exp of the scores, float32 [batch, heads, queries].
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: torch.Tensor | None = None,
+) -> Part:
+    """Attention with its log-sum-exp, by the fastest kernel of the device.
+
+    Args:
+        query: [batch, heads, queries, width].
+        key: [batch, heads, keys, width].
+        value: Like `key`.
+        scale: Factor of the scores.
+        causal: Whether query t sees keys 0..t only.
+        mask: Added to the scores, broadcastable to [batch, heads, queries, keys]; not if causal.
+    """
+    if query.device.type == "cpu":
+        kernel = _aten._scaled_dot_product_flash_attention_for_cpu
+        return Part(*kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale))
+    if query.device.type == "cuda" and mask is None:
+        if query.dtype in (torch.bfloat16, torch.float16):
+            kernel = _aten._scaled_dot_product_flash_attention
+            found = kernel(query, key, value, 0.0, causal, scale=scale)
+        else:
+            kernel = _aten._scaled_dot_product_efficient_attention
+            found = kernel(query, key, value, None, True, 0.0, causal, scale=scale)
+        return Part(found[0], found[1][..., : query.shape[2]])
+    return _plain(query, key, value, scale, causal, mask)
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    causal: bool,
+    mask: torch.Tensor | None,
+) -> Part:
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if causal:
+        mask = torch.full_like(scores[0, 0], float("-inf")).triu(1)
+    scores = (scores if mask is None else scores + mask).float()
+    lse = torch.logsumexp(scores, dim=-1)
+    return Part((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
+
+
+def merged(
+    first: torch.Tensor, first_lse: torch.Tensor, second: torch.Tensor, second_lse: torch.Tensor
+) -> torch.Tensor:
+    """Two parts as one attention, by their log-sum-exp, which is exact (arXiv 2402.05099).
+
+    So many rows share one copy of a prefix: its part is one product of all rows' queries with the
+    copy's keys.
+
+    Args:
+        first: [tokens, heads, width], over some of the keys.
+        first_lse: float32 [tokens, heads].
+        second: Over the other keys.
+        second_lse: Its log-sum-exp.
+    """
+    weight = torch.sigmoid(second_lse - first_lse)[..., None].to(first.dtype)
+    return torch.lerp(first, second, weight)
+
 
 KNOWN_LAYERS = (
     "LlamaDecoderLayer",
@@ -53,80 +133,6 @@ def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Targets end to end without padding, and how to lay them out in rows.
-
-    Attributes:
-        ids: Input ids, int64 [tokens].
-        steps: Each token's place in its target, int64 [tokens].
-        answers: The true answer tokens, int64 [answers].
-        at: Tokens that predict an answer token, int64 [answers].
-        rows: Targets.
-        spread: Token of every cell of [rows * longest], padding repeats token 0.
-        gather: Cell of every token [tokens].
-        asked: Token in `at` of every cell of [rows * most answers], padding repeats the first.
-        asked_back: Cell of every answer in it [answers].
-        mask: 0 or -inf, [rows, 1, most answers, longest]: what each answer's cell sees.
-        owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
-        segments: Where the tokens of each owner begin, and the end.
-        asked_segments: The same of answers.
-    """
-
-    ids: torch.Tensor
-    steps: torch.Tensor
-    answers: torch.Tensor
-    at: torch.Tensor
-    rows: int
-    spread: torch.Tensor
-    gather: torch.Tensor
-    asked: torch.Tensor
-    asked_back: torch.Tensor
-    mask: torch.Tensor
-    owners: list[int]
-    segments: list[int]
-    asked_segments: list[int]
-
-
-def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
-    """Take the padding out of a batch."""
-    rows, width = batch.ids.shape
-    cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
-    token_of = np.zeros(rows * width, dtype=np.int64)
-    token_of[cells] = np.arange(len(cells))
-    positions = batch.positions.numpy()
-    line, column = np.divmod(positions, width)
-    counts = np.bincount(line, minlength=rows)
-    most = int(counts.max())
-    back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
-    asked, seen = np.zeros((2, rows * most), dtype=np.int64)
-    asked[back], seen[back] = np.arange(len(line)), column
-    unseen = torch.from_numpy(np.arange(width) > seen[:, None]).view(rows, 1, most, width)
-    owners, first = np.unique(batch.owners, return_index=True)
-
-    def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
-    def starts(sizes: np.ndarray) -> list[int]:
-        return [*(np.cumsum(sizes) - sizes)[first].tolist(), int(sizes.sum())]
-
-    return Packed(
-        ids=batch.ids.reshape(-1)[torch.from_numpy(cells)].to(device),
-        steps=put(cells % width),
-        answers=batch.answers.to(device),
-        at=put(token_of[positions]),
-        rows=rows,
-        spread=put(token_of),
-        gather=put(cells),
-        asked=put(asked),
-        asked_back=put(back),
-        mask=torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device),
-        owners=owners.tolist(),
-        segments=starts(batch.lengths),
-        asked_segments=starts(counts),
-    )
-
-
 class Own(NamedTuple):
     """Queries [queries, heads, width], and their attention to their own targets (`Part`)."""
 
@@ -150,6 +156,11 @@ class Prepared:
     angles: Angles
     hidden: torch.Tensor
     own: Own
+
+    @property
+    def rows(self) -> int:
+        """How many targets there are."""
+        return self.targets.rows
 
     @property
     def nbytes(self) -> int:

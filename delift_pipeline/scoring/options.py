@@ -1,6 +1,8 @@
 """Which model scores, and how; free of torch so that configuration loads at once."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import (
@@ -13,8 +15,76 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from delift_pipeline.scoring.presets import expanded
 from delift_pipeline.validation import validated
+
+PREFIX = "preset:"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and the options it is run with.
+
+    Attributes:
+        model: Its hub id.
+        settings: Other values by the names of `ModelOptions`.
+    """
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The models of the DELIFT paper (arXiv 2411.04425). Hub revisions are left open: `revision` pins
+# one for work that must be repeated, and the fingerprint tells two apart in any case.
+PRESETS: dict[str, Preset] = {
+    "llama-3.2-3b": Preset(
+        "meta-llama/Llama-3.2-3B",
+        {"dtype": "bfloat16", "template": "paper"},
+    ),
+    "mistral-7b-v0.1": Preset(
+        "mistralai/Mistral-7B-v0.1",
+        {"dtype": "bfloat16", "template": "paper"},
+    ),
+    "opt-125m": Preset(
+        "facebook/opt-125m",
+        {"dtype": "float32", "template": "paper"},
+    ),
+    # 145 GB of weights in 16 bits: two GPUs of 80 GB would leave next to nothing beside them.
+    "qwen2-72b-instruct": Preset(
+        "Qwen/Qwen2-72B-Instruct",
+        {
+            "dtype": "bfloat16",
+            "template": "chat",
+            "engine": "vllm",
+            "tensor_parallel_size": 4,
+        },
+    ),
+    # Its rotary positions change beyond 4,096 tokens, and the default window stays below.
+    "phi-3-mini-128k-instruct": Preset(
+        "microsoft/Phi-3-mini-128k-instruct",
+        {"dtype": "bfloat16", "template": "chat"},
+    ),
+}
+
+
+def expanded(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `model: preset:NAME` replaced by what it stands for; given values win.
+
+    Raises:
+        KeyError: there is no such preset; its argument is the sentence.
+    """
+    model = given.get("model")
+    if not isinstance(model, str) or not model.startswith(PREFIX):
+        return given
+    name = model.removeprefix(PREFIX).lower()
+    if name not in PRESETS:
+        raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
+    preset, own = PRESETS[name], {k: v for k, v in given.items() if v is not None}
+    settings = dict(preset.settings)
+    if own.get("engine", settings.get("engine")) != "vllm":
+        # Without vLLM the GPUs it would split the model over mean nothing.
+        settings.pop("tensor_parallel_size", None)
+    return {**settings, **own, "model": preset.model}
+
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "naive", "vllm"]
@@ -28,7 +98,7 @@ class ModelOptions(BaseModel):
 
     `model`, `revision`, `template`, `window`, `dtype` and `load_in` decide the scores and, by
     content, the fingerprint. The others decide speed only. `model: preset:NAME` takes a named set
-    of values (`presets`); a value given beside it wins. Every fault is reported at once.
+    of values (`PRESETS`); a value given beside it wins. Every fault is reported at once.
 
     Attributes:
         model: A local folder, a hub id, `preset:NAME`, or `demo` for the model that comes with the
@@ -144,3 +214,12 @@ def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = Non
     """
     settings = {name: value for name, value in given.items() if value is not None}
     return validated(ModelOptions, settings, names=names)
+
+
+def portable_name(model: str) -> str:
+    """A hub id as given, a local folder by its last part: never a path of this machine.
+
+    Which weights are meant is said by the fingerprint.
+    """
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_absolute() or path.exists() else model

@@ -1,7 +1,17 @@
-"""What a scoring run did; free of torch."""
+"""What a scoring run did, and how fast pairs are scored; free of torch."""
 
+import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from delift_pipeline.scoring.engine import Engine, Job
+from delift_pipeline.scoring.shards import BASELINE
+from delift_pipeline.scoring.store import ScoreStore
+
+if TYPE_CHECKING:
+    from delift_pipeline.prompts.encoded import EncodedRecords
 
 
 @dataclass(frozen=True)
@@ -40,3 +50,43 @@ class ScoreReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return asdict(self)
+
+
+TRIAL_TARGETS = 32
+
+
+def stored_rate(store: ScoreStore) -> float | None:
+    """Pairs a second over all that the store has ever scored; None where it is empty.
+
+    Needs no model: every shard says how long its work took.
+    """
+    shards = [shard for shard in store.shards if BASELINE not in shard.demonstrations]
+    seconds = sum(float(shard.meta["seconds"]) for shard in shards)
+    return sum(shard.pairs for shard in shards) / seconds if seconds > 0 else None
+
+
+def pairs_per_second(engine: Engine, records: "EncodedRecords", trials: int = 2) -> float:
+    """Pairs a second in a short trial: a few demonstrations before a sample of the records.
+
+    Args:
+        engine: The engine that will do the work.
+        records: The encoded records; at least one.
+        trials: Demonstrations tried, after one that warms up.
+    """
+    rng = np.random.default_rng(0)
+    size = min(TRIAL_TARGETS, len(records))
+    rows = np.sort(rng.choice(len(records), size, replace=False))
+    shown = rng.integers(0, len(records), trials + 1).tolist()
+    engine.score(records, [Job(records.prefix(shown[0]), rows)])
+    started = time.perf_counter()
+    for row in shown[1:]:
+        engine.score(records, [Job(records.prefix(row), rows)])
+    return size * trials / max(time.perf_counter() - started, 1e-9)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in words: `20 seconds`, `4 minutes`, `3 hours`, `2 days`."""
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}s"
+    return f"{max(seconds, 1):,.0f} second{'' if seconds < 1.5 else 's'}"

@@ -5,7 +5,7 @@ A shard is a safetensors file:
     demonstrations      int32 [d]      ids; -1 stands for no demonstration (the baseline)
     sets                unsigned [d]   which target set each demonstration has; left out where each
                                        has its own, in order
-    set_first, set_forms, set_steps    the target sets, each stored once (`idsets`)
+    set_first, set_forms, set_steps    the target sets, each stored once (`IdSets`)
     squared_distance    float32 [pairs]
     sum_logprob         float32 [pairs]
     tokens              int32 [pairs]  answer tokens of the targets; baseline shards only
@@ -13,11 +13,16 @@ A shard is a safetensors file:
 The pairs lie demonstration after demonstration, targets in ascending order of id. The header's
 metadata holds, as JSON, the engine's settings, the batches halved for memory, the seconds of work
 and a checksum over everything else.
+
+The index that says where each demonstration's scores lie is made from the shards, so it can always
+be made again.
 """
 
 import json
+import time
+from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,78 @@ import numpy as np
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.scoring.engine import PairScores
-from delift_pipeline.scoring.idsets import IdSets, smallest
 from delift_pipeline.storage.atomic import replacing
 from delift_pipeline.storage.hashing import digest_bytes
+
+_UNSIGNED = (np.uint8, np.uint16, np.uint32)
+
+
+def smallest(numbers: np.ndarray) -> np.ndarray:
+    """Non-negative numbers below 2^32 in the smallest unsigned type that holds them all."""
+    largest = int(numbers.max()) if len(numbers) else 0
+    fits = next(kind for kind in _UNSIGNED if largest <= np.iinfo(kind).max)
+    return numbers.astype(fits)
+
+
+@dataclass(frozen=True)
+class IdSets:
+    """Several sets of ids in few bytes: as runs or as a list, whichever has fewer numbers.
+
+    A set is a strictly ascending sequence: its ids, or, as runs, the ends start, stop, start, stop
+    of its stretches of consecutive ids. The sequence is kept as its first number and the steps to
+    the next ones.
+
+    Attributes:
+        first: First number of each sequence, int32 [sets].
+        forms: Twice the length of each sequence, plus 1 where it holds runs, unsigned [sets].
+        steps: The steps of all sequences, end to end, unsigned.
+    """
+
+    first: np.ndarray
+    forms: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def packed(cls, sets: list[np.ndarray]) -> "IdSets":
+        """Pack sets; each a strictly ascending, non-empty int array."""
+        sequences = [_shorter(ids.astype(np.int64)) for ids in sets]
+        first = np.asarray([sequence[0] for sequence, _ in sequences], dtype=np.int32)
+        forms = np.asarray([2 * len(sequence) + runs for sequence, runs in sequences])
+        steps = [np.diff(sequence) for sequence, _ in sequences]
+        joined = np.concatenate(steps) if steps else np.empty(0, dtype=np.int64)
+        return cls(first, smallest(forms), smallest(joined))
+
+    def unpacked(self, place: int) -> np.ndarray:
+        """The ids of one set, ascending, int32."""
+        begin, end = self._ends[place : place + 2]
+        steps = self.steps[begin:end].astype(np.int64)
+        sequence = np.concatenate([[0], np.cumsum(steps)]) + int(self.first[place])
+        if not int(self.forms[place]) & 1:
+            return sequence.astype(np.int32)
+        stretches = [np.arange(a, b, dtype=np.int32) for a, b in sequence.reshape(-1, 2)]
+        return np.concatenate(stretches)
+
+    def sizes(self) -> np.ndarray:
+        """How many ids each set has, int64 [sets]."""
+        counts = (self.forms >> 1).astype(np.int64)
+        for place in np.flatnonzero(self.forms & 1).tolist():
+            counts[place] = len(self.unpacked(place))
+        return counts
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        lengths = (self.forms >> 1).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(lengths - 1)])
+
+
+def _shorter(ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    breaks = np.flatnonzero(np.diff(ids) > 1)
+    if 2 * (len(breaks) + 1) >= len(ids):
+        return ids, False
+    starts = np.concatenate([ids[:1], ids[breaks + 1]])
+    stops = np.concatenate([ids[breaks], ids[-1:]]) + 1
+    return np.stack([starts, stops], axis=1).ravel(), True
+
 
 BASELINE = -1
 SUFFIX = ".safetensors"
@@ -170,3 +244,86 @@ class Shard:
         start, stop = self._starts[place : place + 2].tolist()
         with self._open() as file:
             return [file.get_slice(name)[start:stop] for name in names]
+
+
+SETTLED_NANOSECONDS = 1_000_000_000
+_NOTHING = np.empty(0, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One demonstration in one shard."""
+
+    shard: Shard
+    place: int
+
+    def targets(self) -> np.ndarray:
+        """Ascending target ids, int32."""
+        return self.shard.targets(self.place)
+
+
+class ShardIndex:
+    """Demonstration id -> where its scores lie, oldest shard first."""
+
+    def __init__(self, folder: Path) -> None:
+        """Index a folder of shards, which need not exist yet."""
+        self.folder = folder
+        self.shards: dict[str, Shard] = {}
+        self._places: dict[int, list[Place]] = defaultdict(list)
+        self._listed = (0, 0)
+
+    def refresh(self) -> None:
+        """Take in shards that were added since, and forget all of it if one has gone.
+
+        Raises:
+            DeliftError: a shard cannot be read.
+        """
+        if self._unchanged():
+            return
+        names = shard_names(self.folder)
+        if not self.shards.keys() <= set(names):
+            self.shards.clear()
+            self._places.clear()
+        fresh = [name for name in names if name not in self.shards]
+        for name in fresh:
+            shard = Shard(self.folder / f"{name}{SUFFIX}")
+            self.shards[name] = shard
+            for place, demonstration in enumerate(shard.demonstrations.tolist()):
+                entries = self._places[demonstration]
+                entries.append(Place(shard, place))
+                entries.sort(key=lambda entry: entry.shard.name)
+
+    def _unchanged(self) -> bool:
+        """Whether the folder is as it was when last listed, judged by its modification time."""
+        if not self.folder.is_dir():
+            return False
+        listed, changed = self._listed
+        now, found = time.time_ns(), self.folder.stat().st_mtime_ns
+        self._listed = (now, found)
+        # Just after a change another one may carry the same time stamp.
+        return found == changed and listed - changed > SETTLED_NANOSECONDS
+
+    def places(self, demonstration: int) -> list[Place]:
+        """Where a demonstration's scores lie, oldest shard first."""
+        return self._places.get(demonstration, [])
+
+    def present(self, demonstration: int) -> np.ndarray:
+        """Ascending ids of the targets that are scored after a demonstration, int32."""
+        sets = [place.targets() for place in self.places(demonstration)]
+        if len(sets) < 2:
+            return sets[0] if sets else _NOTHING
+        return np.unique(np.concatenate(sets))
+
+    def missing(self, demonstration: int, wanted: np.ndarray) -> np.ndarray:
+        """Those of the ascending, distinct target ids `wanted` that are not scored yet, int32."""
+        present = self.present(demonstration)
+        if not len(present):
+            return wanted
+        if len(present) == len(wanted) and np.array_equal(present, wanted):
+            return _NOTHING
+        return np.setdiff1d(wanted, present, assume_unique=True)
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Names of the shards in a folder, oldest first."""
+    return sorted(path.stem for path in folder.glob(f"[0-9]*{SUFFIX}"))

@@ -1,5 +1,6 @@
 """The score store: every pair that was ever scored with one fingerprint, and never twice."""
 
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,16 +8,91 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from delift_pipeline.errors import DeliftError
+from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import Fingerprint
-from delift_pipeline.scoring.ids import UNKNOWN, IdTable
-from delift_pipeline.scoring.index import ShardIndex, shard_names
 from delift_pipeline.scoring.leases import Leases
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.shards import BASELINE, SUFFIX, Shard, ShardDraft, write_shard
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+from delift_pipeline.scoring.shards import (
+    BASELINE,
+    SUFFIX,
+    Shard,
+    ShardDraft,
+    ShardIndex,
+    shard_names,
+    write_shard,
+)
 from delift_pipeline.storage.hashing import digest_bytes
 from delift_pipeline.storage.manifest import Manifest, read_manifest
+
+ID_BYTES = 16
+UNKNOWN = -2
+"""Stands for no number; -1 stands for the baseline in the shards."""
+
+
+class IdTable:
+    """Numbers for record_ids, in the order in which they first came.
+
+    The file is the 16 raw bytes of each record_id, end to end; a record's number is its place. What
+    a kill leaves of an unfinished record_id is ignored by readers and overwritten by the next
+    writer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a table; there need not be a file yet."""
+        self.path = path
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def numbers(self, record_ids: Sequence[str]) -> np.ndarray:
+        """The records' numbers, int32 [records]; `UNKNOWN` where a record has none."""
+        self.refresh()
+        found = (self._numbers.get(record, UNKNOWN) for record in record_ids)
+        return np.fromiter(found, dtype=np.int32, count=len(record_ids))
+
+    def add(self, record_ids: Sequence[str]) -> np.ndarray:
+        """The records' numbers, int32 [records], new ones for those that have none yet.
+
+        Nothing is written where all have one, so a table that cannot be written can be read.
+        """
+        if UNKNOWN not in (numbers := self.numbers(record_ids)):
+            return numbers
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            self.refresh()
+            fresh = dict.fromkeys(r for r in record_ids if r not in self._numbers)
+            if fresh:
+                self._append(b"".join(bytes.fromhex(record) for record in fresh))
+        return self.numbers(record_ids)
+
+    def names(self) -> list[str]:
+        """Every record_id, in the order of the numbers."""
+        self.refresh()
+        return list(self._numbers)
+
+    def refresh(self) -> None:
+        """Read what others have appended."""
+        known = len(self._numbers) * ID_BYTES
+        if not self.path.is_file() or self.path.stat().st_size < known + ID_BYTES:
+            return
+        with self.path.open("rb") as handle:
+            handle.seek(known)
+            raw = handle.read()
+        for start in range(0, len(raw) - ID_BYTES + 1, ID_BYTES):
+            self._numbers[raw[start : start + ID_BYTES].hex()] = len(self._numbers)
+
+    def _append(self, raw: bytes) -> None:
+        with self.path.open("r+b" if self.path.exists() else "xb") as handle:
+            handle.seek(len(self._numbers) * ID_BYTES)
+            handle.write(raw)
+            handle.truncate()
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.refresh()
 
 
 class Column(NamedTuple):
@@ -52,7 +128,7 @@ class ScoreStore:
     """The scores of one fingerprint, under one folder.
 
     manifest.json     the fingerprint's parts
-    records.ids       record_id -> id (`ids`)
+    records.ids       record_id -> id (`IdTable`)
     shards/           immutable files of scores (`shards`)
     leases/           who is scoring what (`leases`)
     aside/            shards found damaged
@@ -247,3 +323,74 @@ def _matched(present: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
     places = np.minimum(np.searchsorted(present, wanted), max(len(present) - 1, 0))
     inside = np.flatnonzero(present[places] == wanted) if len(present) else places[:0]
     return places[inside], inside
+
+
+class Wanted:
+    """The pairs a plan wants, without those of unscorable records.
+
+    A demonstration that stands in several blocks is wanted once, with the union of its targets.
+
+    Attributes:
+        demonstrations: Ids of the scorable demonstrations, ascending.
+        left_out: Pairs of the plan that involve an unscorable record, counted block by block.
+        pairs: Pairs wanted; one that stands in several blocks counts once.
+    """
+
+    def __init__(self, plan: PairPlan, records: EncodedRecords, store: ScoreStore) -> None:
+        """Give every scorable record of the plan an id.
+
+        Raises:
+            DeliftError: the plan names a record that was not encoded.
+        """
+        mentioned = list(plan.records())
+        unknown = [r for r in mentioned if r not in records.rows and r not in records.unscorable]
+        if unknown:
+            raise DeliftError(
+                f"the plan names {len(unknown):,} records that were not given (first: {unknown[0]})"
+            )
+        scorable = [record for record in mentioned if record in records.rows]
+        numbers = store.ids.add(scorable).tolist()
+        self.store = store
+        self._row = np.full(max(numbers, default=-1) + 1, -1, dtype=np.int64)
+        self._row[numbers] = [records.rows[record] for record in scorable]
+        number = dict(zip(scorable, numbers, strict=True))
+        # Of each demonstration the blocks it stands in, its place there, and the targets' ids: of
+        # a dense block as they are wanted, of another one -1 where they are unscorable.
+        self._places: dict[int, list[tuple[PairBlock, int, np.ndarray]]] = {}
+        for block in plan.blocks:
+            targets = np.asarray([number.get(t, -1) for t in block.targets], dtype=np.int32)
+            targets = np.unique(targets[targets >= 0]) if block.dense else targets
+            for place, demonstration in enumerate(block.demonstrations):
+                if demonstration in number:
+                    entry = (block, place, targets)
+                    self._places.setdefault(number[demonstration], []).append(entry)
+        self.demonstrations = sorted(self._places)
+        kept = (len(self._targets(*e)) for entries in self._places.values() for e in entries)
+        self.left_out = plan.pairs - sum(kept)
+        self.pairs = sum(len(self.targets(number)) for number in self.demonstrations)
+
+    def row(self, number: int) -> int:
+        """The row of an id in the encoded records."""
+        return int(self._row[number])
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of several ids in the encoded records, int64."""
+        return self._row[numbers]
+
+    def targets(self, demonstration: int) -> np.ndarray:
+        """Ascending ids of the targets wanted after a demonstration, int32."""
+        found = [self._targets(*entry) for entry in self._places[demonstration]]
+        return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+
+    def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
+        """Demonstration id -> targets that are not scored yet; those with none are left out."""
+        asked = self.demonstrations if demonstrations is None else demonstrations
+        index = self.store.index
+        counts = {number: len(index.missing(number, self.targets(number))) for number in asked}
+        return {number: count for number, count in counts.items() if count}
+
+    def _targets(self, block: PairBlock, place: int, targets: np.ndarray) -> np.ndarray:
+        if block.dense:
+            return targets
+        chosen = targets[block.targets_of(place)]
+        return np.unique(chosen[chosen >= 0])

@@ -9,7 +9,7 @@ import polars as pl
 from delift_pipeline.progress import Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.model import LoadedModel
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 

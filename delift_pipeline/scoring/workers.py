@@ -3,6 +3,11 @@
 They share the work by leases (`leases`), a batch of demonstrations at a time. The leases of one
 that dies are free at once, and the others take its work over: nothing is scored twice but what was
 in its unfinished shard.
+
+A worker is `python -m delift_pipeline.scoring.workers FOLDER`. The folder holds records, plan and
+`job.json`. Standard output carries one JSON document a line (`advance`, `say`, and `report` at the
+end), standard error the rest. The process ends when its standard input closes: it never outlives
+the one that started it. Exit status as everywhere: 0 done, 1 failed, 2 refused.
 """
 
 import json
@@ -12,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,23 +26,90 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.progress import Progress
+from delift_pipeline.progress import Meter, Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairPlan
-from delift_pipeline.scoring.plan import write_plan
+from delift_pipeline.scoring.plan import PairPlan, read_plan, write_plan
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.wanted import Wanted
-from delift_pipeline.scoring.worker import JOB, PLAN, RECORDS
+from delift_pipeline.scoring.store import ScoreStore, Wanted
 from delift_pipeline.storage.atomic import write_json
 
-MODULE = "delift_pipeline.scoring.worker"
+MODULE = "delift_pipeline.scoring.workers"
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0
 REFUSED = 2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+JOB = "job.json"
+RECORDS = "records.arrow"
+PLAN = "plan"
+ORPHANED = 3
+
+
+class _Channel:
+    """Progress that goes to the process that started this one."""
+
+    def __init__(self) -> None:
+        # Whatever a library prints must not come between the documents.
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, **document: Any) -> None:
+        """Send one document."""
+        self._out.write(json.dumps(document) + "\n")
+        self._out.flush()
+
+    def say(self, line: str) -> None:
+        """Show one line."""
+        self.send(say=line)
+
+    @contextmanager
+    def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
+        """A meter whose advances are sent."""
+        yield Meter(lambda amount: self.send(name=name, advance=amount))
+
+
+def work(folder: Path, channel: _Channel) -> None:
+    """Score what this worker can lease of the job, until nothing is missing.
+
+    Raises:
+        Refused: the model cannot be used.
+        DeliftError: scoring failed.
+    """
+    from delift_pipeline.scoring.model import load_scorer
+    from delift_pipeline.scoring.run import score_baseline, score_pairs
+
+    job = json.loads((folder / JOB).read_text("utf-8"))
+    loaded = load_scorer(ModelOptions.model_validate(job["options"]))
+    records = loaded.encoder.encode(pl.read_ipc(folder / RECORDS, memory_map=False))
+    store, plan = ScoreStore(Path(job["store"])), read_plan(folder / PLAN)
+    report = score_pairs(loaded, store, records, plan, channel)
+    if job["baseline"]:
+        score_baseline(loaded, store, records, channel)
+    channel.send(report=report.as_dict())
+
+
+def main() -> int:
+    """Do the job in the folder that is the one argument; the exit status."""
+    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+    try:
+        work(Path(sys.argv[1]), _Channel())
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return 2
+    except DeliftError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Exception:
+        # The interpreter must not end by itself: the thread above holds standard input.
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end_with_the_starter() -> None:
+    sys.stdin.buffer.read()
+    os._exit(ORPHANED)
 
 
 def score_together(
@@ -248,3 +321,10 @@ def _failure(workers: Sequence[_Worker], left: int) -> DeliftError:
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "
         f"(the last said: {words}); run again to go on where they stopped"
     )
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    # The thread that waits for the starter reads still; it must not hold up the end.
+    os._exit(status)

@@ -99,7 +99,7 @@ def _changes(
     loaded: "LoadedModel", encoded: "EncodedRecords", record: str, near: Sequence[str]
 ) -> list[TokenChange]:
     from delift_pipeline.scoring.engine import Job
-    from delift_pipeline.scoring.naive import NaiveEngine
+    from delift_pipeline.scoring.engines import NaiveEngine
 
     row = pl.Series([encoded.rows[record]]).to_numpy()
     shown = [other for other in near if other in encoded.rows]

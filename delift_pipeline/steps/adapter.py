@@ -18,8 +18,7 @@ from delift_pipeline.lineage.trained_on import write_trained_on
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.names import portable_name
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.steps.result import Result
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.home import Home

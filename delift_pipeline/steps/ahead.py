@@ -4,12 +4,18 @@ import polars as pl
 
 from delift_pipeline.progress import LARGE, Progress
 from delift_pipeline.records.schema import TEXT_FIELDS
-from delift_pipeline.scoring.estimate import BYTES, GIB, INT8_BYTES, NF4_BYTES, stored_parameters
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.model_files import weight_files
+from delift_pipeline.scoring.model_files import (
+    BYTES,
+    GIB,
+    INT8_BYTES,
+    NF4_BYTES,
+    model_folder,
+    stored_parameters,
+    weight_files,
+)
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.rate import duration_text, stored_rate
-from delift_pipeline.scoring.source import model_folder
+from delift_pipeline.scoring.report import duration_text, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.storage.home import Home
 

@@ -3,8 +3,8 @@
 from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.lineage.existing import existing_of
 from delift_pipeline.records.stored import DatasetVersion
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.rate import duration_text, stored_rate
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+from delift_pipeline.scoring.report import duration_text, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.steps.plan import too_dear
 from delift_pipeline.storage.home import Home

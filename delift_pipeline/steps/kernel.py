@@ -2,8 +2,13 @@
 
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import neighbour_block, read_neighbours, read_plan
+from delift_pipeline.scoring.plan import (
+    PairBlock,
+    PairPlan,
+    neighbour_block,
+    read_neighbours,
+    read_plan,
+)
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.steps.plan import planned_manifest
 from delift_pipeline.steps.result import Result

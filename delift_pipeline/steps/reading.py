@@ -8,7 +8,7 @@ from delift_pipeline.errors import Refused
 from delift_pipeline.progress import LARGE, Progress
 from delift_pipeline.records.read import Inputs
 from delift_pipeline.records.tables import input_files, kind_of
-from delift_pipeline.scoring.rate import duration_text
+from delift_pipeline.scoring.report import duration_text
 
 MIB = 2**20
 _BLOCK = 8 * MIB

@@ -21,8 +21,7 @@ from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.progress import Progress
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.names import portable_name
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.selection.run import BALANCE
 from delift_pipeline.steps.adapter import subset_manifest
 from delift_pipeline.steps.forgetting import forgetting_of, line_of, rest_samples, write_rest

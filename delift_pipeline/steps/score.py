@@ -13,10 +13,8 @@ from delift_pipeline.progress import LARGE, Progress, tracked
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import read_plan
-from delift_pipeline.scoring.rate import pairs_per_second, stored_rate
-from delift_pipeline.scoring.report import ScoreReport
+from delift_pipeline.scoring.plan import PairBlock, PairPlan, read_plan
+from delift_pipeline.scoring.report import ScoreReport, pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.scorable import refuse_unscorable
 from delift_pipeline.steps.ahead import announce_scoring
@@ -226,7 +224,7 @@ def score_plan(
 
 def _found(store: ScoreStore, plan: PairPlan, encoded: "EncodedRecords", part: Part) -> ScoreReport:
     """The report where nothing was missing."""
-    from delift_pipeline.scoring.wanted import Wanted
+    from delift_pipeline.scoring.store import Wanted
 
     wanted = Wanted(plan, encoded, store)
     alone = part == "baseline"

@@ -9,7 +9,7 @@ import polars as pl
 from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
 from delift_pipeline.steps.ahead import announce_pairs

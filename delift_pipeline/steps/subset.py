@@ -12,8 +12,7 @@ from delift_pipeline.lineage.existing import existing_of
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.names import portable_name
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of

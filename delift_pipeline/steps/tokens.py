@@ -19,7 +19,7 @@ def counted(pool: pl.DataFrame, budget: BudgetText, model: ModelOptions) -> pl.D
     if parse_budget(budget, pool.height).tokens is None:
         return pool
     from delift_pipeline.scoring.model import load_tokenizer
-    from delift_pipeline.scoring.source import model_folder
+    from delift_pipeline.scoring.model_files import model_folder
 
     tokenizer = load_tokenizer(model_folder(model), model)
     total = pl.Series(TOKENS, [0] * pool.height)

@@ -19,14 +19,14 @@ from delift_pipeline.scoring.model import (
     load_encoder,
     load_model,
     load_tokenizer,
+    quantisation,
+    quiet_loading,
+    refuse_without_bitsandbytes,
     refused_where_loading_fails,
     resolve_device,
 )
-from delift_pipeline.scoring.names import portable_name
-from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.quantised import quantisation, refuse_without_bitsandbytes
-from delift_pipeline.scoring.quiet import quiet_loading
-from delift_pipeline.scoring.source import model_folder
+from delift_pipeline.scoring.model_files import model_folder
+from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.training.options import TrainingOptions
 

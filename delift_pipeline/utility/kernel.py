@@ -16,7 +16,7 @@ import numpy as np
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import Progress, SilentProgress
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.storage.atomic import replacing_folder
 from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.storage.home import Home

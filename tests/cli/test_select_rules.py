@@ -27,8 +27,8 @@ def select(delift: Any, files: Any, scores: Path, tmp_path: Path) -> Any:
 
 def tokens_of(row: dict[str, Any]) -> int:
     from delift_pipeline.scoring.model import load_tokenizer
+    from delift_pipeline.scoring.model_files import model_folder
     from delift_pipeline.scoring.options import ModelOptions
-    from delift_pipeline.scoring.source import model_folder
 
     options = ModelOptions(model="demo")
     tokenizer = load_tokenizer(model_folder(options), options)

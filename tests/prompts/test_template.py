@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 
 from delift_pipeline.errors import Refused
-from delift_pipeline.prompts.template import Template, load_template, shipped_templates
-from delift_pipeline.prompts.wording import Written, pieces_of, write
+from delift_pipeline.prompts.template import (
+    Template,
+    Written,
+    load_template,
+    pieces_of,
+    shipped_templates,
+    write,
+)
 
 
 def composed(pieces: tuple[str, ...], record: dict[str, str]) -> Written:

@@ -13,7 +13,7 @@ import torch
 
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 

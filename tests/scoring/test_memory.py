@@ -16,13 +16,12 @@ from delift_pipeline.bench.scoring_shapes import random_model, random_records
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job
-from delift_pipeline.scoring.estimate import GIB
-from delift_pipeline.scoring.memory import MemoryPlan, plan_memory
 from delift_pipeline.scoring.model import LoadedModel
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.model_files import GIB
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.run import score_pairs
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from delift_pipeline.scoring.transformers_engine import MemoryPlan, TransformersEngine, plan_memory
 
 CPU = torch.device("cpu")
 Made = Callable[..., pl.DataFrame]

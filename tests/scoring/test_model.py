@@ -13,10 +13,9 @@ import pytest
 
 from delift_pipeline.errors import Refused
 from delift_pipeline.scoring.engine import Job
-from delift_pipeline.scoring.engines import engine_for
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import LoadedModel, load_encoder, load_model
-from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
 
 MakeModel = Callable[..., Path]

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring.attention import _plain, attend
 from delift_pipeline.scoring.engine import Job, TokenScores, reduce_scores
-from delift_pipeline.scoring.engines import engine_for, why_not_shareable
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for, why_not_shareable
+from delift_pipeline.scoring.layers import _plain, attend
 from delift_pipeline.scoring.model import LoadedModel, load_model
-from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 
@@ -152,7 +151,7 @@ def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
     logprobs = engine.path.logprobs
 
     def short_of_memory(ready: Any, prefixes: Any) -> torch.Tensor:
-        if ready.targets.rows > 5:
+        if ready.rows > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return logprobs(ready, prefixes)
 

@@ -11,11 +11,9 @@ import torch
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.scoring.engine import Job
-from delift_pipeline.scoring.engines import engine_for
-from delift_pipeline.scoring.estimate import stored_parameters
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model
-from delift_pipeline.scoring.model_files import weight_files
-from delift_pipeline.scoring.naive import NaiveEngine
+from delift_pipeline.scoring.model_files import stored_parameters, weight_files
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 
 # In 8 bits the numbers of a whole batch decide which columns stay in 16 bits.

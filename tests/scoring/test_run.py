@@ -18,11 +18,10 @@ import torch
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
-from delift_pipeline.scoring.engines import engine_for
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel
-from delift_pipeline.scoring.naive import NaiveEngine
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.rate import duration_text, pairs_per_second, stored_rate
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+from delift_pipeline.scoring.report import duration_text, pairs_per_second, stored_rate
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.table import score_table

@@ -11,12 +11,10 @@ import pytest
 
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.scoring.engine import PairScores
-from delift_pipeline.scoring.ids import UNKNOWN, IdTable
-from delift_pipeline.scoring.idsets import IdSets
 from delift_pipeline.scoring.leases import Leases
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.shards import BASELINE, SUFFIX, ShardDraft
-from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+from delift_pipeline.scoring.shards import BASELINE, SUFFIX, IdSets, ShardDraft
+from delift_pipeline.scoring.store import UNKNOWN, IdTable, ScoreStore
 
 SETTINGS = {"engine": "transformers", "batch_tokens": 4096}
 

@@ -18,13 +18,13 @@ from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.progress import LineProgress
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.worker import ORPHANED
 from delift_pipeline.scoring.workers import (
     MODULE,
+    ORPHANED,
     _started,
     environments,
     pinned,

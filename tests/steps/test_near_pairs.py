@@ -10,8 +10,7 @@ from delift_pipeline.arms import load_arms
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.pairs import PairPlan
-from delift_pipeline.scoring.plan import plan_hash, read_plan
+from delift_pipeline.scoring.plan import PairPlan, plan_hash, read_plan
 from delift_pipeline.steps.plan import plan_pairs
 from delift_pipeline.storage.home import Home
 

@@ -270,9 +270,9 @@ def test_qlora_without_its_package_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from delift_pipeline.scoring import quantised
+    from delift_pipeline.scoring import model
 
-    monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
     options = quick.model_copy(update={"method": "qlora"})
     with pytest.raises(Refused, match=r"pip install 'delift-pipeline\[qlora\]'"):
         run(options, tiny, records, tmp_path / "a")

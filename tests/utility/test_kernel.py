@@ -9,8 +9,7 @@ import pytest
 
 from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.scoring.neighbours import Neighbours
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
-from delift_pipeline.scoring.plan import SelfPairs, build_plan, neighbour_block
+from delift_pipeline.scoring.plan import PairBlock, PairPlan, SelfPairs, build_plan, neighbour_block
 from delift_pipeline.storage.home import Home
 from delift_pipeline.storage.manifest import read_manifest
 from delift_pipeline.utility.columns import DenseColumns, SparseColumns, to_dense

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from delift_pipeline.scoring.engine import PairScores
-from delift_pipeline.scoring.pairs import PairBlock, PairPlan
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import BASELINE, ShardDraft
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.storage.home import Home

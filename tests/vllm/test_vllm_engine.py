@@ -15,9 +15,8 @@ from delift_pipeline.errors import DeliftError, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring import vllm_engine
 from delift_pipeline.scoring.engine import Engine, Job
-from delift_pipeline.scoring.engines import engine_for
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
-from delift_pipeline.scoring.naive import NaiveEngine
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.table import score_table
 from delift_pipeline.scoring.vllm_engine import VllmEngine
