@@ -109,7 +109,8 @@ def shared_engine(loaded: "LoadedModel") -> tuple[TransformersEngine | None, str
         Refused: not even one pair fits the memory limit.
     """
     model, options, window = loaded.model, loaded.options, loaded.encoder.window
-    refused = _own_forward(model)
+    quantised = getattr(model, "is_quantized", False)
+    refused = "its weights are quantised" if quantised else None
     for _ in range(2):
         engine = TransformersEngine(
             model,
@@ -125,16 +126,6 @@ def shared_engine(loaded: "LoadedModel") -> tuple[TransformersEngine | None, str
         if isinstance(engine.path, CachePath):
             break
     return None, refused or ""
-
-
-def _own_forward(model: "PreTrainedModel") -> str | None:
-    """Why a model's weights can be used by its own forward pass only, or None."""
-    if getattr(model, "is_quantized", False):
-        return "its weights are quantised"
-    places = getattr(model, "hf_device_map", None) or {}
-    if len(set(places.values())) > 1:
-        return "it lies on several devices"
-    return None
 
 
 def why_not_shareable(

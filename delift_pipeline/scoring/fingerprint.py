@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.prompts.chat import chat_digest, chat_source
-from delift_pipeline.prompts.template import Template, load_template
+from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.model_files import (
     model_folder,
     read_config,
@@ -69,18 +69,18 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
             for name in TOKENIZER_FILES
             if (folder / name).is_file()
         },
-        "template": _template_parts(template, folder),
+        "template": {
+            "name": template.name,
+            "version": template.version,
+            "digest": template.digest,
+            **({"chat": chat_digest(chat_source(folder))} if template.chat else {}),
+        },
         "caps": {"window": window, "demonstration": window // 2, "target": window - window // 2},
         "dtype": options.dtype,
         **({"load_in": options.load_in} if options.load_in else {}),
         "scoring": {"version": SCORING_VERSION, "distance": "squared, mean over answer tokens"},
     }
     return Fingerprint(digest_json(parts), parts)
-
-
-def _template_parts(template: Template, folder: Path) -> dict[str, Any]:
-    parts = {"name": template.name, "version": template.version, "digest": template.digest}
-    return parts | ({"chat": chat_digest(chat_source(folder))} if template.chat else {})
 
 
 def content_digest(path: Path) -> str:

@@ -122,11 +122,11 @@ def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
         decoder: The model.
         window: Most tokens in a sequence; None where that is not known.
     """
+    if len(set((getattr(decoder.model, "hf_device_map", None) or {}).values())) > 1:
+        return "it lies on several devices"
     layers = getattr(decoder.body, "layers", None)
     if not layers or any(type(layer).__name__ not in KNOWN_LAYERS for layer in layers):
         return "its layers are of another kind"
-    if len(set(getattr(decoder.model, "hf_device_map", {"": 0}).values())) > 1:
-        return "its layers lie on several devices"
     sliding = getattr(decoder.config, "sliding_window", None)
     if sliding and (window is None or window > sliding):
         return "its attention slides"

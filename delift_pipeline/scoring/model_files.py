@@ -111,12 +111,21 @@ def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
     files = [folder / one for one, _, _ in state]
     _check_pointers([path for path in files if path.suffix in _READ and path.is_file()], name)
     if (folder / ADAPTER).exists():
-        raise _refused(name, _adapter(_read_json(folder / ADAPTER, name)))
+        own = _read_json(folder / ADAPTER, name)
+        kind, base = own.get("peft_type", "LoRA"), own.get("base_model_name_or_path", "a model")
+        raise _refused(
+            name,
+            f"this is a {kind} adapter of {base}, not a whole model; merge it into its base (peft: "
+            f"merge_and_unload, save_pretrained), or name {base}",
+        )
     if not (folder / CONFIG).exists():
         named_gguf = any(path.suffix == ".gguf" for path in files)
         raise _refused(name, _gguf() if named_gguf else f"no {CONFIG}, so this holds no model")
     read = {one: _read_json(folder / one, name) for one in _JSON_FILES if (folder / one).exists()}
-    _check_kind(read[CONFIG], name)
+    heads = read[CONFIG].get("architectures") or []
+    if heads and all(str(head).endswith(_ENCODER_HEADS) for head in heads):
+        reason = f"this is an encoder ({heads[0]}) and cannot score answers; name a causal model"
+        raise _refused(name, reason)
     if INDEX in read:
         _check_index(read[INDEX], folder, name)
     weights = weight_files(folder)
@@ -146,14 +155,6 @@ def _starts_with(path: Path, start: bytes) -> bool:
         return handle.read(len(start)) == start
 
 
-def _adapter(config: dict[str, Any]) -> str:
-    kind, base = config.get("peft_type", "LoRA"), config.get("base_model_name_or_path", "a model")
-    return (
-        f"this is a {kind} adapter of {base}, not a whole model; merge it into its base (peft: "
-        f"merge_and_unload, save_pretrained), or name {base}"
-    )
-
-
 def _gguf() -> str:
     return (
         "this is a GGUF model, which is not read; name the folder or hub id of the safetensors "
@@ -173,13 +174,6 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _refused(name, f"{path.name} holds no JSON object; {_AGAIN}")
     return found
-
-
-def _check_kind(config: dict[str, Any], name: str) -> None:
-    heads = config.get("architectures") or []
-    if heads and all(str(head).endswith(_ENCODER_HEADS) for head in heads):
-        reason = f"this is an encoder ({heads[0]}) and cannot score answers; name a causal model"
-        raise _refused(name, reason)
 
 
 def _check_index(index: dict[str, Any], folder: Path, name: str) -> None:

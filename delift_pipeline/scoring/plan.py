@@ -201,7 +201,12 @@ def write_plan(
     """
     with replacing_folder(folder) as temporary:
         for block in plan.blocks:
-            _write_block(temporary, block)
+            for role in ("targets", "demonstrations"):
+                frame = pl.DataFrame({"record_id": getattr(block, role)}, {"record_id": pl.String})
+                write_parquet(temporary / f"{block.name}.{role}.parquet", frame)
+            if block.indptr is not None and block.indices is not None:
+                np.save(temporary / f"{block.name}.indptr.npy", block.indptr)
+                np.save(temporary / f"{block.name}.indices.npy", block.indices)
         write_json(temporary / _BLOCKS, [_described(block) for block in plan.blocks])
         alone = _write_neighbours(temporary, pool, neighbours)
         manifest = Manifest(
@@ -220,22 +225,14 @@ def write_plan(
 
 def plan_hash(plan: PairPlan, neighbours: Neighbours | None = None) -> str:
     """The content hash of a plan and its neighbours."""
-    parts = [_block_hash(block) for block in plan.blocks]
+    parts = []
+    for block in plan.blocks:
+        arrays = [a.tobytes() for a in (block.indptr, block.indices) if a is not None]
+        ids = (digest_text(*block.targets), digest_text(*block.demonstrations))
+        parts.append(digest_json([block.name, *ids, digest_bytes(*arrays)]))
     if neighbours is not None:
         parts.append(digest_bytes(neighbours.indices.tobytes(), neighbours.cosine.tobytes()))
     return digest_json(parts)
-
-
-def _block_hash(block: PairBlock) -> str:
-    arrays = [a.tobytes() for a in (block.indptr, block.indices) if a is not None]
-    return digest_json(
-        [
-            block.name,
-            digest_text(*block.targets),
-            digest_text(*block.demonstrations),
-            digest_bytes(*arrays),
-        ]
-    )
 
 
 def _described(block: PairBlock) -> dict[str, Any]:
@@ -246,15 +243,6 @@ def _described(block: PairBlock) -> dict[str, Any]:
         "columns": len(block.demonstrations),
         "pairs": block.pairs,
     }
-
-
-def _write_block(folder: Path, block: PairBlock) -> None:
-    for role, ids in (("targets", block.targets), ("demonstrations", block.demonstrations)):
-        frame = pl.DataFrame({"record_id": ids}, schema={"record_id": pl.String})
-        write_parquet(folder / f"{block.name}.{role}.parquet", frame)
-    if block.indptr is not None and block.indices is not None:
-        np.save(folder / f"{block.name}.indptr.npy", block.indptr)
-        np.save(folder / f"{block.name}.indices.npy", block.indices)
 
 
 def _write_neighbours(

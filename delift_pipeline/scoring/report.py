@@ -1,10 +1,12 @@
-"""What a scoring run did, and how fast pairs are scored; free of torch."""
+"""What a scoring run did, how fast pairs are scored, and every score as a table; free of torch."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.shards import BASELINE
@@ -90,3 +92,38 @@ def duration_text(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}s"
     return f"{max(seconds, 1):,.0f} second{'' if seconds < 1.5 else 's'}"
+
+
+SCORE_SCHEMA = pl.Schema(
+    {
+        "target_id": pl.String(),
+        "demonstration_id": pl.String(),  # null: no demonstration
+        "sum_logprob": pl.Float32(),
+        "squared_distance": pl.Float32(),
+        "tokens": pl.Int32(),
+    }
+)
+
+
+def read_table(store: ScoreStore, record_ids: Sequence[str]) -> pl.DataFrame:
+    """The stored scores of all records against all, and of each without a demonstration.
+
+    Returns:
+        One row a pair in `SCORE_SCHEMA`: the rows without demonstration first, then demonstration
+        after demonstration, targets in the order of the records.
+    """
+    alone = store.baseline(record_ids)
+    columns = zip(record_ids, store.columns(record_ids, record_ids), strict=True)
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "target_id": list(record_ids),
+                "demonstration_id": [demonstration] * len(record_ids),
+                "sum_logprob": scores.sum_logprob,
+                "squared_distance": scores.squared_distance,
+                "tokens": alone.tokens,
+            },
+            schema=SCORE_SCHEMA,
+        )
+        for demonstration, scores in [(None, alone), *columns]
+    )

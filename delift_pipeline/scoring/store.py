@@ -13,7 +13,6 @@ from filelock import FileLock
 from delift_pipeline.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import Fingerprint
-from delift_pipeline.scoring.leases import Leases
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import (
     BASELINE,
@@ -66,7 +65,12 @@ class IdTable:
             self.refresh()
             fresh = dict.fromkeys(r for r in record_ids if r not in self._numbers)
             if fresh:
-                self._append(b"".join(bytes.fromhex(record) for record in fresh))
+                with self.path.open("r+b" if self.path.exists() else "xb") as handle:
+                    handle.seek(len(self._numbers) * ID_BYTES)
+                    handle.write(b"".join(bytes.fromhex(record) for record in fresh))
+                    handle.truncate()
+                    handle.flush()
+                    os.fsync(handle.fileno())
         return self.numbers(record_ids)
 
     def names(self) -> list[str]:
@@ -84,15 +88,6 @@ class IdTable:
             raw = handle.read()
         for start in range(0, len(raw) - ID_BYTES + 1, ID_BYTES):
             self._numbers[raw[start : start + ID_BYTES].hex()] = len(self._numbers)
-
-    def _append(self, raw: bytes) -> None:
-        with self.path.open("r+b" if self.path.exists() else "xb") as handle:
-            handle.seek(len(self._numbers) * ID_BYTES)
-            handle.write(raw)
-            handle.truncate()
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.refresh()
 
 
 class Column(NamedTuple):
@@ -182,10 +177,6 @@ class ScoreStore:
         """Pairs in all shards, the baseline's not counted."""
         return sum(s.pairs for s in self.shards if BASELINE not in s.demonstrations)
 
-    def leases(self) -> Leases:
-        """Leases on this store's demonstrations."""
-        return Leases(self.folder / "leases")
-
     def write(self, draft: ShardDraft, settings: dict[str, Any]) -> None:
         """Make a draft a shard."""
         last = shard_names(self.index.folder)[-1:]
@@ -198,8 +189,9 @@ class ScoreStore:
     def column(self, demonstration: str, targets: Sequence[str]) -> Column:
         """Scores of `targets` after `demonstration`, NaN where absent."""
         numbers = self._numbers_of(targets)
+        # The unknown have a number, too, which is in no shard.
         number = int(self.ids.numbers([demonstration])[0])
-        return Column(*self._gathered(number, numbers)) if number != UNKNOWN else _absent(targets)
+        return Column(*self._gathered(number, numbers))
 
     def columns(self, demonstrations: Sequence[str], targets: Sequence[str]) -> Iterator[Column]:
         """`column` of each demonstration, one at a time, so that no matrix is held."""
@@ -266,10 +258,10 @@ class ScoreStore:
 
     def _missing_block(self, block: PairBlock) -> PairBlock:
         targets = self.ids.numbers(block.targets)
-        rows = [
-            self._missing_rows(int(number), targets, block.targets_of(place))
-            for place, number in enumerate(self.ids.numbers(block.demonstrations))
-        ]
+        rows = []
+        for place, number in enumerate(self.ids.numbers(block.demonstrations).tolist()):
+            wanted = block.targets_of(place)
+            rows.append(wanted[~np.isin(targets[wanted], self.index.present(number))])
         kept = [place for place, found in enumerate(rows) if len(found)]
         names = tuple(block.demonstrations[place] for place in kept)
         if block.dense and all(len(rows[place]) == len(targets) for place in kept):
@@ -279,11 +271,6 @@ class ScoreStore:
         found = [rows[place] for place in kept] or [np.empty(0, np.int32)]
         indices = np.concatenate(found).astype(np.int32)
         return PairBlock(block.name, block.targets, names, indptr, indices)
-
-    def _missing_rows(self, number: int, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if number == UNKNOWN or not self.index.places(number):
-            return rows
-        return rows[~np.isin(targets[rows], self.index.present(number))]
 
     # Care
 
@@ -308,11 +295,6 @@ class ScoreStore:
         self.index.shards.pop(name, None)
         self.index = ShardIndex(self.index.folder)
         return moved
-
-
-def _absent(targets: Sequence[str]) -> Column:
-    nothing = np.full(len(targets), np.nan, dtype=np.float32)
-    return Column(nothing, nothing.copy())
 
 
 def _matched(present: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

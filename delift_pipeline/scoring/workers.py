@@ -91,7 +91,12 @@ def work(folder: Path, channel: _Channel) -> None:
 
 def main() -> int:
     """Do the job in the folder that is the one argument; the exit status."""
-    threading.Thread(target=_end_with_the_starter, daemon=True).start()
+
+    def end_with_the_starter() -> None:
+        sys.stdin.buffer.read()
+        os._exit(ORPHANED)
+
+    threading.Thread(target=end_with_the_starter, daemon=True).start()
     try:
         work(Path(sys.argv[1]), _Channel())
     except Refused as refused:
@@ -105,11 +110,6 @@ def main() -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _end_with_the_starter() -> None:
-    sys.stdin.buffer.read()
-    os._exit(ORPHANED)
 
 
 def score_together(
@@ -143,6 +143,7 @@ def score_together(
     shards, missing = len(store.shards), sum(wanted.missing().values())
     places = environments(options)
     lock, said, reports = threading.Lock(), set[str](), list[dict[str, Any]]()
+    workers: list[_Worker] = []
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
@@ -165,8 +166,13 @@ def score_together(
         settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
         job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
         write_json(folder / JOB, job)
-        with _started(folder, places) as workers:
+        try:
+            for number, place in enumerate(places):
+                workers.append(_Worker(number, folder, place))
             _wait(workers, hear, progress)
+        finally:
+            for worker in workers:
+                worker.end()
         store.refresh()
         if left := sum(wanted.missing().values()):
             raise _failure(workers, left)
@@ -190,7 +196,13 @@ def environments(options: ModelOptions) -> list[dict[str, str]]:
     Raises:
         Refused: there are not enough GPUs.
     """
-    visible = [] if options.device == "cpu" else _gpus()
+    visible: list[str] = []
+    if options.device != "cpu":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        named = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+        visible = named[:count] if named else [str(number) for number in range(count)]
     if not visible:
         threads = options.threads or max((os.cpu_count() or 1) // options.workers, 1)
         own = {"OMP_NUM_THREADS": str(threads)}
@@ -211,14 +223,6 @@ def pinned(workers: int, visible: Sequence[str], each: int) -> list[str]:
         reason = f"{needed}, and {len(visible)} can be seen here; give fewer workers"
         raise Refused(Fault(reason, field="workers"))
     return [",".join(visible[at * each : (at + 1) * each]) for at in range(workers)]
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    named = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
 
 
 class _Worker:
@@ -274,19 +278,6 @@ class _Worker:
                     process.wait(END_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
-
-
-@contextmanager
-def _started(folder: Path, places: Sequence[Mapping[str, str]]) -> Iterator[list[_Worker]]:
-    """The workers, none of which outlives the context."""
-    workers: list[_Worker] = []
-    try:
-        for number, place in enumerate(places):
-            workers.append(_Worker(number, folder, place))
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
 
 
 def _wait(

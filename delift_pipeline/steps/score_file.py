@@ -22,7 +22,7 @@ from delift_pipeline.storage.output import writing
 def score_file(
     home: Home, records: pl.DataFrame, options: ModelOptions, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Score all records against all and write one row a pair (`scoring.table.SCORE_SCHEMA`).
+    """Score all records against all and write one row a pair (`scoring.report.SCORE_SCHEMA`).
 
     Returns:
         Counts, seconds, the fingerprint, and where the table is.
@@ -30,7 +30,7 @@ def score_file(
     Raises:
         Refused: the model cannot be used, or no record can be scored.
     """
-    from delift_pipeline.scoring.table import read_table
+    from delift_pipeline.scoring.report import read_table
 
     started, ids = time.monotonic(), tuple(records["record_id"])
     plan, fingerprint = PairPlan((PairBlock("self", ids, ids),)), fingerprint_of(options).digest

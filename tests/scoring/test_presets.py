@@ -164,7 +164,7 @@ def test_a_presets_parameters_are_those_of_a_model_of_its_sizes(name: str) -> No
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_is_valid_and_what_is_given_beside_it_wins(name: str) -> None:
     found = ModelOptions(model=f"preset:{name}")
-    assert found.model == PRESETS[name].model
+    assert found.model == PRESETS[name]["model"]
     assert load_template(found.template).name == found.template
     own = ModelOptions(model=f"preset:{name}", dtype="float16", template="plain", engine="naive")
     assert (own.dtype, own.template, own.engine) == ("float16", "plain", "naive")

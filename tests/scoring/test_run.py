@@ -24,8 +24,8 @@ from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.report import duration_text, pairs_per_second, stored_rate
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.table import score_table
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
+from tests.scoring.tables import score_table
 
 Made = Callable[..., pl.DataFrame]
 

@@ -8,8 +8,8 @@ import pytest
 from delift_pipeline.cli.main import run
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.scoring.table import score_table
 from delift_pipeline.storage.home import Home
+from tests.scoring.tables import score_table
 
 
 @pytest.fixture

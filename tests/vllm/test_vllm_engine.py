@@ -18,8 +18,8 @@ from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.table import score_table
 from delift_pipeline.scoring.vllm_engine import VllmEngine
+from tests.scoring.tables import score_table
 
 pytestmark = [
     pytest.mark.vllm,
