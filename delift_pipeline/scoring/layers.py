@@ -3,8 +3,7 @@
 Against a plain pass over prefix and target, all exact up to rounding:
 - the prefix's keys and values are computed once and never copied for the rows (`attend`);
 - padding exists only where tokens look at each other;
-- positions are counted from the first token of a target, so that those of a prefix are negative:
-  what the first layer makes of a target by itself is then the same after every prefix;
+- what the first layer's projections make of a target does not depend on the prefix and is kept;
 - the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
   and values.
 """
@@ -111,6 +110,8 @@ KNOWN_LAYERS = (
 
 PrefixKeys = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a prefix in every layer, [key heads, tokens, width] each."""
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values of tokens, [tokens, heads, width] each."""
 Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines by which tokens' positions turn their heads, [tokens, 1, turned width]."""
 
@@ -147,15 +148,13 @@ class Prepared:
 
     Attributes:
         targets: The targets.
-        angles: Of their positions.
         hidden: Their embeddings, [tokens, model width].
-        own: Their own part of the first layer's attention.
+        heads: The first layer's, not turned.
     """
 
     targets: Packed
-    angles: Angles
     hidden: torch.Tensor
-    own: Own
+    heads: Heads
 
     @property
     def rows(self) -> int:
@@ -165,7 +164,7 @@ class Prepared:
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        parts = chain(vars(self.targets).values(), self.angles, self.own, [self.hidden])
+        parts = chain(vars(self.targets).values(), self.heads, [self.hidden])
         return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
 
@@ -188,16 +187,17 @@ class LayerPath:
         """A batch as this path reads it."""
         targets = packed(batch, self.decoder.device, self.decoder.model.dtype)
         hidden: torch.Tensor = self.body.embed_tokens(targets.ids)  # pyright: ignore
-        angles = self._angles(targets.steps, hidden)
-        return Prepared(targets, angles, hidden, self._own(0, hidden, angles, targets))
+        at = targets.at if len(self.layers) == 1 else None
+        return Prepared(targets, hidden, self._heads(self.layers[0], hidden, at))
 
     def prefill(self, ids: torch.Tensor) -> PrefixKeys:
         """Keys and values of a prefix, ids int64 [tokens]."""
         hidden: torch.Tensor = self.body.embed_tokens(ids)  # pyright: ignore
-        angles = self._angles(torch.arange(-len(ids), 0, device=ids.device), hidden)
+        angles = self._angles(torch.arange(len(ids), device=ids.device), hidden)
         found: PrefixKeys = []
         for layer in self.layers:
-            heads = self._heads(layer, hidden, angles)
+            query, key, value = self._heads(layer, hidden)
+            heads = (_turned(query, angles), _turned(key, angles), value)
             query, key, value = (part.transpose(0, 1).contiguous() for part in heads)
             found.append((key, value))
             if len(found) < len(self.layers):
@@ -213,16 +213,21 @@ class LayerPath:
             batch: The targets.
             prefixes: Of the batch's jobs, by owner.
         """
-        targets, hidden, own = batch.targets, batch.hidden, batch.own
+        targets, hidden = batch.targets, batch.hidden
         before = [prefixes[owner] for owner in targets.owners]
+        shifts = [prefix[0][0].shape[1] if prefix else 0 for prefix in before]
+        sizes = torch.tensor(targets.segments).diff()
+        shift = torch.tensor(shifts).repeat_interleave(sizes).to(hidden.device)
+        angles = self._angles(targets.steps + shift, hidden)
         for place, layer in enumerate(self.layers):
             last = place == len(self.layers) - 1
-            if place:
-                own = self._own(place, hidden, batch.angles, targets)
+            at = targets.at if last else None
+            heads = self._heads(layer, hidden, at) if place else batch.heads
+            own = self._own(heads, angles, targets, asked=last)
             keys = [prefix[place] if prefix else None for prefix in before]
             bounds = targets.asked_segments if last else targets.segments
             mixed = self._joined(own, keys, bounds)
-            hidden = _after(layer, hidden[targets.at] if last else hidden, mixed)
+            hidden = _after(layer, hidden if at is None else hidden[at], mixed)
         return self.decoder.logprobs(self.body.norm(hidden), targets.answers)  # pyright: ignore
 
     def _angles(self, positions: torch.Tensor, like: torch.Tensor) -> Angles:
@@ -231,10 +236,8 @@ class LayerPath:
         low, high = sin[0].chunk(2, dim=-1)
         return cos[0][:, None], torch.cat([-low, high], dim=-1)[:, None]
 
-    def _heads(
-        self, layer: Any, hidden: torch.Tensor, angles: Angles, at: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Turned queries, turned keys and values of tokens, [tokens, heads, width].
+    def _heads(self, layer: Any, hidden: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
+        """Queries, keys and values of tokens, [tokens, heads, width], not turned.
 
         Queries are made of the tokens `at` only, where that is given.
         """
@@ -250,13 +253,14 @@ class LayerPath:
         query, key, value = (part.unflatten(-1, (-1, self.width)) for part in (query, key, value))
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        asking = angles if at is None else (angles[0][at], angles[1][at])
-        return _turned(query, asking), _turned(key, angles), value
+        return query, key, value
 
-    def _own(self, place: int, hidden: torch.Tensor, angles: Angles, targets: Packed) -> Own:
-        """Attention of targets to themselves; in the last layer of the tokens `at` alone."""
-        asked = place == len(self.layers) - 1
-        heads = self._heads(self.layers[place], hidden, angles, targets.at if asked else None)
+    def _own(self, heads: Heads, angles: Angles, targets: Packed, *, asked: bool) -> Own:
+        """Attention of targets to themselves; where `asked`, of the tokens `at` alone."""
+        cos, sin = angles
+        asking = (cos[targets.at], sin[targets.at]) if asked else angles
+        turned = _turned(heads[0], asking)
+        heads = (turned, _turned(heads[1], angles), heads[2])
         places = (targets.asked if asked else targets.spread, targets.spread, targets.spread)
         query, key, value = (
             part.index_select(0, place).unflatten(0, (targets.rows, -1)).transpose(1, 2)
@@ -272,7 +276,7 @@ class LayerPath:
         )
         back = targets.asked_back if asked else targets.gather
         out, lse = (part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in own)
-        return Own(heads[0], out, lse)
+        return Own(turned, out, lse)
 
     def _joined(
         self,
