@@ -82,7 +82,15 @@ class Segment:
         Returns:
             How many tokens were cut.
         """
-        start, stop = self._inside((fields,) if isinstance(fields, str) else fields)
+        names = (fields,) if isinstance(fields, str) else fields
+        spans = [self.spans[name] for name in names if name in self.spans]
+        if not spans:
+            return 0
+        begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        inside = np.flatnonzero((self.offsets[:, 0] >= begin) & (self.offsets[:, 1] <= end))
+        if not len(inside):
+            return 0
+        start, stop = int(inside[0]), int(inside[-1]) + 1
         cut = min(tokens, stop - start)
         if cut > 0:
             first = start + (stop - start - cut + 1) // 2
@@ -93,15 +101,6 @@ class Segment:
         """Cut the last `tokens` tokens."""
         length = len(self.tokens)
         self.removed.append((max(length - tokens, 0), length))
-
-    def _inside(self, fields: tuple[str, ...]) -> tuple[int, int]:
-        spans = [self.spans[name] for name in fields if name in self.spans]
-        if not spans:
-            return 0, 0
-        begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
-        offsets = self.offsets
-        inside = np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= end))
-        return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 
 def tokenised(

@@ -71,8 +71,29 @@ class Template(BaseModel):
     system: str = ""
 
     @model_validator(mode="after")
-    def _fields_once(self) -> "Template":
-        if faults := _field_faults(self) + _chat_faults(self):
+    def _check_fields(self) -> "Template":
+        parts = {
+            "prompt": (self.prompt, PROMPT_FIELDS),
+            "answer": (self.answer, ("output",)),
+            "demonstration.prompt": (self.demonstration_prompt, PROMPT_FIELDS),
+            "demonstration.answer": (self.demonstration_answer, ("output",)),
+            "alone": ((self.alone,), ()),
+            "lead": ((self.lead,), ()),
+            "demonstration.close": ((self.demonstration.close,), ()),
+        }
+        faults = []
+        for name, (pieces, expected) in parts.items():
+            found = FIELD.findall("".join(pieces))
+            if sorted(found) != sorted(expected):
+                wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
+                faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
+        if self.system and not self.chat:
+            faults.append("system is read where chat is true")
+        for name, nothing in (("alone", ""), ("lead", ""), ("demonstration", Demonstration())):
+            if self.chat and getattr(self, name) != nothing:
+                why = "is the chat template's own where chat is true; leave it out"
+                faults.append(f"{name} {why}")
+        if faults:
             raise ValueError("; ".join(faults))
         return self
 
@@ -91,36 +112,6 @@ class Template(BaseModel):
     def demonstration_answer(self) -> tuple[str, ...]:
         """The answer pieces of a demonstration."""
         return self.demonstration.answer or self.answer
-
-
-def _field_faults(template: Template) -> list[str]:
-    parts = {
-        "prompt": (template.prompt, PROMPT_FIELDS),
-        "answer": (template.answer, ("output",)),
-        "demonstration.prompt": (template.demonstration_prompt, PROMPT_FIELDS),
-        "demonstration.answer": (template.demonstration_answer, ("output",)),
-        "alone": ((template.alone,), ()),
-        "lead": ((template.lead,), ()),
-        "demonstration.close": ((template.demonstration.close,), ()),
-    }
-    faults = []
-    for name, (pieces, expected) in parts.items():
-        found = FIELD.findall("".join(pieces))
-        if sorted(found) != sorted(expected):
-            wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
-            faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
-    return faults
-
-
-def _chat_faults(template: Template) -> list[str]:
-    if not template.chat:
-        return ["system is read where chat is true"] if template.system else []
-    own = (("alone", ""), ("lead", ""), ("demonstration", Demonstration()))
-    return [
-        f"{name} is the chat template's own where chat is true; leave it out"
-        for name, nothing in own
-        if getattr(template, name) != nothing
-    ]
 
 
 def shipped_templates() -> list[str]:
@@ -264,16 +255,14 @@ def wording_of(
     if dialogue is not None:
         return _chat(template, plain, dialogue)
     before: Piece = () if bos is None else (bos,)
-    own = template.demonstration
-    prompt, answer = Slot(pieces_of(template.prompt)), Slot(pieces_of(template.answer))
     return Wording(
         head=(*before, template.alone),
         start=(*before, template.lead),
-        prompt=prompt,
-        answer=answer,
-        shown_prompt=Slot(pieces_of(own.prompt)) if own.prompt else prompt,
-        shown_answer=Slot(pieces_of(own.answer)) if own.answer else answer,
-        close=(own.close,),
+        prompt=Slot(pieces_of(template.prompt)),
+        answer=Slot(pieces_of(template.answer)),
+        shown_prompt=Slot(pieces_of(template.demonstration_prompt)),
+        shown_answer=Slot(pieces_of(template.demonstration_answer)),
+        close=(template.demonstration.close,),
     )
 
 
