@@ -143,7 +143,6 @@ def score_together(
     shards, missing = len(store.shards), sum(wanted.missing().values())
     places = environments(options)
     lock, said, reports = threading.Lock(), set[str](), list[dict[str, Any]]()
-    workers: list[_Worker] = []
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
@@ -166,13 +165,8 @@ def score_together(
         settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
         job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
         write_json(folder / JOB, job)
-        try:
-            for number, place in enumerate(places):
-                workers.append(_Worker(number, folder, place))
+        with _started(folder, places) as workers:
             _wait(workers, hear, progress)
-        finally:
-            for worker in workers:
-                worker.end()
         store.refresh()
         if left := sum(wanted.missing().values()):
             raise _failure(workers, left)
@@ -278,6 +272,19 @@ class _Worker:
                     process.wait(END_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
+
+
+@contextmanager
+def _started(folder: Path, places: Sequence[Mapping[str, str]]) -> Iterator[list[_Worker]]:
+    """The workers, none of which outlives the context."""
+    workers: list[_Worker] = []
+    try:
+        for number, place in enumerate(places):
+            workers.append(_Worker(number, folder, place))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
 
 
 def _wait(
