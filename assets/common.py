@@ -8,11 +8,15 @@ import dagster as dg
 from assets.checks import specs
 from assets.columns import column_metadata
 from assets.freshness import within_a_week
-from delift_pipeline.arms import Arm, Arms
-from delift_pipeline.automation import retry_policy
-from delift_pipeline.partitions import dataset_version, version_and_arm, version_and_arm_of
+from delift_pipeline.core.home import Home
+from delift_pipeline.orchestration.automation import retry_policy
+from delift_pipeline.orchestration.partitions import (
+    dataset_version,
+    version_and_arm,
+    version_and_arm_of,
+)
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import Arm, Arms
 from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource
 

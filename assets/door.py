@@ -17,8 +17,7 @@ import polars as pl
 from assets.checks import BLOCKING, WARNING, severity
 from assets.columns import column_lineage, row_count
 from assets.outcome import Outcome
-from delift_pipeline.dagster_internals import INTERRUPTS, close_run, process_of
-from delift_pipeline.errors import (
+from delift_pipeline.core.errors import (
     DeliftError,
     Refused,
     may_pass,
@@ -26,8 +25,9 @@ from delift_pipeline.errors import (
     system_sentence,
     unexpected_sentence,
 )
-from delift_pipeline.progress import BarProgress, LineProgress, Progress
-from delift_pipeline.signals import SignalWatch
+from delift_pipeline.core.progress import BarProgress, LineProgress, Progress
+from delift_pipeline.core.signals import SignalWatch
+from delift_pipeline.orchestration.dagster_internals import INTERRUPTS, close_run, process_of
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
 REFUSAL_CHECK = "schema"

@@ -10,17 +10,17 @@ from assets.common import arm_of, asset_per_arm, asset_without_partitions
 from assets.door import enter, progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import GPU_POOL
-from delift_pipeline.automation import on_any_report
+from delift_pipeline.core.formatting import with_error
+from delift_pipeline.core.plots import bars, png
 from delift_pipeline.evaluation.forgetting import BASE
 from delift_pipeline.evaluation.leaderboard import PAGE, Row
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.report import Models, metric_bars
 from delift_pipeline.evaluation.result import differences
-from delift_pipeline.formatting import with_error
-from delift_pipeline.plots import bars, png
-from delift_pipeline.steps import leaderboard as leaderboard_stage
-from delift_pipeline.steps import report
-from delift_pipeline.steps.judge import judgement_facts
+from delift_pipeline.orchestration.automation import on_any_report
+from delift_pipeline.stages import leaderboard as leaderboard_stage
+from delift_pipeline.stages import report
+from delift_pipeline.stages.judge import judgement_facts
 from resources.models import ComputeResource, JudgeResource, LanguageModelResource
 from resources.store import StoreResource, TrackingResource
 

@@ -9,11 +9,11 @@ import polars as pl
 from assets.common import asset_per_version
 from assets.door import enter
 from assets.outcome import Check, Facts, Outcome, kept_plot, preview
-from delift_pipeline.plots import histogram_png
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, pool_ids
-from delift_pipeline.steps.dataset import CODE_VERSION, Dataset, open_dataset
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.dataset import CODE_VERSION, Dataset, open_dataset
 from resources.store import StoreResource
 
 PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")

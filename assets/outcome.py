@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.steps.result import Result
-from delift_pipeline.storage.atomic import replacing
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.stages.result import Result
 
 PREVIEW_ROWS = 20
 PREVIEW_CHARACTERS = 160

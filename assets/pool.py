@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from delift_pipeline.dagster_internals import PoolClaims
+from delift_pipeline.orchestration.dagster_internals import PoolClaims
 
 GPU_POOL = "gpu"
 

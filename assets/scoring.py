@@ -11,11 +11,11 @@ from assets.common import asset_per_version, version_of
 from assets.door import enter, progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
 from assets.pool import GPU_POOL
-from delift_pipeline.automation import on_new_data_version
-from delift_pipeline.plots import histogram_png
+from delift_pipeline.core.plots import histogram_png
+from delift_pipeline.orchestration.automation import on_new_data_version
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan
-from delift_pipeline.steps import plan, score
+from delift_pipeline.stages import plan, score
 from resources.models import ComputeResource, EmbedderResource, LanguageModelResource
 from resources.store import StoreResource
 

@@ -10,8 +10,11 @@ from assets.common import arm_of, asset_per_arm, asset_per_version, version_of
 from assets.door import enter, progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import gpu_place
-from delift_pipeline.automation import on_new_data_version
-from delift_pipeline.plots import gain_curve_png, heat_map_png
+from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.core.plots import gain_curve_png, heat_map_png
+from delift_pipeline.kernel.columns import cell_means
+from delift_pipeline.kernel.kernel import load_block
+from delift_pipeline.orchestration.automation import on_new_data_version
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import vanished
@@ -19,12 +22,9 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.rules import Ranked, broken, spent
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
-from delift_pipeline.steps import kernel
-from delift_pipeline.steps import subset as subset_stage
-from delift_pipeline.steps.result import Result
-from delift_pipeline.storage.manifest import Manifest
-from delift_pipeline.utility.columns import cell_means
-from delift_pipeline.utility.kernel import load_block
+from delift_pipeline.stages import kernel
+from delift_pipeline.stages import subset as subset_stage
+from delift_pipeline.stages.result import Result
 from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource
 

@@ -11,15 +11,15 @@ import dagster as dg
 
 import delift_pipeline
 from delift_pipeline import __version__
-from delift_pipeline.steps.adapter import make_adapter
-from delift_pipeline.steps.dataset import open_dataset
-from delift_pipeline.steps.kernel import make_kernel
-from delift_pipeline.steps.leaderboard import make_leaderboard
-from delift_pipeline.steps.plan import plan_pairs
-from delift_pipeline.steps.report import make_report
-from delift_pipeline.steps.score import score_version
-from delift_pipeline.steps.subset import make_subset
-from delift_pipeline.storage.manifest import git_commit
+from delift_pipeline.core.manifest import git_commit
+from delift_pipeline.stages.adapter import make_adapter
+from delift_pipeline.stages.dataset import open_dataset
+from delift_pipeline.stages.kernel import make_kernel
+from delift_pipeline.stages.leaderboard import make_leaderboard
+from delift_pipeline.stages.plan import plan_pairs
+from delift_pipeline.stages.report import make_report
+from delift_pipeline.stages.score import score_version
+from delift_pipeline.stages.subset import make_subset
 
 SOURCE_VARIABLE = "DELIFT_SOURCE_URL"
 STEPS: Mapping[str, Callable[..., Any]] = {

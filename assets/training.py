@@ -11,9 +11,9 @@ from assets.common import arm_of, asset_per_arm
 from assets.door import enter, progress
 from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
 from assets.pool import GPU_POOL
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.plots import loss_curve_png
-from delift_pipeline.steps.adapter import CODE_VERSION, Trained, make_adapter
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.plots import loss_curve_png
+from delift_pipeline.stages.adapter import CODE_VERSION, Trained, make_adapter
 from resources.models import ComputeResource, LanguageModelResource
 from resources.store import StoreResource, TrackingResource
 

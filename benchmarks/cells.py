@@ -16,17 +16,17 @@ from benchmarks.contenders import Contender
 from benchmarks.costs import cost_metrics
 from benchmarks.measure import Found, Measurement, Mode, Subset
 from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.validation import validated
 from delift_pipeline.evaluation.judge.questions import JudgeOptions
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions, read_options
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.validation import validated
 
 if TYPE_CHECKING:
     from delift_pipeline.evaluation.judge.judges import Judge
-    from delift_pipeline.steps.judge import Panel
+    from delift_pipeline.stages.judge import Panel
 
 SMALL, SMALL_MODEL = "small-1500", Path(__file__).parent / "small_model"
 """The name and the files of a scorer with fewer and narrower layers than the demo model's.
@@ -75,7 +75,7 @@ class Jury:
         """
         from delift_pipeline.evaluation.judge.questions import questions_for
         from delift_pipeline.evaluation.judge.run import ask
-        from delift_pipeline.steps.judge import Panel
+        from delift_pipeline.stages.judge import Panel
 
         panel = Panel(Home.at(folder / "home"), self.options, self.model)
         questions = questions_for(samples, self.options)

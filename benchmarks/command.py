@@ -11,10 +11,10 @@ from benchmarks.contenders import known_names
 from benchmarks.experiments import Asked, Experiment, Unit
 from benchmarks.page import markdown_tables, write_page
 from delift_pipeline.bench.quality import run_quality, table_path
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.progress import Progress
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.output import write_output
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.selection.options import STAGES
-from delift_pipeline.storage.output import write_output
 
 MARKDOWN_METRICS = ("exact_match", "largest", "conditional")
 """How the names of the metrics begin that the Markdown tables show."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.run import select

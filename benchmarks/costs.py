@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contenders import Contender
 from benchmarks.measure import Found, Subset, demo_model, examples_of, training_options
 from benchmarks.pools import Drawn, scored
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.training.batches import Example

@@ -32,7 +32,7 @@ from benchmarks.measure import Mode
 from benchmarks.pools import Sizes
 from benchmarks.theory import TheoryCell
 from delift_pipeline.bench.quality import refuse_unknown
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.scoring.options import MODEL_DEMO
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS

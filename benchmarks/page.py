@@ -9,11 +9,11 @@ from typing import Any
 from benchmarks.contenders import RANDOM
 from benchmarks.experiments import Experiment
 from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_better
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.formatting import number, with_error
+from delift_pipeline.core.plots import Bar, Curve, bars, curves, svg
 from delift_pipeline.evaluation.pages import render
-from delift_pipeline.formatting import number, with_error
-from delift_pipeline.plots import Bar, Curve, bars, curves, svg
 from delift_pipeline.selection.options import STAGES
-from delift_pipeline.storage.atomic import write_text
 
 PLACE = ("stage", "wrong_share", "mode", "budget")
 FLOPS = ("selection_flops", "training_flops")

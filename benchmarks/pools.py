@@ -11,6 +11,8 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.demo.drawing import Record
 from delift_pipeline.demo.pool import make_pool
 from delift_pipeline.demo.splits import (
@@ -20,7 +22,7 @@ from delift_pipeline.demo.splits import (
     split_continual,
 )
 from delift_pipeline.demo.world import TASK_NAMES, make_world
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.kernel.kernel import build_kernel, load_block
 from delift_pipeline.records.read import read_records
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
@@ -30,10 +32,8 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, SelectionInputs
-from delift_pipeline.steps.score import score_plan
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.score import score_plan
 from delift_pipeline.training.influence import LowRankGradients
-from delift_pipeline.utility.kernel import build_kernel, load_block
 
 NEIGHBOURS = 20
 TARGET_TASKS = 2

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delift_pipeline.bench.table import Row
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -8,11 +8,11 @@ from assets.scoring import baseline_logprobs, in_context_logprobs, pair_plan
 from assets.selection import subset, utility_kernel
 from assets.source import with_code_references
 from assets.training import adapter
-from delift_pipeline.arms import Arms, load_arms
-from delift_pipeline.automation import executor
-from delift_pipeline.jobs import ALL_JOBS, ALL_SCHEDULES
-from delift_pipeline.sensors import build_sensors
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
+from delift_pipeline.orchestration.automation import executor
+from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES
+from delift_pipeline.orchestration.sensors import build_sensors
+from delift_pipeline.stages.arms import Arms, load_arms
 from resources.models import ComputeResource, EmbedderResource, JudgeResource, LanguageModelResource
 from resources.store import StoreResource, TrackingResource
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from delift_pipeline.arms import Arms
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home, model_at
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
-from delift_pipeline.storage.home import Home, model_at
+from delift_pipeline.stages.arms import Arms
 
 if TYPE_CHECKING:
-    from delift_pipeline.steps.judge import Panel
+    from delift_pipeline.stages.judge import Panel
 
 
 class ComputeResource(dg.ConfigurableResource):
@@ -185,9 +185,9 @@ class JudgeResource(dg.ConfigurableResource):
         """
         if not self.model:
             return None
+        from delift_pipeline.core.validation import validated
         from delift_pipeline.evaluation.judge.questions import JudgeOptions
-        from delift_pipeline.steps.judge import Panel
-        from delift_pipeline.validation import validated
+        from delift_pipeline.stages.judge import Panel
 
         given = self.model_dump(exclude={"endpoint", "device"})
         options = validated(JudgeOptions, given | {"endpoint": self.endpoint or None})

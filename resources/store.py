@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from delift_pipeline.arms import Arms, load_arms
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.stages.arms import Arms, load_arms
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker

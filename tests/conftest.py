@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.home import Home
 
 OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DELIFT_DEBUG", "DAGSTER_HOME")
 DATA_VARIABLE = "DELIFT_TEST_DATA"

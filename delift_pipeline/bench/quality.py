@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from delift_pipeline.bench.table import rows_of
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.progress import Progress
-from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.manifest import git_commit
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.manifest import git_commit
+from delift_pipeline.core.progress import Progress
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that holds this package: of a source checkout, or the installed packages."""

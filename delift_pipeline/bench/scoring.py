@@ -24,7 +24,7 @@ from delift_pipeline.bench.scoring_shapes import (
     random_records,
     useful_operations,
 )
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores, reduce_scores
 from delift_pipeline.scoring.options import ModelOptions

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 
 APRICOT_ABSENT = "apricot is not installed (pip install apricot-select==0.6.1), so it is not beside"
 

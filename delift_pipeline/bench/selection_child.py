@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from delift_pipeline.kernel.block import Similarity
+from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 from delift_pipeline.selection import objectives
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import Coverage
@@ -19,8 +21,6 @@ from delift_pipeline.selection.optimizers import (
     naive_greedy,
     stochastic_greedy,
 )
-from delift_pipeline.utility.block import Similarity
-from delift_pipeline.utility.columns import Columns, DenseColumns, SparseColumns
 
 OPTIMIZERS: dict[str, Any] = {
     "naive": naive_greedy,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from delift_pipeline.formatting import with_error
+from delift_pipeline.core.formatting import with_error
 
 CLEAR = 2.0
 """Standard errors beyond which a difference is called resolved."""

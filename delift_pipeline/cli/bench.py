@@ -8,7 +8,7 @@ import typer
 
 from delift_pipeline.cli.bench_quality import quality
 from delift_pipeline.cli.options import JsonOption, print_json
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 
 SHOWN = (
     "n",

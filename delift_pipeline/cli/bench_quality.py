@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
-from delift_pipeline.storage.output import refuse_unwritable_folder
+from delift_pipeline.core.output import refuse_unwritable_folder
 
 DEFAULT_FOLDER = "delift_bench"
 
@@ -107,7 +107,7 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
     from rich.table import Table
 
     from delift_pipeline.bench.table import difference_text
-    from delift_pipeline.formatting import with_error
+    from delift_pipeline.core.formatting import with_error
 
     console = Console(width=130)
     keys = ("stage", "wrong_share", "mode", "budget", "metric")

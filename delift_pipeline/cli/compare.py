@@ -14,17 +14,17 @@ import typer
 from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.formatting import with_error
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.output import refuse_unwritable_folder
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.formatting import with_error
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from delift_pipeline.evaluation.judge.run import Estimate
     from delift_pipeline.operations.compare import Comparison, Side
-    from delift_pipeline.steps.judge import JudgedSide
+    from delift_pipeline.stages.judge import JudgedSide
 
 
 def compare(
@@ -148,9 +148,9 @@ def judge(
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
     """
+    from delift_pipeline.core.validation import validated
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
-    from delift_pipeline.steps.judge import Panel, estimate_judging, judge_sides, side_of
-    from delift_pipeline.validation import validated
+    from delift_pipeline.stages.judge import Panel, estimate_judging, judge_sides, side_of
 
     options = validated(
         JudgeOptions,

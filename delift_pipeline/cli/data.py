@@ -12,9 +12,9 @@ import polars as pl
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.errors import Refused, fault_counts
-from delift_pipeline.storage.home import Home
-from delift_pipeline.validation import validated
+from delift_pipeline.core.errors import Refused, fault_counts
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.validation import validated
 
 FilesArgument = Annotated[
     list[Path],
@@ -64,7 +64,7 @@ def ingest(
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.model_files import check_local_model
     from delift_pipeline.scoring.options import read_options
-    from delift_pipeline.steps.reading import announce_reading
+    from delift_pipeline.stages.reading import announce_reading
 
     if model is not None:
         check_local_model(read_options({"model": model}, {"model": "--model"}))
@@ -174,8 +174,8 @@ def select(
 
     from delift_pipeline.records.left_out import faults_beside
     from delift_pipeline.selection.rules import RuleOptions
-    from delift_pipeline.steps.file_selection import Request
-    from delift_pipeline.steps.select_file import select_file
+    from delift_pipeline.stages.file_selection import Request
+    from delift_pipeline.stages.select_file import select_file
 
     options = shared.named_values(option, "--option NAME=VALUE")
     given = {"quota": quota, "cap": cap, "pin": pin, "exclude": exclude}
@@ -245,7 +245,7 @@ def score(
 ) -> None:
     """Score every pair of a file's records: target_id, demonstration_id, sum_logprob, ..."""
     from delift_pipeline.records.left_out import faults_beside, write_faults
-    from delift_pipeline.steps.score_file import score_file
+    from delift_pipeline.stages.score_file import score_file
 
     listed = faults_beside(out, files[0])
     outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
-    from delift_pipeline.steps.explain import Explanation
+    from delift_pipeline.stages.explain import Explanation
 
 SHOWN = 10
 
@@ -37,8 +37,8 @@ def explain(
     as_json: shared.JsonOption = False,
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
-    from delift_pipeline.steps.explain import explain as explained
-    from delift_pipeline.steps.explain import explain_file
+    from delift_pipeline.stages.explain import explain as explained
+    from delift_pipeline.stages.explain import explain_file
 
     options = None if model is None else flags.options(model)
     if why is not None and version is None and arm is None and options is None:

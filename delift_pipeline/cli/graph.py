@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from delift_pipeline.arms import Arm, load_arms
 from delift_pipeline.cli.options import environment
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import DatasetVersion, load_version
-from delift_pipeline.steps.subset import refuse_inapplicable
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import Arm, load_arms
+from delift_pipeline.stages.subset import refuse_inapplicable
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -41,8 +41,8 @@ def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
     named before, so that one process can open several homes.
     """
     prepare_dagster_home(home)
-    from delift_pipeline.dagster_internals import instance_at
-    from delift_pipeline.partitions import add_versions
+    from delift_pipeline.orchestration.dagster_internals import instance_at
+    from delift_pipeline.orchestration.partitions import add_versions
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     variables = {"DELIFT_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
@@ -112,7 +112,7 @@ class GraphRuns:
             Refused: the version is unknown, or a named arm does not apply to it.
             DeliftError: a step failed; the message is the step's own.
         """
-        from delift_pipeline.partitions import dataset_version, partition_of
+        from delift_pipeline.orchestration.partitions import dataset_version, partition_of
 
         if version in self._home.versions():
             applicable_arms(self._home, load_version(self._home, version), names)
@@ -130,8 +130,8 @@ class GraphRuns:
         self._execute("refresh_leaderboard", "", {})
 
     def _execute(self, job: str, partition: str, config: Mapping[str, Any]) -> None:
-        from delift_pipeline.dagster_internals import execute_in_process
         from delift_pipeline.graph import build_definitions
+        from delift_pipeline.orchestration.dagster_internals import execute_in_process
 
         started = time.monotonic()
         run_config = {
@@ -202,7 +202,7 @@ def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -
     Returns:
         The ids of the closed runs, oldest first.
     """
-    from delift_pipeline.dagster_internals import (
+    from delift_pipeline.orchestration.dagster_internals import (
         close_run,
         free_slots,
         is_launched,
@@ -238,7 +238,7 @@ def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"
     """Runs that are at work by their record and have no process, oldest first."""
     import dagster as dg
 
-    from delift_pipeline.dagster_internals import AT_WORK, PROCESS_TAG, process_of
+    from delift_pipeline.orchestration.dagster_internals import AT_WORK, PROCESS_TAG, process_of
 
     # A server's run may wait for its start for long; ours is started where it is made.
     statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
@@ -256,8 +256,8 @@ def run_findings(home: Home) -> Iterator["Finding"]:
         return  # Dagster cannot open its databases where it cannot write.
     import dagster as dg
 
-    from delift_pipeline.dagster_internals import is_launched
     from delift_pipeline.operations.doctor import Finding
+    from delift_pipeline.orchestration.dagster_internals import is_launched
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
@@ -277,7 +277,7 @@ def run_findings(home: Home) -> Iterator["Finding"]:
 
 
 def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
-    from delift_pipeline.dagster_internals import pool_queues, process_of
+    from delift_pipeline.orchestration.dagster_internals import pool_queues, process_of
 
     for pool, waiting, holding in pool_queues(instance):
         holders, todo = [], "the next `delift run` or `delift ui` frees it"

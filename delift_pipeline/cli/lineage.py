@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.openlineage import StepTimes, Times

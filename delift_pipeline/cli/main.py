@@ -21,7 +21,7 @@ from delift_pipeline.cli import (
     runs,
 )
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
-from delift_pipeline.errors import (
+from delift_pipeline.core.errors import (
     DeliftError,
     Refused,
     fault_lines,
@@ -29,7 +29,7 @@ from delift_pipeline.errors import (
     system_sentence,
     unexpected_sentence,
 )
-from delift_pipeline.signals import exit_with
+from delift_pipeline.core.signals import exit_with
 
 DEBUG = "--debug"
 

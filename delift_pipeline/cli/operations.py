@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
 from delift_pipeline.records.csv_rows import csv_cell
-from delift_pipeline.storage.home import FINGERPRINT_PATTERN, Home
 
 if TYPE_CHECKING:
     from delift_pipeline.operations.cost import Cost
@@ -126,10 +126,10 @@ def verify(
 
 
 def _checked(folder: Path, repair: bool) -> dict[str, Any]:
-    from delift_pipeline.errors import DeliftError
+    from delift_pipeline.core.errors import DeliftError
+    from delift_pipeline.core.manifest import read_manifest
     from delift_pipeline.scoring.shards import shard_names
     from delift_pipeline.scoring.store import ScoreStore
-    from delift_pipeline.storage.manifest import read_manifest
 
     store = ScoreStore(folder)
     shards, bad, problem = len(shard_names(store.index.folder)), store.verify(), ""
@@ -258,8 +258,8 @@ def _own_model(
     """The model given, else the version's own with its template."""
     from dataclasses import replace
 
+    from delift_pipeline.core.home import model_at
     from delift_pipeline.records.stored import known_manifest
-    from delift_pipeline.storage.home import model_at
 
     own = known_manifest(home, version).details
     kept = model_at(home, own["model"]) if own.get("model") and not model else None

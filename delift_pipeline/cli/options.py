@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.progress import Progress, progress_for
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.output import (
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.output import (
     STANDARD_OUTPUT,
     is_standard_output,
     json_text,
     reason_unwritable,
     refuse_unwritable_folder,
 )
+from delift_pipeline.core.progress import Progress, progress_for
 
 if TYPE_CHECKING:
     from delift_pipeline.records.read import Ids, RecordsFile
@@ -219,7 +219,7 @@ def read_input(
     """
     from delift_pipeline.records.left_out import left_out_notes
     from delift_pipeline.records.read import read_records
-    from delift_pipeline.steps.reading import announce_reading
+    from delift_pipeline.stages.reading import announce_reading
 
     announce_reading([files], progress())
     mapping, chosen = column_mapping(column), ids_choice(ids)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.output import refuse_unwritable_folder
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
     from delift_pipeline.records.recipes.read import Sizes

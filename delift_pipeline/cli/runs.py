@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 
 from delift_pipeline.cli import options as shared
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.signals import SIGNALS, SignalWatch, exit_status
 from delift_pipeline.records.inbox import find
 from delift_pipeline.records.stored import known_manifest
-from delift_pipeline.signals import SIGNALS, SignalWatch, exit_status
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.home import Home, checked_version
 
 DEMO_HOME = "delift_demo"
 TEMPLATE = "world"
@@ -128,7 +128,7 @@ def _record_end(home: Home) -> None:
         return
     import dagster as dg
 
-    from delift_pipeline.dagster_internals import cancel_own_runs
+    from delift_pipeline.orchestration.dagster_internals import cancel_own_runs
 
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         cancel_own_runs(instance)
@@ -146,10 +146,10 @@ def demo(
     """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
     from rich.console import Console
 
-    from delift_pipeline.arms import load_arms
     from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
     from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows, print_leaderboard
+    from delift_pipeline.stages.arms import load_arms
 
     started = time.monotonic()
     place = shared.writable_home(home or Path(DEMO_HOME))
@@ -184,11 +184,11 @@ def demo(
 
 def prepare(home: Home) -> None:
     """Write the demonstration's files and arms, and store both versions; again changes nothing."""
-    from delift_pipeline.arms import load_arms
     from delift_pipeline.demo import verify_demo_model
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
     from delift_pipeline.records.versions import ingest
     from delift_pipeline.scoring.options import MODEL_DEMO
+    from delift_pipeline.stages.arms import load_arms
 
     verify_demo_model()
     if not home.arms_file.is_file():

@@ -18,9 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from delift_pipeline.cli.graph import close_without_process, prepare_dagster_home, serving_lock
 from delift_pipeline.cli.options import debugging
-from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
 
 ADDRESS = "127.0.0.1"
 READY_SECONDS = 120.0

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.fingerprint import content_digest
 from delift_pipeline.scoring.model_files import DEMO_MODEL
 

@@ -3,15 +3,15 @@
 import polars as pl
 from filelock import FileLock
 
+from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.hashing import digest_frame
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, up_to_date
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation, write_evaluation
-from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.storage.atomic import replacing_folder
-from delift_pipeline.storage.hashing import digest_frame
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, up_to_date
 
 CODE_VERSION = "1"
 

@@ -4,8 +4,8 @@ import re
 
 import polars as pl
 
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.engines import EvaluationEngine
-from delift_pipeline.progress import Progress
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.training.batches import encode_examples
 

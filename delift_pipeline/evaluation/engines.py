@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.progress import Progress
 from delift_pipeline.scoring.batches import padded
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options

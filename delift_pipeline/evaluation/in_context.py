@@ -6,11 +6,11 @@ As in the paper, the k chosen records nearest to a question stand before it, the
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
 from delift_pipeline.evaluation.run import measured, new_tokens
-from delift_pipeline.progress import Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, prompt_texts

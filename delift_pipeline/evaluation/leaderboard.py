@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from delift_pipeline.core.atomic import read_json, write_parquet, write_text
+from delift_pipeline.core.formatting import number
+from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.report import metric_plots
@@ -20,10 +23,7 @@ from delift_pipeline.evaluation.result import (
     read_evaluation,
     restricted,
 )
-from delift_pipeline.formatting import number
 from delift_pipeline.selection.registry import traits_of
-from delift_pipeline.storage.atomic import read_json, write_parquet, write_text
-from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,8 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from delift_pipeline.core.formatting import number, option_text, verdict, with_error
 from delift_pipeline.evaluation.result import difference_cell, metric_text
-from delift_pipeline.formatting import number, option_text, verdict, with_error
 
 
 def render(template: str, **values: Any) -> str:

@@ -27,6 +27,9 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.formatting import ABSENT
+from delift_pipeline.core.plots import Bar, bars, curves, series, svg
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.pages import render
@@ -37,9 +40,6 @@ from delift_pipeline.evaluation.result import (
     metric_text,
     write_evaluation,
 )
-from delift_pipeline.formatting import ABSENT
-from delift_pipeline.plots import Bar, bars, curves, series, svg
-from delift_pipeline.storage.atomic import write_text
 from delift_pipeline.training.log import TrainingLog
 
 FORMAT = 1

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import polars as pl
 
+from delift_pipeline.core.atomic import read_json, write_json, write_parquet
+from delift_pipeline.core.formatting import ABSENT, verdict_style, with_error
+from delift_pipeline.core.hashing import digest_frame, digest_json
 from delift_pipeline.evaluation.options import METRICS, MetricName
-from delift_pipeline.formatting import ABSENT, verdict_style, with_error
-from delift_pipeline.storage.atomic import read_json, write_json, write_parquet
-from delift_pipeline.storage.hashing import digest_frame, digest_json
 
 REPORT, SAMPLES = "report.json", "samples.parquet"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.evaluation.choices import choice_accuracy
 from delift_pipeline.evaluation.engines import (
     PAPER_NEW_TOKENS,
@@ -20,7 +21,6 @@ from delift_pipeline.evaluation.engines import (
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
 from delift_pipeline.evaluation.text_metrics import ROUGES, embedding_similarity, rouge
-from delift_pipeline.progress import Progress, SilentProgress
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import Example, encode_examples, target_cuts

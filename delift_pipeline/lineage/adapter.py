@@ -6,15 +6,15 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home, checked_arm, checked_version
+from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.evaluation.result import REPORT
 from delift_pipeline.lineage.artifacts import Artifact, causes, found
 from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home, checked_arm, checked_version
-from delift_pipeline.storage.manifest import rebuild_reason
 
 _BASICS = {"content_hash", "created", "counts"}
 _REASONS = {

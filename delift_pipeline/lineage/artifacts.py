@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from delift_pipeline.storage.home import ARM_PATTERN, FINGERPRINT_PATTERN, NAME_PATTERN, Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest
-from delift_pipeline.utility.kernel import block_hashes
+from delift_pipeline.core.home import ARM_PATTERN, FINGERPRINT_PATTERN, NAME_PATTERN, Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.kernel.kernel import block_hashes
 
 ARM_KINDS = {"subset": "subsets", "adapter": "adapters", "report": "reports"}
 

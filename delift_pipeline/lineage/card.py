@@ -9,13 +9,13 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.formatting import with_error
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import Evaluation, differences
-from delift_pipeline.formatting import with_error
 from delift_pipeline.lineage.tracking import split_arm
 from delift_pipeline.records.stored import DatasetVersion
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.training.log import TrainingLog
 
 CARD = "README.md"

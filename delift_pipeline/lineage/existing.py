@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.stored import DatasetVersion, load_version
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest
 
 SUBSET_FILE = "subset.parquet"
 

@@ -35,13 +35,13 @@ from openlineage.client.facet_v2 import (
 from openlineage.client.serde import Serde
 
 from delift_pipeline import __version__
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.core.output import json_text, write_output
 from delift_pipeline.evaluation.result import read_evaluation
+from delift_pipeline.kernel.kernel import block_hashes
 from delift_pipeline.lineage.artifacts import Artifact, causes, current_hash, direct_causes
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
-from delift_pipeline.storage.output import json_text, write_output
 from delift_pipeline.training.log import TRAINING_LOG, read_training_log
-from delift_pipeline.utility.kernel import block_hashes
 
 PRODUCER = f"urn:delift-pipeline:{__version__}"
 NAMESPACE = "delift"

@@ -25,6 +25,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.formatting import with_error
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.evaluation.base import stage_heldout
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, MetricName
 from delift_pipeline.evaluation.result import (
@@ -34,15 +38,11 @@ from delift_pipeline.evaluation.result import (
     read_evaluation,
     restricted,
 )
-from delift_pipeline.formatting import with_error
 from delift_pipeline.lineage.tracked import registered_name
 from delift_pipeline.lineage.tracking import PREFIX, Tracker, split_arm
 from delift_pipeline.lineage.tracking_store import store_lock
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

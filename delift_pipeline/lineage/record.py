@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import REPORT, SAMPLE_SCHEMA, SAMPLES
 from delift_pipeline.lineage.artifacts import (
@@ -19,8 +21,6 @@ from delift_pipeline.lineage.artifacts import (
 from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
 from delift_pipeline.records.stored import find_record, known_manifest, stored_records
 from delift_pipeline.selection.run import DROPPED, SUBSET
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home
 
 Rows = dict[str, list[dict[str, Any]]]
 

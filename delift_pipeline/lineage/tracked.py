@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 import polars as pl
 
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.hashing import digest_files, digest_frame, digest_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.lineage.card import CARD, card_text
 from delift_pipeline.lineage.tracking import PREFIX, Tracker, split_arm, tag_names
 from delift_pipeline.lineage.tracking_store import store_lock
 from delift_pipeline.records.stored import DatasetVersion
-from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.hashing import digest_files, digest_frame, digest_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
 from delift_pipeline.training.log import TrainingLog
 
 if TYPE_CHECKING:

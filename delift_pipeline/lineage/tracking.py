@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import polars.selectors as cs
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_json, digest_text
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import git_commit
 from delift_pipeline.lineage.tracking_store import (
     ARTIFACTS,
     has_active_run,
@@ -28,9 +31,6 @@ from delift_pipeline.lineage.tracking_store import (
     quiet,
     store_lock,
 )
-from delift_pipeline.storage.hashing import digest_json, digest_text
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import git_commit
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

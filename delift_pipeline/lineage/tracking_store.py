@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from delift_pipeline.storage.atomic import replacing
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

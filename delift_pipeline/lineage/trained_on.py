@@ -9,12 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
+from delift_pipeline.core.atomic import write_parquet
+from delift_pipeline.core.hashing import digest_text
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.lineage.artifacts import Artifact
 from delift_pipeline.lineage.existing import SUBSET_FILE
-from delift_pipeline.storage.atomic import write_parquet
-from delift_pipeline.storage.hashing import digest_text
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
 
 TRAINED_ON = "trained_on.parquet"
 SCHEMA = pl.Schema(

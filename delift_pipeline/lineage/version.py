@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.home import Home, checked_version
 from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
 from delift_pipeline.lineage.existing import kin_of
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
-from delift_pipeline.storage.home import Home, checked_version
 
 
 @dataclass(frozen=True)

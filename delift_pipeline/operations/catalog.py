@@ -18,15 +18,15 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import MANIFEST, REBUILD, read_manifest, rebuild_reason
+from delift_pipeline.kernel.kernel_files import DISTANCE, KL, read_index, read_matrix
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.operations.catalog_views import FORMAT, TABLES, VIEWS
 from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.storage.atomic import replacing
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import MANIFEST, REBUILD, read_manifest, rebuild_reason
-from delift_pipeline.utility.kernel_files import DISTANCE, KL, read_index, read_matrix
 
 if TYPE_CHECKING:
     import duckdb

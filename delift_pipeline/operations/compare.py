@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home, checked_arm, checked_version
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
 from delift_pipeline.selection.run import SUBSET
-from delift_pipeline.storage.home import Home, checked_arm, checked_version
-from delift_pipeline.storage.manifest import read_manifest
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from delift_pipeline.arms import Arm, Arms, load_arms
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
+from delift_pipeline.core.progress import LARGE
 from delift_pipeline.lineage.artifacts import arm_artifacts, stored_versions
-from delift_pipeline.progress import LARGE
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
@@ -19,11 +20,10 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
-from delift_pipeline.steps.plan import wanted_pairs
-from delift_pipeline.steps.score import scorable_pairs, unscorable_of
-from delift_pipeline.steps.subset import refuse_inapplicable
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
+from delift_pipeline.stages.arms import Arm, Arms, load_arms
+from delift_pipeline.stages.plan import wanted_pairs
+from delift_pipeline.stages.score import scorable_pairs, unscorable_of
+from delift_pipeline.stages.subset import refuse_inapplicable
 from delift_pipeline.training.log import read_training_log
 
 DENSE_BYTES, SPARSE_BYTES = 8, 12

@@ -16,10 +16,10 @@ from typing import Literal
 
 import psutil
 
-from delift_pipeline.arms import load_arms
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import MODELS_FILE, Home, places
 from delift_pipeline.operations.gc import collect
-from delift_pipeline.storage.home import MODELS_FILE, Home, places
+from delift_pipeline.stages.arms import load_arms
 
 State = Literal["ok", "warning", "broken"]
 GIGABYTE = 1e9
@@ -151,8 +151,8 @@ def _models(home: Home) -> Iterator[Finding]:
 
 
 def _store(home: Home) -> Iterator[Finding]:
+    from delift_pipeline.core.manifest import rebuild_reason
     from delift_pipeline.lineage.artifacts import all_artifacts
-    from delift_pipeline.storage.manifest import rebuild_reason
 
     if not home.root.is_dir():
         todo = "delift ingest FILE --version V makes it"
@@ -282,10 +282,10 @@ def _self_test(home: Home) -> Iterator[Finding]:
 
 def _select_a_few(folder: Path) -> tuple[int, int]:
     """How many of how many records were selected."""
-    from delift_pipeline.progress import SilentProgress
+    from delift_pipeline.core.progress import SilentProgress
     from delift_pipeline.scoring.options import ModelOptions
-    from delift_pipeline.steps.file_selection import Request
-    from delift_pipeline.steps.select_file import select_file
+    from delift_pipeline.stages.file_selection import Request
+    from delift_pipeline.stages.select_file import select_file
 
     rows = [
         {"instruction": "say the code of", "input": word, "output": f"( {word} )"}

@@ -15,7 +15,11 @@ from pathlib import Path
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
@@ -25,10 +29,6 @@ from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
 from delift_pipeline.records.schema import content_hash
 from delift_pipeline.records.stored import find_stored_record, known_manifest
 from delift_pipeline.records.versions import KEPT, PARTS, version_hash
-from delift_pipeline.storage.atomic import replacing_folder, write_parquet
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import MANIFEST, mark_for_rebuilding, read_manifest
 
 Ids = frozenset[str]
 

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from delift_pipeline.core.atomic import TEMPORARY_MARK
+from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
+from delift_pipeline.core.manifest import MANIFEST
 from delift_pipeline.lineage.artifacts import (
     ARM_KINDS,
     all_artifacts,
@@ -20,9 +23,6 @@ from delift_pipeline.lineage.artifacts import (
     folders,
     version_kernels,
 )
-from delift_pipeline.storage.atomic import TEMPORARY_MARK
-from delift_pipeline.storage.home import FINGERPRINT_PATTERN, Home
-from delift_pipeline.storage.manifest import MANIFEST
 
 SETTLED_SECONDS = 3600.0
 """A temporary file younger than this may still be written to."""

@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.operations.catalog import refresh_catalog
 from delift_pipeline.operations.catalog_views import VIEWS
-from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     import duckdb

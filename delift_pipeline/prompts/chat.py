@@ -16,8 +16,8 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_json
 
 DATE = "26 Jul 2024"
 """What a template that asks for today's date gets: scores must not change overnight."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.prompts.chat import take_apart
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.prompts.plain_text import Marker, PlainText

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.validation import validated
+from delift_pipeline.core.yaml_text import parse_yaml, read_text
 from delift_pipeline.prompts.chat import Dialogue
 from delift_pipeline.prompts.plain_text import Marker, PlainText
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.yaml_text import parse_yaml, read_text
-from delift_pipeline.validation import validated
 
 PROMPT_FIELDS = ("instruction", "input")
 FIELD = re.compile(r"\{([a-z_]+)\}")

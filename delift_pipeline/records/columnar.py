@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault
+from delift_pipeline.core.errors import DeliftError, Fault
 from delift_pipeline.records.formats import Format, Row, Table
 
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import Fault
+from delift_pipeline.core.errors import Fault
+from delift_pipeline.core.output import json_text, plain
 from delift_pipeline.records.formats import MARK, Format, Row, Table, checked_row, lenient_text
-from delift_pipeline.storage.output import json_text, plain
 
 SEPARATORS = (",", ";", "\t", "|")
 WINDOWS = "Windows-1252"

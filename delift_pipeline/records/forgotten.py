@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.read import RecordsFile
-from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.home import Home
 
 FORGOTTEN = "forgotten.json"
 

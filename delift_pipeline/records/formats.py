@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import Fault
+from delift_pipeline.core.errors import Fault
 
 MARK = "\ufeff"
 """The byte-order mark, once it is decoded."""

@@ -19,17 +19,17 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.core.validation import validated
+from delift_pipeline.core.yaml_text import parse_yaml, read_text
 from delift_pipeline.records.read import Ids
 from delift_pipeline.records.stored import PARTS, newest_versions
 from delift_pipeline.records.tables import CODECS, kind_of, suffixes
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.hashing import digest_json
-from delift_pipeline.storage.home import Home, checked_version
-from delift_pipeline.storage.manifest import Manifest, read_manifest
-from delift_pipeline.storage.yaml_text import parse_yaml, read_text
-from delift_pipeline.validation import validated
 
 _LOG = logging.getLogger(__name__)
 VERSION_FILE = "version.yaml"

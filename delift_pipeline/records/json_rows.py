@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import Fault
+from delift_pipeline.core.errors import Fault
+from delift_pipeline.core.output import json_text
 from delift_pipeline.records.formats import (
     MARK,
     NOT_UTF8,
@@ -20,7 +21,6 @@ from delift_pipeline.records.formats import (
     text_start,
     type_name,
 )
-from delift_pipeline.storage.output import json_text
 
 _BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
 _NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_frame
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.read import RecordsFile
 from delift_pipeline.records.schema import RECORD_SCHEMA
-from delift_pipeline.storage.hashing import digest_frame
-from delift_pipeline.storage.home import Home
 
 COLUMNS_FILE = "columns.parquet"
 RESERVED = {*RECORD_SCHEMA.names(), "tokens"}

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from delift_pipeline.errors import Fault, fault_count_lines, first_faults
+from delift_pipeline.core.atomic import write_text
+from delift_pipeline.core.errors import Fault, fault_count_lines, first_faults
+from delift_pipeline.core.output import is_standard_output, json_text
 from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
-from delift_pipeline.storage.atomic import write_text
-from delift_pipeline.storage.output import is_standard_output, json_text
 
 FAULTS_FILE = "faults.jsonl"
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.output import is_standard_output, write_output
 from delift_pipeline.records.formats import Row, Table
 from delift_pipeline.records.json_rows import JSON_LINES
 from delift_pipeline.records.schema import RECORD_SCHEMA, TEXT_FIELDS, record_id
@@ -20,7 +21,6 @@ from delift_pipeline.records.shapes import (
     shape_of_file,
 )
 from delift_pipeline.records.tables import FORMATS, compress, input_files, kind_of, read_table
-from delift_pipeline.storage.output import is_standard_output, write_output
 
 Inputs = Path | Sequence[Path]
 """A file, a folder of them, or several of either."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import polars as pl
 
-from delift_pipeline.storage.hashing import digest_json, digest_text
+from delift_pipeline.core.hashing import digest_json, digest_text
 
 TEXT_FIELDS = ("instruction", "input", "output")
 

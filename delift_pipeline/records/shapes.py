@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from delift_pipeline.errors import Fault
+from delift_pipeline.core.errors import Fault
 from delift_pipeline.records.formats import NOT_UTF8, Row, encodable, type_name
 from delift_pipeline.records.schema import TEXT_FIELDS
 

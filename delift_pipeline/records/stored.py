@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
 
 PARTS = ("pool", "target", "heldout")
 SHOWN = 3

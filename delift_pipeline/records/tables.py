@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.columnar import ARROW, PARQUET
 from delift_pipeline.records.csv_rows import CSV, TSV, best_header
 from delift_pipeline.records.formats import Format, Table, lenient_text, text_start

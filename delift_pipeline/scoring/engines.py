@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.decoder import CachePath, shareable
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.prompts.chat import chat_digest, chat_source
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.model_files import (
@@ -18,7 +19,6 @@ from delift_pipeline.scoring.model_files import (
     weight_files,
 )
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.hashing import digest_json
 
 SCORING_VERSION = 1
 """Counted up when the meaning of a stored score changes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
 from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.compiling import compiled
+from delift_pipeline.core.compiling import compiled
 
 SCALE = 1e6
 """Cosines are compared in six decimals."""

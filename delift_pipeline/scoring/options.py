@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from delift_pipeline.validation import validated
+from delift_pipeline.core.validation import validated
 
 PREFIX = "preset:"
 

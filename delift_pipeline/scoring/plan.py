@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.atomic import read_json, replacing_folder, write_json, write_parquet
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.hashing import digest_bytes, digest_json, digest_text
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.scoring.neighbours import Neighbours
-from delift_pipeline.storage.atomic import read_json, replacing_folder, write_json, write_parquet
-from delift_pipeline.storage.hashing import digest_bytes, digest_json, digest_text
-from delift_pipeline.storage.manifest import Manifest
 
 BlockName = Literal["self", "target", "existing", "replay"]
 

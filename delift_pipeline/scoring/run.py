@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Engine, Job, reduce_scores
 from delift_pipeline.scoring.engines import engine_for

@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.scoring.engine import PairScores
-from delift_pipeline.storage.atomic import replacing
-from delift_pipeline.storage.hashing import digest_bytes
 
 _UNSIGNED = (np.uint8, np.uint16, np.uint32)
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_bytes
+from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import Fingerprint
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
@@ -23,8 +25,6 @@ from delift_pipeline.scoring.shards import (
     shard_names,
     write_shard,
 )
-from delift_pipeline.storage.hashing import digest_bytes
-from delift_pipeline.storage.manifest import Manifest, read_manifest
 
 ID_BYTES = 16
 UNKNOWN = -2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder

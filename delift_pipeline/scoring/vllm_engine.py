@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions

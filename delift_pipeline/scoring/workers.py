@@ -25,15 +25,15 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
-from delift_pipeline.progress import Meter, Progress
+from delift_pipeline.core.atomic import write_json
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.progress import Meter, Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairPlan, read_plan, write_plan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore, Wanted
-from delift_pipeline.storage.atomic import write_json
 
 MODULE = "delift_pipeline.scoring.workers"
 POLL_SECONDS = 0.2

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.columns import to_dense
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.objectives import Objective
 from delift_pipeline.selection.optimizers import Ranking, ranked, sampling
-from delift_pipeline.utility.columns import to_dense
 
 BLOCK = 256
 

@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 
 BudgetText = float | int | str
 """A budget as written: 0.3, 50, `full`, `20000tokens`, `auto` or `auto:0.05`."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delift_pipeline.compiling import compiled, compiled_sum
-from delift_pipeline.utility.columns import Columns, DenseColumns, SparseColumns
+from delift_pipeline.core.compiling import compiled, compiled_sum
+from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
 ROWS_A_BLOCK = 256
 TOGETHER = 4

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 
 
 @dataclass(frozen=True)

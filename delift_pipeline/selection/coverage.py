@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from delift_pipeline.errors import Refused
-from delift_pipeline.utility.columns import (
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.columns import (
     Columns,
     DenseColumns,
     SparseColumns,

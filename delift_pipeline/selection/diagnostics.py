@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.selection.embedding import Similarities, similarities
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.selector import SelectionInputs

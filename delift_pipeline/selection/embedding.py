@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
 from delift_pipeline.selection.language_model import LanguageModel
 

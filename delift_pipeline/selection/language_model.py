@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import polars as pl
 
-from delift_pipeline.progress import Meter, Progress, SilentProgress
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import Meter, Progress, SilentProgress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder

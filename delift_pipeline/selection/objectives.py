@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.columns import column_maxima, row_maxima
 from delift_pipeline.selection.coverage import Coverage, checked_kernel
 from delift_pipeline.selection.options import ObjectiveName
-from delift_pipeline.utility.columns import column_maxima, row_maxima
 
 
 class Objective(Protocol):

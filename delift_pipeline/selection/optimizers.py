@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.constraints import Constraints, Tracker
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.objectives import Objective

@@ -5,9 +5,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.utility.block import UtilityForm
-from delift_pipeline.validation import validated
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.validation import validated
+from delift_pipeline.kernel.block import UtilityForm
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
 STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.selection.options import Stage, checked_options
 from delift_pipeline.selection.selector import Needs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector

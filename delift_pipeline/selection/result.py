@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from delift_pipeline.kernel.columns import Columns
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.trust import Trust
-from delift_pipeline.utility.columns import Columns
 
 SUBSET_SCHEMA: dict[str, Any] = {
     "record_id": pl.String,

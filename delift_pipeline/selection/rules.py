@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.schema import own_ids
 from delift_pipeline.records.stored import matching_records
 from delift_pipeline.selection.budget import Budget, token_costs

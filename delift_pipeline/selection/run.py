@@ -9,7 +9,10 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_text
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.selection.budget import Budget, parse_budget
 from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.optimizers import knee_of
@@ -24,9 +27,6 @@ from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import Ranked, RuleOptions, Rules, broken, spent
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import suspects_frame
-from delift_pipeline.storage.atomic import replacing_folder, write_parquet
-from delift_pipeline.storage.hashing import digest_text
-from delift_pipeline.storage.manifest import Manifest
 
 SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
 SUSPECTS, BALANCE = "suspects.parquet", "balance.parquet"

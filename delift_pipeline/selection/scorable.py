@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import BudgetText, is_full, parse_budget
 from delift_pipeline.selection.options import Stage

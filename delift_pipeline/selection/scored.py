@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.optimizers import in_order

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
@@ -16,7 +17,6 @@ from delift_pipeline.selection.language_model import Gradients, LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
-from delift_pipeline.utility.block import Block, UtilityForm
 
 Reference = Literal["base", "random", "whole"]
 BlockLoader = Callable[[str, UtilityForm], Block]

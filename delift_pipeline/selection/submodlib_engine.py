@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.columns import Columns, to_dense
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.objectives import (
     FL1MI,
@@ -22,7 +23,6 @@ from delift_pipeline.selection.objectives import (
     evaluate,
 )
 from delift_pipeline.selection.optimizers import Ranking
-from delift_pipeline.utility.columns import Columns, to_dense
 
 
 def submodlib_greedy(

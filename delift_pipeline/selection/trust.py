@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from delift_pipeline.kernel.block import Block, duplicate_groups
+from delift_pipeline.kernel.columns import to_sparse
 from delift_pipeline.scoring.neighbours import prompt_texts
 from delift_pipeline.selection.embedding import Similarities, cosines_at, embedded
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.utility.block import Block, duplicate_groups
-from delift_pipeline.utility.columns import to_sparse
 
 WEIGHT_POWER = 4
 SHARPNESS = 2.0

@@ -29,12 +29,12 @@ import polars as pl
 import torch
 from safetensors.torch import load_file
 
-from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.progress import Progress
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.hashing import digest_files, digest_json
+from delift_pipeline.core.progress import Progress
 from delift_pipeline.scoring.batches import length_batches
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.hashing import digest_files, digest_json
 from delift_pipeline.training.batches import Batch, Example, answer_losses, collate, encode_examples
 from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.run import (

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.progress import Meter
+from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_json, digest_text
+from delift_pipeline.core.progress import Meter
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.selectors.less import LessOptions
-from delift_pipeline.storage.atomic import replacing
-from delift_pipeline.storage.hashing import digest_json, digest_text
 from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.storage.atomic import read_json, write_json
-from delift_pipeline.storage.hashing import digest_files
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_files
 
 TRAINING_LOG = "training.json"
 WEIGHT_FILES = ("*.safetensors", "adapter_config.json", "config.json")

@@ -20,11 +20,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from delift_pipeline.errors import DeliftError, Fault, Refused, is_memory_error
-from delift_pipeline.progress import Progress, SilentProgress
+from delift_pipeline.core.atomic import read_json, replacing_folder, write_json
+from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.atomic import read_json, replacing_folder, write_json
-from delift_pipeline.storage.hashing import digest_json
 from delift_pipeline.training.batches import (
     Example,
     answer_losses,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import read_json, write_json
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import (
     LoadedModel,
@@ -27,7 +28,6 @@ from delift_pipeline.scoring.model import (
 )
 from delift_pipeline.scoring.model_files import model_folder
 from delift_pipeline.scoring.options import ModelOptions, portable_name
-from delift_pipeline.storage.atomic import read_json, write_json
 from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from dagster import AssetCheckEvaluation
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.core.home import Home
 from delift_pipeline.definitions import defs
 from delift_pipeline.demo.dataset import DemoFiles, DemoSizes, write_demo_files
 from delift_pipeline.graph import build_assets
-from delift_pipeline.partitions import add_versions, dataset_version, partition_of
+from delift_pipeline.orchestration.partitions import add_versions, dataset_version, partition_of
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import load_arms
 
 SIZES = DemoSizes(pool=24, new_tasks=10, old_tasks=10, heldout_per_task=2, target=4)
 ARMS = """

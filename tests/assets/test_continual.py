@@ -8,14 +8,14 @@ from typing import Any
 import polars as pl
 import pytest
 
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.demo.dataset import DemoFiles
 from delift_pipeline.evaluation.result import read_evaluation
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.plan import read_plan
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
 
 ARM, KIN = "continual.delift", "instruction_tuning.delift"
 

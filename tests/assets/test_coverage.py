@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 
 ARM = "instruction_tuning.delift"
 SPARSE = "plan: {coverage: neighbours, neighbours: 4}\n"

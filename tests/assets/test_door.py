@@ -12,11 +12,11 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from assets.checks import severity
 from assets.door import enter
 from assets.outcome import Outcome
-from delift_pipeline.arms import AutomationOptions, load_arms
-from delift_pipeline.automation import retry_policy
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.graph import build_assets
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.orchestration.automation import retry_policy
+from delift_pipeline.stages.arms import AutomationOptions, load_arms
 
 
 def tries(step: Callable[[], Outcome]) -> tuple[bool, int, str]:

@@ -4,9 +4,9 @@ from typing import Any
 
 import dagster as dg
 
-from delift_pipeline.arms import load_arms
 from delift_pipeline.definitions import defs
 from delift_pipeline.graph import build_assets
+from delift_pipeline.stages.arms import load_arms
 
 VERSION, ARM = {"version"}, {"version", "arm"}
 GRAPH: dict[str, dict[str, Any]] = {

@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Callable
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoFiles
 from delift_pipeline.records.stored import load_version
-from delift_pipeline.storage.home import Home
 
 ABOUT = """
 dataset: demo

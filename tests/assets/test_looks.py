@@ -9,12 +9,12 @@ import pytest
 
 from assets.columns import COLUMNS, MADE_OF, schema_of
 from assets.source import STEPS, with_code_references
-from delift_pipeline.arms import load_arms
 from delift_pipeline.evaluation.leaderboard import ROW_SCHEMA
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
 from delift_pipeline.graph import build_assets
 from delift_pipeline.lineage.trained_on import SCHEMA as TRAINED_ON
 from delift_pipeline.records.schema import RECORD_SCHEMA
+from delift_pipeline.stages.arms import load_arms
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = build_assets(load_arms())
@@ -69,7 +69,7 @@ def test_code_references_lead_to_the_projects_home_where_one_is_named(
     (asset,) = with_code_references([raw_dataset(load_arms())])
     step, door = references(asset.specs_by_key[asset.key])
     start = r"https://github\.com/someone/delift/tree/[0-9a-z.]+/"
-    assert re.fullmatch(start + r"delift_pipeline/steps/dataset\.py#L\d+", step.url)
+    assert re.fullmatch(start + r"delift_pipeline/stages/dataset\.py#L\d+", step.url)
     assert re.fullmatch(start + r"assets/ingest\.py#L\d+", door.url)
 
 

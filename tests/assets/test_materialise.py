@@ -9,12 +9,12 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.graph import build_assets
 from delift_pipeline.selection.budget import resolve_budget
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
+from delift_pipeline.stages.arms import load_arms
 
 DATA_VERSION = "dagster/data_version"
 PLOTS = {

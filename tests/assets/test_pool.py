@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 
 from assets.pool import GPU_POOL
-from delift_pipeline import dagster_internals
-from delift_pipeline.partitions import add_versions
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
+from delift_pipeline.orchestration import dagster_internals
+from delift_pipeline.orchestration.partitions import add_versions
 
 OTHER = ("another-run", "in_context_logprobs")
 ARMS = """

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 
 ARM = "instruction_tuning.delift"
 

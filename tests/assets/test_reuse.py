@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.storage.atomic import read_json
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
+from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 
 ARM = "instruction_tuning.delift"
 

@@ -34,9 +34,9 @@ from benchmarks.theory import (
 from benchmarks.tracking import track_table
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import rows_of
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.demo import verify_demo_model
-from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.selection.registry import SELECTORS
 
@@ -52,7 +52,7 @@ from pathlib import Path
 from benchmarks.experiments import Asked, experiment, units_of
 from benchmarks.pools import Sizes
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.core.progress import SilentProgress
 sizes, steps = Sizes(40, 2, 4), {0.2: 2}
 asked = Asked(("instruction_tuning",), (700, 701, 702), ("delift",), True, sizes, steps)
 units = units_of(experiment("selectors"), asked)
@@ -322,8 +322,8 @@ def test_a_markdown_table_says_what_is_not_resolved() -> None:
 def test_a_table_is_tracked_once_with_a_run_for_every_contender(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
+    from delift_pipeline.core.home import Home
     from delift_pipeline.lineage.tracking_store import local_uri
-    from delift_pipeline.storage.home import Home
 
     table, kept = _table(), tmp_path / "table.json"
     kept.write_text(json.dumps(table), encoding="utf-8")

@@ -17,9 +17,9 @@ from delift_pipeline.bench import quality
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import rows_of
 from delift_pipeline.cli.main import run
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.storage.home import Home
 
 TINY = Sizes(pool=40, heldout_per_task=2, target=4)
 

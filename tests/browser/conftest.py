@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from delift_pipeline.cli import runs
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
 
 
 @pytest.mark.parametrize("option", [(), ("--home", "elsewhere")])

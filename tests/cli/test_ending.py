@@ -16,13 +16,13 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from assets.outcome import Check, Outcome
-from delift_pipeline import dagster_internals
 from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.definitions import defs
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.steps import plan, score
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.orchestration import dagster_internals
+from delift_pipeline.stages import plan, score
 
 POOL = "gpu"
 ENDS_WITHIN_SECONDS = 10
@@ -153,7 +153,7 @@ def test_a_signal_that_is_repeated_at_once_does_not_break_the_ending_off(
         time.sleep(2 * ENDS_WITHIN_SECONDS)
 
     scoring(act)
-    monkeypatch.setattr("delift_pipeline.signals.REPEAT_SECONDS", 10.0)
+    monkeypatch.setattr("delift_pipeline.core.signals.REPEAT_SECONDS", 10.0)
     answer = delift("run", "--version", "v1", "--home", home.root)
     assert answer.status == 143
     assert_own_run_ended(home, dg.DagsterRunStatus.CANCELED)
@@ -213,7 +213,7 @@ def test_a_waiting_run_goes_on_when_the_process_that_holds_the_pool_dies(
     other: subprocess.Popen[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("delift_pipeline.dagster_internals.REPORT_SECONDS", 1.0)
+    monkeypatch.setattr("delift_pipeline.orchestration.dagster_internals.REPORT_SECONDS", 1.0)
     hold_the_pool(home, other.pid)
     scoring(lambda: None)
     later(other.kill, lambda: waiting_steps(home) > 0 and other.poll() is None)

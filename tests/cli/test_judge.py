@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, write_evaluation
-from delift_pipeline.storage.home import Home
 
 Delift = Callable[..., Any]
 ARMS = ("v1/instruction_tuning.random", "v1/instruction_tuning.delift", "v1/initial")

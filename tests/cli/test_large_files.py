@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_the_reading_itself(
     def fail(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", str(many))
 
-    monkeypatch.setattr("delift_pipeline.steps.reading._announcement", fail)
+    monkeypatch.setattr("delift_pipeline.stages.reading._announcement", fail)
     chosen = ("--model", tiny.model, "--home", tmp_path / "home", "--selector", "random")
     out = tmp_path / "out.jsonl"
     assert delift("select", many, *chosen, "--budget", 5, "--out", out).status == 0

@@ -8,9 +8,9 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.core.home import Home
 from delift_pipeline.graph import build_assets
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import load_arms
 
 pytestmark = pytest.mark.data
 

@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 
 from delift_pipeline.cli.graph import GraphRuns
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
 
 ARMS = """
 defaults:

@@ -7,9 +7,9 @@ import dagster as dg
 import pytest
 
 from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoFiles
 from delift_pipeline.graph import build_definitions
-from delift_pipeline.storage.home import Home
 from tests.conftest import Delift
 
 ARMS = """

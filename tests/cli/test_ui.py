@@ -21,7 +21,7 @@ import yaml
 
 from delift_pipeline.cli import serve
 from delift_pipeline.cli.serve import commands
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 
 ASSETS = {
     "raw_dataset",

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import dagster as dg
 import psutil
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
+from delift_pipeline.orchestration.sensors import WILL_RETRY
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.sensors import WILL_RETRY
-from delift_pipeline.storage.home import Home
 from tests.end_to_end.serving import Served, until
 
 Program = Literal["run", "ui"]

@@ -15,7 +15,7 @@ import dagster as dg
 
 from assets.door import enter
 from assets.outcome import Outcome
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.core.manifest import Manifest
 
 HOW, FOLDER = os.environ["DELIFT_TEST_HOW"], Path(os.environ["DELIFT_TEST_FOLDER"])
 

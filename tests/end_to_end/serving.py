@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 import psutil
 
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 
 SECONDS = 600
 """The longest any one thing may take on a busy machine."""

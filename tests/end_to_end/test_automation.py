@@ -13,9 +13,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.demo.dataset import DemoFiles, DemoSizes, write_demo_files
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
 from tests.end_to_end.serving import Served, until
 
 # One process runs all of it: its tests share one home, in order.

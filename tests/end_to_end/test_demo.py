@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from delift_pipeline.arms import load_arms
 from delift_pipeline.graph import build_assets
+from delift_pipeline.stages.arms import load_arms
 
 # One process runs all of it: its tests share one home, in order.
 pytestmark = pytest.mark.slow

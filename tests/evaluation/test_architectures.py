@@ -18,9 +18,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.engines import Answer, TransformersAnswers
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.progress import SilentProgress
 from delift_pipeline.training.batches import Example
 
 VOCABULARY, END = 40, 3

@@ -1,11 +1,11 @@
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.evaluation.base import base_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
 
 FINGERPRINT = "a" * 32
 

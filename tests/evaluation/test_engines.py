@@ -5,7 +5,7 @@ import importlib.util
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.engines import VllmModel, load_trained
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate

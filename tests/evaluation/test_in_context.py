@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.in_context import evaluate_in_context, nearest_chosen
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.model import LoadedModel, load_model

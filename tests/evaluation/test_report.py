@@ -6,6 +6,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.plots import bars, png
 from delift_pipeline.evaluation.leaderboard import (
     ROW_SCHEMA,
     leaderboard_frame,
@@ -22,8 +24,6 @@ from delift_pipeline.evaluation.result import (
     summarise,
     write_evaluation,
 )
-from delift_pipeline.plots import bars, png
-from delift_pipeline.storage.home import Home
 from delift_pipeline.training.log import TrainingLog
 
 FINGERPRINT = "a" * 32

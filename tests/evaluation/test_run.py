@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.evaluation.options import GENERAL, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, mean_and_error
 from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_loaded

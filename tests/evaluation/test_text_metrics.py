@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.text_metrics import (
     embedding_similarity,
     exact_match,

@@ -5,11 +5,11 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.lineage.card import card_text, write_card
 from delift_pipeline.records.stored import DatasetVersion
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.stages.arms import load_arms
 from delift_pipeline.training.log import TrainingLog
 
 EVIL = "`</td>| rm -rf`\n# heading <script>"

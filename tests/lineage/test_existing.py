@@ -5,12 +5,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.lineage.existing import ancestors, existing_of
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
 
 CONTINUAL = "continual.delift"
 KIN = "instruction_tuning.delift"

@@ -19,8 +19,10 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from delift_pipeline.arms import load_arms
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.atomic import write_json, write_text
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.result import (
     SAMPLE_SCHEMA,
     Evaluation,
@@ -38,9 +40,7 @@ from delift_pipeline.lineage.tracked import (
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.atomic import write_json, write_text
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
+from delift_pipeline.stages.arms import load_arms
 from delift_pipeline.training.log import TrainingLog, weights_hash
 
 READY_SECONDS = 90

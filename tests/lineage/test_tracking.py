@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.home import Home
 from delift_pipeline.lineage import tracking_store
 from delift_pipeline.lineage.tracked import log_adapter
 from delift_pipeline.lineage.tracking import LONGEST_PARAM, Tracker, param_text
 from delift_pipeline.lineage.tracking_store import local_uri
-from delift_pipeline.storage.home import Home
 
 ARM = "instruction_tuning.delift-b10"
 
@@ -241,7 +241,7 @@ import sys
 from pathlib import Path
 from delift_pipeline.lineage.tracked import log_adapter
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
 tracker = Tracker(Home.at(sys.argv[1]))
 run = tracker.start_run("v1", "instruction_tuning." + sys.argv[2], {"content": "a"})
 tracker.log_points(run, [("loss", 0, 3.0), ("loss", 1, 2.0), ("loss", 2, 1.0)])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
 
 SIZES = DemoSizes(pool=20, new_tasks=10, old_tasks=10, heldout_per_task=1, target=3)
 ARMS = """

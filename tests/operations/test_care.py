@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.operations.doctor import Finding, examine
 from delift_pipeline.operations.gc import collect
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
 
 TRUSTED = "instruction_tuning.delift_trusted"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.result import differences, read_evaluation
 from delift_pipeline.operations.compare import compare_arms
 from delift_pipeline.operations.cost import cost_of
@@ -12,8 +13,7 @@ from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import read_plan
-from delift_pipeline.steps.score import scorable_pairs
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.score import scorable_pairs
 
 RANDOM, TRUSTED = "instruction_tuning.random", "instruction_tuning.delift_trusted"
 DEMO = ModelOptions(model="demo", template="world", device="cpu", threads=1)

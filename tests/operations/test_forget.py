@@ -5,13 +5,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.operations.forget import forget
 from delift_pipeline.records.forgotten import forgotten_file, forgotten_ids
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import rebuild_reason
 
 FIRST, SECOND = "instruction_tuning.delift_trusted", "continual.delift_trusted"
 

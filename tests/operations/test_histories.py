@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.adapter import stored_adapter
 from delift_pipeline.lineage.artifacts import all_artifacts
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.operations.query import run_query
-from delift_pipeline.storage.home import Home
 from tests.operations.histories import (
     add_adapter,
     add_report,

@@ -5,17 +5,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.arms import load_arms
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.leaderboard import leaderboard_page, leaderboard_rows
 from delift_pipeline.evaluation.result import SAMPLES, read_evaluation
 from delift_pipeline.lineage.promotion import rows
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.operations.compare import compare_arms
-from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.report import make_report
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import read_manifest
+from delift_pipeline.stages.arms import load_arms
+from delift_pipeline.stages.report import make_report
 
 RANDOM, TRUSTED = "instruction_tuning.random", "instruction_tuning.delift_trusted"
 DEMO = ModelOptions(model="demo", template="world", device="cpu", threads=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.kernel.kernel import load_block
 from delift_pipeline.operations.catalog import refresh_catalog
 from delift_pipeline.operations.query import run_query
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest
-from delift_pipeline.utility.kernel import load_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "queries.md"
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from delift_pipeline.core.home import Home
 from delift_pipeline.operations.catalog import refresh_catalog
-from delift_pipeline.storage.home import Home
 from tests.operations.histories import (
     add_adapter,
     add_report,
@@ -82,7 +82,7 @@ DELIFT = ("-m", "delift_pipeline.cli.main")
 LOAD = "from delift_pipeline.definitions import defs; defs.get_repository_def()"
 TICK = """
 import dagster as dg
-from delift_pipeline.sensors import new_dataset_version_sensor
+from delift_pipeline.orchestration.sensors import new_dataset_version_sensor
 from resources.store import StoreResource
 with dg.DagsterInstance.ephemeral() as instance:
     import os

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.chat import DATE, take_apart
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.render import Rendered, render

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.render import render
 from delift_pipeline.prompts.template import load_template, shipped_templates

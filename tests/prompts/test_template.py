@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.template import (
     Template,
     Written,

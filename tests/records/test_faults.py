@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.read import read_records
 
 GOOD = b'{"id": "g", "instruction": "Add 1 and 1.", "input": "", "output": "2"}'

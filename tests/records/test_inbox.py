@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.inbox import Look, entries, ingest_dropped, look
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
 
 
 def lines(numbers: Sequence[int], **more: Any) -> str:

@@ -7,15 +7,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.operations.forget import forget
 from delift_pipeline.records.inbox import ingest_dropped
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import find_record, find_stored_record, matching_records
-from delift_pipeline.storage.home import Home
 
 RECORDS = pl.DataFrame(
     {

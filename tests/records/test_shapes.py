@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.records.read import RecordsFile, read_parts, read_records
 
 

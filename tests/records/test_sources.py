@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.read import read_records, write_chosen
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.schema import record_id
 from delift_pipeline.records.stored import changes, load_version
 from delift_pipeline.records.versions import ingest
-from delift_pipeline.storage.home import Home
-from delift_pipeline.storage.manifest import Manifest, read_manifest
 
 
 def rows(*numbers: int, **more: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.records.read import read_records, write_chosen
 
 LINES = [

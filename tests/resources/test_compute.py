@@ -2,9 +2,9 @@
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.storage.home import Home
 from resources.models import ComputeResource, LanguageModelResource
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from delift_pipeline.errors import Refused
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from resources.models import JudgeResource
 
 

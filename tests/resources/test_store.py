@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from delift_pipeline.arms import load_arms
-from delift_pipeline.storage.home import Home
+from delift_pipeline.core.home import Home
+from delift_pipeline.stages.arms import load_arms
 from resources.models import EmbedderResource
 from resources.store import StoreResource
 

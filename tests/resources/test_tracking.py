@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.storage.home import Home
 from resources.store import TrackingResource
 
 
@@ -65,7 +65,7 @@ def test_every_field_is_described_and_has_a_default() -> None:
 
 def test_mlflow_waits_until_it_is_used() -> None:
     code = (
-        "import sys; from pathlib import Path; from delift_pipeline.storage.home import Home; "
+        "import sys; from pathlib import Path; from delift_pipeline.core.home import Home; "
         "from resources.store import TrackingResource; "
         "TrackingResource().tracker(Home(Path('/absent'))); sys.exit('mlflow' in sys.modules)"
     )

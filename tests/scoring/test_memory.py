@@ -13,7 +13,7 @@ import torch
 
 from delift_pipeline.bench.scoring import peak_memory
 from delift_pipeline.bench.scoring_shapes import random_model, random_records
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.model import LoadedModel

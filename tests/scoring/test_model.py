@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.fingerprint import fingerprint_of

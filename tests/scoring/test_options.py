@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.options import ModelOptions, read_options
 
 CONFLICTS: list[tuple[dict[str, Any], str, str]] = [

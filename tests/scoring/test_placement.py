@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest
 from delift_pipeline.scoring.plan import (
     NO_NEIGHBOUR,

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.leases import Leases
 from delift_pipeline.scoring.plan import PairBlock, PairPlan

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from delift_pipeline.cli.main import run
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.storage.home import Home
 from tests.scoring.tables import score_table
 
 

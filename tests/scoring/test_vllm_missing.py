@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import DeliftError, Refused
-from delift_pipeline.progress import LineProgress
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.progress import LineProgress
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan

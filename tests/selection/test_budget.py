@@ -2,7 +2,7 @@
 
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.budget import resolve_budget
 
 

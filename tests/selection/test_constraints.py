@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection import coverage
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.budget import Budget, parse_budget, token_costs

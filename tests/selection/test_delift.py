@@ -7,15 +7,15 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.options import Stage, objective_at
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.selection.selectors import delift
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns
 
 IDS = tuple("abcdef")
 RNG = np.random.default_rng(11)

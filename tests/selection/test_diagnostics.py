@@ -5,6 +5,8 @@ import polars as pl
 import pytest
 
 from assets.selection import trust_check
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.diagnostics import balance, diagnosed, lengths, script, vanished
 from delift_pipeline.selection.embedding import similarities
@@ -18,8 +20,6 @@ from delift_pipeline.selection.trust import (
     text_of,
     trust_of,
 )
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns
 
 IDS = tuple("abcdefgh")
 WRONG = "c"

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.block import Affine, RowScaled, Similarity, common_affine
+from delift_pipeline.kernel.columns import (
+    Columns,
+    DenseColumns,
+    RestrictedColumns,
+    as_columns,
+    materialised,
+    to_dense,
+    to_sparse,
+)
 from delift_pipeline.selection import coverage
 from delift_pipeline.selection.objectives import (
     FL1MI,
@@ -18,16 +28,6 @@ from delift_pipeline.selection.objectives import (
     evaluate,
 )
 from delift_pipeline.selection.optimizers import lazy_greedy, naive_greedy
-from delift_pipeline.utility.block import Affine, RowScaled, Similarity, common_affine
-from delift_pipeline.utility.columns import (
-    Columns,
-    DenseColumns,
-    RestrictedColumns,
-    as_columns,
-    materialised,
-    to_dense,
-    to_sparse,
-)
 
 KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg")
 

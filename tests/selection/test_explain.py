@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delift_pipeline.arms import load_arms
 from delift_pipeline.cli.explain import as_text
 from delift_pipeline.cli.main import run
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
+from delift_pipeline.kernel.kernel import build_kernel, load_block
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
@@ -19,10 +20,9 @@ from delift_pipeline.scoring.plan import build_plan
 from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.run import select, selection_request, write_subset
 from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.steps.explain import Explanation
-from delift_pipeline.steps.suspects import suspects_of
-from delift_pipeline.storage.home import Home
-from delift_pipeline.utility.kernel import build_kernel, load_block
+from delift_pipeline.stages.arms import load_arms
+from delift_pipeline.stages.explain import Explanation
+from delift_pipeline.stages.suspects import suspects_of
 
 ARM, VERSION, PRINT = "instruction_tuning.delift_trusted", "v1", "f" * 32
 PLANTED = "r2"

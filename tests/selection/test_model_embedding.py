@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.arms import PlanOptions
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import embedded
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import PlanOptions
 
 
 def test_hidden_states_have_unit_length_and_do_not_depend_on_company(home: Home) -> None:

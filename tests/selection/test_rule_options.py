@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.rules import (
     Quota,

@@ -4,12 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.rules import Quota, Rules
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns
 
 N = 40
 IDS = tuple(f"r{number:02d}" for number in range(N))

@@ -7,7 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.manifest import read_manifest, up_to_date
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.run import (
     DROPPED,
@@ -18,9 +21,6 @@ from delift_pipeline.selection.run import (
     write_subset,
 )
 from delift_pipeline.selection.selector import Needs, SelectionInputs
-from delift_pipeline.storage.manifest import read_manifest, up_to_date
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns
 
 IDS = tuple(f"{k:032x}" for k in (7, 3, 9, 1, 5))
 POOL = pl.DataFrame(

@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from benchmarks.pools import Sizes, draw, scored
-from delift_pipeline.progress import SilentProgress
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.steps.file_selection import Request
-from delift_pipeline.steps.select_file import select_file
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.file_selection import Request
+from delift_pipeline.stages.select_file import select_file
 
 THIRTEEN = (
     "initial full random length delift delift_trusted delift_se selectit less deft_ucs rds_plus "

@@ -8,16 +8,16 @@ import pytest
 
 from assets.selection import subset_outcome
 from assets.training import adapter_outcome
-from delift_pipeline.arms import Arms, read_arms
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.demo.dataset import DemoSizes, write_demo_files
-from delift_pipeline.progress import SilentProgress
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.steps.adapter import make_adapter
-from delift_pipeline.steps.report import make_report
-from delift_pipeline.steps.subset import make_subset
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.adapter import make_adapter
+from delift_pipeline.stages.arms import Arms, read_arms
+from delift_pipeline.stages.report import make_report
+from delift_pipeline.stages.subset import make_subset
 
 ARMS = """
 defaults:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.scored import WARM_UP, drawn, target_set
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.selectors.less import LessOptions, mean_cosines
-from delift_pipeline.storage.home import Home
 from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
 from delift_pipeline.training.gradients import (
     Moments,

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import hidden_states, record_texts
@@ -30,7 +31,6 @@ from delift_pipeline.selection.selectors.selectit import (
     sentence_scores,
     token_scores,
 )
-from delift_pipeline.storage.home import Home
 
 DEMO = ModelOptions(model="demo", device="cpu")
 

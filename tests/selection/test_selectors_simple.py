@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from delift_pipeline.arms import read_arms
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.neighbours import embed
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import record_texts
@@ -30,7 +30,7 @@ from delift_pipeline.selection.selectors.deft_ucs import (
     ranked_by_clusters,
     with_base,
 )
-from delift_pipeline.storage.home import Home
+from delift_pipeline.stages.arms import read_arms
 from delift_pipeline.training.options import TrainingOptions
 
 TFIDF = {"embedder": "tfidf"}

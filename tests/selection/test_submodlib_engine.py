@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,

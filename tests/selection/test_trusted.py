@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.scoring.neighbours import embed, prompt_texts
 from delift_pipeline.selection.embedding import record_texts, similarities
 from delift_pipeline.selection.options import Stage
@@ -18,8 +20,6 @@ from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.selection.trust import trust_of
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import as_columns
 
 RNG = np.random.default_rng(5)
 WORDS = ("red", "green", "blue", "round", "flat", "sharp")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.demo import DEMO_MODEL, verify_demo_model
-from delift_pipeline.errors import DeliftError
 from tools.demo_model.corpus import ANSWER_WEIGHT, Corpus
 from tools.demo_model.gate import in_context_gate
 from tools.demo_model.gate import main as gate_main

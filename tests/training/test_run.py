@@ -10,10 +10,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
-from delift_pipeline.plots import loss_curve_png
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
@@ -106,7 +106,7 @@ def test_adapter_loads_with_peft_and_gives_the_logits_of_training(
 ) -> None:
     trainable = prepare(quick, tiny, None)
     examples, _ = encode_examples(trainable.encoder, records)
-    from delift_pipeline.progress import SilentProgress
+    from delift_pipeline.core.progress import SilentProgress
 
     Run(quick, 0, trainable, examples, Kept(None, "", None)).go(SilentProgress(), None)
     trainable.save(tmp_path)

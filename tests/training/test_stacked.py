@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.pools import MODEL, Sizes, draw
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate_loaded
-from delift_pipeline.progress import SilentProgress
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
 from delift_pipeline.training.batches import encode_examples

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring import vllm_engine
 from delift_pipeline.scoring.engine import Engine, Job

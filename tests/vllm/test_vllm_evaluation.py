@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.engines import VllmModel, load_trained
 from delift_pipeline.evaluation.in_context import evaluate_in_context
 from delift_pipeline.evaluation.options import EvaluationOptions

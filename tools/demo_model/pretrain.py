@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from delift_pipeline.progress import LineProgress
+from delift_pipeline.core.progress import LineProgress
 from tools.demo_model.corpus import Corpus, Row
 from tools.demo_model.gate import in_context_gate
 from tools.demo_model.provenance import write_provenance

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.judge.questions import SCORES, SYSTEM, JudgeOptions, Question
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.progress import SilentProgress
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from delift_pipeline.errors import Fault, Refused
-from delift_pipeline.storage.hashing import digest_json
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_json
 
 VERSION = 1
 """Of the rubric; part of what identifies a judgement: another wording is another measurement."""

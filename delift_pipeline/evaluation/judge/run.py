@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 from filelock import FileLock
 
+from delift_pipeline.core.output import json_text
+from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.evaluation.judge.judges import DIGITS, Judge, Reply
 from delift_pipeline.evaluation.judge.questions import SYSTEM, JudgeOptions, Question
 from delift_pipeline.evaluation.result import mean_and_error
-from delift_pipeline.progress import Progress, SilentProgress
-from delift_pipeline.storage.output import json_text
 
 JOURNAL = "journal.jsonl"
 CHARACTERS_PER_TOKEN = 4

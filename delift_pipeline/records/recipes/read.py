@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.atomic import replacing_folder, write_text
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import checked_version
+from delift_pipeline.core.output import json_text, write_output
 from delift_pipeline.records.inbox import VERSION_FILE
 from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, recipe_of
 from delift_pipeline.records.tables import read_table
-from delift_pipeline.storage.atomic import replacing_folder, write_text
-from delift_pipeline.storage.home import checked_version
-from delift_pipeline.storage.output import json_text, write_output
 
 OWN = {"instruction", "output"}
 RECORD_COLUMNS = {"instruction", "input", "output"}

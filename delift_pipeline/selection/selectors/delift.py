@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.kernel.block import Block, Similarity, common_affine, duplicate_groups
+from delift_pipeline.kernel.columns import Columns, materialised
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import (
     FacilityLocation,
@@ -22,8 +24,6 @@ from delift_pipeline.selection.options import SelectorOptions, Stage, objective_
 from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.utility.block import Block, Similarity, common_affine, duplicate_groups
-from delift_pipeline.utility.columns import Columns, materialised
 
 _SELF_BLOCKS = ("self", "neighbours")
 _MASKED = (*_SELF_BLOCKS, "replay")

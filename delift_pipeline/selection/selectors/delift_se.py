@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.embedding import MODEL, similarities
 from delift_pipeline.selection.objectives import objective_named, objective_of_random

@@ -18,7 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.kernel.block import Block
+from delift_pipeline.kernel.columns import Columns, as_columns, to_dense
 from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
 from delift_pipeline.selection.objectives import FL2MI, FLCG, FacilityLocation
 from delift_pipeline.selection.optimizers import lazy_greedy
@@ -27,8 +29,6 @@ from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
-from delift_pipeline.utility.block import Block
-from delift_pipeline.utility.columns import Columns, as_columns, to_dense
 
 PREFIX = "trusted_"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import DECIMALS, by_score

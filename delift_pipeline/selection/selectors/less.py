@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.errors import DeliftError
-from delift_pipeline.progress import Meter
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.progress import Meter
 from delift_pipeline.selection.language_model import Checkpoints, Example
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.errors import DeliftError
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage

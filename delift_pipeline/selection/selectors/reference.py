@@ -3,7 +3,7 @@
 import numpy as np
 from pydantic import BaseModel
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.selection.optimizers import in_order
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from delift_pipeline.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
 from delift_pipeline.evaluation.judge.run import ask

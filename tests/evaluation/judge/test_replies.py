@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.judge.judges import Reply, expected_score, written_score
 from delift_pipeline.evaluation.judge.questions import (
     DIMENSIONS,

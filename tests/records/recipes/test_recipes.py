@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.errors import Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.choices import listed_options
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.records.read import read_records

@@ -1,0 +1,1 @@
+"""Errors, progress, storage and formatting: what every other package stands on."""

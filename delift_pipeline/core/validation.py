@@ -1,0 +1,107 @@
+"""Pydantic's validation errors as faults that say what would be right."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from delift_pipeline.core.errors import Fault, Refused
+
+Validated = TypeVar("Validated", bound=BaseModel)
+
+LONGEST_VALUE = 80
+# The value adds nothing here: it is missing, or the message names it already.
+_SPEAK_FOR_THEMSELVES = ("missing", "conflict", "value_error")
+
+
+def validated(
+    model: type[Validated],
+    value: Any,
+    *,
+    file: str | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Validated:
+    """A value as a model; see `faults_of` for the arguments.
+
+    Raises:
+        Refused: one fault for each field that is wrong.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise Refused(*faults_of(error, model, file=file, names=names)) from error
+
+
+def faults_of(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    file: str | None = None,
+    parent: str = "",
+    names: Mapping[str, str] | None = None,
+) -> list[Fault]:
+    """One fault for each field that was refused.
+
+    Args:
+        error: What pydantic raised.
+        model: The model that was validated.
+        file: The file that the values come from.
+        parent: The field that the values lie under, such as `arms.NAME`.
+        names: What the user calls a field, where that differs.
+    """
+    faults = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in (parent, *item["loc"]) if part != "")
+        faults.append(Fault(reason_of(item, model), file, field=(names or {}).get(field, field)))
+    return faults
+
+
+def reason_of(item: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """What is wrong with one value; for an unknown field, also the fields there are."""
+    if item["type"] == "extra_forbidden":
+        return _unknown_field(item["loc"], model)
+    reason = item["msg"].removeprefix("Value error, ")
+    if item["type"] in _SPEAK_FOR_THEMSELVES:
+        return reason
+    value = repr(item["input"])
+    shown = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+    return f"{reason} (got {shown})"
+
+
+def unknown_name(name: str, known: list[str]) -> str:
+    """The sentence about a name that does not exist: the nearest one, and all there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    listed = f"Use one of: {', '.join(known)}." if known else "There is nothing to set here."
+    return f"{name!r} is unknown{guess} {listed}"
+
+
+def _unknown_field(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    owner: type[BaseModel] | None = model
+    for part in loc[:-1]:
+        if owner is not None and part in owner.model_fields:
+            owner = _model_in(owner.model_fields[str(part)].annotation)
+    name = str(loc[-1])
+    return f"{name!r} is unknown" if owner is None else unknown_name(name, list(owner.model_fields))
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one model that a field's type names, such as `Options | None` or `list[Options]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = {model for part in get_args(annotation) if (model := _model_in(part))}
+    return found.pop() if len(found) == 1 else None
+
+
+def checked_webhook(url: str) -> str:
+    """The address, if alerts can be posted to it.
+
+    Raises:
+        Refused: it is no http or https address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
+    return url

@@ -1,0 +1,190 @@
+"""Blocks of the utility kernel, and the non-negative similarities that objectives need."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.kernel.columns import (
+    Column,
+    Columns,
+    Derived,
+    RestrictedColumns,
+    SparseColumns,
+    each_column,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Signed utilities of demonstrations (columns) for targets (rows).
+
+    Attributes:
+        name: `self`, `neighbours`, `target`, `existing` or `replay`.
+        rows: record_ids of the targets.
+        columns: record_ids of the demonstrations.
+        matrix: float32 [rows, columns]; pairs that were not scored are absent (sparse).
+        hash: The block's content hash, part of the lineage of what is selected from it.
+        left_out: record_ids that could not be scored and stand in no block.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    matrix: Columns = field(repr=False)
+    hash: str = ""
+    left_out: frozenset[str] = frozenset()
+
+    def restricted(self, rows: Sequence[str], columns: Sequence[str]) -> "Block":
+        """The block of these targets and demonstrations, in this order, unscorable ones left out.
+
+        Raises:
+            DeliftError: a record is neither in the block nor known to be unscorable.
+        """
+        kept_rows, row_numbers = self._kept(rows, self.rows, "targets")
+        kept_columns, column_numbers = self._kept(columns, self.columns, "demonstrations")
+        matrix = RestrictedColumns(self.matrix, row_numbers, column_numbers)
+        return Block(self.name, kept_rows, kept_columns, matrix, self.hash, self.left_out)
+
+    def _kept(
+        self, wanted: Sequence[str], present: Sequence[str], role: str
+    ) -> tuple[tuple[str, ...], np.ndarray]:
+        number_of = {record: number for number, record in enumerate(present)}
+        absent = [r for r in wanted if r not in number_of and r not in self.left_out]
+        if absent:
+            raise DeliftError(
+                f"the kernel block {self.name} lacks {len(absent):,} of {len(wanted):,} {role} "
+                f"(the first is {absent[0]}); score them and build the kernel again"
+            )
+        kept = tuple(record for record in wanted if record in number_of)
+        return kept, np.array([number_of[record] for record in kept], dtype=np.int64)
+
+
+class RowScaled(Derived):
+    """A matrix with each row multiplied by a factor, applied as columns are read."""
+
+    def __init__(self, source: Columns, factors: np.ndarray) -> None:
+        self.source, self.factors = source, factors.astype(np.float32)
+        self.shape, self.stored = source.shape, source.stored
+
+    def column(self, j: int) -> Column:
+        """Column j, scaled."""
+        rows, values = self.source.column(j)
+        return rows, values * (self.factors if rows is None else self.factors[rows])
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """Compressed columns, scaled."""
+        data = np.asarray(source.data) * self.factors[source.indices]
+        return SparseColumns(source.indptr, source.indices, data, source.rows)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """similarity = (utility - low) / (high - low), one map for all blocks of a selection.
+
+    Scaling each block by itself would compare utilities in different units, in FLCG's difference
+    above all.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Scaled values, float32 at least; all 0 where the utilities do not differ."""
+        values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+        if self.high <= self.low:
+            return np.zeros_like(values)
+        return (values - values.dtype.type(self.low)) / values.dtype.type(self.high - self.low)
+
+
+class Similarity(Derived):
+    """max(U, 0), or max(affine(U), 0), with masked pairs at 0; computed as columns are read.
+
+    Args:
+        source: Signed utilities [rows, columns]; absent pairs stay absent (similarity 0).
+        affine: The min-max map, or None to clip alone.
+        groups: (row groups, column groups), int arrays: a pair in one group is masked, so that
+            neither a record nor an exact copy of it is its own demonstration. None masks nothing.
+    """
+
+    def __init__(
+        self,
+        source: Columns,
+        affine: Affine | None = None,
+        groups: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        self.source, self.affine, self._groups = source, affine, groups
+        self._members = {} if groups is None else _members(groups[0])
+        self.shape, self.stored = source.shape, source.stored
+
+    def column(self, j: int) -> Column:
+        """Column j of the similarity."""
+        rows, values = self.source.column(j)
+        scaled = values if self.affine is None else self.affine(values)
+        scaled = np.maximum(scaled, 0)
+        scaled[self.masked(j, rows)] = 0
+        return rows, scaled
+
+    def masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
+        """Positions in column j that are masked, int."""
+        if self._groups is None:
+            return np.zeros(0, dtype=np.int64)
+        members = self._members.get(int(self._groups[1][j]), np.zeros(0, dtype=np.int64))
+        return members if rows is None else np.flatnonzero(np.isin(rows, members))
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """The similarity of compressed columns."""
+        data = np.asarray(source.data)
+        data = np.maximum(data if self.affine is None else self.affine(data), 0)
+        if self._groups is not None:
+            rows, columns = self._groups
+            data[np.repeat(columns, np.diff(source.indptr)) == rows[source.indices]] = 0
+        return SparseColumns(source.indptr, source.indices, data, source.rows)
+
+    def range(self) -> tuple[float, float]:
+        """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
+        low, high = np.inf, -np.inf
+        for j, (rows, values) in enumerate(each_column(self.source)):
+            masked = self.masked(j, rows)
+            kept = np.delete(values, masked) if len(masked) else values
+            if len(kept):
+                low, high = min(low, float(kept.min())), max(high, float(kept.max()))
+        return low, high
+
+
+def _members(groups: np.ndarray) -> dict[int, np.ndarray]:
+    order = np.argsort(groups, kind="stable")
+    names, starts = np.unique(groups[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def common_affine(blocks: Iterable[Similarity]) -> Affine:
+    """The one min-max map of several blocks, from their unmasked utilities."""
+    ranges = [block.range() for block in blocks]
+    low = min((r[0] for r in ranges), default=0.0)
+    high = max((r[1] for r in ranges), default=0.0)
+    return Affine(low, high) if np.isfinite(low) else Affine(0.0, 0.0)
+
+
+def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:
+    """record_id -> group; records share one where prompt and answer are the same text.
+
+    Identical records fold into one when they are read, so groups of two arise where only the split
+    between instruction and input, or white space at the ends, differs.
+    """
+    prompt = pl.concat_str(
+        [pl.col("instruction"), pl.col("input")], separator="\n", ignore_nulls=True
+    )
+    same = frame.select(
+        "record_id", prompt.str.strip_chars().alias("prompt"), pl.col("output").str.strip_chars()
+    )
+    numbered = same.with_columns(
+        pl.struct("prompt", "output").rank("dense").cast(pl.Int64).alias("group")
+    )
+    return dict(numbered.select("record_id", "group").iter_rows())
+
+
+UtilityForm = Literal["distance", "kl", "kl_mean"]

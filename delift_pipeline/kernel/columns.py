@@ -1,0 +1,264 @@
+"""Matrices read column by column: dense or compressed sparse, in memory or mapped from a file.
+
+Greedy maximisation asks what adding one demonstration does to every target, which is one column of
+a kernel. Everything that selects reads kernels through this interface alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from delift_pipeline.core.errors import Refused
+
+FLOATS = (np.float16, np.float32, np.float64)
+# Dense kernels below this are copied once into memory, in the order they are read; larger ones are
+# read from where they lie.
+MATERIALISE_BYTES = 1 << 30
+
+Column = tuple[np.ndarray | None, np.ndarray]
+
+
+class Columns(Protocol):
+    """A matrix of shape [rows, columns] that hands out columns."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        ...
+
+    @property
+    def stored(self) -> int:
+        """How many entries are stored; all others are 0."""
+        ...
+
+    def column(self, j: int) -> Column:
+        """Column j, not to be written to: (sorted row numbers, or None for all rows; values)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseColumns:
+    """An array or memory map [rows, columns] of any memory order."""
+
+    matrix: np.ndarray = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def stored(self) -> int:
+        """Every entry is stored."""
+        return self.matrix.size
+
+    def column(self, j: int) -> Column:
+        """Column j, all rows."""
+        return None, np.asarray(self.matrix[:, j])
+
+
+@dataclass(frozen=True)
+class SparseColumns:
+    """Compressed sparse columns; absent entries are 0.
+
+    Attributes:
+        indptr: int64 [columns + 1].
+        indices: int32 [stored], row numbers, sorted within a column.
+        data: float [stored].
+        rows: Number of rows.
+    """
+
+    indptr: np.ndarray = field(repr=False)
+    indices: np.ndarray = field(repr=False)
+    data: np.ndarray = field(repr=False)
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows, len(self.indptr) - 1
+
+    @property
+    def stored(self) -> int:
+        """Number of stored entries."""
+        return len(self.data)
+
+    def column(self, j: int) -> Column:
+        """Column j, its stored rows."""
+        part = slice(int(self.indptr[j]), int(self.indptr[j + 1]))
+        return np.asarray(self.indices[part]), np.asarray(self.data[part])
+
+
+class Derived(ABC):
+    """A matrix that is computed from another as its columns are read."""
+
+    source: Columns
+
+    @abstractmethod
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """The whole matrix, made of the source's columns, which are not written to."""
+
+
+class RestrictedColumns(Derived):
+    """Some rows and columns of a matrix, in a given order; nothing is copied beforehand.
+
+    Args:
+        source: The matrix.
+        rows: int [r], distinct row numbers of the source, or None for all.
+        columns: int [c], column numbers of the source, or None for all.
+    """
+
+    def __init__(
+        self, source: Columns, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+    ) -> None:
+        self.source = source
+        n_rows, n_columns = source.shape
+        self.rows = None if _is_everything(rows, n_rows) else rows
+        self.columns = np.arange(n_columns) if columns is None else np.asarray(columns)
+        self._place = np.full(n_rows, -1, dtype=np.int64)
+        kept = np.arange(n_rows) if rows is None else np.asarray(rows)
+        self._place[kept] = np.arange(len(kept))
+        self.shape = (len(kept), len(self.columns))
+
+    @property
+    def stored(self) -> int:
+        """Stored entries: all of a dense source's, at most those of a sparse one."""
+        return min(self.source.stored, self.shape[0] * self.shape[1])
+
+    def column(self, j: int) -> Column:
+        """Column j of the restriction."""
+        rows, values = self.source.column(int(self.columns[j]))
+        if self.rows is None:
+            return rows, values
+        if rows is None:
+            return None, values[self.rows]
+        places = self._place[rows]
+        order = np.argsort(places, kind="stable")
+        order = order[places[order] >= 0]
+        return places[order], values[order]
+
+    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+        """These rows and columns of compressed ones."""
+        from scipy import sparse
+
+        parts: Any = (source.data, source.indices, source.indptr)
+        whole = sparse.csc_matrix(parts, shape=source.shape, copy=False)[:, self.columns]
+        if self.rows is not None:
+            whole = whole[self.rows]
+        whole.sort_indices()
+        return SparseColumns(whole.indptr, whole.indices, whole.data, self.shape[0])
+
+
+def _is_everything(rows: np.ndarray | None, n: int) -> bool:
+    return rows is None or (len(rows) == n and bool((np.asarray(rows) == np.arange(n)).all()))
+
+
+def as_columns(kernel: Any) -> Columns:
+    """A kernel given as array, memory map, SciPy sparse matrix or `Columns`, ready to be read.
+
+    A row-ordered array in memory is copied once into column order; a memory map is left as it is.
+
+    Raises:
+        Refused: it is no matrix of floats.
+    """
+    if hasattr(kernel, "tocsc"):
+        sparse = kernel.tocsc()
+        if not sparse.has_canonical_format:
+            sparse = sparse.copy()
+            sparse.sum_duplicates()
+        _check_floats(sparse.dtype, 2)
+        return SparseColumns(sparse.indptr, sparse.indices, sparse.data, sparse.shape[0])
+    if hasattr(kernel, "column"):
+        return kernel
+    if not isinstance(kernel, np.ndarray):
+        raise Refused(f"a kernel is a NumPy array or sparse matrix, not a {type(kernel).__name__}")
+    _check_floats(kernel.dtype, kernel.ndim)
+    if isinstance(kernel, np.memmap) or kernel.flags.f_contiguous:
+        return DenseColumns(kernel)
+    return DenseColumns(np.asfortranarray(kernel))
+
+
+def _check_floats(dtype: Any, dimensions: int) -> None:
+    if dimensions != 2:
+        raise Refused(f"a kernel has 2 dimensions (targets x demonstrations), not {dimensions}")
+    if dtype not in FLOATS:
+        raise Refused(f"a kernel holds floats, not {dtype}")
+
+
+def each_column(matrix: Columns) -> Iterator[Column]:
+    """All columns in order."""
+    return (matrix.column(j) for j in range(matrix.shape[1]))
+
+
+def column_maxima(matrix: Columns) -> np.ndarray:
+    """The greatest value of each column, float64 [columns]; absent entries count as 0."""
+    n_rows = matrix.shape[0]
+    if isinstance(matrix, DenseColumns) and n_rows:
+        return matrix.matrix.max(axis=0).astype(np.float64)
+    best = np.zeros(matrix.shape[1])
+    for j, (rows, values) in enumerate(each_column(matrix)):
+        if len(values):
+            best[j] = values.max() if rows is None or len(rows) == n_rows else max(values.max(), 0)
+    return best
+
+
+def row_maxima(matrix: Columns) -> np.ndarray:
+    """The greatest value of each row and 0, float64 [rows]; absent entries count as 0."""
+    if isinstance(matrix, DenseColumns):
+        return matrix.matrix.max(axis=1, initial=0).astype(np.float64)
+    best = np.zeros(matrix.shape[0])
+    for rows, values in each_column(matrix):
+        if rows is None:
+            np.maximum(best, values, out=best)
+        else:
+            best[rows] = np.maximum(best[rows], values)
+    return best
+
+
+def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
+    """The matrix averaged down to at most `max_side` cells a side, float64 [down, across].
+
+    Absent entries count as 0.
+    """
+    rows, columns = matrix.shape
+    if not rows or not columns:
+        return np.zeros((1, 1))
+    down, across = min(rows, max_side), min(columns, max_side)
+    cell_of_row = np.arange(rows) * down // rows
+    cell_of_column = np.arange(columns) * across // columns
+    sums = np.zeros((across, down))
+    for j, (where, values) in enumerate(each_column(matrix)):
+        cells = cell_of_row if where is None else cell_of_row[where]
+        sums[cell_of_column[j]] += np.bincount(cells, weights=values, minlength=down)
+    pairs = np.outer(np.bincount(cell_of_column), np.bincount(cell_of_row))
+    return (sums / pairs).T
+
+
+def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:
+    """The whole matrix as a column-ordered array, absent entries 0."""
+    dense = np.zeros(matrix.shape, dtype=dtype, order="F")
+    for j, (rows, values) in enumerate(each_column(matrix)):
+        dense[slice(None) if rows is None else rows, j] = values
+    return dense
+
+
+def to_sparse(matrix: Columns) -> SparseColumns:
+    """The stored entries as compressed columns; columns that are compressed are not copied."""
+    if isinstance(matrix, SparseColumns):
+        return matrix
+    if isinstance(matrix, Derived):
+        return matrix.of_sparse(to_sparse(matrix.source))
+    rows, n = matrix.shape
+    indices = np.tile(np.arange(rows, dtype=np.int32), n)
+    return SparseColumns(np.arange(n + 1) * rows, indices, to_dense(matrix).ravel("F"), rows)
+
+
+def materialised(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
+    """A sparse matrix, or a dense one below `limit` bytes, computed once and held in memory."""
+    cells = matrix.shape[0] * matrix.shape[1]
+    if matrix.stored < cells:
+        return to_sparse(matrix)
+    return DenseColumns(to_dense(matrix)) if cells * 4 <= limit else matrix

@@ -1,0 +1,245 @@
+"""Build and load the utility kernel: how much demonstration j helps target i.
+
+    U_ij    = d(i | nothing) - d(i | demonstration j)                     in [-1, 1]
+    UKL_ij  = sum_t log p(y_it | j, x_i, y_i<t) - log p(y_it | x_i, y_i<t)  (and its per-token mean)
+
+Rows are targets and columns demonstrations, stored column after column. Both forms come from the
+same scores. A kernel is built by streaming columns from the score store, so that it need never fit
+into memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.hashing import digest_json
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.core.progress import Progress, SilentProgress
+from delift_pipeline.kernel.block import Block, RowScaled, UtilityForm
+from delift_pipeline.kernel.kernel_files import (
+    DISTANCE,
+    KL,
+    BlockIndex,
+    BlockWriter,
+    read_index,
+    read_matrix,
+)
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+
+NEIGHBOURS = "neighbours"
+
+
+class ScoreReader(Protocol):
+    """Where scores are read from; the score store is one."""
+
+    def column(self, demonstration: str, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(squared distances, summed log-probabilities), float32 [targets], NaN where absent."""
+        ...
+
+    def baseline(self, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same without a demonstration, and the answers' token counts, int32 [targets]."""
+        ...
+
+
+def build_kernel(
+    home: Home,
+    version: str,
+    fingerprint: str,
+    reader: ScoreReader,
+    plan: PairPlan,
+    *,
+    unscorable: Mapping[str, str] | None = None,
+    neighbours: PairBlock | None = None,
+    parents: dict[str, str] | None = None,
+    request: dict[str, Any] | None = None,
+    code_version: str = "1",
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write `kernels/<version>/<fingerprint>` whole, one block after another.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        fingerprint: The scoring fingerprint.
+        reader: The scores.
+        plan: The blocks to build and their pairs.
+        unscorable: record_id -> reason; these stand in no row and no column.
+        neighbours: Near pairs of the pool; where the plan's `self` block holds every pair they are
+            written beside it as the block `neighbours`, so that what is selected from near pairs
+            does not change when another arm has all pairs scored.
+        parents: Hashes of what the kernel is made of.
+        request: What was asked for.
+        code_version: The asset's code version.
+        run_id: The Dagster run.
+        progress: Where columns done are shown.
+
+    Returns:
+        The manifest: `details["blocks"]` has hash, form, rows, columns, pairs, share_positive, low
+        and high of each block (statistics of the distance form without the diagonal).
+
+    Raises:
+        DeliftError: scores of the plan are missing or not finite.
+    """
+    unscorable = dict(unscorable or {})
+    shown = progress or SilentProgress()
+    blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
+    own = plan.block("self")
+    if neighbours is not None and own is not None and own.dense:
+        blocks[NEIGHBOURS] = neighbours
+    with replacing_folder(home.kernel(version, fingerprint)) as folder:
+        described = {
+            name: _build_block(folder, name, block, reader, unscorable, shown)
+            for name, block in blocks.items()
+        }
+        left_out = {record: unscorable[record] for record in plan.records() if record in unscorable}
+        pairs = sum(entry["pairs"] for entry in described.values())
+        manifest = Manifest(
+            kind="kernel",
+            content_hash=digest_json({name: entry["hash"] for name, entry in described.items()}),
+            parents=parents or {},
+            fingerprint=fingerprint,
+            counts={"pairs": pairs, "unscorable": len(left_out)},
+            details={"blocks": described, "unscorable": left_out},
+            request=request or {},
+            code_version=code_version,
+            run_id=run_id,
+        )
+        manifest.write(folder)
+    return manifest
+
+
+def _build_block(
+    folder: Path,
+    name: str,
+    block: PairBlock,
+    reader: ScoreReader,
+    unscorable: Mapping[str, str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write one block; returns its manifest entry."""
+    rows = tuple(record for record in block.targets if record not in unscorable)
+    squared, logprob, tokens = reader.baseline(rows)
+    absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
+    if absent:
+        raise DeliftError(
+            f"{absent:,} of {len(rows):,} baseline scores of the block {name} are missing or not "
+            "finite; score the baseline first"
+        )
+    index = _index_of(name, block, rows, np.asarray(tokens, dtype=np.int32), unscorable)
+    distance = np.sqrt(squared.astype(np.float64))
+    with (
+        BlockWriter(folder, index) as writer,
+        progress.track(f"kernel {name}", len(index.columns), "columns") as meter,
+    ):
+        for j, demonstration in enumerate(index.columns):
+            numbers = index.targets_of(j)
+            targets = rows if numbers is None else tuple(rows[i] for i in numbers)
+            kept = slice(None) if numbers is None else numbers
+            found, summed = _column(reader, name, demonstration, targets)
+            writer.write(j, distance[kept] - np.sqrt(found), summed - logprob[kept])
+            meter.advance()
+        return writer.described()
+
+
+def _column(
+    reader: ScoreReader, name: str, demonstration: str, targets: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One column's scores in float64, every one of them present."""
+    squared, logprob = reader.column(demonstration, targets)
+    if not (np.isfinite(squared).all() and np.isfinite(logprob).all()):
+        absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
+        raise DeliftError(
+            f"{absent:,} of {len(targets):,} scores of demonstration {demonstration} in the block "
+            f"{name} are missing or not finite; score the plan's pairs first"
+        )
+    return squared.astype(np.float64), logprob.astype(np.float64)
+
+
+def _index_of(
+    name: str,
+    block: PairBlock,
+    rows: tuple[str, ...],
+    tokens: np.ndarray,
+    unscorable: Mapping[str, str],
+) -> BlockIndex:
+    """The block's index without unscorable records."""
+    kept = [j for j, record in enumerate(block.demonstrations) if record not in unscorable]
+    columns = tuple(block.demonstrations[j] for j in kept)
+    if block.dense:
+        return BlockIndex(name, rows, columns, tokens)
+    scorable = np.array([record not in unscorable for record in block.targets], dtype=bool)
+    place = np.where(scorable, np.cumsum(scorable) - 1, -1)
+    parts = [place[block.targets_of(j)] for j in kept]
+    parts = [part[part >= 0].astype(np.int32) for part in parts]
+    indptr = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum([len(part) for part in parts], out=indptr[1:])
+    indices = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+    return BlockIndex(name, rows, columns, tokens, indptr, indices)
+
+
+def block_names(manifest: Manifest) -> dict[str, str]:
+    """Block names a selector may ask for -> names they are stored under.
+
+    `neighbours` is the `self` block itself where only near pairs were scored; then there is no
+    `self` to ask for.
+    """
+    stored: dict[str, Any] = manifest.details["blocks"]
+    names = {name: name for name in stored}
+    if "self" in stored and stored["self"]["form"] == "csc":
+        del names["self"]
+        names[NEIGHBOURS] = "self"
+    return names
+
+
+def block_hashes(manifest: Manifest) -> dict[str, str]:
+    """Block names a selector may ask for -> content hashes."""
+    stored = manifest.details["blocks"]
+    return {name: stored[kept]["hash"] for name, kept in block_names(manifest).items()}
+
+
+def load_block(
+    home: Home, version: str, fingerprint: str, name: str, form: UtilityForm = "distance"
+) -> Block:
+    """A block of a stored kernel; its values stay in the file until they are read.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        fingerprint: The scoring fingerprint.
+        name: `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`.
+        form: `distance`, `kl`, or `kl_mean` (per answer token of the target).
+
+    Raises:
+        DeliftError: there is no kernel, or it is damaged.
+        Refused: the kernel has no such block.
+    """
+    folder = home.kernel(version, fingerprint)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DeliftError(f"there is no kernel of {version} under {fingerprint}; build it first")
+    stored = block_names(manifest).get(name)
+    if stored is None:
+        raise Refused(_no_block(version, name, manifest))
+    index = read_index(folder, stored)
+    matrix = read_matrix(folder, index, DISTANCE if form == "distance" else KL)
+    if form == "kl_mean":
+        matrix = RowScaled(matrix, 1.0 / np.maximum(index.tokens, 1))
+    left_out = frozenset(manifest.details["unscorable"])
+    entry = manifest.details["blocks"][stored]
+    return Block(name, index.rows, index.columns, matrix, entry["hash"], left_out)
+
+
+def _no_block(version: str, name: str, manifest: Manifest) -> str:
+    has = ", ".join(sorted(block_names(manifest)))
+    sentence = f"the kernel of {version} has no block {name} (it has {has})"
+    near = manifest.details["blocks"].get("self")
+    if name == "self" and near is not None:
+        more = near["rows"] * near["columns"] - near["pairs"]
+        return f"{sentence}: it needs {more:,} more pairs; set coverage: all"
+    return sentence

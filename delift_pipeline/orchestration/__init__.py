@@ -1,0 +1,1 @@
+"""What Dagster needs beside the assets: partitions, automation, jobs, sensors and schedules."""

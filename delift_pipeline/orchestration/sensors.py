@@ -1,0 +1,359 @@
+"""Sensors: what is dropped becomes partitions and runs; scored versions ask for their arms.
+
+What failed becomes an alert: a line in the home's `alerts.jsonl` and, if asked for, at a webhook.
+"""
+
+import datetime as dt
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+from filelock import FileLock
+
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.output import json_text
+from delift_pipeline.core.validation import checked_webhook
+from delift_pipeline.orchestration.dagster_internals import sensor_cursor
+from delift_pipeline.orchestration.jobs import arm_job, score_job, select_job
+from delift_pipeline.orchestration.partitions import (
+    PARTITION_TAG,
+    dataset_version,
+    partition_of,
+    version_and_arm_in,
+)
+from delift_pipeline.records.inbox import Entry, look, reject
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.stages.arms import Arm, Arms
+from resources.store import StoreResource
+
+WEBHOOK_VARIABLE = "DELIFT_ALERT_URL"
+WEBHOOK_SECONDS = 10.0
+TEXT_LIMIT = 2000
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One failed run.
+
+    Attributes:
+        job: The job.
+        run_id: The Dagster run.
+        reason: What the failed step said, shortened.
+        version: The dataset version, if the run was launched for one.
+        arm: The arm, likewise.
+        step: The failed step, where it was one.
+        will_retry: Whether the run is launched again by itself.
+        time: When this was noticed, ISO 8601 in UTC.
+    """
+
+    job: str
+    run_id: str
+    reason: str
+    version: str | None = None
+    arm: str | None = None
+    step: str | None = None
+    will_retry: bool = False
+    time: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+
+    def as_json(self) -> dict[str, str | bool | None]:
+        """The alert as it is logged and posted; `text` is the sentence a chat shows."""
+        what = "/".join(filter(None, (self.version, self.arm))) or "no partition"
+        where = f", step {self.step}" if self.step else ""
+        text = f"delift: {self.job} of {what} failed{where}: {self.reason[:TEXT_LIMIT]}"
+        return {**asdict(self), "reason": self.reason[:TEXT_LIMIT], "text": text}
+
+
+def alerts_file(home: Home) -> Path:
+    """Where alerts are logged, one JSON object a line."""
+    return home.root / "alerts.jsonl"
+
+
+def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
+    """Log an alert, and post it where a webhook is set; a webhook that fails fails nothing.
+
+    Args:
+        home: The home whose run failed.
+        alert: What happened.
+        webhook: Where to post it; `$DELIFT_ALERT_URL` comes before it.
+
+    Returns:
+        Why it could not be posted, or None.
+    """
+    line = json_text(alert.as_json())
+    file = alerts_file(home)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")), file.open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+    url = os.environ.get(WEBHOOK_VARIABLE) or webhook
+    return _post(url, line) if url else None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the address that was set was checked, another was not."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _post(url: str, body: str) -> str | None:
+    try:
+        request = urllib.request.Request(
+            checked_webhook(url), body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=WEBHOOK_SECONDS):
+            return None
+    except (Refused, urllib.error.URLError, OSError, ValueError) as error:
+        # The address may hold a secret: the host says enough.
+        reason = f"the alert could not be posted to {urlsplit(url).hostname}: {error}"
+        LOG.warning(reason)
+        return reason
+
+
+KERNELS_A_TICK = 20
+FAULTS_SHOWN = 20
+ARMS_SENSOR = "applicable_arms_sensor"
+RAW_DATASET = dg.AssetKey("raw_dataset")
+UTILITY_KERNEL = dg.AssetKey("utility_kernel")
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+SIGNATURE_TAG = "delift/inbox_signature"
+"""Names the contents of the inbox that a run was asked for to take."""
+ASK_AGAIN = "to have it taken, move it out of the inbox and back, or touch it"
+WILL_RETRY = "dagster/will_retry"
+
+
+def new_dataset_version_sensor(
+    context: dg.SensorEvaluationContext, store: StoreResource
+) -> dg.SensorResult:
+    """What is ingested, or dropped into the inbox, becomes a partition and is scored.
+
+    A drop is taken once two ticks have seen it unchanged, and after the versions it follows. What
+    can be no version by its name is rejected here; all else is read, and if need be rejected, by
+    the run that is asked for. What a run has left in the inbox is asked for again only after it was
+    moved or touched, so that a run that fails is not launched at every tick.
+    """
+    home, instance = store.open(), context.instance
+    known = set(instance.get_dynamic_partitions(str(dataset_version.name)))
+    stored = [name for name in home.versions() if name not in known]
+    before = json.loads(context.cursor) if context.cursor else {"seen": {}, "asked": {}}
+    busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
+    found = look(home, before["seen"], busy)
+    requests = []
+    for version in stored:
+        tags = {PARTITION_TAG: version}
+        runs = instance.get_runs(dg.RunsFilter(job_name=score_job.name, tags=tags))
+        requests.append(dg.RunRequest(run_key=_run_key(version, runs), partition_key=version))
+    asked = {name: mark for name, mark in before["asked"].items() if name in found.seen}
+    waiting = [f"{name}: {why}" for name, why in found.waiting.items()]
+    for entry in found.ready:
+        name, mark = entry.path.name, f"{entry.signature}:{entry.arrived}"
+        tags = {SIGNATURE_TAG: entry.signature}
+        runs = instance.get_runs(dg.RunsFilter(tags=tags))  # newest first
+        unfinished = any(run.status in UNFINISHED for run in runs)
+        if asked.get(name) == mark or unfinished:
+            todo = "" if unfinished or _launched_again(runs) else f"; {ASK_AGAIN}"
+            waiting.append(f"{name}: {_state(runs)}{todo}")
+            continue
+        asked[name] = mark
+        if runs:
+            context.log.info(f"{name} is asked for again: {_state(runs)}")
+        key = _run_key(f"{entry.version}:{entry.signature}", runs)
+        requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
+    add = list(dict.fromkeys(str(one.partition_key) for one in requests))
+    add = [name for name in add if name not in known]
+    nothing = "; ".join(waiting) or "nothing new in the inbox"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else dg.SkipReason(nothing),
+        dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
+        asset_events=[_rejected(home, entry, faults) for entry, faults in found.faulty],
+        cursor=json.dumps({"seen": found.seen, "asked": asked}),
+    )
+
+
+def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
+    """A key that Dagster has not seen once the runs it was given to have ended."""
+    return f"{base}:{sum(run.is_finished for run in runs)}"
+
+
+def _state(runs: Sequence[dg.DagsterRun]) -> str:
+    """What became of the newest of the runs that were asked for to take an entry."""
+    if not runs:
+        return "the run that was asked for to take it was deleted"
+    states = {
+        dg.DagsterRunStatus.CANCELING: "is being cancelled",
+        dg.DagsterRunStatus.CANCELED: "was cancelled",
+        dg.DagsterRunStatus.FAILURE: "failed",
+        dg.DagsterRunStatus.SUCCESS: "has succeeded",
+    }
+    state = states.get(runs[0].status, f"is to take it ({runs[0].status.value.lower()})")
+    again = " and is launched again" if _launched_again(runs) else ""
+    return f"run {runs[0].run_id[:8]} {state}{again}"
+
+
+def _launched_again(runs: Sequence[dg.DagsterRun]) -> bool:
+    failed = bool(runs) and runs[0].status == dg.DagsterRunStatus.FAILURE
+    return failed and runs[0].tags.get(WILL_RETRY) == "true"
+
+
+def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
+    """Reject an entry; a failed check that names no version, since it asks for none there is."""
+    beside = reject(home, entry, faults)
+    shown = "\n".join(f"- `{fault}`" for fault in faults[:FAULTS_SHOWN])
+    return dg.AssetCheckEvaluation(
+        asset_key=RAW_DATASET,
+        check_name="inbox",
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{entry.path.name} is rejected: {faults[0].reason}",
+        metadata={
+            "faults": dg.MetadataValue.int(len(faults)),
+            "first faults": dg.MetadataValue.md(shown),
+            "file": dg.MetadataValue.text(beside.relative_to(home.root).as_posix()),
+        },
+    )
+
+
+def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Why versions cannot be followed yet: a run works on them, or no arm is asked for yet."""
+    running, cursor = sensor_cursor(instance, ARMS_SENSOR)
+    unseen = _kernels_after(instance, cursor) if running else []
+    busy = {_kernel_of(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        version, _ = version_and_arm_in(run.tags)
+        if version:
+            busy[version] = f"run {run.run_id[:8]} works on it"
+    return busy
+
+
+def applicable_arms_sensor(
+    context: dg.SensorEvaluationContext, store: StoreResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Every new kernel asks for one run per enabled arm that applies to its version.
+
+    Arms are selected; they are trained and evaluated too where arms.yaml says
+    `automation: {train: true}`. The cursor is the last kernel seen, so that of several versions
+    scored between two ticks none is passed over, as it would be by a sensor on the latest one.
+    """
+    records = _kernels_after(context.instance, context.cursor)
+    if not records:
+        return dg.SkipReason("no new kernel")
+    home, arms = store.open(), store.arms()
+    job = arm_job if arms.automation.train else select_job
+    requests: list[dg.RunRequest] = []
+    for record in records:
+        version, digest = _kernel_of(record)
+        if failed := _failed_checks(context.instance, record, version):
+            context.log.warning(f"no arm of {version}: its kernel failed {', '.join(failed)}")
+            continue
+        dataset = load_version(home, version)
+        if same := dataset.manifest.details.get("same_as"):
+            context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
+        # The same kernel asks for an arm once.
+        requests += [
+            dg.RunRequest(
+                run_key=f"{job.name}:{version}:{arm.name}:{digest}",
+                partition_key=partition_of(version, arm.name),
+                job_name=job.name,
+            )
+            for arm in automatic_arms(dataset, arms)
+        ]
+    return dg.SensorResult(run_requests=requests, cursor=str(records[-1].storage_id))
+
+
+def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
+    """The arms that are asked for by themselves, the comparisons first.
+
+    None for a version that only repeats another, and no continual one where no record is new.
+    """
+    if "same_as" in dataset.manifest.details:
+        return []
+    nothing_new = dataset.manifest.counts["new"] == 0
+    stages = [s for s in dataset.stages() if s != "continual" or not nothing_new]
+    return arms.of_stages(tuple(stages))
+
+
+def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=UTILITY_KERNEL, after_storage_id=int(cursor) if cursor else None
+        ),
+        limit=KERNELS_A_TICK,
+        ascending=True,
+    )
+    return list(records.records)
+
+
+def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
+    """The version a kernel was made for, and the kernel's data version."""
+    event = record.asset_materialization
+    if event is None or event.partition is None:
+        raise DeliftError("a utility_kernel was materialised without a version")
+    return event.partition, (event.tags or {}).get("dagster/data_version", "")
+
+
+def _failed_checks(
+    instance: dg.DagsterInstance, record: dg.EventLogRecord, version: str
+) -> list[str]:
+    """The blocking checks that a kernel failed in the run that made it."""
+    logs = instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    checks = [e.dagster_event.asset_check_evaluation_data for e in logs if e.dagster_event]
+    own = [one for one in checks if (one.asset_key, one.partition) == (UTILITY_KERNEL, version)]
+    return [one.check_name for one in own if one.blocking and not one.passed]
+
+
+def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
+    """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
+    run = context.dagster_run
+    version, arm = version_and_arm_in(run.tags)
+    # The first step that failed says why.
+    step, reason = None, context.failure_event.message or "failed"
+    for event in context.get_step_failure_events()[:1]:
+        data = event.step_failure_data
+        said = data.user_failure_data.description if data.user_failure_data else None
+        step, reason = event.step_key, said or (data.error.message if data.error else reason)
+    alert = Alert(
+        job=run.job_name,
+        run_id=run.run_id,
+        reason=reason.strip(),
+        version=version,
+        arm=arm,
+        step=step,
+        will_retry=run.tags.get(WILL_RETRY) == "true",
+    )
+    if why := send_alert(store.open(), alert, store.arms().automation.webhook):
+        context.log.warning(why)
+
+
+def build_sensors(seconds: int) -> list[dg.SensorDefinition]:
+    """All sensors, shipped stopped; each waits at least `seconds` between two evaluations."""
+    settings: Any = {
+        "minimum_interval_seconds": seconds,
+        "default_status": dg.DefaultSensorStatus.STOPPED,
+    }
+    return [
+        dg.sensor(job=score_job, **settings)(new_dataset_version_sensor),
+        dg.sensor(jobs=[select_job, arm_job], **settings)(applicable_arms_sensor),
+        dg.run_failure_sensor(name="failed_run_alerts", **settings)(failed_run_alerts),
+        dg.AutomationConditionSensorDefinition(
+            "automation_conditions",
+            target=dg.AssetSelection.groups("scoring", "selection", "evaluation")
+            - dg.AssetSelection.assets("eval_report"),
+            **settings,
+        ),
+    ]

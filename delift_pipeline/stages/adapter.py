@@ -1,0 +1,211 @@
+"""The stage behind `adapter`: the base model fine-tuned on an arm's subset."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.core.progress import Progress
+from delift_pipeline.lineage.card import CARD, write_card
+from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
+from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
+from delift_pipeline.lineage.tracking import Tracker
+from delift_pipeline.lineage.trained_on import write_trained_on
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions, portable_name
+from delift_pipeline.stages.arms import Arm
+from delift_pipeline.stages.result import Result
+from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
+
+CODE_VERSION = "1"
+OnStep = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Result):
+    """A stored adapter. One that is found is byte for byte as it was checked when it was made.
+
+    Attributes:
+        log: What training did.
+        links: Addresses in MLflow by title.
+    """
+
+    log: TrainingLog
+    links: dict[str, str]
+
+
+def make_adapter(
+    home: Home,
+    version: str,
+    arm: Arm,
+    model: ModelOptions,
+    tracker: Tracker | None,
+    progress: Progress,
+    run_id: str | None = None,
+) -> Trained:
+    """Fine-tune on the arm's subset, unless the same was done on the same records.
+
+    The continual arm goes on from its parent's adapter where there is one.
+
+    Raises:
+        Refused: there is no subset yet, or it holds no record that fits the window.
+        DeliftError: training failed.
+    """
+    dataset, folder = load_version(home, version), home.adapter(version, arm.name)
+    subset = subset_manifest(home, version, arm.name)
+    records = subset_records(home, dataset, arm.name)
+    fingerprint, name = fingerprint_of(model).digest, portable_name(model.model)
+    start, started_from = _start(home, dataset, arm)
+    parents = {
+        f"subset:{version}:{arm.name}": subset.content_hash,
+        "model": fingerprint,
+        **started_from,
+    }
+    settings = arm.model_dump(mode="json")
+    request = {"training": arm.training.request, "seed": arm.seed, "dtype": model.dtype}
+    run = None
+    if tracker:
+        run = TrackedArm(tracker, home, dataset, arm.name, settings, records, parents, name, run_id)
+    manifest = _intact(folder, up_to_date(folder, request, parents, CODE_VERSION))
+    reused = manifest is not None
+    if manifest is None:
+        with _tracking(run) as on_step, replacing_folder(folder) as temporary:
+            log = _train(arm, model, records, start, folder, temporary, progress, on_step)
+            artifact = f"adapter:{version}:{arm.name}"
+            write_trained_on(temporary, artifact, records["record_id"], log.records_left_out, start)
+            manifest = Manifest(
+                kind="adapter",
+                content_hash=weights_hash(temporary),
+                parents=parents,
+                fingerprint=fingerprint,
+                counts={
+                    "records": log.records_used,
+                    "left_out": len(log.records_left_out),
+                    "steps": log.steps,
+                    "trainable_parameters": log.trainable_parameters,
+                },
+                details={"method": log.method, "started_from": next(iter(started_from), None)},
+                request=request,
+                code_version=CODE_VERSION,
+                run_id=run_id,
+            )
+            manifest.write(temporary)
+            write_card(temporary, dataset, arm.name, settings, name, records, manifest, subset, log)
+        shutil.rmtree(_checkpoints(folder), ignore_errors=True)
+    log = read_training_log(folder)
+    if run and not reused:
+        run.trained(manifest, log)
+    if not (folder / CARD).is_file():
+        write_card(folder, dataset, arm.name, settings, name, records, manifest, subset, log)
+    if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
+        run.replay(manifest, log)
+    return Trained(
+        home=home,
+        folder=folder,
+        manifest=manifest,
+        reused=reused,
+        log=log,
+        links=links_of(folder, run.tracker) if run else {},
+    )
+
+
+def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
+    """The manifest of an arm's subset.
+
+    Raises:
+        Refused: it is not materialised yet.
+    """
+    manifest = read_manifest(home.subset(version, arm))
+    if manifest is None:
+        raise Refused(
+            Fault(f"{version} has no subset of {arm} yet: materialise `subset` first", field="arm")
+        )
+    return manifest
+
+
+def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFrame:
+    """The subset's records (`RECORD_SCHEMA`) in rank order.
+
+    A record that is replayed and no longer in the pool is taken from the version it came with.
+    """
+    ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET_FILE, columns=["record_id"])
+    known = dataset.pool
+    if not ranked["record_id"].is_in(known["record_id"].implode()).all():
+        older = [load_version(home, name).pool for name in ancestors(home, dataset)]
+        known = pl.concat([known, *older]).unique("record_id", keep="first")
+    return ranked.join(known, on="record_id", how="left", maintain_order="left")
+
+
+def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, dict[str, str]]:
+    """The parent's adapter that a continual arm goes on from: its own, else its kin's."""
+    if arm.stage != "continual" or arm.traits.reference == "base":
+        return None, {}
+    for parent in dataset.parents:
+        for name in (arm.name, arm.kin):
+            manifest = read_manifest(home.adapter(parent, name))
+            if manifest is not None and manifest.details["method"] == arm.training.method:
+                parents = {f"adapter:{parent}:{name}": manifest.content_hash}
+                return home.adapter(parent, name), parents
+    return None, {}
+
+
+@contextmanager
+def _tracking(run: TrackedArm | None) -> Iterator[OnStep | None]:
+    """What takes the training curve to MLflow; a failure closes the run as failed."""
+    if run is None:
+        yield None
+        return
+    run.begin()
+    try:
+        yield run.on_step
+    except BaseException:
+        run.failed()
+        raise
+
+
+def _train(
+    arm: Arm,
+    model: ModelOptions,
+    records: pl.DataFrame,
+    start: Path | None,
+    folder: Path,
+    temporary: Path,
+    progress: Progress,
+    on_step: OnStep | None,
+) -> TrainingLog:
+    """Train into a temporary folder; checkpoints stay beside the adapter's until it is there."""
+    from delift_pipeline.training.run import train, untrained
+
+    if arm.traits.reference == "base":
+        return untrained(arm.training, model, arm.seed, temporary)
+    return train(
+        arm.training,
+        model,
+        records,
+        arm.seed,
+        temporary,
+        start=start,
+        progress=progress,
+        on_step=on_step,
+        checkpoints=_checkpoints(folder) if arm.training.checkpoint_every else None,
+    )
+
+
+def _checkpoints(folder: Path) -> Path:
+    return folder.with_name(f".checkpoints-{folder.name}")
+
+
+def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:
+    """The stored manifest, if the weights are byte for byte those that were checked when made."""
+    try:
+        return stored if stored and weights_hash(folder) == stored.content_hash else None
+    except DeliftError:
+        return None

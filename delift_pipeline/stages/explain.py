@@ -1,0 +1,275 @@
+"""Why a record was chosen or not: everything that is stored about it, and what its tokens say.
+
+What is stored is a subset of a version, or the file of reasons that `delift select --why` wrote.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.kernel.kernel import load_block
+from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
+from delift_pipeline.records.stored import find_record, load_version
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.embedding import MODEL
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.registry import traits_of
+from delift_pipeline.selection.run import DROPPED
+from delift_pipeline.selection.token_changes import token_changes
+from delift_pipeline.selection.trust import (
+    SUSPECTED_BELOW,
+    Evidence,
+    evidence_of,
+    text_of,
+    trust_of,
+)
+from delift_pipeline.stages.arms import load_arms
+from delift_pipeline.stages.score import unscorable_of
+from delift_pipeline.stages.suspects import kept_changes
+
+NEIGHBOURS = 5
+REASON_KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
+NO_REASONS = "is no line of reasons: write the file anew with delift select --why FILE"
+Texts = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of one record under one arm.
+
+    Attributes:
+        version, arm, record_id: What was asked.
+        record: Its texts, task, source and source ids.
+        selected: Whether it is in the subset.
+        rank: From 0; None where dropped.
+        gain: What it added to the objective, None where nothing was maximised.
+        self_share: Share of the gain that is its own row.
+        replayed: Whether it was chosen from the existing records.
+        covers: Records it covers best, with their texts.
+        covered_by: The chosen record that covers it best, with its text, or None.
+        coverage: How well.
+        near_duplicates: The other records of its group, with their texts.
+        evidence: Trust, and the near prompts that speak most against it; None where not scored.
+        unscorable: Why it cannot be scored, and so not be chosen by its scores; None where it can.
+        tokens: Per neighbour each answer token's log-probability alone and after it, where a model
+            was given, or a report has kept them of a suspected record.
+    """
+
+    version: str
+    arm: str
+    record_id: str
+    record: dict[str, Any]
+    selected: bool
+    rank: int | None = None
+    gain: float | None = None
+    self_share: float | None = None
+    replayed: bool = False
+    covers: list[dict[str, str]] = field(default_factory=list)
+    covered_by: dict[str, str] | None = None
+    coverage: float | None = None
+    near_duplicates: list[dict[str, str]] = field(default_factory=list)
+    evidence: dict[str, Any] | None = None
+    unscorable: str | None = None
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The explanation as plain data."""
+        return asdict(self)
+
+
+def explain(
+    home: Home, version: str, arm: str, record: str, model: ModelOptions | None = None
+) -> Explanation:
+    """Explain one record of an arm's subset or of what it dropped.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        arm: The arm.
+        record: A record_id, the beginning of one, or the file's own id.
+        model: Where given, the answer's tokens are scored after the neighbours named.
+
+    Raises:
+        Refused: there is no such version, arm, subset or record.
+        DeliftError: what is stored is damaged.
+    """
+    dataset = load_version(home, version)
+    load_arms(home).arm(arm)
+    manifest = read_manifest(home.subset(version, arm))
+    if manifest is None:
+        reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
+        raise Refused(Fault(reason, field="--arm"))
+    # What is replayed comes from an ancestor.
+    frames = [dataset.pool, *(load_version(home, name).pool for name in ancestors(home, dataset))]
+    frames += [] if dataset.target is None else [dataset.target]
+    known = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    name = find_record(known, record, "no record of the version")
+    texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
+    reader = None if model is None else LanguageModel(model, home)
+    evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
+    changes = []
+    if evidence is not None and manifest.fingerprint is not None:
+        near = [one.record_id for one in evidence.neighbours]
+        changes = (
+            kept_changes(home, version, manifest.fingerprint, name)
+            if reader is None
+            else token_changes(reader, texts, {name: near})[name]
+        )
+    return Explanation(
+        version,
+        arm,
+        name,
+        texts[name],
+        **_facts(home.subset(version, arm), name, texts),
+        evidence=evidence and _with_texts(evidence, texts),
+        unscorable=unscorable_of(home, version, manifest.fingerprint).get(name),
+        tokens=[
+            {**change.as_json(), "source_id": _named(change.record_id, texts)["source_id"]}
+            for change in changes
+        ],
+    )
+
+
+def _facts(folder: Path, name: str, texts: Texts) -> dict[str, Any]:
+    """What the stored subset says of a record."""
+    subset, dropped = (pl.read_parquet(folder / file) for file in (SUBSET_FILE, DROPPED))
+    columns, own = ["record_id", "near_duplicates"], pl.col("record_id") == name
+    groups = pl.concat([subset.select(columns), dropped.select(columns)]).drop_nulls()
+    group = groups.filter(own)["near_duplicates"].implode()
+    alike = groups.filter(pl.col("near_duplicates").is_in(group) & ~own)["record_id"]
+    facts: dict[str, Any] = {"near_duplicates": [_named(other, texts) for other in alike]}
+    if (chosen := subset.filter(own)).height:
+        row = chosen.row(0, named=True)
+        facts |= {key: row[key] for key in ("rank", "gain", "self_share", "replayed")}
+        covers = [_named(other, texts) for other in row["covers"] or ()]
+        return {"selected": True, "covers": covers, **facts}
+    row = next(dropped.filter(own).iter_rows(named=True), {})
+    by = row.get("covered_by")
+    return {
+        "selected": False,
+        "covered_by": None if by is None else _named(by, texts),
+        "coverage": row.get("coverage"),
+        **facts,
+    }
+
+
+def _named(record: str, texts: Texts) -> dict[str, str]:
+    """A record by its id, the file's own id and its text, as far as it is known."""
+    own = texts[record]["source_ids"][0] if record in texts else record
+    return {"record_id": record, "source_id": own, "text": text_of(texts, record)}
+
+
+def _evidence(
+    home: Home,
+    version: str,
+    manifest: Manifest,
+    pool: pl.DataFrame,
+    name: str,
+    reader: LanguageModel | None,
+) -> Evidence | None:
+    """What near prompts say, from the kernel that the subset was chosen with."""
+    if manifest.fingerprint is None:
+        return None
+    options = manifest.request["options"]
+    asked = {key: options[key] for key in ("embedder", "floor") if key in options}
+    if not traits_of(manifest.request["selector"]).weighs_trust:
+        asked = {}
+    if asked.get("embedder") == MODEL and reader is None:
+        said = "trust was read from the model's own embeddings here: name the model"
+        raise Refused(Fault(said, field="--model"))
+    try:
+        block = load_block(home, version, manifest.fingerprint, "neighbours")
+    except (Refused, DeliftError):
+        return None
+    return evidence_of(trust_of(block, pool, **asked, model=reader), name, NEIGHBOURS)
+
+
+def _with_texts(evidence: Evidence, texts: Texts) -> dict[str, Any]:
+    return {
+        **evidence.as_json(),
+        "neighbours": [
+            {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
+            for one in evidence.neighbours
+        ],
+    }
+
+
+def explain_file(path: Path, record: str) -> Explanation:
+    """Explain one record of a file of reasons.
+
+    Args:
+        path: What `delift select --why` wrote.
+        record: A record_id, the beginning of one, or the file's own id.
+
+    Raises:
+        Refused: the file cannot be read or holds something else, or not one record is meant.
+    """
+    known = {row["record_id"]: row for row in _read_reasons(path)}
+    sources = [[row["source_id"]] for row in known.values()]
+    ids = pl.DataFrame({"record_id": list(known), "source_ids": sources})
+    row = known[find_record(ids, record, "no record of the file")]
+
+    def named(other: str) -> dict[str, str]:
+        found = known.get(other, {"source_id": other, "text": other})
+        return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
+
+    by, suspected = row.get("covered_by"), row["suspected"] or ()
+    evidence = None
+    if row["trust"] is not None:
+        neighbours = [
+            {
+                **named(one["record_id"]),
+                **one,
+                "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0,
+            }
+            for one in suspected
+        ]
+        low = row["trust"] < SUSPECTED_BELOW
+        evidence = {"trust": row["trust"], "suspected": low, "neighbours": neighbours}
+    return Explanation(
+        version=str(path),
+        arm="delift select",
+        record_id=row["record_id"],
+        record={"text": row["text"], "source_ids": [row["source_id"]]},
+        selected="rank" in row,
+        covers=[named(other) for other in row.get("covers") or ()],
+        covered_by=None if by is None else named(by),
+        near_duplicates=[named(other) for other in row["near_duplicates"]],
+        evidence=evidence,
+        unscorable=row.get("unscorable"),
+        tokens=[
+            {**one["tokens"], "source_id": named(one["record_id"])["source_id"]}
+            for one in suspected
+            if one.get("tokens")
+        ],
+        rank=row.get("rank"),
+        gain=row.get("gain"),
+        self_share=row.get("self_share"),
+        coverage=row.get("coverage"),
+        replayed=bool(row.get("replayed")),
+    )
+
+
+def _read_reasons(path: Path) -> Sequence[dict[str, Any]]:
+    try:
+        # Not splitlines(), which also ends a line at characters that a text may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Refused(Fault(NO_REASONS, file=str(path), line=number)) from error
+        if not isinstance(row, dict) or set(row) < REASON_KEYS:
+            raise Refused(Fault(NO_REASONS, file=str(path), line=number))
+        rows.append(row)
+    return rows

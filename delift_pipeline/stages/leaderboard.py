@@ -1,0 +1,48 @@
+"""The stage behind `leaderboard`: all reports in one table and one page."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from delift_pipeline.core.hashing import digest_frame
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.evaluation.leaderboard import (
+    Row,
+    leaderboard_frame,
+    leaderboard_rows,
+    write_leaderboard,
+)
+from delift_pipeline.stages.result import Result
+
+CODE_VERSION = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard(Result):
+    """The stored leaderboard.
+
+    Attributes:
+        rows: What it is made of.
+        frame: The same as a table.
+    """
+
+    rows: list[Row]
+    frame: pl.DataFrame
+
+
+def make_leaderboard(home: Home, run_id: str | None = None) -> Leaderboard:
+    """Write `reports/leaderboard/` from the reports that are there."""
+    rows = leaderboard_rows(home)
+    page, frame = write_leaderboard(home, rows), leaderboard_frame(rows)
+    manifest = Manifest(
+        kind="report",
+        content_hash=digest_frame(frame.drop("seconds")),
+        counts={"rows": frame.height, "versions": frame["version"].n_unique()},
+        code_version=CODE_VERSION,
+        run_id=run_id,
+    )
+    manifest.write(home.leaderboard)
+    return Leaderboard(
+        home=home, folder=page, manifest=manifest, reused=False, rows=rows, frame=frame
+    )

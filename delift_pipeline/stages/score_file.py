@@ -1,0 +1,54 @@
+"""`delift score`: every pair of a file's records, as a table."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.core.atomic import write_parquet
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.output import writing
+from delift_pipeline.core.progress import Progress
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.plan import PairBlock, PairPlan
+from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
+from delift_pipeline.stages.ahead import announce_pairs
+from delift_pipeline.stages.score import scorable_records, score_plan
+
+
+def score_file(
+    home: Home, records: pl.DataFrame, options: ModelOptions, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Score all records against all and write one row a pair (`scoring.report.SCORE_SCHEMA`).
+
+    Returns:
+        Counts, seconds, the fingerprint, and where the table is.
+
+    Raises:
+        Refused: the model cannot be used, or no record can be scored.
+    """
+    from delift_pipeline.scoring.report import read_table
+
+    started, ids = time.monotonic(), tuple(records["record_id"])
+    plan, fingerprint = PairPlan((PairBlock("self", ids, ids),)), fingerprint_of(options).digest
+    announce_pairs(home, records, plan.pairs, options, progress)
+    found = score_plan(home, options, records, plan, progress)
+    refuse_unscorable(records, found.unscorable, "records of the file")
+    for note in unscorable_notes(records, found.unscorable, "records"):
+        progress.say(note)
+    with writing(out) as temporary:
+        scorable = scorable_records(plan, found.unscorable)
+        write_parquet(temporary, read_table(ScoreStore(home.scores(fingerprint)), scorable))
+    return {
+        "records": len(ids),
+        "unscorable": len(found.unscorable),
+        "pairs_scored": found.pairs_scored,
+        "pairs_reused": found.pairs_reused,
+        "cuts": found.cuts,
+        "seconds": round(time.monotonic() - started, 3),
+        "fingerprint": fingerprint,
+        "out": str(out),
+    }

@@ -1,0 +1,279 @@
+"""`delift select`: the stages of the graph, run on files in a temporary home."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import polars as pl
+
+from delift_pipeline.core.atomic import write_parquet
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.hashing import digest_text
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.core.output import write_output
+from delift_pipeline.core.progress import Progress
+from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_columns
+from delift_pipeline.records.left_out import faults_beside, write_faults
+from delift_pipeline.records.read import RecordsFile, first_input, read_parts, write_chosen
+from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.diagnostics import balance
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.options import STAGES, Stage
+from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.replay import replay_schedule
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.run import refuse_impossible
+from delift_pipeline.selection.scorable import refuse_unscorable
+from delift_pipeline.selection.selector import Needs
+from delift_pipeline.stages.ahead import announce_pairs
+from delift_pipeline.stages.arms import Arm, PlanOptions, load_arms
+from delift_pipeline.stages.file_reasons import reasons_text
+from delift_pipeline.stages.file_rules import refuse_infeasible, rules_of_files
+from delift_pipeline.stages.file_selection import SHOWN_IDS, Report, Request, Sets, report_of
+from delift_pipeline.stages.kernel import make_kernel
+from delift_pipeline.stages.plan import plan_pairs
+from delift_pipeline.stages.reading import announce_reading
+from delift_pipeline.stages.score import encode_records, score_version
+from delift_pipeline.stages.subset import make_subset, refuse_beyond_scored
+from delift_pipeline.stages.tokens import counted
+
+FILE, EXISTING = "file", "existing"
+"""Versions of the temporary home: the files of the pool, and the records trained on already."""
+
+
+def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
+    """Choose records of a file and write them, in rank order, and perhaps the reasons.
+
+    The files become a dataset version of a temporary home, which shares the scores of `home`.
+
+    Raises:
+        Refused: files, options or the model cannot be used; nothing is written.
+        DeliftError: scoring failed.
+    """
+    started = time.monotonic()
+    announce_reading((request.file, request.target, request.existing), progress)
+    sets = _read(request)
+    columns = file_columns(sets.pool, sets.read["file"], request.balance, "--balance")
+    needs = needs_of(request.selector, sets.stage, request.options)
+    # Every pair of a file may be scored, however large it is.
+    arms = load_arms(home)
+    no_limit = {"coverage": "auto", "dense_limit": sys.maxsize}
+    plan = arms.plan.model_copy(update=no_limit)
+    rules = rules_of_files(request.rules, sets.pool, request.mapping)
+    kept = _quota_columns(sets, rules)
+    ruled = _refuse_unruly(request, sets, kept, rules, model)
+    arm = Arm.model_construct(
+        name=f"{sets.stage}.{request.selector}",
+        budget=request.budget,
+        seed=request.seed,
+        options=dict(request.options),
+        rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.ban}),
+    )
+    reader = LanguageModel(model, home, progress)
+    fingerprint, encoded, scored = reader.fingerprint, None, None
+    if needs.scores:
+        pairs = _pairs_at_most(sets, needs, plan)
+        announce_pairs(home, sets.everything, pairs, model, progress)
+        encoded = encode_records(reader.encoder, sets.everything, progress)
+        _refuse_unscorable(arm, sets, needs, ruled, rules, encoded.unscorable)
+    unscorable = encoded.unscorable if encoded is not None else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Home(Path(scratch), shared=home)
+        _store(work, sets, needs, kept)
+        if needs.blocks:
+            arms = replace(arms, plan=plan, arms=(arm,))
+            plan_pairs(work, FILE, arms, progress=progress, near_for_trust=False)
+            scored = score_version(
+                work, FILE, "in_context", model, progress, with_baseline=True, encoded=encoded
+            )
+            make_kernel(work, FILE, model)
+        chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
+    selection = chosen.selection
+    assert selection is not None  # nothing is found in a temporary home
+    table = balance(sets.pool, selection.ranking, columns)
+    _write(request, sets, selection, reader, unscorable)
+    seconds = time.monotonic() - started
+    report = scored.report if scored else None
+    return report_of(request, sets, selection, table, report, fingerprint, seconds)
+
+
+def _read(request: Request) -> Sets:
+    """Read all files, every fault of all of them at once."""
+    read, faults = read_parts(
+        {"file": request.file, "target": request.target, "existing": request.existing},
+        mapping=request.mapping,
+        skip_bad=request.skip_bad,
+        ids=request.ids,
+    )
+    stage, wrong = _stage(request)
+    if faults or wrong:
+        raise Refused(*wrong, *faults)
+    pool, target, existing = (
+        read[name].frame if name in read else None for name in ("file", "target", "existing")
+    )
+    assert pool is not None
+    if target is not None:
+        _refuse_shared(pool, target)
+    if existing is not None:
+        pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
+    if pool.is_empty():
+        raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
+    return Sets(stage, read, pool, target, existing)
+
+
+def _stage(request: Request) -> tuple[Stage, list[Fault]]:
+    """The stage asked for, or the one that fits the files given, and what contradicts it."""
+    fitting = "instruction_tuning"
+    if request.target is not None:
+        fitting = "task_specific"
+    if request.existing is not None:
+        fitting = "continual"
+    stage = request.stage or fitting
+    faults = []
+    if stage not in STAGES:
+        reason = f"{stage!r} is no stage; there are: {', '.join(STAGES)}"
+        return "instruction_tuning", [Fault(reason, field="--stage")]
+    for needed, name in (("task_specific", "target"), ("continual", "existing")):
+        given = getattr(request, name) is not None
+        if stage == needed and not given:
+            faults.append(Fault(f"the stage {stage} needs --{name} FILE", field="--stage"))
+        if stage != needed and given:
+            reason = f"is read in the stage {needed} only, not in {stage}"
+            faults.append(Fault(reason, field=f"--{name}"))
+    return cast(Stage, stage), faults
+
+
+def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
+    shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
+    if shared.height:
+        named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
+        reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
+        raise Refused(Fault(reason, field="--target"))
+
+
+def _quota_columns(sets: Sets, rules: Rules) -> list[pl.Series]:
+    """The columns of the file that quotas are on, beyond the fields of a record, as text."""
+    named = dict.fromkeys(quota.column for quota in rules.quotas)
+    wanted = [name for name in named if name not in sets.pool.columns]
+    return as_text(file_columns(sets.pool, sets.read["file"], wanted, "--quota"))
+
+
+def _refuse_unruly(
+    request: Request, sets: Sets, kept: Sequence[pl.Series], rules: Rules, model: ModelOptions
+) -> pl.DataFrame:
+    """The pool as rules see it; what cannot be kept is refused before anything is scored.
+
+    Raises:
+        Refused: the budget or the rules are not possible.
+    """
+    pool, ruled = sets.pool.with_columns(kept), rules != Rules()
+    allowed = refuse_impossible(
+        request.selector, sets.stage, request.budget, ruled, pool.height, request.options
+    )
+    if ruled:
+        pool = counted(pool, request.budget, model)
+        refuse_infeasible(rules, pool, allowed)
+    return pool
+
+
+def _refuse_unscorable(
+    arm: Arm,
+    sets: Sets,
+    needs: Needs,
+    ruled: pl.DataFrame,
+    rules: Rules,
+    unscorable: Mapping[str, str],
+) -> None:
+    """Refuse what more records would have to be scored for than can be, before any is.
+
+    Raises:
+        Refused: no record can be scored, or the budget or a rule asks for more than can be.
+    """
+    share, replayable = refuse_beyond_scored(
+        arm, sets.pool, sets.existing, unscorable, "records of the file"
+    )
+    if needs.target_pairs and sets.target is not None:
+        refuse_unscorable(sets.target, unscorable, "target records")
+    if rules != Rules():
+        allowed = parse_budget(arm.budget, ruled.height)
+        scorable = sum(record not in unscorable for record in ruled["record_id"])
+        new = replay_schedule(allowed.count, share, scorable, replayable).new
+        refuse_infeasible(rules, ruled, replace(allowed, count=new), unscorable)
+
+
+def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
+    """How many pairs are scored at most, before the near ones are found."""
+    n, existing = sets.pool.height, 0 if sets.existing is None else sets.existing.height
+    whole = sets.whole.height if needs.existing_records else n
+    near = whole * min(whole - 1, 2 * options.neighbours)
+    pairs = {"none": 0, "neighbours": near, "all": n * n}[needs.self_pairs]
+    if needs.target_pairs and sets.target is not None:
+        pairs += sets.target.height * n
+    pairs += n * existing if needs.existing_pairs else 0
+    return pairs + (existing * existing if needs.replay_pairs else 0)
+
+
+def _store(home: Home, sets: Sets, needs: Needs, kept: Sequence[pl.Series]) -> None:
+    """Store the records as a dataset version, the existing ones as its parent."""
+    pool, parents = sets.whole if needs.existing_records else sets.pool, []
+    if sets.existing is not None:
+        parents = [EXISTING]
+        _store_version(home, EXISTING, sets.existing, None, [])
+    _store_version(home, FILE, pool, sets.target, parents)
+    if kept:
+        columns = sets.pool.select("record_id").with_columns(kept)
+        write_parquet(home.dataset(FILE) / COLUMNS_FILE, columns)
+
+
+def _store_version(
+    home: Home, version: str, pool: pl.DataFrame, target: pl.DataFrame | None, parents: list[str]
+) -> None:
+    hashes = {
+        f"{part}_hash": None if frame is None else digest_text(*frame["record_id"])
+        for part, frame in (("pool", pool), ("target", target))
+    }
+    about = {"dataset": version, "parents": parents, "coverage": "auto", "existing": "pool"}
+    folder = home.dataset(version)
+    folder.mkdir(parents=True)
+    for part, frame in (("pool", pool), ("target", target), ("heldout", pool.clear())):
+        if frame is not None:
+            write_parquet(folder / f"{part}.parquet", frame)
+    content = digest_text(*(digest for digest in hashes.values() if digest))
+    Manifest(kind="dataset", content_hash=content, details={**about, **hashes}).write(folder)
+
+
+def _write(
+    request: Request,
+    sets: Sets,
+    selection: Selection,
+    reader: LanguageModel,
+    unscorable: Mapping[str, str],
+) -> None:
+    file = sets.read["file"] if selection.replayed is None else _with_existing(sets)
+    write_chosen(request.out, file, selection.ranking, first_input(request.file))
+    if sets.faults:
+        write_faults(faults_beside(request.out, first_input(request.file)), sets.faults)
+    if request.why is not None:
+        reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
+        write_output(request.why, reasons.encode("utf-8"))
+
+
+def _with_existing(sets: Sets) -> RecordsFile:
+    """The pool's rows and those of the existing records, which may be replayed."""
+    file, other = sets.read["file"], sets.read["existing"]
+    raw = None if file.raw is None or other.raw is None else [*file.raw, *other.raw]
+    # Where both files hold a record, the later place is the one that is looked up.
+    return replace(
+        file,
+        frame=pl.concat([file.frame, other.frame]),
+        rows=[*file.rows, *other.rows],
+        raw=raw,
+        schema=None,
+    )

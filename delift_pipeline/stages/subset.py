@@ -1,0 +1,265 @@
+"""The stage behind `subset`: the records an arm chooses, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.manifest import read_manifest, up_to_date
+from delift_pipeline.kernel.block import Block, UtilityForm
+from delift_pipeline.kernel.kernel import block_hashes, load_block
+from delift_pipeline.lineage.existing import existing_of
+from delift_pipeline.records.kept_columns import with_kept_columns
+from delift_pipeline.records.stored import DatasetVersion, load_version
+from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.options import ModelOptions, portable_name
+from delift_pipeline.selection.diagnostics import diagnosed
+from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.run import (
+    select,
+    selection_request,
+    subset_parents,
+    write_subset,
+)
+from delift_pipeline.selection.scorable import (
+    refuse_beyond_scorable,
+    refuse_unscorable,
+    replay_of,
+)
+from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.stages.arms import Arm
+from delift_pipeline.stages.cost import cost_sentence
+from delift_pipeline.stages.result import Result
+from delift_pipeline.stages.score import unscorable_of
+from delift_pipeline.stages.tokens import counted
+from delift_pipeline.training.influence import LowRankGradients
+
+CODE_VERSION = "2"
+NOT_APPLICABLE = {
+    "task_specific": "it has no target set (ingest it with --target FILE)",
+    "continual": "it has no parent version (ingest it with --parent V)",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an arm chooses from on one version.
+
+    Attributes:
+        dataset: The version.
+        arm: The arm.
+        pool: D, in file order; in the continual stage the records in no parent.
+        existing: D_E (continual only).
+        fingerprint: The scoring fingerprint, where scores are read.
+        parents: Name of each artifact read -> its hash.
+    """
+
+    dataset: DatasetVersion
+    arm: Arm
+    pool: pl.DataFrame = field(repr=False)
+    existing: pl.DataFrame | None = field(repr=False)
+    fingerprint: str | None
+    parents: dict[str, str]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What is asked for, defaults spelled out."""
+        arm = self.arm
+        asked = selection_request(
+            arm.stage, arm.selector, arm.budget, arm.seed, arm.options, arm.rules
+        )
+        return {**asked, **({"balance": list(arm.balance)} if arm.balance else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Result):
+    """A stored subset, and what it was chosen from.
+
+    Attributes:
+        choice: What the arm chose from.
+        selection: The ranking with its reasons; None where the subset was found.
+    """
+
+    choice: Choice
+    selection: Selection | None
+
+
+def make_subset(
+    home: Home,
+    version: str,
+    arm: Arm,
+    model: ModelOptions,
+    run_id: str | None = None,
+    reader: LanguageModel | None = None,
+    unscorable: Mapping[str, str] | None = None,
+) -> Chosen:
+    """Choose the arm's subset, unless the same was chosen from the same records and blocks.
+
+    Args:
+        home: The home.
+        version: The dataset version.
+        arm: The arm.
+        model: The model whose scores are read.
+        run_id: Of the Dagster run, for the manifest.
+        reader: `model` as a selector reads it, where progress is shown or devices are shared.
+        unscorable: record_id -> why it cannot be scored; None reads it from the scores.
+
+    Raises:
+        Refused: the arm does not apply to this version, what it continues is missing, or it needs
+            pairs that are not planned (with their cost).
+        DeliftError: scores or kernel are damaged or missing.
+    """
+    choice, folder = choose_from(home, version, arm, model), home.subset(version, arm.name)
+    manifest, selection = up_to_date(folder, choice.request, choice.parents, CODE_VERSION), None
+    if manifest is None:
+        if unscorable is None:
+            unscorable = unscorable_of(home, version, choice.fingerprint)
+        selection = _selection(home, choice, reader or LanguageModel(model, home), unscorable)
+        manifest = write_subset(
+            folder,
+            selection,
+            choice.pool,
+            request=choice.request,
+            parents=choice.parents,
+            fingerprint=choice.fingerprint,
+            code_version=CODE_VERSION,
+            run_id=run_id,
+            balance_by=arm.balance,
+        )
+    return Chosen(
+        home=home,
+        folder=folder,
+        manifest=manifest,
+        reused=selection is None,
+        choice=choice,
+        selection=selection,
+    )
+
+
+def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
+    """Refuse an arm whose stage the version has no data for.
+
+    Raises:
+        Refused: it has none; the sentence says what is missing.
+    """
+    if arm.stage not in dataset.stages():
+        reason = f"{arm.name} does not apply to {dataset.version}: {NOT_APPLICABLE[arm.stage]}"
+        raise Refused(Fault(reason, field="arm"))
+
+
+def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
+    """Gather what an arm chooses from, and refuse what cannot be chosen."""
+    dataset = load_version(home, version)
+    refuse_inapplicable(dataset, arm)
+    pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
+    pool = with_kept_columns(home, version, pool)
+    if pool.is_empty():
+        raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
+    needs = needs_of(arm.selector, arm.stage, arm.options)
+    existing, extra = None, {}
+    if needs.reads_existing:
+        found = existing_of(home, dataset, arm.name)
+        existing, extra = found.records, found.parents
+    fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
+    if needs.model:
+        fingerprint = fingerprint_of(model).digest
+        extra = {**extra, **_models(model, fingerprint, needs)}
+    return Choice(
+        dataset=dataset,
+        arm=arm,
+        pool=counted(pool, arm.budget, model),
+        existing=existing,
+        fingerprint=fingerprint,
+        parents=subset_parents(version, dataset.manifest.content_hash, hashes, extra),
+    )
+
+
+def _kernel(
+    home: Home, dataset: DatasetVersion, arm: Arm, model: ModelOptions, needs: Needs
+) -> tuple[str | None, dict[str, str]]:
+    """The fingerprint and the hashes of the blocks that the arm reads."""
+    if not needs.blocks:
+        return None, {}
+    fingerprint = fingerprint_of(model).digest
+    manifest = read_manifest(home.kernel(dataset.version, fingerprint))
+    if manifest is None:
+        reason = f"{dataset.version} has no kernel for this model yet: materialise utility_kernel"
+        raise Refused(Fault(reason, field="arm"))
+    known = block_hashes(manifest)
+    absent = [name for name in needs.blocks if name not in known]
+    if absent:
+        raise Refused(Fault(cost_sentence(home, dataset, arm, fingerprint, absent), field="arm"))
+    return fingerprint, {name: known[name] for name in needs.blocks}
+
+
+def _models(model: ModelOptions, fingerprint: str, needs: Needs) -> dict[str, str]:
+    """The models read -> their fingerprints."""
+    others = {
+        f"model:{portable_name(name)}": fingerprint_of(
+            model.model_copy(update={"model": name, "revision": None})
+        ).digest
+        for name in needs.other_models
+    }
+    return {"model": fingerprint, **others}
+
+
+def _selection(
+    home: Home, choice: Choice, reader: LanguageModel, unscorable: Mapping[str, str]
+) -> Selection:
+    arm, dataset, existing = choice.arm, choice.dataset, choice.existing
+    if needs_of(arm.selector, arm.stage, arm.options).scores:
+        refuse_beyond_scored(arm, choice.pool, existing, unscorable)
+
+    def block(name: str, form: UtilityForm) -> Block:
+        # A selector without scores has none in its lineage, but its picks are diagnosed by them.
+        fingerprint = choice.fingerprint or reader.fingerprint
+        return load_block(home, dataset.version, fingerprint, name, form)
+
+    inputs = SelectionInputs(
+        stage=arm.stage,
+        pool=choice.pool,
+        block=block,
+        existing=() if existing is None else tuple(existing["record_id"]),
+        existing_records=existing,
+        target=dataset.target,
+        whole=dataset.pool,
+        model=reader,
+        gradients=LowRankGradients(),
+        unscorable=unscorable,
+    )
+    rules = arm.rules.rules(choice.pool)
+    selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
+    return diagnosed(inputs, selection, arm.seed)
+
+
+def refuse_beyond_scored(
+    arm: Arm,
+    pool: pl.DataFrame,
+    existing: pl.DataFrame | None,
+    unscorable: Mapping[str, str],
+    what: str = "records of the pool",
+) -> tuple[float, int]:
+    """Refuse a budget above the number of records that the arm's selector can rank.
+
+    Args:
+        arm: The arm; its selector reads scores.
+        pool: D.
+        existing: D_E, where the arm reads it.
+        unscorable: record_id -> why it cannot be scored.
+        what: What the pool is called.
+
+    Returns:
+        The share of the picks that is replayed, and how many existing records may be.
+
+    Raises:
+        Refused: no record can be scored, or fewer than the budget asks for.
+    """
+    refuse_unscorable(pool, unscorable, what)
+    share, replayable = replay_of(arm.selector, arm.stage, arm.options, existing, unscorable)
+    refuse_beyond_scorable(pool, unscorable, arm.budget, share, replayable)
+    return share, replayable

@@ -1,1 +1,0 @@
-"""The home directory: paths, atomic writes, manifests."""
