@@ -11,8 +11,8 @@ from assets.door import enter, progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import GPU_POOL
 from delift_pipeline.core.formatting import with_error
+from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.core.plots import bars, png
-from delift_pipeline.evaluation.forgetting import BASE
 from delift_pipeline.evaluation.leaderboard import PAGE, Row
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.report import Models, metric_bars
@@ -89,7 +89,7 @@ def report_outcome(reported: report.Reported, judged: Mapping[str, float | int])
         plots={"scores": kept_plot(reported.folder / "scores.png", lambda: _bars_png(models))},
         tables=tables,
         checks={
-            "beats_base": _not_worse(measured, BASE),
+            "beats_base": _not_worse(measured, BASE_MODEL),
             "beats_random": _not_worse(measured, "random"),
         },
         links=reported.links,

@@ -20,6 +20,8 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 ARM_PATTERN = re.compile(
     r"^(instruction_tuning|task_specific|continual)\.[a-z0-9_]{1,40}(-[a-z0-9_.-]{1,40})?$"
 )
+BASE_MODEL = "initial"
+"""The name of the untrained base model in reports, where an arm's would stand."""
 FINGERPRINT_PATTERN = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -158,7 +160,7 @@ class Home:
 
     def base_report(self, version: str, fingerprint: str) -> Path:
         """`reports/<version>/initial-<fingerprint>`: the base model's metrics, for all arms."""
-        folder = f"initial-{checked_fingerprint(fingerprint)}"
+        folder = f"{BASE_MODEL}-{checked_fingerprint(fingerprint)}"
         return self.root / "reports" / checked_version(version) / folder
 
     def judgements(self, judge: str) -> Path:

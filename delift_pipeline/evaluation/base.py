@@ -5,7 +5,7 @@ from filelock import FileLock
 
 from delift_pipeline.core.atomic import replacing_folder
 from delift_pipeline.core.hashing import digest_frame
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, up_to_date
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
@@ -77,7 +77,7 @@ def base_evaluation(
             request=request,
             code_version=CODE_VERSION,
         )
-        facts = {"kind": "initial", "version": version, "fingerprint": fingerprint}
+        facts = {"kind": BASE_MODEL, "version": version, "fingerprint": fingerprint}
         with replacing_folder(folder) as temporary:
             write_evaluation(temporary, evaluation, facts)
             manifest.write(temporary)

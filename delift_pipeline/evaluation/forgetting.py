@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.result import (
     Difference,
@@ -20,8 +21,6 @@ from delift_pipeline.evaluation.result import (
     metric_text,
     summarise,
 )
-
-BASE = "initial"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Forgetting:
                 "better": METRICS[name].better,
                 "rows": [
                     {
-                        "model": "base model" if row.model == BASE else row.model,
+                        "model": "base model" if row.model == BASE_MODEL else row.model,
                         "cells": [_cell(row, v, name) for v in self.heldout],
                     }
                     for row in self.rows

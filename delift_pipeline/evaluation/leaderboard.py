@@ -10,7 +10,7 @@ import polars as pl
 
 from delift_pipeline.core.atomic import read_json, write_parquet, write_text
 from delift_pipeline.core.formatting import number
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.report import metric_plots
@@ -105,8 +105,8 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
     initial = {
         **dict.fromkeys(rows[0]),  # It has no budget, seed and pool.
         **place,
-        "selector": "initial",
-        "arm": "initial",
+        "selector": BASE_MODEL,
+        "arm": BASE_MODEL,
         "records": 0,
         "heldout": base.counts["records"],
         "seconds": base.seconds,
@@ -154,7 +154,7 @@ def leaderboard_page(rows: Sequence[Row]) -> str:
     return render(
         "leaderboard.html.j2",
         title="DELIFT leaderboard",
-        arms=sum(row["selector"] != "initial" for row in rows),
+        arms=sum(row["selector"] != BASE_MODEL for row in rows),
         versions=sorted({row["version"] for row in rows}),
         tables=[_page_table(group) for group in _groups(rows)],
     )

@@ -29,6 +29,7 @@ import polars as pl
 
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.formatting import ABSENT
+from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.core.plots import Bar, bars, curves, series, svg
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
@@ -222,7 +223,7 @@ def _line_plot(
 def _sample_rows(report: ArmReport) -> list[dict[str, Any]]:
     """Evenly spaced samples with the base model's answer beside the arm's."""
     samples = report.evaluation.samples
-    initial = report.beside.get("initial")
+    initial = report.beside.get(BASE_MODEL)
     base = {} if initial is None else dict(initial.samples.select("record_id", "generated").rows())
     count = min(SAMPLES_SHOWN, samples.height)
     chosen = [i * samples.height // count for i in range(count)]

@@ -12,9 +12,9 @@ from delift_pipeline.core.home import Home, checked_arm, checked_version
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.evaluation.result import REPORT
 from delift_pipeline.lineage.artifacts import Artifact, causes, found
-from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
+from delift_pipeline.selection.run import SUBSET
 
 _BASICS = {"content_hash", "created", "counts"}
 _REASONS = {
@@ -192,11 +192,11 @@ def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     reasons = [pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})]
     for name in records["adapter"].unique(maintain_order=True):
         stored, subset = found(home, name), found(home, name.replace("adapter:", "subset:", 1))
-        if not stored or not subset or not (subset.folder / SUBSET_FILE).is_file():
+        if not stored or not subset or not (subset.folder / SUBSET).is_file():
             continue
         if stored.manifest.parents.get(subset.name) != subset.manifest.content_hash:
             continue  # It was chosen anew since.
-        frame = pl.read_parquet(subset.folder / SUBSET_FILE)
+        frame = pl.read_parquet(subset.folder / SUBSET)
         columns = [
             (pl.col(key) if key in frame.columns else pl.lit(None)).cast(kind).alias(key)
             for key, kind in _REASONS.items()

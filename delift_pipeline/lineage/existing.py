@@ -8,8 +8,7 @@ from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.stored import DatasetVersion, load_version
-
-SUBSET_FILE = "subset.parquet"
+from delift_pipeline.selection.run import SUBSET
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
             continue
         arms[name], manifest = _subset_of(home, name, arm, dataset.version)
         parents[f"subset:{name}:{arms[name]}"] = manifest.content_hash
-        ids = pl.read_parquet(home.subset(name, arms[name]) / SUBSET_FILE)["record_id"]
+        ids = pl.read_parquet(home.subset(name, arms[name]) / SUBSET)["record_id"]
         frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
         if arms[name] == arm:
             before = existing_of(home, parent, arm)

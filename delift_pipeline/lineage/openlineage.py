@@ -41,6 +41,7 @@ from delift_pipeline.core.output import json_text, write_output
 from delift_pipeline.evaluation.result import read_evaluation
 from delift_pipeline.kernel.kernel import block_hashes
 from delift_pipeline.lineage.artifacts import Artifact, causes, current_hash, direct_causes
+from delift_pipeline.selection.run import SUBSET
 from delift_pipeline.training.log import TRAINING_LOG, read_training_log
 
 PRODUCER = f"urn:delift-pipeline:{__version__}"
@@ -49,7 +50,7 @@ RUNS = uuid.UUID("5c1b0f7e-6f43-5f0e-9a53-2f1b2a7d9c11")
 SCHEMA_FILES = {
     "dataset": "pool.parquet",
     "heldout": "heldout.parquet",
-    "subset": "subset.parquet",
+    "subset": SUBSET,
     "report": "samples.parquet",
     "plan": "records.parquet",
 }

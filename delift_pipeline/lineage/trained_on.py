@@ -14,7 +14,7 @@ from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.lineage.artifacts import Artifact
-from delift_pipeline.lineage.existing import SUBSET_FILE
+from delift_pipeline.selection.run import SUBSET
 
 TRAINED_ON = "trained_on.parquet"
 SCHEMA = pl.Schema(
@@ -62,7 +62,7 @@ def trained_on(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     recorded = adapter.manifest.parents.get(adapter.name.replace("adapter:", "subset:", 1))
     if subset is None or subset.content_hash != recorded:
         return None
-    ranking = pl.read_parquet(folder / SUBSET_FILE, columns=["record_id"])["record_id"]
+    ranking = pl.read_parquet(folder / SUBSET, columns=["record_id"])["record_id"]
     if adapter.manifest.details.get("started_from") or digest_text(*ranking) != recorded:
         return None
     return _listed(adapter.name, ranking, {})

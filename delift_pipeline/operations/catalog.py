@@ -27,6 +27,7 @@ from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.operations.catalog_views import FORMAT, TABLES, VIEWS
 from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.run import DROPPED, SUBSET
 
 if TYPE_CHECKING:
     import duckdb
@@ -123,7 +124,7 @@ COPIES = (
     Copy(
         "picks",
         "subsets",
-        ("subset.parquet", "dropped.parquet"),
+        (SUBSET, DROPPED),
         "SELECT folder AS source, file = 'subset' AS selected, * FROM copied",
     ),
     Copy(

@@ -18,7 +18,7 @@ from filelock import FileLock
 from delift_pipeline.core.atomic import replacing_folder, write_parquet
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
@@ -160,7 +160,7 @@ def _runs(home: Home, touched: list[Artifact]) -> list[str]:
     arms: dict[str, dict[str, None]] = {}
     for one in touched:
         named = arms.setdefault(str(one.version), {})
-        if one.arm and not one.arm.startswith("initial"):
+        if one.arm and not one.arm.startswith(BASE_MODEL):
             named[one.arm] = None
     return [
         " ".join(["delift run", "--version", version, *(f"--arm {arm}" for arm in arms[version])])

@@ -14,13 +14,14 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.lineage.card import CARD, write_card
-from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
+from delift_pipeline.lineage.existing import ancestors
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.trained_on import write_trained_on
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
+from delift_pipeline.selection.run import SUBSET
 from delift_pipeline.stages.arms import Arm
 from delift_pipeline.stages.result import Result
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
@@ -136,7 +137,7 @@ def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFram
 
     A record that is replayed and no longer in the pool is taken from the version it came with.
     """
-    ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET_FILE, columns=["record_id"])
+    ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET, columns=["record_id"])
     known = dataset.pool
     if not ranked["record_id"].is_in(known["record_id"].implode()).all():
         older = [load_version(home, name).pool for name in ancestors(home, dataset)]

@@ -15,13 +15,13 @@ from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.kernel.kernel import load_block
-from delift_pipeline.lineage.existing import SUBSET_FILE, ancestors
+from delift_pipeline.lineage.existing import ancestors
 from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import traits_of
-from delift_pipeline.selection.run import DROPPED
+from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.selection.token_changes import token_changes
 from delift_pipeline.selection.trust import (
     SUSPECTED_BELOW,
@@ -139,7 +139,7 @@ def explain(
 
 def _facts(folder: Path, name: str, texts: Texts) -> dict[str, Any]:
     """What the stored subset says of a record."""
-    subset, dropped = (pl.read_parquet(folder / file) for file in (SUBSET_FILE, DROPPED))
+    subset, dropped = (pl.read_parquet(folder / file) for file in (SUBSET, DROPPED))
     columns, own = ["record_id", "near_duplicates"], pl.col("record_id") == name
     groups = pl.concat([subset.select(columns), dropped.select(columns)]).drop_nulls()
     group = groups.filter(own)["near_duplicates"].implode()

@@ -8,11 +8,11 @@ import polars as pl
 
 from delift_pipeline.core.atomic import write_parquet
 from delift_pipeline.core.hashing import digest_frame
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.base import base_evaluation
-from delift_pipeline.evaluation.forgetting import BASE, Forgetting, Row, evaluation_of
+from delift_pipeline.evaluation.forgetting import Forgetting, Row, evaluation_of
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation
 from delift_pipeline.lineage.existing import ancestors
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -93,7 +93,7 @@ def forgetting_of(
         base_evaluation(home, v.version, model, fingerprint, v.heldout, arm.evaluation, progress)
         for v in versions
     ]
-    rows = [Row(BASE, None, _cells(_united([one.samples for one in base]), versions))]
+    rows = [Row(BASE_MODEL, None, _cells(_united([one.samples for one in base]), versions))]
     whole = {name: cell.counts["records"] for name, cell in rows[0].cells.items()}
     for version in line.earlier:
         if found := _reported(home, version, arm, fingerprint):

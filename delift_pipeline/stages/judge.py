@@ -10,7 +10,7 @@ import polars as pl
 from delift_pipeline.core.atomic import write_json, write_parquet, write_text
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.home import BASE_MODEL, Home, checked_version
 from delift_pipeline.core.plots import Bar, bars, svg
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
@@ -20,7 +20,6 @@ from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
 from delift_pipeline.scoring.options import ModelOptions
 
-INITIAL = "initial"
 ROWS, FACTS, PAGE = "judged.parquet", "judged.json", "judged.html"
 
 
@@ -88,7 +87,7 @@ def side_of(name: str) -> Side:
     """
     version, _, arm = name.partition("/")
     if not version or not arm:
-        raise Refused(Fault(f"{name!r}: write VERSION/ARM or VERSION/{INITIAL}", field="arm"))
+        raise Refused(Fault(f"{name!r}: write VERSION/ARM or VERSION/{BASE_MODEL}", field="arm"))
     return Side(version, arm)
 
 
@@ -145,9 +144,9 @@ def judgement_facts(
 
 
 def _samples(home: Home, side: Side) -> pl.DataFrame:
-    if side.arm == INITIAL:
+    if side.arm == BASE_MODEL:
         reports = home.root / "reports" / checked_version(side.version)
-        paths = sorted(reports.glob(f"{INITIAL}-*/{SAMPLES}"))
+        paths = sorted(reports.glob(f"{BASE_MODEL}-*/{SAMPLES}"))
     else:
         paths = [home.report(side.version, side.arm) / SAMPLES]
     if len(paths) > 1:

@@ -8,24 +8,23 @@ import polars as pl
 from delift_pipeline.core.atomic import replacing_folder
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_frame, digest_json
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.base import base_evaluation, stage_heldout
-from delift_pipeline.evaluation.forgetting import BASE, Forgetting
+from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
     Evaluation,
     read_evaluation,
     restricted,
 )
-from delift_pipeline.lineage.existing import SUBSET_FILE
 from delift_pipeline.lineage.tracked import links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
-from delift_pipeline.selection.run import BALANCE
+from delift_pipeline.selection.run import BALANCE, SUBSET
 from delift_pipeline.stages.adapter import subset_manifest
 from delift_pipeline.stages.arms import COMPARISONS, Arm, load_arms
 from delift_pipeline.stages.forgetting import forgetting_of, line_of, rest_samples, write_rest
@@ -123,7 +122,7 @@ def make_report(
     shown = in_context_of(home, dataset, arm, model, heldout, kept, progress)
     rest = rest_samples(line, kept, measure)
     matrix = forgetting_of(home, dataset, arm, model, fingerprint, line, own, rest, progress)
-    untrained = {BASE: base, **({IN_CONTEXT: shown} if shown else {})}
+    untrained = {BASE_MODEL: base, **({IN_CONTEXT: shown} if shown else {})}
     beside = {**untrained, **_comparisons(home, version, arm, fingerprint)}
     measured = Measured(own, beside, matrix)
     manifest = Manifest(
@@ -222,7 +221,7 @@ def _report(
         model=portable_name(model.model),
         fingerprint=fingerprint,
         pool=subset.counts["pool"],
-        subset=pl.read_parquet(folder / SUBSET_FILE),
+        subset=pl.read_parquet(folder / SUBSET),
         evaluation=measured.own,
         beside=measured.beside,
         asked={
