@@ -57,7 +57,7 @@ def test_code_references_lead_to_the_door_and_to_the_step(name: str) -> None:
         near = "\n".join(lines[reference.line_number - 1 :][:20])
         assert re.search(rf"def {function}\(", near), reference
     assert Path(door.file_path).parent == ROOT / "assets"
-    assert Path(step.file_path).parent == ROOT / "delift_pipeline" / "steps"
+    assert Path(step.file_path).parent == ROOT / "delift_pipeline" / "stages"
 
 
 def test_code_references_lead_to_the_projects_home_where_one_is_named(

@@ -66,7 +66,7 @@ def test_a_small_file_is_read_without_announcement(tiny: Any, delift: Any, tmp_p
 def test_pairs_time_and_memory_are_said_before_scoring(
     tiny: Any, delift: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("progress", "steps.ahead", "steps.score", "steps.reading"):
+    for place in ("core.progress", "stages.ahead", "stages.score", "stages.reading"):
         monkeypatch.setattr(f"delift_pipeline.{place}.LARGE", 20)
     file = write(tmp_path / "few.jsonl", 30)
     given = ("--home", tmp_path / "home", "--out", tmp_path / "out.jsonl", "--budget", 5)
