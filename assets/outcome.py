@@ -61,12 +61,12 @@ class Outcome:
         return cls(result.manifest, result.path, result.reused, **shown)
 
 
-def kept_plot(path: Path, draw: Callable[[], bytes], again: bool = False) -> bytes:
-    """The PNG kept beside an artifact, drawn where it is not there yet, or again.
+def kept_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
+    """The PNG kept beside an artifact, drawn where it is not there yet.
 
     An artifact's folder is replaced when it is made again, and its plots with it.
     """
-    if again or not path.is_file():
+    if not path.is_file():
         png = draw()
         with replacing(path) as temporary:
             temporary.write_bytes(png)

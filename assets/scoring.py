@@ -156,11 +156,11 @@ def scores_outcome(scored: score.Scored) -> Outcome:
     cuts, unscorable = manifest.details["cuts"], list(scored.unscorable.items())[:PREVIEW_ROWS]
     missing = score.missing_scores(scored.store, scored.plan, scored.part, scored.unscorable)
     complete = "some scores of the plan are missing" if missing else "every planned score is there"
-    plot, again = scored.folder / "distances.png", report is not None
+    plot = scored.folder / score.DISTANCES_PLOT
     return Outcome.of(
         scored,
         facts=facts,
-        plots={"distances": kept_plot(plot, lambda: _distances_png(scored), again)},
+        plots={"distances": kept_plot(plot, lambda: _distances_png(scored))},
         tables={
             "cuts": pl.DataFrame(list(cuts.items()), schema=["kind", "records"], orient="row"),
             "unscorable records": pl.DataFrame(

@@ -13,7 +13,7 @@ PASSING_ERRNOS = {
     errno.ENETUNREACH, errno.ENETDOWN,
 }  # fmt: skip
 """Errors of the system under which the same call may succeed a little later."""
-MEMORY_WORDS = ("out of memory", "can't allocate memory")
+MEMORY_WORDS = ("out of memory", "allocate memory")
 
 
 class DeliftError(Exception):

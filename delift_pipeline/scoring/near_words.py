@@ -9,6 +9,8 @@ import numpy as np
 
 from delift_pipeline.core.compiling import compiled
 
+THREADS = 8
+"""Each holds a number for every record."""
 SCALE = 1e6
 """Cosines are compared in six decimals."""
 ROWS = 512
@@ -69,10 +71,16 @@ def nearest_by_words(
         _nearest(rows, by_word, indices, cosine, first, end)
         return end - first
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(_threads()) as threads:
         for count in threads.map(search, range(0, n, ROWS)):
             advance(count)
     return indices, cosine
+
+
+def _threads() -> int:
+    """One thread for each processor this process may use, up to `THREADS`."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def _arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

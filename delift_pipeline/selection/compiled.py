@@ -177,7 +177,7 @@ def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
     heap = [(-first[place] / limits.scale[candidates[place]], place) for place in range(len(first))]
     heapq.heapify(heap)
     gain_of = first.copy()
-    # The number of picks made when a gain was computed, and when the heap was told of it.
+    # The number of picks made when a gain was computed, and when its key in the heap was renewed.
     known, ranked = np.zeros(len(first), np.int32), np.zeros(len(first), np.int32)
     few, found = np.empty(TOGETHER, np.int64), np.empty(TOGETHER)
     made, computed = 0, len(first)

@@ -1,1 +1,1 @@
-"""One module per asset: read a home, do what is missing, write, say what to show."""
+"""The stages of the pipeline: each reads a home, does what is missing, writes, and returns that."""

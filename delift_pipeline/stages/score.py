@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CODE_VERSION = "1"
 Part = Literal["baseline", "in_context"]
+DISTANCES_PLOT = "distances.png"
 PARTS: tuple[Part, ...] = ("baseline", "in_context")
 
 
@@ -127,6 +128,8 @@ def score_version(
             run_id=run_id,
         )
         folder.mkdir(parents=True, exist_ok=True)
+        # A plot of former scores must not outlive them, whenever this process ends.
+        (folder / DISTANCES_PLOT).unlink(missing_ok=True)
         manifest.write(folder)
     return Scored(
         home=home,
@@ -212,7 +215,8 @@ def score_plan(
         alone = "baseline" in parts
         return score_together(options, store, frame, encoded, plan, progress, baseline=alone)
     model = load_scorer(options)
-    if "in_context" in parts and frame.height > LARGE:
+    # The graph scores the two parts in steps of their own, which show their rate as they run.
+    if len(parts) > 1 and frame.height > LARGE:
         rate = _rate(store, model, encoded)
         announce_scoring(frame.height, missing["in_context"], rate, progress)
     score = {

@@ -61,7 +61,7 @@ def warm_up_options(options: LessOptions, records: int) -> TrainingOptions:
 
 
 class LowRankGradients:
-    """`selection.gradients.Gradients` with respect to LoRA adapters."""
+    """`selection.language_model.Gradients` with respect to LoRA adapters."""
 
     def examples(self, model: LanguageModel, records: pl.DataFrame) -> "list[Example]":
         """The records whose answer fits the window, sorted by record_id."""

@@ -29,7 +29,6 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
     from delift_pipeline.selection.language_model import LanguageModel
-    from delift_pipeline.selection.selectors.selectit import RatingTokens
 
 RATING_PROMPTS = (
     "Below is an instruction with a response. Rate the quality of the response from 1 to 5, where "
@@ -144,7 +143,6 @@ def rating_probabilities(
         Refused: the vocabulary has no token for a rating, or the window is too small.
     """
     from delift_pipeline.selection.reading import read, text_tokens
-    from delift_pipeline.selection.selectors.selectit import rating_tokens
 
     ratings = rating_tokens(model.encoder)
     records = text_tokens(model.encoder, record_texts(pool))
