@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import polars as pl
 import pytest
 
-from delift_pipeline.evaluation import run
-from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
+from delift_pipeline.evaluation import run, text_metrics
+from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, Metric
 from delift_pipeline.records.read import read_records, write_chosen
 from delift_pipeline.records.tables import FORMATS
 from delift_pipeline.selection import registry
@@ -56,7 +57,12 @@ def test_file_format_is_read_and_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_metric_is_measured_answer_by_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "same_length", example("Add a metric")["SAME_LENGTH"])
+    section = PAGE.read_text(encoding="utf-8").split("## Add a metric\n", 1)[1]
+    row = dedent(section[section.index('    "same_length": Metric(') :].split("\n\n", 1)[0])
+    function = example("Add a metric")["same_length"]
+    monkeypatch.setattr(text_metrics, "same_length", function, raising=False)
+    table = eval(f"{{{row}}}", {"Metric": Metric, "text_metrics": text_metrics})
+    monkeypatch.setitem(METRICS, "same_length", table["same_length"])
     options = EvaluationOptions().model_copy(update={"metrics": ("same_length",)})
     found = run._text_metrics(["ab", "a", "a"], ["cd", "bc", ""], options, "cpu")
     assert found == {"same_length": [1.0, 0.0, None]}

@@ -96,7 +96,7 @@ def _trust(evidence: dict[str, Any] | None) -> list[str]:
     if evidence is None:
         return ["trust: not known, no near pairs were scored"]
     said = "SUSPECTED WRONG" if evidence["suspected"] else "not suspected"
-    relative = evidence.get("relative", 0.0)
+    relative = evidence.get("relative") or 0.0
     why = ""
     if relative < 0 and evidence["trust"] == 1:
         why = f": its nearest prompts are too far to be believed (weight {evidence['weight']:.3f})"

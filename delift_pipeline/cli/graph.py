@@ -250,7 +250,7 @@ def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"
     return [run for run in reversed(runs) if process_of(instance, run) is None]
 
 
-def run_findings(home: Home) -> Iterator["Finding"]:
+def runs(home: Home) -> Iterator["Finding"]:
     """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
     if not ((home.dagster / "dagster.yaml").is_file() and os.access(home.dagster, os.W_OK)):
         return  # Dagster cannot open its databases where it cannot write.

@@ -54,10 +54,10 @@ def doctor(
     as_json: shared.JsonOption = False,
 ) -> None:
     """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
-    from delift_pipeline.cli.graph import run_findings
+    from delift_pipeline.cli.graph import runs
     from delift_pipeline.operations.doctor import examine
 
-    findings = examine(Home.at(home), self_test=self_test, more=[run_findings])
+    findings = examine(Home.at(home), self_test=self_test, more=[runs])
     broken = any(one.state == "broken" for one in findings)
     lines = [
         f"{one.state:8}{one.name:11}{one.note}{f': {one.todo}' if one.todo else ''}"

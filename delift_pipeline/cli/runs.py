@@ -21,8 +21,6 @@ from delift_pipeline.cli import options as shared
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.home import Home, checked_version
 from delift_pipeline.core.signals import SIGNALS, SignalWatch, exit_status
-from delift_pipeline.records.inbox import find
-from delift_pipeline.records.stored import known_manifest
 
 DEMO_HOME = "delift_demo"
 TEMPLATE = "world"
@@ -50,6 +48,8 @@ def run(
 
     from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
+    from delift_pipeline.records.inbox import find
+    from delift_pipeline.records.stored import known_manifest
 
     place, started = shared.writable_home(home), time.monotonic()
     with interruptible(place):

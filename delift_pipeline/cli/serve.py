@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -33,7 +32,11 @@ CLOSE_EVERY_SECONDS = 10.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
 DAEMON, MLFLOW = "daemon", "mlflow"
-DAEMON_PROGRAM = "dagster-daemon"
+# The program of this Python's own Dagster, wherever its scripts were installed.
+START_DAEMON = (
+    "from importlib.metadata import entry_points; "
+    "[one] = entry_points(group='console_scripts', name='dagster-daemon'); one.load()()"
+)
 MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
 """A server that ends is started again, but not more often than this all in all."""
 
@@ -156,15 +159,12 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     python = [sys.executable, "-m"]
     # Dagster imports from the working directory first, which is the current folder by default.
     location = ["-m", MODULE, "--working-directory", str(home.dagster)]
-    # The daemon of this Python, even where it is not on the PATH.
-    beside = Path(sys.executable).with_name(DAEMON_PROGRAM)
-    daemon = [sys.executable, str(beside)] if beside.is_file() else [DAEMON_PROGRAM]
     programs = {
         "webserver": [
             *python, "dagster_webserver", *location, "-h", ADDRESS, "-p", str(port),
             "--dagster-log-level", "warning", "--code-server-log-level", "warning",
         ],
-        DAEMON: [*daemon, "run", *location, "--log-level", "warning"],
+        DAEMON: [sys.executable, "-c", START_DAEMON, "run", *location, "--log-level", "warning"],
         MLFLOW: [
             *python, "mlflow", "server", "--host", ADDRESS, "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{home.mlflow / 'mlflow.db'}",
@@ -213,10 +213,13 @@ class _Servers:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             self._raise_if_ended()
-            with suppress(OSError), socket.create_connection((ADDRESS, port), timeout=1):
+            try:
+                socket.create_connection((ADDRESS, port), timeout=1).close()
+            except OSError:
+                time.sleep(0.2)
+            else:
                 _say(f"{name}: http://{ADDRESS}:{port}")
                 return
-            time.sleep(0.2)
         raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
 
     def watch(self) -> NoReturn:

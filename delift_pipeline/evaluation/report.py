@@ -81,7 +81,7 @@ class ArmReport:
         diagnostics: The subset beside its pool and beside random ones, by name.
         suspects: Suspected wrong records: trust, selected, text, and the neighbours that disagree,
             each with its text, the tokens of the record's answer and what they gain after it.
-        balance: Pool against subset by group, as `selection.balance` gives it.
+        balance: Pool against subset by group, as `selection.diagnostics.balance` gives it.
         forgetting: The models and held-out sets of earlier versions, or None.
     """
 

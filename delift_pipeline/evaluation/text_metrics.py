@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-
-from delift_pipeline.scoring.neighbours import load_embedder
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -104,5 +103,9 @@ def _embedded(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
     return np.asarray(rows, dtype=np.float32)[[position[text] for text in texts]]
 
 
-# One loaded model a process and device.
-_model = lru_cache(maxsize=2)(load_embedder)
+@lru_cache(maxsize=2)
+def _model(embedder: str, device: str) -> Any:
+    """The embedding model; a process loads it once for a device."""
+    from delift_pipeline.scoring.neighbours import load_embedder
+
+    return load_embedder(embedder, device)

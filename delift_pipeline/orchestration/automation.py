@@ -10,7 +10,7 @@ def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
     """How a step is tried again after its process was killed or a failure that may pass.
 
     The step goes on where it was. `assets.door` decides which failures may pass
-    (`errors.may_pass`); a refusal is never tried again.
+    (`core.errors.may_pass`); a refusal is never tried again.
     """
     return dg.RetryPolicy(
         max_retries=options.retries,

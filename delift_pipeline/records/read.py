@@ -80,7 +80,7 @@ def read_records(
     on other contents becomes `ID#2`.
 
     Args:
-        inputs: Files and folders (`records.sources`), read as one.
+        inputs: Files and folders (`records.tables`), read as one.
         mapping: Columns by field: instruction, input, output (or messages), source_id, source,
             task. A field that is not named is in the column of its own name.
         skip_bad: Leave faulty rows out instead of refusing the file.
@@ -279,8 +279,8 @@ def write_chosen(
 
     The format follows the suffix of `path`, JSON Lines where it says nothing; `.gz` and `.zst`
     compress. From JSON Lines to JSON Lines the lines' own text is kept. What Parquet holds and text
-    formats do not is written as `json_text.plain` says; Parquet to Parquet keeps every type. Equal
-    input gives equal bytes.
+    formats do not is written as `core.output.plain` says; Parquet to Parquet keeps every type.
+    Equal input gives equal bytes.
 
     Args:
         path: Where to write: a file, a pipe or device, or `-` for standard output.
