@@ -79,8 +79,8 @@ def plan(
         how: The judge's other settings.
 
     Raises:
-        Refused: there is no such experiment, stage or contender, an endpoint has no judge, a
-            setting is out of range, or the experiment takes no such request.
+        Refused: the experiment, stage or contender is unknown, an endpoint is given without a
+            judge, a setting is out of range, or the experiment does not take the request.
     """
     chosen = experiments.experiment(name)
     if judge is None and endpoint is not None:

@@ -60,7 +60,7 @@ def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Con
     """The contenders of these names, each once; random choice comes first.
 
     Raises:
-        Refused: one of them is no selector and no variant; the fault names those there are.
+        Refused: a name is unknown; the fault lists the known selectors and variants.
     """
     wanted, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
     for name in wanted:

@@ -68,7 +68,7 @@ def load_experiments() -> Any:
     It is imported by name, and only here, because an installed package has to work without it.
 
     Raises:
-        Refused: this is no source checkout.
+        Refused: the package is installed without a source checkout.
     """
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
         raise Refused(ONLY_IN_A_CHECKOUT)
@@ -80,10 +80,10 @@ def load_experiments() -> Any:
 
 
 def refuse_unknown(name: str) -> None:
-    """Refuse a name that is no experiment's.
+    """Refuse an unknown experiment.
 
     Raises:
-        Refused: the fault names the experiments.
+        Refused: the name is unknown; the fault lists the experiments.
     """
     if name not in EXPERIMENT_NAMES:
         reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENT_NAMES)}"
