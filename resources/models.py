@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home, model_at
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
@@ -110,11 +110,9 @@ class LanguageModelResource(dg.ConfigurableResource):
         model = self.model or kept or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
-                Fault(
-                    f"version {version} was ingested without a model and none is set: give --model "
-                    f"(or ${MODEL_VARIABLE}, or the language_model resource's `model`)",
-                    field="model",
-                )
+                f"version {version} was ingested without a model and none is set: give --model "
+                f"(or ${MODEL_VARIABLE}, or the language_model resource's `model`)",
+                field="model",
             )
         return read_options(
             {

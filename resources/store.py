@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.stages.arms import Arms, load_arms
 
@@ -71,11 +71,9 @@ class TrackingResource(dg.ConfigurableResource):
         uri = self.uri or os.environ.get(URI_VARIABLE) or None
         if uri and not uri.startswith(("http://", "https://")):
             raise Refused(
-                Fault(
-                    f"{uri!r} is no tracking server: give http://host:port or https://host, or "
-                    "nothing for the home's own store",
-                    field="tracking.uri",
-                )
+                f"{uri!r} is no tracking server: give http://host:port or https://host, or "
+                "nothing for the home's own store",
+                field="tracking.uri",
             )
         name = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
         return Tracker(home, uri, name, lazy=True)

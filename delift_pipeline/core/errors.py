@@ -44,11 +44,14 @@ class Fault:
 
 
 class Refused(DeliftError):
-    """Input or arguments were refused whole; status 2, one line a fault, nothing written."""
+    """Input or arguments were refused whole; status 2, one line a fault, nothing written.
 
-    def __init__(self, *faults: Fault | str) -> None:
+    A fault may be given by its reason alone; `field` is then its field.
+    """
+
+    def __init__(self, *faults: Fault | str, field: str | None = None) -> None:
         self.faults: tuple[Fault, ...] = tuple(
-            fault if isinstance(fault, Fault) else Fault(fault) for fault in faults
+            fault if isinstance(fault, Fault) else Fault(fault, field=field) for fault in faults
         )
         super().__init__("\n".join(fault_lines(self.faults)))
 

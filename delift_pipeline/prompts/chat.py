@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 
 DATE = "26 Jul 2024"
@@ -182,13 +182,13 @@ def _cut(whole: str, texts: Sequence[str]) -> list[str]:
 def _present(source: str | None) -> str:
     if source is None:
         reason = "this model has no chat template; use plain, paper, or a YAML file of your own"
-        raise Refused(Fault(reason, field="template"))
+        raise Refused(reason, field="template")
     return source
 
 
 def _refused(why: str) -> Refused:
     reason = f"the model's chat template {why}; use plain, paper, or a YAML file of your own"
-    return Refused(Fault(reason, field="template"))
+    return Refused(reason, field="template")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.chat import take_apart
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.prompts.plain_text import Marker, PlainText
@@ -214,7 +214,7 @@ class Encoder:
         own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
         if not isinstance(own_end, int):
             reason = "the tokenizer has no end-of-text token (eos_token), and an answer must end"
-            raise Refused(Fault(reason, field="model"))
+            raise Refused(reason, field="model")
         bos = Marker(begin, str(tokenizer.decode([begin]))) if isinstance(begin, int) else None
         names = tokenizer.special_tokens_map
         dialogue = take_apart(chat, names, template.system) if template.chat else None
@@ -343,7 +343,7 @@ class Encoder:
                 f"a window of {self.window} tokens is too small: the template's own words take "
                 f"{needed} of its half"
             )
-            raise Refused(Fault(reason, field="window"))
+            raise Refused(reason, field="window")
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -63,11 +63,9 @@ class PlainText:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise Refused(
-                Fault(
-                    f"the tokenizer {type(tokenizer).__name__} has no fast backend "
-                    "(tokenizer.json); convert it first",
-                    field="model",
-                )
+                f"the tokenizer {type(tokenizer).__name__} has no fast backend "
+                "(tokenizer.json); convert it first",
+                field="model",
             )
         self._state = backend.to_str()
         state = json.loads(self._state)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.encode import Encoder, Example, Unscorable
 from delift_pipeline.prompts.template import Piece, write
 
@@ -54,7 +54,7 @@ def render(
     if len(ids) > encoder.window:
         reason = f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens"
         why = f"{reason}, more than the window of {encoder.window:,}; show fewer"
-        raise Refused(Fault(why, field="demonstration"))
+        raise Refused(why, field="demonstration")
     text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
     return Rendered(text, ids, list(range(answer, len(ids))))
 
@@ -66,5 +66,5 @@ def _text(parts: Piece) -> str:
 def _example(encoder: Encoder, record: Mapping[str, Any], role: str) -> Example:
     example = encoder.examples([record])[0]
     if isinstance(example, Unscorable):
-        raise Refused(Fault(f"this record cannot be scored: {example}", field=role))
+        raise Refused(f"this record cannot be scored: {example}", field=role)
     return example

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.validation import validated
 from delift_pipeline.core.yaml_text import parse_yaml, read_text
@@ -132,7 +132,7 @@ def load_template(name_or_path: str) -> Template:
     if not path.is_file():
         known = ", ".join(shipped_templates())
         reason = f"no template {name_or_path!r}: use {known} or a YAML file"
-        raise Refused(Fault(reason, field="template"))
+        raise Refused(reason, field="template")
     text = read_text(path, name_or_path)
     return validated(Template, parse_yaml(text, name_or_path).value, file=name_or_path)
 

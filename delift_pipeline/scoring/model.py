@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
 from delift_pipeline.prompts.chat import chat_source
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
@@ -65,7 +65,7 @@ def refuse_without_bitsandbytes(asked: str, instead: str, field: str) -> None:
     """
     if importlib.util.find_spec(PACKAGE) is None:
         why = f"{asked} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
-        raise Refused(Fault(why, field=field))
+        raise Refused(why, field=field)
 
 
 def quantisation(load_in: str, dtype: "torch.dtype") -> Any:
@@ -190,7 +190,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused(Fault("no CUDA device can be used here", field="device"))
+        raise Refused("no CUDA device can be used here", field="device")
     return torch.device(device)
 
 
@@ -244,7 +244,7 @@ def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[No
             raise
         reason = _loading_advice(error)
         raise Refused(
-            Fault(f"{options.model}: {what} could not be loaded: {reason}", field="model")
+            f"{options.model}: {what} could not be loaded: {reason}", field="model"
         ) from error
 
 
@@ -269,7 +269,7 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
             f"{options.model} does not work in {options.load_in} on device {device} "
             f"({_loading_advice(error)}); leave load_in out, or choose another device"
         )
-        raise Refused(Fault(reason, field="load_in")) from error
+        raise Refused(reason, field="load_in") from error
 
 
 def _placement(options: ModelOptions) -> dict[str, Any]:
@@ -310,11 +310,9 @@ def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
     lacking = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
     if lacking:
         raise Refused(
-            Fault(
-                f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
-                f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
-                field="model",
-            )
+            f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
+            f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
+            field="model",
         )
 
 
@@ -325,9 +323,7 @@ def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: Model
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
         raise Refused(
-            Fault(
-                f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
-                f"{rows:,} tokens; they do not belong together",
-                field="model",
-            )
+            f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
+            f"{rows:,} tokens; they do not belong together",
+            field="model",
         )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 
 GIB = 2**30
@@ -206,7 +206,7 @@ def _check_weights(path: Path, name: str) -> None:
 
 
 def _refused(name: str, reason: str) -> Refused:
-    return Refused(Fault(f"{name}: {reason}", field="model"))
+    return Refused(f"{name}: {reason}", field="model")
 
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -248,7 +248,7 @@ def _located(options: ModelOptions) -> Path:
         return local.resolve()
     check_model_file(local, options.model)
     if not _on_hub(options.model):
-        raise Refused(Fault(f"{options.model}: no such folder", field="model"))
+        raise Refused(f"{options.model}: no such folder", field="model")
     return _from_hub(options)
 
 
@@ -272,10 +272,8 @@ def _from_hub(options: ModelOptions) -> Path:
         # The hub client raises many kinds of error; to the user each means: the model is not here.
         reason = str(error).strip().splitlines()[0]
         raise Refused(
-            Fault(
-                f"{options.model}: no such folder, and the hub did not give it ({reason})",
-                field="model",
-            )
+            f"{options.model}: no such folder, and the hub did not give it ({reason})",
+            field="model",
         ) from error
     return Path(found)
 
@@ -302,9 +300,7 @@ def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
         return min(limit or LARGEST_DEFAULT_WINDOW, LARGEST_DEFAULT_WINDOW)
     if limit is not None and options.window > limit:
         raise Refused(
-            Fault(
-                f"{options.window:,} tokens are more than the {limit:,} the model can take",
-                field="window",
-            )
+            f"{options.window:,} tokens are more than the {limit:,} the model can take",
+            field="window",
         )
     return options.window

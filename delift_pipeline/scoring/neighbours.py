@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,7 +42,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"{name!r} cannot be loaded as a sentence-transformers model: {first_line}"
-        raise Refused(Fault(reason, field="embedder")) from error
+        raise Refused(reason, field="embedder") from error
 
 
 # Cosines are compared after rounding, so that a tie is a tie whatever order the products were
@@ -133,7 +133,7 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
     from sklearn.metrics import pairwise_distances_chunked
 
     if m < 1:
-        raise Refused(Fault(f"{m} neighbours were asked for; ask for 1 or more", field="m"))
+        raise Refused(f"{m} neighbours were asked for; ask for 1 or more", field="m")
     n = embeddings.shape[0]
     if hasattr(embeddings, "tocsc") and n >= _COMPILED_FROM:
         from delift_pipeline.scoring.near_words import nearest_by_words

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.core.atomic import read_json, replacing_folder, write_json, write_parquet
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_bytes, digest_json, digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.scoring.neighbours import Neighbours
@@ -170,9 +170,7 @@ def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
 
 def _given(value: Any, block: str, what: str) -> Any:
     if value is None:
-        raise Refused(
-            Fault(f"the {block} pairs need {what}, which this version has not", field=block)
-        )
+        raise Refused(f"the {block} pairs need {what}, which this version has not", field=block)
     return value
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder
@@ -120,11 +120,9 @@ def plan_memory(
     one = longest * each + (0 if shared else window * key)
     if memory_limit and fixed + one > limit:
         raise Refused(
-            Fault(
-                f"{memory_limit:g} GiB is less than the {(fixed + one) / GIB:.2f} GiB that one "
-                f"pair of {window:,} tokens can take; raise it, or take a smaller window",
-                field="memory_limit",
-            )
+            f"{memory_limit:g} GiB is less than the {(fixed + one) / GIB:.2f} GiB that one "
+            f"pair of {window:,} tokens can take; raise it, or take a smaller window",
+            field="memory_limit",
         )
     room = max(limit - fixed, one)
     narrow = max(hidden, inner, middle) <= NARROW_LAYER

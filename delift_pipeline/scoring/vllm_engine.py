@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
@@ -184,7 +184,7 @@ def refuse_without_vllm() -> None:
         Refused: it is missing.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise Refused(Fault(HOW_TO_INSTALL, field="engine"))
+        raise Refused(HOW_TO_INSTALL, field="engine")
 
 
 def prepare_environment(options: ModelOptions) -> None:
@@ -219,11 +219,9 @@ def _check_device(options: ModelOptions) -> None:
     kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
     if options.device != kind:
         raise Refused(
-            Fault(
-                f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
-                "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
-                field="device",
-            )
+            f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
+            "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
+            field="device",
         )
 
 
@@ -254,7 +252,7 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
     except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(
-            Fault(f"{options.model}: vLLM could not load the model ({reason})", field="engine")
+            f"{options.model}: vLLM could not load the model ({reason})", field="engine"
         ) from error
 
 
@@ -262,7 +260,7 @@ def _lora_options(adapter: Path) -> dict[str, Any]:
     modules, rank = adapted_modules(adapter)
     larger = [known for known in _RANKS if known >= rank]
     if not larger:
-        raise Refused(Fault(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter"))
+        raise Refused(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter")
     # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
     return {
         "enable_lora": True,
@@ -282,7 +280,7 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
 
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
-        raise Refused(Fault(f"{adapter.name} holds no adapter_model.safetensors", field="adapter"))
+        raise Refused(f"{adapter.name} holds no adapter_model.safetensors", field="adapter")
     with safe_open(path, "np") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     foreign = [name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
@@ -290,11 +288,9 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
     if foreign or not modules or modules & {"lm_head", "embed_tokens"}:
         first = (foreign or sorted(modules & {"lm_head", "embed_tokens"}) or ["nothing"])[0]
         raise Refused(
-            Fault(
-                f"{adapter.name} adapts {first}; vLLM scores only with LoRA on the linear layers "
-                "below the head (take engine transformers)",
-                field="adapter",
-            )
+            f"{adapter.name} adapts {first}; vLLM scores only with LoRA on the linear layers "
+            "below the head (take engine transformers)",
+            field="adapter",
         )
     return sorted(modules), max(s[0] for name, s in shapes.items() if ".lora_A." in name)
 
@@ -314,11 +310,9 @@ def _check_head(llm: Any) -> None:
     known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     if config.get_head_size() not in known:
         raise Refused(
-            Fault(
-                f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
-                f"(it has {', '.join(map(str, known))}); take engine transformers",
-                field="engine",
-            )
+            f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
+            f"(it has {', '.join(map(str, known))}); take engine transformers",
+            field="engine",
         )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.atomic import write_json
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.progress import Meter, Progress
 from delift_pipeline.prompts.encoded import EncodedRecords
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -215,7 +215,7 @@ def pinned(workers: int, visible: Sequence[str], each: int) -> list[str]:
     if workers * each > len(visible):
         needed = f"{workers} workers of {each} GPUs each need {workers * each:,}"
         reason = f"{needed}, and {len(visible)} can be seen here; give fewer workers"
-        raise Refused(Fault(reason, field="workers"))
+        raise Refused(reason, field="workers")
     return [",".join(visible[at * each : (at + 1) * each]) for at in range(workers)]
 
 
