@@ -17,8 +17,7 @@ from delift_pipeline.orchestration.partitions import (
 )
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.arms import Arm, Arms
-from resources.models import ComputeResource, LanguageModelResource
-from resources.store import StoreResource
+from resources import ComputeResource, LanguageModelResource, StoreResource
 
 AssetFactory = Callable[[Arms], dg.AssetsDefinition]
 """Makes an asset for the arms of one home: its partitions and its retries depend on them."""

@@ -21,8 +21,13 @@ from delift_pipeline.orchestration.automation import on_any_report
 from delift_pipeline.stages import leaderboard as leaderboard_stage
 from delift_pipeline.stages import report
 from delift_pipeline.stages.judge import judgement_facts
-from resources.models import ComputeResource, JudgeResource, LanguageModelResource
-from resources.store import StoreResource, TrackingResource
+from resources import (
+    ComputeResource,
+    JudgeResource,
+    LanguageModelResource,
+    StoreResource,
+    TrackingResource,
+)
 
 SAMPLE_COLUMNS = ("instruction", "input", "reference", "generated", "answer_loss")
 BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)

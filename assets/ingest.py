@@ -14,7 +14,7 @@ from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, pool_ids
 from delift_pipeline.stages.dataset import CODE_VERSION, Dataset, open_dataset
-from resources.store import StoreResource
+from resources import StoreResource
 
 PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 

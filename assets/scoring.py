@@ -16,8 +16,7 @@ from delift_pipeline.orchestration.automation import on_new_data_version
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.stages import plan, score
-from resources.models import ComputeResource, EmbedderResource, LanguageModelResource
-from resources.store import StoreResource
+from resources import ComputeResource, EmbedderResource, LanguageModelResource, StoreResource
 
 PLOTTED_COLUMNS = 200
 """Demonstrations whose pairs the picture of the scores is drawn from."""

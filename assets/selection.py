@@ -25,8 +25,7 @@ from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.stages import kernel
 from delift_pipeline.stages import subset as subset_stage
 from delift_pipeline.stages.result import Result
-from resources.models import ComputeResource, LanguageModelResource
-from resources.store import StoreResource
+from resources import ComputeResource, LanguageModelResource, StoreResource
 
 
 @asset_per_version(

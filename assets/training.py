@@ -14,8 +14,7 @@ from assets.pool import GPU_POOL
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.stages.adapter import CODE_VERSION, Trained, make_adapter
-from resources.models import ComputeResource, LanguageModelResource
-from resources.store import StoreResource, TrackingResource
+from resources import ComputeResource, LanguageModelResource, StoreResource, TrackingResource
 
 FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 

@@ -13,8 +13,14 @@ from delift_pipeline.orchestration.automation import executor
 from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES
 from delift_pipeline.orchestration.sensors import build_sensors
 from delift_pipeline.stages.arms import Arms, load_arms
-from resources.models import ComputeResource, EmbedderResource, JudgeResource, LanguageModelResource
-from resources.store import StoreResource, TrackingResource
+from resources import (
+    ComputeResource,
+    EmbedderResource,
+    JudgeResource,
+    LanguageModelResource,
+    StoreResource,
+    TrackingResource,
+)
 
 ASSETS = (
     raw_dataset,

@@ -6,7 +6,7 @@ import dagster as dg
 
 from delift_pipeline.orchestration.partitions import add_versions
 from delift_pipeline.records.stored import newest_versions
-from resources.store import StoreResource
+from resources import StoreResource
 
 PER_VERSION = (
     "raw_dataset",

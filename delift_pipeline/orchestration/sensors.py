@@ -33,7 +33,7 @@ from delift_pipeline.orchestration.partitions import (
 from delift_pipeline.records.inbox import Entry, look, reject
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.stages.arms import Arm, Arms
-from resources.store import StoreResource
+from resources import StoreResource
 
 WEBHOOK_VARIABLE = "DELIFT_ALERT_URL"
 WEBHOOK_SECONDS = 10.0

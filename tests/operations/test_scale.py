@@ -83,7 +83,7 @@ LOAD = "from delift_pipeline.definitions import defs; defs.get_repository_def()"
 TICK = """
 import dagster as dg
 from delift_pipeline.orchestration.sensors import new_dataset_version_sensor
-from resources.store import StoreResource
+from resources import StoreResource
 with dg.DagsterInstance.ephemeral() as instance:
     import os
     started = os.times()

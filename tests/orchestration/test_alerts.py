@@ -21,7 +21,7 @@ from delift_pipeline.orchestration.sensors import (
     failed_run_alerts,
     send_alert,
 )
-from resources.store import StoreResource
+from resources import StoreResource
 
 ALERT = Alert("score_version", "0123", "out of memory", version="v1", step="pair_plan")
 

@@ -22,7 +22,7 @@ from delift_pipeline.orchestration.sensors import (
 from delift_pipeline.records.inbox import ingest_dropped
 from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.records.versions import ingest
-from resources.store import StoreResource
+from resources import StoreResource
 
 VERSIONS = str(dataset_version.name)
 ARM = "instruction_tuning.random"

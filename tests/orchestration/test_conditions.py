@@ -15,8 +15,7 @@ from delift_pipeline.graph import build_assets
 from delift_pipeline.orchestration.partitions import dataset_version, partition_of
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.stages.arms import load_arms
-from resources.models import EmbedderResource
-from resources.store import StoreResource
+from resources import EmbedderResource, StoreResource
 
 VERSIONS = str(dataset_version.name)
 ARM = "instruction_tuning.random"

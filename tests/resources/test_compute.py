@@ -5,7 +5,7 @@ import pytest
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
-from resources.models import ComputeResource, LanguageModelResource
+from resources import ComputeResource, LanguageModelResource
 
 
 def options(home: Home, compute: ComputeResource) -> ModelOptions:
@@ -19,7 +19,7 @@ def version(monkeypatch: pytest.MonkeyPatch) -> None:
     class Manifest:
         details: dict[str, str] = {}  # noqa: RUF012
 
-    monkeypatch.setattr("resources.models.known_manifest", lambda home, name: Manifest)
+    monkeypatch.setattr("resources.known_manifest", lambda home, name: Manifest)
 
 
 def test_the_engine_and_its_devices_reach_the_model(home: Home) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
-from resources.models import JudgeResource
+from resources import JudgeResource
 
 
 def test_without_a_model_nobody_judges(home: Home) -> None:

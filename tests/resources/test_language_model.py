@@ -11,7 +11,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
-from resources.models import ComputeResource, LanguageModelResource
+from resources import ComputeResource, LanguageModelResource
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import pytest
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.stages.arms import load_arms
-from resources.models import EmbedderResource
-from resources.store import StoreResource
+from resources import EmbedderResource, StoreResource
 
 
 def test_home_is_the_one_named_else_the_environments(

@@ -8,7 +8,7 @@ import pytest
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.tracking import Tracker
-from resources.store import TrackingResource
+from resources import TrackingResource
 
 
 def test_it_gives_a_tracker_that_opens_nothing_yet(home: Home) -> None:
@@ -66,7 +66,7 @@ def test_every_field_is_described_and_has_a_default() -> None:
 def test_mlflow_waits_until_it_is_used() -> None:
     code = (
         "import sys; from pathlib import Path; from delift_pipeline.core.home import Home; "
-        "from resources.store import TrackingResource; "
+        "from resources import TrackingResource; "
         "TrackingResource().tracker(Home(Path('/absent'))); sys.exit('mlflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,7 +23,7 @@ from delift_pipeline.cli.options import COMPUTE, ModelFlags
 from delift_pipeline.prompts.template import Template, load_template
 from delift_pipeline.scoring.model_files import BYTES, GIB, INT8_BYTES, NF4_BYTES
 from delift_pipeline.scoring.options import PRESETS, ModelOptions, read_options
-from resources.models import ComputeResource, LanguageModelResource
+from resources import ComputeResource, LanguageModelResource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDES = ("models.md", "vllm.md")
