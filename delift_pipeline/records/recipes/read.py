@@ -10,14 +10,15 @@ import yaml
 from delift_pipeline.core.atomic import replacing_folder, write_text
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import checked_version
-from delift_pipeline.core.output import json_text, write_output
+from delift_pipeline.core.output import write_output
 from delift_pipeline.records.inbox import VERSION_FILE
+from delift_pipeline.records.json_rows import JSON_LINES
 from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, recipe_of
+from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.tables import read_table
 
-OWN = {"instruction", "output"}
-RECORD_COLUMNS = {"instruction", "input", "output"}
-KEPT = ("instruction", "input", "output", "source_id", "id", "source", "task")
+KEPT = (*TEXT_FIELDS, "source_id", "id", "source", "task")
+"""Columns of a row that is in a record's columns already."""
 
 
 def benchmark_rows(
@@ -42,9 +43,8 @@ def benchmark_rows(
     Raises:
         Refused: no file is found, a row cannot be read, or a row has none of the known columns.
     """
-    rows = [
-        row for path in files_of(recipe, source, split, revision) for row in _read(recipe, path)
-    ]
+    files = files_of(recipe, source, split, revision)
+    rows = [row for path in files for row in _read(recipe, path)]
     if not rows:
         raise Refused(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
     return drawn(rows, limit, seed)
@@ -65,9 +65,9 @@ def files_of(
     Raises:
         Refused: there are none.
     """
-    patterns = recipe.files.get(split)
-    if patterns is None:
+    if split not in recipe.files:
         raise Refused(Fault(f"{split!r}: train or test", field="split"))
+    patterns = recipe.files[split]
     folder = Path(source).expanduser() if source else None
     if folder is not None and folder.is_file():
         return [folder]
@@ -80,9 +80,9 @@ def files_of(
     raise Refused(Fault(f"no file of the {split} split of {recipe.name}: {looked}", str(folder)))
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def write_rows(path: Path, rows: Rows) -> None:
     """Write rows as JSON Lines, whole or not at all."""
-    write_output(path, "".join(f"{json_text(row)}\n" for row in rows).encode("utf-8"))
+    write_output(path, JSON_LINES.write(rows, None))
 
 
 def _downloaded(
@@ -106,18 +106,17 @@ def _downloaded(
 
 
 def _read(recipe: Recipe, path: Path) -> Rows:
-    found: Rows = []
-    faults: list[Fault] = []
-    table, theirs = (
-        read_table(path, recipe.columns | RECORD_COLUMNS),
-        recipe.columns - RECORD_COLUMNS,
-    )
+    found, faults = Rows(), list[Fault]()
+    table = read_table(path, recipe.columns.union(TEXT_FIELDS))
+    theirs = recipe.columns.difference(TEXT_FIELDS)
     for row in table.rows:
         if row.value is None:
             faults.append(Fault(row.reason, str(path), row.line))
             continue
         # A row in a record's columns stays as it is, any other goes by the recipe's rule.
-        ours = row.value.keys() >= OWN and not (theirs and theirs <= row.value.keys())
+        ours = row.value.keys() >= {"instruction", "output"} and not (
+            theirs and theirs <= row.value.keys()
+        )
         try:
             kept = {name: row.value[name] for name in KEPT if row.value.get(name)}
             made = [kept] if ours else recipe.rule(row.value)
@@ -129,10 +128,6 @@ def _read(recipe: Recipe, path: Path) -> Rows:
     if faults or table.fatal:
         raise Refused(*faults, *table.fatal)
     return found
-
-
-Split = Callable[[Recipe, str], Rows]
-"""All rows of a recipe's split."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +146,7 @@ class Sizes:
 
 
 def write_transfer(
-    folder: Path,
-    transfer: Transfer,
-    sources: Mapping[str, str],
-    sizes: Sizes,
-    seed: int = 0,
+    folder: Path, transfer: Transfer, sources: Mapping[str, str], sizes: Sizes, seed: int = 0
 ) -> list[str]:
     """Write one folder a version: `pool.jsonl`, `heldout.jsonl`, perhaps `target.jsonl`.
 
@@ -172,44 +163,39 @@ def write_transfer(
     Raises:
         Refused: a source is missing or unreadable, or a folder of that name exists.
     """
-
-    def split(recipe: Recipe, name: str) -> Rows:
-        return benchmark_rows(recipe, sources.get(recipe.name), name)
-
-    build = _task_specific if transfer.stage == "task_specific" else _continual
-    parts = build(recipe_of(transfer.pool), recipe_of(transfer.goal), split, seed)
+    parts = _parts(transfer, sources, seed)
     versions = {f"{transfer.name}-v{number}": own for number, own in enumerate(parts, start=1)}
-    taken = [name for name in versions if (folder / name).exists()]
-    if taken:
-        raise Refused(*(Fault("exists already", file=str(folder / name)) for name in taken))
+    if taken := [folder / name for name in versions if (folder / name).exists()]:
+        raise Refused(*(Fault("exists already", file=str(path)) for path in taken))
     parents: list[str] = []
     for version, own in versions.items():
         stated = {"dataset": transfer.name, "version": version, "parents": parents}
         with replacing_folder(folder / checked_version(version)) as temporary:
             for part, rows in own.items():
-                kept = drawn(rows, getattr(sizes, part), seed)
-                write_rows(temporary / f"{part}.jsonl", kept)
+                write_rows(temporary / f"{part}.jsonl", drawn(rows, getattr(sizes, part), seed))
             write_text(temporary / VERSION_FILE, yaml.safe_dump(stated, sort_keys=False))
         parents = [version]
     return list(versions)
 
 
-def _task_specific(pool: Recipe, goal: Recipe, split: Split, seed: int) -> list[dict[str, Rows]]:
-    """One version; MT-Bench has one split, whose questions are halved."""
-    chosen_from = split(pool, "train")
-    if goal.name == "mt_bench":
-        target, heldout = _halves(split(goal, "test"), _question, seed)
-    else:
-        target, heldout = split(goal, "train"), split(goal, "test")
-    return [{"pool": chosen_from, "target": target, "heldout": heldout}]
+def _parts(transfer: Transfer, sources: Mapping[str, str], seed: int) -> list[dict[str, Rows]]:
+    """All rows of each version's parts by name."""
 
+    def split(name: str, part: str) -> Rows:
+        return benchmark_rows(recipe_of(name), sources.get(name), part)
 
-def _continual(old: Recipe, new: Recipe, split: Split, seed: int) -> list[dict[str, Rows]]:
-    """The old version and the new one; of one recipe, two domains without a common topic."""
-    if old is new:
-        pools, heldouts = (_halves(split(old, name), _topic, seed) for name in ("train", "test"))
+    pool, goal = transfer.pool, transfer.goal
+    if transfer.stage == "task_specific":
+        chosen_from = split(pool, "train")
+        if goal == "mt_bench":  # it has one split, whose questions are halved
+            target, heldout = _halves(split(goal, "test"), _question, seed)
+        else:
+            target, heldout = split(goal, "train"), split(goal, "test")
+        return [{"pool": chosen_from, "target": target, "heldout": heldout}]
+    if pool == goal:  # two domains without a common topic
+        pools, heldouts = (_halves(split(pool, part), _topic, seed) for part in ("train", "test"))
     else:
-        pools, heldouts = ([split(one, name) for one in (old, new)] for name in ("train", "test"))
+        pools, heldouts = ([split(one, part) for one in (pool, goal)] for part in ("train", "test"))
     return [{"pool": p, "heldout": h} for p, h in zip(pools, heldouts, strict=True)]
 
 

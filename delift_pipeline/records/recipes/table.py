@@ -16,7 +16,6 @@ Rule = Callable[[Row], Rows]
 
 _LETTERS = "ABCDEFGHIJ"
 _REWRITE = "Rewrite the last question so that it can be understood without the conversation."
-_ENDINGS = ("jsonl", "json", "parquet", "csv")
 _GENERAL = ("answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity")
 _HOTPOT = ("answer_loss", "squad_exact_match", "hotpotqa_f1")
 _REWRITING = ("answer_loss", "exact_match", "rouge1", "rougeL")
@@ -30,7 +29,6 @@ class Recipe:
 
     Attributes:
         name: As given on the command line.
-        title: For people.
         hub: Its hub id; None where its files have to be given.
         files: Patterns of its files by split, in a folder or at the hub; the first that matches
             counts.
@@ -52,25 +50,34 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {}
 """Every recipe by name."""
+_AT_THE_HUB = {
+    "mix_instruct": ("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
+    "p3": ("*/train-*.parquet", "*/validation-*.parquet"),
+    "hotpotqa": ("distractor/train-*.parquet", "distractor/validation-*.parquet"),
+    "mmlu": ("all/auxiliary_train-*.parquet", "all/test-*.parquet"),
+    "mt_bench": ("", "raw/question.jsonl"),
+    "gsm8k": ("main/train-*.parquet", "main/test-*.parquet"),
+    "squad": ("plain_text/train-*.parquet", "plain_text/validation-*.parquet"),
+    "alpaca": ("data/train-*.parquet", ""),
+    "dolly": ("databricks-dolly-15k.jsonl", ""),
+}
+"""A recipe's files of both splits at the hub; empty where it has none of a split."""
 
 
 def _recipe(
-    title: str,
-    hub: str | None,
-    columns: str,
-    metrics: tuple[str, ...],
-    files: tuple[str, str] = ("", ""),
-    note: str = "",
+    title: str, hub: str | None, columns: str, metrics: tuple[str, ...], note: str = ""
 ) -> Callable[[Rule], Rule]:
-    """Register a rule as the recipe of its name; `files` are the hub's of both splits."""
-    patterns = {
-        split: (*(f"{split}.{ending}" for ending in _ENDINGS), *filter(None, [at_the_hub]))
-        for split, at_the_hub in zip(("train", "test"), files, strict=True)
-    }
+    """Register a rule as the recipe of its name."""
 
     def registered(rule: Rule) -> Rule:
         name, own = rule.__name__, frozenset(columns.split())
-        RECIPES[name] = Recipe(name, title, hub, patterns, own, rule, metrics, note)
+        files = {}
+        for split, at_the_hub in zip(
+            ("train", "test"), _AT_THE_HUB.get(name, ("", "")), strict=True
+        ):
+            local = (f"{split}.{ending}" for ending in ("jsonl", "json", "parquet", "csv"))
+            files[split] = (*local, at_the_hub) if at_the_hub else tuple(local)
+        RECIPES[name] = Recipe(name, title, hub, files, own, rule, metrics, note)
         return rule
 
     return registered
@@ -81,13 +88,7 @@ def _record(instruction: str, output: str, input: str | None, task: str, id: Any
     return [{**texts, "source_id": str(id)} if id not in ("", None) else texts]
 
 
-@_recipe(
-    "MixInstruct",
-    "llm-blender/mix-instruct",
-    "instruction output candidates",
-    _TEXT,
-    files=("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
-)
+@_recipe("MixInstruct", "llm-blender/mix-instruct", "instruction output candidates", _TEXT)
 def mix_instruct(row: Row) -> Rows:
     """The reference answer; the candidates of other models are left out."""
     return alpaca({**row, "task": f"mix_instruct/{str(row.get('id', '')).partition('/')[0]}"})
@@ -98,7 +99,6 @@ def mix_instruct(row: Row) -> Rows:
     None,
     "inputs_pretokenized targets_pretokenized",
     _TEXT,
-    files=("*/train-*.parquet", "*/validation-*.parquet"),
     note="it has hundreds of templates, so a file or a folder of those that are wanted",
 )
 def p3(row: Row) -> Rows:
@@ -107,13 +107,7 @@ def p3(row: Row) -> Rows:
     return _record(asked, answer, None, f"p3/{row.get('template') or 'p3'}")
 
 
-@_recipe(
-    "HotpotQA",
-    "hotpotqa/hotpot_qa",
-    "question answer type",
-    _HOTPOT,
-    files=("distractor/train-*.parquet", "distractor/validation-*.parquet"),
-)
+@_recipe("HotpotQA", "hotpotqa/hotpot_qa", "question answer type", _HOTPOT)
 def hotpotqa(row: Row) -> Rows:
     """The question with its paragraphs, where there are any."""
     context = row.get("context") or {}
@@ -126,13 +120,7 @@ def hotpotqa(row: Row) -> Rows:
     return _record(row["question"], row["answer"], text, task, row.get("id"))
 
 
-@_recipe(
-    "MMLU",
-    "cais/mmlu",
-    "question choices answer",
-    ("answer_loss", "choice_accuracy"),
-    files=("all/auxiliary_train-*.parquet", "all/test-*.parquet"),
-)
+@_recipe("MMLU", "cais/mmlu", "question choices answer", ("answer_loss", "choice_accuracy"))
 def mmlu(row: Row) -> Rows:
     """The question with its lettered options; the answer is a letter."""
     subject, answer = row["subject"], row["answer"]
@@ -150,7 +138,6 @@ def mmlu(row: Row) -> Rows:
     "HuggingFaceH4/mt_bench_prompts",
     "category reference",
     _TEXT,
-    files=("", "raw/question.jsonl"),
     note="only turns with a reference answer make records; score answers with `delift judge`",
 )
 def mt_bench(row: Row) -> Rows:
@@ -169,25 +156,13 @@ def mt_bench(row: Row) -> Rows:
     return found
 
 
-@_recipe(
-    "GSM8K",
-    "openai/gsm8k",
-    "question answer",
-    ("answer_loss", "final_answer"),
-    files=("main/train-*.parquet", "main/test-*.parquet"),
-)
+@_recipe("GSM8K", "openai/gsm8k", "question answer", ("answer_loss", "final_answer"))
 def gsm8k(row: Row) -> Rows:
     """The worked answer, whose last line is `#### number`."""
     return _record(row["question"], row["answer"], None, "gsm8k")
 
 
-@_recipe(
-    "SQuAD 1.1",
-    "rajpurkar/squad",
-    "question context answers",
-    _SPAN,
-    files=("plain_text/train-*.parquet", "plain_text/validation-*.parquet"),
-)
+@_recipe("SQuAD 1.1", "rajpurkar/squad", "question context answers", _SPAN)
 def squad(row: Row) -> Rows:
     """The question about a paragraph and its first answer; no record where there is no answer."""
     answers = list((row.get("answers") or {}).get("text", []))
@@ -213,26 +188,14 @@ def query_rewriting(row: Row) -> Rows:
     return _record(_REWRITE, row["Rewrite"], text, "query_rewriting/canard", name)
 
 
-@_recipe(
-    "Alpaca",
-    "tatsu-lab/alpaca",
-    "instruction input output",
-    _GENERAL,
-    files=("data/train-*.parquet", ""),
-)
+@_recipe("Alpaca", "tatsu-lab/alpaca", "instruction input output", _GENERAL)
 def alpaca(row: Row) -> Rows:
     """A record's own columns; the column `text`, which repeats them, is left out."""
     task = row.get("task") or "alpaca"
     return _record(row["instruction"], row["output"], row.get("input"), task, row.get("id"))
 
 
-@_recipe(
-    "Dolly",
-    "databricks/databricks-dolly-15k",
-    "instruction context response",
-    _GENERAL,
-    files=("databricks-dolly-15k.jsonl", ""),
-)
+@_recipe("Dolly", "databricks/databricks-dolly-15k", "instruction context response", _GENERAL)
 def dolly(row: Row) -> Rows:
     """The context as the input."""
     task = f"dolly/{row.get('category') or 'instruction'}"
