@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.validation import validated
 from delift_pipeline.core.yaml_text import parse_yaml, read_text
 from delift_pipeline.records.read import Ids
-from delift_pipeline.records.stored import PARTS, newest_versions
+from delift_pipeline.records.stored import PARTS, known_manifest, newest_versions
 from delift_pipeline.records.tables import CODECS, kind_of, suffixes
 from delift_pipeline.records.versions import ingest
 
@@ -89,7 +90,6 @@ class Entry:
     """One file or folder of the inbox.
 
     Attributes:
-        path: Where it lies.
         version: The version it asks to become.
         dataset: The data set, as its name says it.
         signature: Digest of the names, sizes and modification times of its files.
@@ -106,9 +106,10 @@ class Entry:
 
     def faults(self) -> list[Fault]:
         """What is wrong with its name or its choice of files, whose contents are not read."""
+        reason = None
         if self.path.is_dir():
-            missing = part_file(self.path, "pool") is None
-            reason = "holds no pool file: name it pool.jsonl" if missing else ""
+            if part_file(self.path, "pool") is None:
+                reason = "holds no pool file: name it pool.jsonl"
         elif kind_of(self.path).format is None:
             known = ", ".join(suffixes())
             reason = f"is no format that can be read: use {known}, plain, .gz or .zst"
@@ -116,14 +117,12 @@ class Entry:
             reason = "a file that is one of several belongs into a folder inbox/<version>/"
         elif not all(self.version.rpartition("-")[::2]):
             reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
-        else:
-            reason = ""
-        found = [Fault(reason)] if reason else []
+        found = [Fault(reason, self.path.name)] if reason else []
         try:
             checked_version(self.version)
         except Refused as refused:
-            found += refused.faults
-        return [Fault(fault.reason, self.path.name, field=fault.field) for fault in found]
+            found += [replace(fault, file=self.path.name) for fault in refused.faults]
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,9 @@ def entries(home: Home) -> list[Entry]:
     """Everything that lies in the inbox, versions in natural order (v2 before v10)."""
     if not home.inbox.is_dir():
         return []
-    paths = (path for path in home.inbox.iterdir() if path.name not in (ACCEPTED, REJECTED))
-    found = filter(None, (_entry(path) for path in paths if not _temporary(path.name)))
+    ours = (ACCEPTED, REJECTED)
+    paths = [p for p in home.inbox.iterdir() if p.name not in ours and not _temporary(p.name)]
+    found = filter(None, map(_entry, paths))
     return sorted(found, key=lambda entry: (_natural(entry.version), entry.path.name))
 
 
@@ -183,13 +183,13 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
     the earlier versions of its data set. Those may lie in the inbox too, or be at work.
 
     Args:
-        home: The home.
+        home: Where the inbox is.
         seen: `Look.seen` of the look before.
         busy: Why stored versions cannot be followed yet, by version.
     """
     found = entries(home)
     result = Look(seen={entry.path.name: entry.signature for entry in found})
-    good: list[Entry] = []
+    good = list[Entry]()
     for entry in found:
         if not entry.complete or seen.get(entry.path.name) != entry.signature:
             result.waiting[entry.path.name] = "it is still being copied, or was just seen"
@@ -197,12 +197,11 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
             result.faulty.append((entry, faults))
             continue
         good.append(entry)
-    parents, asked = _parents(home, good), set[str]()
+    parents, versions = _parents(home, good), set[str]()
     for entry in good:
-        twice = "another entry asks for the same version" if entry.version in asked else None
-        why = result.waiting.get(entry.path.name) or twice or _held(entry, parents, busy)
-        asked.add(entry.version)
-        if why:
+        twice = "another entry asks for the same version" if entry.version in versions else None
+        versions.add(entry.version)
+        if why := result.waiting.get(entry.path.name) or twice or _held(entry, parents, busy):
             result.waiting[entry.path.name] = why
         else:
             result.ready.append(entry)
@@ -211,12 +210,9 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
 
 def part_file(folder: Path, part: str) -> Path | None:
     """A folder's file for `pool`, `target` or `heldout`, whatever its format; None without one."""
-    for suffix in suffixes():
-        for codec in ("", *CODECS):
-            path = folder / f"{part}{suffix}{codec}"
-            if path.is_file():
-                return path
-    return None
+    names = product(suffixes(), ("", *CODECS))
+    paths = (folder / f"{part}{suffix}{codec}" for suffix, codec in names)
+    return next(filter(Path.is_file, paths), None)
 
 
 def _temporary(name: str) -> bool:
@@ -225,9 +221,8 @@ def _temporary(name: str) -> bool:
 
 def _entry(path: Path) -> Entry | None:
     """The entry at a path; None for an empty folder, and for what vanished meanwhile."""
-    whole = path.is_dir()
     try:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if whole else [path]
+        files = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]
         stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in files]
         # The only time that a move changes, and only that of what is moved itself.
         arrived = path.stat().st_ctime_ns
@@ -236,14 +231,10 @@ def _entry(path: Path) -> Entry | None:
     if not stats:
         return None
     version = _version_name(path)
-    return Entry(
-        path=path,
-        version=version,
-        dataset=version.rpartition("-")[0] or version,
-        signature=digest_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]),
-        arrived=arrived,
-        complete=not any(_temporary(file.name) for file in files),
-    )
+    dataset = version.rpartition("-")[0] or version
+    signature = digest_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    complete = not any(_temporary(file.name) for file in files)
+    return Entry(path, version, dataset, signature, arrived, complete)
 
 
 def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
@@ -268,20 +259,18 @@ def _held(entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str
     """Why an entry has to wait for one it follows; None where it need not."""
     for name in parents[entry.version]:
         # Versions that name each other would wait for ever: they go on, and are refused.
-        if name in parents and entry.version not in {name, *_ancestors(name, parents)}:
+        if name in parents and entry.version not in _ancestors(name, parents):
             return f"it follows {name}, which lies in the inbox before it"
         if name in busy:
             return f"it follows {name}: {busy[name]}"
     return None
 
 
-def _ancestors(version: str, parents: Mapping[str, list[str]]) -> set[str]:
-    """The versions that a version of the inbox follows, directly or through others."""
-    queue, found = [version], set[str]()
-    while queue:
-        new = set(parents.get(queue.pop(), [])) - found
-        found |= new
-        queue += new
+def _ancestors(version: str, parents: Mapping[str, list[str]]) -> list[str]:
+    """The version of the inbox itself and those it follows, directly or through others."""
+    found = [version]
+    for name in found:
+        found += set(parents.get(name, [])).difference(found)
     return found
 
 
@@ -313,7 +302,12 @@ def ingest_dropped(home: Home, version: str) -> Manifest:
                 raise Refused(*faults)
             manifest = _ingest(home, entry)
         except Refused as refused:
-            faults = [_portable(home, fault) for fault in refused.faults]
+            # A home may be moved, so a fault names its file as it lies in the inbox.
+            inside = f"{home.inbox}/"
+            faults = [
+                replace(fault, file=fault.file and fault.file.removeprefix(inside))
+                for fault in refused.faults
+            ]
             reject(home, entry, faults)
             raise Refused(*faults) from None
         _move(entry.path, home.inbox / ACCEPTED)
@@ -346,7 +340,7 @@ def _ingest(home: Home, entry: Entry) -> Manifest:
             skip_bad=about.skip_bad,
             ids=about.ids,
             mapping=about.columns,
-            **_inherited(home, about.parents, about.model_dump(include=set(INHERITED))),
+            **_inherited(home, about.parents, about.model_dump()),
         )
     stored = read_manifest(home.dataset(entry.version))
     if stored is not None:
@@ -361,8 +355,7 @@ def _ingest(home: Home, entry: Entry) -> Manifest:
 def _inherited(home: Home, parents: list[str], given: dict[str, Any]) -> dict[str, Any]:
     """The settings given, else the first parent's, else the defaults."""
     known = bool(parents) and parents[0] in home.versions()
-    parent = read_manifest(home.dataset(parents[0])) if known else None
-    before = {**INHERITED, **(parent.details if parent else {})}
+    before = INHERITED | (known_manifest(home, parents[0]).details if known else {})
     return {name: before[name] if given.get(name) is None else given[name] for name in INHERITED}
 
 
@@ -374,14 +367,6 @@ def _unknown(home: Home, version: str) -> str:
         f"no version {version!r} is stored (known are: {known}) and inbox/ holds neither a folder "
         f"{version}/ nor a file of that name{why}: `delift ingest FILE --version V` first"
     )
-
-
-def _portable(home: Home, fault: Fault) -> Fault:
-    """The fault with its file named as it lies in the inbox: a home may be moved."""
-    file = Path(fault.file or "")
-    if not file.is_relative_to(home.inbox):
-        return fault
-    return replace(fault, file=file.relative_to(home.inbox).as_posix())
 
 
 def _move(path: Path, folder: Path) -> Path:

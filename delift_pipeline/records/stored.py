@@ -20,7 +20,6 @@ class DatasetVersion:
     """One immutable version.
 
     Attributes:
-        version: Its name.
         manifest: Its manifest (kind `dataset`).
         pool: Records to choose from, in file order.
         target: Records of the target task, or None.
@@ -46,8 +45,8 @@ class DatasetVersion:
 
     def new_records(self, home: Home) -> pl.DataFrame:
         """The pool's records that are in no parent's pool, in file order."""
-        known = pool_ids(home, self.parents)
-        return self.pool.filter(~pl.col("record_id").is_in(known.implode()))
+        known = pool_ids(home, self.parents).to_frame()
+        return self.pool.join(known, on="record_id", how="anti", maintain_order="left")
 
 
 def load_version(home: Home, version: str) -> DatasetVersion:
@@ -58,13 +57,9 @@ def load_version(home: Home, version: str) -> DatasetVersion:
         DeliftError: its files are damaged.
     """
     manifest = known_manifest(home, version)
-    return DatasetVersion(
-        version=version,
-        manifest=manifest,
-        pool=_part(home, version, "pool"),
-        target=_part(home, version, "target") if manifest.details["target_hash"] else None,
-        heldout=_part(home, version, "heldout"),
-    )
+    pool, heldout = (_part(home, version, part) for part in ("pool", "heldout"))
+    target = _part(home, version, "target") if manifest.details["target_hash"] else None
+    return DatasetVersion(version, manifest, pool, target, heldout)
 
 
 def known_manifest(home: Home, version: str) -> Manifest:
@@ -84,11 +79,8 @@ def newest_versions(home: Home) -> dict[str, str]:
     """Data set -> its newest version: the last one made that no other version follows."""
     manifests = {name: known_manifest(home, name) for name in home.versions()}
     followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
-    newest: dict[str, str] = {}
-    for name, manifest in sorted(manifests.items(), key=lambda item: (item[1].created, item[0])):
-        if name not in followed:
-            newest[manifest.details["dataset"]] = name
-    return newest
+    last = sorted(manifests.keys() - followed, key=lambda name: (manifests[name].created, name))
+    return {manifests[name].details["dataset"]: name for name in last}
 
 
 def pool_ids(home: Home, versions: Iterable[str]) -> pl.Series:

@@ -87,8 +87,8 @@ def ingest(
     found, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
     if faults := _name_faults(home, version, parents, settings) + faults:
         raise Refused(*faults)
-    for note in dict.fromkeys(note for part in found.values() for note in part.notes):
-        if say is not None:
+    if say is not None:
+        for note in dict.fromkeys(note for part in found.values() for note in part.notes):
             say(note)
     read, forgotten = without_forgotten(home, found)
     parts = _settle(home, read, parents)
@@ -111,7 +111,7 @@ def ingest(
         manifest.counts["forgotten"] = forgotten
     frames = parts.frames | ({KEPT: kept} if columns else {})
     skipped = [fault for part in read.values() for fault in part.faults]
-    return _store(home, version, manifest, frames, skipped)
+    return _store(home, manifest, frames, skipped)
 
 
 @dataclass(frozen=True)
@@ -140,28 +140,23 @@ def version_hash(details: Mapping[str, Any]) -> str:
 def _settle(home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]) -> _Parts:
     """Find the held-out set and check that no two sets share a record.
 
-    Without a held-out file the first parent's set is taken, and what that one once set aside stays
-    out of every later pool. Without a parent a share of the pool is set aside.
-
-    Args:
-        home: Where the parents are stored.
-        files: What was read for `pool`, and for `target` and `heldout` where they were given.
-        parents: Stored versions.
+    Without a file for `heldout` the first parent's set is taken, and what that one once set aside
+    stays out of every later pool. Without a parent a share of the pool is set aside.
 
     Raises:
         Refused: sets share records (each pair named with its ids), or nothing is left of the pool.
     """
     versions = [load_version(home, name) for name in parents]
     pool, derived = files["pool"].frame, files["pool"].derived
-    others = {part: file for part, file in files.items() if part != "pool"}
-    hashes = {part: content_hash(file.frame, file.derived) for part, file in others.items()}
+    hashes: dict[str, str | None] = dict.fromkeys(PARTS)
+    for part in files.keys() - {"pool"}:
+        hashes[part] = content_hash(files[part].frame, files[part].derived)
     details: dict[str, Any] = {}
     if given := files.get("heldout"):
         heldout = given.frame
     elif versions:
         about, heldout = versions[0].manifest.details, versions[0].heldout
-        hashes["heldout"] = about["heldout_hash"]
-        details = {"heldout_from": parents[0]}
+        hashes["heldout"], details["heldout_from"] = about["heldout_hash"], parents[0]
         if "heldout_set_aside" in about:
             details["heldout_set_aside"] = about["heldout_set_aside"]
             pool = pool.join(heldout, on="record_id", how="anti", maintain_order="left")
@@ -177,7 +172,7 @@ def _settle(home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]
     if faults:
         raise Refused(*faults)
     withheld = files["pool"].frame.height - pool.height if versions else 0
-    return _Parts(frames, {part: hashes.get(part) for part in PARTS}, details, withheld)
+    return _Parts(frames, hashes, details, withheld)
 
 
 def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
@@ -203,30 +198,27 @@ def _overlaps(
     frames: Mapping[str, pl.DataFrame], parent_pools: Mapping[str, pl.DataFrame]
 ) -> Iterator[Fault]:
     """A fault for each two sets that share records; the pools of parents may share the pool's."""
-    present = {_NAMES[part]: frame for part, frame in frames.items()}
+    named = {_NAMES[part]: frame for part, frame in frames.items()}
+    former = {f"the pool of {version}": pool for version, pool in parent_pools.items()}
     pairs = [("the pool", "target"), ("the pool", "heldout"), ("the target set", "heldout")]
-    for version, pool in parent_pools.items():
-        present[f"the pool of {version}"] = pool
-        pairs.append((f"the pool of {version}", "heldout"))
-    for left, part in pairs:
-        right = _NAMES[part]
-        if left not in present or right not in present:
+    for left, part in [*pairs, *((name, "heldout") for name in former)]:
+        frame, other = (named | former).get(left), frames.get(part)
+        if frame is None or other is None:
             continue
-        others = present[right].select("record_id")
-        shared = present[left].join(others, on="record_id", how="semi")
+        shared = frame.join(other.select("record_id"), on="record_id", how="semi")
         if shared.is_empty():
             continue
-        named = shared.select("record_id", "source_ids").head(NAMED_IDS).iter_rows()
-        names = ", ".join(f"{ids[0]} ({record})" for record, ids in named)
+        first = shared.select("record_id", "source_ids").head(NAMED_IDS).iter_rows()
+        names = ", ".join(f"{ids[0]} ({record})" for record, ids in first)
         more = ", ..." if shared.height > NAMED_IDS else ""
-        reason = f"{shared.height} records are both in {left} and in {right}: {names}{more}"
+        reason = f"{shared.height} records are both in {left} and in {_NAMES[part]}: {names}{more}"
         yield Fault(reason, field=part)
 
 
 def _name_faults(
     home: Home, version: str, parents: Sequence[str], settings: Mapping[str, Any]
 ) -> list[Fault]:
-    faults: list[Fault] = []
+    faults = list[Fault]()
     for name in dict.fromkeys((version, *parents)):
         try:
             checked_version(name)
@@ -253,23 +245,19 @@ def _manifest(
     known = {name: known_manifest(home, name) for name in home.versions()}
     hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
     content_hash = version_hash(hashes)
-    same = [
-        (one.created, name)
-        for name, one in known.items()
-        if name != about["version"] and one.content_hash == content_hash
-    ]
+    others = (name for name in known if name != about["version"])
+    same = [(known[n].created, n) for n in others if known[n].content_hash == content_hash]
     old = pool_ids(home, about["parents"]).implode()
-    sizes = dict.fromkeys(PARTS, 0) | {part: frame.height for part, frame in parts.frames.items()}
-    left_out = sum(file.left_out for file in files.values())
+    rows = ("read", "folded", "left_out")
+    counts = {name: sum(getattr(file, name) for file in files.values()) for name in rows}
     return Manifest(
         kind="dataset",
         content_hash=content_hash,
         parents={f"dataset:{name}": known[name].content_hash for name in about["parents"]},
         counts={
-            **sizes,
-            "read": sum(file.read for file in files.values()),
-            "folded": sum(file.folded for file in files.values()),
-            "left_out": left_out,
+            **dict.fromkeys(PARTS, 0),
+            **{part: frame.height for part, frame in parts.frames.items()},
+            **counts,
             "withheld": parts.withheld,
             "new": int((~parts.frames["pool"]["record_id"].is_in(old)).sum()),
         },
@@ -277,7 +265,7 @@ def _manifest(
             **about,
             "shape": files["pool"].shape,
             **hashes,
-            "left_out": left_out,
+            "left_out": counts["left_out"],
             **parts.details,
             # The first version with the same records in the same roles.
             **({"same_as": min(same)[1]} if same else {}),
@@ -288,21 +276,16 @@ def _manifest(
 
 
 def _store(
-    home: Home,
-    version: str,
-    manifest: Manifest,
-    frames: Mapping[str, pl.DataFrame],
-    skipped: Sequence[Fault],
+    home: Home, manifest: Manifest, frames: Mapping[str, pl.DataFrame], skipped: Sequence[Fault]
 ) -> Manifest:
     """Write the version's folder whole, unless it is there already."""
+    version = manifest.details["version"]
     home.datasets.mkdir(parents=True, exist_ok=True)
     with FileLock(home.datasets / f".{version}.lock"):
         stored = read_manifest(home.dataset(version))
         if stored is not None:
-            different = [] if stored.content_hash == manifest.content_hash else ["records"]
-            names = stored.request | manifest.request
-            different += [k for k in names if stored.request.get(k) != manifest.request.get(k)]
-            if different:
+            old, new = ({"records": m.content_hash, **m.request} for m in (stored, manifest))
+            if different := [name for name in old | new if old.get(name) != new.get(name)]:
                 reason = (
                     f"version {version!r} is stored with other {', '.join(different)}, and a "
                     "version never changes: choose another name"
