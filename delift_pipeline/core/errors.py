@@ -117,25 +117,19 @@ def may_pass(error: BaseException) -> bool:
         seen.add(id(cause))
         if isinstance(cause, Refused):
             return False
-        if _passes(cause):
+        if is_memory_error(cause) or isinstance(cause, TimeoutError | ConnectionError):
+            return True
+        if isinstance(cause, OSError) and cause.errno in PASSING_ERRNOS:
             return True
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return False
 
 
-def _passes(error: BaseException) -> bool:
-    if is_memory_error(error) or isinstance(error, TimeoutError | ConnectionError):
-        return True
-    return isinstance(error, OSError) and error.errno in PASSING_ERRNOS
-
-
 def is_memory_error(error: BaseException) -> bool:
     """Whether a device or this machine has no memory left."""
-    if isinstance(error, MemoryError):
-        return True
     # torch says it in words; its own class is only a RuntimeError to those who do not load it.
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in MEMORY_WORDS)
+    torchs = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in MEMORY_WORDS)
+    return isinstance(error, MemoryError) or torchs
 
 
 LONGEST_MESSAGE = 500

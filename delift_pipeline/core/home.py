@@ -26,41 +26,39 @@ FINGERPRINT_PATTERN = re.compile(r"^[0-9a-f]{32}$")
 
 
 def checked_version(version: str) -> str:
-    """The version name, if it can be a folder and a partition key.
-
-    Raises:
-        Refused: the name does not match `NAME_PATTERN`.
-    """
-    if not NAME_PATTERN.fullmatch(version) or ".." in version:
-        reason = (
-            f"{version!r} is no version name: use lower-case letters, digits, '.', '_' and "
-            "'-', at most 64, starting with a letter or digit"
-        )
-        raise Refused(Fault(reason, field="version"))
-    return version
+    """The version name, which can be a folder and a partition key; else it is refused."""
+    words = (
+        "version name: use lower-case letters, digits, '.', '_' and '-', at most 64, starting "
+        "with a letter or digit"
+    )
+    return _checked(version, NAME_PATTERN, "version", words)
 
 
 def checked_arm(arm: str) -> str:
-    """The arm name, if it has the form `stage.selector[-variant]`.
-
-    Raises:
-        Refused: the name does not match `ARM_PATTERN`.
-    """
-    if not ARM_PATTERN.fullmatch(arm) or ".." in arm:
-        reason = f"{arm!r} is no arm name: write stage.selector or stage.selector-variant"
-        raise Refused(Fault(reason, field="arm"))
-    return arm
+    """The arm name, which has the form `stage.selector[-variant]`; else it is refused."""
+    words = "arm name: write stage.selector or stage.selector-variant"
+    return _checked(arm, ARM_PATTERN, "arm", words)
 
 
 def checked_fingerprint(fingerprint: str) -> str:
-    """The fingerprint, if it is 32 hexadecimal characters.
+    """The fingerprint, which is 32 hexadecimal characters; else it is refused."""
+    return _checked(fingerprint, FINGERPRINT_PATTERN, "fingerprint", "fingerprint")
 
-    Raises:
-        Refused: it is anything else.
-    """
-    if not FINGERPRINT_PATTERN.fullmatch(fingerprint):
-        raise Refused(Fault(f"{fingerprint!r} is no fingerprint", field="fingerprint"))
-    return fingerprint
+
+def _checked(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
+    if not pattern.fullmatch(name) or ".." in name:
+        raise Refused(Fault(f"{name!r} is no {words}", field=field))
+    return name
+
+
+class _Place:
+    """A path below a home's root."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __get__(self, home: "Home", owner: type) -> Path:
+        return home.root / self.path
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,20 @@ class Home:
 
     root: Path
     shared: "Home | None" = None
+    inbox = _Place("inbox")
+    """Where new versions land."""
+    datasets = _Place("datasets")
+    """The folder of all dataset versions."""
+    arms_file = _Place("arms.yaml")
+    """The user's own arms, overriding the package default."""
+    catalog = _Place("catalog.duckdb")
+    """The derived DuckDB catalog."""
+    mlflow = _Place("mlflow")
+    """MLflow's database and artifacts."""
+    dagster = _Place("dagster")
+    """Dagster's instance folder (`DAGSTER_HOME`)."""
+    leaderboard = _Place("reports/leaderboard")
+    """The leaderboard's folder."""
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
@@ -89,41 +101,6 @@ class Home:
                 reason = f"{place} is a file, and a home is a folder: choose another place"
                 raise Refused(Fault(reason, field="--home"))
         return cls(root)
-
-    @property
-    def inbox(self) -> Path:
-        """Where new versions land."""
-        return self.root / "inbox"
-
-    @property
-    def datasets(self) -> Path:
-        """The folder of all dataset versions."""
-        return self.root / "datasets"
-
-    @property
-    def arms_file(self) -> Path:
-        """The user's own arms, overriding the package default."""
-        return self.root / "arms.yaml"
-
-    @property
-    def catalog(self) -> Path:
-        """The derived DuckDB catalog."""
-        return self.root / "catalog.duckdb"
-
-    @property
-    def mlflow(self) -> Path:
-        """MLflow's database and artifacts."""
-        return self.root / "mlflow"
-
-    @property
-    def dagster(self) -> Path:
-        """Dagster's instance folder (`DAGSTER_HOME`)."""
-        return self.root / "dagster"
-
-    @property
-    def leaderboard(self) -> Path:
-        """The leaderboard's folder."""
-        return self.root / "reports" / "leaderboard"
 
     def dataset(self, version: str) -> Path:
         """`datasets/<version>`."""
@@ -184,7 +161,7 @@ def named_model(home: Home, model: str) -> str:
     """The name under which a version keeps its model; a folder's place is remembered.
 
     Args:
-        home: The home.
+        home: Where a folder's place is remembered.
         model: A model's folder, a hub id, `demo`, `preset:NAME`, or a name given here before.
     """
     folder = Path(model).expanduser()

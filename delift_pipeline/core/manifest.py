@@ -7,6 +7,7 @@ hash (the Dagster data version) covers what was made and never when or where it 
 import datetime as dt
 import importlib.metadata
 import subprocess
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,8 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that decide results, by name."""
     found = {}
     for name in TRACKED_PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

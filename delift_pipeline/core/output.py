@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,7 @@ def writing(path: Path) -> Iterator[Path]:
             raise
         raise DeliftError(f"{path}: what reads from it ended before all was written") from error
     except Exception as error:
-        failed = system_error(error)
-        if failed is None:
+        if (failed := system_error(error)) is None:
             raise
         raise OSError(failed.errno, failed.strerror, str(path)) from error
 
@@ -73,11 +72,10 @@ def reason_unwritable(path: Path) -> str | None:
     """Why a result could not be written to `path`, found by trying; None where it can be."""
     if is_standard_output(path):
         return None
+    mode = None
     try:
-        try:
+        with suppress(FileNotFoundError):
             mode = path.stat().st_mode
-        except FileNotFoundError:
-            mode = None
         if mode is not None and stat.S_ISDIR(mode):
             return f"{path} is a folder: name a file"
         if mode is not None and not os.access(path, os.W_OK):
@@ -99,7 +97,7 @@ def try_folder(folder: Path, name: str = "try") -> None:
         OSError: nothing can be written there; `filename` is `folder`.
     """
     try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        nearest = next(filter(Path.exists, (folder, *folder.parents)))
         attempt = temporary_path(nearest / name)
         try:
             attempt.write_bytes(b"delift")

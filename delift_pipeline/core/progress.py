@@ -14,11 +14,7 @@ LARGE = 20_000
 
 @dataclass(frozen=True)
 class Meter:
-    """One piece of work being measured.
-
-    Attributes:
-        function: Called with the number of units that are done since the last call.
-    """
+    """One piece of work; `function` takes the number of units done since its last call."""
 
     function: Callable[[int], object]
 
@@ -78,9 +74,8 @@ class LineProgress:
                 last = now
                 rate = done / max(now - started, 1e-9)
                 left = (total - done) / rate if rate else float("inf")
-                self._say(
-                    f"{name}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left"
-                )
+                shown = f"{rate:,.1f} {unit}/s, {left:,.0f} s left"
+                self._say(f"{name}: {done:,}/{total:,} {unit}, {shown}")
 
         yield Meter(advance)
         if done:
@@ -106,15 +101,9 @@ class BarProgress:
         from rich import progress as bars
 
         started = time.monotonic()
-        columns = (
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[rate]}"),
-            bars.TextColumn("left"),
-            bars.TimeRemainingColumn(),
-        )
-        with bars.Progress(*columns, console=self.console, transient=True) as bar:
+        counted = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn())
+        timed = ("{task.fields[rate]}", "left", bars.TimeRemainingColumn())
+        with bars.Progress(*counted, *timed, console=self.console, transient=True) as bar:
             task = bar.add_task(name, total=total, rate="")
 
             def advance(amount: int) -> None:

@@ -48,15 +48,14 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        keys = list(_keys(root)) if root is not None else []
-        value = loader.construct_document(root) if root is not None else None
+        keys = list(_keys(root))
+        value = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         reason = f"This is not valid YAML: {problem}. Correct it."
         raise Refused(Fault(reason, file, mark.line + 1 if mark else None)) from error
-    lines: dict[str, int] = {}
-    repeated: list[Fault] = []
+    lines, repeated = dict[str, int](), list[Fault]()
     for field, line in keys:
         if field in lines:
             reason = f"This is given twice, first on line {lines[field]}. Keep one of them."
@@ -65,9 +64,7 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
     return YamlDocument(value, lines, tuple(repeated))
 
 
-def _keys(
-    node: yaml.Node, parent: str = "", above: tuple[int, ...] = ()
-) -> Iterator[tuple[str, int]]:
+def _keys(node: Any, parent: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
     """Every key of the mappings in a node, with its line; an alias of a node above ends there."""
     if not isinstance(node, yaml.MappingNode) or id(node) in above:
         return
