@@ -11,10 +11,7 @@ def compiled(function: Function, **options: Any) -> Function:
 
     The machine code is kept on disk where some cache folder can be written. numba compiles again
     when the function's own file changes, so a compiled function calls only others of its file.
-
-    Args:
-        function: What is compiled.
-        options: Of `numba.njit`.
+    The options are those of `numba.njit`.
     """
     import numba
 

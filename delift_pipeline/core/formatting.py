@@ -12,13 +12,9 @@ Style = Literal["good", "bad", "soft"]
 def number(
     value: float | None, digits: int = 3, *, sign: bool = False, ascii_only: bool = False
 ) -> str:
-    """A number with a real minus sign and thousands separators, or in plain ASCII.
+    """A number, or a dash for None, with a real minus sign and thousands separators.
 
-    Args:
-        value: The number; None gives a dash.
-        digits: Digits behind the point.
-        sign: Whether a plus sign is shown too.
-        ascii_only: For terminals and Markdown: an ASCII minus sign, no thousands separators.
+    With `ascii_only`, for terminals and Markdown, with an ASCII minus sign and no separators.
     """
     if value is None:
         return "-" if ascii_only else ABSENT

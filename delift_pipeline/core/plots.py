@@ -39,7 +39,6 @@ class Bar:
     """One bar.
 
     Attributes:
-        label: Its name.
         value: Its length, in the axis's units.
         error: Half the length of its error line, or None for none.
         text: What stands behind it.
@@ -59,8 +58,6 @@ class Curve:
 
     Attributes:
         label: Its name in the legend, or empty.
-        x: Where its points stand.
-        y: Their heights.
         errors: Half the lengths of their error lines, or None for none.
         style: A line style or marker of matplotlib.
         colour: One of `COLOURS`, or None for the next of matplotlib's own.
@@ -170,16 +167,10 @@ def curves(
     """
     figure, axes = _axes(x_title, y_title, title)
     for curve in shown:
-        colour = None if curve.colour is None else COLOURS[curve.colour]
-        axes.errorbar(
-            curve.x,
-            curve.y,
-            None if curve.errors is None else [error or 0.0 for error in curve.errors],
-            fmt=curve.style,
-            color=colour,
-            label=curve.label,
-            clip_on=False,
-        )
+        errors = None if curve.errors is None else [error or 0.0 for error in curve.errors]
+        look: dict[str, Any] = {"fmt": curve.style, "label": curve.label, "clip_on": False}
+        look["color"] = None if curve.colour is None else COLOURS[curve.colour]
+        axes.errorbar(curve.x, curve.y, errors, **look)
     if log_x:
         axes.set_xscale("log")
     if from_zero:
@@ -215,8 +206,8 @@ def gain_curve_png(
         gains: Marginal gains in rank order; where there are none, empty axes say so.
         selector: The selector's name.
         objective: The objective's name, or empty.
-        knee: Where further picks add little, or None.
-        random: The objective's mean over random subsets, or None.
+        knee: Where further picks add little.
+        random: The objective's mean over random subsets.
     """
     y_title = f"objective {objective}".strip()
     if gains is None or not len(gains):
@@ -232,30 +223,27 @@ def gain_curve_png(
 
 def loss_curve_png(losses: Sequence[float]) -> bytes:
     """The training loss per step, with a running mean over a twentieth of the steps."""
-    steps = range(1, len(losses) + 1)
+    steps, y_title = range(1, len(losses) + 1), "nats per answer token"
     shown = [Curve("", steps, losses, colour="plain")]
-    width = max(1, len(losses) // SMOOTHED_OVER)
-    if width > 1:
+    if (width := len(losses) // SMOOTHED_OVER) > 1:
         smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
         shown.append(Curve("", steps[width - 1 :], smooth.tolist(), colour="chosen"))
-    return png(
-        curves(shown, "step", "nats per answer token", title="training loss", from_zero=True)
-    )
+    return png(curves(shown, "step", y_title, title="training loss", from_zero=True))
 
 
 def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) -> bytes:
     """How often values occur; those that are not finite are left out and counted.
 
     Args:
-        values: n numbers; an empty picture where none is finite.
+        values: Numbers; an empty picture where none is finite.
         title: What was counted.
         label: What the values are, with their unit.
     """
     given = np.asarray(values, dtype=np.float64)
     finite = given[np.isfinite(given)]
-    left_out = given.size - finite.size
-    noted = f" ({left_out:,} not finite)" if left_out else ""
-    figure, axes = _axes(label, "count", f"{title}{noted}")
+    if left_out := given.size - finite.size:
+        title = f"{title} ({left_out:,} not finite)"
+    figure, axes = _axes(label, "count", title)
     axes.hist(finite, bins=BINS, color=COLOURS["chosen"])
     return png(figure)
 

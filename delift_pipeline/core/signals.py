@@ -34,11 +34,7 @@ class SignalWatch:
     """
 
     def __init__(self, before_exit: Callable[[], object]) -> None:
-        """Prepare the watch.
-
-        Args:
-            before_exit: Called before the process is ended; it has `LAST_SECONDS`.
-        """
+        """Prepare the watch; `before_exit` is called at the end and has `LAST_SECONDS`."""
         self.received: int | None = None
         self._before_exit = before_exit
         self._heard = threading.Event()
@@ -68,11 +64,9 @@ class SignalWatch:
         return self.received
 
     def _watch(self) -> None:
-        first = 0.0
+        first = None
         while True:
-            left = None
-            if self.received is not None:
-                left = max(0.0, first + GRACE_SECONDS - time.monotonic())
+            left = first and max(0.0, first + GRACE_SECONDS - time.monotonic())
             if not select.select([self._read], [], [], left)[0]:
                 self._exit()
             number = os.read(self._read, 1)[0]
@@ -80,7 +74,7 @@ class SignalWatch:
                 return
             if number not in SIGNALS:
                 continue
-            if self.received is None:
+            if first is None:
                 self.received, first = number, time.monotonic()
                 self._heard.set()
             elif time.monotonic() - first > REPEAT_SECONDS:

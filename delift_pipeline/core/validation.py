@@ -1,10 +1,13 @@
-"""Pydantic's validation errors as faults that say what would be right."""
+"""What users write in YAML, with its lines, and what is wrong with it as faults."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from delift_pipeline.core.errors import Fault, Refused
@@ -54,12 +57,11 @@ def faults_of(
     faults = []
     for item in error.errors():
         field = ".".join(str(part) for part in (parent, *item["loc"]) if part != "")
-        faults.append(Fault(reason_of(item, model), file, field=(names or {}).get(field, field)))
+        faults.append(Fault(_reason(item, model), file, field=(names or {}).get(field, field)))
     return faults
 
 
-def reason_of(item: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """What is wrong with one value; for an unknown field, also the fields there are."""
+def _reason(item: Mapping[str, Any], model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         return _unknown_field(item["loc"], model)
     reason = item["msg"].removeprefix("Value error, ")
@@ -105,3 +107,71 @@ def checked_webhook(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
     return url
+
+
+@dataclass(frozen=True)
+class YamlDocument:
+    """What a YAML text holds.
+
+    Attributes:
+        value: The values, as `yaml.safe_load` gives them.
+        lines: The line of each field, by its keys joined with dots.
+        repeated: One fault for each key that is given twice in a mapping; YAML keeps the last.
+    """
+
+    value: Any
+    lines: dict[str, int]
+    repeated: tuple[Fault, ...]
+
+
+def read_text(path: Path, file: str) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        Refused: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        reason = "This is not UTF-8 text. Save the file as UTF-8."
+        raise Refused(Fault(reason, file, line)) from error
+
+
+def parse_yaml(text: str, file: str) -> YamlDocument:
+    """The values of a YAML text and where they stand.
+
+    Raises:
+        Refused: the text is not YAML; the fault names the line.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        keys = list(_keys(root))
+        value = None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        reason = f"This is not valid YAML: {problem}. Correct it."
+        raise Refused(Fault(reason, file, mark.line + 1 if mark else None)) from error
+    lines, repeated = dict[str, int](), list[Fault]()
+    for field, line in keys:
+        if field in lines:
+            reason = f"This is given twice, first on line {lines[field]}. Keep one of them."
+            repeated.append(Fault(reason, file, line, field))
+        lines.setdefault(field, line)
+    return YamlDocument(value, lines, tuple(repeated))
+
+
+def _keys(node: Any, parent: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
+    """Every key of the mappings in a node, with its line; an alias of a node above ends there."""
+    if not isinstance(node, yaml.MappingNode) or id(node) in above:
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+        field = f"{parent}.{name}" if parent else name
+        yield field, key.start_mark.line + 1
+        if field not in seen:
+            yield from _keys(value, field, (*above, id(node)))
+        seen.add(field)

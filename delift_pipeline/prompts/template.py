@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.validation import validated
-from delift_pipeline.core.yaml_text import parse_yaml, read_text
+from delift_pipeline.core.validation import parse_yaml, read_text, validated
 from delift_pipeline.prompts.chat import Dialogue
 from delift_pipeline.prompts.plain_text import Marker, PlainText
 

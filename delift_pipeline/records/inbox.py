@@ -25,8 +25,7 @@ from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home, checked_version
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.core.validation import validated
-from delift_pipeline.core.yaml_text import parse_yaml, read_text
+from delift_pipeline.core.validation import parse_yaml, read_text, validated
 from delift_pipeline.records.read import Ids
 from delift_pipeline.records.stored import PARTS, known_manifest, newest_versions
 from delift_pipeline.records.tables import CODECS, kind_of, suffixes

@@ -11,8 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import ARM_PATTERN, Home
-from delift_pipeline.core.validation import checked_webhook, faults_of, unknown_name
-from delift_pipeline.core.yaml_text import parse_yaml, read_text
+from delift_pipeline.core.validation import (
+    checked_webhook,
+    faults_of,
+    parse_yaml,
+    read_text,
+    unknown_name,
+)
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.lineage.existing import kin_of
 from delift_pipeline.selection.budget import BudgetText, parse_budget

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.core.yaml_text import parse_yaml
+from delift_pipeline.core.validation import parse_yaml
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.records.inbox import VERSION_FILE, read_version_file
 
