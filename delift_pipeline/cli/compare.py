@@ -16,7 +16,7 @@ from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.formatting import with_error
-from delift_pipeline.core.home import Home
+from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def judge(
     """
     from delift_pipeline.core.validation import validated
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
-    from delift_pipeline.stages.judge import Panel, estimate_judging, judge_sides, side_of
+    from delift_pipeline.stages.judge import Panel, Side, estimate_judging, judge_sides
 
     options = validated(
         JudgeOptions,
@@ -172,7 +172,8 @@ def judge(
         given = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
         raise Refused(Fault(f"{given} is for a judge that runs here", field="--endpoint"))
     local = None if endpoint else flags.options(model)
-    panel, sides = Panel(Home.at(home), options, local), [side_of(arm) for arm in arms]
+    panel, form = Panel(Home.at(home), options, local), f"write VERSION/ARM or VERSION/{BASE_MODEL}"
+    sides = [Side(*split_adapter(name, Fault(f"{name!r}: {form}", field="arm"))) for name in arms]
     cost = estimate_judging(panel, sides)
     shown = shared.progress()
     if estimate:

@@ -64,7 +64,7 @@ def ingest(
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.model_files import check_local_model
     from delift_pipeline.scoring.options import read_options
-    from delift_pipeline.stages.reading import announce_reading
+    from delift_pipeline.stages.ahead import announce_reading
 
     if model is not None:
         check_local_model(read_options({"model": model}, {"model": "--model"}))

@@ -83,15 +83,16 @@ def _dagster_times(home: Home) -> Iterator["StepTimes"]:
         yield lambda run, step: steps_of(run).get(step)
 
 
-def split_adapter(value: str) -> tuple[str, str]:
-    """`V/ARM` as its two names.
+def split_adapter(value: str, fault: Fault | None = None) -> tuple[str, str]:
+    """`V/ARM` as its two names; `fault` says it otherwise where it has another form.
 
     Raises:
         Refused: it has no slash.
     """
-    version, slash, arm = value.partition("/")
-    if not (version and slash and arm):
-        raise Refused(Fault(f"write V/ARM, such as mydata-v1/continual.delift, not {value!r}"))
+    version, _, arm = value.partition("/")
+    if not (version and arm):
+        said = f"write V/ARM, such as mydata-v1/continual.delift, not {value!r}"
+        raise Refused(fault or Fault(said))
     return version, arm
 
 

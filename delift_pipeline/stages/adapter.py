@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from delift_pipeline.core.atomic import replacing_folder
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
@@ -23,14 +23,13 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.selection.run import SUBSET
 from delift_pipeline.stages.arms import Arm
-from delift_pipeline.stages.result import Result
+from delift_pipeline.stages.result import Result, required_manifest
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
-OnStep = Callable[[int, Mapping[str, float]], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Trained(Result):
     """A stored adapter. One that is found is byte for byte as it was checked when it was made.
 
@@ -75,11 +74,31 @@ def make_adapter(
     run = None
     if tracker:
         run = TrackedArm(tracker, home, dataset, arm.name, settings, records, parents, name, run_id)
-    manifest = _intact(folder, up_to_date(folder, request, parents, CODE_VERSION))
+    manifest = up_to_date(folder, request, parents, CODE_VERSION)
+    if manifest and not _is_intact(folder, manifest):
+        manifest = None
     reused = manifest is not None
     if manifest is None:
+        checkpoints = folder.with_name(f".checkpoints-{folder.name}")
         with _tracking(run) as on_step, replacing_folder(folder) as temporary:
-            log = _train(arm, model, records, start, folder, temporary, progress, on_step)
+            if arm.traits.reference == "base":
+                from delift_pipeline.training.run import untrained
+
+                log = untrained(arm.training, model, arm.seed, temporary)
+            else:
+                from delift_pipeline.training.run import train
+
+                log = train(
+                    arm.training,
+                    model,
+                    records,
+                    arm.seed,
+                    temporary,
+                    start=start,
+                    progress=progress,
+                    on_step=on_step,
+                    checkpoints=checkpoints if arm.training.checkpoint_every else None,
+                )
             artifact = f"adapter:{version}:{arm.name}"
             write_trained_on(temporary, artifact, records["record_id"], log.records_left_out, start)
             manifest = Manifest(
@@ -100,7 +119,7 @@ def make_adapter(
             )
             manifest.write(temporary)
             write_card(temporary, dataset, arm.name, settings, name, records, manifest, subset, log)
-        shutil.rmtree(_checkpoints(folder), ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     log = read_training_log(folder)
     if run and not reused:
         run.trained(manifest, log)
@@ -108,14 +127,8 @@ def make_adapter(
         write_card(folder, dataset, arm.name, settings, name, records, manifest, subset, log)
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
         run.replay(manifest, log)
-    return Trained(
-        home=home,
-        folder=folder,
-        manifest=manifest,
-        reused=reused,
-        log=log,
-        links=links_of(folder, run.tracker) if run else {},
-    )
+    links = links_of(folder, run.tracker) if run else {}
+    return Trained(home, folder, manifest, reused, log, links)
 
 
 def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
@@ -124,12 +137,8 @@ def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
     Raises:
         Refused: it is not materialised yet.
     """
-    manifest = read_manifest(home.subset(version, arm))
-    if manifest is None:
-        raise Refused(
-            Fault(f"{version} has no subset of {arm} yet: materialise `subset` first", field="arm")
-        )
-    return manifest
+    reason = f"{version} has no subset of {arm} yet: materialise `subset` first"
+    return required_manifest(home.subset(version, arm), reason, field="arm")
 
 
 def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFrame:
@@ -159,7 +168,9 @@ def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, 
 
 
 @contextmanager
-def _tracking(run: TrackedArm | None) -> Iterator[OnStep | None]:
+def _tracking(
+    run: TrackedArm | None,
+) -> Iterator[Callable[[int, Mapping[str, float]], None] | None]:
     """What takes the training curve to MLflow; a failure closes the run as failed."""
     if run is None:
         yield None
@@ -172,41 +183,9 @@ def _tracking(run: TrackedArm | None) -> Iterator[OnStep | None]:
         raise
 
 
-def _train(
-    arm: Arm,
-    model: ModelOptions,
-    records: pl.DataFrame,
-    start: Path | None,
-    folder: Path,
-    temporary: Path,
-    progress: Progress,
-    on_step: OnStep | None,
-) -> TrainingLog:
-    """Train into a temporary folder; checkpoints stay beside the adapter's until it is there."""
-    from delift_pipeline.training.run import train, untrained
-
-    if arm.traits.reference == "base":
-        return untrained(arm.training, model, arm.seed, temporary)
-    return train(
-        arm.training,
-        model,
-        records,
-        arm.seed,
-        temporary,
-        start=start,
-        progress=progress,
-        on_step=on_step,
-        checkpoints=_checkpoints(folder) if arm.training.checkpoint_every else None,
-    )
-
-
-def _checkpoints(folder: Path) -> Path:
-    return folder.with_name(f".checkpoints-{folder.name}")
-
-
-def _intact(folder: Path, stored: Manifest | None) -> Manifest | None:
-    """The stored manifest, if the weights are byte for byte those that were checked when made."""
+def _is_intact(folder: Path, stored: Manifest) -> bool:
+    """Whether the weights are byte for byte those that were checked when they were made."""
     try:
-        return stored if stored and weights_hash(folder) == stored.content_hash else None
+        return weights_hash(folder) == stored.content_hash
     except DeliftError:
-        return None
+        return False

@@ -1,12 +1,17 @@
-"""What more it would take: cost before work, in the sentence that refuses an arm."""
+"""What records and pairs cost: tokens of a budget, and pairs that an arm lacks."""
+
+import polars as pl
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.lineage.existing import existing_of
+from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.stored import DatasetVersion
+from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.report import duration_text, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.selection.budget import TOKENS, BudgetText, parse_budget
 from delift_pipeline.stages.arms import Arm, load_arms
 from delift_pipeline.stages.plan import too_dear
 
@@ -16,50 +21,52 @@ REDO = "pair_plan, in_context_logprobs and utility_kernel"
 def cost_sentence(
     home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str, absent: list[str]
 ) -> str:
-    """Why an arm cannot be chosen from the blocks there are, and what the rest would cost.
-
-    Args:
-        home: The home.
-        dataset: The version.
-        arm: The arm.
-        fingerprint: The scoring fingerprint.
-        absent: Kernel blocks the arm reads that are not there.
-    """
+    """Why an arm cannot be chosen without the `absent` kernel blocks, and what these would cost."""
     store = ScoreStore(home.scores(fingerprint))
-    if "self" not in absent and (said := _replay_sentence(home, dataset, arm, store, absent)):
-        return said
-    if "self" not in absent:
-        named = " and ".join(absent)
-        return (
-            f"arm {arm.name} needs the {named} pairs of {dataset.version}, which were not planned: "
-            f"materialise {REDO} again (delift run --version {dataset.version} --arm {arm.name})"
-        )
-    plan = read_manifest(home.plan(dataset.version))
-    planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
-    more = dataset.pool.height**2 - planned
+
+    def cost(pairs: int, of: str = "") -> str:
+        rate = stored_rate(store)
+        time = f", about {duration_text(pairs / rate)} here" if rate and pairs else ""
+        return f"needs {pairs:,} more pairs{of}{time}"
+
+    every = f"set coverage: all (plan.coverage in arms.yaml) and materialise {REDO} again"
+    if "self" in absent:
+        plan = read_manifest(home.plan(dataset.version))
+        planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
+        return f"arm {arm.name} {cost(dataset.pool.height**2 - planned)}; {every}"
+    if "replay" in absent:
+        ids = tuple(existing_of(home, dataset, arm.name).records["record_id"])
+        if why := too_dear(dataset, len(ids), load_arms(home).plan):
+            more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs
+            return (
+                f"arm {arm.name} replays from {len(ids):,} existing records, and "
+                f"{cost(more, ' of them')}, which are not planned ({why}); {every}, or set the "
+                "arm's replay to 0"
+            )
     return (
-        f"arm {arm.name} needs {more:,} more pairs{_time(store, more)}; set coverage: all "
-        f"(plan.coverage in arms.yaml) and materialise {REDO} again"
+        f"arm {arm.name} needs the {' and '.join(absent)} pairs of {dataset.version}, which were "
+        f"not planned: materialise {REDO} again (delift run --version {dataset.version} "
+        f"--arm {arm.name})"
     )
 
 
-def _replay_sentence(
-    home: Home, dataset: DatasetVersion, arm: Arm, store: ScoreStore, absent: list[str]
-) -> str | None:
-    """What replay would cost where its pairs are not planned for their number; else None."""
-    if "replay" not in absent:
-        return None
-    ids = tuple(existing_of(home, dataset, arm.name).records["record_id"])
-    if (why := too_dear(dataset, len(ids), load_arms(home).plan)) is None:
-        return None
-    more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs
-    return (
-        f"arm {arm.name} replays from {len(ids):,} existing records, and needs {more:,} more pairs "
-        f"of them{_time(store, more)}, which are not planned ({why}); set coverage: all "
-        f"(plan.coverage in arms.yaml) and materialise {REDO} again, or set the arm's replay to 0"
-    )
+def with_token_counts(pool: pl.DataFrame, budget: BudgetText, model: ModelOptions) -> pl.DataFrame:
+    """The pool with a column `tokens`, where the budget is in tokens; else the pool as it is.
 
+    Instruction, input and output are counted with the model's tokenizer, without what a template
+    writes around them.
 
-def _time(store: ScoreStore, pairs: int) -> str:
-    rate = stored_rate(store)
-    return f", about {duration_text(pairs / rate)} here" if rate and pairs else ""
+    Raises:
+        Refused: the budget means nothing, or the model has no tokenizer.
+    """
+    if parse_budget(budget, pool.height).tokens is None:
+        return pool
+    from delift_pipeline.scoring.model import load_tokenizer
+    from delift_pipeline.scoring.model_files import model_folder
+
+    tokenizer = load_tokenizer(model_folder(model), model)
+    total = pl.Series(TOKENS, [0] * pool.height)
+    for name in TEXT_FIELDS:
+        found = tokenizer(pool[name].fill_null("").to_list(), add_special_tokens=False)
+        total += pl.Series([len(ids) for ids in found["input_ids"]])
+    return pool.with_columns(total.alias(TOKENS))

@@ -11,12 +11,11 @@ from delift_pipeline.stages.result import Result
 CODE_VERSION = "1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Dataset(Result):
     """A stored dataset version.
 
     Attributes:
-        dataset: The version.
         rejected: Why something else under its name in the inbox was rejected; None if nothing was.
     """
 
@@ -42,11 +41,4 @@ def open_dataset(home: Home, version: str) -> Dataset:
                 raise
             rejected = refused
     dataset = load_version(home, version)
-    return Dataset(
-        home=home,
-        folder=home.dataset(version),
-        manifest=dataset.manifest,
-        reused=stored,
-        dataset=dataset,
-        rejected=rejected,
-    )
+    return Dataset(home, home.dataset(version), dataset.manifest, stored, dataset, rejected)

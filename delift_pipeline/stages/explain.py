@@ -4,7 +4,7 @@ What is stored is a subset of a version, or the file of reasons that `delift sel
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import polars as pl
 
 from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.kernel.kernel import load_block
 from delift_pipeline.lineage.existing import ancestors
 from delift_pipeline.records.stored import find_record, load_version
@@ -31,6 +31,7 @@ from delift_pipeline.selection.trust import (
     trust_of,
 )
 from delift_pipeline.stages.arms import load_arms
+from delift_pipeline.stages.result import required_manifest
 from delift_pipeline.stages.score import unscorable_of
 from delift_pipeline.stages.suspects import kept_changes
 
@@ -45,7 +46,6 @@ class Explanation:
     """What is known of one record under one arm.
 
     Attributes:
-        version, arm, record_id: What was asked.
         record: Its texts, task, source and source ids.
         selected: Whether it is in the subset.
         rank: From 0; None where dropped.
@@ -89,23 +89,17 @@ def explain(
 ) -> Explanation:
     """Explain one record of an arm's subset or of what it dropped.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        arm: The arm.
-        record: A record_id, the beginning of one, or the file's own id.
-        model: Where given, the answer's tokens are scored after the neighbours named.
+    `record` is a record_id, the beginning of one, or the file's own id. Where a model is given, the
+    answer's tokens are scored after the neighbours named.
 
     Raises:
         Refused: there is no such version, arm, subset or record.
         DeliftError: what is stored is damaged.
     """
-    dataset = load_version(home, version)
+    dataset, folder = load_version(home, version), home.subset(version, arm)
     load_arms(home).arm(arm)
-    manifest = read_manifest(home.subset(version, arm))
-    if manifest is None:
-        reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
-        raise Refused(Fault(reason, field="--arm"))
+    reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
+    manifest = required_manifest(folder, reason, field="--arm")
     # What is replayed comes from an ancestor.
     frames = [dataset.pool, *(load_version(home, name).pool for name in ancestors(home, dataset))]
     frames += [] if dataset.target is None else [dataset.target]
@@ -113,22 +107,29 @@ def explain(
     name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
     reader = None if model is None else LanguageModel(model, home)
-    evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
-    changes = []
-    if evidence is not None and manifest.fingerprint is not None:
-        near = [one.record_id for one in evidence.neighbours]
-        changes = (
-            kept_changes(home, version, manifest.fingerprint, name)
-            if reader is None
-            else token_changes(reader, texts, {name: near})[name]
-        )
+    evidence, shown, changes = (
+        _evidence(home, version, manifest, dataset.pool, name, reader),
+        None,
+        [],
+    )
+    if evidence is not None:
+        near = [
+            {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
+            for one in evidence.neighbours
+        ]
+        shown = {**evidence.as_json(), "neighbours": near}
+        if reader is None:
+            changes = kept_changes(home, version, str(manifest.fingerprint), name)
+        else:
+            wanted = {name: [one.record_id for one in evidence.neighbours]}
+            changes = token_changes(reader, texts, wanted)[name]
     return Explanation(
         version,
         arm,
         name,
         texts[name],
-        **_facts(home.subset(version, arm), name, texts),
-        evidence=evidence and _with_texts(evidence, texts),
+        **_facts(folder, name, texts),
+        evidence=shown,
         unscorable=unscorable_of(home, version, manifest.fingerprint).get(name),
         tokens=[
             {**change.as_json(), "source_id": _named(change.record_id, texts)["source_id"]}
@@ -191,22 +192,8 @@ def _evidence(
     return evidence_of(trust_of(block, pool, **asked, model=reader), name, NEIGHBOURS)
 
 
-def _with_texts(evidence: Evidence, texts: Texts) -> dict[str, Any]:
-    return {
-        **evidence.as_json(),
-        "neighbours": [
-            {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
-            for one in evidence.neighbours
-        ],
-    }
-
-
 def explain_file(path: Path, record: str) -> Explanation:
-    """Explain one record of a file of reasons.
-
-    Args:
-        path: What `delift select --why` wrote.
-        record: A record_id, the beginning of one, or the file's own id.
+    """Explain one record of what `delift select --why` wrote; `record` as for `explain`.
 
     Raises:
         Refused: the file cannot be read or holds something else, or not one record is meant.
@@ -220,17 +207,12 @@ def explain_file(path: Path, record: str) -> Explanation:
         found = known.get(other, {"source_id": other, "text": other})
         return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
 
-    by, suspected = row.get("covered_by"), row["suspected"] or ()
-    evidence = None
+    by, suspected, evidence = row.get("covered_by"), row["suspected"] or (), None
     if row["trust"] is not None:
-        neighbours = [
-            {
-                **named(one["record_id"]),
-                **one,
-                "disagrees": (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0,
-            }
-            for one in suspected
-        ]
+        neighbours = []
+        for one in suspected:
+            disagrees = (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0
+            neighbours.append({**named(one["record_id"]), **one, "disagrees": disagrees})
         low = row["trust"] < SUSPECTED_BELOW
         evidence = {"trust": row["trust"], "suspected": low, "neighbours": neighbours}
     return Explanation(
@@ -243,21 +225,17 @@ def explain_file(path: Path, record: str) -> Explanation:
         covered_by=None if by is None else named(by),
         near_duplicates=[named(other) for other in row["near_duplicates"]],
         evidence=evidence,
-        unscorable=row.get("unscorable"),
         tokens=[
             {**one["tokens"], "source_id": named(one["record_id"])["source_id"]}
             for one in suspected
             if one.get("tokens")
         ],
-        rank=row.get("rank"),
-        gain=row.get("gain"),
-        self_share=row.get("self_share"),
-        coverage=row.get("coverage"),
         replayed=bool(row.get("replayed")),
+        **{key: row.get(key) for key in ("rank", "gain", "self_share", "coverage", "unscorable")},
     )
 
 
-def _read_reasons(path: Path) -> Sequence[dict[str, Any]]:
+def _read_reasons(path: Path) -> list[dict[str, Any]]:
     try:
         # Not splitlines(), which also ends a line at characters that a text may hold.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -267,8 +245,8 @@ def _read_reasons(path: Path) -> Sequence[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Refused(Fault(NO_REASONS, file=str(path), line=number)) from error
+        except json.JSONDecodeError:
+            row = None
         if not isinstance(row, dict) or set(row) < REASON_KEYS:
             raise Refused(Fault(NO_REASONS, file=str(path), line=number))
         rows.append(row)

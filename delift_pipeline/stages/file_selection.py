@@ -1,21 +1,25 @@
 """What `delift select` is asked for, what it reads, and what it answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.core.errors import Fault, fault_counts
+from delift_pipeline.core.output import json_text
 from delift_pipeline.records.left_out import faults_beside, left_out_notes
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, first_input
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.selection.diagnostics import vanished
+from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
-from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import RuleOptions
 from delift_pipeline.selection.scorable import unscorable_notes
+from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
+from delift_pipeline.selection.trust import evidence_of, text_of
 
 SHOWN_IDS = 5
 
@@ -28,11 +32,9 @@ class Request:
         file: The pool: a file, a folder of files, or several.
         target: Examples of the task to choose for, or None.
         existing: Records the model is trained on already, or None.
-        stage: The stage; None takes the one that fits what is given.
-        selector: The selector's name.
-        options: Its options by name.
+        stage: None takes the one that fits what is given.
+        options: The selector's options by name.
         budget: A share, a count, `full`, tokens or `auto`, as typed.
-        seed: Seeds whatever is drawn.
         mapping: Column by field.
         skip_bad: Leave faulty rows out and list their faults beside `out`.
         out: Where the chosen records go.
@@ -64,7 +66,6 @@ class Sets:
     """The records to choose from and those they are chosen for.
 
     Attributes:
-        stage: The stage.
         read: The files by name (`file`, `target`, `existing`), to write chosen rows back unchanged.
         pool: D; in the continual stage the file's records that are not among the existing ones.
         target: D_T, or None.
@@ -144,23 +145,21 @@ def report_of(
 ) -> Report:
     """Put the report together.
 
-    Args:
-        request: What was asked for.
-        sets: What was read.
-        selection: What was chosen.
-        table: Pool and subset, group by group.
-        scored: What was scored, where scores were read.
-        fingerprint: The scoring fingerprint.
-        seconds: Wall time.
+    `table` compares pool and subset group by group; `scored` is None where no score was read.
     """
     file, faults = sets.read["file"], sets.faults
     listed = faults_beside(request.out, first_input(request.file)) if faults else None
-    notes = [
-        *left_out_notes(faults, sets.left_out, listed),
-        *dict.fromkeys(note for one in sets.read.values() for note in one.notes),
-        *_folded_note(file),
-        *selection.notes,
-    ]
+    notes = left_out_notes(faults, sets.left_out, listed)
+    notes += dict.fromkeys(note for one in sets.read.values() for note in one.notes)
+    if file.folded:
+        record = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
+        first, *others = record["source_ids"][: SHOWN_IDS + 1]
+        example = f"{', '.join(others)} into {first}" if others else f"all rows with the id {first}"
+        notes.append(
+            f"{file.folded:,} of {file.read:,} rows repeat the prompt and answer of an earlier row "
+            f"and were folded into it (for example {example})"
+        )
+    notes += selection.notes
     if scored is not None:
         for what, frame in (("target records", sets.target), ("existing records", sets.existing)):
             notes += [] if frame is None else unscorable_notes(frame, scored.unscorable, what)
@@ -199,14 +198,49 @@ def report_of(
     return Report(facts, said)
 
 
-def _folded_note(file: RecordsFile) -> list[str]:
-    """How many records repeat an earlier one, and an example by their own ids."""
-    if not file.folded:
-        return []
-    record = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
-    first, *others = record["source_ids"][: SHOWN_IDS + 1]
-    example = f"{', '.join(others)} into {first}" if others else f"all rows with the id {first}"
-    return [
-        f"{file.folded:,} of {file.read:,} rows repeat the prompt and answer of an earlier row and "
-        f"were folded into it (for example {example})"
-    ]
+def reasons_text(
+    selection: Selection,
+    pool: pl.DataFrame,
+    whole: pl.DataFrame,
+    reader: LanguageModel,
+    unscorable: Mapping[str, str],
+) -> str:
+    """One JSON line a record: the chosen in rank order, then the dropped in file order.
+
+    `suspected` holds the near prompts that speak most against a record with little trust, and is
+    null where nothing is suspected; of the `MOST_RECORDS` least trusted each of them says with
+    `tokens` what it does to the record's answer. In `near_duplicates` stand the other records of
+    its group. `unscorable` says why a record could not be scored, and is null where it could.
+    """
+    subset, dropped = subset_frames(selection, pool)
+    rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
+    texts = {row["record_id"]: row for row in whole.iter_rows(named=True)}
+    groups: dict[int, list[str]] = {}
+    for record, group in selection.duplicates.items():
+        groups.setdefault(group, []).append(record)
+    trust, ids = selection.trust, [row["record_id"] for row in rows]
+    found = [] if trust is None else [evidence_of(trust, record) for record in ids]
+    suspects = {one.record_id: one for one in found if one is not None and one.suspected}
+    least = sorted(suspects.values(), key=lambda one: (one.trust, one.record_id))[:MOST_RECORDS]
+    disagreeing = {
+        one.record_id: [near.record_id for near in one.neighbours if near.disagrees]
+        for one in least
+    }
+    changes = token_changes(reader, texts, disagreeing)
+    for row in rows:
+        name = row["record_id"]
+        others, evidence = groups.get(row["near_duplicates"], ()), suspects.get(name)
+        tokens = {one.record_id: one.as_json() for one in changes.get(name, ())}
+        row["near_duplicates"] = [record for record in others if record != name]
+        row["text"] = text_of(texts, name)
+        row["unscorable"] = unscorable.get(name)
+        row["suspected"] = evidence and [
+            {
+                **asdict(near),
+                "disagrees": near.disagrees,
+                "text": text_of(texts, near.record_id),
+                "tokens": tokens.get(near.record_id),
+            }
+            for near in evidence.neighbours
+        ]
+    return "".join(f"{json_text(row)}\n" for row in rows)

@@ -79,18 +79,6 @@ class Panel:
         return LocalJudge(load_model(self.model), self.options)
 
 
-def side_of(name: str) -> Side:
-    """`VERSION/ARM`, or `VERSION/initial`.
-
-    Raises:
-        Refused: the name has another form.
-    """
-    version, _, arm = name.partition("/")
-    if not version or not arm:
-        raise Refused(Fault(f"{name!r}: write VERSION/ARM or VERSION/{BASE_MODEL}", field="arm"))
-    return Side(version, arm)
-
-
 def estimate_judging(panel: Panel, sides: Sequence[Side]) -> Estimate:
     """What judging the sides takes, earlier replies not counted."""
     questions = [

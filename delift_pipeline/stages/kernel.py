@@ -5,17 +5,10 @@ from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.kernel import build_kernel
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.plan import (
-    PairBlock,
-    PairPlan,
-    neighbour_block,
-    read_neighbours,
-    read_plan,
-)
+from delift_pipeline.scoring.plan import neighbour_block, read_neighbours, read_plan
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.stages.plan import planned_manifest
-from delift_pipeline.stages.result import Result
-from delift_pipeline.stages.score import scored_manifest
+from delift_pipeline.stages.result import Result, required_manifest
 
 CODE_VERSION = "1"
 
@@ -28,7 +21,10 @@ def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | Non
     """
     fingerprint = fingerprint_of(model).digest
     planned = planned_manifest(home, version)
-    scored = scored_manifest(home, version, fingerprint)
+    scored = required_manifest(
+        home.scored(version, fingerprint, "in_context"),
+        f"{version} is not scored with this model: materialise in_context_logprobs",
+    )
     request = {"fingerprint": fingerprint}
     parents = {
         f"plan:{version}": planned.content_hash,
@@ -36,25 +32,22 @@ def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | Non
     }
     folder = home.kernel(version, fingerprint)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
-    manifest = stored or build_kernel(
+    if stored is not None:
+        return Result(home, folder, stored, reused=True)
+    plan, near = read_plan(home.plan(version)), read_neighbours(home.plan(version))
+    own = plan.block("self")
+    manifest = build_kernel(
         home,
         version,
         fingerprint,
         ScoreStore(home.scores(fingerprint)),
-        plan := read_plan(home.plan(version)),
+        plan,
         unscorable=scored.details["unscorable"],
-        neighbours=_near(home, version, plan),
+        # Where the plan holds every pair, the near ones become a block of their own.
+        neighbours=neighbour_block(own.targets, near) if own and own.dense and near else None,
         parents=parents,
         request=request,
         code_version=CODE_VERSION,
         run_id=run_id,
     )
-    return Result(home=home, folder=folder, manifest=manifest, reused=stored is not None)
-
-
-def _near(home: Home, version: str, plan: PairPlan) -> PairBlock | None:
-    """Near pairs as a block of their own, where the plan holds every pair."""
-    own, neighbours = plan.block("self"), read_neighbours(home.plan(version))
-    if own is None or not own.dense or neighbours is None:
-        return None
-    return neighbour_block(own.targets, neighbours)
+    return Result(home, folder, manifest, reused=False)

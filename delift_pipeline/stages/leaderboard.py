@@ -7,25 +7,16 @@ import polars as pl
 from delift_pipeline.core.hashing import digest_frame
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
-from delift_pipeline.evaluation.leaderboard import (
-    Row,
-    leaderboard_frame,
-    leaderboard_rows,
-    write_leaderboard,
-)
+from delift_pipeline.evaluation import leaderboard
+from delift_pipeline.evaluation.leaderboard import Row
 from delift_pipeline.stages.result import Result
 
 CODE_VERSION = "1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Leaderboard(Result):
-    """The stored leaderboard.
-
-    Attributes:
-        rows: What it is made of.
-        frame: The same as a table.
-    """
+    """The stored leaderboard, as rows and as a table."""
 
     rows: list[Row]
     frame: pl.DataFrame
@@ -33,8 +24,8 @@ class Leaderboard(Result):
 
 def make_leaderboard(home: Home, run_id: str | None = None) -> Leaderboard:
     """Write `reports/leaderboard/` from the reports that are there."""
-    rows = leaderboard_rows(home)
-    page, frame = write_leaderboard(home, rows), leaderboard_frame(rows)
+    rows = leaderboard.leaderboard_rows(home)
+    page, frame = leaderboard.write_leaderboard(home, rows), leaderboard.leaderboard_frame(rows)
     manifest = Manifest(
         kind="report",
         content_hash=digest_frame(frame.drop("seconds")),
@@ -43,6 +34,4 @@ def make_leaderboard(home: Home, run_id: str | None = None) -> Leaderboard:
         run_id=run_id,
     )
     manifest.write(home.leaderboard)
-    return Leaderboard(
-        home=home, folder=page, manifest=manifest, reused=False, rows=rows, frame=frame
-    )
+    return Leaderboard(home, page, manifest, False, rows, frame)

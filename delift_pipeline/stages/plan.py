@@ -1,23 +1,21 @@
 """The stage behind `pair_plan`: which pairs the enabled arms of a version need."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
+from delift_pipeline.core.manifest import Manifest, up_to_date
 from delift_pipeline.core.progress import Progress, SilentProgress, tracked
 from delift_pipeline.lineage.existing import existing_of
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.plan import SelfPairs, build_plan, write_plan
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.selector import Needs
-from delift_pipeline.stages.arms import Arm, Arms, PlanOptions
-from delift_pipeline.stages.result import Result
+from delift_pipeline.stages.arms import Arms, PlanOptions
+from delift_pipeline.stages.result import Result, required_manifest
 
 CODE_VERSION = "1"
 
@@ -44,13 +42,9 @@ class Wanted:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Planned(Result):
-    """A stored plan, and what it was made for.
-
-    Attributes:
-        wanted: What the arms read.
-    """
+    """A stored plan, and what the arms read that it was made for."""
 
     wanted: Wanted
 
@@ -66,52 +60,54 @@ def plan_pairs(
 ) -> Planned:
     """Plan the version's pairs, unless the same plan is stored.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        arms: The enabled ones that apply to the version are planned for.
-        run_id: Of the Dagster run, for the manifest.
-        progress: Where the search for near prompts is shown.
-        near_for_trust: Whether near pairs are planned where no arm reads them.
+    It is made for the enabled arms that apply to the version. `near_for_trust` plans near pairs
+    where no arm reads them.
 
     Raises:
         Refused: the version is unknown or the embedder cannot be loaded.
     """
     dataset, folder = load_version(home, version), home.plan(version)
     wanted = wanted_pairs(home, dataset, arms, near_for_trust)
-    request = _request(wanted, arms.plan)
+    existing, replay = wanted.existing, wanted.replay
+    request = {
+        "self_pairs": wanted.self_pairs,
+        "target_pairs": wanted.target_pairs,
+        "existing": digest_text(*existing["record_id"]) if existing is not None else None,
+        "neighbours": arms.plan.neighbours,
+        "embedder": arms.plan.embedder,
+        **({"replay": digest_text(*replay["record_id"])} if replay is not None else {}),
+    }
     parents = {f"dataset:{version}": dataset.manifest.content_hash, **wanted.parents}
-    manifest = up_to_date(folder, request, parents, CODE_VERSION)
-    reused = manifest is not None
-    if manifest is None:
-        neighbours = None
-        if wanted.self_pairs != "none":
-            embeddings = embed(prompt_texts(dataset.pool), arms.plan.embedder)
-            shown = progress or SilentProgress()
-            with tracked(shown, "near prompts", dataset.pool.height, "records") as meter:
-                neighbours = nearest(embeddings, arms.plan.neighbours, meter.advance)
-        plan = build_plan(
-            dataset.pool,
-            dataset.target,
-            wanted.existing,
-            self_pairs=wanted.self_pairs,
-            target_pairs=wanted.target_pairs,
-            existing_pairs=wanted.existing is not None,
-            neighbours=neighbours,
-            existing_rows=dataset.new_records(home) if wanted.existing is not None else None,
-            replay=wanted.replay,
-        )
-        manifest = write_plan(
-            folder,
-            plan,
-            pool=dataset.pool,
-            neighbours=neighbours,
-            request=request,
-            parents=parents,
-            code_version=CODE_VERSION,
-            run_id=run_id,
-        )
-    return Planned(home=home, folder=folder, manifest=manifest, reused=reused, wanted=wanted)
+    if manifest := up_to_date(folder, request, parents, CODE_VERSION):
+        return Planned(home, folder, manifest, True, wanted)
+    neighbours = None
+    if wanted.self_pairs != "none":
+        embeddings = embed(prompt_texts(dataset.pool), arms.plan.embedder)
+        shown = progress or SilentProgress()
+        with tracked(shown, "near prompts", dataset.pool.height, "records") as meter:
+            neighbours = nearest(embeddings, arms.plan.neighbours, meter.advance)
+    plan = build_plan(
+        dataset.pool,
+        dataset.target,
+        existing,
+        self_pairs=wanted.self_pairs,
+        target_pairs=wanted.target_pairs,
+        existing_pairs=existing is not None,
+        neighbours=neighbours,
+        existing_rows=dataset.new_records(home) if existing is not None else None,
+        replay=replay,
+    )
+    manifest = write_plan(
+        folder,
+        plan,
+        pool=dataset.pool,
+        neighbours=neighbours,
+        request=request,
+        parents=parents,
+        code_version=CODE_VERSION,
+        run_id=run_id,
+    )
+    return Planned(home, folder, manifest, False, wanted)
 
 
 def planned_manifest(home: Home, version: str) -> Manifest:
@@ -120,112 +116,70 @@ def planned_manifest(home: Home, version: str) -> Manifest:
     Raises:
         DeliftError: there is none yet.
     """
-    manifest = read_manifest(home.plan(version))
-    if manifest is None:
-        raise DeliftError(f"{version} has no pair plan yet: materialise pair_plan first")
-    return manifest
+    reason = f"{version} has no pair plan yet: materialise pair_plan first"
+    return required_manifest(home.plan(version), reason)
 
 
 def wanted_pairs(
     home: Home, dataset: DatasetVersion, arms: Arms, near_for_trust: bool = True
 ) -> Wanted:
     """Unite what the enabled arms that apply to a version read."""
-    applicable = arms.of_stages(dataset.stages())
-    needs = [(arm, needs_of(arm.selector, arm.stage, arm.options)) for arm in applicable]
-    self_pairs, notes = _self_pairs(dataset, needs, arms.plan, near_for_trust)
-    found, parents, unresolved = _existing(home, dataset, needs)
-    replay, dear = _replay(dataset, found, needs, arms.plan)
+    needs = [
+        (arm.name, needs_of(arm.selector, arm.stage, arm.options))
+        for arm in arms.of_stages(dataset.stages())
+    ]
+    dense = [name for name, need in needs if need.self_pairs == "all"]
+    why = too_dear(dataset, dataset.pool.height, arms.plan)
+    self_pairs: SelfPairs = "neighbours"
+    if why is None and (dense or _coverage(dataset, arms.plan) == "all"):
+        self_pairs, dense = "all", []
+    elif not near_for_trust and all(need.self_pairs == "none" for _, need in needs):
+        self_pairs = "none"
+    notes = [f"{name} needs every pair, which is not planned ({why})" for name in dense]
+    replay_notes: list[str] = []
+    existing: list[pl.DataFrame] = []
+    replay: list[pl.DataFrame] = []
+    parents: dict[str, str] = {}
+    for name, need in needs:
+        if not (need.existing_pairs or need.replay_pairs):
+            continue
+        try:
+            found = existing_of(home, dataset, name)
+        except Refused as refused:
+            notes.append(str(refused))
+            continue
+        parents |= found.parents
+        if need.existing_pairs:
+            existing.append(found.records)
+        if need.replay_pairs:
+            if why := too_dear(dataset, found.records.height, arms.plan):
+                replay_notes.append(
+                    f"{name} replays, and pairs of existing records are not planned ({why})"
+                )
+            else:
+                replay.append(found.records)
     return Wanted(
         self_pairs=self_pairs,
         target_pairs=any(need.target_pairs for _, need in needs),
-        existing=_united(
-            [found[a.name] for a, need in needs if need.existing_pairs and a.name in found]
-        ),
-        replay=replay,
+        existing=_each_once(existing),
+        replay=_each_once(replay),
         parents=parents,
-        notes=(*notes, *unresolved, *dear),
+        notes=(*notes, *replay_notes),
     )
 
 
-def _self_pairs(
-    dataset: DatasetVersion,
-    needs: list[tuple[Arm, Needs]],
-    plan: PlanOptions,
-    near_for_trust: bool,
-) -> tuple[SelfPairs, list[str]]:
-    dense = [arm.name for arm, need in needs if need.self_pairs == "all"]
-    why = too_dear(dataset, dataset.pool.height, plan)
-    if why is None and (dense or coverage_of(dataset, plan) == "all"):
-        return "all", []
-    if not near_for_trust and all(need.self_pairs == "none" for _, need in needs):
-        return "none", []
-    return "neighbours", [
-        f"{name} needs every pair, which is not planned ({why})" for name in dense
-    ]
+def _each_once(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
+    return pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
 
 
-def coverage_of(dataset: DatasetVersion, plan: PlanOptions) -> str:
-    """Which pairs are scored: the plan's own word, else the version's."""
+def _coverage(dataset: DatasetVersion, plan: PlanOptions) -> str:
+    """Which pairs are scored: what the plan says, else what the version says."""
     return plan.coverage or dataset.manifest.details["coverage"]
 
 
 def too_dear(dataset: DatasetVersion, n: int, plan: PlanOptions) -> str | None:
     """Why every pair of n records is not planned though an arm needs it; None where it is."""
-    coverage = coverage_of(dataset, plan)
+    coverage = _coverage(dataset, plan)
     if coverage == "neighbours":
         return "coverage is neighbours"
     return None if coverage == "all" or n <= plan.dense_limit else f"{n:,} > {plan.dense_limit:,}"
-
-
-def _existing(
-    home: Home, dataset: DatasetVersion, needs: list[tuple[Arm, Needs]]
-) -> tuple[dict[str, pl.DataFrame], dict[str, str], list[str]]:
-    """D_E by arm, what it was read from, and why arms have none yet."""
-    frames: dict[str, pl.DataFrame] = {}
-    parents: dict[str, str] = {}
-    notes: list[str] = []
-    for arm in (arm for arm, need in needs if need.existing_pairs or need.replay_pairs):
-        try:
-            found = existing_of(home, dataset, arm.name)
-        except Refused as refused:
-            notes.append(str(refused))
-            continue
-        frames[arm.name] = found.records
-        parents |= found.parents
-    return frames, parents, notes
-
-
-def _replay(
-    dataset: DatasetVersion,
-    existing: dict[str, pl.DataFrame],
-    needs: list[tuple[Arm, Needs]],
-    plan: PlanOptions,
-) -> tuple[pl.DataFrame | None, list[str]]:
-    """The existing records whose every pair is scored for replay, and whose cannot be."""
-    frames, notes = [], []
-    for arm in (arm for arm, need in needs if need.replay_pairs and arm.name in existing):
-        records = existing[arm.name]
-        if why := too_dear(dataset, records.height, plan):
-            notes.append(
-                f"{arm.name} replays, and pairs of existing records are not planned ({why})"
-            )
-        else:
-            frames.append(records)
-    return _united(frames), notes
-
-
-def _united(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
-    """The records of several frames, each once; None of no frames."""
-    return pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
-
-
-def _request(wanted: Wanted, plan: PlanOptions) -> dict[str, Any]:
-    existing, replay = wanted.existing, wanted.replay
-    return {
-        "self_pairs": wanted.self_pairs,
-        "target_pairs": wanted.target_pairs,
-        "existing": digest_text(*existing["record_id"]) if existing is not None else None,
-        "neighbours": plan.neighbours,
-        "embedder": plan.embedder,
-        **({"replay": digest_text(*replay["record_id"])} if replay is not None else {}),
-    }

@@ -1,71 +1,43 @@
 """What an evaluation leaves outside its report: the model card, the MLflow run, the champion."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
-from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.result import Evaluation, differences
 from delift_pipeline.lineage.card import write_card
 from delift_pipeline.lineage.promotion import settle
 from delift_pipeline.lineage.tracked import is_tracked, note_tracked, publish_card, tracked
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.records.stored import DatasetVersion
+from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.stages.adapter import subset_manifest, subset_records
-from delift_pipeline.stages.arms import Arm, load_arms
+from delift_pipeline.stages.arms import load_arms
+from delift_pipeline.stages.measuring import Subject
 from delift_pipeline.training.log import read_training_log
 
-
-@dataclass(frozen=True)
-class Evaluated:
-    """An adapter that was measured.
-
-    Attributes:
-        home: The home.
-        dataset: The version.
-        arm: The arm.
-        model: The base model's name, never a path.
-        adapter: The adapter's manifest.
-        report: The report's manifest.
-        own: What was measured.
-        beside: The evaluations it is compared with, by name.
-    """
-
-    home: Home
-    dataset: DatasetVersion
-    arm: Arm
-    model: str
-    adapter: Manifest
-    report: Manifest
-    own: Evaluation = field(repr=False)
-    beside: Mapping[str, Evaluation | None] = field(repr=False)
-
-    @property
-    def folder(self) -> Path:
-        """The adapter's folder."""
-        return self.home.adapter(self.dataset.version, self.arm.name)
+Beside = Mapping[str, Evaluation | None]
 
 
-def refresh_card(one: Evaluated) -> Path:
+def refresh_card(subject: Subject, own: Evaluation, beside: Beside) -> None:
     """Write the adapter's model card anew, with what was measured."""
-    version, arm = one.dataset.version, one.arm
-    return write_card(
-        one.folder,
-        one.dataset,
+    home, dataset, arm = subject.home, subject.dataset, subject.arm
+    write_card(
+        subject.folder,
+        dataset,
         arm.name,
         arm.model_dump(mode="json"),
-        one.model,
-        subset_records(one.home, one.dataset, arm.name),
-        one.adapter,
-        subset_manifest(one.home, version, arm.name),
-        read_training_log(one.folder),
-        one.own,
-        one.beside,
+        portable_name(subject.model.model),
+        subset_records(home, dataset, arm.name),
+        subject.adapter,
+        subset_manifest(home, dataset.version, arm.name),
+        read_training_log(subject.folder),
+        own,
+        beside,
     )
 
 
-def track_report(one: Evaluated, tracker: Tracker) -> str | None:
+def track_report(
+    subject: Subject, report: Manifest, own: Evaluation, beside: Beside, tracker: Tracker
+) -> str | None:
     """Log metrics, differences, report and card into the arm's MLflow run, and settle who leads.
 
     Returns:
@@ -74,22 +46,23 @@ def track_report(one: Evaluated, tracker: Tracker) -> str | None:
     Raises:
         DeliftError: MLflow cannot be used.
     """
-    known = tracked(one.folder)
-    hashes = {"adapter": one.adapter.content_hash, "report": one.report.content_hash}
-    if not known or is_tracked(tracker, one.folder, **hashes):
+    home, dataset, stage = subject.home, subject.dataset, subject.arm.stage
+    known = tracked(subject.folder)
+    hashes = {"adapter": subject.adapter.content_hash, "report": report.content_hash}
+    if not known or is_tracked(tracker, subject.folder, **hashes):
         return None
-    run, stage = known["run_id"], one.arm.stage
-    metrics = dict(one.own.metrics)
-    for name, other in one.beside.items():
+    run = known["run_id"]
+    metrics = dict(own.metrics)
+    for name, other in beside.items():
         if other is not None:
-            gaps = differences(one.own, other)
+            gaps = differences(own, other)
             metrics |= {f"{key}_minus_{name}": gap.mean for key, gap in gaps.items()}
     tracker.log_metrics(run, metrics)
-    tracker.log_artifacts(run, one.home.report(one.dataset.version, one.arm.name), "report")
-    publish_card(tracker, one.folder)
-    tracker.set_tags(run, {"report": one.report.content_hash})
-    arms = {arm.name: arm.evaluation for arm in load_arms(one.home) if arm.stage == stage}
-    leader = settle(one.home, tracker, one.dataset, stage, one.model, arms)
+    tracker.log_artifacts(run, home.report(dataset.version, subject.arm.name), "report")
+    publish_card(tracker, subject.folder)
+    tracker.set_tags(run, {"report": report.content_hash})
+    arms = {arm.name: arm.evaluation for arm in load_arms(home) if arm.stage == stage}
+    leader = settle(home, tracker, dataset, stage, portable_name(subject.model.model), arms)
     tracker.end_run(run)
-    note_tracked(one.folder, tracker, run, **hashes)
+    note_tracked(subject.folder, tracker, run, **hashes)
     return leader

@@ -1,13 +1,14 @@
-"""What every stage returns."""
+"""What every stage returns, and what it reads from the stage before it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.manifest import Manifest
+from delift_pipeline.core.manifest import Manifest, read_manifest
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Result:
     """What a stage wrote or found.
 
@@ -27,3 +28,16 @@ class Result:
     def path(self) -> str:
         """The folder, relative to the home."""
         return self.folder.relative_to(self.home.root).as_posix()
+
+
+def required_manifest(folder: Path, reason: str, field: str | None = None) -> Manifest:
+    """The manifest in a folder.
+
+    Raises:
+        Refused: there is none, and the user's `field` asked for it.
+        DeliftError: there is none, and no field did.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise Refused(Fault(reason, field=field)) if field else DeliftError(reason)
+    return manifest

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_bytes, digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
@@ -28,7 +27,6 @@ from delift_pipeline.stages.result import Result
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
     from delift_pipeline.prompts.encoded import EncodedRecords
-    from delift_pipeline.scoring.model import LoadedModel
 
 CODE_VERSION = "1"
 Part = Literal["baseline", "in_context"]
@@ -36,13 +34,12 @@ DISTANCES_PLOT = "distances.png"
 PARTS: tuple[Part, ...] = ("baseline", "in_context")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scored(Result):
     """The scores of a version, alone or in context.
 
     Attributes:
         part: Which of the two.
-        model: The scorer.
         plan: The wanted pairs.
         store: Where the scores are, with those of all other versions.
         report: What was scored now; None where the manifest already said that all are there.
@@ -73,15 +70,9 @@ def score_version(
 ) -> Scored:
     """Score what is missing of a version's plan; a kill loses at most the shard in flight.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        part: `baseline` for each answer alone, `in_context` for each planned pair.
-        model: The scorer.
-        progress: Where progress is shown.
-        run_id: Of the Dagster run, for the manifest.
-        with_baseline: Score the baseline as well, with the model loaded once.
-        encoded: The records of the plan, where they are encoded already.
+    `part` is `baseline` for each answer alone, `in_context` for each planned pair; `with_baseline`
+    scores the baseline as well, with the model loaded once. `encoded` are the records of the plan,
+    where they are encoded already.
 
     Raises:
         Refused: no record of the pool can be scored, or the model cannot be used.
@@ -94,68 +85,56 @@ def score_version(
         "model": fingerprint,
     }
     plan, store = read_plan(home.plan(version)), ScoreStore(home.scores(fingerprint))
-    manifest, report = up_to_date(folder, {}, parents, CODE_VERSION), None
+    manifest = up_to_date(folder, {}, parents, CODE_VERSION)
     if manifest and not missing_scores(store, plan, part, manifest.details["unscorable"]):
         wanted, shards = manifest.counts["wanted"], len(store.shards)
         progress.say(f"all {wanted:,} scores found in {shards:,} shards")
+        return Scored(home, folder, manifest, True, part, model, plan, store, None)
+    from delift_pipeline.scoring.model import load_encoder
+
+    dataset = load_version(home, version)
+    # The plan names records of this version and of its ancestors.
+    frames = [dataset.pool, *([] if dataset.target is None else [dataset.target])]
+    frames += [load_version(home, name).pool for name in ancestors(home, dataset)]
+    known = pl.concat(frames).unique("record_id", keep="first")
+    named = pl.DataFrame({"record_id": list(plan.records())})
+    frame = named.join(known, on="record_id", how="inner", maintain_order="left")
+    if encoded is None:
+        encoded = encode_records(load_encoder(model), frame, progress)
+    refuse_unscorable(dataset.pool, encoded.unscorable, "records of the pool")
+    parts = PARTS if with_baseline else (part,)
+    report = score_plan(home, model, frame, plan, progress, parts=parts, encoded=encoded)
+    if part == "in_context":
+        content = digest_json({block.name: store.digest(block) for block in plan.blocks})
     else:
-        from delift_pipeline.scoring.model import load_encoder
-
-        frame = plan_records(home, version, plan)
-        if encoded is None:
-            encoded = encode_records(load_encoder(model), frame, progress)
-        pool = load_version(home, version).pool
-        refuse_unscorable(pool, encoded.unscorable, "records of the pool")
-        parts = PARTS if with_baseline else (part,)
-        report = score_plan(home, model, frame, plan, progress, parts=parts, encoded=encoded)
-        manifest = Manifest(
-            kind="scores",
-            content_hash=_content_hash(store, plan, part, report.unscorable),
-            parents=parents,
-            fingerprint=fingerprint,
-            counts={
-                "wanted": len(list(plan.records())) if part == "baseline" else plan.pairs,
-                "pairs": report.pairs_scored + report.pairs_reused,
-                "left_out": report.pairs_left_out,
-                "unscorable": len(report.unscorable),
-            },
-            details={
-                "unscorable": report.unscorable,
-                "cuts": report.cuts,
-                "engine": report.engine,
-            },
-            code_version=CODE_VERSION,
-            run_id=run_id,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        # A plot of former scores must not outlive them, whenever this process ends.
-        (folder / DISTANCES_PLOT).unlink(missing_ok=True)
-        manifest.write(folder)
-    return Scored(
-        home=home,
-        folder=folder,
-        manifest=manifest,
-        reused=report is None or report.pairs_scored == 0,
-        part=part,
-        model=model,
-        plan=plan,
-        store=store,
-        report=report,
+        records = scorable_records(plan, report.unscorable)
+        scores = (array.tobytes() for array in store.baseline(records))
+        content = digest_json([list(records), digest_bytes(*scores)])
+    manifest = Manifest(
+        kind="scores",
+        content_hash=content,
+        parents=parents,
+        fingerprint=fingerprint,
+        counts={
+            "wanted": len(list(plan.records())) if part == "baseline" else plan.pairs,
+            "pairs": report.pairs_scored + report.pairs_reused,
+            "left_out": report.pairs_left_out,
+            "unscorable": len(report.unscorable),
+        },
+        details={
+            "unscorable": report.unscorable,
+            "cuts": report.cuts,
+            "engine": report.engine,
+        },
+        code_version=CODE_VERSION,
+        run_id=run_id,
     )
-
-
-def scored_manifest(home: Home, version: str, fingerprint: str) -> Manifest:
-    """The manifest of a version's in-context scores.
-
-    Raises:
-        DeliftError: they are not scored yet.
-    """
-    manifest = read_manifest(home.scored(version, fingerprint, "in_context"))
-    if manifest is None:
-        raise DeliftError(
-            f"{version} is not scored with this model: materialise in_context_logprobs"
-        )
-    return manifest
+    folder.mkdir(parents=True, exist_ok=True)
+    # A plot of former scores must not outlive them, whenever this process ends.
+    (folder / DISTANCES_PLOT).unlink(missing_ok=True)
+    manifest.write(folder)
+    reused = report.pairs_scored == 0
+    return Scored(home, folder, manifest, reused, part, model, plan, store, report)
 
 
 def unscorable_of(home: Home, version: str, fingerprint: str | None) -> dict[str, str]:
@@ -186,14 +165,8 @@ def score_plan(
 ) -> ScoreReport:
     """Score what is missing of a plan; the model is loaded only where something is.
 
-    Args:
-        home: Where scores are kept, by fingerprint.
-        options: The scorer.
-        frame: All records the plan names (`RECORD_SCHEMA`).
-        plan: The wanted pairs.
-        progress: Where progress is shown.
-        parts: What is scored; the report is that of the last part.
-        encoded: The records of `frame`, where they are encoded already.
+    `frame` holds all records that the plan names (`RECORD_SCHEMA`), `encoded` the same where they
+    are encoded already. The report is that of the last of `parts`.
 
     Raises:
         Refused: the model cannot be used, or the home cannot be written.
@@ -201,6 +174,7 @@ def score_plan(
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
+    from delift_pipeline.scoring.store import Wanted
     from delift_pipeline.scoring.workers import score_together
 
     store = ScoreStore(home.scores(fingerprint_of(options).digest))
@@ -208,62 +182,39 @@ def score_plan(
         encoded = encode_records(load_encoder(options), frame, progress)
     missing = {part: missing_scores(store, plan, part, encoded.unscorable) for part in parts}
     if not any(missing.values()):
-        return _found(store, plan, encoded, parts[-1])
+        wanted, alone = Wanted(plan, encoded, store), parts[-1] == "baseline"
+        return ScoreReport(
+            pairs_scored=0,
+            pairs_reused=len(encoded.ids) if alone else wanted.pairs,
+            pairs_left_out=0 if alone else wanted.left_out,
+            shards_found=len(store.shards),
+            shards_written=0,
+            seconds=0.0,
+            halved=0,
+            engine={},
+            cuts=dict(encoded.cuts),
+            unscorable=dict(encoded.unscorable),
+        )
     refuse_unwritable_folder((home.shared or home).root, "--home")
+    rate = stored_rate(store)
     if parts[-1] == "in_context" and options.workers > 1:
-        announce_scoring(frame.height, missing["in_context"], stored_rate(store), progress)
+        announce_scoring(frame.height, missing["in_context"], rate, progress)
         alone = "baseline" in parts
         return score_together(options, store, frame, encoded, plan, progress, baseline=alone)
     model = load_scorer(options)
     # The graph scores the two parts in steps of their own, which show their rate as they run.
     if len(parts) > 1 and frame.height > LARGE:
-        rate = _rate(store, model, encoded)
+        # vLLM would have to be started for a trial.
+        if not rate and options.engine != "vllm":
+            from delift_pipeline.scoring.engines import engine_for
+
+            rate = pairs_per_second(engine_for(model), encoded)
         announce_scoring(frame.height, missing["in_context"], rate, progress)
     score = {
         "baseline": lambda: score_baseline(model, store, encoded, progress),
         "in_context": lambda: score_pairs(model, store, encoded, plan, progress),
     }
     return [score[part]() for part in parts][-1]
-
-
-def _found(store: ScoreStore, plan: PairPlan, encoded: "EncodedRecords", part: Part) -> ScoreReport:
-    """The report where nothing was missing."""
-    from delift_pipeline.scoring.store import Wanted
-
-    wanted = Wanted(plan, encoded, store)
-    alone = part == "baseline"
-    return ScoreReport(
-        pairs_scored=0,
-        pairs_reused=len(encoded.ids) if alone else wanted.pairs,
-        pairs_left_out=0 if alone else wanted.left_out,
-        shards_found=len(store.shards),
-        shards_written=0,
-        seconds=0.0,
-        halved=0,
-        engine={},
-        cuts=dict(encoded.cuts),
-        unscorable=dict(encoded.unscorable),
-    )
-
-
-def _rate(store: ScoreStore, model: "LoadedModel", encoded: "EncodedRecords") -> float | None:
-    """Pairs a second by stored scores, else by a trial; vLLM would have to be started for one."""
-    from delift_pipeline.scoring.engines import engine_for
-
-    rate = stored_rate(store)
-    if rate or model.options.engine == "vllm":
-        return rate
-    return pairs_per_second(engine_for(model), encoded)
-
-
-def plan_records(home: Home, version: str, plan: PairPlan) -> pl.DataFrame:
-    """The records a plan names (`RECORD_SCHEMA`), from this version and its ancestors."""
-    dataset = load_version(home, version)
-    frames = [dataset.pool, *([] if dataset.target is None else [dataset.target])]
-    frames += [load_version(home, name).pool for name in ancestors(home, dataset)]
-    named = pl.DataFrame({"record_id": list(plan.records())})
-    known = pl.concat(frames).unique("record_id", keep="first")
-    return named.join(known, on="record_id", how="inner", maintain_order="left")
 
 
 def missing_scores(
@@ -288,13 +239,3 @@ def scorable_pairs(block: PairBlock, unscorable: Mapping[str, str]) -> int:
         for place, record in enumerate(block.demonstrations)
         if record not in unscorable
     )
-
-
-def _content_hash(
-    store: ScoreStore, plan: PairPlan, part: Part, unscorable: Mapping[str, str]
-) -> str:
-    if part == "in_context":
-        return digest_json({block.name: store.digest(block) for block in plan.blocks})
-    records = scorable_records(plan, unscorable)
-    found = store.baseline(records)
-    return digest_json([list(records), digest_bytes(*(array.tobytes() for array in found))])

@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,30 +19,35 @@ from delift_pipeline.core.output import write_output
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_columns
 from delift_pipeline.records.left_out import faults_beside, write_faults
-from delift_pipeline.records.read import RecordsFile, first_input, read_parts, write_chosen
+from delift_pipeline.records.read import first_input, read_parts, read_records, write_chosen
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.constraints import Tracker
 from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.replay import replay_schedule
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.rules import Rules, records_named
 from delift_pipeline.selection.run import refuse_impossible
 from delift_pipeline.selection.scorable import refuse_unscorable
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.stages.ahead import announce_pairs
+from delift_pipeline.stages.ahead import announce_pairs, announce_reading
 from delift_pipeline.stages.arms import Arm, PlanOptions, load_arms
-from delift_pipeline.stages.file_reasons import reasons_text
-from delift_pipeline.stages.file_rules import refuse_infeasible, rules_of_files
-from delift_pipeline.stages.file_selection import SHOWN_IDS, Report, Request, Sets, report_of
+from delift_pipeline.stages.cost import with_token_counts
+from delift_pipeline.stages.file_selection import (
+    SHOWN_IDS,
+    Report,
+    Request,
+    Sets,
+    reasons_text,
+    report_of,
+)
 from delift_pipeline.stages.kernel import make_kernel
 from delift_pipeline.stages.plan import plan_pairs
-from delift_pipeline.stages.reading import announce_reading
 from delift_pipeline.stages.score import encode_records, score_version
 from delift_pipeline.stages.subset import make_subset, refuse_beyond_scored
-from delift_pipeline.stages.tokens import counted
 
 FILE, EXISTING = "file", "existing"
 """Versions of the temporary home: the files of the pool, and the records trained on already."""
@@ -60,15 +65,17 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     started = time.monotonic()
     announce_reading((request.file, request.target, request.existing), progress)
     sets = _read(request)
-    columns = file_columns(sets.pool, sets.read["file"], request.balance, "--balance")
+    file = sets.read["file"]
+    columns = file_columns(sets.pool, file, request.balance, "--balance")
     needs = needs_of(request.selector, sets.stage, request.options)
     # Every pair of a file may be scored, however large it is.
     arms = load_arms(home)
-    no_limit = {"coverage": "auto", "dense_limit": sys.maxsize}
-    plan = arms.plan.model_copy(update=no_limit)
-    rules = rules_of_files(request.rules, sets.pool, request.mapping)
-    kept = _quota_columns(sets, rules)
-    ruled = _refuse_unruly(request, sets, kept, rules, model)
+    plan = arms.plan.model_copy(update={"coverage": "auto", "dense_limit": sys.maxsize})
+    rules = _rules(request, sets.pool)
+    named = dict.fromkeys(quota.column for quota in rules.quotas)
+    beyond = [name for name in named if name not in sets.pool.columns]
+    kept = as_text(file_columns(sets.pool, file, beyond, "--quota"))
+    ruled = _refuse_impossible_rules(request, sets, kept, rules, model)
     arm = Arm.model_construct(
         name=f"{sets.stage}.{request.selector}",
         budget=request.budget,
@@ -120,7 +127,11 @@ def _read(request: Request) -> Sets:
     )
     assert pool is not None
     if target is not None:
-        _refuse_shared(pool, target)
+        shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
+        if shared.height:
+            named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
+            reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
+            raise Refused(Fault(reason, field="--target"))
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
@@ -130,18 +141,17 @@ def _read(request: Request) -> Sets:
 
 def _stage(request: Request) -> tuple[Stage, list[Fault]]:
     """The stage asked for, or the one that fits the files given, and what contradicts it."""
-    fitting = "instruction_tuning"
-    if request.target is not None:
-        fitting = "task_specific"
-    if request.existing is not None:
-        fitting = "continual"
-    stage = request.stage or fitting
-    faults = []
+    files = (
+        ("task_specific", "target", request.target is not None),
+        ("continual", "existing", request.existing is not None),
+    )
+    fitting = ["instruction_tuning", *(needed for needed, _, given in files if given)]
+    stage = request.stage or fitting[-1]
     if stage not in STAGES:
         reason = f"{stage!r} is no stage; there are: {', '.join(STAGES)}"
         return "instruction_tuning", [Fault(reason, field="--stage")]
-    for needed, name in (("task_specific", "target"), ("continual", "existing")):
-        given = getattr(request, name) is not None
+    faults = []
+    for needed, name, given in files:
         if stage == needed and not given:
             faults.append(Fault(f"the stage {stage} needs --{name} FILE", field="--stage"))
         if stage != needed and given:
@@ -150,22 +160,29 @@ def _stage(request: Request) -> tuple[Stage, list[Fault]]:
     return cast(Stage, stage), faults
 
 
-def _refuse_shared(pool: pl.DataFrame, target: pl.DataFrame) -> None:
-    shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
-    if shared.height:
-        named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
-        reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
-        raise Refused(Fault(reason, field="--target"))
+def _rules(request: Request, pool: pl.DataFrame) -> Rules:
+    """The rules in record_ids, where a pin or an exclusion may also be a file of records.
+
+    What is excluded by a file need not be in the pool: such a file often holds more.
+
+    Raises:
+        Refused: a file cannot be read, or a record pinned in, or excluded by id, is not there.
+    """
+    ids: dict[str, tuple[str, ...]] = {}
+    in_files: dict[str, list[str]] = {}
+    for name, given in (("pin", request.rules.pin), ("exclude", request.rules.exclude)):
+        files = [one for one in given if Path(one).is_file()]
+        ids[name] = tuple(one for one in given if one not in files)
+        read = [read_records(Path(f), mapping=request.mapping, all_mapped=False) for f in files]
+        in_files[name] = [record for one in read for record in one.frame["record_id"]]
+    named, known = request.rules.model_copy(update=ids).rules(pool), set(pool["record_id"])
+    pinned = records_named(pool, in_files["pin"], "pin")
+    banned = [record for record in in_files["exclude"] if record in known]
+    pin, ban = dict.fromkeys((*named.pin, *pinned)), dict.fromkeys((*named.ban, *banned))
+    return Rules(tuple(pin), tuple(ban), named.quotas)
 
 
-def _quota_columns(sets: Sets, rules: Rules) -> list[pl.Series]:
-    """The columns of the file that quotas are on, beyond the fields of a record, as text."""
-    named = dict.fromkeys(quota.column for quota in rules.quotas)
-    wanted = [name for name in named if name not in sets.pool.columns]
-    return as_text(file_columns(sets.pool, sets.read["file"], wanted, "--quota"))
-
-
-def _refuse_unruly(
+def _refuse_impossible_rules(
     request: Request, sets: Sets, kept: Sequence[pl.Series], rules: Rules, model: ModelOptions
 ) -> pl.DataFrame:
     """The pool as rules see it; what cannot be kept is refused before anything is scored.
@@ -178,9 +195,17 @@ def _refuse_unruly(
         request.selector, sets.stage, request.budget, ruled, pool.height, request.options
     )
     if ruled:
-        pool = counted(pool, request.budget, model)
-        refuse_infeasible(rules, pool, allowed)
+        pool = with_token_counts(pool, request.budget, model)
+        _refuse_infeasible(rules, pool, allowed)
     return pool
+
+
+def _refuse_infeasible(
+    rules: Rules, pool: pl.DataFrame, budget: Budget, unscorable: Collection[str] = ()
+) -> None:
+    """Refuse rules that no subset of the pool's scorable records keeps to."""
+    ids = tuple(record for record in pool["record_id"] if record not in unscorable)
+    Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)
 
 
 def _refuse_unscorable(
@@ -191,10 +216,10 @@ def _refuse_unscorable(
     rules: Rules,
     unscorable: Mapping[str, str],
 ) -> None:
-    """Refuse what more records would have to be scored for than can be, before any is.
+    """Refuse a budget or a rule that asks for more records than can be scored.
 
     Raises:
-        Refused: no record can be scored, or the budget or a rule asks for more than can be.
+        Refused: no record can be scored, or fewer than are asked for.
     """
     share, replayable = refuse_beyond_scored(
         arm, sets.pool, sets.existing, unscorable, "records of the file"
@@ -205,7 +230,7 @@ def _refuse_unscorable(
         allowed = parse_budget(arm.budget, ruled.height)
         scorable = sum(record not in unscorable for record in ruled["record_id"])
         new = replay_schedule(allowed.count, share, scorable, replayable).new
-        refuse_infeasible(rules, ruled, replace(allowed, count=new), unscorable)
+        _refuse_infeasible(rules, ruled, replace(allowed, count=new), unscorable)
 
 
 def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
@@ -241,7 +266,6 @@ def _store_version(
     }
     about = {"dataset": version, "parents": parents, "coverage": "auto", "existing": "pool"}
     folder = home.dataset(version)
-    folder.mkdir(parents=True)
     for part, frame in (("pool", pool), ("target", target), ("heldout", pool.clear())):
         if frame is not None:
             write_parquet(folder / f"{part}.parquet", frame)
@@ -256,24 +280,20 @@ def _write(
     reader: LanguageModel,
     unscorable: Mapping[str, str],
 ) -> None:
-    file = sets.read["file"] if selection.replayed is None else _with_existing(sets)
-    write_chosen(request.out, file, selection.ranking, first_input(request.file))
+    file, source = sets.read["file"], first_input(request.file)
+    if selection.replayed is not None:
+        # Where both files hold a record, the later place is the one that is looked up.
+        other = sets.read["existing"]
+        file = replace(
+            file,
+            frame=pl.concat([file.frame, other.frame]),
+            rows=[*file.rows, *other.rows],
+            raw=None if file.raw is None or other.raw is None else [*file.raw, *other.raw],
+            schema=None,
+        )
+    write_chosen(request.out, file, selection.ranking, source)
     if sets.faults:
-        write_faults(faults_beside(request.out, first_input(request.file)), sets.faults)
+        write_faults(faults_beside(request.out, source), sets.faults)
     if request.why is not None:
         reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
         write_output(request.why, reasons.encode("utf-8"))
-
-
-def _with_existing(sets: Sets) -> RecordsFile:
-    """The pool's rows and those of the existing records, which may be replayed."""
-    file, other = sets.read["file"], sets.read["existing"]
-    raw = None if file.raw is None or other.raw is None else [*file.raw, *other.raw]
-    # Where both files hold a record, the later place is the one that is looked up.
-    return replace(
-        file,
-        frame=pl.concat([file.frame, other.frame]),
-        rows=[*file.rows, *other.rows],
-        raw=raw,
-        schema=None,
-    )

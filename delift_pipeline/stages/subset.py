@@ -8,7 +8,7 @@ import polars as pl
 
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.manifest import read_manifest, up_to_date
+from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.kernel.kernel import block_hashes, load_block
 from delift_pipeline.lineage.existing import existing_of
@@ -20,23 +20,13 @@ from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.run import (
-    select,
-    selection_request,
-    subset_parents,
-    write_subset,
-)
-from delift_pipeline.selection.scorable import (
-    refuse_beyond_scorable,
-    refuse_unscorable,
-    replay_of,
-)
-from delift_pipeline.selection.selector import Needs, SelectionInputs
+from delift_pipeline.selection.run import select, selection_request, subset_parents, write_subset
+from delift_pipeline.selection.scorable import refuse_beyond_scorable, refuse_unscorable, replay_of
+from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.stages.arms import Arm
-from delift_pipeline.stages.cost import cost_sentence
-from delift_pipeline.stages.result import Result
+from delift_pipeline.stages.cost import cost_sentence, with_token_counts
+from delift_pipeline.stages.result import Result, required_manifest
 from delift_pipeline.stages.score import unscorable_of
-from delift_pipeline.stages.tokens import counted
 from delift_pipeline.training.influence import LowRankGradients
 
 CODE_VERSION = "2"
@@ -70,18 +60,16 @@ class Choice:
     def request(self) -> dict[str, Any]:
         """What is asked for, defaults spelled out."""
         arm = self.arm
-        asked = selection_request(
-            arm.stage, arm.selector, arm.budget, arm.seed, arm.options, arm.rules
-        )
-        return {**asked, **({"balance": list(arm.balance)} if arm.balance else {})}
+        settings = (arm.selector, arm.budget, arm.seed, arm.options, arm.rules)
+        balance = {"balance": list(arm.balance)} if arm.balance else {}
+        return {**selection_request(arm.stage, *settings), **balance}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chosen(Result):
     """A stored subset, and what it was chosen from.
 
     Attributes:
-        choice: What the arm chose from.
         selection: The ranking with its reasons; None where the subset was found.
     """
 
@@ -100,45 +88,32 @@ def make_subset(
 ) -> Chosen:
     """Choose the arm's subset, unless the same was chosen from the same records and blocks.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        arm: The arm.
-        model: The model whose scores are read.
-        run_id: Of the Dagster run, for the manifest.
-        reader: `model` as a selector reads it, where progress is shown or devices are shared.
-        unscorable: record_id -> why it cannot be scored; None reads it from the scores.
+    `reader` is `model` as a selector reads it, where progress is shown or devices are shared.
+    `unscorable` says by record_id why it cannot be scored; None reads it from the scores.
 
     Raises:
         Refused: the arm does not apply to this version, what it continues is missing, or it needs
             pairs that are not planned (with their cost).
         DeliftError: scores or kernel are damaged or missing.
     """
-    choice, folder = choose_from(home, version, arm, model), home.subset(version, arm.name)
-    manifest, selection = up_to_date(folder, choice.request, choice.parents, CODE_VERSION), None
-    if manifest is None:
-        if unscorable is None:
-            unscorable = unscorable_of(home, version, choice.fingerprint)
-        selection = _selection(home, choice, reader or LanguageModel(model, home), unscorable)
-        manifest = write_subset(
-            folder,
-            selection,
-            choice.pool,
-            request=choice.request,
-            parents=choice.parents,
-            fingerprint=choice.fingerprint,
-            code_version=CODE_VERSION,
-            run_id=run_id,
-            balance_by=arm.balance,
-        )
-    return Chosen(
-        home=home,
-        folder=folder,
-        manifest=manifest,
-        reused=selection is None,
-        choice=choice,
-        selection=selection,
+    choice, folder = _choice(home, version, arm, model), home.subset(version, arm.name)
+    if manifest := up_to_date(folder, choice.request, choice.parents, CODE_VERSION):
+        return Chosen(home, folder, manifest, True, choice, None)
+    if unscorable is None:
+        unscorable = unscorable_of(home, version, choice.fingerprint)
+    selection = _selection(home, choice, reader or LanguageModel(model, home), unscorable)
+    manifest = write_subset(
+        folder,
+        selection,
+        choice.pool,
+        request=choice.request,
+        parents=choice.parents,
+        fingerprint=choice.fingerprint,
+        code_version=CODE_VERSION,
+        run_id=run_id,
+        balance_by=arm.balance,
     )
+    return Chosen(home, folder, manifest, False, choice, selection)
 
 
 def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
@@ -152,7 +127,7 @@ def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
         raise Refused(Fault(reason, field="arm"))
 
 
-def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
+def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
     """Gather what an arm chooses from, and refuse what cannot be chosen."""
     dataset = load_version(home, version)
     refuse_inapplicable(dataset, arm)
@@ -161,51 +136,35 @@ def choose_from(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choi
     if pool.is_empty():
         raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
     needs = needs_of(arm.selector, arm.stage, arm.options)
-    existing, extra = None, {}
+    existing, fingerprint = None, None
+    extra: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     if needs.reads_existing:
         found = existing_of(home, dataset, arm.name)
         existing, extra = found.records, found.parents
-    fingerprint, hashes = _kernel(home, dataset, arm, model, needs)
+    if needs.blocks:
+        fingerprint = fingerprint_of(model).digest
+        reason = f"{version} has no kernel for this model yet: materialise utility_kernel"
+        kernel = required_manifest(home.kernel(version, fingerprint), reason, field="arm")
+        known = block_hashes(kernel)
+        if absent := [name for name in needs.blocks if name not in known]:
+            reason = cost_sentence(home, dataset, arm, fingerprint, absent)
+            raise Refused(Fault(reason, field="arm"))
+        hashes = {name: known[name] for name in needs.blocks}
     if needs.model:
         fingerprint = fingerprint_of(model).digest
-        extra = {**extra, **_models(model, fingerprint, needs)}
+        extra = {**extra, "model": fingerprint}
+        for name in needs.other_models:
+            other = fingerprint_of(model.model_copy(update={"model": name, "revision": None}))
+            extra[f"model:{portable_name(name)}"] = other.digest
     return Choice(
         dataset=dataset,
         arm=arm,
-        pool=counted(pool, arm.budget, model),
+        pool=with_token_counts(pool, arm.budget, model),
         existing=existing,
         fingerprint=fingerprint,
         parents=subset_parents(version, dataset.manifest.content_hash, hashes, extra),
     )
-
-
-def _kernel(
-    home: Home, dataset: DatasetVersion, arm: Arm, model: ModelOptions, needs: Needs
-) -> tuple[str | None, dict[str, str]]:
-    """The fingerprint and the hashes of the blocks that the arm reads."""
-    if not needs.blocks:
-        return None, {}
-    fingerprint = fingerprint_of(model).digest
-    manifest = read_manifest(home.kernel(dataset.version, fingerprint))
-    if manifest is None:
-        reason = f"{dataset.version} has no kernel for this model yet: materialise utility_kernel"
-        raise Refused(Fault(reason, field="arm"))
-    known = block_hashes(manifest)
-    absent = [name for name in needs.blocks if name not in known]
-    if absent:
-        raise Refused(Fault(cost_sentence(home, dataset, arm, fingerprint, absent), field="arm"))
-    return fingerprint, {name: known[name] for name in needs.blocks}
-
-
-def _models(model: ModelOptions, fingerprint: str, needs: Needs) -> dict[str, str]:
-    """The models read -> their fingerprints."""
-    others = {
-        f"model:{portable_name(name)}": fingerprint_of(
-            model.model_copy(update={"model": name, "revision": None})
-        ).digest
-        for name in needs.other_models
-    }
-    return {"model": fingerprint, **others}
 
 
 def _selection(
@@ -246,12 +205,8 @@ def refuse_beyond_scored(
 ) -> tuple[float, int]:
     """Refuse a budget above the number of records that the arm's selector can rank.
 
-    Args:
-        arm: The arm; its selector reads scores.
-        pool: D.
-        existing: D_E, where the arm reads it.
-        unscorable: record_id -> why it cannot be scored.
-        what: What the pool is called.
+    The arm's selector reads scores; `existing` is D_E, where the arm reads it. A refusal calls the
+    pool `what`.
 
     Returns:
         The share of the picks that is replayed, and how many existing records may be.
