@@ -22,13 +22,8 @@ def stage_heldout(
     """The held-out records that tell how well a stage's goal is met.
 
     The task-specific stage chooses for the target set's tasks and is measured on these, where the
-    held-out set has records of them; every other stage is measured on the whole held-out set.
-
-    Args:
-        heldout: All held-out records (`RECORD_SCHEMA`).
-        target: The target set, or None.
-        stage: The stage.
-        options: `target_tasks_only` turns this off.
+    held-out set has records of them and `options.target_tasks_only` stays on; every other stage is
+    measured on the whole held-out set.
     """
     if stage != "task_specific" or target is None or not options.target_tasks_only:
         return heldout

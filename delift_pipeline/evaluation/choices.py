@@ -33,11 +33,7 @@ def choice_accuracy(
     An option's score is the summed log-probability of its letter's tokens after the prompt, the
     end-of-text token left out; the first of equal ones counts as chosen.
 
-    Args:
-        engine: Of the model.
-        encoder: Of the model.
-        records: Scorable records (`RECORD_SCHEMA`); the output is the right letter.
-        progress: Where progress is shown.
+    `records` are scorable ones (`RECORD_SCHEMA`) whose output is the right letter.
 
     Returns:
         1.0, 0.0, or None where the prompt lists no options or the output is none of them.

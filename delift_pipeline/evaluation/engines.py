@@ -212,10 +212,7 @@ def evaluation_engine(
 ) -> Iterator[EvaluationEngine]:
     """The engine of a loaded model, for as long as it is needed.
 
-    Args:
-        loaded: As `load_trained` gives it.
-        options: How it is measured.
-        longest: Tokens of the longest sequence, its prompt and its answer; vLLM reserves for it.
+    `longest` counts the tokens of the longest prompt and answer together; vLLM reserves for it.
 
     Raises:
         Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
@@ -239,10 +236,8 @@ def load_trained(
     A QLoRA adapter is put on the base in the asked dtype, without quantisation. Where vLLM is the
     engine, no weights are loaded yet.
 
-    Args:
-        model_options: The base model.
-        adapter: A PEFT folder for it, a folder with a whole trained model, or None.
-        options: Their `engine` is used; None there takes the base model's.
+    `adapter` is a PEFT folder for the base model, a folder with a whole trained model, or None.
+    Where `options.engine` is None, the base model's engine is used.
 
     Raises:
         Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.

@@ -24,14 +24,7 @@ def nearest_chosen(
 
     Cosines are rounded to six decimals; among equal ones the smaller record_id is nearer.
 
-    Args:
-        chosen: Records to show (`RECORD_SCHEMA`).
-        heldout: Records to answer.
-        k: Demonstrations for each, at least 1.
-        embedder: See `scoring.neighbours.embed`.
-
-    Returns:
-        Chosen record_ids by held-out record_id, the nearest first.
+    Returns the ids of k chosen records (at least 1) by held-out record_id, the nearest first.
 
     Raises:
         Refused: the embedder cannot be loaded.
@@ -61,13 +54,7 @@ def evaluate_in_context(
     As many of the `options.in_context` nearest are shown, nearest first, as the window holds beside
     the question, its answer and the longest generated one; `details` says how many that were.
 
-    Args:
-        loaded: The base model.
-        chosen: The subset's records (`RECORD_SCHEMA`).
-        heldout: Held-out records; none may be in `chosen`.
-        options: What to measure; `in_context` is k.
-        progress: Where progress is shown.
-        embedder: Of the nearness [the one of the metrics].
+    Nearness is that of `embedder` [the one of the metrics].
 
     Raises:
         Refused: `in_context` is 0, there is no chosen or held-out record, or a held-out record is

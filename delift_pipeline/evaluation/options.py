@@ -14,11 +14,8 @@ class Metric:
     """How a metric is read.
 
     Attributes:
-        title: Its name for people.
         heading: The same for a narrow table.
         meaning: One sentence for reports.
-        better: Which direction is better, `lower` or `higher`.
-        generated: Whether it needs the model's generated answer.
         compare: The score of one generated answer against its reference, None where it does not
             apply; only for metrics that are measured answer by answer.
     """

@@ -60,29 +60,17 @@ class ArmReport:
     """Everything a report tells of one arm.
 
     Attributes:
-        version: Dataset version.
         arm: Arm name, `stage.selector[-variant]`.
-        stage: The arm's stage.
-        selector: The arm's selector.
-        seed: The arm's seed.
-        budget: The budget as asked for.
         model: The model's name, a path never.
-        fingerprint: The scoring fingerprint.
         pool: Records to choose from.
         subset: The chosen records in rank order: `record_id`, and `gain` where the selector has it.
-        evaluation: This arm's evaluation.
         beside: Evaluations of the same version and stage by name (`initial`, `random`, `full`);
             None where there is none yet.
-        asked: Options as asked for, by group.
-        objective: What the selector says of its objective.
-        training: The training log, or None.
         lineage: Hash or id of what the arm was made of, by name.
-        seconds: Wall times by name.
         diagnostics: The subset beside its pool and beside random ones, by name.
         suspects: Suspected wrong records: trust, selected, text, and the neighbours that disagree,
             each with its text, the tokens of the record's answer and what they gain after it.
         balance: Pool against subset by group, as `selection.diagnostics.balance` gives it.
-        forgetting: The models and held-out sets of earlier versions, or None.
     """
 
     version: str
@@ -109,11 +97,7 @@ class ArmReport:
 
 
 def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
-    """Write an arm's report into an existing folder.
-
-    Returns:
-        What `report.json` holds.
-    """
+    """Write an arm's report into an existing folder; returns what `report.json` holds."""
     gaps = {
         name: differences(report.evaluation, other)
         for name, other in report.beside.items()

@@ -40,7 +40,6 @@ class Evaluation:
             answer does not fit), `past_limit` (left out by `limit`), `unfinished` (generated
             answers that reached the longest length without an end-of-text token).
         details: `engine`, `max_new_tokens`, `cuts` and `unscorable` (record_id -> why).
-        seconds: Wall time.
     """
 
     metrics: dict[str, float]
@@ -67,7 +66,6 @@ class Difference:
         mean: Mean of ours minus theirs, in the metric's own units.
         se: Its standard error over the records.
         improvement: The mean with the sign turned so that positive is better.
-        records: Records compared.
     """
 
     mean: float

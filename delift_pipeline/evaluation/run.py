@@ -38,12 +38,7 @@ def evaluate(
 ) -> Evaluation:
     """Load a model, with an adapter or as a whole trained folder, and measure it.
 
-    Args:
-        model_options: The base model.
-        adapter: A PEFT folder for it, a folder with a whole trained model, or None for the base.
-        heldout: Held-out records, in `RECORD_SCHEMA`.
-        options: What to measure.
-        progress: Where progress is shown.
+    `adapter` is a PEFT folder for the base model, a folder with a whole trained model, or None.
 
     Raises:
         Refused: there is no held-out record, or `adapter` holds no model.
@@ -80,9 +75,7 @@ def _refuse_empty(heldout: pl.DataFrame) -> None:
 def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
     """How long a generated answer may get, in tokens, where the window allows it.
 
-    Args:
-        options: What was asked for.
-        longest_answer: Tokens of the longest reference, its end-of-text token included.
+    `longest_answer` counts the longest reference's tokens, its end-of-text token included.
     """
     if options.max_new_tokens:
         return options.max_new_tokens
@@ -101,13 +94,8 @@ def measured(
 ) -> Evaluation:
     """Every asked metric of the encoded held-out records.
 
-    Args:
-        loaded: The model.
-        heldout: All held-out records, those that are not measured too.
-        examples: The measured ones' tokens; a prompt may begin with demonstrations.
-        details: What encoding had to say: `unscorable` (record_id -> why), `cuts`.
-        options: What to measure.
-        progress: Where progress is shown.
+    `heldout` holds the records that are not measured too; `details` says what encoding left out
+    (`unscorable`: record_id -> why) and cut (`cuts`). A prompt may begin with demonstrations.
 
     Raises:
         DeliftError: no held-out record can be measured.

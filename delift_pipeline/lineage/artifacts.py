@@ -24,8 +24,6 @@ class Artifact:
 
     Attributes:
         name: `kind:version[:arm]`.
-        folder: Where it lies.
-        manifest: Its manifest.
     """
 
     name: str
@@ -53,7 +51,6 @@ class Cause:
     """One edge of the lineage: an artifact, and something it was made of.
 
     Attributes:
-        child: The artifact.
         parent: What it was made of, by name.
         recorded: The parent's hash when the child was made.
         stored: The parent as it is stored now, or None.
@@ -80,11 +77,8 @@ class Cause:
 def found(home: Home, name: str, fingerprint: str | None = None) -> Artifact | None:
     """The stored artifact of a name, or None.
 
-    Args:
-        home: The home.
-        name: See the module.
-        fingerprint: Of the artifact that names it; kernels and scores lie under it, and it is the
-            hash of `model`.
+    `fingerprint` is that of the artifact that names it: kernels and scores lie under it, and it is
+    the hash of `model`.
 
     Raises:
         DeliftError: its manifest is damaged.

@@ -41,21 +41,8 @@ def write_card(
 ) -> Path:
     """Write the card into an adapter's folder; equal facts give equal bytes.
 
-    Args:
-        folder: The adapter's folder.
-        dataset: The version.
-        arm: The arm's name.
-        settings: What `arms.yaml` says of the arm, as plain data.
-        model: The base model's name, never a path.
-        records: The subset's records (`RECORD_SCHEMA`).
-        adapter: The adapter's manifest.
-        subset: The subset's manifest.
-        log: What training did.
-        measured: The adapter's evaluation, once there is one.
-        beside: The evaluations it is compared with, by name.
-
-    Returns:
-        The card's path.
+    `settings` is what `arms.yaml` says of the arm, `model` a name and never a path, `records` the
+    subset (`RECORD_SCHEMA`), and `beside` the evaluations that `measured` is compared with.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

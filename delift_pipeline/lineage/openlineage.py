@@ -74,11 +74,7 @@ StepTimes = Callable[[str, str], Times | None]
 def write_openlineage(
     home: Home, artifacts: Iterable[Artifact], path: Path, step_times: StepTimes
 ) -> int:
-    """Write the events of some artifacts and of all their causes, oldest first.
-
-    Returns:
-        How many events were written.
-    """
+    """Write the events of some artifacts and all their causes, oldest first; returns how many."""
     events = list(openlineage_events(home, artifacts, step_times))
     write_output(path, "".join(f"{json_text(event)}\n" for event in events).encode("utf-8"))
     return len(events)

@@ -58,13 +58,8 @@ class Candidate:
     """An evaluated adapter and what it must not be worse than.
 
     Attributes:
-        version: The dataset version.
-        arm: The arm.
-        adapter: The adapter's content hash.
-        own: Its evaluation.
         base: The base model's on the same held-out set; None where it is missing.
         random: The stage's random arm's; None where it is missing.
-        is_random: Whether this is a random arm itself.
     """
 
     version: str
@@ -109,9 +104,7 @@ class Standing:
 def standing(candidates: Sequence[Candidate], champion: Key | None = None) -> Standing:
     """Decide the contest.
 
-    Args:
-        candidates: Every evaluated adapter that takes part.
-        champion: The key of the present champion, if there is one.
+    `champion` is the key of the present champion, if there is one.
     """
     measured = {name for one in candidates for name in one.own.metrics}
     metric: MetricName | None = next((name for name in METRICS if name in measured), None)
@@ -177,16 +170,8 @@ def settle(
 ) -> str:
     """Decide who is champion and challenger after an evaluation, and move the aliases.
 
-    Args:
-        home: The home whose reports are compared.
-        tracker: Where the adapters are registered.
-        dataset: The version that was evaluated on.
-        stage: The stage that was evaluated.
-        model: The base model's name, never a path.
-        arms: The names of all arms of the stage, with what each is measured by.
-
-    Returns:
-        One sentence on who is champion.
+    `arms` holds all arms of the stage with what each is measured by; `model` is a name, never a
+    path. Returns one sentence on who is champion.
 
     Raises:
         DeliftError: the store cannot be used.

@@ -30,12 +30,10 @@ class RecordLineage:
     """What became of one record.
 
     Attributes:
-        record_id: Its identity.
         texts: Its texts, task and source, as the first version that has it gives them.
         versions: Where it stands: version, part (`pool`, `target`, `heldout`), source ids, copies.
         subsets: For each arm that could have taken it: whether it did, at which rank, and why.
         adapters: Adapters whose weights it shaped, directly or through the one they started from.
-        reports: Metrics of those adapters.
         measured: Held-out only: its own metrics under each arm.
         unscorable: Version -> why it is in no scored pair.
     """
@@ -53,9 +51,7 @@ class RecordLineage:
 def record_lineage(home: Home, record: str) -> RecordLineage:
     """Follow a record downwards.
 
-    Args:
-        home: The home.
-        record: A record_id, the beginning of one, or a file's own id.
+    `record` is a record_id, the beginning of one, or a file's own id.
 
     Raises:
         Refused: no stored record is meant, or several are.

@@ -42,15 +42,10 @@ class TrackedArm:
     """The MLflow run of one version's arm.
 
     Attributes:
-        tracker: Where it is logged.
-        home: The home.
-        dataset: The version.
-        arm: The arm's name.
         settings: What `arms.yaml` says of the arm, as plain data.
         records: The subset, in rank order.
         parents: Name of each artifact the adapter is made of -> its hash.
         model: The base model's name, never a path.
-        dagster_run: The Dagster run, if any.
     """
 
     tracker: Tracker
@@ -181,14 +176,7 @@ def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
 
     The same files under the same name are logged once.
 
-    Args:
-        tracker: Where it is logged.
-        run_id: The run that trained it.
-        folder: Its files, copied as they are.
-        name: The model's name; characters that MLflow refuses become `_`.
-
-    Returns:
-        The logged model's id.
+    Characters of `name` that MLflow refuses become `_`. Returns the logged model's id.
 
     Raises:
         DeliftError: the store cannot be used.
@@ -229,12 +217,8 @@ def register(
 ) -> "ModelVersion":
     """Make a logged model a version of a registered model; the same adapter is one version.
 
-    Args:
-        tracker: Where it is registered.
-        name: The registered model (`registered_name`), made where there is none.
-        model_id: The logged model.
-        tags: `version`, `arm` and `adapter` (the content hash), which tell adapters apart.
-        card: The model card, shown as the version's description.
+    `tags` (`version`, `arm`, `adapter`: the content hash) tell adapters apart. The registered model
+    is made where there is none; the model card is shown as the version's description.
 
     Raises:
         DeliftError: the store cannot be used.

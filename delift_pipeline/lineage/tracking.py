@@ -121,15 +121,10 @@ class Tracker:
     ) -> str:
         """The live run of an arm on a version: the present one if its content is equal, else new.
 
-        Args:
-            version: The dataset version.
-            arm: `stage.selector[-variant]`; stage and selector become tags of their own.
-            tags: What leads back (`dagster_run_id`, `manifest`, ...) and `content`, the hash of
-                the subset and the training request; without it the hash of `params`. All but
-                MLflow's own (`mlflow.`) get the prefix `delift.`.
-            params: Everything that was asked for; nested mappings are spread out. A parameter
-                that the run has already stays as it is.
-            parent: The run that this one is shown under (`version_run`).
+        The stage and the selector of `arm` become tags of their own. `tags` lead back to the home;
+        their `content` is the hash of the subset and the training request, without it that of
+        `params`. Nested mappings of `params` are spread out, and a parameter that the run has
+        already stays as it is. The run is shown under the run `parent` (`version_run`).
         """
         from mlflow.entities import Param
 
@@ -259,13 +254,8 @@ class Tracker:
     ) -> None:
         """Log a frame as a data set input: its schema, size and digest, and where it lies.
 
-        Args:
-            run_id: The run that read it.
-            frame: The rows, which are not stored.
-            name: As shown, such as `alpaca-v1/pool`.
-            digest: Our content hash.
-            context: `pool`, `training` or `evaluation`.
-            source: Where the rows lie, relative to the home.
+        `name` is as shown (`alpaca-v1/pool`), `context` is `pool`, `training` or `evaluation`, and
+        `source` says where the rows lie, relative to the home.
         """
         from mlflow.data.polars_dataset import from_polars
         from mlflow.entities import Dataset, DatasetInput, InputTag

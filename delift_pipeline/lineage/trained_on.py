@@ -36,12 +36,8 @@ def write_trained_on(
 ) -> None:
     """Write the list into an adapter's folder.
 
-    Args:
-        folder: The adapter's folder, or the temporary one that takes its place.
-        name: `adapter:V:ARM`.
-        ranking: The subset's record_ids in rank order.
-        left_out: record_id -> why it could not be trained on.
-        start: The folder of the adapter that training went on from.
+    `name` is `adapter:V:ARM`, `ranking` the subset's record_ids in rank order, `left_out` record_id
+    -> why it could not be trained on, and `start` the folder of the adapter that was continued.
     """
     records = _listed(name, ranking, left_out)
     if start is not None and (start / TRAINED_ON).is_file():

@@ -18,10 +18,6 @@ class VersionLineage:
     """A version beside its parents.
 
     Attributes:
-        version: Its name.
-        dataset: The data set it is a version of.
-        content_hash: Its hash.
-        counts: Its sizes.
         parents: For each parent: the records added, removed and changed, and how many stayed.
         children: Stored versions that follow it.
         subsets: For each arm and parent: which picks stayed, came and went, and why.

@@ -26,7 +26,6 @@ class Example:
     """One record's tokens.
 
     Attributes:
-        record_id: The record.
         prompt: Head and prompt, int32.
         answer: The answer and its end-of-text token, int32.
     """

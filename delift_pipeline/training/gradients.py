@@ -140,11 +140,8 @@ def gradient_batches(
 ) -> Iterator[list[int]]:
     """Places of examples of near lengths, longest first, within a token and a memory limit.
 
-    Args:
-        examples: The records.
-        size: Numbers in one gradient.
-        tokens: Most tokens a batch, padding included; a longer record goes alone.
-        memory: Most bytes that the gradients of a batch take; one gradient always fits.
+    `tokens` counts padding, and a longer record goes alone; `memory` limits the bytes of the
+    gradients of a batch, of which one always fits.
     """
     most = max(1, memory // (4 * size))
     lengths = np.asarray([len(example) for example in examples], dtype=np.int64)
@@ -164,15 +161,7 @@ ROWS = 2048
 
 
 def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
-    """Project rows to `dims` numbers.
-
-    Args:
-        vectors: float32 [n, size].
-        dims: A multiple of 64.
-        seed: Decides the signs.
-
-    Returns:
-        float32 [n, dims].
+    """Project rows, float32 [n, size], to float32 [n, dims].
 
     Raises:
         Refused: `dims` is no multiple of 64.
@@ -232,7 +221,6 @@ class Checkpoint:
 
     Attributes:
         folder: Weights, moments and state (`training.run`).
-        step: Optimizer steps done.
         learning_rate: Mean over the steps since the checkpoint before.
     """
 
@@ -253,7 +241,6 @@ class Moments:
     Attributes:
         first: Mean of the gradients, float32 [size].
         second: Mean of their squares, float32 [size].
-        step: Steps that made them.
     """
 
     first: torch.Tensor
@@ -263,11 +250,10 @@ class Moments:
     def update(self, gradients: torch.Tensor) -> torch.Tensor:
         """The direction that Adam would step in on each gradient alone.
 
-            m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2
-            (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps),  t = step + 1
+        m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2
+        (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps),  t = step + 1
 
-        Args:
-            gradients: float32 [n, size].
+        `gradients` is float32 [n, size], as the result is.
         """
         (b1, b2), count = BETAS, self.step + 1
         mean = (b1 * self.first + (1 - b1) * gradients) / (1 - b1**count)
@@ -280,14 +266,7 @@ class WarmUp:
 
     A run that was killed goes on from its last checkpoint; a finished one is found.
 
-    Args:
-        options: How to train; its epochs are the checkpoints.
-        model: The base model.
-        records: What to train on.
-        seed: Decides adapters, batches and dropout.
-        folder: Where this very warm-up is kept.
-        progress: Where progress is shown.
-        claim: Called before weights are loaded.
+    The epochs of `options` are the checkpoints. `claim` is called before weights are loaded.
     """
 
     def __init__(

@@ -86,13 +86,7 @@ class LowRankGradients:
 
 @dataclass(frozen=True)
 class ProjectedGradients:
-    """Unit features of records at the checkpoints of a warm-up, kept in shards.
-
-    Attributes:
-        warm_up: The warm-up; trained where its checkpoints are not kept.
-        dims: Numbers a record.
-        seed: Of the projection.
-    """
+    """Unit features of records at the checkpoints of a warm-up, kept in shards."""
 
     warm_up: "WarmUp" = field(repr=False)
     dims: int

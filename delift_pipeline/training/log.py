@@ -19,18 +19,13 @@ class TrainingLog(BaseModel):
     Attributes:
         method: `lora`, `qlora` or `full`.
         losses: Mean negative log-probability of an answer token in each step's batch, nats.
-        learning_rates: The learning rate of each step.
-        steps: Optimizer steps done.
         epochs: Passes over the records those steps make.
         seconds: Wall time of the steps, model loading left out.
         tokens: Tokens fed in all, prompts included, padding left out.
         answer_tokens: Answer tokens among them, which alone carry loss.
-        trainable_parameters: Parameters that were trained.
         parameters: Parameters of the model, adapters included.
-        records_used: Records trained on.
         records_left_out: Records whose answer does not fit the window: `record_id` -> why.
         cuts: Texts cut to fit the window, by kind.
-        seed: The arm's seed.
         resumed_at: The step a checkpoint was resumed at, or None.
         started_from: Name of the adapter or model folder training went on from, or None.
     """

@@ -41,16 +41,7 @@ WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.j
 
 @dataclass
 class Progressed:
-    """What training has done so far.
-
-    Attributes:
-        step: Steps done.
-        losses: Loss of each.
-        learning_rates: Learning rate of each.
-        tokens: Tokens fed.
-        answer_tokens: Answer tokens among them.
-        seconds: Wall time spent.
-    """
+    """What training has done so far."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -263,17 +254,9 @@ def train(
     end-of-text token included, on the encoding that scoring uses. On a CPU the same arguments give
     the same bytes, in whatever order the records come.
 
-    Args:
-        options: How to train.
-        model_options: The base model; it is loaded afresh.
-        records: The subset, in `RECORD_SCHEMA`.
-        seed: Decides initial adapter weights, batches and dropout.
-        out: An existing folder, inside an atomic one where it matters.
-        start: An adapter's (or full model's) folder to go on from.
-        progress: Where progress is shown.
-        on_step: Called after each step.
-        checkpoints: Folder for the state kept every `options.checkpoint_every` steps; a state of
-            this very run found there is gone on from.
+    The seed decides initial adapter weights, batches and dropout; `start` is a folder to go on
+    from. `checkpoints` holds the state kept every `options.checkpoint_every` steps; a state of this
+    very run found there is gone on from.
 
     Raises:
         Refused: no record can be trained on, or method, start and installed packages disagree.
@@ -313,11 +296,7 @@ def untrained(
 
     A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's.
 
-    Args:
-        options: The method and the adapter's shape; nothing is trained.
-        model_options: The base model.
-        seed: Decides the first matrix, which has no effect.
-        out: An existing folder.
+    The seed decides the first matrix, which has no effect.
     """
     with _seeded(seed):
         trainable = prepare(options, model_options, None)

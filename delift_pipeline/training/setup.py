@@ -43,9 +43,7 @@ class Trainable:
 
     Attributes:
         model: The model; what requires a gradient is trained.
-        encoder: The scoring encoder.
         fingerprint: The base model's scoring fingerprint.
-        device: Where batches go.
         autocast: Context of a forward pass.
         save: Writes the trained weights into a folder.
     """

@@ -82,11 +82,7 @@ class StackedLora:
     ) -> None:
         """Draw the adapters as PEFT does: A uniform within 1 / sqrt(in), B zero.
 
-        Args:
-            model: The base model.
-            seeds: One a run.
-            options: Rank and alpha are read.
-            start: Weights to begin from instead of the model's, as `merged` gives them.
+        With `start` (as `merge` returns it) the runs begin from those weights, not the model's.
         """
         config: Any = model.config
         self.runs, self.scale = len(seeds), options.alpha / options.rank
@@ -201,12 +197,8 @@ def train(
 ) -> StackedLora:
     """Train one adapter a set, all of them together; merged at the end.
 
-    Args:
-        model: The base model.
-        sets: The records of each run.
-        seeds: The seed of each run: its adapter's start and its order.
-        options: LoRA with `steps`; every run does as many.
-        start: See `StackedLora`.
+    Every run does `options.steps` steps of LoRA. A run's seed decides its adapter's start and its
+    order.
     """
     lora = StackedLora(model, seeds, options, start)
     optimizer = torch.optim.AdamW(lora.parameters, lr=options.learning_rate, weight_decay=0.0)

@@ -137,7 +137,6 @@ class Question:
     """One thing a judge is asked.
 
     Attributes:
-        record_id: The held-out record.
         dimension: What is judged, or `overall`.
         text: The whole of what is asked, but for the system message.
     """
@@ -154,10 +153,6 @@ class Question:
 
 def questions_for(samples: pl.DataFrame, options: JudgeOptions) -> list[Question]:
     """Everything a judge is asked about a model's generated answers.
-
-    Args:
-        samples: `SAMPLE_SCHEMA`; rows without a generated answer or a reference are refused.
-        options: The mode decides how many questions a record makes.
 
     Raises:
         Refused: a row has no generated answer.

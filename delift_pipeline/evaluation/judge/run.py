@@ -40,9 +40,7 @@ class Scores:
     Attributes:
         mean: Mean of those that are scored, or None.
         se: Its standard error over records.
-        scored: How many are.
         unparsable: Replies without a score in them; in no mean.
-        failed: Questions without a reply.
         distribution: How many scores round to 1, 2, 3, 4 and 5.
     """
 
@@ -60,9 +58,7 @@ class Judged:
 
     Attributes:
         rows: One row a question (`JUDGED_SCHEMA`).
-        dimensions: Scores by dimension.
         overall: Of each record's mean over its dimensions, where all of them are scored.
-        tokens: Tokens asked and replied.
     """
 
     rows: pl.DataFrame = field(repr=False)
@@ -84,11 +80,9 @@ class Estimate:
     """What judging will take, before it is done.
 
     Attributes:
-        questions: All of them.
         known: Those replied to already.
         requests: Those that will be asked, each distinct one once.
         prompt_tokens: Of the requests, at four characters a token.
-        reply_tokens: Of the replies.
         price: In the prices' currency, or None where no price is given.
     """
 
@@ -159,11 +153,7 @@ def ask(
 
     One process asks at a time; another waits and then finds the replies.
 
-    Args:
-        judge: Who is asked.
-        questions: All questions about one model's answers.
-        folder: Where this judge's journal lies.
-        progress: Where progress is shown.
+    The judge's journal lies in `folder`.
     """
     progress = progress or SilentProgress()
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,12 +168,7 @@ def ask(
 
 
 def judged(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judged:
-    """Put replies and questions together.
-
-    Args:
-        questions: All questions about one model's answers.
-        replies: By question key; one that is missing counts as failed.
-    """
+    """Put questions and replies (by key) together; one without a reply counts as failed."""
     absent = Reply("failed", None, "not asked yet")
     found = [(one, replies.get(one.key, absent)) for one in questions]
     rows = pl.DataFrame(
