@@ -32,6 +32,7 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
     rows: list[Row] = table["rows"]
     return render(
         "experiment.html.j2",
+        Path(__file__).parent,
         title=f"DELIFT experiment {experiment.name}",
         name=experiment.name,
         about=experiment.about,

@@ -1,29 +1,24 @@
 """The model card (`README.md`) that lies in every adapter's folder."""
 
-import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import Evaluation, differences
 from delift_pipeline.lineage.tracking import split_arm
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.training.log import TrainingLog
 
 CARD = "README.md"
-TEMPLATE = "card.md.j2"
 SOURCES_SHOWN = 20
-_LONGEST_NAME = 80
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f`|<>\u2028\u2029]+")
 
 
 def write_card(
@@ -44,30 +39,15 @@ def write_card(
     `settings` is what `arms.yaml` says of the arm, `model` a name and never a path, `records` the
     subset (`RECORD_SCHEMA`), and `beside` the evaluations that `measured` is compared with.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        # Markdown, not HTML: what comes from data goes through `code` or `quoted`.
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        code=_code,
-        quoted=json.dumps,
-        count="{:,}".format,
-        mean=partial(with_error, digits=4, ascii_only=True),
-    )
     stage, selector = split_arm(arm)
     gaps = {
         name: differences(measured, other)
         for name, other in (beside or {}).items()
         if measured and other
     }
-    text = environment.get_template(TEMPLATE).render(
+    text = render(
+        "card.md.j2",
+        Path(__file__).parent,
         arm=arm,
         stage=stage,
         selector=selector,
@@ -82,7 +62,7 @@ def write_card(
         gaps=gaps,
         sources=_sources(records, log),
     )
-    write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text))
+    write_text(folder / CARD, re.sub(r"\n{3,}", "\n\n", text) + "\n")
     return folder / CARD
 
 
@@ -102,9 +82,3 @@ def _sources(records: pl.DataFrame, log: TrainingLog) -> list[tuple[str, str]]:
     rows = [(name or "(none named)", f"{count:,}") for name, count in counts.iter_rows()]
     more = len(rows) - SOURCES_SHOWN
     return rows if more <= 0 else [*rows[:SOURCES_SHOWN], (f"{more:,} more sources", "")]
-
-
-def _code(text: str) -> str:
-    """Text that comes from a user's data, safe between back-ticks in a table's cell."""
-    plain = _UNSAFE.sub(" ", str(text)).strip()
-    return plain if len(plain) <= _LONGEST_NAME else f"{plain[:_LONGEST_NAME]}..."

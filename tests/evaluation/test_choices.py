@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from delift_pipeline.core.progress import SilentProgress
-from delift_pipeline.evaluation.choices import choice_accuracy, listed_options
 from delift_pipeline.evaluation.engines import TransformersAnswers
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.run import evaluate_loaded
+from delift_pipeline.evaluation.run import choice_accuracy, evaluate_loaded, listed_options
 from delift_pipeline.records.read import read_records
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions

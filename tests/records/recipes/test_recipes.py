@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.evaluation.choices import listed_options
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
+from delift_pipeline.evaluation.run import listed_options
 from delift_pipeline.records.read import read_records
 from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows, write_transfer
 from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS, recipe_of
