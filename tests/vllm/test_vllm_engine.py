@@ -13,7 +13,7 @@ import torch
 
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.prompts.encoded import EncodedRecords
-from delift_pipeline.scoring import vllm_engine
+from delift_pipeline.scoring import engines, vllm_engine
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
@@ -164,7 +164,7 @@ def test_scoring_starts_vllm_once_and_ends_it_with_the_model(
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    monkeypatch.setattr(vllm_engine, "VllmEngine", Counted)
+    monkeypatch.setattr(engines, "VllmEngine", Counted)
     scorer = load_scorer(asked.model_copy(update={"engine": "vllm"}))
     records = scorer.encoder.encode(made_up(6))
     found, expected = (score_table(model, None, records) for model in (scorer, llama))
