@@ -6,15 +6,26 @@ import dagster as dg
 
 from delift_pipeline.evaluation.options import METRICS
 
-NAMES = {name: metric.meaning for name, metric in METRICS.items()}
 RECORD = "digest of instruction, input and output"
+TEXTS = {
+    "instruction": ("string", "what is asked"),
+    "input": ("string", "what it is asked about; may be empty"),
+}
+SCORES = {
+    "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
+    "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
+}
+MEANS = {"": "mean", "_se": "standard error"}
+DIFFERENCES = {
+    "_minus_random": "mean difference from the random arm, paired by record",
+    "_minus_random_se": "standard error of that difference",
+}
 
 # Asset -> column -> (type, meaning), in the order of the stored table.
 COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     "raw_dataset": {
         "record_id": ("string", RECORD),
-        "instruction": ("string", "what is asked"),
-        "input": ("string", "what it is asked about; may be empty"),
+        **TEXTS,
         "output": ("string", "the reference answer"),
         "source": ("string", "where the record comes from, as the file says"),
         "task": ("string", "the task, as the file says"),
@@ -28,15 +39,13 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "baseline_logprobs": {
         "target_id": ("string", "record whose answer is scored"),
-        "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
-        "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
+        **SCORES,
         "tokens": ("int32", "answer tokens, end-of-text included"),
     },
     "in_context_logprobs": {
         "target_id": ("string", "record whose answer is scored"),
         "demonstration_id": ("string", "record that stands before it"),
-        "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
-        "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
+        **SCORES,
     },
     "utility_kernel": {
         "target_id": ("string", "row of the kernel"),
@@ -62,11 +71,10 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "eval_report": {
         "record_id": ("string", RECORD),
-        "instruction": ("string", "what is asked"),
-        "input": ("string", "what it is asked about; may be empty"),
+        **TEXTS,
         "reference": ("string", "the reference answer"),
         "generated": ("string", "the model's answer; null where no metric needs it"),
-        **{name: ("float64", meaning) for name, meaning in NAMES.items()},
+        **{name: ("float64", metric.meaning) for name, metric in METRICS.items()},
     },
     "leaderboard": {
         "version": ("string", "dataset version"),
@@ -81,17 +89,10 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
         "fingerprint": ("string", "scoring fingerprint of the base model"),
         "seconds": ("float64", "wall time of everything in the report"),
         **{
-            f"{name}{end}": ("float64", f"{METRICS[name].title}: {what}")
-            for name in METRICS
-            for end, what in (("", "mean"), ("_se", "standard error"))
-        },
-        **{
-            f"{name}_minus_random{end}": ("float64", f"{METRICS[name].title}: {what}")
-            for name in METRICS
-            for end, what in (
-                ("", "mean difference from the random arm, paired by record"),
-                ("_se", "standard error of that difference"),
-            )
+            f"{name}{end}": ("float64", f"{metric.title}: {what}")
+            for ends in (MEANS, DIFFERENCES)
+            for name, metric in METRICS.items()
+            for end, what in ends.items()
         },
     },
 }
@@ -138,7 +139,7 @@ MADE_OF: dict[str, dict[str, list[tuple[str, str]]]] = {
     "leaderboard": {
         f"{name}{end}": [("eval_report", name)]
         for name in METRICS
-        for end in ("", "_se", "_minus_random", "_minus_random_se")
+        for end in (*MEANS, *DIFFERENCES)
     },
 }
 

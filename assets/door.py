@@ -69,9 +69,27 @@ def enter(
         failed = system_error(error)
         said = system_sentence(failed) if failed else unexpected_sentence(error)
         raise dg.Failure(description=said, allow_retries=may_pass(error)) from error
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started, 3)
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
-    yield _materialized(name, outcome, seconds)
+    counts, partitioned = outcome.manifest.counts, name != "leaderboard"
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(outcome.manifest.content_hash),
+        metadata={
+            **_metadata(outcome, seconds),
+            **row_count(name, counts, partitioned),
+            **column_lineage(name),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=check_name,
+                passed=check.passed,
+                severity=severity(name, check_name),
+                description=check.note,
+                metadata=dict(check.facts),
+            )
+            for check_name, check in outcome.checks.items()
+        ],
+    )
 
 
 @contextmanager
@@ -108,33 +126,12 @@ def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
             raise
 
 
-def _materialized(name: str, outcome: Outcome, seconds: float) -> dg.MaterializeResult:
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.manifest.content_hash),
-        metadata={
-            **_metadata(outcome, seconds),
-            **row_count(name, outcome.manifest.counts, partitioned=name != "leaderboard"),
-            **column_lineage(name),
-        },
-        check_results=[
-            dg.AssetCheckResult(
-                check_name=check_name,
-                passed=check.passed,
-                severity=severity(name, check_name),
-                description=check.note,
-                metadata=dict(check.facts),
-            )
-            for check_name, check in outcome.checks.items()
-        ],
-    )
-
-
 def _metadata(outcome: Outcome, seconds: float) -> dict[str, Any]:
     manifest = outcome.manifest
     return {
         "path": outcome.path,
         "reused": outcome.reused,
-        "seconds": round(seconds, 3),
+        "seconds": seconds,
         "parents": manifest.parents,
         **({"fingerprint": manifest.fingerprint} if manifest.fingerprint else {}),
         **({"git_commit": manifest.git_commit} if manifest.git_commit else {}),
@@ -147,17 +144,14 @@ def _metadata(outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 def _table(frame: pl.DataFrame) -> dg.MetadataValue:
     plain = frame.with_columns(pl.col(pl.List).list.join(", ")) if frame.width else frame
-    records = [
-        dg.TableRecord({k: "" if v is None else v for k, v in row.items()})
-        for row in plain.iter_rows(named=True)
-    ]
-    return dg.MetadataValue.table(records)
+    rows = plain.iter_rows(named=True)
+    filled = [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in filled])
 
 
 def _image(title: str, png: bytes) -> dg.MetadataValue:
-    return dg.MetadataValue.md(
-        f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
-    )
+    data = base64.b64encode(png).decode()
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
 def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult]:
@@ -168,21 +162,21 @@ def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult
     """
     if name != "raw_dataset":
         return
-    for check_name in (*BLOCKING[name], *WARNING[name]):
-        if check_name == REFUSAL_CHECK:
-            yield dg.AssetCheckResult(
-                check_name=check_name,
-                passed=False,
-                description=f"{len(refused.faults)} faults; nothing was stored",
-                metadata=_fault_metadata(refused),
-            )
-        else:
-            yield dg.AssetCheckResult(
-                check_name=check_name,
-                passed=False,
-                severity=dg.AssetCheckSeverity.WARN,
-                description=f"not evaluated: the data set was refused (check {REFUSAL_CHECK})",
-            )
+    yield dg.AssetCheckResult(
+        check_name=REFUSAL_CHECK,
+        passed=False,
+        description=f"{len(refused.faults)} faults; nothing was stored",
+        metadata=_fault_metadata(refused),
+    )
+    others = [*BLOCKING[name], *WARNING[name]]
+    others.remove(REFUSAL_CHECK)
+    for check_name in others:
+        yield dg.AssetCheckResult(
+            check_name=check_name,
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"not evaluated: the data set was refused (check {REFUSAL_CHECK})",
+        )
 
 
 def _fault_metadata(refused: Refused) -> dict[str, dg.MetadataValue]:

@@ -1,13 +1,12 @@
 """Evaluation: every arm on the held-out set, and all of them in one table."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import dagster as dg
 import polars as pl
 
 from assets.common import arm_of, asset_per_arm, asset_without_partitions
-from assets.door import enter, progress
+from assets.door import progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import GPU_POOL
 from delift_pipeline.core.formatting import with_error
@@ -47,16 +46,12 @@ def eval_report(
     compute: ComputeResource,
     tracking: TrackingResource,
     judge: JudgeResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
-
-    def stage() -> Outcome:
-        home, version, arm, model = arm_of(context, store, language_model, compute)
-        tracker, shown = tracking.tracker(home), progress(context)
-        made = report.make_report(home, version, arm, model, tracker, shown, context.run_id)
-        return report_outcome(made, judgement_facts(judge.panel(home), version, arm.name, shown))
-
-    yield from enter(context, stage)
+    home, version, arm, model = arm_of(context, store, language_model, compute)
+    tracker, shown = tracking.tracker(home), progress(context)
+    made = report.make_report(home, version, arm, model, tracker, shown, context.run_id)
+    return report_outcome(made, judgement_facts(judge.panel(home), version, arm.name, shown))
 
 
 @asset_without_partitions(
@@ -66,13 +61,9 @@ def eval_report(
     automation_condition=on_any_report,
     code_version=leaderboard_stage.CODE_VERSION,
 )
-def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
+def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Outcome:
     """All reports in one table: stage, selector, metrics, and differences to random."""
-
-    def stage() -> Outcome:
-        return leaderboard_outcome(leaderboard_stage.make_leaderboard(store.open(), context.run_id))
-
-    yield from enter(context, stage)
+    return leaderboard_outcome(leaderboard_stage.make_leaderboard(store.open(), context.run_id))
 
 
 def report_outcome(reported: report.Reported, judged: Mapping[str, float | int]) -> Outcome:

@@ -1,13 +1,9 @@
 """Ingest: files become an immutable dataset version."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import dagster as dg
 import polars as pl
 
 from assets.common import asset_per_version
-from assets.door import enter
 from assets.outcome import Check, Facts, Outcome, kept_plot, preview
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.plots import histogram_png
@@ -20,14 +16,12 @@ PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 
 
 @asset_per_version(group_name="ingest", kinds={"polars", "parquet"}, code_version=CODE_VERSION)
-def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[Any]:
+def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Outcome:
     """A dataset version: pool, held-out set and perhaps a target set, typed and identified.
 
     Stored by `delift ingest`, or taken from `inbox/<version>/`. It never changes.
     """
-    yield from enter(
-        context, lambda: dataset_outcome(open_dataset(store.open(), context.partition_key))
-    )
+    return dataset_outcome(open_dataset(store.open(), context.partition_key))
 
 
 def dataset_outcome(found: Dataset) -> Outcome:

@@ -1,14 +1,11 @@
 """Scoring: which pairs, each record's answer alone, and after each demonstration."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import dagster as dg
 import numpy as np
 import polars as pl
 
 from assets.common import asset_per_version, version_of
-from assets.door import enter, progress
+from assets.door import progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
 from assets.pool import GPU_POOL
 from delift_pipeline.core.plots import histogram_png
@@ -31,15 +28,11 @@ PLOTTED_COLUMNS = 200
 )
 def pair_plan(
     context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
-) -> Iterator[Any]:
+) -> Outcome:
     """Which (target, demonstration) pairs the enabled arms of this version need scored."""
-
-    def stage() -> Outcome:
-        arms = embedder.applied_to(store.arms())
-        version = context.partition_key
-        return plan_outcome(plan.plan_pairs(store.open(), version, arms, context.run_id))
-
-    yield from enter(context, stage)
+    arms = embedder.applied_to(store.arms())
+    version = context.partition_key
+    return plan_outcome(plan.plan_pairs(store.open(), version, arms, context.run_id))
 
 
 @asset_per_version(
@@ -55,15 +48,11 @@ def baseline_logprobs(
     store: StoreResource,
     language_model: LanguageModelResource,
     compute: ComputeResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """Teacher-forced log-probabilities of each record's answer without a demonstration."""
-
-    def stage() -> Outcome:
-        home, version, model = version_of(context, store, language_model, compute)
-        shown, run_id = progress(context), context.run_id
-        return scores_outcome(score.score_version(home, version, "baseline", model, shown, run_id))
-
-    yield from enter(context, stage)
+    home, version, model = version_of(context, store, language_model, compute)
+    shown, run_id = progress(context), context.run_id
+    return scores_outcome(score.score_version(home, version, "baseline", model, shown, run_id))
 
 
 @asset_per_version(
@@ -79,17 +68,11 @@ def in_context_logprobs(
     store: StoreResource,
     language_model: LanguageModelResource,
     compute: ComputeResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """The same log-probabilities after each planned demonstration; resumes at the first gap."""
-
-    def stage() -> Outcome:
-        home, version, model = version_of(context, store, language_model, compute)
-        shown, run_id = progress(context), context.run_id
-        return scores_outcome(
-            score.score_version(home, version, "in_context", model, shown, run_id)
-        )
-
-    yield from enter(context, stage)
+    home, version, model = version_of(context, store, language_model, compute)
+    shown, run_id = progress(context), context.run_id
+    return scores_outcome(score.score_version(home, version, "in_context", model, shown, run_id))
 
 
 def plan_outcome(planned: plan.Planned) -> Outcome:

@@ -1,13 +1,12 @@
 """Selection: the utility kernel, and the subset each arm takes from it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.common import arm_of, asset_per_arm, asset_per_version, version_of
-from assets.door import enter, progress
+from assets.door import progress
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from assets.pool import gpu_place
 from delift_pipeline.core.manifest import Manifest
@@ -40,15 +39,11 @@ def utility_kernel(
     store: StoreResource,
     language_model: LanguageModelResource,
     compute: ComputeResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """How much showing record j helps the model answer record i, as memory-mapped blocks."""
-
-    def stage() -> Outcome:
-        home, version, model = version_of(context, store, language_model, compute)
-        made = kernel.make_kernel(home, version, model, context.run_id)
-        return kernel_outcome(made, version)
-
-    yield from enter(context, stage)
+    home, version, model = version_of(context, store, language_model, compute)
+    made = kernel.make_kernel(home, version, model, context.run_id)
+    return kernel_outcome(made, version)
 
 
 @asset_per_arm(
@@ -62,21 +57,17 @@ def subset(
     store: StoreResource,
     language_model: LanguageModelResource,
     compute: ComputeResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """The records an arm chose: a ranking with marginal gains, and why each is in or out.
 
     Only a selector that reads the model itself takes a place in the gpu pool, while it does.
     """
-
-    def stage() -> Outcome:
-        home, version, arm, model = arm_of(context, store, language_model, compute)
-        with gpu_place(context) as claim:
-            reader = LanguageModel(model, home, progress(context), claim)
-            return subset_outcome(
-                subset_stage.make_subset(home, version, arm, model, context.run_id, reader)
-            )
-
-    yield from enter(context, stage)
+    home, version, arm, model = arm_of(context, store, language_model, compute)
+    with gpu_place(context) as claim:
+        reader = LanguageModel(model, home, progress(context), claim)
+        return subset_outcome(
+            subset_stage.make_subset(home, version, arm, model, context.run_id, reader)
+        )
 
 
 def kernel_outcome(made: Result, version: str) -> Outcome:

@@ -35,6 +35,23 @@ STEPS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def code_references(body: Callable[..., Any]) -> dict[str, dg.CodeReferencesMetadataValue]:
+    """The metadata that links an asset to its step and to its body, in this installation."""
+    step = STEPS[body.__name__]
+    with warnings.catch_warnings():
+        # Code references are in beta: Dagster says so once for every asset.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        links: list[Any] = [
+            dg.LocalFileCodeReference(
+                file_path=str(Path(inspect.getfile(function)).resolve()),
+                line_number=inspect.getsourcelines(function)[1],
+                label=label,
+            )
+            for function, label in ((step, f"the step ({step.__name__})"), (body, None))
+        ]
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=links)}
+
+
 def with_code_references(assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
     """The assets with links to their code, as the UI shows them.
 
@@ -42,35 +59,18 @@ def with_code_references(assets: Sequence[dg.AssetsDefinition]) -> list[dg.Asset
     home on GitHub or GitLab, to the same lines there, at the commit this code was checked out at
     (else at the tag of its version).
     """
-    with warnings.catch_warnings():
-        # Code references are in beta: Dagster says so once for every asset.
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        return _referenced([asset.map_asset_specs(_with_step) for asset in assets])
-
-
-def _referenced(stepped: Sequence[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
-    referenced: Sequence[Any] = dg.with_source_code_references(stepped)
     url = os.environ.get(SOURCE_VARIABLE)
-    if url:
-        anchor = Path(delift_pipeline.__file__)
-        referenced = dg.link_code_references_to_git(
-            assets_defs=referenced,
+    if not url:
+        return list(assets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        linked = dg.link_code_references_to_git(
+            assets_defs=assets,
             git_url=url.rstrip("/"),
             git_branch=git_commit() or f"v{__version__}",
             file_path_mapping=dg.AnchorBasedFilePathMapping(
-                local_file_anchor=anchor,
+                local_file_anchor=Path(delift_pipeline.__file__),
                 file_anchor_path_in_repository="delift_pipeline/__init__.py",
             ),
         )
-    return [cast(dg.AssetsDefinition, asset) for asset in referenced]
-
-
-def _with_step(spec: dg.AssetSpec) -> dg.AssetSpec:
-    step = STEPS[spec.key.path[-1]]
-    reference = dg.LocalFileCodeReference(
-        file_path=str(Path(inspect.getfile(step)).resolve()),
-        line_number=inspect.getsourcelines(step)[1],
-        label=f"the step ({step.__name__})",
-    )
-    shown = {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
-    return spec.merge_attributes(metadata=shown)
+    return [cast(dg.AssetsDefinition, asset) for asset in linked]

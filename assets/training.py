@@ -1,14 +1,12 @@
 """Training: the base model fine-tuned on a subset."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.common import arm_of, asset_per_arm
-from assets.door import enter, progress
+from assets.door import progress
 from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
 from assets.pool import GPU_POOL
 from delift_pipeline.core.errors import DeliftError
@@ -32,17 +30,11 @@ def adapter(
     language_model: LanguageModelResource,
     compute: ComputeResource,
     tracking: TrackingResource,
-) -> Iterator[Any]:
+) -> Outcome:
     """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
-
-    def stage() -> Outcome:
-        home, version, arm, model = arm_of(context, store, language_model, compute)
-        tracker, shown = tracking.tracker(home), progress(context)
-        return adapter_outcome(
-            make_adapter(home, version, arm, model, tracker, shown, context.run_id)
-        )
-
-    yield from enter(context, stage)
+    home, version, arm, model = arm_of(context, store, language_model, compute)
+    tracker, shown = tracking.tracker(home), progress(context)
+    return adapter_outcome(make_adapter(home, version, arm, model, tracker, shown, context.run_id))
 
 
 def adapter_outcome(trained: Trained) -> Outcome:

@@ -12,19 +12,16 @@ def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
     The step goes on where it was. `assets.door` decides which failures may pass
     (`core.errors.may_pass`); a refusal is never tried again.
     """
-    return dg.RetryPolicy(
-        max_retries=options.retries,
-        delay=options.retry_seconds,
-        backoff=dg.Backoff.EXPONENTIAL,
-    )
+    backoff = dg.Backoff.EXPONENTIAL
+    return dg.RetryPolicy(options.retries, delay=options.retry_seconds, backoff=backoff)
 
 
 def executor(options: AutomationOptions) -> dg.ExecutorDefinition:
     """How the steps of a run are executed; the launchpad can choose otherwise."""
-    isolated = {"multiprocess": {"max_concurrent": 2}}
-    return interruptible_executor.configured(
-        isolated if options.isolate_steps else {"in_process": {}}
+    config = (
+        {"multiprocess": {"max_concurrent": 2}} if options.isolate_steps else {"in_process": {}}
     )
+    return interruptible_executor.configured(config)
 
 
 # As `eager`, but a parent that was made again with the same content asks for nothing, and a parent

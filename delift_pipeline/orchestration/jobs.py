@@ -8,18 +8,11 @@ from delift_pipeline.orchestration.partitions import add_versions
 from delift_pipeline.records.stored import newest_versions
 from resources import StoreResource
 
-PER_VERSION = (
-    "raw_dataset",
-    "pair_plan",
-    "baseline_logprobs",
-    "in_context_logprobs",
-    "utility_kernel",
-)
-PER_ARM = ("subset", "adapter", "eval_report")
+SCORED = ["pair_plan", "baseline_logprobs", "in_context_logprobs", "utility_kernel"]
 
 score_job = dg.define_asset_job(
     "score_version",
-    selection=list(PER_VERSION),
+    selection=["raw_dataset", *SCORED],
     description="Ingest a version, plan its pairs, score what is missing, build the kernel.",
 )
 select_job = dg.define_asset_job(
@@ -27,7 +20,7 @@ select_job = dg.define_asset_job(
 )
 arm_job = dg.define_asset_job(
     "finetune_arm",
-    selection=list(PER_ARM),
+    selection=["subset", "adapter", "eval_report"],
     description="Choose one arm's subset of a scored version, fine-tune on it, evaluate.",
 )
 leaderboard_job = dg.define_asset_job(
@@ -37,13 +30,9 @@ leaderboard_job = dg.define_asset_job(
 ALL_JOBS = [score_job, select_job, arm_job, leaderboard_job]
 
 
-MONDAY_AT_THREE = "0 3 * * 1"
-
-
+# Mondays at three.
 @dg.schedule(
-    cron_schedule=MONDAY_AT_THREE,
-    job=score_job,
-    default_status=dg.DefaultScheduleStatus.STOPPED,
+    cron_schedule="0 3 * * 1", job=score_job, default_status=dg.DefaultScheduleStatus.STOPPED
 )
 def weekly_reselection_schedule(
     context: dg.ScheduleEvaluationContext, store: StoreResource

@@ -22,7 +22,7 @@ from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import json_text
 from delift_pipeline.core.validation import checked_webhook
-from delift_pipeline.orchestration.dagster_internals import sensor_cursor
+from delift_pipeline.orchestration.dagster_internals import AT_WORK, sensor_cursor
 from delift_pipeline.orchestration.jobs import arm_job, score_job, select_job
 from delift_pipeline.orchestration.partitions import (
     PARTITION_TAG,
@@ -46,11 +46,8 @@ class Alert:
     """One failed run.
 
     Attributes:
-        job: The job.
-        run_id: The Dagster run.
         reason: What the failed step said, shortened.
-        version: The dataset version, if the run was launched for one.
-        arm: The arm, likewise.
+        version, arm: What the run was launched for, if it was for one.
         step: The failed step, where it was one.
         will_retry: Whether the run is launched again by itself.
         time: When this was noticed, ISO 8601 in UTC.
@@ -79,15 +76,10 @@ def alerts_file(home: Home) -> Path:
 
 
 def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
-    """Log an alert, and post it where a webhook is set; a webhook that fails fails nothing.
-
-    Args:
-        home: The home whose run failed.
-        alert: What happened.
-        webhook: Where to post it; `$DELIFT_ALERT_URL` comes before it.
+    """Log an alert, and post it to `$DELIFT_ALERT_URL` or else to `webhook`, where one is set.
 
     Returns:
-        Why it could not be posted, or None.
+        Why it could not be posted, or None. That fails nothing.
     """
     line = json_text(alert.as_json())
     file = alerts_file(home)
@@ -124,13 +116,7 @@ FAULTS_SHOWN = 20
 ARMS_SENSOR = "applicable_arms_sensor"
 RAW_DATASET = dg.AssetKey("raw_dataset")
 UTILITY_KERNEL = dg.AssetKey("utility_kernel")
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+UNFINISHED = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
 SIGNATURE_TAG = "delift/inbox_signature"
 """Names the contents of the inbox that a run was asked for to take."""
 ASK_AGAIN = "to have it taken, move it out of the inbox and back, or touch it"

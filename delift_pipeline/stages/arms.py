@@ -125,8 +125,6 @@ class ArmSettings(BaseModel):
         balance: Columns that the version keeps, to compare pool and subset by beside the usual.
         seed: Seeds the selector (where it draws) and the training.
         options: The selector's options, complete and validated by its own model.
-        training: Fine-tuning options.
-        evaluation: Evaluation options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -158,9 +156,8 @@ class Arm(ArmSettings):
 
     @model_validator(mode="after")
     def _can_be_kept_to(self) -> "Arm":
-        asked = self.rules.asked
-        named = (self.selector, self.stage, self.budget, asked, sys.maxsize, self.options)
-        _check(refuse_impossible, *named)
+        ruled = (self.budget, self.rules.asked, sys.maxsize, self.options)
+        _check(refuse_impossible, self.selector, self.stage, *ruled)
         return self
 
     @property
@@ -186,7 +183,7 @@ class Arm(ArmSettings):
 
 @dataclass(frozen=True)
 class Arms:
-    """All arms and the plan options they share."""
+    """All arms and the options they share."""
 
     plan: PlanOptions
     automation: AutomationOptions
@@ -206,12 +203,10 @@ class Arms:
         Raises:
             Refused: there is none; the sentence names those there are.
         """
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise Refused(
-            Fault(f"no arm is named {name!r}; arms.yaml has: {', '.join(self.names)}", field="arm")
-        )
+        if name in self.names:
+            return self.arms[self.names.index(name)]
+        reason = f"no arm is named {name!r}; arms.yaml has: {', '.join(self.names)}"
+        raise Refused(Fault(reason, field="arm"))
 
     def of_stages(self, stages: tuple[str, ...]) -> list[Arm]:
         """Enabled arms of these stages, the comparisons (random, full) first."""
@@ -226,19 +221,16 @@ def load_arms(home: Home | None = None) -> Arms:
         Refused: every fault of the file at once, each with its field.
     """
     own = (home or Home.at()).arms_file
-    if not own.is_file():
-        return read_arms(default_text(), "arms.yaml (package default)")
-    return read_arms(read_text(own, own.name), own.name)
-
-
-def default_text() -> str:
-    """The shipped `arms.yaml`."""
-    return resources.files("delift_pipeline.defaults").joinpath("arms.yaml").read_text("utf-8")
+    if own.is_file():
+        return read_arms(read_text(own, own.name), own.name)
+    return read_arms("", "arms.yaml (package default)")
 
 
 @cache
 def _shipped() -> dict[str, Any]:
-    return parse_yaml(default_text(), "arms.yaml").value
+    """The shipped `arms.yaml`."""
+    shipped = resources.files("delift_pipeline.defaults").joinpath("arms.yaml")
+    return parse_yaml(shipped.read_text("utf-8"), "arms.yaml").value
 
 
 def read_arms(text: str, file: str) -> Arms:
@@ -300,13 +292,17 @@ class _ArmsReader:
     ) -> Arm | None:
         """One arm over the shipped arm of that name, over the defaults; None if it is faulty."""
         field = f"arms.{name}"
-        if reason := _name_fault(str(name)):
-            self.refuse(reason, field)
-            return None
+        if not ARM_PATTERN.fullmatch(str(name)):
+            stages = f"where stage is one of {', '.join(STAGES)}."
+            form = "Write stage.selector or stage.selector-variant"
+            return self.refuse(f"This is not the name of an arm. {form}, {stages}", field)
+        selector = _selector_of(name)
+        if selector not in SELECTORS:
+            reason = f"Its selector {unknown_name(selector, sorted(SELECTORS))}"
+            return self.refuse(reason, field)
         own = self.mapping(self.given["arms"].get(name), field)
         shipped = _shipped()["arms"].get(name) or {}
         settings = _with_training(defaults, _with_training(shipped, own))
-        selector = _selector_of(name)
         given = self.mapping(settings.get("options"), f"{field}.options")
         options = self.validated(
             SELECTORS[selector].options_model,
@@ -362,18 +358,6 @@ class _ArmsReader:
 
 def _selector_of(name: str) -> str:
     return name.split(".", 1)[1].split("-", 1)[0]
-
-
-def _name_fault(name: str) -> str | None:
-    if not ARM_PATTERN.fullmatch(name):
-        stages = ", ".join(STAGES)
-        return (
-            "This is not the name of an arm. Write stage.selector or stage.selector-variant, "
-            f"where stage is one of {stages}."
-        )
-    if _selector_of(name) not in SELECTORS:
-        return f"Its selector {unknown_name(_selector_of(name), sorted(SELECTORS))}"
-    return None
 
 
 def _with_training(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,6 @@ class Panel:
     """A judge, ready to be asked about a home's answers.
 
     Attributes:
-        home: The home.
-        options: How answers are judged.
         model: How a local judge is loaded; None for an endpoint.
     """
 
