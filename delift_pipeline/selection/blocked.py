@@ -5,15 +5,14 @@ import numpy as np
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.kernel.columns import to_dense
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.coverage import Coverage
-from delift_pipeline.selection.objectives import Objective
+from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.optimizers import Ranking, ranked, sampling
 
 BLOCK = 256
 
 
 def blocked_greedy(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -21,10 +20,10 @@ def blocked_greedy(
     block: int = BLOCK,
     device: str | None = None,
 ) -> Ranking:
-    """The ranking of `lazy_greedy`, gains computed by the block.
+    """The ranking of `lazy_greedy`, gains computed by the block for processors with many lanes.
 
     Args:
-        objective: A coverage objective where a device is named; left with its picks chosen.
+        objective: Left with its picks chosen.
         budget: Picks at most.
         tie_order: int [n], what ties are broken by.
         constraints: What is kept to.
@@ -34,12 +33,10 @@ def blocked_greedy(
             so may picks whose gains do not differ by more.
 
     Raises:
-        Refused: the budget or the constraints are not possible, or the objective has no tensors.
+        Refused: the budget or the constraints are not possible, or the device is not there.
     """
     if device is None:
         return ranked(objective, budget, tie_order, constraints, lambda: sampling(block))
-    if not isinstance(objective, Coverage):
-        raise Refused(f"{objective.name} does not run on {device}: only coverage objectives do")
     there = TensorCoverage(objective, device, block)
     ranking = ranked(there, budget, tie_order, constraints, lambda: sampling(block))
     objective.reset()

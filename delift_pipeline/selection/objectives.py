@@ -1,51 +1,169 @@
-"""Monotone submodular objectives over utility kernels.
+"""Monotone submodular objectives over utility kernels: coverage of rows by the chosen columns.
 
-All of them are coverage of rows by columns; see `coverage.Coverage` for the general form, what is
-assumed of kernels, and what is guaranteed.
+Each row i has a state x_i, the best value chosen so far, and a column's gain is a sum of lifts:
+
+    lift_i(j) = w_i max(min(s_ij, cap_i) - x_i, 0)
+
+Since no lift grows as x moves, the objective is submodular; since none is negative, monotone; and
+greedy maximisation reaches 1 - 1/e of the best subset of any size (Nemhauser, Wolsey and Fisher
+1978). Kernels may be dense (any memory order, memory maps), sparse or any `Columns`, rectangular,
+and hold finite values of at least 0: a negative or missing value is refused.
+
+Small kernels are read by NumPy, so that a handful of records pays for no compilation, and larger
+ones by compiled loops. Both sum in an order that the length alone decides, and subtraction rounds
+monotonically: a gain computed again later is never greater, to the last bit.
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.kernel.columns import column_maxima, row_maxima
-from delift_pipeline.selection.coverage import Coverage, checked_kernel
+from delift_pipeline.kernel.columns import (
+    Columns,
+    DenseColumns,
+    SparseColumns,
+    as_columns,
+    column_maxima,
+    each_column,
+    row_maxima,
+)
 from delift_pipeline.selection.options import ObjectiveName
 
+if TYPE_CHECKING:
+    from delift_pipeline.selection.compiled import Kernel
+    from delift_pipeline.selection.constraints import Limits
 
-class Objective(Protocol):
-    """What an optimizer needs to know of an objective; columns are its ground set.
+COMPILED_FROM = 1_000_000
+"""Stored values from which compiled loops pay."""
+COLUMN_COST = 50
+"""A column costs NumPy about as much as so many values."""
+
+
+class Coverage:
+    """Coverage of rows by the best of the chosen columns.
+
+    f(A) = sum_i w_i (clamp(max_{j in A} s_ij, floor_i, cap_i) - floor_i) + sum_{j in A} bonus_j
+
+    Args:
+        kernel: Similarities s [rows, n], finite and at least 0.
+        floor: float [rows], at least 0; None is 0.
+        cap: float [rows], at least the floor; None is no cap.
+        weights: float [rows], at least 0; None is 1.
+        bonus: float [n], at least 0; None is 0.
 
     Attributes:
-        name: The name in options and reports.
-        n: Size of the ground set.
+        state: float64 [rows], x of the form above, for the columns chosen so far.
+        floor: float64 [rows], what is covered before any column is chosen.
+
+    Raises:
+        Refused: a value is missing, infinite or negative, or a shape does not fit.
     """
 
-    name: str
-    n: int
+    name = "coverage"
+
+    def __init__(
+        self,
+        kernel: Any,
+        *,
+        floor: np.ndarray | None = None,
+        cap: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        bonus: np.ndarray | None = None,
+    ) -> None:
+        self.kernel = checked_kernel(kernel)
+        self.engine = _engine_of(self.kernel)
+        rows, self.n = self.kernel.shape
+        self.floor = _vector(floor, rows, "floor", 0.0)
+        self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self.floor)
+        self.weights = None if weights is None else _vector(weights, rows, "weights")
+        self.bonus = _vector(bonus, self.n, "bonus", 0.0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Choose nothing."""
+        self.state, self._bonuses = self.floor.copy(), 0.0
+        if self.engine is not None:
+            from delift_pipeline.selection.compiled import terms_of
+
+            self._terms = terms_of(self.state, self.cap, self.weights)
 
     def gain(self, j: int) -> float:
-        """How much adding column j would raise the value; never more than it was before."""
-        ...
+        """How much adding column j would raise the value."""
+        if self.engine is not None:
+            return float(self.gains(np.array([j]))[0])
+        where, capped = self._capped(j)
+        lift = np.maximum(capped - self.state[where], 0)
+        if self.weights is not None:
+            lift *= self.weights[where]
+        return float(lift.sum()) + float(self.bonus[j])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
-        ...
+        if self.engine is None:
+            return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
+        from delift_pipeline.selection.compiled import lifts
+
+        candidates, out = np.asarray(candidates, dtype=np.int64), np.empty(len(candidates))
+        lifts(self.engine, self._terms, candidates, out)
+        return out + self.bonus[candidates]
 
     def add(self, j: int) -> None:
         """Take column j into the chosen set."""
-        ...
+        self.add_all(np.array([j]))
+
+    def add_all(self, picks: np.ndarray) -> None:
+        """Take several columns into the chosen set, in order."""
+        picks = np.asarray(picks, dtype=np.int64)
+        self._add_bonuses(picks)
+        if self.engine is not None:
+            from delift_pipeline.selection.compiled import cover_all
+
+            return cover_all(self.engine, self._terms, picks)
+        for j in picks:
+            where, capped = self._capped(int(j))
+            self.state[where] = np.maximum(self.state[where], capped)
+
+    def _capped(self, j: int) -> tuple[Any, np.ndarray]:
+        """The rows of column j and its values up to the cap."""
+        rows, values = self.kernel.column(j)
+        where = slice(None) if rows is None else rows
+        return where, values if self.cap is None else np.minimum(values, self.cap[where])
+
+    def _add_bonuses(self, picks: np.ndarray) -> None:
+        for j in picks:
+            self._bonuses += float(self.bonus[j])
 
     @property
     def value(self) -> float:
         """The value of the chosen set."""
-        ...
+        lift = self.state - self.floor
+        return float((lift if self.weights is None else lift * self.weights).sum()) + self._bonuses
 
-    def reset(self) -> None:
-        """Choose nothing."""
-        ...
+    def lazily(
+        self, candidates: np.ndarray, budget: int, limits: "Limits", stop: float
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Lazy greedy in compiled loops from the set chosen so far; needs an engine.
+
+        Args:
+            candidates: int64 [m], columns in the order that ties are broken in.
+            budget: Picks at most.
+            limits: Constraints as arrays, counted in place.
+            stop: Share of the first gain under which nothing more is picked.
+
+        Returns:
+            Picks in order, their gains, and how many gains were computed.
+        """
+        from delift_pipeline.selection.compiled import lazy
+
+        size = min(budget, len(candidates))
+        picks, gains, first = np.empty(size, np.int64), np.empty(size), self.gains(candidates)
+        made, computed = lazy(
+            self.engine, self._terms, self.bonus, limits, stop, candidates, first, picks, gains
+        )
+        self._add_bonuses(picks[:made])
+        return picks[:made].copy(), gains[:made].copy(), computed
 
 
 class FacilityLocation(Coverage):
@@ -159,15 +277,15 @@ def objective_named(
     eta: float = 1.0,
     nu: float = 1.0,
 ) -> Coverage:
-    """The objective of that name.
+    """The objective of that name, made of the kernels that it reads.
 
     Args:
         name: Its short name.
         own: s [D, n]; not read by fl2mi.
         target: s [T, n], for the objectives that read it.
         existing: s [D, E], for flcg.
-        eta: Weight of relevance to the target set.
-        nu: Weight of what the existing records already cover.
+        eta: See the mutual informations.
+        nu: See `FLCG`.
     """
     match name:
         case "flmi":
@@ -193,21 +311,63 @@ def checked_factor(value: float, called: str) -> float:
     return float(value)
 
 
-def evaluate(objective: Objective, subset: Iterable[int]) -> float:
+def evaluate(objective: Coverage, subset: Iterable[int]) -> float:
     """The value of a subset; the objective's own chosen set is emptied."""
     objective.reset()
-    if isinstance(objective, Coverage):
-        objective.add_all(np.fromiter(subset, dtype=np.int64))
-    else:
-        for j in subset:
-            objective.add(int(j))
+    objective.add_all(np.fromiter(subset, dtype=np.int64))
     value = objective.value
     objective.reset()
     return value
 
 
-def objective_of_random(objective: Objective, k: int, seed: int, draws: int = 20) -> float:
+def objective_of_random(objective: Coverage, k: int, seed: int, draws: int = 20) -> float:
     """Mean value of `draws` random subsets of size k, drawn with `seed`."""
     random = np.random.default_rng(seed)
     subsets = (random.permutation(objective.n)[:k] for _ in range(draws))
     return float(np.mean([evaluate(objective, subset) for subset in subsets]))
+
+
+def _engine_of(kernel: Columns) -> "Kernel | None":
+    """The kernel for the compiled loops, or None where NumPy will do or must."""
+    if max(kernel.stored, COLUMN_COST * kernel.shape[1]) < COMPILED_FROM or not all(kernel.shape):
+        return None
+    from delift_pipeline.selection.compiled import kernel_of
+
+    return kernel_of(kernel)
+
+
+def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
+    """The kernel, ready to be read, every value of it finite and at least 0.
+
+    Raises:
+        Refused: it is not, with the first column at fault.
+    """
+    columns = as_columns(kernel)
+    whole = columns.matrix if isinstance(columns, DenseColumns) else None
+    whole = columns.data if isinstance(columns, SparseColumns) else whole
+    if whole is not None and _all_usable(whole):
+        return columns
+    for j, (_, values) in enumerate(each_column(columns)):
+        if not _all_usable(values):
+            fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
+            raise Refused(
+                f"the {called} has {fault} value in column {j}: objectives need finite values "
+                "of at least 0 (clip or scale the utilities)"
+            )
+    return columns
+
+
+def _all_usable(values: np.ndarray) -> bool:
+    # NaN makes both comparisons false, and infinity the second one.
+    return not values.size or bool(values.min() >= 0 and values.max() < np.inf)
+
+
+def _vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
+    if values is None and default is not None:
+        return np.full(length, default)
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.shape != (length,):
+        raise Refused(f"{called} has shape {vector.shape}, and the kernel asks for ({length},)")
+    if not (np.isfinite(vector).all() and (vector >= 0).all()):
+        raise Refused(f"{called} holds a missing, infinite or negative value")
+    return vector

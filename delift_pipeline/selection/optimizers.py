@@ -20,8 +20,7 @@ import numpy as np
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.constraints import Constraints, Tracker
-from delift_pipeline.selection.coverage import Coverage
-from delift_pipeline.selection.objectives import Objective
+from delift_pipeline.selection.objectives import Coverage
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Optimizer(Protocol):
 
     def __call__(
         self,
-        objective: Objective,
+        objective: Coverage,
         budget: int,
         tie_order: np.ndarray,
         constraints: Constraints | None = None,
@@ -54,7 +53,7 @@ class Optimizer(Protocol):
 
 
 # One greedy run over candidates in tie order, at most `budget` picks, counted by the tracker.
-Phase = Callable[[Objective, np.ndarray, int, Tracker], Ranking]
+Phase = Callable[[Coverage, np.ndarray, int, Tracker], Ranking]
 
 
 def order_of(ids: Sequence[str]) -> np.ndarray:
@@ -65,7 +64,7 @@ def order_of(ids: Sequence[str]) -> np.ndarray:
 
 
 def naive_greedy(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -75,7 +74,7 @@ def naive_greedy(
 
 
 def lazy_greedy(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -89,7 +88,7 @@ def lazy_greedy(
 
 
 def stochastic_greedy(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -145,7 +144,7 @@ def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) ->
 
 
 def ranked(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None,
@@ -182,7 +181,7 @@ def ranked(
 
 
 def _kept_to(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints,
@@ -212,9 +211,9 @@ def _kept_to(
 
 
 def _lazy_phase(
-    objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
+    objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
 ) -> Ranking:
-    if isinstance(objective, Coverage) and objective.engine is not None:
+    if objective.engine is not None:
         done = Ranking(*objective.lazily(candidates, budget, tracker.limits, tracker.stop))
         tracker.slots -= len(done.picks)
         return done
@@ -250,7 +249,7 @@ def sampling(block: int, random: np.random.Generator | None = None, size: int = 
     """
 
     def phase(
-        objective: Objective, candidates: np.ndarray, budget: int, tracker: Tracker
+        objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
     ) -> Ranking:
         bounds = np.full(objective.n, np.inf)
         left, picks, gains, computed = candidates, [], [], 0
@@ -274,7 +273,7 @@ def sampling(block: int, random: np.random.Generator | None = None, size: int = 
 
 
 def _best_of(
-    objective: Objective, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, block: int
+    objective: Coverage, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, block: int
 ) -> tuple[int, int]:
     """Place of the best of a sample, the first of equals, and how many gains were computed."""
     former, fresh, looked = bounds[sample], np.full(len(sample), -np.inf), 0
@@ -289,7 +288,7 @@ def _best_of(
 
 
 def _take(
-    objective: Objective, j: int, picks: list[int], gains: list[float], tracker: Tracker
+    objective: Coverage, j: int, picks: list[int], gains: list[float], tracker: Tracker
 ) -> bool:
     """Pick j, unless its gain is under the share of the first at which to stop."""
     gain = objective.gain(j)

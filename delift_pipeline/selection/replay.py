@@ -7,8 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.coverage import Coverage
-from delift_pipeline.selection.objectives import objective_of_random
+from delift_pipeline.selection.objectives import Coverage, objective_of_random
 from delift_pipeline.selection.optimizers import Optimizer, order_of
 from delift_pipeline.selection.result import Reasons, Selection, reasons_of, self_shares
 from delift_pipeline.selection.selector import SelectionInputs

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.kernel.columns import Columns
-from delift_pipeline.selection.coverage import Coverage
+from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.trust import Trust
 
 SUBSET_SCHEMA: dict[str, Any] = {

@@ -19,14 +19,13 @@ from delift_pipeline.selection.objectives import (
     FLMI,
     Coverage,
     FacilityLocation,
-    Objective,
     evaluate,
 )
 from delift_pipeline.selection.optimizers import Ranking
 
 
 def submodlib_greedy(
-    objective: Objective,
+    objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -56,10 +55,10 @@ def submodlib_greedy(
     return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
 
 
-def _function(objective: Objective) -> Any:
+def _function(objective: Coverage) -> Any:
     import submodlib
 
-    if isinstance(objective, Coverage) and objective.weights is not None:
+    if objective.weights is not None:
         raise Refused("submodlib has no weights per target; choose another optimizer")
     # Its factors are annotated as int, though any number will do.
     library: Any = submodlib

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.selection import coverage
+from delift_pipeline.selection import objectives
 from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.budget import Budget, parse_budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
@@ -39,9 +39,9 @@ SAME = ("naive", "lazy", "blocked")
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
     """Puts back from which size on kernels are read by compiled loops."""
-    before = coverage.COMPILED_FROM
+    before = objectives.COMPILED_FROM
     yield
-    coverage.COMPILED_FROM = before
+    objectives.COMPILED_FROM = before
 
 
 @st.composite
@@ -66,7 +66,7 @@ def constrained(draw: st.DrawFn) -> tuple[np.ndarray, int, Constraints]:
 @given(constrained(), st.booleans())
 def test_every_optimizer_keeps_quotas_and_pins(instance, compiled: bool) -> None:
     kernel, budget, constraints = instance
-    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
+    objectives.COMPILED_FROM = 0 if compiled else 1 << 60
     grouping, found = constraints.groupings[0], {}
     for name, optimizer in OPTIMIZERS.items():
         objective = FacilityLocation(kernel)
@@ -99,7 +99,7 @@ def test_one_partition_of_quotas_keeps_half_of_the_best(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_costs_are_kept_and_the_bound_holds(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    coverage.COMPILED_FROM = 0 if seed % 2 else 1 << 60
+    objectives.COMPILED_FROM = 0 if seed % 2 else 1 << 60
     n = 9
     costs, capacity = rng.integers(1, 9, n).astype(float), 12.0
     objective = FacilityLocation(rng.random((n, n)))
@@ -125,7 +125,7 @@ def test_one_dear_record_does_not_lose_to_a_cheap_one() -> None:
 @pytest.mark.parametrize("name", SAME)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_auto_stops_where_gains_no_longer_pay(name: str, compiled: bool) -> None:
-    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
+    objectives.COMPILED_FROM = 0 if compiled else 1 << 60
     objective = FacilityLocation(np.diag([8.0, 4.0, 2.0, 1.0, 0.5]))
     ranking = OPTIMIZERS[name](objective, 5, np.arange(5), Constraints(stop=0.25))
     assert ranking.gains.tolist() == [8.0, 4.0, 2.0]

@@ -7,9 +7,9 @@ import pytest
 from assets.selection import trust_check
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
-from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.diagnostics import balance, diagnosed, lengths, script, vanished
 from delift_pipeline.selection.embedding import similarities
+from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs

@@ -17,7 +17,7 @@ from delift_pipeline.kernel.columns import (
     to_dense,
     to_sparse,
 )
-from delift_pipeline.selection import coverage
+from delift_pipeline.selection import objectives
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -35,13 +35,13 @@ KINDS = ("fl", "weighted", "flmi", "fl1mi", "fl2mi", "flcg")
 @pytest.fixture(autouse=True)
 def whatever_was_set() -> Iterator[None]:
     """Puts back from which size on kernels are read by compiled loops."""
-    before = coverage.COMPILED_FROM
+    before = objectives.COMPILED_FROM
     yield
-    coverage.COMPILED_FROM = before
+    objectives.COMPILED_FROM = before
 
 
 def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -> Coverage:
-    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
+    objectives.COMPILED_FROM = 0 if compiled else 1 << 60
     rows, n = kernel.shape
     target, existing, weights = rng.random((4, n)), rng.random((rows, 3)), rng.random(rows)
     built = {
@@ -106,7 +106,7 @@ def test_sparse_wrappers_flatten_to_what_they_read(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sparse.csc_matrix])
 def test_bad_values_are_named_by_the_compiled_check(value: float, dtype: type, form) -> None:
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     kernel = np.full((5, 6), 0.5, dtype)
     kernel[3, 4] = value
     if form is sparse.csc_matrix and dtype is np.float16:
@@ -130,9 +130,9 @@ FORMS = {
 def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str, shape) -> None:
     kernel = np.random.default_rng(shape[0]).random(shape).astype(np.float32)
     n, tie = shape[1], np.random.default_rng(1).permutation(shape[1])
-    coverage.COMPILED_FROM = 1 << 60
+    objectives.COMPILED_FROM = 1 << 60
     plain = naive_greedy(FacilityLocation(kernel), n, tie)
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     formed = lazy_greedy(FacilityLocation(FORMS[form](kernel)), n, tie)
     assert formed.gains == pytest.approx(plain.gains, rel=1e-12, abs=1e-12)
     paying = plain.gains > 1e-9
@@ -156,14 +156,14 @@ def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str,
     ],
 )
 def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, sentence: str) -> None:
-    coverage.COMPILED_FROM = 0 if compiled else 1 << 60
+    objectives.COMPILED_FROM = 0 if compiled else 1 << 60
     with pytest.raises(Refused, match=sentence):
         build(np.asfortranarray(np.random.default_rng(0).random((40, 30), np.float32)))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value: float) -> None:
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     tie = np.random.default_rng(5).permutation(64)
     ranking = lazy_greedy(FacilityLocation(np.full((64, 64), value, np.float32)), 64, tie)
     assert ranking.picks.tolist() == np.argsort(tie).tolist()
@@ -172,14 +172,14 @@ def test_kernels_of_one_value_are_ranked_by_the_order_of_ties(value: float) -> N
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_kernels_without_rows_or_columns_gain_nothing(shape) -> None:
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     ranking = lazy_greedy(FacilityLocation(np.zeros(shape)), shape[1], np.arange(shape[1]))
     assert ranking.gains.tolist() == [0.0] * shape[1]
     assert ranking.picks.tolist() == list(range(shape[1]))
 
 
 def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     alone = lazy_greedy(FacilityLocation(np.array([[0.5]])), 1, np.arange(1))
     assert (alone.picks.tolist(), alone.gains.tolist()) == ([0], [0.5])
     equal = lazy_greedy(FacilityLocation(np.full((4, 4), 0.5)), 4, np.array([3, 1, 2, 0]))
@@ -187,7 +187,7 @@ def test_one_record_and_equal_kernels_through_the_compiled_loops() -> None:
 
 
 def test_every_half_precision_number_is_read_exactly() -> None:
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     every = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)][None, :]
     read = FacilityLocation(np.asfortranarray(finite)).gains(np.arange(finite.shape[1]))
@@ -200,7 +200,7 @@ def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
     mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
     blocks = [Similarity(as_columns(mapped), None, (np.arange(50), np.arange(40)))]
     plain = common_affine(blocks)
-    coverage.COMPILED_FROM = 0
+    objectives.COMPILED_FROM = 0
     assert plain == Affine(float(mapped.min()), float(mapped.max()))
     np.save(tmp_path / "s.npy", np.asfortranarray(mapped + 0.5))
     helpful = np.load(tmp_path / "s.npy", mmap_mode="r")

@@ -11,9 +11,8 @@ from dataclasses import replace
 import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.selection.coverage import Coverage
 from delift_pipeline.selection.embedding import MODEL, similarities
-from delift_pipeline.selection.objectives import objective_named, objective_of_random
+from delift_pipeline.selection.objectives import Coverage, objective_named, objective_of_random
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
 from delift_pipeline.selection.replay import Part, maximised
