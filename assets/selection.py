@@ -19,7 +19,7 @@ from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import vanished
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics, Selection
-from delift_pipeline.selection.rules import Ranked, broken, spent
+from delift_pipeline.selection.rules import broken, spent
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.stages import kernel
 from delift_pipeline.stages import subset as subset_stage
@@ -180,7 +180,7 @@ def trust_check(diagnostics: Diagnostics) -> Check:
     gap = diagnostics.trust_difference
     if gap is None:
         return Check(True, "no near pairs are scored, so trust is not known")
-    return Check(not diagnostics.less_trusted, diagnostics.lines()[0], {"trust_difference": gap})
+    return Check(not diagnostics.warnings, diagnostics.lines()[0], {"trust_difference": gap})
 
 
 def _balance_check(choice: subset_stage.Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:
@@ -199,12 +199,13 @@ def _budget_check(choice: subset_stage.Choice, manifest: Manifest, picks: pl.Dat
     """Whether the subset is what the budget buys, and keeps to the rules."""
     arm, notes = choice.arm, manifest.details["notes"]
     allowed = parse_budget(arm.budget, choice.pool.height)
-    ranked = Ranked(picks["record_id"].to_list(), picks["gain"].to_list(), choice.pool)
+    records, gains = picks["record_id"].to_list(), picks["gain"].to_list()
     whole = arm.traits.reference == "whole"
-    wrong = () if whole else broken(ranked, allowed, arm.rules.rules(choice.pool))
+    rules = arm.rules.rules(choice.pool)
+    wrong = () if whole else broken(records, gains, choice.pool, allowed, rules)
     short = picks.height < allowed.count and not (allowed.open_ended or notes)
     if allowed.tokens is not None:
-        cost = spent(choice.pool, ranked.records)
+        cost = spent(choice.pool, records)
         note = f"{picks.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
     elif allowed.stop:
         note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"

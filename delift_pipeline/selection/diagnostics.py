@@ -13,13 +13,13 @@ that it is seen before a model is trained.
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.embedding import Similarities, similarities
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.selector import SelectionInputs
@@ -31,11 +31,12 @@ RANDOM_DRAWS = 20
 
 
 def diagnosed(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
-    """The selection with its diagnostics, and with trust and near duplicates where there are any.
-
-    Near pairs are read where they were scored, whether or not the selector asked for them.
-    """
-    trust = selection.trust or _trust_there_is(inputs)
+    """The selection with its diagnostics, and trust and near duplicates where there are any."""
+    trust = selection.trust
+    if trust is None:
+        # Near pairs may have been scored for another arm, or never.
+        with suppress(DeliftError, LookupError):
+            trust = trust_of(inputs.block("neighbours", "distance"), inputs.neighbourhood)
     pool = tuple(inputs.pool["record_id"])
     known = set(pool)
     picks = [record for record in selection.ranking if record in known]
@@ -47,14 +48,6 @@ def diagnosed(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> S
     return replace(
         selection, diagnostics=Diagnostics(**numbers), trust=trust, duplicates=duplicates
     )
-
-
-def _trust_there_is(inputs: SelectionInputs) -> Trust | None:
-    """Trust from near pairs, where they were scored for whatever reason."""
-    try:
-        return trust_of(inputs.block("neighbours", "distance"), inputs.neighbourhood)
-    except (Refused, DeliftError, LookupError):
-        return None
 
 
 def _trust_numbers(
@@ -76,32 +69,23 @@ def _trust_numbers(
 
 
 def _coverage_numbers(similar: Similarities, picks: list[str], seed: int) -> dict[str, float]:
-    ids = pl.Series(similar.ids)
-    random = np.random.default_rng(seed)
-    draws = [random.permutation(len(ids))[: len(picks)] for _ in range(RANDOM_DRAWS)]
-    chosen = np.flatnonzero(ids.is_in(picks).to_numpy())
-    return {
-        "coverage": _covered(similar.matrix, chosen),
-        "coverage_random": float(np.mean([_covered(similar.matrix, draw) for draw in draws])),
-    }
+    random, n = np.random.default_rng(seed), len(similar.ids)
+    chosen = np.flatnonzero(pl.Series(similar.ids).is_in(picks).to_numpy())
+    draws = (random.permutation(n)[: len(picks)] for _ in range(RANDOM_DRAWS))
+    covered = []
+    for part in (chosen, *draws):
+        best = similar.matrix[:, part].max(axis=1)
+        best = best if isinstance(best, np.ndarray) else best.toarray()
+        covered.append(float(best.mean()))
+    return {"coverage": covered[0], "coverage_random": float(np.mean(covered[1:]))}
 
 
-def _covered(matrix: Any, picks: np.ndarray) -> float:
-    best = matrix[:, picks].max(axis=1)
-    return float((best if isinstance(best, np.ndarray) else best.toarray()).mean())
-
-
+_SHARES = ("pool_share", "subset_share", "shift")
 BALANCE_SCHEMA = pl.Schema(
-    {
-        "by": pl.String(),
-        "group": pl.String(),
-        "pool": pl.UInt32(),
-        "subset": pl.UInt32(),
-        "pool_share": pl.Float64(),
-        "subset_share": pl.Float64(),
-        "shift": pl.Float64(),
-        "vanished": pl.Boolean(),
-    }
+    dict.fromkeys(("by", "group"), pl.String())
+    | dict.fromkeys(("pool", "subset"), pl.UInt32())
+    | dict.fromkeys(_SHARES, pl.Float64())
+    | {"vanished": pl.Boolean()}
 )
 MOST_GROUPS = 50
 """A column with more groups is not one to balance by; its largest groups are shown."""
@@ -128,14 +112,15 @@ def balance(
         the subset minus the share of the pool.
     """
     chosen = pool["record_id"].is_in(list(ranking)).to_numpy()
+    rows = pool.select("instruction", "input", "output").iter_rows()
+    texts = ["\n".join(filter(None, parts)) for parts in rows]
     groupings: dict[str, Sequence[object]] = {
-        name: pool[name].to_list() for name in COLUMNS if name in pool.columns
+        **{name: pool[name].to_list() for name in COLUMNS if name in pool.columns},
+        "length": lengths(texts),
+        "script": [script(text) for text in texts],
+        **(columns or {}),
     }
-    texts = _texts(pool)
-    groupings |= {"length": lengths(texts), "script": [script(text) for text in texts]}
-    groupings |= dict(columns or {})
-    frames = [_groups(name, values, chosen) for name, values in groupings.items()]
-    return pl.concat(frames)
+    return pl.concat([_groups(name, values, chosen) for name, values in groupings.items()])
 
 
 def vanished(table: pl.DataFrame) -> tuple[str, ...]:
@@ -146,8 +131,7 @@ def vanished(table: pl.DataFrame) -> tuple[str, ...]:
             f"{g} ({n:,})" for g, n in part.select("group", "pool").head(NAMED).rows()
         )
         more = "" if part.height <= NAMED else f" and {part.height - NAMED:,} more"
-        lost = "1 group" if part.height == 1 else f"{part.height:,} groups"
-        verb = "is" if part.height == 1 else "are"
+        lost, verb = ("1 group", "is") if part.height == 1 else (f"{part.height:,} groups", "are")
         lines.append(f"warning: {lost} by {name} {verb} not in the subset: {named}{more}")
     return tuple(lines)
 
@@ -158,42 +142,25 @@ def _groups(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.DataF
     after = Counter(group for group, kept in zip(names, chosen, strict=True) if kept)
     size, picks = max(1, len(names)), max(1, int(chosen.sum()))
     largest = sorted(before, key=lambda group: (-before[group], group))[:MOST_GROUPS]
-    rows = [
-        {
-            "by": name,
-            "group": group,
-            "pool": before[group],
-            "subset": after[group],
-            "pool_share": before[group] / size,
-            "subset_share": after[group] / picks,
-            "shift": after[group] / picks - before[group] / size,
-            "vanished": after[group] == 0,
-        }
-        for group in largest
-    ]
-    return pl.DataFrame(rows, schema=BALANCE_SCHEMA)
-
-
-def _texts(pool: pl.DataFrame) -> list[str]:
-    return [
-        "\n".join(part for part in parts if part)
-        for parts in pool.select("instruction", "input", "output").iter_rows()
-    ]
+    counted = [(name, group, before[group], after[group]) for group in largest]
+    table = pl.DataFrame(counted, schema=["by", "group", "pool", "subset"], orient="row")
+    shares = {"pool_share": pl.col("pool") / size, "subset_share": pl.col("subset") / picks}
+    shift = pl.col("subset_share") - pl.col("pool_share")
+    table = table.with_columns(**shares).with_columns(shift=shift, vanished=pl.col("subset") == 0)
+    return table.cast(BALANCE_SCHEMA)
 
 
 def lengths(texts: Sequence[str]) -> list[str]:
     """The quarter of the pool that each text's length in characters falls in."""
-    sizes = np.array([len(text) for text in texts])
-    if not len(sizes):
+    if not texts:
         return []
-    borders = np.quantile(sizes, [0.25, 0.5, 0.75])
-    return [_QUARTERS[int(np.searchsorted(borders, size, side="left"))] for size in sizes]
+    sizes = [len(text) for text in texts]
+    quarters = np.searchsorted(np.quantile(sizes, [0.25, 0.5, 0.75]), sizes, side="left")
+    return [_QUARTERS[quarter] for quarter in quarters]
 
 
 def script(text: str) -> str:
     """The script that most letters of a text are in, by their Unicode names; `none` without any."""
-    found: Counter[str] = Counter()
-    for letter in text[:LETTERS_READ]:
-        if letter.isalpha():
-            found[unicodedata.name(letter, "unknown").split(" ", 1)[0].lower()] += 1
+    letters = filter(str.isalpha, text[:LETTERS_READ])
+    found = Counter(unicodedata.name(one, "unknown").split(" ", 1)[0].lower() for one in letters)
     return max(found, key=lambda name: (found[name], name)) if found else "none"

@@ -1,12 +1,10 @@
 """What can be set on a selector, validated whole; no arrays are touched here."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.core.validation import validated
 from delift_pipeline.kernel.block import UtilityForm
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
@@ -46,12 +44,12 @@ def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
 
 
 class NoOptions(BaseModel):
-    """The options of a selector that has none."""
+    """The options of a selector that has none; the base of all others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SelectorOptions(BaseModel):
+class SelectorOptions(NoOptions):
     """The options of `delift`; the defaults are the paper's objectives, clipped and masked.
 
     Attributes:
@@ -72,8 +70,6 @@ class SelectorOptions(BaseModel):
             method replays none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     utility: UtilityForm = "distance"
     scaling: Scaling = "clip"
     diagonal: Diagonal = "mask"
@@ -86,7 +82,7 @@ class SelectorOptions(BaseModel):
     replay: float = Field(default=0.0, ge=0, lt=1)
 
 
-class TrustedOptions(BaseModel):
+class TrustedOptions(NoOptions):
     """The options of `delift_trusted`; the defaults are those that were compared and measured.
 
     Attributes:
@@ -102,8 +98,6 @@ class TrustedOptions(BaseModel):
         coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     embedder: str = Field(default="tfidf", min_length=1)
     floor: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -113,7 +107,7 @@ class TrustedOptions(BaseModel):
     coverage_neighbours: int = Field(default=100, ge=1)
 
 
-class EmbeddingOptions(BaseModel):
+class EmbeddingOptions(NoOptions):
     """The options of `delift_se`: the paper's objectives on embedding similarity, no model asked.
 
     Attributes:
@@ -126,29 +120,9 @@ class EmbeddingOptions(BaseModel):
         coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     embedder: str = Field(default="minilm", min_length=1)
     objective: ObjectiveName | None = None
     eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dense_limit: int = Field(default=4000, ge=0)
     coverage_neighbours: int = Field(default=100, ge=1)
-
-
-Options = TypeVar("Options", bound=BaseModel)
-
-
-def checked_options(model: type[Options], values: Mapping[str, Any] | BaseModel) -> Options:
-    """Options of the given kind.
-
-    Args:
-        model: The selector's options model.
-        values: Options by name, or options already validated.
-
-    Raises:
-        Refused: one fault for each option that is unknown or out of range.
-    """
-    if isinstance(values, BaseModel):
-        values = values.model_dump()
-    return validated(model, dict(values))

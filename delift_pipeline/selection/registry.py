@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.selection.options import Stage, checked_options
+from delift_pipeline.core.validation import validated
+from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector
 from delift_pipeline.selection.selectors.delift import DeliftSelector
@@ -99,7 +100,8 @@ def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
     Raises:
         Refused: the selector is unknown, or an option is unknown or out of range.
     """
-    return checked_options(selector_named(name).options_model, values)
+    given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
+    return validated(selector_named(name).options_model, given)
 
 
 def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> float:

@@ -62,15 +62,10 @@ class Diagnostics:
         return self.trust_picks - self.trust_pool
 
     @property
-    def less_trusted(self) -> bool:
-        """Whether the picks are trusted less than the pool by more than `TRUST_MARGIN`."""
-        gap = self.trust_difference
-        return gap is not None and gap < -TRUST_MARGIN
-
-    @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be looked at before training."""
-        if not self.less_trusted:
+        """What should be looked at before training: picks less trusted by `TRUST_MARGIN`."""
+        gap = self.trust_difference
+        if gap is None or gap >= -TRUST_MARGIN:
             return ()
         return (
             f"warning: the picks are trusted less than the pool ({self.trust_picks:.3f} against "
@@ -163,15 +158,14 @@ def reasons_of(
 ) -> Reasons:
     """Assign every target to the pick that covers it best.
 
+    A target that no pick covers with a positive value is covered by none, and of two that cover it
+    equally the better-ranked one is named.
+
     Args:
         kernel: Non-negative similarities [rows, columns].
         picks: Column numbers in rank order.
         rows: record_ids of the targets.
         columns: record_ids of the demonstrations.
-
-    Returns:
-        The reasons; a target that no pick covers with a positive value is covered by none, and of
-        two that cover it equally the better-ranked one is named.
     """
     best = np.zeros(len(rows))
     owner = np.full(len(rows), -1, dtype=np.int64)
@@ -181,14 +175,14 @@ def reasons_of(
         better = values > best[numbers]
         best[numbers[better]] = values[better]
         owner[numbers[better]] = rank
-    covered = [int(row) for row in np.flatnonzero(owner >= 0)]
     covers: list[list[str]] = [[] for _ in picks]
+    covered: list[int] = np.flatnonzero(owner >= 0).tolist()
+    owners: list[int] = owner.tolist()
     for row in covered:
-        covers[owner[row]].append(rows[row])
-    owned = {row: columns[picks[int(owner[row])]] for row in covered}
+        covers[owners[row]].append(rows[row])
     return Reasons(
-        tuple(tuple(targets) for targets in covers),
-        {str(rows[row]): str(record) for row, record in owned.items()},
+        tuple(map(tuple, covers)),
+        {rows[row]: columns[picks[owners[row]]] for row in covered},
         {rows[row]: float(best[row]) for row in covered},
     )
 

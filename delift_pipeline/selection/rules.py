@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -65,11 +65,6 @@ class Quota:
     def __str__(self) -> str:
         where = self.column if self.value is None else f"{self.column}={self.value}"
         return f"{where}:{self.low}..{'' if self.high is None else self.high}"
-
-    @property
-    def shares(self) -> bool:
-        """Whether an end is a share of the budget."""
-        return isinstance(self.low, float) or isinstance(self.high, float)
 
     def counts(self, budget: int) -> tuple[int, int | None]:
         """Both ends as counts under a budget: a least share rounded up, a greatest down."""
@@ -155,7 +150,8 @@ class Rules:
         number = {name: place for place, name in enumerate(names)}
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
         for quota in (quota for quota in self.quotas if quota.column == column):
-            if (budget.tokens is not None or budget.stop) and (quota.shares or quota.low):
+            shares = isinstance(quota.low, float) or isinstance(quota.high, float)
+            if budget.open_ended and (shares or quota.low):
                 said = "shares and least counts need a budget in records, not in tokens or auto"
                 raise Refused(Fault(said, field="quota"))
             least, most = quota.counts(budget.count)
@@ -193,15 +189,7 @@ def _numbers(
 
 
 class RuleOptions(BaseModel):
-    """What is asked of a subset beside its size.
-
-    Attributes:
-        pin: Records that are in: record_ids or the file's own ids.
-        exclude: Records that are out.
-        quota: `COLUMN:LOW..HIGH` for every value of a column, `COLUMN=VALUE:LOW..HIGH` for one;
-            ends below 1 with a point in them are shares of the budget, whole numbers counts.
-        cap: `COLUMN:MOST`, at most so many records of every value of a column.
-    """
+    """What is asked of a subset beside its size, as a user writes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -240,8 +228,8 @@ class RuleOptions(BaseModel):
         Raises:
             Refused: a record that is named is not in the pool, or its id fits several.
         """
-        pin = records_named(pool, self.pin, "pin")
-        return Rules(pin, records_named(pool, self.exclude, "exclude"), self.quotas)
+        pin, ban = (records_named(pool, getattr(self, name), name) for name in ("pin", "exclude"))
+        return Rules(pin, ban, self.quotas)
 
 
 def parse_cap(text: str) -> Quota:
@@ -251,10 +239,8 @@ def parse_cap(text: str) -> Quota:
         Refused: it is not written as a cap.
     """
     found = _CAP.fullmatch(text.strip())
-    if found is None:
-        raise Refused(Fault(f"{text!r} is no cap: {_CAP_FORM}", field="cap"))
     try:
-        return Quota.parse(f"{found[1]}:..{found[2]}")
+        return Quota.parse(f"{found[1]}:..{found[2]}" if found else "")
     except Refused as refused:
         raise Refused(Fault(f"{text!r} is no cap: {_CAP_FORM}", field="cap")) from refused
 
@@ -265,7 +251,7 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     Args:
         pool: Records with record_id and, perhaps, source_ids.
         names: What was given.
-        field: The option it was given to.
+        field: The option that a fault names.
 
     Raises:
         Refused: one fault for the names that are no record's, and one for those that fit several.
@@ -273,47 +259,17 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     found = matching_records(pool, names)
     absent = [name for name in names if not found[name]]
     several = [name for name in names if len(found[name]) > 1]
-    faults = [
-        Fault(f"{_named(wrong)} {said}", field=field)
-        for wrong, said in (
-            (absent, "not in the pool: name records by record_id or by the file's own id"),
-            (several, "the id of several records: name them by record_id"),
-        )
-        if wrong
-    ]
+    faults = []
+    for wrong, said in (
+        (absent, "not in the pool: name records by record_id or by the file's own id"),
+        (several, "the id of several records: name them by record_id"),
+    ):
+        shown = ", ".join(map(repr, wrong[:NAMED])) + (", ..." if len(wrong) > NAMED else "")
+        verb = "is" if len(wrong) == 1 else "are"
+        faults += [Fault(f"{shown} {verb} {said}", field=field)] if wrong else []
     if faults:
         raise Refused(*faults)
     return tuple(dict.fromkeys(record for ids in found.values() for record in ids))
-
-
-def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
-    return f"{shown} {'is' if len(names) == 1 else 'are'}"
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A ranking as it is checked.
-
-    Attributes:
-        records: record_ids in rank order.
-        gains: Their gains, None where there are none.
-        pool: The records it was chosen from.
-    """
-
-    records: Sequence[str]
-    gains: Sequence[float | None]
-    pool: pl.DataFrame = field(repr=False)
-
-
-def broken(ranked: Ranked, budget: Budget, rules: Rules) -> tuple[str, ...]:
-    """One sentence for each part of the budget or of the rules that a subset breaks."""
-    chosen = ranked.pool.filter(pl.col("record_id").is_in(list(ranked.records)))
-    return (
-        *_budget_broken(ranked, chosen, budget, set(rules.pin)),
-        *_pins_broken(ranked, rules),
-        *_quotas_broken(ranked.pool, chosen, rules),
-    )
 
 
 def spent(pool: pl.DataFrame, records: Sequence[str]) -> int:
@@ -321,35 +277,41 @@ def spent(pool: pl.DataFrame, records: Sequence[str]) -> int:
     return int(token_costs(pool.filter(pl.col("record_id").is_in(list(records)))).sum())
 
 
-def _budget_broken(
-    ranked: Ranked, chosen: pl.DataFrame, budget: Budget, pinned: set[str]
-) -> list[str]:
-    lines = []
-    if len(ranked.records) > budget.count:
-        lines.append(f"{len(ranked.records):,} records are above the budget of {budget.count:,}")
-    if budget.tokens is not None and (cost := float(token_costs(chosen).sum())) > budget.tokens:
-        lines.append(f"{cost:,.0f} tokens are above the budget of {budget.tokens:,}")
-    pairs = zip(ranked.records, ranked.gains, strict=True)
-    free = [gain for record, gain in pairs if record not in pinned and gain is not None]
+def broken(
+    records: Sequence[str],
+    gains: Sequence[float | None],
+    pool: pl.DataFrame,
+    budget: Budget,
+    rules: Rules,
+) -> tuple[str, ...]:
+    """One sentence for each part of the budget or of the rules that a subset breaks.
+
+    Args:
+        records: record_ids in rank order.
+        gains: Their gains, None where there are none.
+        pool: The records it was chosen from.
+        budget: What was allowed.
+        rules: What was asked beside it.
+    """
+    lines, chosen = [], set(records)
+    if len(records) > budget.count:
+        lines.append(f"{len(records):,} records are above the budget of {budget.count:,}")
+    if budget.tokens is not None and (cost := spent(pool, records)) > budget.tokens:
+        lines.append(f"{cost:,} tokens are above the budget of {budget.tokens:,}")
+    pairs = zip(records, gains, strict=True)
+    free = [gain for record, gain in pairs if record not in rules.pin and gain is not None]
     if budget.stop and free and min(free) < budget.stop * free[0] * (1 - ROUNDING):
         lines.append(f"a gain of {min(free):.3g} is under {budget.stop:g} of the first, {free[0]}")
-    return lines
-
-
-def _pins_broken(ranked: Ranked, rules: Rules) -> list[str]:
-    records, known = set(ranked.records), set(ranked.pool["record_id"])
-    absent, present = set(rules.pin) & known - records, set(rules.ban) & records
-    lines = [f"{len(absent):,} records pinned in are not in the subset"] if absent else []
-    return lines + ([f"{len(present):,} excluded records are in the subset"] if present else [])
-
-
-def _quotas_broken(pool: pl.DataFrame, chosen: pl.DataFrame, rules: Rules) -> list[str]:
-    lines = []
+    if absent := set(rules.pin) & set(pool["record_id"]) - chosen:
+        lines.append(f"{len(absent):,} records pinned in are not in the subset")
+    if present := set(rules.ban) & chosen:
+        lines.append(f"{len(present):,} excluded records are in the subset")
+    picks = pool.filter(pl.col("record_id").is_in(list(records)))
     for quota in rules.quotas:
-        there, picked = (Counter(_names(frame[quota.column])) for frame in (pool, chosen))
-        low, high = quota.counts(chosen.height)
+        there, picked = (Counter(_names(frame[quota.column])) for frame in (pool, picks))
+        low, high = quota.counts(picks.height)
         for group in sorted(there) if quota.value is None else [quota.value]:
             size = picked[group]
             if size < low or (high is not None and size > high):
                 lines.append(f"{size:,} records of {quota.column} {group!r}, asked {quota}")
-    return lines
+    return tuple(lines)

@@ -24,7 +24,7 @@ from delift_pipeline.selection.registry import (
     traits_of,
 )
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.rules import Ranked, RuleOptions, Rules, broken, spent
+from delift_pipeline.selection.rules import RuleOptions, Rules, broken, spent
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import suspects_frame
 
@@ -49,20 +49,19 @@ def select(
             `auto`, which stops where picks no longer pay.
         seed: Decides everything random.
         options: The selector's options.
-        rules: Records pinned in or out, and quotas.
+        rules: None: those of `inputs`.
 
     Raises:
         Refused: the selector, an option, the budget or a rule is not possible.
         DeliftError: scores that the selector reads are missing.
     """
     checked = options_of(selector, options)
-    rules = rules or inputs.rules
-    ruled = rules != Rules()
-    n = inputs.pool.height
-    allowed = refuse_impossible(selector, inputs.stage, budget, ruled, n, checked)
+    rules, n = rules or inputs.rules, inputs.pool.height
+    allowed = refuse_impossible(selector, inputs.stage, budget, rules != Rules(), n, checked)
     asked = replace(inputs, rules=rules, allowance=allowed)
     selection = selector_named(selector).select(asked, allowed.count, seed, checked)
-    _check_kept(selection, asked, allowed)
+    if traits_of(selector).reference != "whole":
+        _check_kept(selection, asked, allowed)
     details = dict(selection.details)
     if allowed.tokens is not None:
         details["tokens"] = spent(inputs.pool, selection.ranking)
@@ -81,14 +80,6 @@ def refuse_impossible(
 ) -> Budget:
     """What a budget allows, unless the selector has no way to keep to it.
 
-    Args:
-        selector: A name in the registry.
-        stage: The stage.
-        budget: The budget as written.
-        ruled: Whether there are rules beside it.
-        n: Records in the pool.
-        options: The selector's options.
-
     Raises:
         Refused: the budget means nothing, or the selector cannot keep to it or to rules.
     """
@@ -105,18 +96,13 @@ def refuse_impossible(
 
 
 def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) -> None:
-    """Refuse the ranking of a selector that knows nothing of a budget or of rules.
-
-    One that takes the whole pool whatever the budget says so itself.
-    """
-    if traits_of(selection.selector).reference == "whole":
-        return
+    """Refuse the ranking of a selector that knows nothing of a budget or of rules."""
     gains = [None] * len(selection.ranking) if selection.gains is None else selection.gains.tolist()
     gains = [None if gain is None or np.isnan(gain) else gain for gain in gains]
     if allowed.stop and all(gain is None for gain in gains):
         said = f"{selection.selector} has no gains to stop at; give a count"
         raise Refused(Fault(said, field="budget"))
-    if wrong := broken(Ranked(selection.ranking, gains, inputs.pool), allowed, inputs.rules):
+    if wrong := broken(selection.ranking, gains, inputs.pool, allowed, inputs.rules):
         said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
         raise Refused(Fault(said, field="budget"))
 
@@ -153,7 +139,7 @@ def subset_parents(
 
     Args:
         version: The dataset version.
-        pool_hash: The content hash of the version.
+        pool_hash: Its content hash.
         blocks: Kernel block -> hash, for the blocks the selector reads.
         extra: Other parents, such as the parent's subset that gave D_E.
     """
@@ -182,14 +168,14 @@ def write_subset(
     that moves in its last digit trains nothing again.
 
     Args:
-        folder: Where; a former subset there is replaced.
-        selection: What was chosen.
+        folder: A former subset there is replaced.
+        selection: What was chosen from `pool`.
         pool: The records it was chosen from.
         request: See `selection_request`.
         parents: See `subset_parents`.
         fingerprint: The scoring fingerprint, where scores were read.
-        code_version: The asset's code version.
-        run_id: The Dagster run.
+        code_version: The asset's.
+        run_id: Dagster's.
         balance_by: Further columns of the pool to compare pool and subset by.
     """
     subset, dropped = subset_frames(selection, pool)
@@ -217,8 +203,7 @@ def write_subset(
         write_parquet(temporary / SUBSET, subset)
         write_parquet(temporary / DROPPED, dropped)
         write_parquet(temporary / BALANCE, balance(pool, selection.ranking, columns))
-        if selection.trust is not None:
-            suspects = suspects_frame(selection.trust, set(selection.ranking), pool)
-            write_parquet(temporary / SUSPECTS, suspects)
+        if (trust := selection.trust) is not None:
+            write_parquet(temporary / SUSPECTS, suspects_frame(trust, selection.ranking, pool))
         manifest.write(temporary)
     return manifest

@@ -8,6 +8,7 @@ scores are ranked by record_id.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -75,12 +76,30 @@ def by_score(
     )
 
 
-def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
-    """Refuse a budget that stops by gains for a ranking that has none.
+def by_order(
+    selector: str,
+    inputs: SelectionInputs,
+    ids: Sequence[str],
+    order: np.ndarray,
+    budget: int,
+    **said: Any,
+) -> Selection:
+    """Records in a given order, without gains, as far as budget and rules allow.
 
-    Raises:
-        Refused: the budget is `auto`.
+    Args:
+        selector: Its name.
+        inputs: What is chosen from.
+        ids: record_ids of the candidates.
+        order: int [ids], every candidate once.
+        budget: Records asked for.
+        said: Further fields of the selection.
     """
+    picks = in_order(order, budget, inputs.constraints(ids, budget))
+    return Selection(selector, tuple(ids[int(j)] for j in picks), **said)
+
+
+def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
+    """Refuse the budget `auto`, which stops by gains, for a ranking that has none."""
     if inputs.allowance is not None and inputs.allowance.stop:
         said = f"{selector} has no gains to stop at; give a share or a count"
         raise Refused(Fault(said, field="budget"))
@@ -102,12 +121,7 @@ TARGETS, WARM_UP = 1, 2
 
 @dataclass(frozen=True)
 class TargetSet:
-    """The targets, sorted by record_id.
-
-    Attributes:
-        records: The targets.
-        drawn: Whether they were drawn from the pool for want of a target set.
-    """
+    """The targets, sorted by record_id, and whether they were drawn from the pool."""
 
     records: pl.DataFrame = field(repr=False)
     drawn: bool

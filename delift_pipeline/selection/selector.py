@@ -190,15 +190,17 @@ class Selector(ABC):
         name: The registry's name.
         options_model: The pydantic model of its options.
         traits: What holds of it at every stage and under all options.
+        always: What it reads, where neither the stage nor an option decides that.
     """
 
+    always: ClassVar[Needs] = Needs()
     name: ClassVar[str]
     options_model: ClassVar[type[BaseModel]]
     traits: ClassVar[Traits]
 
     def needs(self, stage: Stage, options: Any) -> Needs:
-        """Which scores are read at a stage under these options; none unless a selector says so."""
-        return Needs()
+        """Which scores are read at a stage under these options; `always` unless overridden."""
+        return self.always
 
     @abstractmethod
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:

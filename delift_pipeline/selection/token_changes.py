@@ -23,13 +23,9 @@ MOST_RECORDS = 50
 DECIMALS = 4
 
 TOKENS_SCHEMA = pl.Schema(
-    {
-        "record_id": pl.String(),
-        "demonstration_id": pl.String(),
-        "tokens": pl.List(pl.String()),
-        "alone": pl.List(pl.Float64()),
-        "after": pl.List(pl.Float64()),
-    }
+    dict.fromkeys(("record_id", "demonstration_id"), pl.String())
+    | {"tokens": pl.List(pl.String())}
+    | dict.fromkeys(("alone", "after"), pl.List(pl.Float64()))
 )
 
 
@@ -57,13 +53,8 @@ class TokenChange:
 
     def as_json(self) -> dict[str, Any]:
         """The change as plain data."""
-        return {
-            "record_id": self.record_id,
-            "tokens": list(self.tokens),
-            "alone": list(self.alone),
-            "after": list(self.after),
-            "change": list(self.change),
-        }
+        lists = ("tokens", "alone", "after", "change")
+        return {"record_id": self.record_id, **{name: [*getattr(self, name)] for name in lists}}
 
 
 def token_changes(
@@ -74,7 +65,7 @@ def token_changes(
     """The tokens of records' answers, alone and after each of some demonstrations.
 
     Args:
-        reader: The model; not loaded where nothing is wanted.
+        reader: Not loaded where nothing is wanted.
         texts: record_id -> row of a frame of records, for all that are named.
         wanted: Record -> the demonstrations to show before it.
 
@@ -132,6 +123,6 @@ def from_frame(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
     """Changes by record, as `as_frame` wrote them."""
     found: dict[str, list[TokenChange]] = {}
     for record, other, tokens, alone, after in frame.select(TOKENS_SCHEMA.names()).iter_rows():
-        change = TokenChange(other, tuple(tokens), tuple(alone), tuple(after))
-        found.setdefault(record, []).append(change)
+        lists = map(tuple, (tokens, alone, after))
+        found.setdefault(record, []).append(TokenChange(other, *lists))
     return found

@@ -8,7 +8,6 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.rules import (
     Quota,
-    Ranked,
     RuleOptions,
     Rules,
     broken,
@@ -53,8 +52,11 @@ def test_records_are_named_by_either_id() -> None:
     assert several.reason.startswith("'4' is the id of several records")
 
 
+Ranked = tuple[tuple[str, ...], tuple[float | None, ...], pl.DataFrame]
+
+
 def ranked(*records: str, gains: tuple[float | None, ...] | None = None) -> Ranked:
-    return Ranked(records, gains or (None,) * len(records), POOL)
+    return records, gains or (None,) * len(records), POOL
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,12 @@ def ranked(*records: str, gains: tuple[float | None, ...] | None = None) -> Rank
     ],
 )
 def test_what_is_broken_is_said(found: Ranked, budget: Budget, rules: Rules, said: str) -> None:
-    (sentence,) = broken(found, budget, rules)
+    (sentence,) = broken(*found, budget, rules)
     assert said in sentence
 
 
 def test_what_is_kept_is_not_complained_of() -> None:
     everything = Rules(("d",), ("b",), (parse_cap("source:0.5"), Quota("source", "book", 1)))
     found = ranked("d", "c", gains=(0.01, 5.0))
-    assert broken(found, Budget(2, tokens=12, stop=0.5), everything) == ()
+    assert broken(*found, Budget(2, tokens=12, stop=0.5), everything) == ()
     assert spent(POOL, ["d", "c"]) == 12

@@ -14,20 +14,20 @@ from collections import deque
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed
 from delift_pipeline.selection.embedding import record_texts
-from delift_pipeline.selection.optimizers import in_order
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import refuse_auto
+from delift_pipeline.selection.scored import by_order, refuse_auto
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 STARTS = 10
 """K-means is run from so many draws and the tightest result kept."""
 
 
-class DeftUcsOptions(BaseModel):
+class DeftUcsOptions(NoOptions):
     """The options of `deft_ucs`.
 
     Attributes:
@@ -37,8 +37,6 @@ class DeftUcsOptions(BaseModel):
         parts: `equal` gives every cluster the same count, `proportional` one by its size.
         base: Share of the budget that is a random base set.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     embedder: str = Field(default="minilm", min_length=1)
     clusters: int = Field(default=7, ge=1)
@@ -65,14 +63,11 @@ class DeftUcsSelector(Selector):
         refuse_auto(self.name, inputs)
         ordered = inputs.pool.sort("record_id")
         ids = tuple(ordered["record_id"])
-        clusters, distances = clustered(
-            embed(record_texts(ordered), options.embedder), options.clusters, seed
-        )
-        order = ranked_by_clusters(clusters, distances, options)
-        order = with_base(order, options.base, seed)
-        picks = in_order(order, budget, inputs.constraints(ids, budget))
-        sizes = np.bincount(clusters).tolist()
-        return Selection(self.name, tuple(ids[j] for j in picks), details={"cluster_sizes": sizes})
+        embeddings = embed(record_texts(ordered), options.embedder)
+        clusters, distances = clustered(embeddings, options.clusters, seed)
+        order = with_base(ranked_by_clusters(clusters, distances, options), options.base, seed)
+        details = {"cluster_sizes": np.bincount(clusters).tolist()}
+        return by_order(self.name, inputs, ids, order, budget, details=details)
 
 
 def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,8 +88,7 @@ def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.nd
         labels = means.fit_predict(embeddings).astype(np.int64)
     centres = means.cluster_centers_
     norms = np.maximum(np.linalg.norm(centres, axis=1), np.finfo(np.float32).tiny)
-    unit = centres / norms[:, None]
-    own = unit[labels]
+    own = (centres / norms[:, None])[labels]
     cosines = (
         np.einsum("ij,ij->i", embeddings, own)
         if isinstance(embeddings, np.ndarray)
@@ -117,8 +111,8 @@ def ranked_by_clusters(
         distances: float [n], to the own centroid.
         options: Parts and share of easy ones.
     """
-    lines = [_easy_and_hard(np.flatnonzero(clusters == c), distances, options.easy)
-             for c in range(int(clusters.max()) + 1)]  # fmt: skip
+    members = (np.flatnonzero(clusters == c) for c in range(int(clusters.max()) + 1))
+    lines = [_easy_and_hard(some, distances, options.easy) for some in members]
     weights = [1.0 if options.parts == "equal" else float(len(line)) for line in lines]
     turns = [
         ((2 * taken + 1) / weight, cluster, record)
@@ -132,11 +126,10 @@ def _easy_and_hard(members: np.ndarray, distances: np.ndarray, easy: float) -> l
     """A cluster's records, nearest and farthest in turn so that every prefix has `easy` easy."""
     near = deque(members[np.argsort(distances[members], kind="stable")].tolist())
     line: list[int] = []
-    taken_easy = 0
-    while near:
-        wants_easy = taken_easy < int(easy * (len(line) + 1) + 0.5)
-        taken_easy += wants_easy
-        line.append(near.popleft() if wants_easy else near.pop())
+    for place in range(len(near)):
+        # One more easy record is due where the rounded count rises at this place.
+        due = int(easy * (place + 1) + 0.5) > int(easy * place + 0.5)
+        line.append(near.popleft() if due else near.pop())
     return line
 
 
@@ -145,12 +138,9 @@ def with_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
     if not share:
         return order
     random = iter(np.random.default_rng(seed).permutation(order).tolist())
-    chosen, mixed, seen = iter(order.tolist()), [], set()
-    drawn = 0
-    while len(mixed) < len(order):
-        from_base = drawn < int(share * (len(mixed) + 1) + 0.5)
-        drawn += from_base
-        record = next(r for r in (random if from_base else chosen) if r not in seen)
-        seen.add(record)
-        mixed.append(record)
-    return np.array(mixed, dtype=np.int64)
+    chosen, mixed = iter(order.tolist()), {}
+    for place in range(len(order)):
+        from_base = int(share * (place + 1) + 0.5) > int(share * place + 0.5)
+        record = next(r for r in (random if from_base else chosen) if r not in mixed)
+        mixed[record] = None
+    return np.array(list(mixed), dtype=np.int64)

@@ -16,10 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import DECIMALS, by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
@@ -35,15 +34,13 @@ ROWS = 1024
 """Records between two moments at which progress is shown."""
 
 
-class IfdOptions(BaseModel):
+class IfdOptions(NoOptions):
     """The options of `ifd`.
 
     Attributes:
         above_one: `last` ranks records with a ratio from 1 on after all others; `drop` leaves them
             out, as published, so that the ranking may come out shorter.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     above_one: Literal["last", "drop"] = "last"
 
@@ -54,10 +51,7 @@ class IfdSelector(Selector):
     name = "ifd"
     options_model = IfdOptions
     traits = Traits(reads_model=True)
-
-    def needs(self, stage: Stage, options: IfdOptions) -> Needs:
-        """The model; no pair scores."""
-        return Needs(model=True, answers=True)
+    always = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: IfdOptions

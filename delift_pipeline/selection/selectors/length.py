@@ -9,22 +9,19 @@ score that is a stable gain over random choice on pools of a million records.
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions, Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
-class LengthOptions(BaseModel):
+class LengthOptions(NoOptions):
     """The options of `length`.
 
     Attributes:
         unit: `tokens` of the model's tokenizer, or `characters`, for which no model is needed.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     unit: Literal["tokens", "characters"] = "tokens"
 

@@ -19,12 +19,12 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.progress import Meter
 from delift_pipeline.selection.language_model import Checkpoints, Example
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import (
     TARGET_SHARE,
@@ -37,7 +37,7 @@ from delift_pipeline.selection.scored import (
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
-class LessOptions(BaseModel):
+class LessOptions(NoOptions):
     """The options of `less`; the defaults are the paper's, but for `target_modules`.
 
     Attributes:
@@ -51,8 +51,6 @@ class LessOptions(BaseModel):
         target_modules: Layers with adapters: `all-linear`, or names.
         dims: Numbers a gradient is projected to, a multiple of 64.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
     warmup_share: float = Field(default=0.05, gt=0, le=1)
@@ -71,10 +69,7 @@ class LessSelector(Selector):
     name = "less"
     options_model = LessOptions
     traits = Traits(reads_model=True)
-
-    def needs(self, stage: Stage, options: LessOptions) -> Needs:
-        """The model; no pair scores."""
-        return Needs(model=True, answers=True)
+    always = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: LessOptions

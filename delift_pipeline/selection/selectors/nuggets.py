@@ -11,25 +11,23 @@ which any arm has scored are found. Cost: |T| pairs a record. Source: Li et al. 
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import TARGET_SHARE, by_score, target_set
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
-class NuggetsOptions(BaseModel):
+class NuggetsOptions(NoOptions):
     """The options of `nuggets`.
 
     Attributes:
         target_share: Share of the pool that is the anchor set where the stage has no target set.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
 
@@ -40,10 +38,7 @@ class NuggetsSelector(Selector):
     name = "nuggets"
     options_model = NuggetsOptions
     traits = Traits(reads_model=True)
-
-    def needs(self, stage: Stage, options: NuggetsOptions) -> Needs:
-        """The model, which scores the pairs that are missing."""
-        return Needs(model=True, answers=True)
+    always = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: NuggetsOptions

@@ -13,16 +13,16 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS
 from delift_pipeline.selection.embedding import hidden_states, record_texts
-from delift_pipeline.selection.optimizers import in_order
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import (
     TARGET_SHARE,
     TargetSet,
+    by_order,
     by_score,
     refuse_auto,
     target_set,
@@ -33,15 +33,13 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 _CHUNK = 4096
 
 
-class RdsPlusOptions(BaseModel):
+class RdsPlusOptions(NoOptions):
     """The options of `rds_plus`.
 
     Attributes:
         target_share: Share of the pool that stands for the target set where the stage has none.
         tasks: `round_robin` lets the targets' tasks take turns, `max` ranks by the best target.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
     tasks: Literal["round_robin", "max"] = "round_robin"
@@ -53,10 +51,7 @@ class RdsPlusSelector(Selector):
     name = "rds_plus"
     options_model = RdsPlusOptions
     traits = Traits(reads_model=True)
-
-    def needs(self, stage: Stage, options: RdsPlusOptions) -> Needs:
-        """The model; no pair scores."""
-        return Needs(model=True)
+    always = Needs(model=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: RdsPlusOptions
@@ -74,8 +69,8 @@ class RdsPlusSelector(Selector):
             best = scores.max(axis=1)
             return by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
         refuse_auto(self.name, inputs)
-        picks = in_order(round_robin(scores), budget, inputs.constraints(ids, budget))
-        return Selection(self.name, tuple(ids[j] for j in picks), notes=targets.notes)
+        order = round_robin(scores)
+        return by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
 
 
 def similarity_by_task(
@@ -93,11 +88,12 @@ def similarity_by_task(
     groups = list(tasks_of(targets.records).values())
     best = np.empty((pool.height, len(groups)))
     for start in range(0, pool.height, _CHUNK):
-        cosines = np.round(own[start : start + _CHUNK] @ wanted.T, COSINE_DECIMALS)
-        rows = np.flatnonzero(itself[start : start + _CHUNK] >= 0)
-        cosines[rows, itself[start : start + _CHUNK][rows]] = -1
+        part = slice(start, start + _CHUNK)
+        cosines = np.round(own[part] @ wanted.T, COSINE_DECIMALS)
+        rows = np.flatnonzero(itself[part] >= 0)
+        cosines[rows, itself[part][rows]] = -1
         for task, members in enumerate(groups):
-            best[start : start + _CHUNK, task] = cosines[:, members].max(axis=1)
+            best[part, task] = cosines[:, members].max(axis=1)
     return best
 
 

@@ -4,10 +4,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.selection.optimizers import in_order
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
+from delift_pipeline.selection.scored import by_order
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
@@ -27,8 +27,7 @@ class RandomSelector(Selector):
         """The first `budget` records of the permutation drawn with `seed`."""
         ids = sorted(inputs.pool["record_id"])
         order = np.random.default_rng(seed).permutation(len(ids))
-        picks = in_order(order, budget, inputs.constraints(ids, budget))
-        return Selection(self.name, tuple(ids[number] for number in picks))
+        return by_order(self.name, inputs, ids, order, budget)
 
 
 class FullSelector(Selector):

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.selection.embedding import record_texts
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import NoOptions, Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
@@ -45,7 +45,7 @@ RATING_PROMPTS = (
 QUESTION = "\n\nRating (1 to 5):"
 
 
-class SelectItOptions(BaseModel):
+class SelectItOptions(NoOptions):
     """The options of `selectit`.
 
     Attributes:
@@ -55,8 +55,6 @@ class SelectItOptions(BaseModel):
         models: Further models for the level `model`, by folder or hub id.
         prompts: Rating prompts in the place of the shipped ones.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     level: Literal["token", "sentence", "model"] = "sentence"
     alpha: float = Field(default=0.2, ge=0, allow_inf_nan=False)
