@@ -110,11 +110,12 @@ class TransformersAnswers(EvaluationEngine):
 
         greedy = self._options.generation == "greedy"
         # Padding goes in front of a prompt, masked, or behind an end: any token will do.
+        padding = stops[0] if stops else 0
         config = GenerationConfig(
             **({"do_sample": False, "num_beams": 1} if greedy else {"do_sample": True, **PAPER}),
             max_new_tokens=longest,
             eos_token_id=list(stops) or None,
-            pad_token_id=stops[0] if stops else 0,
+            pad_token_id=padding,
         )
         # `generate` fills what a configuration leaves open from the model's own, and many models
         # ship a repetition penalty or a temperature there, so the model's own is set aside.
@@ -128,24 +129,18 @@ class TransformersAnswers(EvaluationEngine):
             ):
                 torch.manual_seed(self._options.seed)
                 for chosen in self._batches(prompts):
-                    rows = self._continued([prompts[i] for i in chosen], config)
-                    found |= {
-                        i: until_stop(row, stops) for i, row in zip(chosen, rows, strict=True)
-                    }
+                    ids, mask = padded([prompts[i] for i in chosen], padding, left=True)
+                    rows = cast(Any, self._model).generate(
+                        input_ids=ids.to(self._device),
+                        attention_mask=mask.to(self._device),
+                        generation_config=config,
+                    )
+                    for i, row in zip(chosen, rows[:, ids.shape[1] :].tolist(), strict=True):
+                        found[i] = until_stop(row, stops)
                     meter.advance(len(chosen))
         finally:
             owner.generation_config = own
         return [found[i] for i in range(len(prompts))]
-
-    def _continued(self, prompts: Sequence[np.ndarray], config: Any) -> list[list[int]]:
-        """What follows each prompt, padded on the left."""
-        ids, mask = padded(prompts, cast(int, config.pad_token_id), left=True)
-        found = cast(Any, self._model).generate(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
-            generation_config=config,
-        )
-        return found[:, ids.shape[1] :].tolist()
 
     def _batches(self, items: Sequence[Any]) -> Iterator[list[int]]:
         """The items' places in batches, shortest first."""
@@ -186,8 +181,10 @@ class VllmAnswers(EvaluationEngine):
         """From vLLM's sampler."""
         # The model's own end-of-text tokens are set aside, as its sampling settings are.
         how = {"max_tokens": longest, "stop_token_ids": list(stops), "ignore_eos": True}
-        how |= {"temperature": 0.0} if self._options.generation == "greedy" else PAPER
-        samplings = [how | self._seed(place) for place in range(len(prompts))]
+        samplings = [how | {"temperature": 0.0}] * len(prompts)
+        if self._options.generation != "greedy":
+            states = (np.random.SeedSequence([self._options.seed, i]) for i in range(len(prompts)))
+            samplings = [how | PAPER | {"seed": int(s.generate_state(1)[0])} for s in states]
         found: list[Answer] = []
         with progress.track("answer", len(prompts), "records") as meter:
             for start in range(0, len(prompts), AT_ONCE):
@@ -197,13 +194,6 @@ class VllmAnswers(EvaluationEngine):
                 found += [until_stop(one, stops) for one in tokens]
                 meter.advance(len(ids))
         return found
-
-    def _seed(self, place: int) -> dict[str, int]:
-        """A seed of its own for each sampled answer; none for greedy ones."""
-        if self._options.generation == "greedy":
-            return {}
-        state = np.random.SeedSequence([self._options.seed, place]).generate_state(1)
-        return {"seed": int(state[0])}
 
 
 @contextmanager

@@ -131,14 +131,13 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def leaderboard_frame(rows: Sequence[Row]) -> pl.DataFrame:
     """The rows as a flat frame (`ROW_SCHEMA`)."""
-    return pl.DataFrame([_flat(row) for row in rows], schema=ROW_SCHEMA)
-
-
-def _flat(row: Row) -> Row:
-    flat = {name: row["metrics"].get(name, row.get(name)) for name in ROW_SCHEMA}
-    for name, gap in row["minus_random"].items():
-        flat |= {f"{name}_minus_random": gap["mean"], f"{name}_minus_random_se": gap["se"]}
-    return flat | {"budget": None if row["budget"] is None else str(row["budget"])}
+    frame: list[Row] = []
+    for row in rows:
+        flat = {name: row["metrics"].get(name, row.get(name)) for name in ROW_SCHEMA}
+        for name, gap in row["minus_random"].items():
+            flat |= {f"{name}_minus_random": gap["mean"], f"{name}_minus_random_se": gap["se"]}
+        frame.append(flat | {"budget": None if row["budget"] is None else str(row["budget"])})
+    return pl.DataFrame(frame, schema=ROW_SCHEMA)
 
 
 def write_leaderboard(home: Home, rows: Sequence[Row]) -> Path:

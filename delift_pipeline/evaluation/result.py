@@ -87,15 +87,11 @@ def metric_text(metrics: Mapping[str, float], name: str) -> str:
     return with_error(metrics.get(name), metrics.get(f"{name}_se"))
 
 
-def _metrics_in(samples: pl.DataFrame) -> list[MetricName]:
-    """The metrics that samples have a column of; earlier releases knew fewer."""
-    return [name for name in METRICS if name in samples.columns]
-
-
 def summarise(samples: pl.DataFrame) -> dict[str, float]:
     """Mean and standard error of every metric that was computed."""
     metrics: dict[str, float] = {}
-    for name in _metrics_in(samples):
+    # Samples of earlier releases lack the columns of metrics that came later.
+    for name in (name for name in METRICS if name in samples.columns):
         values = samples[name].drop_nulls()
         if values.len():
             metrics[name], metrics[f"{name}_se"] = mean_and_error(values)

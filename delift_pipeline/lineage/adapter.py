@@ -68,11 +68,12 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     adapter = stored_adapter(home, version, arm)
     edges = causes(home, adapter)
     report, subset = (found(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset"))
-    fingerprint = adapter.manifest.parents.get("model") or adapter.manifest.fingerprint
+    own = adapter.manifest
+    fingerprint = own.parents.get("model") or own.fingerprint
     model = {"fingerprint": fingerprint} if fingerprint else {}
     base = found(home, "model", fingerprint)
-    measured = adapter.manifest.content_hash
-    own_report = report is not None and report.manifest.parents.get(adapter.name) == measured
+    measured = report.manifest.parents.get(adapter.name) if report else None
+    own_report = report is not None and measured == own.content_hash
     known = tracked(adapter.folder)
     records = _records(home, adapter)
     # The stored parents, nearest first; a kernel's blocks are one artifact.
@@ -99,7 +100,16 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         metrics = read_json(report.folder / REPORT)["evaluation"]["metrics"]
 
     return AdapterLineage(
-        adapter=_described(home, adapter),
+        adapter={
+            "name": adapter.name,
+            "version": adapter.version,
+            "arm": adapter.arm,
+            "path": adapter.folder.relative_to(home.root).as_posix(),
+            **own.model_dump(include=_BASICS),
+            **{key: own.request.get(key) for key in ("training", "seed")},
+            **{key: own.details.get(key) for key in ("method", "started_from")},
+            "rebuild": marked,
+        },
         data=_data(home, adapter, above),
         records=None if records is None else records.to_dicts(),
         subset=_asked_and_found(subset) if subset else {},
@@ -141,20 +151,6 @@ def stored_adapter(home: Home, version: str, arm: str) -> Artifact:
         reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
         raise Refused(Fault(reason, field="--adapter"))
     return adapter
-
-
-def _described(home: Home, adapter: Artifact) -> dict[str, Any]:
-    own = adapter.manifest
-    return {
-        "name": adapter.name,
-        "version": adapter.version,
-        "arm": adapter.arm,
-        "path": adapter.folder.relative_to(home.root).as_posix(),
-        **own.model_dump(include=_BASICS),
-        **{key: own.request.get(key) for key in ("training", "seed")},
-        **{key: own.details.get(key) for key in ("method", "started_from")},
-        "rebuild": rebuild_reason(adapter.folder),
-    }
 
 
 def _data(home: Home, adapter: Artifact, above: dict[str, Artifact]) -> list[dict[str, Any]]:

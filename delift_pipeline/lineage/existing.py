@@ -6,7 +6,7 @@ import polars as pl
 
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.lineage.artifacts import Artifact, found
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.selection.run import SUBSET
 
@@ -45,9 +45,19 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
             frames.append(parent.pool)
             parents[f"dataset:{name}"] = parent.manifest.content_hash
             continue
-        arms[name], manifest = _subset_of(home, name, arm, dataset.version)
-        parents[f"subset:{name}:{arms[name]}"] = manifest.content_hash
-        ids = pl.read_parquet(home.subset(name, arms[name]) / SUBSET)["record_id"]
+        subset = subset_before(home, name, arm)
+        if subset is None:
+            kin = kin_of(arm)
+            raise Refused(
+                Fault(
+                    f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
+                    f"has no subset of {arm} or {kin}: `delift run --version {name} --arm {kin}` "
+                    "first, or ingest the version with existing: pool",
+                    field="existing",
+                )
+            )
+        arms[name], parents[subset.name] = str(subset.arm), subset.manifest.content_hash
+        ids = pl.read_parquet(subset.folder / SUBSET)["record_id"]
         frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
         if arms[name] == arm:
             before = existing_of(home, parent, arm)
@@ -62,29 +72,19 @@ def kin_of(arm: str) -> str:
     return f"instruction_tuning.{arm.split('.', 1)[1]}"
 
 
-def _subset_of(home: Home, parent: str, arm: str, version: str) -> tuple[str, Manifest]:
-    kin = kin_of(arm)
-    for name in (arm, kin):
-        manifest = read_manifest(home.subset(parent, name))
-        if manifest is not None:
-            return name, manifest
-    raise Refused(
-        Fault(
-            f"arm {arm} of {version} continues what {parent} trained on, and {parent} has no "
-            f"subset of {arm} or {kin}: `delift run --version {parent} --arm {kin}` "
-            "first, or ingest the version with existing: pool",
-            field="existing",
-        )
-    )
+def subset_before(home: Home, parent: str, arm: str) -> Artifact | None:
+    """The parent's subset of the same arm, else of its kin (`kin_of`)."""
+    stored = (found(home, f"subset:{parent}:{name}") for name in (arm, kin_of(arm)))
+    return next(filter(None, stored), None)
 
 
 def ancestors(home: Home, dataset: DatasetVersion) -> list[str]:
     """All versions a version descends from, nearest first, each once."""
-    found: list[str] = []
+    above: list[str] = []
     queue = list(dataset.parents)
     while queue:
         name = queue.pop(0)
-        if name not in found:
-            found.append(name)
+        if name not in above:
+            above.append(name)
             queue.extend(load_version(home, name).parents)
-    return found
+    return above

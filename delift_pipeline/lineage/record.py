@@ -131,6 +131,7 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
     """Every stored subset that had the record to choose from, and why it took it or not."""
     artifacts = _artifacts(home, "subset", versions)
     chosen, dropped = (_rows(artifacts, file, name) for file in (SUBSET, DROPPED))
+    facts = ("rank", "gain", "trust", "replayed", "covered_by", "coverage")
     entries = []
     for folder, one in artifacts.items():
         taken = folder in chosen
@@ -142,12 +143,7 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
                     "arm": one.arm,
                     "content_hash": one.manifest.content_hash,
                     "taken": taken,
-                    "rank": row["rank"] if taken else None,
-                    "gain": row["gain"] if taken else None,
-                    "trust": row.get("trust"),
-                    "replayed": row.get("replayed") if taken else None,
-                    "covered_by": None if taken else row["covered_by"],
-                    "coverage": None if taken else row["coverage"],
+                    **{fact: row.get(fact) for fact in facts},
                     "reason": _reason(row, taken),
                 }
             )

@@ -148,7 +148,13 @@ class Tracker:
             found = self._runs(version=version, arm=arm)
             live = [run for run in found if SUPERSEDED not in run.data.tags]
             same = [run for run in live if run.data.tags.get(CONTENT) == named[CONTENT]]
-            run = same[0] if same else self._create(f"{version} {arm}", named)
+            run = (
+                same[0]
+                if same
+                else self.client.create_run(
+                    self.experiment_id, tags=named, run_name=f"{version} {arm}"
+                )
+            )
             run_id = run.info.run_id
             for other in live:
                 if other is not run:
@@ -166,11 +172,11 @@ class Tracker:
         named = tag_names({**tags, "version": version, "kind": VERSION_RUN})
         with self.explained(), store_lock(self.home):
             found = self._runs(version=version, kind=VERSION_RUN)
-            run = found[0] if found else self._create(version, named)
             if found:
-                self.set_tags(run.info.run_id, named)
-            else:
-                self.client.set_terminated(run.info.run_id)
+                self.set_tags(found[0].info.run_id, named)
+                return found[0].info.run_id
+            run = self.client.create_run(self.experiment_id, tags=named, run_name=version)
+            self.client.set_terminated(run.info.run_id)
         return run.info.run_id
 
     def _runs(self, **tags: str) -> "list[Run]":
@@ -178,9 +184,6 @@ class Tracker:
         wanted = " AND ".join(f"tags.`{PREFIX}{name}` = '{text}'" for name, text in tags.items())
         order = ["attributes.start_time DESC"]
         return self.client.search_runs([self.experiment_id], wanted, order_by=order)
-
-    def _create(self, name: str, tags: Mapping[str, str]) -> "Run":
-        return self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
 
     def exists(self, run_id: str) -> bool:
         """Whether the store still has the run, and it is not deleted."""

@@ -1,14 +1,13 @@
 """What a version changed against its parents, and what that did to each arm's subset."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from delift_pipeline.core.home import Home, checked_version
-from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
-from delift_pipeline.lineage.existing import kin_of
+from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts
+from delift_pipeline.lineage.existing import subset_before
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 
@@ -116,22 +115,18 @@ def _change(home: Home, parent: str, version: str) -> Change:
     )
 
 
-def _columns(path: Path, key: str, value: str) -> dict[str, Any]:
-    return dict(pl.read_parquet(path, columns=[key, value]).select(key, value).iter_rows())
-
-
 def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[str, Any]:
     """One arm's subset against the parent's of the same arm, or of its first stage."""
     arm = str(subset.arm)
-    stored = (found(home, f"subset:{parent}:{name}") for name in (arm, kin_of(arm)))
-    before = next((one for one in stored if one is not None), None)
+    before = subset_before(home, parent, arm)
     now = _picks(subset)
     entry = {"arm": arm, "parent": parent, "selected": len(now)}
     if before is None:
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
     # Dropped record -> the chosen one that stands for it, or None.
-    covered = _columns(subset.folder / DROPPED, "record_id", "covered_by")
+    dropped = pl.read_parquet(subset.folder / DROPPED)
+    covered = dict(dropped.select("record_id", "covered_by").iter_rows())
     return {
         **entry,
         "against": before.arm,
@@ -147,5 +142,4 @@ def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[st
 
 def _picks(subset: Artifact) -> dict[str, None]:
     """The records of a subset, in rank order."""
-    picks = pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])
-    return dict.fromkeys(picks["record_id"])
+    return dict.fromkeys(pl.read_parquet(subset.folder / SUBSET)["record_id"])

@@ -331,7 +331,10 @@ class WarmUp:
         kept = Kept(states[-1].parent if states else None, digest_json(request), None)
         with torch.random.fork_rng():
             run = Run(self._options, self._seed, self.trainable, examples, kept)
-            ends = _epoch_ends(self._options, len(examples))
+            # The steps at whose end an epoch is complete, each once.
+            records, per_step = len(examples), self._options.records_per_step
+            epochs = max(1, round(self._options.presentations(records) / records))
+            ends = sorted({-(-records * epoch // per_step) for epoch in range(1, epochs + 1)})
 
             def keep(step: int, _: Any) -> None:
                 if step + 1 in ends:
@@ -348,13 +351,6 @@ class WarmUp:
                 for start, end in pairwise([0, *ends])
             ],
         )
-
-
-def _epoch_ends(options: TrainingOptions, records: int) -> list[int]:
-    """The steps at whose end an epoch is complete, each once."""
-    epochs = max(1, round(options.presentations(records) / records))
-    per_step = options.records_per_step
-    return sorted({-(-records * epoch // per_step) for epoch in range(1, epochs + 1)})
 
 
 def _place(folder: Path, step: int) -> Path:

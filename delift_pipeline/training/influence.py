@@ -126,17 +126,14 @@ class ProjectedGradients:
             if not path.is_file():
                 if made is None:
                     gradients = RecordGradients(self.warm_up.at(checkpoint))
-                    made = gradients, self._update(kind, number, gradients)
+                    adam = kind == "adam"
+                    moments = self.warm_up.moments(checkpoint, gradients.names) if adam else None
+                    made = gradients, moments.update if moments else lambda found: found
                 features = projected(made[0], part, made[1], self.dims, self.seed)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.save(file, features, allow_pickle=False)
             yield slice(start, start + len(part)), np.load(path, allow_pickle=False)
             meter.advance(len(part))
-
-    def _update(self, kind: str, number: int, gradients: "RecordGradients") -> Update:
-        if kind == "plain":
-            return lambda found: found
-        return self.warm_up.moments(self.warm_up.checkpoints[number], gradients.names).update
 
 
 def projected(

@@ -154,18 +154,6 @@ class Run:
                     model = self.trainable.model
                     save_checkpoint(kept.folder, kept.key, model, self.optimizer, self.done)
 
-    def account(self) -> dict[str, Any]:
-        """What the run did, for the log."""
-        done = vars(self.done)
-        trained, parameters = parameter_counts(self.trainable.model)
-        return {
-            **{name: value for name, value in done.items() if name != "step"},
-            "steps": self.done.step,
-            "trainable_parameters": trained,
-            "parameters": parameters,
-            "resumed_at": self.resumed_at,
-        }
-
     def _step(self, step: int, positions: np.ndarray) -> tuple[float, float]:
         # Near lengths share a forward pass; the step's loss does not depend on the split.
         chosen = sorted((self.examples[i] for i in positions), key=len)
@@ -262,11 +250,17 @@ def train(
         Refused: no record can be trained on, or method, start and installed packages disagree.
         DeliftError: the loss is not finite, or memory ran out.
     """
-    _refuse_empty(records, {})
+    if records.is_empty():
+        raise _nothing_to_train_on("the subset is empty: give a budget of at least one record")
     with _seeded(seed):
         trainable = prepare(options, model_options, start)
         examples, encoded = encode_examples(trainable.encoder, records.sort("record_id"))
-        _refuse_empty(pl.DataFrame(encoded.ids), encoded.unscorable)
+        if not examples:
+            raise _nothing_to_train_on(
+                f"none of the subset's {len(encoded.unscorable):,} records can be trained on (the "
+                f"first: {next(iter(encoded.unscorable.values()))}); widen the window or choose "
+                "other records"
+            )
         # Names the run, so that a checkpoint of another is not gone on from.
         ids = [example.record_id for example in examples]
         before = None if start is None else weights_hash(start)
@@ -275,18 +269,19 @@ def train(
         run = Run(options, seed, trainable, examples, kept)
         run.go(progress or SilentProgress(), on_step)
     trainable.save(out)
-    log = TrainingLog(
+    return _write_log(
+        out,
+        trainable.model,
+        run.done,
         method=options.method,
         epochs=options.presentations(len(examples)) / len(examples),
         records_used=len(examples),
         records_left_out=dict(encoded.unscorable),
         cuts=target_cuts(encoded),
         seed=seed,
+        resumed_at=run.resumed_at,
         started_from=None if start is None else start.name,
-        **run.account(),
     )
-    write_training_log(out, log)
-    return log
 
 
 def untrained(
@@ -301,33 +296,21 @@ def untrained(
     with _seeded(seed):
         trainable = prepare(options, model_options, None)
     trainable.save(out)
-    trained, parameters = parameter_counts(trainable.model)
-    counts = ("steps", "epochs", "seconds", "tokens", "answer_tokens", "records_used")
-    nothing: dict[str, Any] = dict.fromkeys(counts, 0)
-    log = TrainingLog(
-        method=options.method,
-        losses=[],
-        learning_rates=[],
-        trainable_parameters=trained,
-        parameters=parameters,
-        seed=seed,
-        **nothing,
-    )
+    facts = {"method": options.method, "epochs": 0.0, "records_used": 0, "seed": seed}
+    return _write_log(out, trainable.model, Progressed(), **facts)
+
+
+def _write_log(out: Path, model: torch.nn.Module, done: Progressed, **facts: Any) -> TrainingLog:
+    trained, parameters = parameter_counts(model)
+    counts = {"trainable_parameters": trained, "parameters": parameters, "steps": done.step}
+    curves = {name: value for name, value in vars(done).items() if name != "step"}
+    log = TrainingLog(**counts, **curves, **facts)
     write_training_log(out, log)
     return log
 
 
-def _refuse_empty(records: pl.DataFrame, left_out: Mapping[str, str]) -> None:
-    if records.height:
-        return
-    why = "the subset is empty: give a budget of at least one record"
-    if left_out:
-        example = next(iter(left_out.values()))
-        why = (
-            f"none of the subset's {len(left_out):,} records can be trained on (the first: "
-            f"{example}); widen the window or choose other records"
-        )
-    raise Refused(Fault(f"nothing to train on: {why}", field="records"))
+def _nothing_to_train_on(why: str) -> Refused:
+    return Refused(Fault(f"nothing to train on: {why}", field="records"))
 
 
 @contextmanager

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+Autocast = Callable[[], AbstractContextManager[Any]]
+Save = Callable[[Path], None]
+Parts = tuple[LoadedModel, torch.nn.Module, Autocast, Save]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Trainable:
     encoder: "Encoder"
     fingerprint: str
     device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    save: Callable[[Path], None]
+    autocast: Autocast
+    save: Save
 
 
 def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Trainable:
@@ -69,16 +72,14 @@ def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path |
     if start is not None:
         _refuse_unfit_start(options, start)
     model_options = model_options.model_copy(update={"load_in": None})
-    if options.method == "full":
-        return _full(options, model_options, start)
-    return _adapted(options, model_options, start)
+    load = _full if options.method == "full" else _adapted
+    loaded, model, autocast, save = load(options, model_options, start)
+    device = next(model.parameters()).device
+    return Trainable(model, loaded.encoder, loaded.fingerprint.digest, device, autocast, save)
 
 
-def _adapted(
-    options: TrainingOptions, model_options: ModelOptions, start: Path | None
-) -> Trainable:
-    load = _load_quantised if options.method == "qlora" else load_model
-    loaded = load(model_options)
+def _adapted(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
+    loaded = (_load_quantised if options.method == "qlora" else load_model)(model_options)
     base = cast(Any, loaded.model)
     base.config.use_cache = False
     if options.method == "qlora":
@@ -105,7 +106,7 @@ def _adapted(
             config["target_modules"].sort()
         write_json(out / ADAPTER_CONFIG, config)
 
-    return _trainable(loaded, model, nullcontext, save)
+    return loaded, model, nullcontext, save
 
 
 def _load_quantised(options: ModelOptions) -> LoadedModel:
@@ -133,7 +134,7 @@ def _load_quantised(options: ModelOptions) -> LoadedModel:
     )
 
 
-def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Trainable:
+def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
     begin = {} if start is None else {"model": str(start), "revision": None}
     loaded = load_model(model_options.model_copy(update=begin))
     model = cast(Any, loaded.model)
@@ -155,7 +156,7 @@ def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | N
         model.save_pretrained(out)
         loaded.tokenizer.save_pretrained(str(out))
 
-    return _trainable(loaded, model, autocast, save)
+    return loaded, model, autocast, save
 
 
 def lora_config(options: TrainingOptions) -> LoraConfig:
@@ -169,16 +170,6 @@ def lora_config(options: TrainingOptions) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
-
-
-def _trainable(
-    loaded: LoadedModel,
-    model: torch.nn.Module,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    save: Callable[[Path], None],
-) -> Trainable:
-    device = next(model.parameters()).device
-    return Trainable(model, loaded.encoder, loaded.fingerprint.digest, device, autocast, save)
 
 
 def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
