@@ -126,6 +126,10 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
         facets = _facets(home, edge.stored) if edge.stored else {}
         facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(edge.recorded)
         inputs.append(InputDataset(NAMESPACE, edge.parent, inputFacets=None, facets=facets))
+    outputs = [artifact]
+    if artifact.kind == "kernel":  # Others name its blocks.
+        blocks = block_hashes(manifest)
+        outputs = [replace(artifact, name=f"kernel:{artifact.version}:{one}") for one in blocks]
     event = RunEvent(
         eventType=state,
         eventTime=time.isoformat(),
@@ -134,7 +138,7 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
         inputs=inputs,
         outputs=[
             OutputDataset(NAMESPACE, one.name, outputFacets=None, facets=_facets(home, one))
-            for one in (_outputs(artifact) if state is RunState.COMPLETE else [])
+            for one in (outputs if state is RunState.COMPLETE else [])
         ],
     )
     document = Serde.to_dict(event)
@@ -159,14 +163,6 @@ def _run_facets(manifest: Manifest) -> dict[str, RunFacet]:
         return facets
     job = parent_run.Job("dagster", "delift", facets=None)
     return facets | {"parent": parent_run.ParentRunFacet(parent_run.Run(run, facets=None), job)}
-
-
-def _outputs(artifact: Artifact) -> list[Artifact]:
-    """What a run wrote: the artifact, or each block of a kernel, since others name the blocks."""
-    if artifact.kind != "kernel":
-        return [artifact]
-    blocks = block_hashes(artifact.manifest)
-    return [replace(artifact, name=f"kernel:{artifact.version}:{block}") for block in blocks]
 
 
 def _facets(home: Home, artifact: Artifact) -> dict[str, DatasetFacet]:

@@ -7,7 +7,6 @@ same tokens: head, prompt and answer, the end-of-text token included, without a 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -56,11 +55,6 @@ class Batch:
     columns: torch.Tensor
     labels: torch.Tensor
 
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
-
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
@@ -102,7 +96,7 @@ def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """
     keep, where = torch.unique(batch.columns, return_inverse=True)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if _keeps_logits(type(unwrapped(model))):
+    if "logits_to_keep" in inspect.signature(type(unwrapped(model)).forward).parameters:
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
     else:
         logits = model(**inputs, use_cache=False).logits[:, keep]
@@ -114,8 +108,3 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model under its adapters, if it has any."""
     inner = getattr(model, "get_base_model", None)
     return cast(torch.nn.Module, inner()) if callable(inner) else model
-
-
-@lru_cache(maxsize=16)
-def _keeps_logits(kind: type) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters

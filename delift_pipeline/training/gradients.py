@@ -261,6 +261,7 @@ class Moments:
         return mean / (square.sqrt() + EPSILON)
 
 
+@dataclass(frozen=True)
 class WarmUp:
     """Trains adapters on a few records and keeps a checkpoint at the end of every epoch.
 
@@ -269,36 +270,30 @@ class WarmUp:
     The epochs of `options` are the checkpoints. `claim` is called before weights are loaded.
     """
 
-    def __init__(
-        self,
-        options: TrainingOptions,
-        model: ModelOptions,
-        records: pl.DataFrame,
-        seed: int,
-        folder: Path,
-        progress: Progress,
-        claim: Callable[[], object],
-    ) -> None:
-        self._claim = claim
-        self._options, self._model, self._records = options, model, records.sort("record_id")
-        self._seed, self._folder, self._progress = seed, folder, progress
+    options: TrainingOptions
+    model: ModelOptions
+    records: pl.DataFrame
+    seed: int
+    folder: Path
+    progress: Progress
+    claim: Callable[[], object]
 
     @cached_property
     def trainable(self) -> Trainable:
         """The model under its adapters, as the warm-up starts with them."""
-        self._claim()
+        self.claim()
         with torch.random.fork_rng():
-            torch.manual_seed(self._seed)
-            return prepare(self._options, self._model, None)
+            torch.manual_seed(self.seed)
+            return prepare(self.options, self.model, None)
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The checkpoints in order; trained first where they are not there."""
-        if not (self._folder / FINISHED).is_file():
+        if not (self.folder / FINISHED).is_file():
             self._train()
-        kept = read_json(self._folder / FINISHED)
+        kept = read_json(self.folder / FINISHED)
         return tuple(
-            Checkpoint(_place(self._folder, entry["step"]), entry["step"], entry["learning_rate"])
+            Checkpoint(_place(self.folder, entry["step"]), entry["step"], entry["learning_rate"])
             for entry in kept
         )
 
@@ -324,28 +319,28 @@ class WarmUp:
         return Moments(first, second, int(stored[f"{names[0]}/step"]))
 
     def _train(self) -> None:
-        examples, _ = encode_examples(self.trainable.encoder, self._records)
+        examples, _ = encode_examples(self.trainable.encoder, self.records.sort("record_id"))
         ids = [example.record_id for example in examples]
-        request = [self._options.request, self._seed, self.trainable.fingerprint, ids]
-        states = sorted(self._folder.glob(f"step-*/{STATE}"))
+        request = [self.options.request, self.seed, self.trainable.fingerprint, ids]
+        states = sorted(self.folder.glob(f"step-*/{STATE}"))
         kept = Kept(states[-1].parent if states else None, digest_json(request), None)
         with torch.random.fork_rng():
-            run = Run(self._options, self._seed, self.trainable, examples, kept)
+            run = Run(self.options, self.seed, self.trainable, examples, kept)
             # The steps at whose end an epoch is complete, each once.
-            records, per_step = len(examples), self._options.records_per_step
-            epochs = max(1, round(self._options.presentations(records) / records))
+            records, per_step = len(examples), self.options.records_per_step
+            epochs = max(1, round(self.options.presentations(records) / records))
             ends = sorted({-(-records * epoch // per_step) for epoch in range(1, epochs + 1)})
 
             def keep(step: int, _: Any) -> None:
                 if step + 1 in ends:
-                    place = _place(self._folder, step + 1)
+                    place = _place(self.folder, step + 1)
                     model = self.trainable.model
                     save_checkpoint(place, kept.key, model, run.optimizer, run.done)
 
-            run.go(self._progress, keep)
+            run.go(self.progress, keep)
         rates = run.done.learning_rates
         write_json(
-            self._folder / FINISHED,
+            self.folder / FINISHED,
             [
                 {"step": end, "learning_rate": sum(rates[start:end]) / (end - start)}
                 for start, end in pairwise([0, *ends])

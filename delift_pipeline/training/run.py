@@ -187,7 +187,7 @@ class Run:
         total = 0.0
         for start in range(0, len(chosen), self.options.batch_size):
             batch = collate(chosen[start : start + self.options.batch_size])
-            self.done.tokens += batch.tokens
+            self.done.tokens += int(batch.attention_mask.sum())
             with self.trainable.autocast():
                 losses = answer_losses(self.trainable.model, batch.to(self.trainable.device))
             loss = losses.sum() / answer_tokens
