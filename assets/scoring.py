@@ -165,8 +165,8 @@ def _distances_png(scored: score.Scored) -> bytes:
     found = [np.empty(0, np.float32)]
     for block in scored.plan.blocks:
         tokens = store.baseline(block.targets).tokens
-        shown = store.columns(block.demonstrations[:PLOTTED_COLUMNS], block.targets)
-        found += [_distances(column.squared_distance, tokens) for column in shown]
+        for shown in block.demonstrations[:PLOTTED_COLUMNS]:
+            found.append(_distances(store.column(shown, block.targets).squared_distance, tokens))
     return histogram_png(np.concatenate(found), "answers after a demonstration", label)
 
 

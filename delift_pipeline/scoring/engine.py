@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,14 +54,7 @@ class Engine(Protocol):
         ...
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        """Score jobs.
-
-        Args:
-            records: The encoded records the rows refer to.
-            jobs: What to score; several at once let an engine fill a large device.
-
-        Returns:
-            One result a job, in order.
+        """Score jobs, one result a job; several at once let an engine fill a large device.
 
         Raises:
             DeliftError: a single pair does not fit in memory, or the model gives no numbers.
@@ -69,9 +62,8 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PairScores:
-    """Scores of several pairs.
+class PairScores(NamedTuple):
+    """Scores of several pairs; of those read from a store, NaN where absent.
 
     Attributes:
         squared_distance: d^2 = ||1 - p||^2 / T, float32 [pairs], in [0, 1].
@@ -91,8 +83,7 @@ def reduce_scores(scores: TokenScores) -> PairScores:
     logprobs = scores.logprobs.astype(np.float64)
     starts = np.concatenate([[0], np.cumsum(scores.lengths)[:-1]]).astype(np.int64)
     if not len(scores.lengths):
-        empty = np.empty(0, dtype=np.float32)
-        return PairScores(empty, empty.copy())
+        return PairScores(*np.empty((2, 0), dtype=np.float32))
     # 1 - p = -expm1(log p) keeps its digits where p is close to 1.
     missing = np.square(np.expm1(logprobs))
     squared = np.add.reduceat(missing, starts) / scores.lengths

@@ -19,36 +19,19 @@ from delift_pipeline.core.validation import validated
 PREFIX = "preset:"
 
 
+def _preset(model: str, dtype: str, template: str) -> dict[str, Any]:
+    return {"model": model, "dtype": dtype, "template": template}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "llama-3.2-3b": {
-        "model": "meta-llama/Llama-3.2-3B",
-        "dtype": "bfloat16",
-        "template": "paper",
-    },
-    "mistral-7b-v0.1": {
-        "model": "mistralai/Mistral-7B-v0.1",
-        "dtype": "bfloat16",
-        "template": "paper",
-    },
-    "opt-125m": {
-        "model": "facebook/opt-125m",
-        "dtype": "float32",
-        "template": "paper",
-    },
+    "llama-3.2-3b": _preset("meta-llama/Llama-3.2-3B", "bfloat16", "paper"),
+    "mistral-7b-v0.1": _preset("mistralai/Mistral-7B-v0.1", "bfloat16", "paper"),
+    "opt-125m": _preset("facebook/opt-125m", "float32", "paper"),
     # 145 GB of weights in 16 bits: two GPUs of 80 GB would leave next to nothing beside them.
-    "qwen2-72b-instruct": {
-        "model": "Qwen/Qwen2-72B-Instruct",
-        "dtype": "bfloat16",
-        "template": "chat",
-        "engine": "vllm",
-        "tensor_parallel_size": 4,
-    },
+    "qwen2-72b-instruct": _preset("Qwen/Qwen2-72B-Instruct", "bfloat16", "chat")
+    | {"engine": "vllm", "tensor_parallel_size": 4},
     # Its rotary positions change beyond 4,096 tokens, and the default window stays below.
-    "phi-3-mini-128k-instruct": {
-        "model": "microsoft/Phi-3-mini-128k-instruct",
-        "dtype": "bfloat16",
-        "template": "chat",
-    },
+    "phi-3-mini-128k-instruct": _preset("microsoft/Phi-3-mini-128k-instruct", "bfloat16", "chat"),
 }
 """The models of the DELIFT paper (arXiv 2411.04425), by the names of `ModelOptions`.
 
@@ -69,8 +52,8 @@ def expanded(given: dict[str, Any]) -> dict[str, Any]:
     name = model.removeprefix(PREFIX).lower()
     if name not in PRESETS:
         raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-    own = {k: v for k, v in given.items() if v is not None and k != "model"}
     settings = dict(PRESETS[name])
+    own = {k: v for k, v in given.items() if v is not None and k != "model"}
     if own.get("engine", settings.get("engine")) != "vllm":
         # Without vLLM the GPUs it would split the model over mean nothing.
         settings.pop("tensor_parallel_size", None)
@@ -78,9 +61,6 @@ def expanded(given: dict[str, Any]) -> dict[str, Any]:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["transformers", "naive", "vllm"]
-DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
-LoadIn = Literal["4bit", "8bit"]
 MODEL_DEMO = "demo"
 
 
@@ -121,10 +101,10 @@ class ModelOptions(BaseModel):
     template: str = "plain"
     window: int | None = Field(default=None, ge=8)
     dtype: Dtype = "float32"
-    load_in: LoadIn | None = None
+    load_in: Literal["4bit", "8bit"] | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    device_map: DeviceMap | None = None
-    engine: EngineName = "transformers"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    engine: Literal["transformers", "naive", "vllm"] = "transformers"
     batch_tokens: int | None = Field(default=None, ge=1)
     memory_limit: float | None = Field(default=None, gt=0)
     in_flight: int | None = Field(default=None, ge=1)
@@ -141,12 +121,16 @@ class ModelOptions(BaseModel):
     ) -> "ModelOptions":
         if not isinstance(given, Mapping):
             return handler(given)
-        settings, errors = dict(given), list[InitErrorDetails]()
+        settings, faults = dict(given), list[tuple[str, str]]()
         try:
             settings = expanded(settings)
         except KeyError as error:
-            errors.append(_detail("model", str(error.args[0]), settings["model"]))
-        errors += [_detail(field, why, settings[field]) for field, why in conflicts(settings)]
+            faults.append(("model", str(error.args[0])))
+        errors = list[InitErrorDetails]()
+        for field, reason in [*faults, *conflicts(settings)]:
+            # The reason is given as a value, since braces in a template would be read as names.
+            kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
+            errors.append(InitErrorDetails(type=kind, loc=(field,), input=settings[field]))
         try:
             found = handler(settings)
         except ValidationError as error:
@@ -157,48 +141,36 @@ class ModelOptions(BaseModel):
         return found
 
 
-def _detail(field: str, reason: str, value: Any) -> InitErrorDetails:
-    # The reason is given as a value, since braces in a template would be read as names.
-    kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
-    return InitErrorDetails(type=kind, loc=(field,), input=value)
-
-
 def conflicts(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings that exclude one another: the field and why, whatever else is wrong."""
-    engine, mapped = given.get("engine"), given.get("device_map")
-    device = given.get("device") or "auto"
-    faults = []
+
+    def over_one(name: str) -> bool:
+        return isinstance(value := given.get(name), int) and value > 1
+
+    engine, device, faults = given.get("engine"), given.get("device") or "auto", []
     if engine == "vllm":
-        faults += [
-            (field, f"{why}; take engine transformers, or leave it out")
-            for field, why in (
-                ("load_in", "engine vllm does not quantise weights when it loads them"),
-                ("device_map", "engine vllm lays a model out by tensor_parallel_size"),
-            )
-            if given.get(field)
-        ]
-    elif _number(given.get("tensor_parallel_size")) > 1:
+        for field, why in (
+            ("load_in", "engine vllm does not quantise weights when it loads them"),
+            ("device_map", "engine vllm lays a model out by tensor_parallel_size"),
+        ):
+            if given.get(field):
+                faults.append((field, f"{why}; take engine transformers, or leave it out"))
+    elif over_one("tensor_parallel_size"):
         why = "tensor parallel is engine vllm's; engine transformers takes device_map"
         faults.append(("tensor_parallel_size", why))
     if given.get("load_in") == "8bit" and given.get("dtype") != "float16":
         faults.append(("load_in", "8-bit weights are multiplied in float16; give dtype float16"))
-    if mapped and device != "auto":
+    if given.get("device_map") and device != "auto":
         faults.append(("device_map", f"device {device} names one device; leave one of them out"))
-    if _number(given.get("workers")) > 1 and ":" in str(device):
+    if over_one("workers") and ":" in str(device):
         faults.append(("device", "each worker has devices of its own; give auto, cpu or cuda"))
     return faults
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0
 
 
 def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> ModelOptions:
     """Options from settings of which None is not given.
 
-    Args:
-        given: Settings by the names of `ModelOptions`.
-        names: What the user calls a setting, where that differs.
+    `names` maps settings to what the user calls them, where that differs.
 
     Raises:
         Refused: one fault for each setting that is out of range or at odds with another.

@@ -54,9 +54,6 @@ class ScoreReport:
         return asdict(self)
 
 
-TRIAL_TARGETS = 32
-
-
 def stored_rate(store: ScoreStore) -> float | None:
     """Pairs a second over all that the store has ever scored; None where it is empty.
 
@@ -68,15 +65,12 @@ def stored_rate(store: ScoreStore) -> float | None:
 
 
 def pairs_per_second(engine: Engine, records: "EncodedRecords", trials: int = 2) -> float:
-    """Pairs a second in a short trial: a few demonstrations before a sample of the records.
+    """Pairs a second in a short trial: `trials` demonstrations before a sample of the records.
 
-    Args:
-        engine: The engine that will do the work.
-        records: The encoded records; at least one.
-        trials: Demonstrations tried, after one that warms up.
+    One more warms up. There is at least one record.
     """
     rng = np.random.default_rng(0)
-    size = min(TRIAL_TARGETS, len(records))
+    size = min(32, len(records))
     rows = np.sort(rng.choice(len(records), size, replace=False))
     shown = rng.integers(0, len(records), trials + 1).tolist()
     engine.score(records, [Job(records.prefix(shown[0]), rows)])
@@ -113,7 +107,7 @@ def read_table(store: ScoreStore, record_ids: Sequence[str]) -> pl.DataFrame:
         after demonstration, targets in the order of the records.
     """
     alone = store.baseline(record_ids)
-    columns = zip(record_ids, store.columns(record_ids, record_ids), strict=True)
+    columns = ((record, store.column(record, record_ids)) for record in record_ids)
     return pl.concat(
         pl.DataFrame(
             {

@@ -39,16 +39,9 @@ def score_baseline(
     engine: Engine | None = None,
     shard_seconds: float = SHARD_SECONDS,
 ) -> ScoreReport:
-    """Score answers without a demonstration; only what is missing.
+    """Score answers without a demonstration, those of `record_ids` or all; only what is missing.
 
-    Args:
-        model: The scorer.
-        store: Where scores are kept.
-        records: The encoded records.
-        progress: Where progress is shown.
-        record_ids: The records to score; None for all scorable ones.
-        engine: Used instead of the one the model's options ask for.
-        shard_seconds: Work after which a shard closes.
+    `engine` is used instead of the one that the model's options ask for.
 
     Raises:
         DeliftError: the store is of another fingerprint, or the model gives no numbers.
@@ -88,16 +81,8 @@ def score_pairs(
     """Score the pairs of a plan that are not in the store; pairs of unscorable records left out.
 
     Another process may score the same plan at the same time: each takes leases and scores what the
-    other does not. It returns when every pair of the plan is there.
-
-    Args:
-        model: The scorer.
-        store: Where scores are kept.
-        records: The encoded records, all that the plan names.
-        plan: The wanted pairs.
-        progress: Where progress is shown.
-        engine: Used instead of the one the model's options ask for.
-        shard_seconds: Work after which a shard closes.
+    other does not. It returns when every pair of the plan is there. `engine` is used instead of the
+    one that the model's options ask for.
 
     Raises:
         DeliftError: the plan names a record that was not given, the store is of another
@@ -106,31 +91,33 @@ def score_pairs(
     run = _Run(model, store, records, progress, engine, shard_seconds)
     wanted = Wanted(plan, records, store)
     missing = wanted.missing()
-    run.work("pairs", sum(missing.values()), lambda: _score_all(run, wanted, list(missing)))
+
+    def score_missing() -> None:
+        todo = list(missing)
+        while todo:
+            for lease, group in groupby(todo, key=lambda number: number // LEASE_SPAN):
+                if run.leases.claim(str(lease)):
+                    _score_group(run, wanted, group, str(lease))
+            run.flush()
+            run.leases.release()
+            store.refresh()
+            todo = list(wanted.missing(todo))
+            if todo:
+                # The rest is under another writer's leases, which end when it is done or has died.
+                time.sleep(POLL_SECONDS)
+
+    run.work("pairs", sum(missing.values()), score_missing)
     return run.report(wanted.pairs, wanted.left_out)
-
-
-def _score_all(run: "_Run", wanted: Wanted, todo: list[int]) -> None:
-    while todo:
-        for lease, group in groupby(todo, key=lambda number: number // LEASE_SPAN):
-            if run.leases.claim(str(lease)):
-                _score_group(run, wanted, group, str(lease))
-        run.flush()
-        run.leases.release()
-        run.store.refresh()
-        todo = list(wanted.missing(todo))
-        if todo:
-            # The rest is under another writer's leases, which end when it is done or has died.
-            time.sleep(POLL_SECONDS)
 
 
 def _score_group(run: "_Run", wanted: Wanted, group: Iterable[int], lease: str) -> None:
     # Another writer may have scored these before the lease was free.
     run.store.refresh()
+    in_flight = int(run.settings.get("in_flight", 1))
     # By id, so that a run that goes on after a kill puts the same demonstrations together.
-    for _, together in groupby(group, key=lambda number: number // run.in_flight):
+    for _, together in groupby(group, key=lambda number: number // in_flight):
         asked = [
-            (number, ids, Job(run.records.prefix(wanted.row(number)), wanted.rows(ids)))
+            (number, ids, Job(run.records.prefix(int(wanted.rows[number])), wanted.rows[ids]))
             for number in together
             if len(ids := run.store.index.missing(number, wanted.targets(number)))
         ]
@@ -139,7 +126,7 @@ def _score_group(run: "_Run", wanted: Wanted, group: Iterable[int], lease: str) 
 
 
 class _Run:
-    """One run of scoring: the engine, the shard in the making, the leases, the progress."""
+    """One run of scoring; a shard closes with `shard_seconds` of work in it."""
 
     def __init__(
         self,
@@ -156,15 +143,8 @@ class _Run:
         self.model, self.store, self.records = model, store, records
         self.progress, self.shard_seconds = progress or SilentProgress(), shard_seconds
         self.engine, self.settings = engine, dict[str, Any]()
-        self.leases = Leases(store.folder / "leases")
-        self.draft = ShardDraft()
-        self.found = len(store.index.shards)
-        self.pairs = self.shards = self.halved = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Demonstrations that the engine takes at a time."""
-        return int(self.settings.get("in_flight", 1))
+        self.leases, self.draft = Leases(store.folder / "leases"), ShardDraft()
+        self.found, self.pairs, self.shards, self.halved = len(store.index.shards), 0, 0, 0
 
     def work(self, name: str, pairs: int, score_missing: Callable[[], None]) -> None:
         """Do the work, if there is any; what was scored before an error is kept as well."""
@@ -181,13 +161,9 @@ class _Run:
         self.store.refresh()
 
     def score(self, asked: Sequence[tuple[int, np.ndarray, Job]]) -> bool:
-        """Score demonstrations together; a shard never ends between them.
+        """Score demonstrations together: of each its id, its targets' ascending ids and its job.
 
-        Args:
-            asked: Of each its id, the ascending ids of its targets, and the job.
-
-        Returns:
-            Whether that closed a shard.
+        A shard never ends between them. Returns whether that closed one.
 
         Raises:
             DeliftError: the model gives no numbers.
@@ -205,8 +181,7 @@ class _Run:
             self.draft.add(number, ids, reduce_scores(scores), tokens)
             self.draft.halved += scores.halved
             self.meter.advance(len(ids))
-        full = self.draft.seconds >= self.shard_seconds
-        if full:
+        if full := self.draft.seconds >= self.shard_seconds:
             self.flush()
         return full
 

@@ -33,14 +33,10 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.scoring.engine import PairScores
 
-_UNSIGNED = (np.uint8, np.uint16, np.uint32)
-
 
 def smallest(numbers: np.ndarray) -> np.ndarray:
     """Non-negative numbers below 2^32 in the smallest unsigned type that holds them all."""
-    largest = int(numbers.max()) if len(numbers) else 0
-    fits = next(kind for kind in _UNSIGNED if largest <= np.iinfo(kind).max)
-    return numbers.astype(fits)
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 @dataclass(frozen=True)
@@ -110,16 +106,7 @@ _META = "delift"
 
 @dataclass
 class ShardDraft:
-    """Scores that are to become a shard.
-
-    Attributes:
-        demonstrations: Ids.
-        targets: Ascending target ids of each demonstration.
-        scores: Their scores, in the same order.
-        tokens: Their answer tokens; for the baseline only.
-        seconds: Work in it.
-        halved: Batches halved for memory.
-    """
+    """Scores that are to become a shard, with the seconds of work and the batches halved."""
 
     demonstrations: list[int] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
@@ -135,7 +122,7 @@ class ShardDraft:
         scores: PairScores,
         tokens: np.ndarray | None = None,
     ) -> None:
-        """Add a demonstration's scores; `targets` ascending."""
+        """Add a demonstration's scores; `targets` ascending, `tokens` for the baseline only."""
         self.demonstrations.append(demonstration)
         self.targets.append(targets)
         self.scores.append(scores)
@@ -151,8 +138,7 @@ class ShardDraft:
         """The arrays of the file."""
         numbers: dict[bytes, int] = {}
         places = [numbers.setdefault(ids.tobytes(), len(numbers)) for ids in self.targets]
-        distinct = [np.frombuffer(raw, dtype=np.int32) for raw in numbers]
-        sets = IdSets.packed(distinct)
+        sets = IdSets.packed([np.frombuffer(raw, dtype=np.int32) for raw in numbers])
         arrays = {
             "demonstrations": np.asarray(self.demonstrations, dtype=np.int32),
             "set_first": sets.first,
@@ -161,7 +147,7 @@ class ShardDraft:
             "squared_distance": np.concatenate([s.squared_distance for s in self.scores]),
             "sum_logprob": np.concatenate([s.sum_logprob for s in self.scores]),
         }
-        if len(distinct) < len(places):
+        if len(numbers) < len(places):
             arrays["sets"] = smallest(np.asarray(places))
         if self.tokens:
             arrays["tokens"] = np.concatenate(self.tokens).astype(np.int32)
@@ -216,11 +202,7 @@ class Shard:
                 "aside, and its pairs are scored again"
             ) from error
         self._starts = np.concatenate([[0], ends]).astype(np.int64)
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs it holds."""
-        return int(self._starts[-1])
+        self.pairs = int(self._starts[-1])
 
     def targets(self, place: int) -> np.ndarray:
         """Ascending target ids of the demonstration at `place`, int32."""
@@ -250,18 +232,6 @@ SETTLED_NANOSECONDS = 1_000_000_000
 _NOTHING = np.empty(0, dtype=np.int32)
 
 
-@dataclass(frozen=True)
-class Place:
-    """One demonstration in one shard."""
-
-    shard: Shard
-    place: int
-
-    def targets(self) -> np.ndarray:
-        """Ascending target ids, int32."""
-        return self.shard.targets(self.place)
-
-
 class ShardIndex:
     """Demonstration id -> where its scores lie, oldest shard first."""
 
@@ -269,7 +239,7 @@ class ShardIndex:
         """Index a folder of shards, which need not exist yet."""
         self.folder = folder
         self.shards: dict[str, Shard] = {}
-        self._places: dict[int, list[Place]] = defaultdict(list)
+        self._places: dict[int, list[tuple[Shard, int]]] = defaultdict(list)
         self._listed = (0, 0)
 
     def refresh(self) -> None:
@@ -284,14 +254,12 @@ class ShardIndex:
         if not self.shards.keys() <= set(names):
             self.shards.clear()
             self._places.clear()
-        fresh = [name for name in names if name not in self.shards]
-        for name in fresh:
-            shard = Shard(self.folder / f"{name}{SUFFIX}")
-            self.shards[name] = shard
+        for name in [name for name in names if name not in self.shards]:
+            shard = self.shards[name] = Shard(self.folder / f"{name}{SUFFIX}")
             for place, demonstration in enumerate(shard.demonstrations.tolist()):
                 entries = self._places[demonstration]
-                entries.append(Place(shard, place))
-                entries.sort(key=lambda entry: entry.shard.name)
+                entries.append((shard, place))
+                entries.sort(key=lambda entry: entry[0].name)
 
     def _unchanged(self) -> bool:
         """Whether the folder is as it was when last listed, judged by its modification time."""
@@ -303,13 +271,13 @@ class ShardIndex:
         # Just after a change another one may carry the same time stamp.
         return found == changed and listed - changed > SETTLED_NANOSECONDS
 
-    def places(self, demonstration: int) -> list[Place]:
-        """Where a demonstration's scores lie, oldest shard first."""
+    def places(self, demonstration: int) -> list[tuple[Shard, int]]:
+        """Where a demonstration's scores lie: shard and place there, oldest shard first."""
         return self._places.get(demonstration, [])
 
     def present(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets that are scored after a demonstration, int32."""
-        sets = [place.targets() for place in self.places(demonstration)]
+        sets = [shard.targets(place) for shard, place in self.places(demonstration)]
         if len(sets) < 2:
             return sets[0] if sets else _NOTHING
         return np.unique(np.concatenate(sets))

@@ -2,8 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.fingerprint import Fingerprint
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import (
@@ -63,8 +63,7 @@ class IdTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             self.refresh()
-            fresh = dict.fromkeys(r for r in record_ids if r not in self._numbers)
-            if fresh:
+            if fresh := dict.fromkeys(r for r in record_ids if r not in self._numbers):
                 with self.path.open("r+b" if self.path.exists() else "xb") as handle:
                     handle.seek(len(self._numbers) * ID_BYTES)
                     handle.write(b"".join(bytes.fromhex(record) for record in fresh))
@@ -90,29 +89,15 @@ class IdTable:
             self._numbers[raw[start : start + ID_BYTES].hex()] = len(self._numbers)
 
 
-class Column(NamedTuple):
-    """Scores of targets after one demonstration, float32 [targets], NaN where absent."""
-
-    squared_distance: np.ndarray
-    sum_logprob: np.ndarray
-
-
 class Baseline(NamedTuple):
-    """Scores of targets without a demonstration.
-
-    Attributes:
-        squared_distance: float32 [targets], NaN where absent.
-        sum_logprob: float32 [targets], NaN where absent.
-        tokens: Answer tokens, int32 [targets], 0 where absent.
-    """
+    """Scores of targets without a demonstration, as `PairScores`; `tokens` is 0 where absent."""
 
     squared_distance: np.ndarray
     sum_logprob: np.ndarray
     tokens: np.ndarray
 
 
-@dataclass(frozen=True)
-class BadShard:
+class BadShard(NamedTuple):
     """A shard that is not as it was written, and why."""
 
     name: str
@@ -136,9 +121,8 @@ class ScoreStore:
     def __init__(self, folder: Path) -> None:
         """Open a store; the folder need not exist yet."""
         self.folder = folder
-        self.ids = IdTable(folder / "records.ids")
-        self.index = ShardIndex(folder / "shards")
-        self._asked: tuple[Sequence[str], np.ndarray] | None = None
+        self.ids, self.index = IdTable(folder / "records.ids"), ShardIndex(folder / "shards")
+        self._last: tuple[Sequence[str], np.ndarray] | None = None
 
     def describe(self, fingerprint: Fingerprint) -> None:
         """Write the manifest of a new store, or check that an old one is of this fingerprint.
@@ -148,21 +132,16 @@ class ScoreStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         found = read_manifest(self.folder)
+        digest, details = fingerprint.digest, fingerprint.parts
         if found is None:
-            Manifest(
-                kind="scores",
-                content_hash=fingerprint.digest,
-                fingerprint=fingerprint.digest,
-                details=fingerprint.parts,
-            ).write(self.folder)
-        elif found.fingerprint != fingerprint.digest:
-            raise DeliftError(
-                f"{self.folder} holds scores of {found.fingerprint}, not of {fingerprint.digest}"
-            )
+            new = Manifest(kind="scores", content_hash=digest, fingerprint=digest, details=details)
+            new.write(self.folder)
+        elif found.fingerprint != digest:
+            raise DeliftError(f"{self.folder} holds scores of {found.fingerprint}, not of {digest}")
 
     def refresh(self) -> None:
         """See what other writers have added."""
-        self._asked = None
+        self._last = None
         self.ids.refresh()
         self.index.refresh()
 
@@ -179,44 +158,36 @@ class ScoreStore:
 
     def write(self, draft: ShardDraft, settings: dict[str, Any]) -> None:
         """Make a draft a shard."""
-        last = shard_names(self.index.folder)[-1:]
-        number = int(last[0].split("-")[0]) + 1 if last else 0
-        name = f"{number:08d}-{uuid.uuid4().hex[:8]}"
+        last = (shard_names(self.index.folder) or ["-1"])[-1]
+        name = f"{int(last[:8]) + 1:08d}-{uuid.uuid4().hex[:8]}"
         write_shard(self.index.folder / f"{name}{SUFFIX}", draft, settings)
 
     # Reading
 
-    def column(self, demonstration: str, targets: Sequence[str]) -> Column:
-        """Scores of `targets` after `demonstration`, NaN where absent."""
+    def column(self, demonstration: str, targets: Sequence[str]) -> PairScores:
+        """Scores of `targets` after `demonstration`."""
         numbers = self._numbers_of(targets)
         # The unknown have a number, too, which is in no shard.
-        number = int(self.ids.numbers([demonstration])[0])
-        return Column(*self._gathered(number, numbers))
+        return self._gathered(int(self.ids.numbers([demonstration])[0]), numbers)
 
-    def columns(self, demonstrations: Sequence[str], targets: Sequence[str]) -> Iterator[Column]:
-        """`column` of each demonstration, one at a time, so that no matrix is held."""
-        for demonstration in demonstrations:
-            yield self.column(demonstration, targets)
-
-    def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> Column:
+    def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> PairScores:
         """A dense block: both arrays float32 [targets, demonstrations], column-major."""
         shape = (len(targets), len(demonstrations))
-        block = Column(np.empty(shape, np.float32, "F"), np.empty(shape, np.float32, "F"))
-        for place, column in enumerate(self.columns(demonstrations, targets)):
-            block.squared_distance[:, place] = column.squared_distance
-            block.sum_logprob[:, place] = column.sum_logprob
+        block = PairScores(np.empty(shape, np.float32, "F"), np.empty(shape, np.float32, "F"))
+        for place, demonstration in enumerate(demonstrations):
+            for whole, column in zip(block, self.column(demonstration, targets), strict=True):
+                whole[:, place] = column
         return block
 
     def baseline(self, targets: Sequence[str]) -> Baseline:
         """Scores of `targets` without a demonstration, and their answers' token counts."""
         numbers = self._numbers_of(targets)
         self.index.refresh()
-        squared, logprob = self._gathered(BASELINE, numbers)
         tokens = np.zeros(len(numbers), dtype=np.int32)
-        for entry in self.index.places(BASELINE):
-            places, inside = _matched(entry.targets(), numbers)
-            tokens[inside] = entry.shard.tokens(entry.place)[places]
-        return Baseline(squared, logprob, tokens)
+        for shard, place in self.index.places(BASELINE):
+            places, inside = _matched(shard.targets(place), numbers)
+            tokens[inside] = shard.tokens(place)[places]
+        return Baseline(*self._gathered(BASELINE, numbers), tokens)
 
     def digest(self, block: PairBlock) -> str:
         """Digest of a block's pairs and their scores: equal scores give equal digests."""
@@ -225,28 +196,26 @@ class ScoreStore:
         names = digest_bytes(*(t.encode() for t in block.targets))
         for place, number in enumerate(self.ids.numbers(block.demonstrations)):
             rows = block.targets_of(place)
-            squared, logprob = self._gathered(int(number), numbers[rows])
-            raw = digest_bytes(rows.tobytes(), squared.tobytes(), logprob.tobytes())
+            scores = self._gathered(int(number), numbers[rows])
+            raw = digest_bytes(rows.tobytes(), *(values.tobytes() for values in scores))
             parts += [block.demonstrations[place].encode(), raw.encode()]
         return digest_bytes(names.encode(), *parts)
 
-    def _gathered(self, demonstration: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        squared = np.full(len(numbers), np.nan, dtype=np.float32)
-        logprob = squared.copy()
+    def _gathered(self, demonstration: int, numbers: np.ndarray) -> PairScores:
+        found = PairScores(*np.full((2, len(numbers)), np.nan, dtype=np.float32))
         # The oldest shard is read last, so that its values stand.
-        for entry in reversed(self.index.places(demonstration)):
-            places, inside = _matched(entry.targets(), numbers)
-            scores = entry.shard.scores(entry.place)
-            squared[inside] = scores.squared_distance[places]
-            logprob[inside] = scores.sum_logprob[places]
-        return squared, logprob
+        for shard, place in reversed(self.index.places(demonstration)):
+            places, inside = _matched(shard.targets(place), numbers)
+            for whole, scores in zip(found, shard.scores(place), strict=True):
+                whole[inside] = scores[places]
+        return found
 
     def _numbers_of(self, targets: Sequence[str]) -> np.ndarray:
         # A kernel is read column by column with one and the same sequence of targets.
-        if self._asked is None or self._asked[0] is not targets or isinstance(targets, list):
+        if self._last is None or self._last[0] is not targets or isinstance(targets, list):
             self.refresh()
-            self._asked = (targets, self.ids.numbers(targets))
-        return self._asked[1]
+            self._last = (targets, self.ids.numbers(targets))
+        return self._last[1]
 
     # What is missing
 
@@ -257,20 +226,17 @@ class ScoreStore:
         return PairPlan(tuple(block for block in blocks if block.pairs))
 
     def _missing_block(self, block: PairBlock) -> PairBlock:
-        targets = self.ids.numbers(block.targets)
-        rows = []
+        targets, rows = self.ids.numbers(block.targets), dict[str, np.ndarray]()
         for place, number in enumerate(self.ids.numbers(block.demonstrations).tolist()):
             wanted = block.targets_of(place)
-            rows.append(wanted[~np.isin(targets[wanted], self.index.present(number))])
-        kept = [place for place, found in enumerate(rows) if len(found)]
-        names = tuple(block.demonstrations[place] for place in kept)
-        if block.dense and all(len(rows[place]) == len(targets) for place in kept):
-            return PairBlock(block.name, block.targets, names)
-        sizes = [len(rows[place]) for place in kept]
-        indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        found = [rows[place] for place in kept] or [np.empty(0, np.int32)]
-        indices = np.concatenate(found).astype(np.int32)
-        return PairBlock(block.name, block.targets, names, indptr, indices)
+            found = wanted[~np.isin(targets[wanted], self.index.present(number))]
+            if len(found):
+                rows[block.demonstrations[place]] = found
+        if block.dense and all(len(found) == len(targets) for found in rows.values()):
+            return PairBlock(block.name, block.targets, tuple(rows))
+        indptr = np.cumsum([0, *map(len, rows.values())], dtype=np.int64)
+        indices = np.concatenate([np.empty(0, np.int32), *rows.values()], dtype=np.int32)
+        return PairBlock(block.name, block.targets, tuple(rows), indptr, indices)
 
     # Care
 
@@ -278,9 +244,10 @@ class ScoreStore:
         """Read every byte of every shard; the ones that are not as they were written."""
         bad = []
         for name in shard_names(self.index.folder):
+            reason = ""
             try:
-                intact = Shard(self.index.folder / f"{name}{SUFFIX}").intact()
-                reason = "" if intact else "its checksum does not match its contents"
+                if not Shard(self.index.folder / f"{name}{SUFFIX}").intact():
+                    reason = "its checksum does not match its contents"
             except (DeliftError, ValueError, KeyError) as error:
                 reason = str(error)
             if reason:
@@ -292,7 +259,6 @@ class ScoreStore:
         aside = self.folder / "aside" / f"{name}{SUFFIX}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         moved = (self.index.folder / f"{name}{SUFFIX}").rename(aside)
-        self.index.shards.pop(name, None)
         self.index = ShardIndex(self.index.folder)
         return moved
 
@@ -313,7 +279,7 @@ class Wanted:
     A demonstration that stands in several blocks is wanted once, with the union of its targets.
 
     Attributes:
-        demonstrations: Ids of the scorable demonstrations, ascending.
+        rows: The row of each id in the encoded records, int64; -1 where it is no scorable record's.
         left_out: Pairs of the plan that involve an unscorable record, counted block by block.
         pairs: Pairs wanted; one that stands in several blocks counts once.
     """
@@ -325,16 +291,16 @@ class Wanted:
             DeliftError: the plan names a record that was not encoded.
         """
         mentioned = list(plan.records())
-        unknown = [r for r in mentioned if r not in records.rows and r not in records.unscorable]
-        if unknown:
+        known = records.rows.keys() | records.unscorable
+        if unknown := [record for record in mentioned if record not in known]:
             raise DeliftError(
                 f"the plan names {len(unknown):,} records that were not given (first: {unknown[0]})"
             )
         scorable = [record for record in mentioned if record in records.rows]
         numbers = store.ids.add(scorable).tolist()
         self.store = store
-        self._row = np.full(max(numbers, default=-1) + 1, -1, dtype=np.int64)
-        self._row[numbers] = [records.rows[record] for record in scorable]
+        self.rows = np.full(max(numbers, default=-1) + 1, -1, dtype=np.int64)
+        self.rows[numbers] = [records.rows[record] for record in scorable]
         number = dict(zip(scorable, numbers, strict=True))
         # Of each demonstration the blocks it stands in, its place there, and the targets' ids: of
         # a dense block as they are wanted, of another one -1 where they are unscorable.
@@ -346,18 +312,9 @@ class Wanted:
                 if demonstration in number:
                     entry = (block, place, targets)
                     self._places.setdefault(number[demonstration], []).append(entry)
-        self.demonstrations = sorted(self._places)
         kept = (len(self._targets(*e)) for entries in self._places.values() for e in entries)
         self.left_out = plan.pairs - sum(kept)
-        self.pairs = sum(len(self.targets(number)) for number in self.demonstrations)
-
-    def row(self, number: int) -> int:
-        """The row of an id in the encoded records."""
-        return int(self._row[number])
-
-    def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows of several ids in the encoded records, int64."""
-        return self._row[numbers]
+        self.pairs = sum(len(self.targets(number)) for number in self._places)
 
     def targets(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets wanted after a demonstration, int32."""
@@ -366,9 +323,9 @@ class Wanted:
 
     def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
         """Demonstration id -> targets that are not scored yet; those with none are left out."""
-        asked = self.demonstrations if demonstrations is None else demonstrations
-        index = self.store.index
-        counts = {number: len(index.missing(number, self.targets(number))) for number in asked}
+        given = sorted(self._places) if demonstrations is None else demonstrations
+        missing = self.store.index.missing
+        counts = {number: len(missing(number, self.targets(number))) for number in given}
         return {number: count for number, count in counts.items() if count}
 
     def _targets(self, block: PairBlock, place: int, targets: np.ndarray) -> np.ndarray:

@@ -15,12 +15,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import polars as pl
@@ -36,14 +36,10 @@ from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore, Wanted
 
 MODULE = "delift_pipeline.scoring.workers"
-POLL_SECONDS = 0.2
-END_SECONDS = 10.0
-REFUSED = 2
+POLL_SECONDS, END_SECONDS = 0.2, 10.0
+FAILED, REFUSED, ORPHANED = 1, 2, 3
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-JOB = "job.json"
-RECORDS = "records.arrow"
-PLAN = "plan"
-ORPHANED = 3
+JOB, RECORDS, PLAN = "job.json", "records.arrow", "plan"
 
 
 class _Channel:
@@ -70,12 +66,7 @@ class _Channel:
 
 
 def work(folder: Path, channel: _Channel) -> None:
-    """Score what this worker can lease of the job, until nothing is missing.
-
-    Raises:
-        Refused: the model cannot be used.
-        DeliftError: scoring failed.
-    """
+    """Score what this worker can lease of the job, until nothing is missing."""
     from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
@@ -96,19 +87,16 @@ def main() -> int:
         sys.stdin.buffer.read()
         os._exit(ORPHANED)
 
-    threading.Thread(target=end_with_the_starter, daemon=True).start()
+    Thread(target=end_with_the_starter, daemon=True).start()
     try:
         work(Path(sys.argv[1]), _Channel())
-    except Refused as refused:
-        print(refused, file=sys.stderr)
-        return 2
     except DeliftError as error:
         print(error, file=sys.stderr)
-        return 1
+        return REFUSED if isinstance(error, Refused) else FAILED
     except Exception:
         # The interpreter must not end by itself: the thread above holds standard input.
         traceback.print_exc()
-        return 1
+        return FAILED
     return 0
 
 
@@ -124,14 +112,8 @@ def score_together(
 ) -> ScoreReport:
     """Score the missing pairs of a plan by `options.workers` processes.
 
-    Args:
-        options: The scorer; `threads` None shares the CPUs out.
-        store: Where scores are kept.
-        frame: All records the plan names (`RECORD_SCHEMA`).
-        records: The same, encoded.
-        plan: The wanted pairs.
-        progress: Where progress is shown; a worker that ends early is named there.
-        baseline: Whether the records are scored without a demonstration, too.
+    Where `threads` is None the processes share the CPUs. `frame` and `records` hold all records the
+    plan names; with `baseline` they are scored without a demonstration, too.
 
     Raises:
         Refused: there are too few GPUs, or the model cannot be used.
@@ -142,7 +124,7 @@ def score_together(
     wanted = Wanted(plan, records, store)
     shards, missing = len(store.shards), sum(wanted.missing().values())
     places = environments(options)
-    lock, said, reports = threading.Lock(), set[str](), list[dict[str, Any]]()
+    lock, said, reports = Lock(), set[str](), list[dict[str, Any]]()
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
@@ -220,11 +202,7 @@ def pinned(workers: int, visible: Sequence[str], each: int) -> list[str]:
 
 
 class _Worker:
-    """A process that scores, and the file of what it says on standard error.
-
-    Attributes:
-        status: Its exit status once it has ended.
-    """
+    """A process that scores, the file of its standard error, and its exit status at the end."""
 
     def __init__(self, number: int, folder: Path, place: Mapping[str, str]) -> None:
         self.number, self.log = number, folder / f"worker-{number}.log"
@@ -245,8 +223,8 @@ class _Worker:
     @property
     def errors(self) -> list[str]:
         """The lines of its standard error."""
-        lines = self.log.read_text("utf-8", errors="replace").split("\n")
-        return [line.strip() for line in lines if line.strip()]
+        lines = map(str.strip, self.log.read_text("utf-8", errors="replace").split("\n"))
+        return [line for line in lines if line]
 
     @property
     def last_words(self) -> str:
@@ -291,9 +269,7 @@ def _wait(
     workers: list[_Worker], hear: Callable[[dict[str, Any]], None], progress: Progress
 ) -> None:
     """Wait for all workers; say which end early."""
-    listeners = [
-        threading.Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers
-    ]
+    listeners = [Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers]
     for listener in listeners:
         listener.start()
     running = list(workers)
@@ -311,9 +287,8 @@ def _wait(
 
 def _failure(workers: Sequence[_Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
-    for worker in early:
-        if worker.status == REFUSED:
-            return Refused(*worker.errors)
+    if refused := next((worker for worker in early if worker.status == REFUSED), None):
+        return Refused(*refused.errors)
     words = early[-1].last_words if early else "nothing"
     return DeliftError(
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "
