@@ -10,13 +10,10 @@ from delift_pipeline.prompts.encoded import EncodedRecords
 
 
 def length_batches(lengths: np.ndarray, room: Callable[[int], int]) -> Iterator[np.ndarray]:
-    """Places of sequences of near lengths, longest first.
+    """Places of sequences of near lengths (tokens, int [n]), longest first.
 
-    A function of its arguments alone.
-
-    Args:
-        lengths: Tokens of each sequence, int [n].
-        room: How many sequences of a length fit into a batch; at least one is taken.
+    A function of its arguments alone. `room` says how many sequences of a length fit into a batch;
+    at least one is taken.
     """
     order = np.argsort(-lengths, kind="stable")
     while len(order):

@@ -36,15 +36,13 @@ class NaiveEngine:
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, pair by pair."""
-        return [self._job(records, job) for job in jobs]
-
-    def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
-        scored = [
-            answer_logprobs(self.model, job.prefix, records.prompt(row), records.answer(row))
-            for row in job.rows.tolist()
-        ]
-        logprobs = np.concatenate(scored) if scored else np.empty(0, dtype=np.float32)
-        return TokenScores(logprobs, records.answer_lengths[job.rows])
+        found = []
+        for job in jobs:
+            texts = ((records.prompt(row), records.answer(row)) for row in job.rows.tolist())
+            scored = [answer_logprobs(self.model, job.prefix, *text) for text in texts]
+            logprobs = np.concatenate([np.empty(0, dtype=np.float32), *scored])
+            found.append(TokenScores(logprobs, records.answer_lengths[job.rows]))
+        return found
 
 
 @torch.inference_mode()
@@ -69,15 +67,31 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
 
     A short trial compares the two: a model with a kind of cache, position or head that the shared
     path does not know is found here and never scored wrongly.
+
+    Raises:
+        Refused: not even one pair fits the memory limit.
     """
-    model, options = loaded.model, loaded.options
+    model, options, window = loaded.model, loaded.options, loaded.encoder.window
     if options.engine == "naive":
         return NaiveEngine(model)
     if options.engine == "vllm":
         return _vllm_engine(loaded)
-    engine, reason = shared_engine(loaded)
-    if engine:
-        return engine
+    reason = "its weights are quantised" if getattr(model, "is_quantized", False) else None
+    # Layer by layer, else by the model's own cache.
+    for _ in range(2):
+        engine = TransformersEngine(
+            model,
+            options.batch_tokens,
+            window=window,
+            why_not_layers=reason,
+            memory_limit=options.memory_limit,
+            in_flight=options.in_flight,
+        )
+        reason = why_not_shareable(engine, model, window)
+        if reason is None:
+            return engine
+        if isinstance(engine.path, CachePath):
+            break
     line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
     (progress or SilentProgress()).say(line)
     return NaiveEngine(model, why=reason)
@@ -97,35 +111,6 @@ def _vllm_engine(loaded: "LoadedModel") -> VllmEngine:
 
 
 _vllm_engines: dict[int, VllmEngine] = {}
-
-
-def shared_engine(loaded: "LoadedModel") -> tuple[TransformersEngine | None, str]:
-    """The engine that shares prefixes: layer by layer, else by the model's own cache.
-
-    Returns:
-        The engine, or None and the reason.
-
-    Raises:
-        Refused: not even one pair fits the memory limit.
-    """
-    model, options, window = loaded.model, loaded.options, loaded.encoder.window
-    quantised = getattr(model, "is_quantized", False)
-    refused = "its weights are quantised" if quantised else None
-    for _ in range(2):
-        engine = TransformersEngine(
-            model,
-            options.batch_tokens,
-            window=window,
-            why_not_layers=refused,
-            memory_limit=options.memory_limit,
-            in_flight=options.in_flight,
-        )
-        refused = why_not_shareable(engine, model, window)
-        if refused is None:
-            return engine, ""
-        if isinstance(engine.path, CachePath):
-            break
-    return None, refused or ""
 
 
 def why_not_shareable(

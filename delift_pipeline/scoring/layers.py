@@ -44,13 +44,8 @@ def attend(
 ) -> Part:
     """Attention with its log-sum-exp, by the fastest kernel of the device.
 
-    Args:
-        query: [batch, heads, queries, width].
-        key: [batch, heads, keys, width].
-        value: Like `key`.
-        scale: Factor of the scores.
-        causal: Whether query t sees keys 0..t only.
-        mask: Added to the scores, broadcastable to [batch, heads, queries, keys]; not if causal.
+    Query, key and value are [batch, heads, tokens, width]. Causal: query t sees keys 0..t only.
+    Else `mask` is added to the scores, broadcastable to [batch, heads, queries, keys].
     """
     if query.device.type == "cpu":
         kernel = _aten._scaled_dot_product_flash_attention_for_cpu
@@ -88,13 +83,7 @@ def merged(
     """Two parts as one attention, by their log-sum-exp, which is exact (arXiv 2402.05099).
 
     So many rows share one copy of a prefix: its part is one product of all rows' queries with the
-    copy's keys.
-
-    Args:
-        first: [tokens, heads, width], over some of the keys.
-        first_lse: float32 [tokens, heads].
-        second: Over the other keys.
-        second_lse: Its log-sum-exp.
+    copy's keys. Parts are [tokens, heads, width], their log-sum-exp float32 [tokens, heads].
     """
     weight = torch.sigmoid(second_lse - first_lse)[..., None].to(first.dtype)
     return torch.lerp(first, second, weight)
@@ -119,9 +108,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
     """Why a model's layers cannot be run one by one here, or None where they can.
 
-    Args:
-        decoder: The model.
-        window: Most tokens in a sequence; None where that is not known.
+    `window` is the most tokens in a sequence; None where that is not known.
     """
     if len(set((getattr(decoder.model, "hf_device_map", None) or {}).values())) > 1:
         return "it lies on several devices"
@@ -147,19 +134,13 @@ class Prepared:
     """A batch with what does not depend on its prefixes.
 
     Attributes:
-        targets: The targets.
-        hidden: Their embeddings, [tokens, model width].
+        hidden: Embeddings of the targets, [tokens, model width].
         heads: The first layer's, not turned.
     """
 
     targets: Packed
     hidden: torch.Tensor
     heads: Heads
-
-    @property
-    def rows(self) -> int:
-        """How many targets there are."""
-        return self.targets.rows
 
     @property
     def nbytes(self) -> int:
@@ -178,10 +159,8 @@ class LayerPath:
         self.decoder, self.body = decoder, decoder.body
         self.layers: list[Any] = list(self.body.layers)  # pyright: ignore
         attention = self.layers[0].self_attn
-        self.width = int(attention.head_dim)
-        self.heads = int(decoder.config.num_attention_heads)
-        self.groups = int(attention.num_key_value_groups)
-        self.scale = float(attention.scaling)
+        self.width, self.heads = int(attention.head_dim), int(decoder.config.num_attention_heads)
+        self.groups, self.scale = int(attention.num_key_value_groups), float(attention.scaling)
 
     def prepare(self, batch: Batch) -> Prepared:
         """A batch as this path reads it."""
@@ -207,12 +186,7 @@ class LayerPath:
         return found
 
     def logprobs(self, batch: Prepared, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
-        """Log p of every answer token of a batch, float32 [answers].
-
-        Args:
-            batch: The targets.
-            prefixes: Of the batch's jobs, by owner.
-        """
+        """Log p of every answer token of a batch, float32 [answers]; prefixes by owner."""
         targets, hidden = batch.targets, batch.hidden
         before = [prefixes[owner] for owner in targets.owners]
         shifts = [prefix[0][0].shape[1] if prefix else 0 for prefix in before]
@@ -286,10 +260,7 @@ class LayerPath:
     ) -> torch.Tensor:
         """Attention to prefixes and to the own target together, [queries, heads, width].
 
-        Args:
-            own: The targets' own part.
-            keys: Of the prefix of each segment of the queries; None without one.
-            bounds: Where the segments begin, and the end.
+        Each segment of queries, between two of the `bounds`, has the keys of its prefix or None.
         """
         parts = []
         for (start, stop), prefix in zip(pairwise(bounds), keys, strict=True):
@@ -319,12 +290,11 @@ def _turned(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
 def _after(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
     """What a layer does after attention, [tokens, model width]."""
     hidden = layer.self_attn.o_proj(mixed.flatten(1)).add_(hidden)
-    return _fed(layer.mlp, layer.post_attention_layernorm(hidden)).add_(hidden)
-
-
-def _fed(mlp: Any, normed: torch.Tensor) -> torch.Tensor:
-    """A gated feed-forward block, with one array less than the model's own makes."""
+    mlp, normed = layer.mlp, layer.post_attention_layernorm(hidden)
+    # The gated feed-forward block, with one array less than the model's own makes.
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
-        return mlp.down_proj(mlp.activation_fn(gate).mul_(up))
-    return mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
+        fed = mlp.activation_fn(gate).mul_(up)
+    else:
+        fed = mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed))
+    return mlp.down_proj(fed).add_(hidden)

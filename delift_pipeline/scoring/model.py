@@ -1,7 +1,7 @@
 """Load a language model to score with: safetensors only, no remote code unless asked for."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +49,13 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-PACKAGE = "bitsandbytes"
-
-
 def refuse_without_bitsandbytes(asked: str, instead: str, field: str) -> None:
-    """Say how to install bitsandbytes where it is missing.
-
-    Args:
-        asked: What needs it.
-        instead: What does without.
-        field: The option that asks for it.
+    """Say how to install bitsandbytes where it is missing, and what (`instead`) does without.
 
     Raises:
         Refused: it is missing.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         why = f"{asked} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
         raise Refused(why, field=field)
 
@@ -91,15 +83,9 @@ LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to score.
+    """A model ready to score: in evaluation mode, on its device, without gradients.
 
-    Attributes:
-        model: In evaluation mode, on its device, no gradients.
-        tokenizer: Its tokenizer.
-        encoder: Turns records into its token ids.
-        options: What was asked for.
-        fingerprint: Of every score it makes.
-        folder: Where its files lie.
+    The fingerprint is that of every score it makes; its files lie in `folder`.
     """
 
     model: "PreTrainedModel"
@@ -115,13 +101,20 @@ class LoadedModel:
         return self.model.get_input_embeddings().weight.device  # pyright: ignore
 
 
-def load_model(options: ModelOptions) -> LoadedModel:
-    """Load a model, its tokenizer and its prompt template.
+def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedModel:
+    """Load a model, its tokenizer and its prompt template; of the weights perhaps the shape alone.
 
     Raises:
         Refused: the model cannot be used, and why.
     """
-    return _loaded(options, _load_weights)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    fingerprint, folder = fingerprint_of(options), model_folder(options)
+    tokenizer = load_tokenizer(folder, options)
+    encoder = _encoder(folder, tokenizer, options)
+    model = (_load_shape if shape_only else _load_weights)(folder, options)
+    _check_vocabulary(model, encoder, options)
+    return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
 
 
 def load_scorer(options: ModelOptions) -> LoadedModel:
@@ -132,24 +125,9 @@ def load_scorer(options: ModelOptions) -> LoadedModel:
     Raises:
         Refused: the model cannot be used, and why; or vLLM is asked for and not installed.
     """
-    if options.engine != "vllm":
-        return load_model(options)
-    refuse_without_vllm()
-    return _loaded(options, _shape_only)
-
-
-def _loaded(
-    options: ModelOptions, weights: Callable[[Path, ModelOptions], "PreTrainedModel"]
-) -> LoadedModel:
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    fingerprint = fingerprint_of(options)
-    folder = model_folder(options)
-    tokenizer = load_tokenizer(folder, options)
-    encoder = _encoder(folder, tokenizer, options)
-    model = weights(folder, options)
-    _check_vocabulary(model, encoder, options)
-    return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
+    if options.engine == "vllm":
+        refuse_without_vllm()
+    return load_model(options, shape_only=options.engine == "vllm")
 
 
 def load_encoder(options: ModelOptions) -> Encoder:
@@ -209,7 +187,13 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
                 output_loading_info=True,
                 **placed,
             )  # pyright: ignore
-        _check_complete(info, options)
+        # Weights that are missing get random numbers and a warning: scores would mean nothing.
+        if lacking := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
+            raise Refused(
+                f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
+                f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
+                field="model",
+            )
         # Where a map or a quantiser has placed the weights they stay.
         model = model if placed else model.to(resolve_device(options.device))
         model = model.eval().requires_grad_(False)
@@ -227,10 +211,6 @@ def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[No
     """Turn whatever the libraries raise while they load into one sentence.
 
     They raise many kinds of error for the same cause: files that do not fit together.
-
-    Args:
-        options: The model's.
-        what: What is being loaded.
 
     Raises:
         Refused: it could not be loaded; a lack of memory is passed on.
@@ -277,8 +257,7 @@ def _placement(options: ModelOptions) -> dict[str, Any]:
     device = resolve_device(options.device)
     if options.load_in is None:
         return {"device_map": options.device_map} if options.device_map else {}
-    asked = f"load_in {options.load_in}"
-    refuse_without_bitsandbytes(asked, "leave load_in out", "load_in")
+    refuse_without_bitsandbytes(f"load_in {options.load_in}", "leave load_in out", "load_in")
     return {
         "quantization_config": quantisation(options.load_in, getattr(torch, options.dtype)),
         "device_map": options.device_map or {"": device},
@@ -287,33 +266,24 @@ def _placement(options: ModelOptions) -> dict[str, Any]:
 
 def no_room(folder: Path, options: ModelOptions) -> str:
     """The sentence for weights that do not fit: how much they take, and what takes less."""
-    parameters = stored_parameters(weight_files(folder))
+    parameters, place = (
+        stored_parameters(weight_files(folder)),
+        options.device_map or options.device,
+    )
     gib = parameters * BYTES[options.dtype] / GIB
-    place = options.device_map or options.device
     return (
         f"{options.model}: {parameters:,} weights take {gib:,.1f} GiB in {options.dtype}, more "
         f"than there is (device {place}); take dtype bfloat16, load_in 4bit, or device_map auto"
     )
 
 
-def _shape_only(folder: Path, options: ModelOptions) -> "PreTrainedModel":
+def _load_shape(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = options.trust_remote_code
     with refused_where_loading_fails(options, "the model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()
-
-
-def _check_complete(info: dict[str, Any], options: ModelOptions) -> None:
-    # Weights that are missing get random numbers and a warning: scores would mean nothing.
-    lacking = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
-    if lacking:
-        raise Refused(
-            f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
-            f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
-            field="model",
-        )
 
 
 def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: ModelOptions) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +23,9 @@ def stored_parameters(files: Iterable[Path]) -> int:
     total = 0
     for path in files:
         with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        total += sum(
-            math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__"
-        )
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        header.pop("__metadata__", None)
+        total += sum(math.prod(tensor["shape"]) for tensor in header.values())
     return total
 
 
@@ -55,35 +52,24 @@ _ENCODER_HEADS = (
     "ForMultipleChoice",
 )
 _AGAIN = "download or copy the folder again"
-
-
-def check_model_file(path: Path, name: str) -> None:
-    """Refuse a model that is named by a file and not by its folder.
-
-    Raises:
-        Refused: always, where `path` is a file.
-    """
-    if path.is_file():
-        raise _refused(
-            name,
-            _gguf() if path.suffix == ".gguf" else "this is a file; name the folder of the model",
-        )
+_GGUF = (
+    "this is a GGUF model, which is not read; name the folder or hub id of the safetensors "
+    "model that it was made of"
+)
 
 
 def check_model_folder(folder: Path, name: str) -> None:
     """Refuse a folder that holds no whole model of safetensors weights with a tokenizer.
 
-    What was examined once is not examined again until a file of the folder changes.
-
-    Args:
-        folder: The folder.
-        name: What the user calls it.
+    What was examined once is not examined again until a file of the folder changes. `name` is what
+    the user calls it.
 
     Raises:
         Refused: the sentence says what the folder is and what to do.
     """
     try:
-        state = tuple(sorted(_state(path) for path in folder.iterdir()))
+        found = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
+        state = tuple(sorted((one, stat.st_size, stat.st_mtime_ns) for one, stat in found))
         _check(folder, name, state)
     except OSError as error:
         at = Path(str(error.filename or folder)).name
@@ -98,11 +84,6 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     return sorted(folder.glob("*.safetensors"))
-
-
-def _state(path: Path) -> tuple[str, int, int]:
-    found = path.stat() if path.exists() else path.lstat()
-    return path.name, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=16)
@@ -120,7 +101,7 @@ def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
         )
     if not (folder / CONFIG).exists():
         named_gguf = any(path.suffix == ".gguf" for path in files)
-        raise _refused(name, _gguf() if named_gguf else f"no {CONFIG}, so this holds no model")
+        raise _refused(name, _GGUF if named_gguf else f"no {CONFIG}, so this holds no model")
     read = {one: _read_json(folder / one, name) for one in _JSON_FILES if (folder / one).exists()}
     heads = read[CONFIG].get("architectures") or []
     if heads and all(str(head).endswith(_ENCODER_HEADS) for head in heads):
@@ -142,24 +123,15 @@ def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
 
 
 def _check_pointers(files: Sequence[Path], name: str) -> None:
-    pointers = [path for path in files if _starts_with(path, LFS_HEADER)]
+    pointers = []
+    for path in files:
+        with path.open("rb") as handle:
+            pointers += [path] if handle.read(len(LFS_HEADER)) == LFS_HEADER else []
     if pointers:
         size = pointers[0].stat().st_size
         more = f" (as are {len(pointers) - 1} more files)" if len(pointers) > 1 else ""
         reason = f"{pointers[0].name} is a git-lfs pointer of {size} bytes{more}, not the file"
         raise _refused(name, f"{reason}; run `git lfs pull` in the folder")
-
-
-def _starts_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as handle:
-        return handle.read(len(start)) == start
-
-
-def _gguf() -> str:
-    return (
-        "this is a GGUF model, which is not read; name the folder or hub id of the safetensors "
-        "model that it was made of"
-    )
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
@@ -191,8 +163,7 @@ def _check_weights(path: Path, name: str) -> None:
     """Compare a safetensors file's size with what its header says."""
     size = path.stat().st_size
     with path.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        length = int.from_bytes(handle.read(8), "little")
         header = handle.read(length) if 0 < length <= size - 8 else b""
     try:
         tensors = {one: at for one, at in json.loads(header).items() if one != "__metadata__"}
@@ -225,8 +196,7 @@ def model_folder(options: ModelOptions) -> Path:
     Raises:
         Refused: there is no such folder or hub model, or it holds no whole model.
     """
-    folder = _located(options)
-    check_model_folder(folder, options.model)
+    check_model_folder(folder := _located(options), options.model)
     return folder
 
 
@@ -246,9 +216,11 @@ def _located(options: ModelOptions) -> Path:
     local = Path(options.model).expanduser()
     if local.is_dir():
         return local.resolve()
-    check_model_file(local, options.model)
+    if local.is_file():
+        file = "this is a file; name the folder of the model"
+        raise _refused(options.model, _GGUF if local.suffix == ".gguf" else file)
     if not _on_hub(options.model):
-        raise Refused(f"{options.model}: no such folder", field="model")
+        raise _refused(options.model, "no such folder")
     return _from_hub(options)
 
 
@@ -261,21 +233,14 @@ def _on_hub(model: str) -> bool:
 def _from_hub(options: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
 
+    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
     try:
-        found = snapshot_download(
-            options.model,
-            revision=options.revision,
-            allow_patterns=list(_WANTED),
-            ignore_patterns=list(_UNWANTED),
-        )
+        return Path(snapshot_download(options.model, revision=options.revision, **patterns))
     except Exception as error:
         # The hub client raises many kinds of error; to the user each means: the model is not here.
         reason = str(error).strip().splitlines()[0]
-        raise Refused(
-            f"{options.model}: no such folder, and the hub did not give it ({reason})",
-            field="model",
-        ) from error
-    return Path(found)
+        why = f"no such folder, and the hub did not give it ({reason})"
+        raise _refused(options.model, why) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -284,11 +249,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
-    """Most tokens in one sequence.
-
-    Args:
-        options: `window` None asks for the model's limit, at most `LARGEST_DEFAULT_WINDOW`.
-        config: The model's config.
+    """Most tokens in one sequence; by default the model's limit, at most `LARGEST_DEFAULT_WINDOW`.
 
     Raises:
         Refused: the window asked for is larger than the model's limit.

@@ -10,7 +10,7 @@ import numpy as np
 from delift_pipeline.core.compiling import compiled
 
 THREADS = 8
-"""Each holds a number for every record."""
+"""At most; each holds a number for every record."""
 SCALE = 1e6
 """Cosines are compared in six decimals."""
 ROWS = 512
@@ -51,12 +51,8 @@ def nearest_by_words(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The m rows of greatest cosine with each row, ties by row number.
 
-    Sums are made in float64, row by row, so that they depend on no block or thread.
-
-    Args:
-        embeddings: CSR matrix [n, d], rows of length 1 or 0, values at least 0.
-        m: Neighbours a row.
-        advance: Told how many more rows are done.
+    Sums are made in float64, row by row, so that they depend on no block or thread. The embeddings
+    are a CSR matrix [n, d] with rows of length 1 or 0 and values at least 0.
 
     Returns:
         int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m] cosines
@@ -71,21 +67,14 @@ def nearest_by_words(
         _nearest(rows, by_word, indices, cosine, first, end)
         return end - first
 
-    with ThreadPoolExecutor(_threads()) as threads:
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(THREADS, processors)) as threads:
         for count in threads.map(search, range(0, n, ROWS)):
             advance(count)
     return indices, cosine
 
 
-def _threads() -> int:
-    """One thread for each processor this process may use, up to `THREADS`."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)
-
-
 def _arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        matrix.indptr.astype(np.int64),
-        matrix.indices.astype(np.int32),
-        matrix.data.astype(np.float32),
-    )
+    parts = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    return *parts, matrix.data.astype(np.float32)

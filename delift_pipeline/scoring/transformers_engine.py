@@ -72,16 +72,10 @@ def plan_memory(
     memory_limit: float | None = None,
     in_flight: int = 1,
 ) -> MemoryPlan:
-    """What to score at a time.
+    """What to score at a time; None takes what `ModelOptions` says, and more for a single pair.
 
-    Args:
-        decoder: The model.
-        shared: Whether a prefix is kept once for all targets, or copied for each.
-        window: Most tokens in a sequence; None for the model's own limit, at most 2,048.
-        batch_tokens: Most target tokens in a batch whatever the memory; None for the device's own.
-        memory_limit: GiB over the loaded model. None takes 1.5 on a CPU, four fifths of what is
-            free on a GPU, and more where a single pair needs it.
-        in_flight: Prefixes that are kept at a time.
+    With `shared` a prefix is kept once for all targets, else it is copied for each. `in_flight`
+    prefixes are kept at a time.
 
     Raises:
         Refused: not even one pair fits the limit that was given.
@@ -97,7 +91,10 @@ def plan_memory(
     vocabulary = int(decoder.head.weight.shape[0])  # pyright: ignore
     own = int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
     window = window or min(own, LARGEST_WINDOW)
-    limit = int(GIB * memory_limit) if memory_limit else _own_limit(decoder.device)
+    own_limit = (
+        SHARE_OF_GPU * torch.cuda.mem_get_info(decoder.device)[0] if gpu else LIMIT_CPU * GIB
+    )
+    limit = int(GIB * memory_limit if memory_limit else own_limit)
     reach, longest = window // 2, window - window // 2
 
     # A chunk of logits: as they come, in float32, and their logarithms.
@@ -137,12 +134,6 @@ def plan_memory(
     return MemoryPlan(limit, tokens, keys, reach, rows, spare=0)
 
 
-def _own_limit(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
-    return int(LIMIT_CPU * GIB)
-
-
 IN_FLIGHT_GPU = 4
 """Demonstrations that share batches on a GPU, where those of one alone would not fill it."""
 
@@ -167,17 +158,11 @@ class TransformersEngine:
         memory_limit: float | None = None,
         in_flight: int | None = None,
     ) -> None:
-        """Wrap a model.
+        """Wrap a causal language model whose cache can be shared (see `engines.engine_for`).
 
-        Args:
-            model: A causal language model whose cache can be shared (see `engines.engine_for`).
-            batch_tokens: Most target tokens, padding included, in one batch.
-            window: Most tokens in a sequence; with it, attention that slides only beyond it counts
-                as plain.
-            why_not_layers: A reason not to run known families layer by layer.
-            memory_limit: Most memory over the loaded model, in GiB (`plan_memory`).
-            in_flight: Jobs of one call that share batches; None for 1 on a CPU and 4 on a GPU. It
-                is 1 where layers do not run one by one.
+        With a window, attention that slides only beyond it counts as plain. `why_not_layers` is a
+        reason not to run known families layer by layer; without layers `in_flight` is 1. The others
+        are those of `ModelOptions`.
 
         Raises:
             Refused: not even one pair fits the memory limit.
@@ -210,19 +195,16 @@ class TransformersEngine:
         """The options that decide batches, and why layers do not run one by one if they do not."""
         found: dict[str, Any] = {"engine": self.name, "path": self.path.name}
         found |= {"batch_tokens": self.plan.tokens, "in_flight": self.in_flight}
-        if self.plan.keys is not None:
-            found["batch_keys"] = self.plan.keys
-        if self.why_not_layers:
-            found["why_not_layers"] = self.why_not_layers
-        return found
+        found |= {} if self.plan.keys is None else {"batch_keys": self.plan.keys}
+        return found | ({"why_not_layers": self.why_not_layers} if self.why_not_layers else {})
 
     @torch.inference_mode()
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, each prefix once."""
-        groups = [
-            jobs[start : start + self.in_flight] for start in range(0, len(jobs), self.in_flight)
-        ]
-        return [found for group in groups for found in self._group(records, group)]
+        size, found = self.in_flight, list[TokenScores]()
+        for start in range(0, len(jobs), size):
+            found += self._group(records, jobs[start : start + size])
+        return found
 
     def _group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         targets = Targets(records, [job.rows for job in jobs])

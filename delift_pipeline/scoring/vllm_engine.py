@@ -47,20 +47,9 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self,
-        folder: Path,
-        options: ModelOptions,
-        window: int,
-        *,
-        adapter: Path | None = None,
+        self, folder: Path, options: ModelOptions, window: int, *, adapter: Path | None = None
     ) -> None:
-        """Load a model into vLLM.
-
-        Args:
-            folder: Where the model's files lie.
-            options: Number format, devices and memory.
-            window: Most tokens in one sequence.
-            adapter: A PEFT LoRA folder that is applied to every pair.
+        """Load a model into vLLM; `adapter` is a PEFT LoRA folder that is applied to every pair.
 
         Raises:
             Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
@@ -102,9 +91,7 @@ class VllmEngine:
     ) -> list[np.ndarray]:
         """Log-probabilities of the last tokens of each prompt, float32, in order.
 
-        Args:
-            prompts: Token ids, the answer's at the end.
-            answers: How many of each belong to the answer.
+        Prompts are token ids; `answers` says how many at the end of each belong to the answer.
 
         Raises:
             DeliftError: a prompt is longer than the window.
@@ -122,11 +109,9 @@ class VllmEngine:
     def continuations(
         self, prompts: Sequence[list[int]], samplings: Sequence[Mapping[str, Any]]
     ) -> list[list[int]]:
-        """The tokens that follow each prompt, in order.
+        """The tokens that follow each prompt (token ids), in order.
 
-        Args:
-            prompts: Token ids.
-            samplings: Settings of vLLM's `SamplingParams`, one set a prompt.
+        Each prompt has its own settings of vLLM's `SamplingParams`.
 
         Raises:
             DeliftError: a prompt is longer than the window.
