@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from delift_pipeline.core.hashing import digest_json
 DATE = "26 Jul 2024"
 """What a template that asks for today's date gets: scores must not change overnight."""
 FILE = "chat_template.jinja"
-_CONFIG = "tokenizer_config.json"
-_TURNS = 3
 # The second stand-in shows whether a template changes markup, quotes, case, blanks or letters.
 _PLAIN, _TRICKY = "{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd'
 _ROLES = ("user", "assistant")
@@ -60,7 +59,7 @@ def chat_source(folder: Path) -> str | None:
     """The default chat template in a model's folder, as transformers finds it; None without one."""
     if (folder / FILE).is_file():
         return (folder / FILE).read_text("utf-8")
-    path = folder / _CONFIG
+    path = folder / "tokenizer_config.json"
     found = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
     if isinstance(found, list):
         return next((one["template"] for one in found if one["name"] == "default"), None)
@@ -79,16 +78,13 @@ def chat_digest(source: str | None) -> str:
 def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -> Dialogue:
     """Find out what a chat template writes around texts.
 
-    Args:
-        source: The template.
-        names: The special tokens by the names templates use (`tokenizer.special_tokens_map`).
-        system: A system message, or empty for none.
+    Special tokens go by the names that templates use (`tokenizer.special_tokens_map`).
 
     Raises:
         Refused: there is no template, it refuses such a dialogue, or it cannot be taken apart.
     """
     writer = _Writer(_present(source), names, system)
-    one, two, three = (writer.around(turns) for turns in range(1, _TURNS + 1))
+    one, two, three = (writer.around(turns) for turns in (1, 2, 3))
     if one != [two[0], *two[-2:]] or three != [*two[:3], *two[1:]]:
         raise _refused("writes a turn differently by its place among the turns")
     opening, middle, end = one
@@ -120,7 +116,7 @@ class _Writer:
 
     def around(self, turns: int) -> list[str]:
         """What stands before, between and after the texts of a whole dialogue."""
-        texts = [self._texts(kind, turns) for kind in (_PLAIN, _TRICKY)]
+        texts = (self._texts(kind, turns) for kind in (_PLAIN, _TRICKY))
         found, again = (_cut(self._render(own), own) for own in texts)
         if found != again:
             raise _refused("writes other words around other texts")
@@ -138,11 +134,8 @@ class _Writer:
         return tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole)
 
     def _texts(self, kind: str, turns: int) -> list[str]:
-        return [
-            kind.replace("{role}", role).replace("{place}", str(place))
-            for place in range(turns)
-            for role in _ROLES
-        ]
+        pairs = product(map(str, range(turns)), _ROLES)
+        return [kind.replace("{role}", role).replace("{place}", place) for place, role in pairs]
 
     def _render(self, texts: Sequence[str], add_generation_prompt: bool = False) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -181,14 +174,13 @@ def _cut(whole: str, texts: Sequence[str]) -> list[str]:
 
 def _present(source: str | None) -> str:
     if source is None:
-        reason = "this model has no chat template; use plain, paper, or a YAML file of your own"
-        raise Refused(reason, field="template")
+        raise _refused("", "this model has no chat template")
     return source
 
 
-def _refused(why: str) -> Refused:
-    reason = f"the model's chat template {why}; use plain, paper, or a YAML file of your own"
-    return Refused(reason, field="template")
+def _refused(why: str, what: str = "the model's chat template ") -> Refused:
+    instead = "use plain, paper, or a YAML file of your own"
+    return Refused(f"{what}{why}; {instead}", field="template")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """From records to the exact tokens that are scored, within caps that never look at the partner."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,10 +49,6 @@ class Segment:
     foreign: bool = False
     removed: list[tuple[int, int]] = field(default_factory=list)
 
-    def copy(self) -> "Segment":
-        """The same segment, to be cut on its own."""
-        return replace(self, removed=list(self.removed))
-
     def __len__(self) -> int:
         return len(self.tokens) - sum(stop - start for start, stop in self.removed)
 
@@ -74,33 +70,22 @@ class Segment:
             text = text[: self.offsets[start, 0]] + text[self.offsets[stop - 1, 1] :]
         return text
 
-    def cut_middle(self, fields: str | tuple[str, ...], tokens: int) -> int:
-        """Cut up to `tokens` tokens from the middle of a field, or of several and what is between.
+    def cut_middle(self, tokens: int, *fields: str) -> int:
+        """Cut up to `tokens` tokens (1 or more) from the middle of fields and what is between them.
 
-        Only tokens that lie wholly inside are cut, so the template's own words stay.
-
-        Returns:
-            How many tokens were cut.
+        Only tokens that lie wholly inside are cut, so the template's own words stay. Returns how
+        many tokens were cut.
         """
-        names = (fields,) if isinstance(fields, str) else fields
-        spans = [self.spans[name] for name in names if name in self.spans]
-        if not spans:
-            return 0
-        begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        spans = [self.spans[name] for name in fields if name in self.spans]
+        begin, end = min((a for a, _ in spans), default=0), max((b for _, b in spans), default=-1)
         inside = np.flatnonzero((self.offsets[:, 0] >= begin) & (self.offsets[:, 1] <= end))
         if not len(inside):
             return 0
         start, stop = int(inside[0]), int(inside[-1]) + 1
         cut = min(tokens, stop - start)
-        if cut > 0:
-            first = start + (stop - start - cut + 1) // 2
-            self.removed = sorted([*self.removed, (first, first + cut)])
-        return max(cut, 0)
-
-    def cut_end(self, tokens: int) -> None:
-        """Cut the last `tokens` tokens."""
-        length = len(self.tokens)
-        self.removed.append((max(length - tokens, 0), length))
+        first = start + (stop - start - cut + 1) // 2
+        self.removed = sorted([*self.removed, (first, first + cut)])
+        return cut
 
 
 def tokenised(
@@ -108,18 +93,14 @@ def tokenised(
 ) -> list[Segment]:
     """Tokenise texts, the runs between their special tokens each as one.
 
-    Args:
-        plain: The tokenizer.
-        written: The texts.
-        after_marker: Whether a special token, or nothing, stands before each.
-        own_blanks: Whether the blank that a tokenizer puts after a special token is kept.
+    `after_marker` says that a special token, or nothing, stands before each text; `own_blanks` that
+    the blank that a tokenizer puts after a special token is kept.
     """
     runs = [list(_runs(one, after_marker, own_blanks)) for one in written]
-    texts = [(text, blank) for own in runs for _, text, blank in own]
-    encodings = {
-        kept: iter(plain.encode([text for text, blank in texts if blank is kept], kept))
-        for kept in {blank for _, blank in texts}
-    }
+    texts: dict[bool, list[str]] = {}
+    for _, text, blank in chain.from_iterable(runs):
+        texts.setdefault(blank, []).append(text)
+    encodings = {blank: iter(plain.encode(own, blank)) for blank, own in texts.items()}
     return [
         _segment(plain, one, [(start, next(encodings[blank])) for start, _, blank in own])
         for one, own in zip(written, runs, strict=True)
@@ -145,8 +126,8 @@ def _segment(plain: PlainText, written: Written, runs: "Sequence[tuple[int, Enco
             places = [(start + begin, start + end) for begin, end in places]
         parts.append((start, encoding.ids, places))
     parts.sort(key=lambda part: part[0])
-    ids = list(chain.from_iterable(tokens for _, tokens, _ in parts))
-    offsets = list(chain.from_iterable(places for _, _, places in parts))
+    ids = [token for _, tokens, _ in parts for token in tokens]
+    offsets = [place for _, _, places in parts for place in places]
     return Segment(
         written.text,
         written.spans,
@@ -197,13 +178,7 @@ class Encoder:
         window: int,
         chat: str | None = None,
     ) -> None:
-        """Prepare an encoder.
-
-        Args:
-            tokenizer: The model's tokenizer.
-            template: The prompt template.
-            window: Most tokens in one sequence.
-            chat: The model's own chat template, for a prompt template that asks for it.
+        """Prepare an encoder; `chat` is the model's own chat template, for a template that asks.
 
         Raises:
             Refused: the tokenizer has no end-of-text token or no fast backend, the chat template
@@ -242,14 +217,9 @@ class Encoder:
     def encode(
         self, frame: pl.DataFrame, advance: Callable[[int], None] = lambda _: None
     ) -> EncodedRecords:
-        """Tokenise records.
+        """Tokenise records (`RECORD_SCHEMA`): the scorable ones, what was cut, what is unscorable.
 
-        Args:
-            frame: Records with the columns of `RECORD_SCHEMA`.
-            advance: Told how many more records are done.
-
-        Returns:
-            The scorable records as arrays, what was cut, and which records cannot be scored.
+        `advance` gets the number of records done since its last call.
         """
         ids: list[str] = []
         kept: list[Example] = []
@@ -264,7 +234,21 @@ class Encoder:
                     ids.append(record["record_id"])
                     kept.append(example)
             advance(chunk.height)
-        return self._flat(ids, kept, unscorable)
+        end, close = _int32([self.eos]), _int32(self.close)
+        targets = [np.concatenate([e.prompt.ids, e.answer.ids, end]) for e in kept]
+        shown = [np.concatenate([e.shown_prompt.ids, e.shown_answer.ids, close]) for e in kept]
+        return EncodedRecords(
+            ids=tuple(ids),
+            head=_int32(self.head),
+            start=_int32(self.start),
+            target_tokens=np.concatenate([_int32([]), *targets]),
+            target_starts=np.cumsum([0, *map(len, targets)], dtype=np.int64),
+            prompt_lengths=_int32([len(e.prompt) for e in kept]),
+            demonstration_tokens=np.concatenate([_int32([]), *shown]),
+            demonstration_starts=np.cumsum([0, *map(len, shown)], dtype=np.int64),
+            unscorable=unscorable,
+            cuts=dict(Counter(cut for example in kept for cut in example.cuts)),
+        )
 
     def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:
         """Tokenise records and fit each into the caps."""
@@ -285,12 +269,12 @@ class Encoder:
         if example.prompt.foreign or example.answer.foreign:
             return Unscorable("its text reads as a special token of this model's tokenizer")
         # The demonstration is cut on its own copy: the caps of the two roles differ.
-        prompt, shown = example.shown_prompt.copy(), example.shown_answer.copy()
-        example.shown_prompt, example.shown_answer = prompt, shown
+        prompt = example.shown_prompt = replace(example.shown_prompt, removed=[])
+        shown = example.shown_answer = replace(example.shown_answer, removed=[])
         answer = len(example.answer) + 1
         over = len(example.prompt) + answer - self.target_cap
         for name in ("input", "instruction"):
-            if over > 0 and (cut := example.prompt.cut_middle(name, over)):
+            if over > 0 and (cut := example.prompt.cut_middle(over, name)):
                 example.cuts.append(f"target_{name}")
                 over -= cut
         if over > 0:
@@ -300,33 +284,14 @@ class Encoder:
                 f"words in half of the window of {self.window:,}"
             )
         over = len(prompt) + len(shown) + len(self.close) - self.demonstration_cap
-        if over > 0 and (cut := prompt.cut_middle(PROMPT_FIELDS, over)):
+        if over > 0 and (cut := prompt.cut_middle(over, *PROMPT_FIELDS)):
             example.cuts.append("demonstration_prompt")
             over -= cut
         if over > 0:
             example.cuts.append("demonstration_answer")
-            shown.cut_end(over)
+            length = len(shown.tokens)
+            shown.removed.append((max(length - over, 0), length))
         return example
-
-    def _flat(
-        self, ids: list[str], kept: list[Example], unscorable: dict[str, str]
-    ) -> EncodedRecords:
-        end = np.asarray([self.eos], dtype=np.int32)
-        close = np.asarray(self.close, dtype=np.int32)
-        targets = [np.concatenate([e.prompt.ids, e.answer.ids, end]) for e in kept]
-        shown = [np.concatenate([e.shown_prompt.ids, e.shown_answer.ids, close]) for e in kept]
-        return EncodedRecords(
-            ids=tuple(ids),
-            head=np.asarray(self.head, dtype=np.int32),
-            start=np.asarray(self.start, dtype=np.int32),
-            target_tokens=_joined(targets),
-            target_starts=_starts(targets),
-            prompt_lengths=np.asarray([len(e.prompt) for e in kept], dtype=np.int32),
-            demonstration_tokens=_joined(shown),
-            demonstration_starts=_starts(shown),
-            unscorable=unscorable,
-            cuts=dict(Counter(cut for example in kept for cut in example.cuts)),
-        )
 
     def _check_window(self, half: int) -> None:
         def fixed(*slots: Slot) -> int:
@@ -339,16 +304,12 @@ class Encoder:
         shown = fixed(wording.shown_prompt, wording.shown_answer) + own
         needed = max(len(self.head) + 1, target, shown)
         if needed > half:
-            reason = (
+            raise Refused(
                 f"a window of {self.window} tokens is too small: the template's own words take "
-                f"{needed} of its half"
+                f"{needed} of its half",
+                field="window",
             )
-            raise Refused(reason, field="window")
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
-
-
-def _starts(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.asarray([0, *accumulate(len(array) for array in arrays)], dtype=np.int64)
+def _int32(numbers: Sequence[int]) -> np.ndarray:
+    return np.asarray(numbers, dtype=np.int32)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_STAGES = ("normalizer", "pre_tokenizer")
-_MEMBERS = ("normalizers", "pretokenizers")
 _MARKER = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
 
 
@@ -52,13 +50,10 @@ class PlainText:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Copy a tokenizer.
-
-        Args:
-            tokenizer: A tokenizer of transformers with a `tokenizers` backend.
+        """Copy a tokenizer of transformers.
 
         Raises:
-            Refused: it has no such backend.
+            Refused: it has no `tokenizers` backend.
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -69,13 +64,19 @@ class PlainText:
             )
         self._state = backend.to_str()
         state = json.loads(self._state)
-        plain = _plain_unknown(tokenizer)
+        begin, end, unknown = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token
+        # The token for unknown text, unless it marks structure as well (GPT-2 has one for all).
+        plain = None if unknown in (tokenizer.bos_token, tokenizer.eos_token) else unknown
         marking = [
             token
             for token in state["added_tokens"]
             if (token["special"] or _MARKER.match(token["content"])) and token["content"] != plain
         ]
-        self.markers = frozenset([*(token["id"] for token in marking), *_special_ids(tokenizer)])
+        # Many models pad with the token for unknown text, which ordinary text may give.
+        pad = tokenizer.pad_token_id
+        named = [begin, end, None if pad == tokenizer.unk_token_id else pad]
+        ids = [*(token["id"] for token in marking), *named]
+        self.markers = frozenset(token for token in ids if isinstance(token, int))
         self._surfaces = {
             t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
             for t in marking
@@ -85,10 +86,7 @@ class PlainText:
     def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
         """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters.
 
-        Args:
-            texts: The texts.
-            after_marker: Whether a special token stands before each: the blank that the tokenizer
-                puts there, if it does, is kept.
+        After a special token (`after_marker`) the blank that a tokenizer may put there is kept.
         """
         backend = self._after_marker if after_marker else self._backend
         return backend.encode_batch(list(texts), add_special_tokens=False)
@@ -115,21 +113,6 @@ class PlainText:
         return np.asarray(self.encode([text])[0].ids, dtype=np.int32)
 
 
-def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    pad = tokenizer.pad_token_id
-    named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    # Many models pad with the token for unknown text, which ordinary text may give.
-    named += [pad] if pad != tokenizer.unk_token_id else []
-    return [token for token in named if isinstance(token, int)]
-
-
-def _plain_unknown(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The token for unknown text, unless it marks structure as well (GPT-2 has one for all)."""
-    unknown = tokenizer.unk_token
-    marks = unknown is None or unknown in (tokenizer.bos_token, tokenizer.eos_token)
-    return None if marks else str(unknown)
-
-
 def _rebuilt(state: dict[str, Any], renamed: Iterable[str], only_first: bool) -> "Tokenizer":
     from tokenizers import Tokenizer
 
@@ -139,7 +122,7 @@ def _rebuilt(state: dict[str, Any], renamed: Iterable[str], only_first: bool) ->
     _rename_in_vocabulary(state["model"], names)
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
-    for stage in _STAGES:
+    for stage in ("normalizer", "pre_tokenizer"):
         state[stage] = _with_blanks(state[stage], only_first)
     state["post_processor"] = state["truncation"] = state["padding"] = None
     return Tokenizer.from_str(json.dumps(state))
@@ -164,15 +147,13 @@ def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
 def _with_blanks(part: dict[str, Any] | None, only_first: bool) -> dict[str, Any] | None:
     """A normalizer or pre-tokenizer that adds no blank to a text.
 
-    Args:
-        part: Its state.
-        only_first: Keep every blank but one that is added to the first text of a sequence only,
-            for it is none after a special token.
+    With `only_first` every blank stays but one that is added to the first text of a sequence only,
+    for it is none after a special token.
     """
     if part is None:
         return None
     if part["type"] == "Sequence":
-        members = next(name for name in _MEMBERS if name in part)
+        members = "normalizers" if "normalizers" in part else "pretokenizers"
         changed = (_with_blanks(member, only_first) for member in part[members])
         return {**part, members: [member for member in changed if member is not None]}
     if only_first:

@@ -27,12 +27,9 @@ class Rendered:
 def render(
     encoder: Encoder, target: Mapping[str, Any], *demonstrations: Mapping[str, Any]
 ) -> Rendered:
-    """Write out a target and what is shown before it exactly as it is scored.
+    """Write out a target and what is shown before it, in order, exactly as it is scored.
 
-    Args:
-        encoder: The model's encoder.
-        target: A record (instruction, input, output).
-        demonstrations: The records shown before it, in order; none for the baseline.
+    Records hold instruction, input and output; without demonstrations it is the baseline.
 
     Raises:
         Refused: one of them cannot be scored, or together they do not fit the window.
@@ -52,9 +49,11 @@ def render(
     answer = len(ids)
     ids += [*asked.answer.ids.tolist(), encoder.eos]
     if len(ids) > encoder.window:
-        reason = f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens"
-        why = f"{reason}, more than the window of {encoder.window:,}; show fewer"
-        raise Refused(why, field="demonstration")
+        raise Refused(
+            f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens, more "
+            f"than the window of {encoder.window:,}; show fewer",
+            field="demonstration",
+        )
     text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
     return Rendered(text, ids, list(range(answer, len(ids))))
 

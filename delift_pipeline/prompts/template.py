@@ -25,14 +25,7 @@ Spans = dict[str, tuple[int, int]]
 
 
 class Demonstration(BaseModel):
-    """How a demonstration is written.
-
-    Attributes:
-        prompt: Its own prompt pieces; None for those of the target.
-        answer: Its own answer pieces; None for those of the target.
-        close: Text after its answer.
-        end_of_text: Whether the end-of-text token closes it.
-    """
+    """How a demonstration is written; without pieces of its own, by those of the target."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,18 +36,10 @@ class Demonstration(BaseModel):
 
 
 class Template(BaseModel):
-    """A prompt template; `defaults/templates/plain.yaml` explains every field.
+    """A prompt template; `defaults/templates/plain.yaml` explains most fields.
 
-    Attributes:
-        name: What a user calls it.
-        version: Counted up with every change of wording.
-        prompt: Pieces of the target's prompt, joined as they are.
-        answer: Pieces of the answer; the end-of-text token follows.
-        alone: Text in the place of the demonstrations where there are none.
-        lead: Text before the first demonstration.
-        demonstration: How a demonstration is written.
-        chat: Whether prompt and answer are the messages of the model's own chat template.
-        system: The system message of a chat; empty for none.
+    With `chat`, prompt and answer are the messages of the model's own chat template, after the
+    message `system`, if it is not empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,8 +73,8 @@ class Template(BaseModel):
                 faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
         if self.system and not self.chat:
             faults.append("system is read where chat is true")
-        for name, nothing in (("alone", ""), ("lead", ""), ("demonstration", Demonstration())):
-            if self.chat and getattr(self, name) != nothing:
+        for name in ("alone", "lead", "demonstration") if self.chat else ():
+            if getattr(self, name) != Template.model_fields[name].default:
                 why = "is the chat template's own where chat is true; leave it out"
                 faults.append(f"{name} {why}")
         if faults:
@@ -243,14 +228,7 @@ def pieces_of(written: Iterable[str]) -> tuple[Piece, ...]:
 def wording_of(
     template: Template, plain: PlainText, bos: Marker | None, dialogue: Dialogue | None
 ) -> Wording:
-    """The wording of a template.
-
-    Args:
-        template: The template.
-        plain: The tokenizer's special tokens.
-        bos: The begin-of-text token, if the tokenizer has one.
-        dialogue: The model's chat template taken apart, for a template that asks for it.
-    """
+    """The wording of a template; for one that asks for it, of the chat template taken apart."""
     if dialogue is not None:
         return _chat(template, plain, dialogue)
     before: Piece = () if bos is None else (bos,)
@@ -275,10 +253,9 @@ def _chat(template: Template, plain: PlainText, dialogue: Dialogue) -> Wording:
     lead = _turn_lead(opening, between)
     head, between = _without_end(opening, lead), _without_end(between, lead)
     shown_tail, close = _to_marker(between)
+    # Without a special token there is no text before it.
     tail, rest = _to_marker(plain.marked(dialogue.end))
     end = rest[0] if rest and isinstance(rest[0], Marker) else None
-    if end is None:
-        tail = ()
     user, assistant = pieces_of(template.prompt), pieces_of(template.answer)
     middle, white = _before_answer(plain, dialogue.middle, dialogue.lead)
     shown, shown_white = _before_answer(plain, dialogue.shown_middle, dialogue.shown_lead)
@@ -319,12 +296,11 @@ def _common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
     """The parts that two sequences end on; of texts that differ, from a line or word they share."""
     shared: list[Part] = []
     for one, other in zip(reversed(first), reversed(second), strict=False):
-        if one == other:
-            shared.append(one)
-            continue
-        if isinstance(one, str) and isinstance(other, str):
-            shared += [text] if (text := _common_text(one, other)) else []
-        break
+        if one != other:
+            if isinstance(one, str) and isinstance(other, str):
+                shared += filter(None, [_common_text(one, other)])
+            break
+        shared.append(one)
     return tuple(reversed(shared))
 
 
@@ -349,10 +325,8 @@ def _without_end(parts: Piece, end: Piece) -> Piece:
 
 def _to_marker(parts: Piece) -> tuple[Piece, Piece]:
     """The text before the first special token, and the rest; all is rest where there is none."""
-    for place, part in enumerate(parts):
-        if isinstance(part, Marker):
-            return parts[:place], parts[place:]
-    return (), parts
+    place = next((at for at, part in enumerate(parts) if isinstance(part, Marker)), 0)
+    return parts[:place], parts[place:]
 
 
 def _marked(parts: Piece) -> bool:
