@@ -151,7 +151,7 @@ def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
     logprobs = engine.path.logprobs
 
     def short_of_memory(ready: Any, prefixes: Any) -> torch.Tensor:
-        if ready.rows > 5:
+        if ready.targets.rows > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return logprobs(ready, prefixes)
 
@@ -226,7 +226,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_counted(
     logprobs = engine.path.logprobs
 
     def short_of_memory(ready: Any, prefix: Any) -> torch.Tensor:
-        if ready.rows > 6:
+        if ready.targets.rows > 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return logprobs(ready, prefix)
 
