@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ class Baseline(NamedTuple):
     tokens: np.ndarray
 
 
-class BadShard(NamedTuple):
+@dataclass(frozen=True)
+class BadShard:
     """A shard that is not as it was written, and why."""
 
     name: str
