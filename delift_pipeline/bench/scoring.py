@@ -25,7 +25,7 @@ from delift_pipeline.bench.scoring_shapes import (
     useful_operations,
 )
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores, reduce_scores
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job
 
 _FIELDS = (

@@ -11,7 +11,7 @@ from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
 from delift_pipeline.evaluation.run import measured, new_tokens
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, prompt_texts
 from delift_pipeline.training.batches import Example, target_cuts

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from delift_pipeline.core.progress import Progress, SilentProgress
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.decoder import CachePath, shareable
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores
 from delift_pipeline.scoring.transformers_engine import TransformersEngine

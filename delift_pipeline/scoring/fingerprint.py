@@ -13,6 +13,7 @@ from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.prompts.chat import chat_digest, chat_source
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.model_files import (
+    TOKENIZER_JSON,
     model_folder,
     read_config,
     resolve_window,
@@ -23,16 +24,7 @@ from delift_pipeline.scoring.options import ModelOptions
 SCORING_VERSION = 1
 """Counted up when the meaning of a stored score changes."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)
+TOKENIZER_FILES = (*TOKENIZER_JSON, "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 # These change when a model is saved again and mean nothing for its scores.
 _IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -61,14 +53,11 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
     folder = model_folder(options)
     config, template = read_config(folder), load_template(options.template)
     window = resolve_window(options, config)
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     parts: dict[str, Any] = {
         "weights": {path.name: content_digest(path) for path in weight_files(folder)},
         "config": digest_json({k: v for k, v in config.items() if k not in _IGNORED_CONFIG}),
-        "tokenizer": {
-            name: content_digest(folder / name)
-            for name in TOKENIZER_FILES
-            if (folder / name).is_file()
-        },
+        "tokenizer": {path.name: content_digest(path) for path in tokenizer},
         "template": {
             "name": template.name,
             "version": template.version,

@@ -33,23 +33,17 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
-_JSON_FILES = (
-    CONFIG,
-    INDEX,
-    "generation_config.json",
+TOKENIZER_JSON = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_JSON_FILES = (CONFIG, INDEX, "generation_config.json", *TOKENIZER_JSON)
 _READ = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
 _TOKENIZERS = ("tokeniz*", "vocab*", "*.model", "*.tiktoken", "tekken*", "spiece*")
-_ENCODER_HEADS = (
-    "ForMaskedLM",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
+_ENCODER_HEAD = re.compile(
+    "For(MaskedLM|(Sequence|Token)Classification|QuestionAnswering|MultipleChoice)$"
 )
 _AGAIN = "download or copy the folder again"
 _GGUF = (
@@ -104,7 +98,7 @@ def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
         raise _refused(name, _GGUF if named_gguf else f"no {CONFIG}, so this holds no model")
     read = {one: _read_json(folder / one, name) for one in _JSON_FILES if (folder / one).exists()}
     heads = read[CONFIG].get("architectures") or []
-    if heads and all(str(head).endswith(_ENCODER_HEADS) for head in heads):
+    if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
         reason = f"this is an encoder ({heads[0]}) and cannot score answers; name a causal model"
         raise _refused(name, reason)
     if INDEX in read:

@@ -181,7 +181,17 @@ def write_plan(
                 np.save(temporary / f"{block.name}.indptr.npy", block.indptr)
                 np.save(temporary / f"{block.name}.indices.npy", block.indices)
         write_json(temporary / _BLOCKS, [_described(block) for block in plan.blocks])
-        alone = _write_neighbours(temporary, pool, neighbours)
+        alone = 0
+        if neighbours is not None:
+            np.save(temporary / "neighbours.npy", neighbours.indices)
+            np.save(temporary / "cosine.npy", neighbours.cosine)
+            alone = int((neighbours.counts == 0).sum())
+            if pool is not None:
+                own = pl.Series("neighbours", neighbours.counts, pl.Int32)
+                reason = pl.when(pl.col("neighbours") == 0).then(pl.lit(NO_NEIGHBOUR))
+                frame = pool.select("record_id").with_columns(own)
+                frame = frame.with_columns(reason.alias("reason"))
+                write_parquet(temporary / "records.parquet", frame)
         manifest = Manifest(
             kind="plan",
             content_hash=plan_hash(plan, neighbours),
@@ -216,25 +226,6 @@ def _described(block: PairBlock) -> dict[str, Any]:
         "columns": len(block.demonstrations),
         "pairs": block.pairs,
     }
-
-
-def _write_neighbours(
-    folder: Path, pool: pl.DataFrame | None, neighbours: Neighbours | None
-) -> int:
-    """Write what was found about the pool; returns how many records have no neighbour."""
-    if neighbours is None:
-        return 0
-    np.save(folder / "neighbours.npy", neighbours.indices)
-    np.save(folder / "cosine.npy", neighbours.cosine)
-    counts = neighbours.counts
-    if pool is not None:
-        reasons = [None if count else NO_NEIGHBOUR for count in counts]
-        frame = pl.DataFrame(
-            {"record_id": pool["record_id"], "neighbours": counts, "reason": reasons},
-            schema_overrides={"neighbours": pl.Int32, "reason": pl.String},
-        )
-        write_parquet(folder / "records.parquet", frame)
-    return int((counts == 0).sum())
 
 
 def read_plan(folder: Path) -> PairPlan:

@@ -13,7 +13,7 @@ from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
 
 if TYPE_CHECKING:
-    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.prompts.encode import EncodedRecords
 
 
 @dataclass(frozen=True)

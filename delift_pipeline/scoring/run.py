@@ -9,15 +9,14 @@ import numpy as np
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.progress import Progress, SilentProgress
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Engine, Job, reduce_scores
 from delift_pipeline.scoring.engines import engine_for
-from delift_pipeline.scoring.leases import Leases
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.plan import PairPlan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.shards import BASELINE, ShardDraft
-from delift_pipeline.scoring.store import ScoreStore, Wanted
+from delift_pipeline.scoring.store import Leases, ScoreStore, Wanted
 
 SHARD_SECONDS = 5.0
 """A shard closes after the demonstration with which it holds this much work."""

@@ -1,6 +1,8 @@
 """The score store: every pair that was ever scored with one fingerprint, and never twice."""
 
+import json
 import os
+import socket
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import PairScores
 from delift_pipeline.scoring.fingerprint import Fingerprint
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
@@ -112,7 +114,7 @@ class ScoreStore:
     manifest.json     the fingerprint's parts
     records.ids       record_id -> id (`IdTable`)
     shards/           immutable files of scores (`shards`)
-    leases/           who is scoring what (`leases`)
+    leases/           who is scoring what (`Leases`)
     aside/            shards found damaged
 
     A score is kept by its target and one demonstration, or none. Those after several demonstrations
@@ -273,6 +275,51 @@ def _matched(present: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
     places = np.minimum(np.searchsorted(present, wanted), max(len(present) - 1, 0))
     inside = np.flatnonzero(present[places] == wanted) if len(present) else places[:0]
     return places[inside], inside
+
+
+class Leases:
+    """Who is scoring which demonstrations, so that several writers share the work.
+
+    A lease is a locked file. The system unlocks it when its holder ends, in whatever way it ends.
+    These are the leases of one writer; the context manager returns them all at the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Prepare to take leases, whose files lie in `folder`."""
+        self.folder = folder
+        self._held: dict[str, FileLock] = {}
+
+    def __enter__(self) -> "Leases":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Files of writers that died can be claimed, and are removed with the own ones.
+        for path in self.folder.glob("*.lease"):
+            self.claim(path.stem)
+        self.release()
+
+    def claim(self, key: str) -> bool:
+        """Take a lease; False where another writer holds it."""
+        if key in self._held:
+            return True
+        path = self.folder / f"{key}.lease"
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        # For people who look: the lock alone counts.
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._held[key] = lock
+        return True
+
+    def release(self, keep: str | None = None) -> None:
+        """Give back every lease but `keep`."""
+        for key in self._held.keys() - {keep}:
+            # Removed before it is unlocked: afterwards the file may be another writer's.
+            (self.folder / f"{key}.lease").unlink(missing_ok=True)
+            self._held.pop(key).release()
 
 
 class Wanted:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores

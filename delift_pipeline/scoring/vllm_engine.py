@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from delift_pipeline.core.errors import DeliftError, Refused
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
 

@@ -15,7 +15,7 @@ from delift_pipeline.selection.language_model import LanguageModel
 if TYPE_CHECKING:
     import numpy as np
 
-    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.prompts.encode import EncodedRecords
     from delift_pipeline.scoring.model import LoadedModel
 
 MOST_RECORDS = 50

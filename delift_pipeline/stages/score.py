@@ -25,8 +25,7 @@ from delift_pipeline.stages.plan import planned_manifest
 from delift_pipeline.stages.result import Result
 
 if TYPE_CHECKING:
-    from delift_pipeline.prompts.encode import Encoder
-    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.prompts.encode import EncodedRecords, Encoder
 
 CODE_VERSION = "1"
 Part = Literal["baseline", "in_context"]

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.report import read_table

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from delift_pipeline.demo.dataset import write_demo_files
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, reduce_scores
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import load_model

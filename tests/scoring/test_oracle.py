@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores, reduce_scores
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for, why_not_shareable
 from delift_pipeline.scoring.layers import _plain, attend

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel

@@ -11,10 +11,9 @@ import pytest
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.engine import PairScores
-from delift_pipeline.scoring.leases import Leases
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import BASELINE, SUFFIX, IdSets, ShardDraft
-from delift_pipeline.scoring.store import UNKNOWN, IdTable, ScoreStore
+from delift_pipeline.scoring.store import UNKNOWN, IdTable, Leases, ScoreStore
 
 SETTINGS = {"engine": "transformers", "batch_tokens": 4096}
 
@@ -199,7 +198,7 @@ def claimed_elsewhere(folder: Path, key: str) -> subprocess.Popen[str]:
     """A process that holds a lease until it is killed."""
     code = (
         "import sys, time; from pathlib import Path; "
-        "from delift_pipeline.scoring.leases import Leases; "
+        "from delift_pipeline.scoring.store import Leases; "
         "leases = Leases(Path(sys.argv[1])); leases.claim(sys.argv[2]); "
         "print('claimed', flush=True); time.sleep(600)"
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from delift_pipeline.core.errors import DeliftError, Refused
-from delift_pipeline.prompts.encoded import EncodedRecords
+from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring import engines, vllm_engine
 from delift_pipeline.scoring.engine import Engine, Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for

@@ -26,7 +26,7 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 if TYPE_CHECKING:
     import polars as pl
 
-    from delift_pipeline.prompts.encoded import EncodedRecords
+    from delift_pipeline.prompts.encode import EncodedRecords
     from delift_pipeline.scoring.engine import Engine
     from delift_pipeline.selection.language_model import LanguageModel
 
