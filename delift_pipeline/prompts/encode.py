@@ -34,8 +34,7 @@ class Segment:
     """A text tokenised by itself.
 
     Attributes:
-        text: The whole text.
-        spans: Where the record's own fields lie in it.
+        spans: Where the record's own fields lie in the text.
         tokens: All its token ids, int32 [tokens].
         offsets: Where each token's text lies, [start, stop) in characters, [tokens, 2].
         foreign: Whether its text reads as a special token of this tokenizer.
@@ -223,8 +222,6 @@ class Encoder:
     """Turns records into token ids.
 
     Attributes:
-        template: The prompt template.
-        wording: What is written around a record's texts.
         window: Most tokens in one sequence.
         head: Ids before a target without demonstration: begin-of-text and the template's `alone`.
         start: Ids before the first demonstration: begin-of-text and the template's `lead`.

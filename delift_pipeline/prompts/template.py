@@ -154,10 +154,8 @@ class Wording:
     Attributes:
         head: Before a target without demonstration.
         start: Before the first demonstration.
-        prompt: The target's prompt.
         answer: The target's answer, up to the token that ends it.
-        shown_prompt: A demonstration's prompt.
-        shown_answer: A demonstration's answer.
+        shown_prompt: A demonstration's prompt; `shown_answer` its answer.
         close: After a demonstration's answer.
         end: The token that ends an answer and is scored; None for the tokenizer's end-of-text.
         notes: What the user should know.

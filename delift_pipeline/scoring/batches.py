@@ -83,12 +83,9 @@ class Targets:
         return self.records is other.records and all(np.array_equal(*pair) for pair in pairs)
 
     def places(self, tokens: int, keys: int | None, reach: int) -> Iterator[np.ndarray]:
-        """Which targets go into one batch.
+        """Which targets go into one batch: at most so many tokens, padding included, or one target.
 
-        Args:
-            tokens: Most tokens in a batch, padding included; a longer target goes alone.
-            keys: Most tokens with `reach` more for each target; None for no bound.
-            reach: Tokens of the longest prefix.
+        A batch has at most `keys` tokens with `reach` more, the longest prefix, for each target.
         """
 
         def room(longest: int) -> int:

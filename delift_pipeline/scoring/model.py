@@ -245,11 +245,11 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
     except Exception as error:
         if is_memory_error(error):
             raise
-        reason = (
+        raise Refused(
             f"{options.model} does not work in {options.load_in} on device {device} "
-            f"({_loading_advice(error)}); leave load_in out, or choose another device"
-        )
-        raise Refused(reason, field="load_in") from error
+            f"({_loading_advice(error)}); leave load_in out, or choose another device",
+            field="load_in",
+        ) from error
 
 
 def _placement(options: ModelOptions) -> dict[str, Any]:

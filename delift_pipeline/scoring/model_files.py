@@ -99,8 +99,8 @@ def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
     read = {one: _read_json(folder / one, name) for one in _JSON_FILES if (folder / one).exists()}
     heads = read[CONFIG].get("architectures") or []
     if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
-        reason = f"this is an encoder ({heads[0]}) and cannot score answers; name a causal model"
-        raise _refused(name, reason)
+        why = "and cannot score answers; name a causal model"
+        raise _refused(name, f"this is an encoder ({heads[0]}) {why}")
     if INDEX in read:
         _check_index(read[INDEX], folder, name)
     weights = weight_files(folder)
@@ -132,9 +132,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        reason = f"{path.name} is broken JSON at {at} ({error.msg}); {_AGAIN}"
-        raise _refused(name, reason) from error
+        at = f"at line {error.lineno}, column {error.colno} ({error.msg})"
+        raise _refused(name, f"{path.name} is broken JSON {at}; {_AGAIN}") from error
     except UnicodeDecodeError as error:
         raise _refused(name, f"{path.name} is not UTF-8 text; {_AGAIN}") from error
     if not isinstance(found, dict):

@@ -54,9 +54,8 @@ def nearest_by_words(
     Sums are made in float64, row by row, so that they depend on no block or thread. The embeddings
     are a CSR matrix [n, d] with rows of length 1 or 0 and values at least 0.
 
-    Returns:
-        int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m] cosines
-        in six decimals, 0 there.
+    Returns int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m]
+    cosines in six decimals, 0 there.
     """
     n = embeddings.shape[0]
     indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)

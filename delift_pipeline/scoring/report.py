@@ -21,14 +21,11 @@ class ScoreReport:
     """What a scoring run did.
 
     Attributes:
-        pairs_scored: Pairs scored now.
         pairs_reused: Wanted pairs that were there already, or that another writer scored meanwhile.
         pairs_left_out: Wanted pairs that involve an unscorable record.
         shards_found: Shards in the store at the start.
-        shards_written: Shards written now.
         seconds: Wall time.
         halved: Batches halved for memory.
-        engine: The engine and its settings.
         cuts: Kind of cut -> records it was made in.
         unscorable: record_id -> why it is in no pair.
     """
@@ -102,9 +99,8 @@ SCORE_SCHEMA = pl.Schema(
 def read_table(store: ScoreStore, record_ids: Sequence[str]) -> pl.DataFrame:
     """The stored scores of all records against all, and of each without a demonstration.
 
-    Returns:
-        One row a pair in `SCORE_SCHEMA`: the rows without demonstration first, then demonstration
-        after demonstration, targets in the order of the records.
+    One row a pair in `SCORE_SCHEMA`: the rows without demonstration first, then demonstration after
+    demonstration, targets in the order of the records.
     """
     alone = store.baseline(record_ids)
     columns = ((record, store.column(record, record_ids)) for record in record_ids)

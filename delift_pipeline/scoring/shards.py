@@ -63,9 +63,8 @@ class IdSets:
         sequences = [_shorter(ids.astype(np.int64)) for ids in sets]
         first = np.asarray([sequence[0] for sequence, _ in sequences], dtype=np.int32)
         forms = np.asarray([2 * len(sequence) + runs for sequence, runs in sequences])
-        steps = [np.diff(sequence) for sequence, _ in sequences]
-        joined = np.concatenate(steps) if steps else np.empty(0, dtype=np.int64)
-        return cls(first, smallest(forms), smallest(joined))
+        steps = [np.empty(0, dtype=np.int64), *(np.diff(sequence) for sequence, _ in sequences)]
+        return cls(first, smallest(forms), smallest(np.concatenate(steps)))
 
     def unpacked(self, place: int) -> np.ndarray:
         """The ids of one set, ascending, int32."""

@@ -103,12 +103,10 @@ def plan_memory(
     rows = max(min(rows, int(limit / 4 / logits)), 1)
     # One target token in the layer that takes most.
     token = itemsize * (6 * hidden + max(9 * inner + 6 * kept, 4 * middle)) + 12 * hidden
-    if not shared:
-        # The mask over prefix and target, as booleans and as numbers.
-        token += (1 + itemsize) * window
-    else:
-        # Scores that are written down in the last layer: where no kernel takes a mask, or the mask.
-        token += 12 * heads * (window // 2) if gpu else 140 * heads
+    # Scores that are written down in the last layer: where no kernel takes a mask, or the mask.
+    written = 12 * heads * (window // 2) if gpu else 140 * heads
+    # Without sharing the mask over prefix and target, as booleans and as numbers.
+    token += written if shared else (1 + itemsize) * window
     each = SAFETY * token
     # One token of a prefix in all layers, and in the layer that is read.
     key = 2 * itemsize * (config.num_hidden_layers * kept + 2 * inner)
@@ -241,8 +239,7 @@ class TransformersEngine:
         self._kept, self._room = {}, 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        middle = len(chosen) // 2
-        parts = (chosen[:middle], chosen[middle:])
+        parts = np.split(chosen, [len(chosen) // 2])
         return 1 + sum(self._score_batch(result, targets, part, prefixes) for part in parts)
 
     def _prepared(self, targets: Targets, chosen: np.ndarray) -> tuple[Batch, Any]:
