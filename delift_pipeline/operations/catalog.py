@@ -354,7 +354,7 @@ def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
     for shard in store.shards:
         for place, number in enumerate(shard.demonstrations):
             alone = number == BASELINE
-            columns = {"target": shard.targets(place), **vars(shard.scores(place))}
+            columns = {"target": shard.targets(place), **shard.scores(place)._asdict()}
             columns |= {"tokens": shard.tokens(place)} if alone else {}
             demonstration = pl.lit(None if alone else int(number), dtype=pl.Int32)
             frames.append(pl.DataFrame(columns).with_columns(demonstration=demonstration))
