@@ -1,8 +1,8 @@
 """Several processes that score one plan together, each on GPUs of its own.
 
-They share the work by leases (`store.Leases`), a batch of demonstrations at a time. The leases of
-one that dies are free at once, and the others take its work over: nothing is scored twice but what
-was in its unfinished shard.
+They share the work by leases (`Leases`), a batch of demonstrations at a time. The leases of one
+that dies are free at once, and the others take its work over: nothing is scored twice but what was
+in its unfinished shard.
 
 A worker is `python -m delift_pipeline.scoring.workers FOLDER`. The folder holds records, plan and
 `job.json`. Standard output carries one JSON document a line (`advance`, `say`, and `report` at the
@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -147,7 +147,8 @@ def score_together(
         settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
         job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
         write_json(folder / JOB, job)
-        workers = _run_workers(folder, places, hear, progress)
+        with _started(folder, places) as workers:
+            _wait(workers, hear, progress)
         store.refresh()
         if left := sum(wanted.missing().values()):
             raise _failure(workers, left)
@@ -251,33 +252,37 @@ class _Worker:
                     process.kill()
 
 
-def _run_workers(
-    folder: Path,
-    places: Sequence[Mapping[str, str]],
-    hear: Callable[[dict[str, Any]], None],
-    progress: Progress,
-) -> list[_Worker]:
-    """Start workers and wait for all; say which end early. None outlives the call."""
+@contextmanager
+def _started(folder: Path, places: Sequence[Mapping[str, str]]) -> Iterator[list[_Worker]]:
+    """The workers, none of which outlives the context."""
     workers: list[_Worker] = []
-    with ExitStack() as started:
+    try:
         for number, place in enumerate(places):
             workers.append(_Worker(number, folder, place))
-            started.callback(workers[-1].end)
-        listeners = [Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers]
-        for listener in listeners:
-            listener.start()
-        running = list(workers)
-        while running:
-            time.sleep(POLL_SECONDS)
-            for worker in running:
-                worker.status = worker.process.poll()
-                if worker.status:
-                    place = f"worker {worker.number + 1} of {len(workers)}"
-                    progress.say(f"{place} ended early: {worker.last_words}")
-            running = [worker for worker in running if worker.status is None]
-        for listener in listeners:
-            listener.join()
-    return workers
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _wait(
+    workers: list[_Worker], hear: Callable[[dict[str, Any]], None], progress: Progress
+) -> None:
+    """Wait for all workers; say which end early."""
+    listeners = [Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers]
+    for listener in listeners:
+        listener.start()
+    running = list(workers)
+    while running:
+        time.sleep(POLL_SECONDS)
+        for worker in running:
+            worker.status = worker.process.poll()
+            if worker.status:
+                place = f"worker {worker.number + 1} of {len(workers)}"
+                progress.say(f"{place} ended early: {worker.last_words}")
+        running = [worker for worker in running if worker.status is None]
+    for listener in listeners:
+        listener.join()
 
 
 def _failure(workers: Sequence[_Worker], left: int) -> DeliftError:
