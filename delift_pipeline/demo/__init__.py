@@ -22,12 +22,9 @@ def verify_demo_model(folder: Path = DEMO_MODEL) -> None:
     except (OSError, ValueError, KeyError):
         damaged = [PROVENANCE]
     else:
-        files = {name: folder / name for name in sorted(expected)}
-        damaged = [
-            name
-            for name, file in files.items()
-            if not file.is_file() or content_digest(file) != expected[name]
-        ]
+        present = [name for name in expected if (folder / name).is_file()]
+        intact = {name for name in present if content_digest(folder / name) == expected[name]}
+        damaged = sorted(expected.keys() - intact)
     if damaged:
         raise DeliftError(
             f"the demo model is damaged ({', '.join(damaged)} in {folder}): reinstall the package"

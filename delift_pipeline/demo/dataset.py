@@ -15,14 +15,14 @@ choose. 24 held-out records a task put the standard error of an exact-match rate
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from delift_pipeline.demo.drawing import Record, Truth
 from delift_pipeline.demo.pool import make_pool
 from delift_pipeline.demo.splits import make_heldout, make_target
-from delift_pipeline.demo.world import TASK_NAMES, World, make_world
+from delift_pipeline.demo.world import TASK_NAMES, make_world
 
 FIRST_VERSION, SECOND_VERSION = "demo-v1", "demo-v2"
 OLD_TASKS: tuple[str, ...] = ("lookup-1", "translate-1", "order-1", "format-1", "who-1")
@@ -94,41 +94,21 @@ def make_demo_records(
     Raises:
         ValueError: The sizes are too small or too large for the world.
     """
-    world = make_world(seed)
+    world, each = make_world(seed), sizes.heldout_per_task
     pool, truths = make_pool(world, sizes.pool, seed, wrong_share, tasks=OLD_TASKS)
-    new, new_truths = _new_records(world, pool, seed, wrong_share, sizes)
-    heldout = make_heldout(
-        world, sizes.heldout_per_task, seed, tasks=OLD_TASKS, facts=_facts(truths)
-    )
-    new_heldout = make_heldout(
-        world,
-        sizes.heldout_per_task,
-        seed + 1,
-        tasks=NEW_TASKS,
-        facts=_facts(new_truths),
-        first=len(heldout),
-    )
+    new, new_truths = pool[:0], truths[:0]
+    for offset, size, tasks in ((1, sizes.new_tasks, NEW_TASKS), (2, sizes.old_tasks, OLD_TASKS)):
+        more = make_pool(world, size, seed + offset, wrong_share, tasks=tasks, after=[*pool, *new])
+        new, new_truths = [*new, *more[0]], [*new_truths, *more[1]]
+    facts, new_facts = ({truth["fact"] for truth in known} for known in (truths, new_truths))
+    heldout = make_heldout(world, each, seed, tasks=OLD_TASKS, facts=facts)
+    first = len(heldout)
+    new_heldout = make_heldout(world, each, seed + 1, tasks=NEW_TASKS, facts=new_facts, first=first)
     target_tasks = tuple(sorted(random.Random(f"target {seed}").sample(OLD_TASKS, TARGET_TASKS)))
-    target = make_target(world, target_tasks, sizes.target, seed, facts=_facts(truths))
+    target = make_target(world, target_tasks, sizes.target, seed, facts=facts)
     return DemoRecords(
         pool, new, heldout, new_heldout, target, target_tasks, [*truths, *new_truths]
     )
-
-
-def _new_records(
-    world: World, pool: Sequence[Record], seed: int, wrong_share: float, sizes: DemoSizes
-) -> tuple[list[Record], list[Truth]]:
-    fresh, fresh_truths = make_pool(
-        world, sizes.new_tasks, seed + 1, wrong_share, tasks=NEW_TASKS, after=pool
-    )
-    more, more_truths = make_pool(
-        world, sizes.old_tasks, seed + 2, wrong_share, tasks=OLD_TASKS, after=[*pool, *fresh]
-    )
-    return [*fresh, *more], [*fresh_truths, *more_truths]
-
-
-def _facts(truths: Iterable[Truth]) -> set[str]:
-    return {truth["fact"] for truth in truths}
 
 
 def write_demo_files(
@@ -139,11 +119,7 @@ def write_demo_files(
 ) -> DemoFiles:
     """Write both versions and the truth as JSON Lines; the same arguments give the same bytes.
 
-    Args:
-        folder: Where to; made if it is missing, files in it are replaced.
-        seed: Of the world and of all draws.
-        wrong_share: Share of wrong outputs in the pools.
-        sizes: Numbers of records.
+    The folder is made if it is missing, and files in it are replaced.
 
     Raises:
         ValueError: The sizes are too small or too large for the world.

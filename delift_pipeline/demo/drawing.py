@@ -55,10 +55,12 @@ def part_of(instruction: str, given: str) -> Part:
     return "heldout" if eighth < POOL_EIGHTHS + HELDOUT_EIGHTHS else "target"
 
 
-def draw_prompt(
-    task: Task, content: Content, part: Part, seen: set[Prompt], rng: random.Random
-) -> Prompt:
-    """Draw a wording of a fact that belongs to a part and was not seen; marks it as seen.
+def draw_record(
+    task: Task, content: Content, part: Part, number: int, seen: set[Prompt], rng: random.Random
+) -> Record:
+    """Draw a right record of a fact in a wording that belongs to a part and was not seen.
+
+    Its id is the part and the number, and its prompt is added to those seen.
 
     Raises:
         ValueError: The wordings of the fact are used up.
@@ -66,20 +68,14 @@ def draw_prompt(
     for _ in range(TRIES):
         prompt = draw_instruction(task.rule, rng), draw_input(task.rule, content, rng)
         if prompt not in seen and part_of(*prompt) == part:
-            seen.add(prompt)
-            return prompt
-    raise ValueError(f"no {part} wording of {fact_key(task, content)!r} is left: ask for fewer")
-
-
-def draw_record(
-    task: Task, content: Content, part: Part, number: int, seen: set[Prompt], rng: random.Random
-) -> Record:
-    """Draw a right record of a fact; its id is the part and the number."""
-    instruction, given = draw_prompt(task, content, part, seen, rng)
+            break
+    else:
+        raise ValueError(f"no {part} wording of {fact_key(task, content)!r} is left: ask for fewer")
+    seen.add(prompt)
     return Record(
         id=f"{part}-{number:05d}",
-        instruction=instruction,
-        input=given,
+        instruction=prompt[0],
+        input=prompt[1],
         output=answer(task.rule, content),
         source=SOURCE,
         task=task.name,

@@ -4,13 +4,14 @@ A pool of up to about 800 records on ten tasks is possible; beyond that the freq
 of wordings.
 """
 
+import itertools
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from delift_pipeline.demo.drawing import Record, Truth, draw_record, prompts_of
-from delift_pipeline.demo.rules import MAPPED, Content, Rule, answer, draw_map, draw_rule
-from delift_pipeline.demo.world import Task, World, fact_key
+from delift_pipeline.demo.rules import Content, answer, draw_map, draw_rule
+from delift_pipeline.demo.world import TASK_NAMES, Task, World, fact_key
 
 TASK_SKEW, FACT_SKEW = 0.9, 1.2
 """Sizes fall as rank ** -skew."""
@@ -39,21 +40,6 @@ def _skewed(count: int, power: float) -> list[float]:
     return [(rank + 1) ** -power for rank in range(count)]
 
 
-def _draw_facts(task: Task, count: int, rng: random.Random) -> list[Content]:
-    used = task.facts[: max(1, count // 2)]
-    extra = rng.choices(used, _skewed(len(used), FACT_SKEW), k=count - 2 * len(used))
-    return [*used, *used, *extra]
-
-
-def _draw_plan(tasks: Sequence[Task], size: int, rng: random.Random) -> list[tuple[Task, Content]]:
-    sizes = task_sizes(tasks, size)
-    plan = [
-        (task, content) for task in tasks for content in _draw_facts(task, sizes[task.name], rng)
-    ]
-    rng.shuffle(plan)
-    return plan
-
-
 def make_pool(
     world: World,
     size: int,
@@ -72,8 +58,7 @@ def make_pool(
         world: The rules.
         size: Number of records; prompts are all distinct.
         seed: Of the pool.
-        wrong_share: Share of wrong outputs; rounded to whole records, drawn at random from
-            all.
+        wrong_share: Share of wrong outputs; rounded to whole records, drawn at random from all.
         tasks: Names of the tasks to draw from; all by default.
         after: Records that this pool continues: no prompt of theirs is repeated, and the numbers of
             the ids go on from their count.
@@ -85,63 +70,46 @@ def make_pool(
     if not 0 <= wrong_share <= 1:
         raise ValueError(f"wrong_share {wrong_share} is not within 0 and 1")
     rng = random.Random(f"pool {world.seed} {seed}")
-    plan = _draw_plan(_chosen(world, tasks), size, rng)
+    chosen = [world.task(name) for name in (TASK_NAMES if tasks is None else tasks)]
+    plan = _draw_plan([task for task in world.tasks if task in chosen], size, rng)
     seen = prompts_of(after)
     records = [
         draw_record(task, content, "pool", number, seen, rng)
         for number, (task, content) in enumerate(plan, start=len(after))
     ]
     truths = [
-        _right_truth(record, fact_key(task, content))
-        for record, (task, content) in zip(records, plan, strict=True)
+        Truth(id=r["id"], task=r["task"], fact=fact, correct=True, right_output=r["output"])
+        for r, fact in zip(records, itertools.starmap(fact_key, plan), strict=True)
     ]
-    _spoil(world, plan, records, truths, wrong_share, random.Random(f"wrong {world.seed} {seed}"))
+    rng = random.Random(f"wrong {world.seed} {seed}")
+    for index in rng.sample(range(size), round(wrong_share * size)):
+        records[index]["output"] = wrong_answer(world, *plan[index], rng)
+        truths[index]["correct"] = False
     return records, truths
 
 
-def _right_truth(record: Record, fact: str) -> Truth:
-    return Truth(
-        id=record["id"],
-        task=record["task"],
-        fact=fact,
-        correct=True,
-        right_output=record["output"],
-    )
-
-
-def _chosen(world: World, names: Collection[str] | None) -> list[Task]:
-    if names is None:
-        return list(world.tasks)
-    for name in names:
-        world.task(name)
-    return [task for task in world.tasks if task.name in names]
-
-
-def _spoil(
-    world: World,
-    plan: Sequence[tuple[Task, Content]],
-    records: Sequence[Record],
-    truths: Sequence[Truth],
-    share: float,
-    rng: random.Random,
-) -> None:
-    for index in rng.sample(range(len(plan)), round(share * len(plan))):
-        records[index]["output"] = wrong_answer(world, *plan[index], rng)
-        truths[index]["correct"] = False
+def _draw_plan(tasks: Sequence[Task], size: int, rng: random.Random) -> list[tuple[Task, Content]]:
+    """The task and fact of each record, in random order."""
+    plan: list[tuple[Task, Content]] = []
+    for task, count in zip(tasks, task_sizes(tasks, size).values(), strict=True):
+        used = task.facts[: max(1, count // 2)]
+        extra = rng.choices(used, _skewed(len(used), FACT_SKEW), k=count - 2 * len(used))
+        plan += [(task, content) for content in (*used, *used, *extra)]
+    rng.shuffle(plan)
+    return plan
 
 
 def wrong_answer(world: World, task: Task, content: Content, rng: random.Random) -> str:
     """What another rule of the task's family would answer; its first word differs for codes."""
-    right = answer(task.rule, content)
+    rule, right = task.rule, answer(task.rule, content)
     while True:
-        given = answer(_another_rule(world, task.rule, rng), content)
+        if task.closed:
+            other = replace(rule, codes=draw_map(list(rule.codes), world.codes, rng))
+        else:
+            other = draw_rule(rule.family, rule.mode, rng)
+        if rule.family == "who":
+            other = replace(other, ending=rng.choice(world.codes))
+        given = answer(other, content)
         same = given.split()[0] == right.split()[0] if task.closed else given == right
         if not same:
             return given
-
-
-def _another_rule(world: World, rule: Rule, rng: random.Random) -> Rule:
-    if rule.family in MAPPED:
-        return replace(rule, codes=draw_map(list(rule.codes), world.codes, rng))
-    drawn = draw_rule(rule.family, rule.mode, rng)
-    return replace(drawn, ending=rng.choice(world.codes)) if rule.family == "who" else drawn

@@ -71,11 +71,9 @@ def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = Non
     Raises:
         ValueError: The family is unknown.
     """
-    if family in ("lookup", "translate"):
-        drawn = rng.sample(w.CONCEPTS, keys or rng.randint(2, 5))
-        return Rule(family, mode, codes=draw_map(drawn, w.CODES, rng))
-    if family == "group":
-        drawn = rng.sample(list(w.CATEGORIES), keys or rng.randint(2, 3))
+    if family in MAPPED:
+        named, most = (tuple(w.CATEGORIES), 3) if family == "group" else (w.CONCEPTS, 5)
+        drawn = rng.sample(named, keys or rng.randint(2, most))
         return Rule(family, mode, codes=draw_map(drawn, w.CODES, rng))
     if family == "order":
         return Rule(family, mode, operation=rng.choice(list(OPERATIONS)))
@@ -92,10 +90,7 @@ def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = Non
 def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORMS) -> Content:
     """Draw an input for a rule, every possible one as likely.
 
-    Args:
-        rule: The rule.
-        rng: Source of chance.
-        forms: The words that lists and questions are made of; at least four.
+    Lists and questions are made of `forms`, of which there are at least four.
     """
     if rule.family == "lookup":
         return (rng.choice(list(rule.codes)),)
@@ -109,14 +104,10 @@ def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORM
         return tuple(rng.sample(forms, rng.randint(1, 3)))
     if rule.family == "shift":
         return (str(rng.randint(3, 16)),)
-    return _question(rng, forms)
-
-
-def _question(rng: random.Random, forms: Sequence[str]) -> Content:
     first, second = rng.sample(w.NAMES, 2)
     thing, other = rng.sample(forms, 2)
-    asked = rng.choice((thing, other))
-    story = f"{first} has the {thing} . {second} has the {other} . who has the {asked} ?"
+    wanted = rng.choice((thing, other))
+    story = f"{first} has the {thing} . {second} has the {other} . who has the {wanted} ?"
     return tuple(story.split())
 
 
@@ -126,46 +117,21 @@ def answer(rule: Rule, content: Content) -> str:
     Raises:
         KeyError: The map holds no code for a concept of the content.
     """
-    return " ".join(_ANSWERS[rule.family](rule, content))
-
-
-def _group(rule: Rule, content: Content) -> Content:
-    return tuple(rule.codes[w.CATEGORY_OF[word]] for word in content)
-
-
-def _mapped(rule: Rule, content: Content) -> Content:
-    return tuple(rule.codes[word] for word in content)
-
-
-def _ordered(rule: Rule, content: Content) -> Content:
-    return OPERATIONS[rule.operation](content)
-
-
-def _formatted(rule: Rule, content: Content) -> Content:
-    opener, separator, closer = rule.marks
-    return (opener, *f" {separator} ".join(content).split(), closer)
-
-
-def _shifted(rule: Rule, content: Content) -> Content:
-    return (str(int(content[0]) + rule.step),)
-
-
-def _told(rule: Rule, content: Content) -> Content:
-    asked = content[-2]
-    person = content[0] if content[3] == asked else content[5]
-    styles = (f"{person}", f"it is {person}", f"{person} has the {asked}", f"i say {person}")
-    return (*styles[rule.style].split(), rule.ending)
-
-
-_ANSWERS: dict[str, Callable[[Rule, Content], Content]] = {
-    "lookup": _mapped,
-    "translate": _mapped,
-    "group": _group,
-    "order": _ordered,
-    "format": _formatted,
-    "shift": _shifted,
-    "who": _told,
-}
+    if rule.family == "group":
+        return " ".join(rule.codes[w.CATEGORY_OF[word]] for word in content)
+    if rule.family in MAPPED:
+        return " ".join(rule.codes[word] for word in content)
+    if rule.family == "order":
+        return " ".join(OPERATIONS[rule.operation](content))
+    if rule.family == "format":
+        opener, separator, closer = rule.marks
+        return f"{opener} {f' {separator} '.join(content)} {closer}"
+    if rule.family == "shift":
+        return str(int(content[0]) + rule.step)
+    thing = content[-2]
+    person = content[0] if content[3] == thing else content[5]
+    styles = (person, f"it is {person}", f"{person} has the {thing}", f"i say {person}")
+    return f"{styles[rule.style]} {rule.ending}"
 
 
 def draw_instruction(rule: Rule, rng: random.Random) -> str:

@@ -5,22 +5,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from delift_pipeline.demo.drawing import Part, Prompt, Record, Truth, draw_record
-from delift_pipeline.demo.rules import Content, draw_content
-from delift_pipeline.demo.world import TASK_NAMES, Task, World, fact_key
+from delift_pipeline.demo.rules import draw_content
+from delift_pipeline.demo.world import TASK_NAMES, World, fact_key
 
 OLD_TASKS = 5
 """How many tasks the existing records of a continual split come from."""
-
-
-def _draw_content(
-    world: World, task: Task, facts: Collection[str] | None, rng: random.Random
-) -> Content:
-    if not task.closed:
-        return draw_content(task.rule, rng, world.forms)
-    known = [c for c in task.facts if facts is None or fact_key(task, c) in facts]
-    if not known:
-        raise ValueError(f"none of the given facts is one of task {task.name}")
-    return rng.choice(known)
 
 
 def _draw_rows(
@@ -33,8 +22,14 @@ def _draw_rows(
 ) -> list[Record]:
     seen: set[Prompt] = set()
     rows = []
-    for number, task in enumerate((world.task(name) for name in names), start=first):
-        content = _draw_content(world, task, facts, rng)
+    for number, task in enumerate(map(world.task, names), start=first):
+        if task.closed:
+            known = [c for c in task.facts if facts is None or fact_key(task, c) in facts]
+            if not known:
+                raise ValueError(f"none of the given facts is one of task {task.name}")
+            content = rng.choice(known)
+        else:
+            content = draw_content(task.rule, rng, world.forms)
         rows.append(draw_record(task, content, part, number, seen, rng))
     return rows
 
@@ -90,12 +85,7 @@ def make_pool_heldout(world: World, rows: int, seed: int, truths: Sequence[Truth
 
 
 def make_target(
-    world: World,
-    tasks: Sequence[str],
-    rows: int,
-    seed: int,
-    *,
-    facts: Collection[str] | None = None,
+    world: World, tasks: Sequence[str], rows: int, seed: int, *, facts: Collection[str] | None
 ) -> list[Record]:
     """Draw `rows` validation records of the named tasks in turn, for the task-specific stage.
 

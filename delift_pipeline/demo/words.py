@@ -3,51 +3,25 @@
 The world is synthetic. A word is one token, so no word list may hold a blank.
 """
 
-CATEGORIES: dict[str, tuple[str, ...]] = {
-    "animal": ("cat", "dog", "horse", "cow", "sheep", "mouse", "bird", "fish", "wolf", "bear"),
-    "food": ("bread", "cheese", "apple", "rice", "soup", "cake", "egg", "honey", "salt", "bean"),
-    "tool": (
-        *("hammer", "saw", "nail", "rope", "knife"),
-        *("spade", "drill", "brush", "wrench", "needle"),
-    ),
-    "cloth": ("hat", "coat", "shirt", "sock", "shoe", "glove", "scarf", "belt", "dress", "boot"),
-    "place": (
-        *("river", "hill", "town", "forest", "beach"),
-        *("road", "bridge", "farm", "cave", "island"),
-    ),
-    "colour": (
-        *("red", "blue", "green", "black", "white"),
-        *("brown", "pink", "gray", "gold", "purple"),
-    ),
+_PLAIN = {
+    "animal": "cat dog horse cow sheep mouse bird fish wolf bear",
+    "food": "bread cheese apple rice soup cake egg honey salt bean",
+    "tool": "hammer saw nail rope knife spade drill brush wrench needle",
+    "cloth": "hat coat shirt sock shoe glove scarf belt dress boot",
+    "place": "river hill town forest beach road bridge farm cave island",
+    "colour": "red blue green black white brown pink gray gold purple",
 }
+_SECOND = {
+    "animal": "kitty hound steed cattle ewe rodent fowl trout lupine grizzly",
+    "food": "loaf cheddar pippin grain broth gateau ovum nectar brine pulse",
+    "tool": "mallet cutter tack cord blade shovel borer broom spanner stitcher",
+    "cloth": "cap jacket blouse stocking sneaker mitten shawl strap gown wader",
+    "place": "stream mound city woods shore street viaduct ranch grotto isle",
+    "colour": "crimson azure emerald ebony ivory bronze blush ash golden violet",
+}
+CATEGORIES = {name: tuple(words.split()) for name, words in _PLAIN.items()}
 """Concepts by category; a concept is named by its plain word."""
-
-SECOND_WORDS: dict[str, tuple[str, ...]] = {
-    "animal": (
-        *("kitty", "hound", "steed", "cattle", "ewe"),
-        *("rodent", "fowl", "trout", "lupine", "grizzly"),
-    ),
-    "food": (
-        *("loaf", "cheddar", "pippin", "grain", "broth"),
-        *("gateau", "ovum", "nectar", "brine", "pulse"),
-    ),
-    "tool": (
-        *("mallet", "cutter", "tack", "cord", "blade"),
-        *("shovel", "borer", "broom", "spanner", "stitcher"),
-    ),
-    "cloth": (
-        *("cap", "jacket", "blouse", "stocking", "sneaker"),
-        *("mitten", "shawl", "strap", "gown", "wader"),
-    ),
-    "place": (
-        *("stream", "mound", "city", "woods", "shore"),
-        *("street", "viaduct", "ranch", "grotto", "isle"),
-    ),
-    "colour": (
-        *("crimson", "azure", "emerald", "ebony", "ivory"),
-        *("bronze", "blush", "ash", "golden", "violet"),
-    ),
-}
+SECOND_WORDS = {name: tuple(words.split()) for name, words in _SECOND.items()}
 """The other word of each concept, in the order of `CATEGORIES`."""
 
 CONCEPTS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
@@ -57,10 +31,7 @@ SYNONYMS: dict[str, str] = {
     for first, second in zip(words, SECOND_WORDS[name], strict=True)
 }
 CATEGORY_OF: dict[str, str] = {word: name for name, words in CATEGORIES.items() for word in words}
-NAMES: tuple[str, ...] = (
-    *("ann", "bob", "carl", "dina", "eve"),
-    *("finn", "gus", "hana", "ivan", "jo"),
-)
+NAMES: tuple[str, ...] = tuple("ann bob carl dina eve finn gus hana ivan jo".split())
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(20))
 CODES: tuple[str, ...] = tuple(
     "bak bek biz boz dak dax dik diz doz dul fab fel fub gek giz goz gul jak jox juk "

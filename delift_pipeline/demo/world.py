@@ -28,16 +28,8 @@ from delift_pipeline.demo.rules import (
 )
 
 PLAN: tuple[tuple[str, int], ...] = (
-    ("lookup", 10),
-    ("lookup", 8),
-    ("translate", 8),
-    ("translate", 6),
-    ("group", 12),
-    ("order", 8),
-    ("order", 8),
-    ("format", 8),
-    ("shift", 8),
-    ("who", 8),
+    *(("lookup", 10), ("lookup", 8), ("translate", 8), ("translate", 6), ("group", 12)),
+    *(("order", 8), ("order", 8), ("format", 8), ("shift", 8), ("who", 8)),
 )
 """Family and number of facts of each task."""
 
