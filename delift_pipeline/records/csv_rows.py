@@ -29,10 +29,7 @@ def csv_table(data: bytes, file: str, columns: Collection[str]) -> Table:
     A first line `sep=X` names the separator; otherwise it is the one that finds most of `columns`
     in the header. Lines that repeat the header, as in files put together, are left out.
 
-    Args:
-        data: UTF-8, or Windows-1252 where no letter speaks against it.
-        file: Named in faults and notes.
-        columns: Columns that records may have.
+    The bytes are UTF-8, or Windows-1252 where no letter speaks against it.
     """
     text, valid, notes = _decoded(data, file)
     stated = _SEPARATOR_LINE.match(text)
@@ -111,17 +108,6 @@ def _numbered(text: str, separator: str, shifted: bool) -> Iterator[tuple[int, l
             yield line, cells, ""
 
 
-def csv_bytes(rows: list[dict[str, Any]], separator: str) -> bytes:
-    """A header and the rows; values that are no text are written as JSON."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO(newline="")
-    # The default line ending, "\r\n", also makes the writer quote cells with a lone "\r".
-    writer = csv.writer(text, delimiter=separator)
-    writer.writerow(columns)
-    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue().encode("utf-8")
-
-
 def csv_cell(value: Any) -> str:
     """A value as the text of a cell: nothing for None, JSON for what is no text."""
     value = plain(value)
@@ -132,7 +118,14 @@ def csv_cell(value: Any) -> str:
 
 def _format(suffix: str, separator: str) -> Format:
     def write(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
-        return csv_bytes(rows, separator)
+        """A header and the rows; values that are no text are written as JSON."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text = io.StringIO(newline="")
+        # The default line ending, "\r\n", also makes the writer quote cells with a lone "\r".
+        writer = csv.writer(text, delimiter=separator)
+        writer.writerow(columns)
+        writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+        return text.getvalue().encode("utf-8")
 
     return Format(suffix[1:], (suffix,), (), csv_table, write)
 

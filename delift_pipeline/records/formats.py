@@ -72,7 +72,6 @@ class Format:
     """A file format; `tables.FORMATS` lists those there are.
 
     Attributes:
-        name: Its key in `tables.FORMATS`.
         suffixes: How its files' names end.
         starts: First bytes that no other format has; none for a text format.
         read: Bytes to rows. A text format gets UTF-8, or bytes in an unknown encoding.

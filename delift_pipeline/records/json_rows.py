@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator
+from itertools import accumulate, pairwise
 from typing import Any
 
 import polars as pl
@@ -68,11 +69,7 @@ class _Decoder:
 def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
     """Rows of JSON Lines, or of a text that starts with `{` or `[`.
 
-    Args:
-        data: UTF-8.
-        file: Named in faults.
-        columns: Columns that records may have; an object with one of them is a record and not
-            an object around a list of records.
+    An object with one of the columns is a record, not an object around a list of records.
     """
     if not data.startswith((b"{", b"["), text_start(data)):
         return _json_lines(data)
@@ -168,17 +165,13 @@ def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
         if isinstance(error, json.JSONDecodeError) and error.lineno > 1:
             line = error.lineno
         fatal.append(Fault(_syntax_fault(error), file, line))
-    lines, line, before = list[int](), 1, 0
-    for at, _, _ in found:
-        line, before = line + text.count("\n", before, at), at
-        lines.append(line)
+    starts = [at for at, _, _ in found]
+    ends = (text.count("\n", before, at) for before, at in pairwise([0, *starts]))
+    lines = list(accumulate(ends, initial=1))[1:]
     if len(set(lines)) < len(lines):
-        lines = list(range(1, len(found) + 1))
-    rows = [
-        _row(number, line, value, problem)
-        for number, (line, (_, value, problem)) in enumerate(zip(lines, found, strict=True), 1)
-    ]
-    return Table(rows, fatal)
+        lines = range(1, len(found) + 1)
+    numbered = enumerate(zip(lines, found, strict=True), start=1)
+    return Table([_row(n, line, *place[1:]) for n, (line, place) in numbered], fatal)
 
 
 def _values(text: str, decoder: _Decoder) -> Iterator[Place]:

@@ -20,13 +20,9 @@ RESERVED = {*RECORD_SCHEMA.names(), "tokens"}
 def file_columns(
     pool: pl.DataFrame, file: RecordsFile, names: Sequence[str], option: str
 ) -> dict[str, list[object]]:
-    """The named columns of a file, one value for each record of the pool.
+    """The columns that an option names, one value for each record of the pool.
 
-    Args:
-        pool: Records of the file.
-        file: The file; of identical rows the first one's values count.
-        names: Its columns.
-        option: The option that named them.
+    Of identical rows of the file the first one's values count.
 
     Raises:
         Refused: no row of the file has such a column.

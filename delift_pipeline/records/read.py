@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,23 +113,21 @@ def read_parts(
     A mapping applies to each file as far as the file has its columns; with `all_mapped` a column
     that no file has is a fault. Inputs that are None are left out.
     """
-    read: dict[str, RecordsFile] = {}
+    read = dict[str, RecordsFile]()
     fields = mapped_fields(mapping or {})
     if faults := mapping_faults(fields):
         return {}, faults
-    for part, inputs in parts.items():
-        if inputs is None:
-            continue
+    given = {part: _several(inputs) for part, inputs in parts.items() if inputs is not None}
+    for part, paths in given.items():
         try:
-            read[part] = _read(inputs, fields, skip_bad, ids)
+            read[part] = _read(paths, fields, skip_bad, ids)
         except Refused as refused:
             faults += refused.faults
     if all_mapped and not faults:
         used = frozenset[str]().union(*(file.mapped for file in read.values()))
         lost = {field: column for field, column in fields.items() if field not in used}
         present = {column for file in read.values() for row in file.rows for column in row}
-        files = [path for one in parts.values() if one is not None for path in _several(one)]
-        faults = missing_columns(lost, present, ", ".join(map(str, files)))
+        faults = missing_columns(lost, present, ", ".join(map(str, chain(*given.values()))))
     return read, list(dict.fromkeys(faults))  # two inputs may name the same file
 
 
@@ -160,8 +159,7 @@ class _Reading:
         self.shapes: dict[str, None] = {}
         self.mapped = frozenset[str]()
         self.derived = frozenset({"source", "source_ids"})
-        self.whole: list[Fault] = []
-        self.faults: list[Fault] = []
+        self.whole, self.faults = list[Fault](), list[Fault]()
         self._names: list[tuple[str, str, bool]] = []
 
     def add(self, path: Path) -> None:
@@ -183,8 +181,7 @@ class _Reading:
         if shape is not None:
             self.shapes[shape.name] = None
             self.mapped |= mapped
-            shape = shape if self.ids == "keep" else replace(shape, ids=False)
-            stem = kind_of(path).stem
+            shape, stem = replace(shape, ids=self.ids == "keep"), kind_of(path).stem
             for row in (row for row in table.rows if row.value is not None):
                 draft, wrong = shape.draft(row.value or {})
                 faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
@@ -196,10 +193,8 @@ class _Reading:
         identity = record_id(draft.instruction, draft.input, draft.output)
         kept = self.kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
         kept.copies += 1
-        if draft.source:
-            self.derived -= {"source"}
-        if draft.source_id:
-            self.derived -= {"source_ids"}
+        stated = {"source": draft.source, "source_ids": draft.source_id}
+        self.derived -= {name for name, value in stated.items() if value}
         name = draft.source_id or f"{stem}-{row.number}"
         self._names.append((name, identity, bool(draft.source_id)))
 
@@ -226,8 +221,10 @@ class _Reading:
         return renamed
 
 
-def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -> RecordsFile:
-    files, notes = input_files(_several(inputs))
+def _read(
+    paths: Sequence[Path], fields: Mapping[str, str], skip_bad: bool, ids: Ids
+) -> RecordsFile:
+    files, notes = input_files(paths)
     reading = _Reading(fields, ids)
     for path in files:
         reading.add(path)
@@ -235,8 +232,7 @@ def _read(inputs: Inputs, fields: Mapping[str, str], skip_bad: bool, ids: Ids) -
         raise Refused(*refusing)
     kept, tables = list(reading.kept.values()), reading.tables
     if not kept:
-        names = ", ".join(map(str, _several(inputs)))
-        raise Refused(Fault("no good record", names), *reading.faults)
+        raise Refused(Fault("no good record", ", ".join(map(str, paths))), *reading.faults)
     notes += [note for table in tables for note in table.notes]
     if renamed := reading.name_records():
         new, old = next(iter(renamed.items()))
@@ -295,8 +291,7 @@ def write_chosen(
     if lost := [record for record in record_ids if record not in places]:
         raise DeliftError(f"{len(lost)} chosen records are not in the file, the first {lost[0]}")
     chosen = [places[record] for record in record_ids]
-    kind = kind_of(path)
-    name = kind.format
+    name = kind_of(path).format
     if name is None and source is not None and is_standard_output(path):
         name = kind_of(source).format
         name = None if name == "parquet" else name
@@ -305,4 +300,4 @@ def write_chosen(
         data = "".join(f"{file.raw[at]}\n" for at in chosen).encode("utf-8")
     else:
         data = form.write([file.rows[at] for at in chosen], file.schema)
-    write_output(path, compress(data, kind.codec))
+    write_output(path, compress(data, kind_of(path).codec))

@@ -108,13 +108,12 @@ class Shape:
     def _metadata_columns(self) -> list[tuple[str, ...]]:
         """The columns that may hold source id, source and task; none that holds a text."""
         texts = {column for field, column in self.columns.items() if field in _TEXTS}
-        own = {
-            field: tuple(column for column in columns if column not in texts)
-            for field, columns in METADATA.items()
-        }
-        named = {field: (self.columns[field],) for field in METADATA if field in self.columns}
-        ignored: dict[str, tuple[str, ...]] = {} if self.ids else {"source_id": ()}
-        return list((own | named | ignored).values())
+        found: list[tuple[str, ...]] = []
+        for field, columns in METADATA.items():
+            named = (self.columns[field],) if field in self.columns else None
+            own = named or tuple(column for column in columns if column not in texts)
+            found.append(own if self.ids or field != "source_id" else ())
+        return found
 
 
 def _shape(name: str, instruction: str, input: str, output: str) -> Shape:
@@ -276,7 +275,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
-    """Split a list of `{"role", "content"}` turns into instruction, input and output.
+    """Split a column's list of `{"role", "content"}` turns into instruction, input and output.
 
     The last assistant turn is the answer and the last user turn before it the instruction. Whatever
     else stands before the answer becomes the input, in order, one paragraph a turn:
@@ -288,10 +287,6 @@ def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
         Assistant: 4
 
     Turns after the answer are not part of the record.
-
-    Args:
-        value: The turns as the file holds them.
-        column: The column's name, for the faults.
 
     Returns:
         The three texts, or nothing and the faults as (field, reason).

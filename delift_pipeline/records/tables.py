@@ -5,13 +5,13 @@ A file's name decides only where its content leaves the format open.
 
 import codecs
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.records.columnar import ARROW, PARQUET
 from delift_pipeline.records.csv_rows import CSV, TSV, best_header
@@ -42,13 +42,7 @@ _SURE = 2
 
 @dataclass(frozen=True)
 class FileKind:
-    """The format, codec and bare name that a file name tells.
-
-    Attributes:
-        stem: The name without the suffixes of format and codec.
-        format: A name of `FORMATS`; None where the suffix says nothing.
-        codec: `gzip`, `zstd` or None.
-    """
+    """The format (of `FORMATS`) and codec that a file name tells, and the name without them."""
 
     stem: str
     format: str | None
@@ -71,10 +65,8 @@ def kind_of(path: Path) -> FileKind:
 def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     """Read the rows of a file.
 
-    Args:
-        path: The file.
-        columns: Columns that records may have; they tell CSV separators apart, and a record from
-            an object around a list of records.
+    `columns` are those that records may have; they tell CSV separators apart, and a record from an
+    object around a list of records.
 
     Raises:
         Refused: the format is not known, or the file cannot be read at all.
@@ -178,18 +170,14 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     Raises:
         Refused: an input is an address or a folder without data; every such fault is given.
     """
-    files: list[Path] = []
-    notes: list[str] = []
-    faults: list[Fault] = []
+    files, notes, faults = list[Path](), list[str](), list[Fault]()
     for path in map(Path, paths):
         if path != STANDARD and path.is_dir():
             try:
                 found, said = _folder_files(path)
+                files, notes = files + found, notes + said
             except Refused as refused:
                 faults += refused.faults
-            else:
-                files += found
-                notes += said
         elif (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
             reason = "is an address: download the file first and give its path"
             faults.append(Fault(reason, f"{address[1]}://{address[2]}"))
@@ -250,7 +238,7 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _description(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise Refused(Fault(f"cannot be read: {error}", str(path))) from error
     return found if isinstance(found, dict) else {}
