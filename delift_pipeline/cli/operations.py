@@ -12,7 +12,7 @@ import typer
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
-from delift_pipeline.records.csv_rows import csv_cell
+from delift_pipeline.records.tabular import csv_cell
 
 if TYPE_CHECKING:
     from delift_pipeline.operations.cost import Cost

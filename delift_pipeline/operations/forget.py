@@ -23,9 +23,9 @@ from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_ma
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
 from delift_pipeline.lineage.trained_on import trained_on
-from delift_pipeline.records.forgotten import forgotten_ids, named_in, note_forgotten
 from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
+from delift_pipeline.records.left_out import forgotten_ids, named_in, note_forgotten
 from delift_pipeline.records.schema import content_hash
 from delift_pipeline.records.stored import find_stored_record, known_manifest
 from delift_pipeline.records.versions import KEPT, PARTS, version_hash

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.records.columnar import ARROW, PARQUET
-from delift_pipeline.records.csv_rows import CSV, TSV, best_header
 from delift_pipeline.records.formats import Format, Table, lenient_text, text_start
 from delift_pipeline.records.json_rows import JSON, JSON_LINES
+from delift_pipeline.records.tabular import ARROW, CSV, PARQUET, TSV, best_header
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 _FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -12,9 +12,8 @@ from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.home import Home, checked_version, named_model
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.records.forgotten import without_forgotten
 from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
-from delift_pipeline.records.left_out import FAULTS_FILE, write_faults
+from delift_pipeline.records.left_out import FAULTS_FILE, without_forgotten, write_faults
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
 from delift_pipeline.records.schema import content_hash
 from delift_pipeline.records.stored import PARTS, known_manifest, load_version, pool_ids

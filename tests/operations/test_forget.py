@@ -9,7 +9,7 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.operations.forget import forget
-from delift_pipeline.records.forgotten import forgotten_file, forgotten_ids
+from delift_pipeline.records.left_out import forgotten_file, forgotten_ids
 from delift_pipeline.records.stored import known_manifest
 from delift_pipeline.records.versions import ingest
 
