@@ -44,9 +44,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync(file)
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            sync(file)
         if path.exists():
             os.replace(path, former)
         try:

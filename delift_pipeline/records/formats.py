@@ -18,6 +18,7 @@ MARK = "\ufeff"
 """The byte-order mark, once it is decoded."""
 NOT_UTF8 = "not valid UTF-8"
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANK_START = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
 _JSON_NAMES = {
     dict: "object", list: "list", str: "text", bool: "true/false", type(None): "null",
@@ -98,11 +99,7 @@ def type_name(value: Any) -> str:
 
 def encodable(text: str) -> bool:
     """Whether the text is free of lone surrogates, which UTF-8 cannot hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _SURROGATE.search(text) is None
 
 
 def lenient_text(data: bytes) -> tuple[str, bool]:

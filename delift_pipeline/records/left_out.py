@@ -23,12 +23,7 @@ FAULTS_FILE = "faults.jsonl"
 
 
 def faults_beside(out: Path, source: Path) -> Path:
-    """The file of faults beside an output.
-
-    Args:
-        out: The output.
-        source: The first input; it names a file in the working directory if `out` is a stream.
-    """
+    """The file of faults beside an output, or named by the first input where that is a stream."""
     if is_standard_output(out) or (out.exists() and not out.is_file()):
         name = "stdin" if source in (STANDARD, STANDARD_INPUT) else source.resolve().name
         return Path(f"{name}.{FAULTS_FILE}")
@@ -37,8 +32,7 @@ def faults_beside(out: Path, source: Path) -> Path:
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
     """Write one JSON object a fault: reason, file, line, field."""
-    lines = (json_text(asdict(fault)) + "\n" for fault in faults)
-    write_text(path, "".join(lines))
+    write_text(path, "".join(f"{json_text(asdict(fault))}\n" for fault in faults))
 
 
 def read_faults(path: Path) -> list[Fault]:
@@ -50,13 +44,7 @@ def read_faults(path: Path) -> list[Fault]:
 
 
 def left_out_notes(faults: Sequence[Fault], left_out: int, written: Path | None) -> list[str]:
-    """How many rows were left out and why, with the first places.
-
-    Args:
-        faults: Why, in the order of their places.
-        left_out: How many rows.
-        written: The file that lists all faults, or None.
-    """
+    """How many rows were left out and why, with the first places; `written` lists all faults."""
     if not left_out:
         return []
     if not faults:  # a version that was stored before faults were kept

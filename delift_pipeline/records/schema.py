@@ -58,15 +58,9 @@ def content_hash(frame: pl.DataFrame, derived: Collection[str] = ()) -> str:
         derived: Those of `source` and `source_ids` that only repeat the file's name, and so say
             nothing about the records.
     """
-    rows = [
-        (
-            record,
-            "" if "source" in derived else source,
-            task,
-            [] if "source_ids" in derived else sorted(set(source_ids)),
-        )
-        for record, source, task, source_ids in frame.select(
-            "record_id", "source", "task", "source_ids"
-        ).iter_rows()
-    ]
+    blank: dict[str, object] = {"source": "", "source_ids": []}
+    columns = frame.select("record_id", "source", "task", "source_ids").to_dict(as_series=False)
+    columns |= {name: [blank[name]] * frame.height for name in derived}
+    named = (sorted(set(names)) for names in columns["source_ids"])
+    rows = zip(columns["record_id"], columns["source"], columns["task"], named, strict=True)
     return digest_json(sorted(rows))

@@ -255,12 +255,11 @@ def _shape_of(row: Row) -> Shape | None:
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
     """Faults for columns of a mapping that are not there."""
-    found = _listed(sorted(present))
-    return [
-        Fault(f"there is no column {name!r}; {found}", file, field=field)
-        for field, name in mapping.items()
-        if name not in present
-    ]
+    found, lost = (
+        _listed(sorted(present)),
+        (f for f, name in mapping.items() if name not in present),
+    )
+    return [Fault(f"there is no column {mapping[f]!r}; {found}", file, field=f) for f in lost]
 
 
 def _found(rows: Sequence[Row]) -> str:
@@ -302,12 +301,9 @@ def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
     *before, answer = turns
     asked = max((at for at, role in enumerate(roles[: len(before)]) if role == "user"), default=-1)
     rest = [turn for at, turn in enumerate(before) if at != asked]
-    texts = {
-        "instruction": before[asked]["content"] if asked >= 0 else "",
-        "input": "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in rest),
-        "output": answer["content"],
-    }
-    return texts, []
+    instruction = before[asked]["content"] if asked >= 0 else ""
+    input = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in rest)
+    return {"instruction": instruction, "input": input, "output": answer["content"]}, []
 
 
 def _turn_problems(turns: Sequence[Any], column: str) -> Problems:

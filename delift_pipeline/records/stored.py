@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import polars as pl
 
@@ -137,7 +137,7 @@ def changes(home: Home, version: str) -> Changes:
 
 def _sharing_ids(frame: pl.DataFrame, other: pl.DataFrame) -> int:
     """How many records of `frame` have a source id that `other` has too."""
-    theirs: set[Any] = {name for names in other["source_ids"] for name in names}
+    theirs = set(other["source_ids"].explode())
     return sum(not theirs.isdisjoint(names) for names in frame["source_ids"])
 
 
@@ -199,12 +199,9 @@ def stored_records(home: Home) -> pl.DataFrame:
     Raises:
         Refused: the home has no version.
     """
-    paths = {
-        path.as_posix(): (version, part)
-        for version in home.versions()
-        for part in PARTS
-        if (path := home.dataset(version) / f"{part}.parquet").is_file()
-    }
+    every = product(home.versions(), PARTS)
+    files = {pair: home.dataset(pair[0]) / f"{pair[1]}.parquet" for pair in every}
+    paths = {path.as_posix(): pair for pair, path in files.items() if path.is_file()}
     if not paths:
         raise Refused(Fault("no version is stored in this home", field="--record"))
     # One scan over all files: hundreds of reads cost seconds.
