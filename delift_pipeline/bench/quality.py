@@ -20,23 +20,15 @@ from typing import Any, Protocol
 
 from delift_pipeline.bench.table import rows_of
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.manifest import git_commit
 from delift_pipeline.core.progress import Progress
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that holds this package: of a source checkout, or the installed packages."""
 EXPERIMENT_NAMES = (
-    "selectors",
-    "stages",
-    "budget",
-    "annotation_budget",
-    "tuning",
-    "objectives",
-    "kernel",
-    "cost",
-    "transfer",
-    "theory",
+    *("selectors", "stages", "budget", "annotation_budget", "tuning"),
+    *("objectives", "kernel", "cost", "transfer", "theory"),
 )
 ONLY_IN_A_CHECKOUT = (
     "the experiments are not part of the installed package: clone the project's repository, run "
@@ -87,7 +79,7 @@ def refuse_unknown(name: str) -> None:
     """
     if name not in EXPERIMENT_NAMES:
         reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENT_NAMES)}"
-        raise Refused(Fault(reason, field="--experiment"))
+        raise Refused(reason, field="--experiment")
 
 
 def run_quality(
@@ -100,13 +92,8 @@ def run_quality(
 ) -> dict[str, Any]:
     """Measure what is missing and make the table.
 
-    Args:
-        folder: Where cells and scores are kept; an interrupted experiment goes on from there.
-        name: The experiment's.
-        wanted: What is measured.
-        progress: Where cells done are shown.
-        workers: Processes, one thread each.
-        notes: What a reader of the table has to know.
+    An interrupted experiment goes on from the cells and scores that the folder holds. Each worker
+    is a process of one thread. The notes are what a reader of the table has to know.
 
     Returns:
         `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; kept in
@@ -152,12 +139,12 @@ def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dic
     path = table_path(folder, name)
     if not path.is_file():
         reason = f"{folder} holds no table of {name}: delift bench quality --experiment {name}"
-        raise Refused(Fault(f"{reason} --out {folder}", field="--experiment"))
+        raise Refused(f"{reason} --out {folder}", field="--experiment")
     table = read_json(path)
     known = dict.fromkeys(row["selector"] for row in table["rows"])
     if unknown := [one for one in contenders if one not in known]:
         reason = f"{name} has no contender {unknown[0]!r}; there are {', '.join(known)}"
-        raise Refused(Fault(reason, field="arms"))
+        raise Refused(reason, field="arms")
     rows = [row for row in table["rows"] if not contenders or row["selector"] in contenders]
     return {**table, "rows": rows}
 

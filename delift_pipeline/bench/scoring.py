@@ -43,8 +43,7 @@ class BenchSizes:
 
     Attributes:
         repeats: Turns.
-        targets: Targets of each demonstration.
-        demonstrations: Demonstrations in a turn.
+        targets: Targets of each demonstration, of which a turn has several.
         naive_batch: Pairs in a batch of the naive methods.
     """
 
@@ -68,12 +67,8 @@ def scoring_bench(
     all of them alike. On a GPU the naive methods run in bfloat16 as well. vLLM takes part where it
     is installed.
 
-    Args:
-        shape: A name in `SHAPES`.
-        device: Where the model runs.
-        lengths: Names in `LENGTHS`.
-        sizes: How much is measured; None for the default.
-        memory: Whether peak memory is measured; on a CPU in a process of its own.
+    Shapes and lengths are named as in `SHAPES` and `LENGTHS`. Peak memory is measured where it is
+    asked for, on a CPU in a process of its own.
 
     Returns:
         For each length the keys of `_figures`, and `peak_rss_mib`.
@@ -129,8 +124,13 @@ def _row(model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes
         "peak": partial(matmul_gflops, model.device, model.dtype),
         "peak_bf16": partial(matmul_gflops, model.device, torch.bfloat16),
     }
-    results, seconds = _turns(methods | peaks, sizes.repeats, model.device)
-    median = {name: statistics.median(seconds[name]) for name in methods}
+    everything = methods | peaks
+    turns = [
+        {name: _timed(method, model.device) for name, method in everything.items()}
+        for _ in range(sizes.repeats + 1)
+    ][1:]  # the first one warms up
+    results = {name: [turn[name][0] for turn in turns] for name in everything}
+    median = {name: statistics.median(turn[name][1] for turn in turns) for name in methods}
     return _figures(results, median, jobs, useful_operations(model.config, records, jobs))
 
 
@@ -140,12 +140,7 @@ def naive_padded(
 ) -> np.ndarray:
     """What others do: log-probabilities of all answers by padded batches of whole sequences.
 
-    Args:
-        model: A causal language model of transformers, its default attention.
-        records: The encoded records.
-        jobs: The pairs, taken in their order.
-        full_logits: Whether logits are made everywhere, or at answer positions only.
-        batch: Pairs in a batch.
+    The model keeps its default attention. Logits are made everywhere, or at answer positions only.
     """
     pairs = [
         Example("", np.concatenate([job.prefix, records.prompt(row)]), records.answer(row))
@@ -164,22 +159,13 @@ def naive_padded(
     return torch.cat(found).numpy()
 
 
-def _turns(
-    methods: dict[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
-    """Results and seconds of each method, one a turn, after a turn that warms up."""
-    results: dict[str, list[Any]] = {name: [] for name in methods}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(repeats + 1):
-        for name, method in methods.items():
-            started = time.perf_counter()
-            result = method()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-                results[name].append(result)
-    return results, seconds
+def _timed(method: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What a method returns, and its seconds until the device is done."""
+    started = time.perf_counter()
+    result = method()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - started
 
 
 def _figures(
@@ -191,11 +177,8 @@ def _figures(
 
     def speed(method: str, peak: str) -> dict[str, float]:
         useful, most = operations / median[method] / 1e9, statistics.median(results[peak])
-        return {
-            "matmul_peak_gflops": most,
-            "useful_gflops": useful,
-            "fraction_of_peak": useful / most,
-        }
+        names = ("matmul_peak_gflops", "useful_gflops", "fraction_of_peak")
+        return dict(zip(names, (most, useful, useful / most), strict=True))
 
     return {
         "pairs_per_second": {name: pairs / seconds for name, seconds in median.items()},
@@ -224,13 +207,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """Speed of one large square matrix product, in 10^9 operations a second; best of several."""
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        torch.matmul(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+    best = min(_timed(partial(torch.matmul, left, right), device)[1] for _ in range(6))
     return 2 * size**3 / best / 1e9
 
 

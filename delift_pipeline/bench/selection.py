@@ -28,11 +28,8 @@ class Case(NamedTuple):
     """One measurement.
 
     Attributes:
-        n: Records.
         storage: How the kernel is held: `dense`, `mapped` (from a file), `mapped-half` (float16),
             `mapped-masked` (its diagonal hidden), or `sparse`.
-        objective: Its short name.
-        optimizer: Its name.
         budget: Share of the records.
         beside: Whether other libraries run beside it.
     """
@@ -43,11 +40,6 @@ class Case(NamedTuple):
     optimizer: str
     budget: float
     beside: bool = False
-
-    @property
-    def words(self) -> set[str]:
-        """What the case may be asked for by."""
-        return {str(self.n), self.storage, self.objective, self.optimizer}
 
 
 CASES: tuple[Case, ...] = (
@@ -77,46 +69,26 @@ SMALL_CASES: tuple[Case, ...] = (
 )
 """A second's worth of each kind, to see that everything runs."""
 
-_MEDIANS = (
-    "seconds",
-    "cpu_seconds",
-    "peak_rss_mib",
-    "read_seconds",
-    "kernel_mib",
-    "beyond_kernel_mib",
-)
-_BESIDE = (
-    "ratio_vs_submodlib",
-    "ratio_vs_apricot",
-    "cpu_ratio_vs_submodlib",
-    "same_ranking",
-    "tie_gap",
-    "value_vs_submodlib",
-)
+_MEDIANS = ("seconds", "cpu_seconds", "peak_rss_mib")
+_MEDIANS += ("read_seconds", "kernel_mib", "beyond_kernel_mib")
+_BESIDE = ("ratio_vs_submodlib", "ratio_vs_apricot", "cpu_ratio_vs_submodlib")
+_BESIDE += ("same_ranking", "tie_gap", "value_vs_submodlib")
 
 
 def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
-    """The cases asked for.
+    """The cases, with ten million records or the small ones instead.
 
-    Args:
-        full: Add ten million records.
-        small: Take the small ones instead.
-        only: Sizes, storages, objectives or optimizers to restrict them to; empty for all.
+    `only` holds sizes, storages, objectives or optimizers to restrict them to; empty for all.
     """
     cases = SMALL_CASES if small else (*CASES, *(FULL_CASES if full else ()))
     wanted = set(only)
-    return [case for case in cases if not wanted or wanted & case.words]
+    return [case for case in cases if not wanted or wanted & set(map(str, case[:4]))]
 
 
 def selection_bench(
     cases: Iterable[Case], repeats: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure every case.
-
-    Args:
-        cases: What is measured.
-        repeats: Measurements of each; medians are reported.
-        say: Told of each case before it runs.
+    """Measure every case several times; medians are reported. `say` hears of each before it runs.
 
     Returns:
         `rows`, one a case: n, kernel (`dense` or `sparse`), objective, optimizer, budget, seconds,
@@ -129,8 +101,8 @@ def selection_bench(
     """
     if importlib.util.find_spec("apricot") is None:
         say(APRICOT_ABSENT)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="delift-bench-") as folder:
-        rows = []
         for case in cases:
             say(f"{case.n:,} records, {case.storage}, {case.objective}, {case.optimizer}")
             rows.append(_row(case, Path(folder), repeats))
@@ -145,26 +117,24 @@ def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     runs = measured("ours")
     first, ours = runs[0], {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
     row: dict[str, Any] = {
-        "n": case.n,
+        **case._asdict(),
         "kernel": "sparse" if case.storage == "sparse" else "dense",
-        "storage": case.storage,
-        "objective": case.objective,
-        "optimizer": case.optimizer,
-        "budget": case.budget,
         **ours,
         "times_a_read": ours["seconds"] / ours["read_seconds"],
         "value": first["value"],
         "computed": first["computed"],
         **dict.fromkeys(_BESIDE),
     }
-    if not case.beside:
+    if not row.pop("beside"):
         return row
     theirs = measured("submodlib")
-    row["ratio_vs_submodlib"] = _ratio(theirs, ours, "seconds")
-    row["cpu_ratio_vs_submodlib"] = _ratio(theirs, ours, "cpu_seconds")
-    row["same_ranking"] = theirs[0]["picks"] == first["picks"]
-    row["tie_gap"] = _tie_gap(first, theirs[0])
-    row["value_vs_submodlib"] = first["value"] / theirs[0]["value"]
+    row |= {
+        "ratio_vs_submodlib": _ratio(theirs, ours, "seconds"),
+        "cpu_ratio_vs_submodlib": _ratio(theirs, ours, "cpu_seconds"),
+        "same_ranking": theirs[0]["picks"] == first["picks"],
+        "tie_gap": _tie_gap(first, theirs[0]),
+        "value_vs_submodlib": first["value"] / theirs[0]["value"],
+    }
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
         ratio = _ratio(measured("apricot"), ours, "seconds")
         # Where it takes less than its own compilation varies, nothing can be said.

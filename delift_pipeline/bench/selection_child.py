@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def make(n: int, storage: str, folder: Path) -> None:
 
 
 def _files(n: int, storage: str, folder: Path) -> list[Path]:
-    if storage == "sparse":
-        return [folder / f"{n}-rows.npy", folder / f"{n}-data.npy"]
-    return [folder / f"{n}-{'half' if 'half' in storage else 'single'}.npy"]
+    single = "half" if "half" in storage else "single"
+    names = ("rows", "data") if storage == "sparse" else (single,)
+    return [folder / f"{n}-{name}.npy" for name in names]
 
 
 def _points(n: int, seed: int) -> np.ndarray:
@@ -85,10 +86,8 @@ def _loaded(n: int, storage: str, folder: Path) -> tuple[Columns, int, float]:
         indptr = np.arange(0, NEIGHBOURS * n + 1, NEIGHBOURS)
         return SparseColumns(indptr, rows, data, n), 8 * len(data), time.perf_counter() - start
     _read(files[0])
-    seconds = _read(files[0])
-    columns: Columns = DenseColumns(
-        np.load(files[0], mmap_mode="r" if "mapped" in storage else None)
-    )
+    seconds, mode = _read(files[0]), "r" if "mapped" in storage else None
+    columns: Columns = DenseColumns(np.load(files[0], mmap_mode=mode))
     if "masked" in storage:
         columns = Similarity(columns, None, (np.arange(n), np.arange(n)))
     return columns, files[0].stat().st_size, seconds
@@ -101,17 +100,6 @@ def _read(name: Path) -> float:
         while file.readinto(buffer):
             pass
     return time.perf_counter() - start
-
-
-def _side(name: str, n: int) -> np.ndarray:
-    """Similarities [SIDE, n] with records of a target set or existing ones, where they are read."""
-    points = _points(n, 0) if name in WITH_SIDE else np.zeros((0, 16))
-    return np.maximum(_points(SIDE, 1) @ points.T, 0)
-
-
-def _objective(name: Any, kernel: Any, other: np.ndarray) -> Coverage:
-    existing = np.ascontiguousarray(other.T) if name == "flcg" else None
-    return objectives.objective_named(name, kernel, other, existing, nu=0.5)
 
 
 def _ranked(engine: str, objective: Coverage, optimizer: str, budget: int) -> Ranking:
@@ -151,17 +139,22 @@ def measure(
 ) -> dict[str, Any]:
     """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
     kernel, size, read = _loaded(n, storage, folder)
-    other = _side(name, n)
+    # Similarities [SIDE, n] with records of a target set or existing ones, where they are read.
+    points = _points(n, 0) if name in WITH_SIDE else np.zeros((0, 16))
+    other = np.maximum(_points(SIDE, 1) @ points.T, 0)
+    existing = np.ascontiguousarray(other.T) if name == "flcg" else None
+    kind: Any = name
+    made = partial(objectives.objective_named, kind, kernel, other, existing, nu=0.5)
     if engine == "ours":
         # A few picks load the compiled loops for this type of kernel.
-        _ranked(engine, _objective(name, kernel, other), optimizer, WARM_PICKS)
+        _ranked(engine, made(), optimizer, WARM_PICKS)
     # Making the objective, which reads and checks the kernel, is part of our time alone.
-    objective = None if engine == "ours" else _objective(name, kernel, other)
+    objective = None if engine == "ours" else made()
     if engine == "apricot":
         ranking, spent = _apricot(kernel, budget)
     else:
         start = _clocks()
-        objective = objective or _objective(name, kernel, other)
+        objective = objective or made()
         ranking = _ranked(engine, objective, optimizer, budget)
         spent = _clocks() - start
     peak, mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size / (1 << 20)

@@ -98,7 +98,7 @@ def selection(
 
     cases = chosen_cases(full, quick, only or ())
     if not cases:
-        raise Refused(Fault(f"no case is called {', '.join(only or ())}", field="--only"))
+        raise Refused(f"no case is called {', '.join(only or ())}", field="--only")
     found = selection_bench(cases, repeats, lambda text: print(text, file=sys.stderr))
     if as_json:
         print_json(found)

@@ -52,29 +52,26 @@ def compare(
         show_table(found, out / f"{experiment}.html", as_json)
         return
     if not arms:
-        raise Refused(Fault("name arms as V/ARM, or an experiment by --experiment", field="arms"))
+        raise Refused("name arms as V/ARM, or an experiment by --experiment", field="arms")
     from delift_pipeline.operations.compare import compare_arms
 
     found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
     if as_json:
         shared.print_json(asdict(found))
         return
-    _print_table(found)
-    for note in found.notes:
-        print(note, file=sys.stderr)
+    _print_comparison(found)
+    shared.print_notes(found.notes)
 
 
-def _table(figures: list[str]) -> "Table":
+def _arms_table(figures: list[str]) -> "Table":
     """A table of arms with columns of figures."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
+    table = shared.plain_table()
     for heading in ("arm", *figures):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     return table
 
 
-def _print_table(found: "Comparison") -> None:
+def _print_comparison(found: "Comparison") -> None:
     from rich.console import Console
 
     from delift_pipeline.evaluation.options import METRICS
@@ -83,7 +80,7 @@ def _print_table(found: "Comparison") -> None:
     metrics = {name: metric for name, metric in METRICS.items() if name in measured}
     columns = ["records", "shared", "held out"]
     columns += [name for one in metrics.values() for name in (one.heading, "- first")]
-    table = _table(columns)
+    table = _arms_table(columns)
     for side in found.arms:
         cells = [cell for name in metrics for cell in _cells(side, name)]
         counts = (side.records, side.shared, side.heldout)
@@ -148,29 +145,16 @@ def judge(
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
     """
+    given = locals()  # its options have the names of the judge's fields
     from delift_pipeline.core.validation import validated
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
     from delift_pipeline.stages.judge import Panel, Side, estimate_judging, judge_sides
 
-    options = validated(
-        JudgeOptions,
-        {
-            "model": model,
-            "endpoint": endpoint,
-            "mode": mode,
-            "scoring": scoring,
-            "max_tokens": max_tokens,
-            "least_mass": least_mass,
-            "parallel": parallel,
-            "retries": retries,
-            "timeout": timeout,
-            "price_in": price_in,
-            "price_out": price_out,
-        },
-    )
+    fields = JudgeOptions.model_fields.keys() & given.keys()
+    options = validated(JudgeOptions, {name: given[name] for name in fields})
     if endpoint and flags.given():
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
-        raise Refused(Fault(f"{given} is for a judge that runs here", field="--endpoint"))
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
+        raise Refused(f"{named} is for a judge that runs here", field="--endpoint")
     local = None if endpoint else flags.options(model)
     panel, form = Panel(Home.at(home), options, local), f"write VERSION/ARM or VERSION/{BASE_MODEL}"
     sides = [Side(*split_adapter(name, Fault(f"{name!r}: {form}", field="arm"))) for name in arms]
@@ -196,7 +180,7 @@ def _cost_line(cost: "Estimate") -> str:
 def _print_scores(found: "list[JudgedSide]") -> None:
     from rich.console import Console
 
-    table = _table(["score", "scored", "no score", "no reply", "minus first"])
+    table = _arms_table(["score", "scored", "no score", "no reply", "minus first"])
     for one in found:
         scores, gap = one.judged.overall, one.minus_first
         mean = with_error(scores.mean, scores.se, 2, ascii_only=True)

@@ -281,26 +281,16 @@ def prompt(
 ) -> None:
     """Show the exact text and token ids that are scored for a target and its demonstrations."""
     from delift_pipeline.prompts.render import render
+    from delift_pipeline.records.stored import find_record
     from delift_pipeline.scoring.model import load_encoder
 
     records = shared.read_input(files, column, skip_bad, ids).frame
-    asked = _record(records, target, "--target")
-    shown = [_record(records, name, "--demonstration") for name in demonstration or ()]
+    named = [(target, "--target"), *((name, "--demonstration") for name in demonstration or ())]
+    found = [find_record(records, name, field=option, prefix=False) for name, option in named]
+    rows = [records.row(by_predicate=pl.col("record_id") == one, named=True) for one in found]
     encoder = load_encoder(flags.options(model))
-    rendered = render(encoder, asked, *shown)
+    rendered = render(encoder, *rows)
     shared.print_notes(encoder.notes)
     tokens, scored = len(rendered.token_ids), len(rendered.answer_positions)
     text = f"{tokens} tokens, the last {scored} are scored: {rendered.token_ids}"
     shared.print_result(as_json, asdict(rendered), f"{rendered.text}\n{text}")
-
-
-def _record(records: pl.DataFrame, name: str, option: str) -> dict[str, Any]:
-    """The record of that record_id or source id.
-
-    Raises:
-        Refused: there is none.
-    """
-    from delift_pipeline.records.stored import find_record
-
-    found = find_record(records, name, field=option, prefix=False)
-    return records.filter(pl.col("record_id") == found).row(0, named=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def explain(
         found = explained(Home.at(home), version, arm, record, options)
     else:
         said = "give --version and --arm of a stored subset, or --why FILE that select wrote"
-        raise Refused(Fault(f"{said} (--model goes with the former)"))
+        raise Refused(f"{said} (--model goes with the former)")
     shared.print_result(as_json, found.as_json(), as_text(found))
 
 
@@ -56,18 +56,12 @@ def as_text(found: "Explanation") -> str:
     record = found.record
     text = record.get("text")  # a file of reasons holds it as one line
     if text is None:
-        prompt = " ".join(part for part in (record["instruction"], record["input"]) if part)
+        prompt = " ".join(filter(None, (record["instruction"], record["input"])))
         text = f"{prompt} -> {record['output']}"
-    lines = [
-        f"{', '.join(record['source_ids'])} ({found.record_id}) under {found.arm} on "
-        f"{found.version}",
-        f"  {text}",
-        *_place(found),
-        *_listed("near duplicates", found.near_duplicates),
-        *_trust(found.evidence),
-        *_tokens(found.tokens),
-    ]
-    return "\n".join(lines)
+    names = f"{', '.join(record['source_ids'])} ({found.record_id})"
+    lines = [f"{names} under {found.arm} on {found.version}", f"  {text}", *_place(found)]
+    lines += _listed("near duplicates", found.near_duplicates)
+    return "\n".join([*lines, *_trust(found.evidence), *_tokens(found.tokens)])
 
 
 def _place(found: "Explanation") -> list[str]:

@@ -98,15 +98,16 @@ class GraphRuns:
             _report_closed(close_interrupted(instance, served=is_served(home)))
             yield cls(home, instance)
 
+    def figures(self, started: float) -> dict[str, Any]:
+        """Pairs and seconds as the commands report them; the total is from a monotonic time on."""
+        total = round(time.monotonic() - started, 2)
+        pairs = {"pairs_scored": self.pairs_scored, "pairs_reused": self.pairs_reused}
+        return {**pairs, "seconds": {**self.seconds, "total": total}}
+
     def run_version(
         self, version: str, names: Sequence[str], config: Mapping[str, Any]
     ) -> list[Arm]:
         """Materialise one version up to its kernel, then its arms (all that apply, or the named).
-
-        Args:
-            version: The version.
-            names: Names of arms; empty for all that apply.
-            config: The run config of resources.
 
         Raises:
             Refused: the version is unknown, or a named arm does not apply to it.
@@ -159,10 +160,9 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     failures = [event for event in result.all_events if event.is_step_failure]
     for event in failures:
         data = event.step_failure_data
-        if data.user_failure_data is not None:
-            text = data.user_failure_data.description or "failed"
-            refused = "faults" in (data.user_failure_data.metadata or {})
-            error = Refused(text) if refused else DeliftError(text)
+        if (own := data.user_failure_data) is not None:
+            text = own.description or "failed"
+            error = Refused(text) if "faults" in (own.metadata or {}) else DeliftError(text)
             break
         if data.error is not None:
             cause = data.error.cause or data.error

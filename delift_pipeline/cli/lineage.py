@@ -46,7 +46,7 @@ def lineage(
     asked = {"--adapter": adapter, "--record": record, "--version": version}
     given = {option: value for option, value in asked.items() if value is not None}
     if len(given) != 1:
-        raise Refused(Fault("give one of --adapter V/ARM, --record ID and --version V"))
+        raise Refused("give one of --adapter V/ARM, --record ID and --version V")
     shared.check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = given.items()
     found, text, names = _answered(place, option, value)
@@ -160,7 +160,7 @@ def _limited(lines: list[str]) -> list[str]:
 
 def _record_text(found: dict[str, Any]) -> str:
     texts = found["texts"]
-    prompt = " ".join(part for part in (texts["instruction"], texts["input"]) if part)
+    prompt = " ".join(filter(None, (texts["instruction"], texts["input"])))
     # On one line, with escapes for what a terminal would obey.
     asked, answered = (json.dumps(text[:120]) for text in (prompt, texts["output"]))
     lines = [found["record_id"], f"  {asked} -> {answered}"]
@@ -189,21 +189,17 @@ def _version_text(found: dict[str, Any]) -> str:
         f"{found['version']} of {found['dataset']}  {found['content_hash']}; "
         f"{found['counts']['pool']:,} records; followed by {children}"
     ]
-    for parent in found["parents"]:
-        lines.append(
-            f"  against {parent['version']}: {len(parent['added']):,} added, "
-            f"{len(parent['removed']):,} removed, {len(parent['changed']):,} changed, "
-            f"{parent['unchanged']:,} unchanged"
-        )
+    for one in found["parents"]:
+        counts = [f"{len(one[kind]):,} {kind}" for kind in ("added", "removed", "changed")]
+        counts.append(f"{one['unchanged']:,} unchanged")
+        lines.append(f"  against {one['version']}: {', '.join(counts)}")
     for one in found["subsets"]:
-        picks = f"{one['selected']:,} picks"
+        moved = f"{one['selected']:,} picks"
         if one["against"] is None:
-            moved = f"{picks}; {one['parent']} has no subset to compare with"
+            moved += f"; {one['parent']} has no subset to compare with"
         else:
-            moved = (
-                f"{one['kept']:,} of {picks} were in {one['parent']}/{one['against']}; "
-                f"{len(one['came']):,} came, {len(one['went']):,} went"
-            )
+            moved = f"{one['kept']:,} of {moved} were in {one['parent']}/{one['against']}; "
+            moved += f"{len(one['came']):,} came, {len(one['went']):,} went"
         lines.append(f"  {one['arm']}: {moved}")
         moves = [f"    + {row['record_id']}  {row['why']}" for row in one["came"]]
         moves += [f"    - {row['record_id']}  {row['why']}" for row in one["went"]]

@@ -10,16 +10,7 @@ from typing import Annotated
 import typer
 
 from delift_pipeline import __version__
-from delift_pipeline.cli import (
-    bench,
-    compare,
-    data,
-    explain,
-    lineage,
-    operations,
-    recipe,
-    runs,
-)
+from delift_pipeline.cli import bench, compare, data, explain, lineage, operations, recipe, runs
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
 from delift_pipeline.core.errors import (
     DeliftError,

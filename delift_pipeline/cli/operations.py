@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
 from delift_pipeline.records.tabular import csv_cell
 
 if TYPE_CHECKING:
     from delift_pipeline.operations.cost import Cost
-    from delift_pipeline.operations.query import Answer
     from delift_pipeline.scoring.options import ModelOptions
 
 ROWS_SHOWN = 100
@@ -81,7 +80,7 @@ def gc(
     lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in found.waste]
     done = "removed" if apply else "can go (delift gc --apply removes it)"
     lines.append(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
-    shared.print_result(as_json, found.as_json(), "\n".join(lines))
+    shared.print_result(as_json, asdict(found), "\n".join(lines))
 
 
 def _existing(home: Path | None, *, written: bool = False) -> Home:
@@ -93,7 +92,7 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
     place = Home.at(home)
     if not place.root.is_dir():
         reason = f"{place.root} is no home: give --home DIR, or ingest a version first"
-        raise Refused(Fault(reason, field="--home"))
+        raise Refused(reason, field="--home")
     return shared.writable_home(home) if written else place
 
 
@@ -112,11 +111,10 @@ def verify(
     done = "; set aside, its pairs are scored again" if repair else ""
     lines = []
     for store in stores:
-        name = store["fingerprint"]
-        lines.append(f"{name}: {store['shards']:,} shards, {len(store['bad'])} damaged")
-        if store["manifest"]:
-            lines.append(f"{name}: {store['manifest']}")
-        lines += [f"{name}/{shard['shard']}: {shard['reason']}{done}" for shard in store["bad"]]
+        name, damaged = store["fingerprint"], store["bad"]
+        lines.append(f"{name}: {store['shards']:,} shards, {len(damaged)} damaged")
+        lines += [f"{name}: {store['manifest']}"] if store["manifest"] else []
+        lines += [f"{name}/{shard['shard']}: {shard['reason']}{done}" for shard in damaged]
     if bad and not repair:
         lines.append("delift verify --repair sets damaged shards aside")
     value = {"stores": stores, "bad": bad, "repaired": repair and bad > 0}
@@ -126,13 +124,12 @@ def verify(
 
 
 def _checked(folder: Path, repair: bool) -> dict[str, Any]:
-    from delift_pipeline.core.errors import DeliftError
     from delift_pipeline.core.manifest import read_manifest
     from delift_pipeline.scoring.shards import shard_names
     from delift_pipeline.scoring.store import ScoreStore
 
-    store = ScoreStore(folder)
-    shards, bad, problem = len(shard_names(store.index.folder)), store.verify(), ""
+    store, problem = ScoreStore(folder), None
+    shards, bad = len(shard_names(store.index.folder)), store.verify()
     try:
         manifest = read_manifest(folder)
         if manifest is None:
@@ -143,12 +140,8 @@ def _checked(folder: Path, repair: bool) -> dict[str, Any]:
         problem = str(error)
     for shard in bad if repair else []:
         store.set_aside(shard.name)
-    return {
-        "fingerprint": folder.name,
-        "shards": shards,
-        "manifest": problem or None,
-        "bad": [{"shard": shard.name, "reason": shard.reason} for shard in bad],
-    }
+    damaged = [{"shard": shard.name, "reason": shard.reason} for shard in bad]
+    return {"fingerprint": folder.name, "shards": shards, "manifest": problem, "bad": damaged}
 
 
 def query(
@@ -163,38 +156,21 @@ def query(
     from delift_pipeline.operations.query import run_query
 
     if as_csv and as_json:
-        raise Refused(Fault("give --json or --csv, not both"))
+        raise Refused("give --json or --csv, not both")
     answer = run_query(_existing(home), sql)
-    for line in answer.left_out:
-        print(line, file=sys.stderr)
+    shared.print_notes(answer.left_out)
     if as_json:
-        shared.print_json(answer.as_json())
-    elif as_csv:
+        shared.print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
+        return
+    if as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(answer.columns)
         writer.writerows([csv_cell(value) for value in row] for row in answer.rows)
-    else:
-        _print_table(answer)
-
-
-def catalog(home: shared.HomeOption = None, as_json: shared.JsonOption = False) -> None:
-    """Make catalog.duckdb anew from the files of the home."""
-    from delift_pipeline.operations.catalog import refresh_catalog
-
-    place = _existing(home, written=True)
-    made = refresh_catalog(place, anew=True)
-    size = place.catalog.stat().st_size
-    value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
-    text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
-    shared.print_result(as_json, value, text)
-
-
-def _print_table(answer: "Answer") -> None:
+        return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
+    table = shared.plain_table()
     for name in answer.columns:
         table.add_column(Text(name), overflow="fold")
     for row in answer.rows[:ROWS_SHOWN]:
@@ -209,6 +185,18 @@ def _print_table(answer: "Answer") -> None:
 def _visible(letter: str) -> str:
     """A character, or an escape for one that a terminal would obey."""
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+
+
+def catalog(home: shared.HomeOption = None, as_json: shared.JsonOption = False) -> None:
+    """Make catalog.duckdb anew from the files of the home."""
+    from delift_pipeline.operations.catalog import refresh_catalog
+
+    place = _existing(home, written=True)
+    made = refresh_catalog(place, anew=True)
+    size = place.catalog.stat().st_size
+    value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
+    text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
+    shared.print_result(as_json, value, text)
 
 
 @shared.takes_model
@@ -238,7 +226,7 @@ def plan(
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
-        raise Refused(Fault("name either a file of records or a stored version (--version V)"))
+        raise Refused("name either a file of records or a stored version (--version V)")
     if version is not None and version not in place.versions() and Path(version).is_file():
         files = [Path(version)]
     if files:
@@ -264,21 +252,18 @@ def _own_model(
     own = known_manifest(home, version).details
     kept = model_at(home, own["model"]) if own.get("model") and not model else None
     named = model or kept or os.environ.get("DELIFT_MODEL")
-    if not named:
-        return None
-    return replace(flags, template=flags.template or own.get("template")).options(named)
+    flags = replace(flags, template=flags.template or own.get("template"))
+    return flags.options(named) if named else None
 
 
 def _cost_text(cost: "Cost") -> str:
     from delift_pipeline.scoring.report import duration_text
 
     lines = [f"{cost.name}: {cost.records:,} records"]
-    for block in cost.blocks:
-        most = "" if block.exact else "at most "
-        kind = "every pair" if block.dense else "near pairs"
-        lines.append(
-            f"  pairs     {block.block}: {most}{block.pairs:,} ({kind}), {block.missing:,} to score"
-        )
+    for one in cost.blocks:
+        pairs = f"{'' if one.exact else 'at most '}{one.pairs:,}"
+        kind = "every pair" if one.dense else "near pairs"
+        lines.append(f"  pairs     {one.block}: {pairs} ({kind}), {one.missing:,} to score")
     time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
     rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
     lines += [

@@ -24,6 +24,8 @@ from delift_pipeline.core.output import (
 from delift_pipeline.core.progress import Progress, progress_for
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from delift_pipeline.records.read import Ids, RecordsFile
     from delift_pipeline.scoring.options import ModelOptions
 
@@ -102,7 +104,7 @@ def ids_choice(ids: str) -> "Ids":
     Raises:
         typer.BadParameter: it is neither of the choices.
     """
-    if ids == "keep" or ids == "ignore":
+    if ids in ("keep", "ignore"):
         return ids
     raise typer.BadParameter(f"write --ids keep or --ids ignore, not {ids}")
 
@@ -120,10 +122,14 @@ def print_json(value: Any) -> None:
 
 def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = None) -> None:
     """Print what a command found: one JSON document, or the text for people."""
-    if as_json:
-        print_json(value)
-    else:
-        print(text, file=stream)
+    print_json(value) if as_json else print(text, file=stream)
+
+
+def plain_table() -> "Table":
+    """A table without borders."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False)
 
 
 def check_outputs(
@@ -131,33 +137,27 @@ def check_outputs(
 ) -> None:
     """Refuse output files that cannot be written, would replace an input, or join its folder.
 
-    Called before any work, since the work may take hours.
-
-    Args:
-        written: The output files by option.
-        read: The input files and folders.
-        as_json: Whether standard output is taken by a JSON document.
+    Called before any work, since the work may take hours. With `as_json` a document takes
+    standard output.
 
     Raises:
         Refused: one fault for each such option.
     """
-    named = [path for path in read if path is not None and path != STANDARD_OUTPUT]
-    taken = {os.path.realpath(path) for path in named}
+    taken = {os.path.realpath(one) for one in read if one not in (None, STANDARD_OUTPUT)}
     folders = {path for path in taken if os.path.isdir(path)}
     faults = []
     for option, path in written.items():
         if path is None:
             continue
-        reason = reason_unwritable(path)
-        if os.path.realpath(path) in taken:
+        real, reason = os.path.realpath(path), reason_unwritable(path)
+        if real in taken:
             reason = f"{path} is read or written by this command already: choose another file"
         elif as_json and is_standard_output(path):
             reason = "standard output holds the document of --json already: name a file"
-        elif not is_standard_output(path) and os.path.dirname(os.path.realpath(path)) in folders:
+        elif not is_standard_output(path) and os.path.dirname(real) in folders:
             reason = f"{path} is in a folder that this command reads: choose another folder"
-        if reason is not None:
-            faults.append(Fault(reason, field=option))
-        taken.add(os.path.realpath(path))
+        faults += [Fault(reason, field=option)] if reason else []
+        taken.add(real)
     if faults:
         raise Refused(*faults)
 
@@ -180,11 +180,7 @@ def message_stream(*outputs: Path | None) -> TextIO:
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str] | None:
-    """`["instruction=q"]` as `{"instruction": "q"}`.
-
-    Raises:
-        typer.BadParameter: an item has no `=`.
-    """
+    """`["instruction=q"]` as `{"instruction": "q"}`."""
     return named_values(columns, "--column FIELD=COLUMN") or None
 
 
@@ -208,14 +204,10 @@ def read_input(
     ids: str,
     listed: Path | None = None,
 ) -> "RecordsFile":
-    """The records of files; what there is to know of their reading goes to standard error.
+    """The records of files, read as the options of these names say.
 
-    Args:
-        files: Files and folders.
-        column: What `--column` says.
-        skip_bad: What `--skip-bad` says.
-        ids: What `--ids` says.
-        listed: The file that will list every fault, if one will.
+    What there is to know of their reading goes to standard error; it names the file that lists
+    every fault, if there is to be one.
     """
     from delift_pipeline.records.left_out import left_out_notes
     from delift_pipeline.records.read import read_records
@@ -307,24 +299,20 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
 
     Typer reads a command's options from its signature and knows no groups of them.
     """
-    group: dict[str, tuple[Any, Any]] = {}
+    kind, group = inspect.Parameter.KEYWORD_ONLY, {}
     for one in fields(ModelFlags):
         option = typer.Option(f"--{one.name.replace('_', '-')}", help=one.metadata["help"])
-        group[one.name] = (Annotated[one.type, option], one.default)
-    options: dict[str, tuple[Any, Any]] = {}
+        given = {"default": one.default, "annotation": Annotated[one.type, option]}
+        group[one.name] = inspect.Parameter(one.name, kind, **given)
+    options: dict[str, inspect.Parameter] = {}
     for name, one in inspect.signature(command, eval_str=True).parameters.items():
-        options |= group if name == "flags" else {name: (one.annotation, one.default)}
+        options |= group if name == "flags" else {name: one.replace(kind=kind)}
 
     @wraps(command)
     def with_flags(**given: Any) -> None:
         flags = ModelFlags(**{name: given.pop(name) for name in group})
         command(**given, flags=flags)
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        inspect.Parameter(name, kind, default=default, annotation=annotation)
-        for name, (annotation, default) in options.items()
-    ]
-    with_flags.__signature__ = inspect.Signature(parameters)  # pyright: ignore
-    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
+    with_flags.__signature__ = inspect.Signature(list(options.values()))  # pyright: ignore
+    with_flags.__annotations__ = {name: one.annotation for name, one in options.items()}
     return with_flags

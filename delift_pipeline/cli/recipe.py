@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def recipe(
         _list(as_json)
         return
     if out is None:
-        raise Refused(Fault("say where to write", field="--out"))
+        raise Refused("say where to write", field="--out")
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
         sizes = Sizes(limit or Sizes.pool, target, heldout)
@@ -58,7 +58,7 @@ def recipe(
         shared.check_outputs({"--out": out}, as_json=as_json)
         found = recipe_of(name)
         if source and len(source) > 1:
-            raise Refused(Fault("a benchmark has one source", field="--source"))
+            raise Refused("a benchmark has one source", field="--source")
         place = source[0] if source else None
         rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
         write_rows(out, rows)
@@ -82,7 +82,7 @@ def _transfer(
     pairs = [item.partition("=") for item in source]
     bad = [recipe for recipe, equals, place in pairs if not equals or not place]
     if bad:
-        raise Refused(*(Fault(f"{item!r}: write RECIPE=PLACE", field="--source") for item in bad))
+        raise Refused(*(f"{item!r}: write RECIPE=PLACE" for item in bad), field="--source")
     places = {recipe_of(recipe).name: place for recipe, _, place in pairs}
     versions = write_transfer(out, transfer, places, sizes, seed)
     metrics = recipe_of(transfer.goal).metrics
@@ -107,21 +107,18 @@ def _list(as_json: bool) -> None:
     from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS
 
     columns = ("name", "kind", "title", "hub", "metrics", "note")
-    listed = [
-        (one.name, "benchmark", one.title, one.hub, list(one.metrics), one.note)
-        for one in RECIPES.values()
-    ]
+    recipes, transfers = RECIPES.values(), TRANSFERS.values()
+    listed = [(r.name, "benchmark", r.title, r.hub, list(r.metrics), r.note) for r in recipes]
     listed += [
-        (one.name, f"transfer ({one.stage})", f"{one.pool} -> {one.goal}", None, [], one.note)
-        for one in TRANSFERS.values()
+        (t.name, f"transfer ({t.stage})", f"{t.pool} -> {t.goal}", None, [], t.note)
+        for t in transfers
     ]
     if as_json:
         shared.print_json([dict(zip(columns, row, strict=True)) for row in listed])
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = shared.plain_table()
     for heading in columns:
         table.add_column(heading, no_wrap=heading == "name")
     for name, kind, title, hub, metrics, note in listed:

@@ -63,17 +63,9 @@ def run(
         if not as_json:
             print_leaderboard(rows, Console())
             return
-        shared.print_json(
-            {
-                "version": version,
-                "arms": [one.name for one in arms],
-                "leaderboard": rows,
-                "pairs_scored": done.pairs_scored,
-                "pairs_reused": done.pairs_reused,
-                "runs": done.runs,
-                "seconds": {**done.seconds, "total": round(time.monotonic() - started, 2)},
-            }
-        )
+        found = {"version": version, "arms": [one.name for one in arms], "leaderboard": rows}
+        found |= {"runs": done.runs, **done.figures(started)}
+        shared.print_json(found)
 
 
 def ui(
@@ -163,20 +155,13 @@ def demo(
             continual = [arm.name for arm in arms if arm.stage == "continual"]
             done.run_version(SECOND_VERSION, continual, ONE_THREAD)
             done.refresh_leaderboard()
-    rows, page = leaderboard_rows(place), place.leaderboard / PAGE
-    done.seconds["total"] = round(time.monotonic() - started, 2)
-    found = {
-        "leaderboard": rows,
-        "report": str(page),
-        "seconds": done.seconds,
-        "pairs_scored": done.pairs_scored,
-        "pairs_reused": done.pairs_reused,
-    }
+    rows, page, figures = leaderboard_rows(place), place.leaderboard / PAGE, done.figures(started)
+    found = {"leaderboard": rows, "report": str(page), **figures}
     if not as_json:
         print_leaderboard(rows, Console())
     text = (
         f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} found, "
-        f"{done.seconds['total']:.0f} s\nreport: {page}\n"
+        f"{figures['seconds']['total']:.0f} s\nreport: {page}\n"
         f"to look around: delift ui --home {place.root}"
     )
     shared.print_result(as_json, found, text)
@@ -197,15 +182,7 @@ def prepare(home: Home) -> None:
     load_arms(home)  # A faulty file is refused before anything else is written.
     files = write_demo_files(home.root / "demo_files")
     store = partial(ingest, home, model=MODEL_DEMO, template=TEMPLATE, dataset="demo")
-    store(
-        files.first_pool,
-        version=FIRST_VERSION,
-        target=files.first_target,
-        heldout=files.first_heldout,
-    )
-    store(
-        files.second_pool,
-        version=SECOND_VERSION,
-        parents=(FIRST_VERSION,),
-        heldout=files.second_heldout,
-    )
+    targets, first = files.first_target, files.first_heldout
+    store(files.first_pool, version=FIRST_VERSION, target=targets, heldout=first)
+    second, parents = files.second_heldout, (FIRST_VERSION,)
+    store(files.second_pool, version=SECOND_VERSION, parents=parents, heldout=second)

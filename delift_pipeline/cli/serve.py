@@ -60,7 +60,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
     """
     if port == mlflow_port and not _remote_tracking():
         reason = f"{port} is Dagster's port already: give MLflow another one"
-        raise Refused(Fault(reason, field="--mlflow-port"))
+        raise Refused(reason, field="--mlflow-port")
     faults = []
     for option, number in {"--port": port, "--mlflow-port": mlflow_port}.items():
         with socket.socket() as probe:
@@ -79,7 +79,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
             _serve_prepared(home, port, mlflow_port)
     except Timeout:
         reason = f"{home.root.name} is served by another `delift ui`: end that one first"
-        raise Refused(Fault(reason, field="--home")) from None
+        raise Refused(reason, field="--home") from None
     return 0
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -48,7 +48,6 @@ class Copy:
     """Rows of a table that DuckDB copies from files.
 
     Attributes:
-        table: The table.
         below: The folder of the home that the artifacts lie in; empty for all.
         files: Names of the files: all Parquet, or all JSON.
         query: The rows, from `copied`: the files' rows with `folder`, its `parts`, and `file`.
@@ -60,15 +59,6 @@ class Copy:
     files: tuple[str, ...]
     query: str
     json: str = ""
-
-    def reader(self) -> str:
-        """The table function that reads a list of the files; `filename` names each row's file."""
-        if not self.json:
-            return "read_parquet($files, filename = true, union_by_name = true)"
-        return (
-            f"read_json($files, filename = true, format = 'unstructured', columns = {{{self.json}}}"
-            ", maximum_object_size = 1073741824)"
-        )
 
 
 COPIES = (
@@ -158,15 +148,8 @@ COPIES = (
 )
 
 
-@dataclass(frozen=True)
-class Refreshed:
-    """What a refresh did.
-
-    Attributes:
-        sources: Artifacts in the catalog.
-        read: Artifacts read now.
-        dropped: Artifacts taken out, for they are gone.
-    """
+class Refreshed(NamedTuple):
+    """How many artifacts are in the catalog, were read now, and were taken out as they are gone."""
 
     sources: int
     read: int
@@ -176,15 +159,12 @@ class Refreshed:
 def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_LIMIT) -> Refreshed:
     """Bring the catalog up to date; what did not change is kept.
 
-    Args:
-        home: The home.
-        anew: Make it from nothing.
-        pairs_limit: Kernels and score stores with more pairs are left in their files.
+    Kernels and score stores of more than `pairs_limit` pairs are left in their files.
 
     Raises:
         DeliftError: an artifact is damaged, or another process keeps the catalog for a minute.
     """
-    now = stamps(home)
+    now = _stamps(home)
     known = {} if anew else known_stamps(home.catalog)
     changed = [folder for folder, stamp in now.items() if known.get(folder) != stamp]
     gone = [folder for folder in known if folder not in now]
@@ -200,21 +180,21 @@ def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_
     return Refreshed(len(now), len(changed), len(gone))
 
 
-def stamps(home: Home) -> dict[str, str]:
+def _stamps(home: Home) -> dict[str, str]:
     """Every artifact's folder, relative to the home, and when it was last written."""
-    found = {}
-    for pattern in ARTIFACTS:
-        for manifest in sorted(glob.glob(f"{pattern}/{MANIFEST}", root_dir=home.root)):
-            folder = manifest.removesuffix(f"/{MANIFEST}")
-            found[folder] = " ".join(_time(f"{home.root}/{folder}/{name}") for name in STAMPED)
-    return found
 
+    def time_of(path: str) -> str:
+        try:
+            return str(os.stat(path).st_mtime_ns)
+        except FileNotFoundError:
+            return ""
 
-def _time(path: str) -> str:
-    try:
-        return str(os.stat(path).st_mtime_ns)
-    except FileNotFoundError:
-        return ""
+    return {
+        folder: " ".join(time_of(f"{home.root}/{folder}/{name}") for name in STAMPED)
+        for pattern in ARTIFACTS
+        for manifest in sorted(glob.glob(f"{pattern}/{MANIFEST}", root_dir=home.root))
+        if (folder := os.path.dirname(manifest))
+    }
 
 
 def known_stamps(path: Path) -> dict[str, str]:
@@ -236,6 +216,7 @@ def known_stamps(path: Path) -> dict[str, str]:
 def _write(
     home: Home, fresh: pl.DataFrame, outdated: list[str], copy: bool, pairs_limit: int
 ) -> None:
+    """Write a new catalog, or a copy without the outdated rows, and add the fresh ones."""
     import duckdb
 
     folders = fresh["source"].to_list()
@@ -245,7 +226,12 @@ def _write(
         # The files are small: further threads cost more than they save.
         with duckdb.connect(str(temporary), config={"threads": 1}) as connection:
             if not copy:
-                _create(connection)
+                connection.execute("CREATE SCHEMA stored")
+                connection.execute(f"CREATE TABLE stored.format AS SELECT {FORMAT} AS version")
+                for table, columns in TABLES.items():
+                    connection.execute(f"CREATE TABLE stored.{table} ({columns})")
+                for view, query in VIEWS.items():
+                    connection.execute(f"CREATE VIEW main.{view} AS {query}")
             for table in TABLES:
                 statement = f"DELETE FROM stored.{table} WHERE list_contains(?, source)"  # noqa: S608
                 connection.execute(statement, [outdated])
@@ -254,15 +240,6 @@ def _write(
                 connection.register("fresh", frame.to_arrow())
                 connection.execute(f"INSERT INTO stored.{name} BY NAME FROM fresh")
             connection.execute("CHECKPOINT")
-
-
-def _create(connection: "duckdb.DuckDBPyConnection") -> None:
-    connection.execute("CREATE SCHEMA stored")
-    connection.execute(f"CREATE TABLE stored.format AS SELECT {FORMAT} AS version")
-    for table, columns in TABLES.items():
-        connection.execute(f"CREATE TABLE stored.{table} ({columns})")
-    for view, query in VIEWS.items():
-        connection.execute(f"CREATE VIEW main.{view} AS {query}")
 
 
 def _copy_files(
@@ -283,13 +260,13 @@ def _copy_files(
     texts: dict[str, Any] = dict.fromkeys(("folder", "mlflow_run", "rebuild"), pl.String)
     connection.register("notes", pl.DataFrame(notes, schema=texts).to_arrow())
     for copy in COPIES:
-        paths = [
-            path
-            for folder in folders
-            if folder.startswith(copy.below)
-            for file in copy.files
-            if os.path.exists(path := f"{home.root}/{folder}/{file}")
-        ]
+        below = [folder for folder in folders if folder.startswith(copy.below)]
+        paths = [f"{home.root}/{folder}/{file}" for folder in below for file in copy.files]
+        paths = [path for path in paths if os.path.exists(path)]
+        reader = "read_parquet($files, filename = true, union_by_name = true)"
+        if copy.json:
+            reader = f"""read_json($files, filename = true, format = 'unstructured',
+                columns = {{{copy.json}}}, maximum_object_size = 1073741824)"""
         # Files of an older release lack columns. The empty table in front names all of them.
         names = ", ".join(column.split()[0] for column in TABLES[copy.table].split(","))
         statement = f"""
@@ -297,7 +274,7 @@ def _copy_files(
             WITH copied AS (
                 SELECT * EXCLUDE (filename), parse_dirpath(filename[$start:]) AS folder,
                     split(folder, '/') AS parts, parse_filename(filename, true) AS file
-                FROM {copy.reader()})
+                FROM {reader})
             SELECT {names} FROM ((FROM stored.{copy.table} LIMIT 0) UNION ALL BY NAME {copy.query})
         """  # noqa: S608
         try:
@@ -313,14 +290,13 @@ def _copy_files(
 def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[str, pl.DataFrame]]:
     """The ids and pairs of kernels and score stores: (table, frame)."""
     for folder in folders:
-        kind, _, rest = folder.partition("/")
-        manifest = read_manifest(home.root / folder) if kind == "kernels" else None
-        if manifest:
+        place, kind, depth = home.root / folder, folder.partition("/")[0], folder.count("/")
+        if kind == "kernels" and (manifest := read_manifest(place)):
             blocks = manifest.details["blocks"]
             pairs = sum(entry["pairs"] for entry in blocks.values())
-            frames = (found for block in blocks for found in _block(home.root / folder, block))
-        elif kind == "scores" and "/" not in rest:
-            store = ScoreStore(home.root / folder)
+            frames = (found for block in blocks for found in _block(place, block))
+        elif kind == "scores" and depth == 1:
+            store = ScoreStore(place)
             pairs, frames = store.pairs_stored, _scores(store)
         else:
             continue

@@ -1,7 +1,7 @@
 """Arms side by side: metrics, and paired differences with their standard errors."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import polars as pl
 
@@ -22,7 +22,7 @@ class Side:
         metrics: Means and `_se` of each metric.
         heldout: Held-out records measured.
         fingerprint: Of the base model.
-        records: Records it was trained on.
+        records: Records of its subset; None where it is not stored.
         minus_first: Metric -> {mean, se, improvement, records}: this arm minus the first, paired
             over the held-out records both were measured on; empty for the first.
         shared: Records of its subset that the first arm's has too; None where one is not stored.
@@ -33,29 +33,20 @@ class Side:
     heldout: int
     fingerprint: str | None
     records: int | None
-    minus_first: dict[str, dict[str, float]] = field(default_factory=dict)
-    shared: int | None = None
+    minus_first: dict[str, dict[str, float]]
+    shared: int | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms side by side.
-
-    Attributes:
-        arms: The arms as given; the first is what the others are measured against.
-        notes: What makes the comparison less than fair.
-    """
+    """Arms as given, the first being what others are measured against, and what is unfair in it."""
 
     arms: list[Side]
     notes: list[str]
 
 
 def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
-    """Compare evaluated arms, each with the first.
-
-    Args:
-        home: The home.
-        arms: (version, arm) pairs, at least two.
+    """Compare evaluated arms, given as (version, arm), each with the first.
 
     Raises:
         Refused: fewer than two arms, one is named twice, or one is not evaluated.

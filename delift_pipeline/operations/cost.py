@@ -1,11 +1,11 @@
 """What a version's arms would cost: pairs, time, disk and training, before any of it is done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.core.progress import LARGE
@@ -38,10 +38,9 @@ class BlockCost:
     """One block of pairs.
 
     Attributes:
-        block: `self`, `target` or `existing`.
+        block: `self`, `target`, `existing` or `replay`.
         pairs: Pairs wanted; an upper bound where `exact` is False (near pairs not yet found).
-        missing: Pairs that are not scored yet.
-        exact: Whether `pairs` and `missing` are counted and not bounded.
+        missing: Pairs that are not scored yet; bounded as `pairs` is.
         dense: Whether every pair is wanted.
     """
 
@@ -57,9 +56,7 @@ class ArmCost:
     """One arm's selection and training.
 
     Attributes:
-        arm: Its name.
         records: Records it would train on at most.
-        steps: Optimizer steps.
         seconds: By the step time of earlier trainings with the same model and method; None where
             there was none.
     """
@@ -75,16 +72,12 @@ class Cost:
     """What a version or a file would cost.
 
     Attributes:
-        name: The version or file.
         records: Records of the pool.
-        blocks: Pairs by block.
         pairs: Pairs missing in all.
         rate: Pairs a second; None where neither stored scores nor a trial say it.
-        rate_from: Where the rate comes from.
         seconds: Of scoring; None where the rate is not known.
         disk_bytes: More disk for scores and kernel.
-        arms: Training by arm.
-        hours: Scoring and training together, as far as both are known.
+        hours: Scoring and training together; None where one is not known.
         gpu: Whether these are hours of a GPU.
         notes: What is not known, and why.
     """
@@ -100,7 +93,7 @@ class Cost:
     arms: list[ArmCost]
     hours: float | None
     gpu: bool
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def cost_of_records(
@@ -110,17 +103,12 @@ def cost_of_records(
     names: Sequence[str],
     model: ModelOptions | None,
     *,
-    measure: bool = True,
+    measure: bool,
 ) -> Cost:
     """Work out what `delift select` would cost on records; none is held out, nothing is trained.
 
-    Args:
-        name: What they are called.
-        pool: The records of the files.
-        home: The home whose `plan`, arms and scores count.
-        names: Arms whose selectors count, in place of the default selector.
-        model: The scorer; None leaves time unknown.
-        measure: Where no scores are stored, try the model on a few records (loads it).
+    The selectors of named arms count in place of the default selector. Without a model time is
+    unknown. To measure is to try the model on a few records where no scores are stored.
 
     Raises:
         Refused: no record can be scored, an arm needs more than a pool, or the model cannot be
@@ -134,24 +122,22 @@ def cost_of_records(
         left_out = load_encoder(model).encode(pool).unscorable
         refuse_unscorable(pool, left_out, "records of the file")
         notes += unscorable_notes(pool, left_out, "records")
-    ids, plan = tuple(pool["record_id"]), arms.plan
-    wanted = {_self_pairs(arms.arm(name)) for name in names} or {"neighbours"}
-    blocks = []
+    ids, plan, wanted, blocks = tuple(pool["record_id"]), arms.plan, set[str](), list[BlockCost]()
+    for arm in map(arms.arm, names):
+        if arm.stage != "instruction_tuning":
+            reason = f"{arm.name} needs more than a pool; ingest the files and plan the version"
+            raise Refused(reason, field="--arm")
+        wanted.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
     if "all" in wanted:
         blocks = [_counted(PairBlock("self", ids, ids), store, left_out)]
-    elif "neighbours" in wanted and (plan.embedder != "tfidf" or len(ids) > LARGE):
+    elif names and "neighbours" not in wanted:
+        pass
+    elif plan.embedder != "tfidf" or len(ids) > LARGE:
         blocks = [_bounded(len(ids), plan.neighbours)]
-    elif "neighbours" in wanted:
+    else:
         near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
         blocks = [_counted(neighbour_block(ids, near), store, left_out)]
     return _cost(name, pool, blocks, [], notes, store, model, measure)
-
-
-def _self_pairs(arm: Arm) -> str:
-    if arm.stage != "instruction_tuning":
-        reason = f"{arm.name} needs more than a pool; ingest the files and plan the version"
-        raise Refused(Fault(reason, field="--arm"))
-    return needs_of(arm.selector, arm.stage, arm.options).self_pairs
 
 
 def cost_of(
@@ -164,12 +150,8 @@ def cost_of(
 ) -> Cost:
     """Work out what a version's arms would cost.
 
-    Args:
-        home: The home that stores the version, its arms, scores and earlier trainings.
-        version: The version.
-        names: Arms; empty for all that are enabled and apply. A retired one that is named counts.
-        model: The scorer; None leaves time unknown.
-        measure: Where no scores are stored, try the model on a few records (loads it).
+    No names stand for all arms that are enabled and apply; a retired one that is named counts.
+    `model` and `measure` are as for `cost_of_records`.
 
     Raises:
         Refused: an arm is unknown or does not apply, or the model cannot be used.
@@ -181,12 +163,13 @@ def cost_of(
         for arm in arms:
             refuse_inapplicable(dataset, arm)
     store = _store(home, model)
-    left_out = unscorable_of(home, version, store and store.folder.name)
+    fingerprint = store and store.folder.name
+    left_out = unscorable_of(home, version, fingerprint)
     blocks, notes = _blocks(home, dataset, arms, store, left_out)
     if left_out:
         notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
     applicable = arms.of_stages(dataset.stages())
-    trained = [_training(home, dataset, arm, store and store.folder.name) for arm in applicable]
+    trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
     unknown = [one.arm for one in trained if one.seconds is None]
     if unknown:
         notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
@@ -254,18 +237,15 @@ def _blocks(
     """Pairs by block: counted where there is a plan of as many neighbours, else bounded."""
     wanted = wanted_pairs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
-    exact: list[PairBlock] = []
-    bounds: list[BlockCost] = []
     folder = home.plan(dataset.version)
     plan, near = read_manifest(folder), None
-    if plan is not None and plan.request.get("neighbours") == arms.plan.neighbours:
-        near = read_plan(folder).block("self")
     if wanted.self_pairs == "all":
-        exact.append(PairBlock("self", ids, ids))
-    elif near is not None and not near.dense:
-        exact.append(near)
-    else:
-        bounds.append(_bounded(len(ids), arms.plan.neighbours))
+        near = PairBlock("self", ids, ids)
+    elif plan is not None and plan.request.get("neighbours") == arms.plan.neighbours:
+        near = read_plan(folder).block("self")
+        near = None if near is None or near.dense else near
+    exact = [near] if near else []
+    bounds = [] if near else [_bounded(len(ids), arms.plan.neighbours)]
     if wanted.target_pairs and dataset.target is not None:
         exact.append(PairBlock("target", tuple(dataset.target["record_id"]), ids))
     if wanted.existing is not None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import platform
 import shutil
 import socket
 import sqlite3
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,13 +38,9 @@ ACCESS = "give this user the right to read and write it; leave the file where it
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at: a sentence on it, and what to do where it is not `ok`.
 
-    Attributes:
-        name: What it is.
-        state: `ok`, `warning` (work goes on) or `broken` (it does not).
-        note: What was found, in one sentence.
-        todo: What to do about it; empty where it is `ok`.
+    With a `warning` work goes on; with something `broken` it does not.
     """
 
     name: str
@@ -57,40 +54,40 @@ def _finding(name: str, note: str, todo: str = "", state: State = "broken") -> F
     return Finding(name, state if todo else "ok", note, todo)
 
 
-Look = Callable[[Home], Iterator[Finding]]
+Examination = Callable[[Home], Iterator[Finding]]
 
 
-def examine(home: Home, *, self_test: bool = True, more: Sequence[Look] = ()) -> list[Finding]:
-    """Look at everything; what fails unexpectedly is a finding too.
+def examine(
+    home: Home, *, self_test: bool = True, more: Sequence[Examination] = ()
+) -> list[Finding]:
+    """Examine everything; what fails unexpectedly is a finding too.
 
     Args:
         home: The home, which need not exist yet.
         self_test: Also score and select a few records with the packaged model.
         more: Further examinations, after that of the databases.
     """
-    looks: list[Look] = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
-    looks += [_ports, _waste, *([_self_test] if self_test else [])]
+    all_of_them = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
+    all_of_them += [_ports, _waste, *([_self_test] if self_test else [])]
     findings: list[Finding] = []
-    for look in looks:
-        name = look.__name__.strip("_")
+    for examination in all_of_them:
         try:
-            for finding in look(home):
+            # One by one: what was found before a failure is kept.
+            for finding in examination(home):
                 findings.append(finding)
-        except DeliftError as error:
-            findings.append(Finding(name, "broken", str(error).splitlines()[0], "see above"))
         except Exception as error:
-            # A doctor that dies of one organ says nothing of the others.
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            findings.append(Finding(name, "broken", said, "report this with the line above"))
+            expected = isinstance(error, DeliftError)
+            note = str(error) if expected else f"{type(error).__name__}: {error}"
+            todo = "see above" if expected else "report this with the line above"
+            name = examination.__name__.strip("_")
+            findings.append(Finding(name, "broken", note.splitlines()[0], todo))
     return findings
 
 
 def _python(home: Home) -> Iterator[Finding]:
-    version = ".".join(str(part) for part in sys.version_info[:3])
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
-    yield _finding(
-        "python", version, "" if fits else "make the environment with Python 3.11 or 3.12"
-    )
+    todo = "" if fits else "make the environment with Python 3.11 or 3.12"
+    yield _finding("python", platform.python_version(), todo)
 
 
 def _packages(home: Home) -> Iterator[Finding]:
@@ -141,9 +138,9 @@ def _arms(home: Home) -> Iterator[Finding]:
 def _models(home: Home) -> Iterator[Finding]:
     """The model folders outside the home, where versions have any."""
     known = places(home)
-    gone = {name: place for name, place in known.items() if not Path(place).is_dir()}
-    for name, place in gone.items():
-        note = f"{name} lay at {place}, which is not there"
+    gone = [name for name, place in known.items() if not Path(place).is_dir()]
+    for name in gone:
+        note = f"{name} lay at {known[name]}, which is not there"
         todo = f"write its folder into {MODELS_FILE} of the home, or give --model DIR"
         yield Finding("models", "warning", note, todo)
     if known and not gone:
@@ -155,8 +152,8 @@ def _store(home: Home) -> Iterator[Finding]:
     from delift_pipeline.lineage.artifacts import all_artifacts
 
     if not home.root.is_dir():
-        todo = "delift ingest FILE --version V makes it"
-        yield Finding("store", "warning", f"{home.root} does not exist yet", todo)
+        note, todo = f"{home.root} does not exist yet", "delift ingest FILE --version V makes it"
+        yield Finding("store", "warning", note, todo)
         return
     try:
         artifacts = list(all_artifacts(home))
@@ -170,8 +167,7 @@ def _store(home: Home) -> Iterator[Finding]:
         note = f"{marked:,} artifacts are marked for rebuilding"
         yield Finding("rebuild", "warning", note, "delift run --version V for their versions")
     try:
-        with tempfile.NamedTemporaryFile(dir=home.root, prefix=".tmp-doctor-"):
-            pass
+        tempfile.NamedTemporaryFile(dir=home.root, prefix=".tmp-doctor-").close()
     except OSError as error:
         todo = "give this user the right to write there"
         yield Finding("writable", "broken", f"the home cannot be written to ({error})", todo)
@@ -184,7 +180,7 @@ def _databases(home: Home) -> Iterator[Finding]:
     """
     files = [home.mlflow / "mlflow.db", *sorted(home.dagster.rglob("*.db"))]
     present = [path for path in files if path.is_file()]
-    wrong = [found for path in present if (found := _database_finding(home, path)) is not None]
+    wrong = [finding for path in present if (finding := _database_finding(home, path))]
     yield from wrong or [Finding("databases", "ok", f"{len(present)} SQLite files, intact")]
     if home.catalog.is_file():
         yield _catalog_finding(home)
@@ -240,12 +236,10 @@ def _in_use(path: Path, where: str) -> str:
     """The note on a file that a process has open, as far as this user may see."""
     by = "another process"
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):
             if any(Path(one.path) == path for one in process.open_files()):
                 by = f"process {process.pid}"
                 break
-        except (psutil.Error, OSError):
-            continue
     return f"{where} is in use by {by}, and could not be checked"
 
 
@@ -273,15 +267,14 @@ def _self_test(home: Home) -> Iterator[Finding]:
     """Score and select a few records with the packaged model, in a home that is thrown away."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="delift-doctor-") as folder:
-        taken, size = _select_a_few(Path(folder))
+        _select_three_of_six(Path(folder))
     seconds = time.monotonic() - started
-    note = f"{taken} of {size} records scored and selected with the demo model, {seconds:.1f} s"
+    note = f"3 of 6 records scored and selected with the demo model, {seconds:.1f} s"
     slow = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
     yield _finding("self-test", note, slow if seconds > SELF_TEST_SECONDS else "", "warning")
 
 
-def _select_a_few(folder: Path) -> tuple[int, int]:
-    """How many of how many records were selected."""
+def _select_three_of_six(folder: Path) -> None:
     from delift_pipeline.core.progress import SilentProgress
     from delift_pipeline.scoring.options import ModelOptions
     from delift_pipeline.stages.file_selection import Request
@@ -299,4 +292,3 @@ def _select_a_few(folder: Path) -> tuple[int, int]:
     chosen = (folder / "chosen.jsonl").read_text(encoding="utf-8").splitlines()
     if len(chosen) != 3:
         raise DeliftError(f"3 records were asked for and {len(chosen)} selected")
-    return len(chosen), len(rows)

@@ -8,7 +8,7 @@ mended by the same command.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import polars as pl
 from filelock import FileLock
 
 from delift_pipeline.core.atomic import replacing_folder, write_parquet
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
@@ -30,17 +30,14 @@ from delift_pipeline.records.schema import content_hash
 from delift_pipeline.records.stored import find_stored_record, known_manifest
 from delift_pipeline.records.versions import KEPT, PARTS, version_hash
 
-Ids = frozenset[str]
-
 
 @dataclass(frozen=True)
 class Forgotten:
     """What forgetting some records touches.
 
     Attributes:
-        records: Their record_ids.
         versions: Versions that hold them -> parts they are in.
-        artifacts: Everything made of them, by name, with its path: what is marked for rebuilding.
+        artifacts: `name` and `path` of all that was made of them and is marked for rebuilding.
         runs: The commands that make it again, parents before children.
         beyond: What lies outside the files of the home's data and has to be looked after by hand.
         applied: Whether it was done, or only listed.
@@ -48,19 +45,16 @@ class Forgotten:
 
     records: list[str]
     versions: dict[str, list[str]]
-    artifacts: list[dict[str, str]] = field(repr=False)
+    artifacts: list[dict[str, str]]
     runs: list[str]
     beyond: list[str]
-    applied: bool = False
+    applied: bool
 
 
 def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forgotten:
     """Forget records: list what they touched, take them out of the data, mark the rest.
 
-    Args:
-        home: The home.
-        records: record_ids, beginnings of them, or files' own ids.
-        dry_run: Only list.
+    They are given as record_ids, beginnings of them, or files' own ids.
 
     Raises:
         Refused: a record is not known, is meant by several, or a version would be left without
@@ -71,23 +65,18 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
     ids = frozenset(one if one in known else find_stored_record(home, one) for one in records)
     holders = _holders(home, ids)
     touched = _touched(home, holders, ids)
-    found = Forgotten(
-        records=sorted(ids),
-        versions=holders,
-        artifacts=[
-            {"name": one.name, "path": one.folder.relative_to(home.root).as_posix()}
-            for one in touched
-        ],
-        runs=_runs(home, touched),
-        beyond=list(_beyond(home, holders, touched)),
-        applied=not dry_run,
-    )
+    artifacts = [{"name": one.name, "path": _path_in(home, one.folder)} for one in touched]
+    runs, beyond = _runs(home, touched), list(_beyond(home, holders, touched))
     if not dry_run:
         _apply(home, ids, holders, touched)
-    return found
+    return Forgotten(sorted(ids), holders, artifacts, runs, beyond, applied=not dry_run)
 
 
-def _holders(home: Home, ids: Ids) -> dict[str, list[str]]:
+def _path_in(home: Home, path: Path) -> str:
+    return path.relative_to(home.root).as_posix()
+
+
+def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
     """Version -> the parts of it that hold a record.
 
     Raises:
@@ -102,18 +91,17 @@ def _holders(home: Home, ids: Ids) -> dict[str, list[str]]:
             if stored is not None and named_in(stored, ids):
                 found.setdefault(version, []).append(part)
                 if _without(stored, ids).is_empty():
-                    reason = f"nothing would be left of the {part} of {version}"
-                    faults.append(Fault(reason, field="ID"))
+                    faults.append(f"nothing would be left of the {part} of {version}")
     if faults:
-        raise Refused(*faults)
+        raise Refused(*faults, field="ID")
     return found
 
 
-def _without(frame: pl.DataFrame, ids: Ids) -> pl.DataFrame:
+def _without(frame: pl.DataFrame, ids: frozenset[str]) -> pl.DataFrame:
     return frame.filter(~pl.col("record_id").is_in(sorted(ids)))
 
 
-def _touched(home: Home, holders: dict[str, list[str]], ids: Ids) -> list[Artifact]:
+def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> list[Artifact]:
     """Artifacts made of the records: found along the edges of the manifests, causes before effects.
 
     An adapter counts only where its own list holds a record (or is lost): a subset that is chosen
@@ -124,13 +112,14 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: Ids) -> list[Artifa
     heldout = [version for version, parts in holders.items() if "heldout" in parts]
     names = {f"dataset:{v}" for v in holders} | {f"heldout:{v}" for v in heldout}
     touched: set[Path] = set()
-    before = -1
-    while len(touched) > before:
-        before = len(touched)
-        for one in everything:
-            if one.folder not in touched and _is_touched(home, one, names, holders, ids):
+    rest, before = everything, -1
+    while len(rest) != before:
+        before = len(rest)
+        for one in rest:
+            if _is_touched(home, one, names, holders, ids):
                 touched.add(one.folder)
                 names.add(one.name)
+        rest = [one for one in rest if one.folder not in touched]
     return [one for one in everything if one.folder in touched] + [
         Artifact(f"report:{version}:{folder.name}", folder, manifest)
         for version in heldout
@@ -140,16 +129,16 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: Ids) -> list[Artifa
 
 
 def _is_touched(
-    home: Home, one: Artifact, names: set[str], holders: dict[str, list[str]], ids: Ids
+    home: Home,
+    one: Artifact,
+    names: set[str],
+    holders: dict[str, list[str]],
+    ids: frozenset[str],
 ) -> bool:
-    if one.kind == "dataset":
-        return False
-    if one.kind == "report" and one.version in holders:
-        return True
-    if one.kind == "adapter":
-        records = trained_on(home, one)
-        if records is not None:
-            return named_in(records, ids)
+    if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
+        return one.kind == "report"
+    if one.kind == "adapter" and (records := trained_on(home, one)) is not None:
+        return named_in(records, ids)
     # A kernel is named with one of its blocks.
     kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
     return not names.isdisjoint(kernels | one.manifest.parents.keys())
@@ -161,11 +150,9 @@ def _runs(home: Home, touched: list[Artifact]) -> list[str]:
     for one in touched:
         named = arms.setdefault(str(one.version), {})
         if one.arm and not one.arm.startswith(BASE_MODEL):
-            named[one.arm] = None
-    return [
-        " ".join(["delift run", "--version", version, *(f"--arm {arm}" for arm in arms[version])])
-        for version in _parents_first(home, list(arms))
-    ]
+            named[f" --arm {one.arm}"] = None
+    ordered = _parents_first(home, list(arms))
+    return [f"delift run --version {version}{''.join(arms[version])}" for version in ordered]
 
 
 def _parents_first(home: Home, versions: list[str]) -> list[str]:
@@ -188,12 +175,10 @@ def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) 
     """Where texts or weights may lie that no run makes again."""
     for version in holders:
         for path in originals(home, version):
-            where = path.relative_to(home.root).as_posix()
-            yield f"{where} still holds what {version} was ingested from"
+            yield f"{_path_in(home, path)} still holds what {version} was ingested from"
     for version in holders:
         for path in sorted(home.root.glob(f"judgements/*/{version}")):
-            where = path.relative_to(home.root).as_posix()
-            yield f"{where} holds what a judge wrote about held-out answers"
+            yield f"{_path_in(home, path)} holds what a judge wrote about held-out answers"
     for one in touched:
         if one.kind == "adapter" and (known := tracked(one.folder)):
             yield f"MLflow run {known['run_id']} keeps the adapter and report of {one.name}"
@@ -201,7 +186,9 @@ def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) 
         yield "Dagster's event log keeps previews of at most 20 records a run"
 
 
-def _apply(home: Home, ids: Ids, holders: dict[str, list[str]], touched: list[Artifact]) -> None:
+def _apply(
+    home: Home, ids: frozenset[str], holders: dict[str, list[str]], touched: list[Artifact]
+) -> None:
     """First what stops the record, then the marks, then the data that they were found by."""
     note_forgotten(home, ids)
     few = ", ".join(sorted(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
@@ -214,7 +201,7 @@ def _apply(home: Home, ids: Ids, holders: dict[str, list[str]], touched: list[Ar
     home.catalog.unlink(missing_ok=True)
 
 
-def _rewrite(home: Home, version: str, parts: list[str], ids: Ids) -> None:
+def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) -> None:
     """Write a version's folder anew without the records; its hash is that of what is left."""
     folder, manifest = home.dataset(version), known_manifest(home, version)
     details, counts, kept = dict(manifest.details), dict(manifest.counts), {}
@@ -239,7 +226,7 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: Ids) -> None:
         manifest.model_copy(update=changed).write(temporary)
 
 
-def _new_hash(before: pl.DataFrame, after: pl.DataFrame, old: str, ids: Ids) -> str:
+def _new_hash(before: pl.DataFrame, after: pl.DataFrame, old: str, ids: frozenset[str]) -> str:
     """The set's hash as if it had been ingested without the records.
 
     Which columns were derived from the file's name is found by what gives the stored hash; where
@@ -259,13 +246,12 @@ def _renew_parents(home: Home) -> None:
         path = home.dataset(version) / "pool.parquet"
         return pl.read_parquet(path, columns=["record_id"])["record_id"]
 
-    for version in home.versions():
+    for version in (versions := home.versions()):
         manifest = known_manifest(home, version)
-        stored = {name: name.partition(":")[2] for name in manifest.parents}
         parents = {
             name: known_manifest(home, parent).content_hash
-            for name, parent in stored.items()
-            if parent in home.versions()
+            for name in manifest.parents
+            if (parent := name.partition(":")[2]) in versions
         }
         known = {record for one in manifest.details["parents"] for record in ids_of(one)}
         counts = manifest.counts | {"new": sum(one not in known for one in ids_of(version))}

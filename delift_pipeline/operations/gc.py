@@ -8,9 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from delift_pipeline.core.atomic import TEMPORARY_MARK
 from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
@@ -31,13 +30,7 @@ DERIVED = ("plans", "kernels", *ARM_KINDS.values())
 
 @dataclass(frozen=True)
 class Waste:
-    """One thing that can go.
-
-    Attributes:
-        path: Relative to the home.
-        bytes: Its size.
-        reason: Why nothing needs it.
-    """
+    """One thing that can go: its path in the home, its size, and why nothing needs it."""
 
     path: str
     bytes: int
@@ -51,51 +44,32 @@ class Collected:
     waste: list[Waste]
     applied: bool
 
-    @property
-    def bytes(self) -> int:
-        """How much it takes in all."""
-        return sum(one.bytes for one in self.waste)
-
-    def as_json(self) -> dict[str, Any]:
-        """The list as plain data."""
-        return {**asdict(self), "bytes": self.bytes}
+    bytes: int
 
 
 def collect(home: Home, *, apply: bool = False, settled: float = SETTLED_SECONDS) -> Collected:
     """List what can go, and remove it where asked to.
 
-    Args:
-        home: The home.
-        apply: Remove what is listed.
-        settled: Age in seconds below which a temporary file may belong to a running process.
+    A temporary file younger than `settled` seconds may belong to a running process.
 
     Raises:
         DeliftError: a manifest is damaged, so that what it names is not known; nothing is removed.
     """
-    live = live_folders(home)
-    found: dict[Path, str] = {}
-    for source in (
-        _temporary(home, settled),
-        _unnamed(home, live),
-        _superseded_kernels(home),
-        _unread_stores(home, live),
-    ):
-        found |= source
+    live = _live_folders(home)
+    found = dict(_temporary(home, settled)) | dict(_unnamed(home, live))
+    found |= dict(_superseded_kernels(home)) | dict(_unread_stores(home, live))
     outermost = [path for path in found if not found.keys() & set(path.parents)]
-    outermost.sort(key=Path.as_posix)
-    waste = [
-        Waste(path.relative_to(home.root).as_posix(), _size(path), found[path])
-        for path in outermost
-    ]
-    for path in outermost if apply else ():
-        if path.is_symlink() or path.is_file():
+    waste = []
+    for path in sorted(outermost, key=Path.as_posix):
+        waste.append(Waste(path.relative_to(home.root).as_posix(), _size(path), found[path]))
+        if apply and (path.is_symlink() or path.is_file()):
             path.unlink(missing_ok=True)
-        else:
+        elif apply:
             shutil.rmtree(path, ignore_errors=True)
-    return Collected(waste, apply)
+    return Collected(waste, apply, sum(one.bytes for one in waste))
 
 
-def live_folders(home: Home) -> set[Path]:
+def _live_folders(home: Home) -> set[Path]:
     """Folders of all artifacts of stored versions, of whatever those name, and their scores."""
     queue = list(all_artifacts(home))
     live: set[Path] = set()

@@ -1,10 +1,10 @@
 """Read-only SQL over everything stored in a home."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.operations.catalog import refresh_catalog
 from delift_pipeline.operations.catalog_views import VIEWS
@@ -28,18 +28,12 @@ class Answer:
     """The result of a query.
 
     Attributes:
-        columns: Column names.
-        rows: The rows, in order.
         left_out: Artifacts whose pairs are too many for the catalog, where the query reads pairs.
     """
 
     columns: list[str]
-    rows: list[tuple[Any, ...]] = field(repr=False)
-    left_out: list[str] = field(default_factory=list)
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """One object a row."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+    rows: list[tuple[Any, ...]]
+    left_out: list[str]
 
 
 def run_query(home: Home, sql: str) -> Answer:
@@ -55,22 +49,16 @@ def run_query(home: Home, sql: str) -> Answer:
     with duckdb.connect(str(home.catalog), read_only=True, config=LOCKED) as connection:
         connection.execute("SET lock_configuration = true")
         try:
-            _refuse_other_than_select(connection, sql)
+            kinds = [statement.type for statement in connection.extract_statements(sql)]
+            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
+                given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
+                reason = f"give one SELECT; this is {given}, and queries only read"
+                raise Refused(reason, field="query")
             result = connection.execute(sql)
             columns = [column[0] for column in result.description or ()]
             return Answer(columns, result.fetchall(), _left_out(connection, sql))
         except duckdb.Error as error:
-            raise Refused(Fault(_sentence(error), field="query")) from error
-
-
-def _refuse_other_than_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
-    import duckdb
-
-    kinds = [statement.type for statement in connection.extract_statements(sql)]
-    if len(kinds) == 1 and kinds[0] in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        return
-    given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
-    raise Refused(Fault(f"give one SELECT; this is {given}, and queries only read", field="query"))
+            raise Refused(_sentence(error), field="query") from error
 
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
