@@ -76,9 +76,10 @@ _BESIDE += ("same_ranking", "tie_gap", "value_vs_submodlib")
 
 
 def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
-    """The cases, with ten million records or the small ones instead.
+    """The cases to measure.
 
-    `only` holds sizes, storages, objectives or optimizers to restrict them to; empty for all.
+    `full` adds ten million records; `small` takes the small cases instead. `only` restricts them
+    to sizes, storages, objectives or optimizers; empty for all.
     """
     cases = SMALL_CASES if small else (*CASES, *(FULL_CASES if full else ()))
     wanted = set(only)

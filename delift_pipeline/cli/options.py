@@ -122,7 +122,10 @@ def print_json(value: Any) -> None:
 
 def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = None) -> None:
     """Print what a command found: one JSON document, or the text for people."""
-    print_json(value) if as_json else print(text, file=stream)
+    if as_json:
+        print_json(value)
+    else:
+        print(text, file=stream)
 
 
 def plain_table() -> "Table":
