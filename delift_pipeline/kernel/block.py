@@ -175,16 +175,9 @@ def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:
     Identical records fold into one when they are read, so groups of two arise where only the split
     between instruction and input, or white space at the ends, differs.
     """
-    prompt = pl.concat_str(
-        [pl.col("instruction"), pl.col("input")], separator="\n", ignore_nulls=True
-    )
-    same = frame.select(
-        "record_id", prompt.str.strip_chars().alias("prompt"), pl.col("output").str.strip_chars()
-    )
-    numbered = same.with_columns(
-        pl.struct("prompt", "output").rank("dense").cast(pl.Int64).alias("group")
-    )
-    return dict(numbered.select("record_id", "group").iter_rows())
+    prompt = pl.concat_str("instruction", "input", separator="\n", ignore_nulls=True)
+    text = pl.struct(prompt.str.strip_chars(), pl.col("output").str.strip_chars())
+    return dict(frame.select("record_id", text.rank("dense").cast(pl.Int64)).iter_rows())
 
 
 UtilityForm = Literal["distance", "kl", "kl_mean"]

@@ -116,10 +116,10 @@ class RestrictedColumns(Derived):
     ) -> None:
         self.source = source
         n_rows, n_columns = source.shape
-        self.rows = None if _is_everything(rows, n_rows) else rows
+        kept = np.arange(n_rows) if rows is None else np.asarray(rows)
+        self.rows = None if np.array_equal(kept, np.arange(n_rows)) else kept
         self.columns = np.arange(n_columns) if columns is None else np.asarray(columns)
         self._place = np.full(n_rows, -1, dtype=np.int64)
-        kept = np.arange(n_rows) if rows is None else np.asarray(rows)
         self._place[kept] = np.arange(len(kept))
         self.shape = (len(kept), len(self.columns))
 
@@ -150,10 +150,6 @@ class RestrictedColumns(Derived):
             whole = whole[self.rows]
         whole.sort_indices()
         return SparseColumns(whole.indptr, whole.indices, whole.data, self.shape[0])
-
-
-def _is_everything(rows: np.ndarray | None, n: int) -> bool:
-    return rows is None or (len(rows) == n and bool((np.asarray(rows) == np.arange(n)).all()))
 
 
 def as_columns(kernel: Any) -> Columns:

@@ -66,7 +66,7 @@ def build_kernel(
     Args:
         home: The home.
         version: The dataset version.
-        fingerprint: The scoring fingerprint.
+        fingerprint: Of the scoring.
         reader: The scores.
         plan: The blocks to build and their pairs.
         unscorable: record_id -> reason; these stand in no row and no column.
@@ -125,8 +125,7 @@ def _build_block(
     """Write one block; returns its manifest entry."""
     rows = tuple(record for record in block.targets if record not in unscorable)
     squared, logprob, tokens = reader.baseline(rows)
-    absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
-    if absent:
+    if absent := _absent(squared, logprob):
         raise DeliftError(
             f"{absent:,} of {len(rows):,} baseline scores of the block {name} are missing or not "
             "finite; score the baseline first"
@@ -141,24 +140,20 @@ def _build_block(
             numbers = index.targets_of(j)
             targets = rows if numbers is None else tuple(rows[i] for i in numbers)
             kept = slice(None) if numbers is None else numbers
-            found, summed = _column(reader, name, demonstration, targets)
-            writer.write(j, distance[kept] - np.sqrt(found), summed - logprob[kept])
+            found = reader.column(demonstration, targets)
+            if absent := _absent(*found):
+                raise DeliftError(
+                    f"{absent:,} of {len(targets):,} scores of demonstration {demonstration} in "
+                    f"the block {name} are missing or not finite; score the plan's pairs first"
+                )
+            shown, summed = (values.astype(np.float64) for values in found)
+            writer.write(j, distance[kept] - np.sqrt(shown), summed - logprob[kept])
             meter.advance()
         return writer.described()
 
 
-def _column(
-    reader: ScoreReader, name: str, demonstration: str, targets: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """One column's scores in float64, every one of them present."""
-    squared, logprob = reader.column(demonstration, targets)
-    if not (np.isfinite(squared).all() and np.isfinite(logprob).all()):
-        absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
-        raise DeliftError(
-            f"{absent:,} of {len(targets):,} scores of demonstration {demonstration} in the block "
-            f"{name} are missing or not finite; score the plan's pairs first"
-        )
-    return squared.astype(np.float64), logprob.astype(np.float64)
+def _absent(squared: np.ndarray, logprob: np.ndarray) -> int:
+    return int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
 
 
 def _index_of(
@@ -190,11 +185,8 @@ def block_names(manifest: Manifest) -> dict[str, str]:
     `self` to ask for.
     """
     stored: dict[str, Any] = manifest.details["blocks"]
-    names = {name: name for name in stored}
-    if "self" in stored and stored["self"]["form"] == "csc":
-        del names["self"]
-        names[NEIGHBOURS] = "self"
-    return names
+    near = "self" in stored and stored["self"]["form"] == "csc"
+    return {NEIGHBOURS if near and name == "self" else name: name for name in stored}
 
 
 def block_hashes(manifest: Manifest) -> dict[str, str]:
@@ -211,7 +203,7 @@ def load_block(
     Args:
         home: The home.
         version: The dataset version.
-        fingerprint: The scoring fingerprint.
+        fingerprint: Of the scoring.
         name: `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`.
         form: `distance`, `kl`, or `kl_mean` (per answer token of the target).
 

@@ -75,15 +75,6 @@ class BlockWriter:
         self._pairs, self._positive, self._low, self._high = 0, 0, np.inf, -np.inf
 
     def __enter__(self) -> "BlockWriter":
-        self._write_index()
-        for form in (DISTANCE, KL):
-            output = self._files.enter_context(_path(self._folder, self._index, form).open("wb"))
-            header = {"descr": "<f4", "fortran_order": True, "shape": self._index.shape}
-            np.lib.format.write_array_header_1_0(output, header)
-            self._outputs[form] = output
-        return self
-
-    def _write_index(self) -> None:
         folder, index = self._folder, self._index
         write_json(folder / f"{index.name}.rows.json", list(index.rows))
         write_json(folder / f"{index.name}.columns.json", list(index.columns))
@@ -92,6 +83,12 @@ class BlockWriter:
             (folder / f"{index.name}.csc").mkdir()
             np.save(folder / f"{index.name}.csc" / "indptr.npy", index.indptr)
             np.save(folder / f"{index.name}.csc" / "indices.npy", index.indices)
+        for form in (DISTANCE, KL):
+            output = self._files.enter_context(_path(self._folder, self._index, form).open("wb"))
+            header = {"descr": "<f4", "fortran_order": True, "shape": self._index.shape}
+            np.lib.format.write_array_header_1_0(output, header)
+            self._outputs[form] = output
+        return self
 
     def __exit__(self, *error: object) -> None:
         self._files.close()
@@ -102,10 +99,7 @@ class BlockWriter:
             data = np.ascontiguousarray(values, dtype="<f4").tobytes()
             self._outputs[form].write(data)
             self._states[form].update(data)
-        self._count(j, distance)
-
-    def _count(self, j: int, distance: np.ndarray) -> None:
-        """Statistics leave out a record as its own demonstration."""
+        # Statistics leave out a record as its own demonstration.
         own = self._row_of.get(self._index.columns[j])
         targets = self._index.targets_of(j)
         others = distance
@@ -154,18 +148,12 @@ def read_index(folder: Path, name: str) -> BlockIndex:
             indices = _mapped(folder / f"{name}.csc" / "indices.npy")
         return BlockIndex(name, rows, columns, tokens, indptr, indices)
     except (OSError, ValueError, EOFError) as error:
-        raise DeliftError(
-            f"the kernel block {name} is damaged ({error}); build it again"
-        ) from error
+        said = f"the kernel block {name} is damaged ({error}); build it again"
+        raise DeliftError(said) from error
 
 
 def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
     """The block's values as columns over memory maps.
-
-    Args:
-        folder: The kernel's folder.
-        index: The block's index.
-        form: `distance` or `kl`.
 
     Raises:
         DeliftError: the file is missing, damaged or of another shape.
