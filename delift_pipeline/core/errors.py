@@ -128,8 +128,8 @@ def may_pass(error: BaseException) -> bool:
 def is_memory_error(error: BaseException) -> bool:
     """Whether a device or this machine has no memory left."""
     # torch says it in words; its own class is only a RuntimeError to those who do not load it.
-    torchs = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in MEMORY_WORDS)
-    return isinstance(error, MemoryError) or torchs
+    message = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in message for words in MEMORY_WORDS)
 
 
 LONGEST_MESSAGE = 500

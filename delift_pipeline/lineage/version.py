@@ -125,8 +125,8 @@ def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[st
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
     # Dropped record -> the chosen one that stands for it, or None.
-    dropped = pl.read_parquet(subset.folder / DROPPED)
-    covered = dict(dropped.select("record_id", "covered_by").iter_rows())
+    pair = ["record_id", "covered_by"]
+    covered = dict(pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows())
     return {
         **entry,
         "against": before.arm,
@@ -142,4 +142,5 @@ def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[st
 
 def _picks(subset: Artifact) -> dict[str, None]:
     """The records of a subset, in rank order."""
-    return dict.fromkeys(pl.read_parquet(subset.folder / SUBSET)["record_id"])
+    picks = pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])
+    return dict.fromkeys(picks["record_id"])

@@ -107,11 +107,8 @@ def explain(
     name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
     reader = None if model is None else LanguageModel(model, home)
-    evidence, shown, changes = (
-        _evidence(home, version, manifest, dataset.pool, name, reader),
-        None,
-        [],
-    )
+    evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
+    shown, changes = None, []
     if evidence is not None:
         near = [
             {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
