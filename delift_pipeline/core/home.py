@@ -47,7 +47,7 @@ def checked_fingerprint(fingerprint: str) -> str:
 
 def _checked(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
     if not pattern.fullmatch(name) or ".." in name:
-        raise Refused(Fault(f"{name!r} is no {words}", field=field))
+        raise Refused(f"{name!r} is no {words}", field=field)
     return name
 
 
@@ -99,7 +99,7 @@ class Home:
         for place in (root, *root.parents):
             if place.is_file():
                 reason = f"{place} is a file, and a home is a folder: choose another place"
-                raise Refused(Fault(reason, field="--home"))
+                raise Refused(reason, field="--home")
         return cls(root)
 
     def dataset(self, version: str) -> Path:
@@ -197,7 +197,7 @@ def model_at(home: Home, name: str) -> str:
         reason = (
             f"{name} {lies}: give --model DIR, or write its folder into {MODELS_FILE} of the home"
         )
-        raise Refused(Fault(reason, field="model"))
+        raise Refused(reason, field="model")
     return place
 
 

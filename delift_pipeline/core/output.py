@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.core.atomic import replacing, temporary_path
-from delift_pipeline.core.errors import DeliftError, Fault, Refused, system_error, system_sentence
+from delift_pipeline.core.errors import DeliftError, Refused, system_error, system_sentence
 
 STANDARD_OUTPUT = Path("-")
 
@@ -116,7 +116,7 @@ def refuse_unwritable_folder(folder: Path, option: str) -> None:
     try:
         try_folder(folder)
     except OSError as error:
-        raise Refused(Fault(system_sentence(error), field=option)) from error
+        raise Refused(system_sentence(error), field=option) from error
 
 
 def _send(source: Path, path: Path) -> None:

@@ -105,7 +105,7 @@ def checked_webhook(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(Fault(f"{url!r} is no http or https address", field="webhook"))
+        raise Refused(f"{url!r} is no http or https address", field="webhook")
     return url
 
 

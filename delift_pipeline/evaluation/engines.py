@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.batches import padded
@@ -239,7 +239,7 @@ def load_trained(
     if adapter is not None and not is_peft:
         if not (adapter / "config.json").is_file():
             reason = f"{adapter.name} holds neither an adapter nor a model"
-            raise Refused(Fault(reason, field="adapter"))
+            raise Refused(reason, field="adapter")
         asked = asked.model_copy(update={"model": str(adapter), "revision": None})
     if asked.engine == "vllm":
         return VllmModel(**vars(load_scorer(asked)), adapter=adapter if is_peft else None)

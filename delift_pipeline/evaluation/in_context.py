@@ -6,7 +6,7 @@ As in the paper, the k chosen records nearest to a question stand before it, the
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
@@ -62,13 +62,13 @@ def evaluate_in_context(
         DeliftError: no held-out record can be measured.
     """
     if not options.in_context:
-        raise Refused(Fault("needs at least one demonstration", field="in_context"))
+        raise Refused("needs at least one demonstration", field="in_context")
     for name, frame in (("subset", chosen), ("held-out set", heldout)):
         if frame.is_empty():
-            raise Refused(Fault(f"the {name} is empty", field="in_context"))
+            raise Refused(f"the {name} is empty", field="in_context")
     if both := set(chosen["record_id"]) & set(heldout["record_id"]):
         reason = f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
-        raise Refused(Fault(f"{reason}must not be shown its own answer", field="in_context"))
+        raise Refused(f"{reason}must not be shown its own answer", field="in_context")
     asked = heldout[: options.limit]
     near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
     encoded = loaded.encoder.encode(pl.concat([asked.select(chosen.columns), chosen]))

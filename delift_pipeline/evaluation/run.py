@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.evaluation.engines import (
     PAPER_NEW_TOKENS,
@@ -71,7 +71,7 @@ def evaluate_loaded(
 
 def _refuse_empty(heldout: pl.DataFrame) -> None:
     if not heldout.height:
-        raise Refused(Fault("the held-out set is empty", field="heldout"))
+        raise Refused("the held-out set is empty", field="heldout")
 
 
 def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.atomic import read_json
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home, checked_arm, checked_version
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.evaluation.result import REPORT
@@ -149,7 +149,7 @@ def stored_adapter(home: Home, version: str, arm: str) -> Artifact:
     adapter = found(home, name)
     if adapter is None:
         reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
-        raise Refused(Fault(reason, field="--adapter"))
+        raise Refused(reason, field="--adapter")
     return adapter
 
 

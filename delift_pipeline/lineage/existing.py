@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.artifacts import Artifact, found
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -49,12 +49,10 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
         if subset is None:
             kin = kin_of(arm)
             raise Refused(
-                Fault(
-                    f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
-                    f"has no subset of {arm} or {kin}: `delift run --version {name} --arm {kin}` "
-                    "first, or ingest the version with existing: pool",
-                    field="existing",
-                )
+                f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
+                f"has no subset of {arm} or {kin}: `delift run --version {name} --arm {kin}` "
+                "first, or ingest the version with existing: pool",
+                field="existing",
             )
         arms[name], parents[subset.name] = str(subset.arm), subset.manifest.content_hash
         ids = pl.read_parquet(subset.folder / SUBSET)["record_id"]

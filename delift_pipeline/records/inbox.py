@@ -294,7 +294,7 @@ def ingest_dropped(home: Home, version: str) -> Manifest:
         if entry is None:
             stored = read_manifest(home.dataset(version))
             if stored is None:
-                raise Refused(Fault(_unknown(home, version), field="version"))
+                raise Refused(_unknown(home, version), field="version")
             return stored
         try:
             if faults := entry.faults():

@@ -6,7 +6,7 @@ from itertools import product
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 
@@ -71,7 +71,7 @@ def known_manifest(home: Home, version: str) -> Manifest:
     manifest = read_manifest(home.dataset(version))
     if manifest is None:
         known = ", ".join(home.versions()) or "none yet"
-        raise Refused(Fault(f"no version {version!r}; known are: {known}", field="version"))
+        raise Refused(f"no version {version!r}; known are: {known}", field="version")
     return manifest
 
 
@@ -185,11 +185,11 @@ def find_record(
         starting = records.filter(pl.col("record_id").str.starts_with(name))
         found = starting["record_id"].unique(maintain_order=True).to_list()
     if not found:
-        raise Refused(Fault(f"{none} has the id {name!r}", field=field))
+        raise Refused(f"{none} has the id {name!r}", field=field)
     if len(found) > 1:
         shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
         reason = f"{name!r} fits {len(found)} records ({shown}): give a record_id"
-        raise Refused(Fault(reason, field=field))
+        raise Refused(reason, field=field)
     return found[0]
 
 
@@ -203,7 +203,7 @@ def stored_records(home: Home) -> pl.DataFrame:
     files = {pair: home.dataset(pair[0]) / f"{pair[1]}.parquet" for pair in every}
     paths = {path.as_posix(): pair for pair, path in files.items() if path.is_file()}
     if not paths:
-        raise Refused(Fault("no version is stored in this home", field="--record"))
+        raise Refused("no version is stored in this home", field="--record")
     # One scan over all files: hundreds of reads cost seconds.
     scanned = pl.scan_parquet(list(paths), include_file_paths="path", extra_columns="ignore")
     rows = scanned.select("record_id", "source_ids", "copies", "path").collect()

@@ -185,7 +185,7 @@ def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str
     """
     if pool.height < 2:
         reason = "one record cannot be both pool and held-out set: give a held-out file"
-        raise Refused(Fault(reason, field="heldout"))
+        raise Refused(reason, field="heldout")
     rows = max(1, int(SHARE * pool.height + 0.5))
     drawn = sorted(pool["record_id"], key=lambda record: digest_text(f"heldout:{SEED}", record))
     inside = pl.col("record_id").is_in(drawn[:rows])
@@ -289,7 +289,7 @@ def _store(
                     f"version {version!r} is stored with other {', '.join(different)}, and a "
                     "version never changes: choose another name"
                 )
-                raise Refused(Fault(reason, field="version"))
+                raise Refused(reason, field="version")
             return stored
         with replacing_folder(home.dataset(version)) as folder:
             for part, frame in frames.items():

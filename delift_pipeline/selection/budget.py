@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 
 BudgetText = float | int | str
 """A budget as written: 0.3, 50, `full`, `20000tokens`, `auto` or `auto:0.05`."""
@@ -86,14 +86,14 @@ def resolve_budget(budget: float | int | str, n: int) -> int:
         Refused: the pool is empty, the budget is no such value, or it is above n.
     """
     if n < 1:
-        raise Refused(Fault("the pool is empty: nothing can be selected", field="budget"))
+        raise Refused("the pool is empty: nothing can be selected", field="budget")
     parsed = _parsed(budget)
     if parsed is None:
         return n
     if isinstance(parsed, Decimal):
         return max(1, int((parsed * n).quantize(Decimal(1), rounding=ROUND_HALF_UP)))
     if parsed > n:
-        raise Refused(Fault(f"{parsed:,} is above the pool's {n:,} records", field="budget"))
+        raise Refused(f"{parsed:,} is above the pool's {n:,} records", field="budget")
     return parsed
 
 
@@ -130,7 +130,7 @@ def _number(text: str) -> float | int:
 
 
 def _refused(budget: object) -> Refused:
-    return Refused(Fault(f"{budget!r} is no budget: {_MEANING}", field="budget"))
+    return Refused(f"{budget!r} is no budget: {_MEANING}", field="budget")
 
 
 BYTES_A_TOKEN = 4

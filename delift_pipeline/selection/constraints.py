@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Tracker:
                 f"the constraints cannot be kept together: after {made:,} records no other "
                 "may be picked; widen a quota or lower the budget"
             )
-            raise Refused(Fault(said, field="quota"))
+            raise Refused(said, field="quota")
 
 
 def _costs(constraints: Constraints, n: int) -> np.ndarray:
@@ -163,20 +163,20 @@ def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndar
     if not all(0 <= j < n for j in pinned | banned):
         raise Refused(f"a pinned record is none of the {n:,} candidates")
     if both := pinned & banned:
-        raise Refused(Fault(f"{len(both):,} records are pinned both in and out", field="pin"))
+        raise Refused(f"{len(both):,} records are pinned both in and out", field="pin")
     if len(pinned) > budget:
         said = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
-        raise Refused(Fault(said, field="pin"))
+        raise Refused(said, field="pin")
     if budget > (left := n - len(banned)) and not constraints.open_ended:
         said = (
             f"{len(banned):,} of {n:,} records are excluded. The {left:,} that are left are fewer "
             f"than the budget of {budget:,}: exclude fewer records, or lower the budget"
         )
-        raise Refused(Fault(said, field="exclude"))
+        raise Refused(said, field="exclude")
     spent = float(costs[list(pinned)].sum())
     if constraints.capacity is not None and spent > constraints.capacity:
         said = f"the records pinned in cost {spent:,.0f}, above {constraints.capacity:,.0f}"
-        raise Refused(Fault(said, field="budget"))
+        raise Refused(said, field="budget")
 
 
 def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget: int) -> None:
@@ -200,4 +200,4 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
 
 def _refused(grouping: Grouping, sentence: str) -> Refused:
     said = f"the quota on {grouping.name} allows no subset: {sentence}"
-    return Refused(Fault(said, field="quota"))
+    return Refused(said, field="quota")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
 from delift_pipeline.selection.language_model import LanguageModel
 
@@ -71,7 +71,7 @@ def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -
         return embed(texts, embedder)
     if model is None:
         said = "no language model is read here: choose tfidf, minilm or a sentence-transformers one"
-        raise Refused(Fault(said, field="embedder"))
+        raise Refused(said, field="embedder")
     return hidden_states(texts, model, "embeddings")
 
 

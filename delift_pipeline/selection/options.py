@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.kernel.block import UtilityForm
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
@@ -39,7 +39,7 @@ def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
     objective = named or STAGE_OBJECTIVE[stage]
     if (only := ONLY_STAGE.get(objective, stage)) != stage:
         sentence = f"{objective} belongs to the stage {only}, not {stage}"
-        raise Refused(Fault(sentence, field="objective"))
+        raise Refused(sentence, field="objective")
     return objective
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.validation import validated
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, Selector, Traits
@@ -90,7 +90,7 @@ def selector_named(name: str) -> Selector:
     """
     if name not in SELECTORS:
         known = ", ".join(sorted(SELECTORS))
-        raise Refused(Fault(f"no selector is called {name!r}; there are {known}", field="selector"))
+        raise Refused(f"no selector is called {name!r}; there are {known}", field="selector")
     return SELECTORS[name]
 
 

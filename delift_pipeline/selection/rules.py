@@ -57,7 +57,7 @@ class Quota:
         """
         found = _QUOTA.fullmatch(text.strip())
         if found is None or not (found[3] or found[4]):
-            raise Refused(Fault(f"{text!r} is no quota: {_FORM}", field="quota"))
+            raise Refused(f"{text!r} is no quota: {_FORM}", field="quota")
         low = _end(found[3], text) if found[3] else 0
         high = _end(found[4], text) if found[4] else None
         return cls(found[1].strip(), found[2], low, high)
@@ -76,9 +76,9 @@ def _end(text: str, quota: str) -> float | int:
     try:
         number = int(text) if text.isdigit() else float(text)
     except ValueError as error:
-        raise Refused(Fault(f"{quota!r} is no quota: {_FORM}", field="quota")) from error
+        raise Refused(f"{quota!r} is no quota: {_FORM}", field="quota") from error
     if isinstance(number, float) and number > 1:
-        raise Refused(Fault(f"{quota!r} has a share above 1: {_FORM}", field="quota"))
+        raise Refused(f"{quota!r} has a share above 1: {_FORM}", field="quota")
     return number
 
 
@@ -139,12 +139,12 @@ class Rules:
                     f"have no scores and cannot be ranked: name the other values one by one "
                     f"({quota.column}=VALUE:LOW..)"
                 )
-                raise Refused(Fault(said, field="quota"))
+                raise Refused(said, field="quota")
 
     def _grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         if column not in frame.columns:
             said = f"the pool has no column {column}; there are {', '.join(sorted(frame.columns))}"
-            raise Refused(Fault(said, field="quota"))
+            raise Refused(said, field="quota")
         values = _names(frame[column])
         names = sorted(set(values))
         number = {name: place for place, name in enumerate(names)}
@@ -153,11 +153,11 @@ class Rules:
             shares = isinstance(quota.low, float) or isinstance(quota.high, float)
             if budget.open_ended and (shares or quota.low):
                 said = "shares and least counts need a budget in records, not in tokens or auto"
-                raise Refused(Fault(said, field="quota"))
+                raise Refused(said, field="quota")
             least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
-                    raise Refused(Fault(f"no record has {column} {name!r}", field="quota"))
+                    raise Refused(f"no record has {column} {name!r}", field="quota")
                 # A column may be named by a quota and by a cap: the narrower end counts.
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
@@ -184,7 +184,7 @@ def _numbers(
         known = absent[0] in set(pool["record_id"])
         why = "have no scores and cannot be ranked" if known else "are not in the pool"
         said = f"{len(absent):,} records {why} (first: {own_ids(pool, absent[:1])[0]})"
-        raise Refused(Fault(said, field=field))
+        raise Refused(said, field=field)
     return tuple(dict.fromkeys(number[record] for record in records))
 
 
@@ -242,7 +242,7 @@ def parse_cap(text: str) -> Quota:
     try:
         return Quota.parse(f"{found[1]}:..{found[2]}" if found else "")
     except Refused as refused:
-        raise Refused(Fault(f"{text!r} is no cap: {_CAP_FORM}", field="cap")) from refused
+        raise Refused(f"{text!r} is no cap: {_CAP_FORM}", field="cap") from refused
 
 
 def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.core.atomic import replacing_folder, write_parquet
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.selection.budget import Budget, parse_budget
@@ -86,12 +86,12 @@ def refuse_impossible(
     allowed, reference = parse_budget(budget, n), selector_named(selector).traits.reference
     if reference == "whole" and (ruled or allowed.open_ended):
         said = f"{selector} takes every record; choose another selector"
-        raise Refused(Fault(said, field="budget"))
+        raise Refused(said, field="budget")
     if reference == "random" and allowed.stop:
-        raise Refused(Fault(f"{selector} has no gains to stop at; give a count", field="budget"))
+        raise Refused(f"{selector} has no gains to stop at; give a count", field="budget")
     if allowed.open_ended and replay_share(selector, stage, options):
         said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
-        raise Refused(Fault(f"{said}, or set replay to 0", field="budget"))
+        raise Refused(f"{said}, or set replay to 0", field="budget")
     return allowed
 
 
@@ -101,10 +101,10 @@ def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) 
     gains = [None if gain is None or np.isnan(gain) else gain for gain in gains]
     if allowed.stop and all(gain is None for gain in gains):
         said = f"{selection.selector} has no gains to stop at; give a count"
-        raise Refused(Fault(said, field="budget"))
+        raise Refused(said, field="budget")
     if wrong := broken(selection.ranking, gains, inputs.pool, allowed, inputs.rules):
         said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
-        raise Refused(Fault(said, field="budget"))
+        raise Refused(said, field="budget")
 
 
 def selection_request(

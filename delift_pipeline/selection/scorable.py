@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.records.schema import own_ids
 from delift_pipeline.selection.budget import BudgetText, is_full, parse_budget
 from delift_pipeline.selection.options import Stage
@@ -31,7 +31,7 @@ def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what
     if bad and len(bad) == records.height:
         reason = f"none of the {len(bad):,} {what} can be scored"
         said = f"{reason} (first: {_example(records, bad, unscorable)}); {ADVICE}"
-        raise Refused(Fault(said, field="window"))
+        raise Refused(said, field="window")
 
 
 def refuse_beyond_scorable(
@@ -67,7 +67,7 @@ def refuse_beyond_scorable(
             f"be scored (first that cannot: {_example(pool, bad, unscorable)}); lower the budget "
             f"to {possible:,}, {ADVICE}"
         )
-        raise Refused(Fault(reason, field="budget"))
+        raise Refused(reason, field="budget")
 
 
 def replay_of(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.optimizers import in_order
@@ -102,7 +102,7 @@ def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     """Refuse the budget `auto`, which stops by gains, for a ranking that has none."""
     if inputs.allowance is not None and inputs.allowance.stop:
         said = f"{selector} has no gains to stop at; give a share or a count"
-        raise Refused(Fault(said, field="budget"))
+        raise Refused(said, field="budget")
 
 
 def _worth(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:

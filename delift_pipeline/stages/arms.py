@@ -206,7 +206,7 @@ class Arms:
         if name in self.names:
             return self.arms[self.names.index(name)]
         reason = f"no arm is named {name!r}; arms.yaml has: {', '.join(self.names)}"
-        raise Refused(Fault(reason, field="arm"))
+        raise Refused(reason, field="arm")
 
     def of_stages(self, stages: tuple[str, ...]) -> list[Arm]:
         """Enabled arms of these stages, the comparisons (random, full) first."""

@@ -181,7 +181,7 @@ def _evidence(
         asked = {}
     if asked.get("embedder") == MODEL and reader is None:
         said = "trust was read from the model's own embeddings here: name the model"
-        raise Refused(Fault(said, field="--model"))
+        raise Refused(said, field="--model")
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
     except (Refused, DeliftError):

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.atomic import write_json, write_parquet, write_text
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home, checked_version
 from delift_pipeline.core.plots import Bar, bars, svg
@@ -137,9 +137,9 @@ def _samples(home: Home, side: Side) -> pl.DataFrame:
         paths = [home.report(side.version, side.arm) / SAMPLES]
     if len(paths) > 1:
         reason = f"{side} was measured with {len(paths)} models: judge an arm"
-        raise Refused(Fault(reason, field="arm"))
+        raise Refused(reason, field="arm")
     if not paths or not paths[0].is_file():
-        raise Refused(Fault(f"{side} has no report yet: evaluate it first", field="arm"))
+        raise Refused(f"{side} has no report yet: evaluate it first", field="arm")
     return pl.read_parquet(paths[0])
 
 

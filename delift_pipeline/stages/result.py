@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 
@@ -39,5 +39,5 @@ def required_manifest(folder: Path, reason: str, field: str | None = None) -> Ma
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise Refused(Fault(reason, field=field)) if field else DeliftError(reason)
+        raise Refused(reason, field=field) if field else DeliftError(reason)
     return manifest

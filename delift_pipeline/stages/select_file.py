@@ -131,11 +131,11 @@ def _read(request: Request) -> Sets:
         if shared.height:
             named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
             reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
-            raise Refused(Fault(reason, field="--target"))
+            raise Refused(reason, field="--target")
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
-        raise Refused(Fault("every record of the file is among the existing ones", field="FILE"))
+        raise Refused("every record of the file is among the existing ones", field="FILE")
     return Sets(stage, read, pool, target, existing)
 
 

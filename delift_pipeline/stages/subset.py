@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
@@ -124,7 +124,7 @@ def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
     """
     if arm.stage not in dataset.stages():
         reason = f"{arm.name} does not apply to {dataset.version}: {NOT_APPLICABLE[arm.stage]}"
-        raise Refused(Fault(reason, field="arm"))
+        raise Refused(reason, field="arm")
 
 
 def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
@@ -134,7 +134,7 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
     pool = with_kept_columns(home, version, pool)
     if pool.is_empty():
-        raise Refused(Fault(f"{version} adds no record to its parents", field="version"))
+        raise Refused(f"{version} adds no record to its parents", field="version")
     needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, fingerprint = None, None
     extra: dict[str, str] = {}
@@ -149,7 +149,7 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
         known = block_hashes(kernel)
         if absent := [name for name in needs.blocks if name not in known]:
             reason = cost_sentence(home, dataset, arm, fingerprint, absent)
-            raise Refused(Fault(reason, field="arm"))
+            raise Refused(reason, field="arm")
         hashes = {name: known[name] for name in needs.blocks}
     if needs.model:
         fingerprint = fingerprint_of(model).digest

@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from delift_pipeline.core.atomic import read_json, replacing_folder, write_json
-from delift_pipeline.core.errors import DeliftError, Fault, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
@@ -310,7 +310,7 @@ def _write_log(out: Path, model: torch.nn.Module, done: Progressed, **facts: Any
 
 
 def _nothing_to_train_on(why: str) -> Refused:
-    return Refused(Fault(f"nothing to train on: {why}", field="records"))
+    return Refused(f"nothing to train on: {why}", field="records")
 
 
 @contextmanager

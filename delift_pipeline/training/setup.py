@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import (
     LoadedModel,
@@ -177,11 +177,11 @@ def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
     if config.is_file() == (options.method == "full"):
         held = "an adapter" if config.is_file() else "no adapter"
         why = f"{start.name} holds {held}, which {options.method} cannot go on from"
-        raise Refused(Fault(why, field="start"))
+        raise Refused(why, field="start")
     if options.method == "full":
         return
     stored = read_json(config)
     for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():
         if stored[name] != value:
             why = f"{start.name} has {name} {stored[name]}, not {value:g}"
-            raise Refused(Fault(why, field="training"))
+            raise Refused(why, field="training")

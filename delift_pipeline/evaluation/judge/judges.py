@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.judge.questions import SCORES, SYSTEM, JudgeOptions, Question
 from delift_pipeline.evaluation.options import EvaluationOptions
@@ -190,12 +190,10 @@ class LocalJudge:
         room = self.options.max_tokens if self.options.scoring == "written" else 1
         if len(ids) + room > encoder.window:
             raise Refused(
-                Fault(
-                    f"the question about record {asked.record_id} takes {len(ids):,} tokens and "
-                    f"its reply {room:,}, more than the judge's window of "
-                    f"{encoder.window:,}: take a judge with a longer one",
-                    field="judge",
-                )
+                f"the question about record {asked.record_id} takes {len(ids):,} tokens and "
+                f"its reply {room:,}, more than the judge's window of "
+                f"{encoder.window:,}: take a judge with a longer one",
+                field="judge",
             )
         return ids
 
@@ -213,7 +211,7 @@ class LocalJudge:
         )
         parts = rendered.split(PLACE)
         if len(parts) != 2:
-            raise Refused(Fault("the judge's chat template drops or repeats what is said to it"))
+            raise Refused("the judge's chat template drops or repeats what is said to it")
         before, behind = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
         return np.asarray(before, dtype=np.int32), np.asarray(behind, dtype=np.int32)
 
@@ -248,10 +246,8 @@ class LocalJudge:
         missing = set(DIGITS) - {digit for _, digit in found}
         if missing:
             raise Refused(
-                Fault(
-                    f"the judge's tokenizer has no token for {', '.join(sorted(missing))}: use "
-                    "written scores",
-                    field="scoring",
-                )
+                f"the judge's tokenizer has no token for {', '.join(sorted(missing))}: use "
+                "written scores",
+                field="scoring",
             )
         return found

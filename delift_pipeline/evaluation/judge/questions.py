@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 
 VERSION = 1
@@ -159,7 +159,7 @@ def questions_for(samples: pl.DataFrame, options: JudgeOptions) -> list[Question
     """
     if samples.is_empty() or samples["generated"].null_count():
         reason = "no generated answers to judge: evaluate with a metric that needs them"
-        raise Refused(Fault(reason, field="metrics"))
+        raise Refused(reason, field="metrics")
     dimensions = (OVERALL,) if options.mode == "single" else tuple(DIMENSIONS)
     return [
         Question(row["record_id"], dimension, _text(row, dimension, options.scoring))

@@ -66,7 +66,7 @@ def files_of(
         Refused: there are none.
     """
     if split not in recipe.files:
-        raise Refused(Fault(f"{split!r}: train or test", field="split"))
+        raise Refused(f"{split!r}: train or test", field="split")
     patterns = recipe.files[split]
     folder = Path(source).expanduser() if source else None
     if folder is not None and folder.is_file():
@@ -90,7 +90,7 @@ def _downloaded(
 ) -> Path:
     if hub_id is None:
         reason = f"give the files of {recipe.name} by --source: {recipe.note}"
-        raise Refused(Fault(reason, field="source"))
+        raise Refused(reason, field="source")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -245,5 +245,5 @@ def recipe_of(name: str) -> Recipe:
     """
     if name not in RECIPES:
         reason = f"{name!r} is no recipe; there are {', '.join(RECIPES)}"
-        raise Refused(Fault(reason, field="recipe"))
+        raise Refused(reason, field="recipe")
     return RECIPES[name]

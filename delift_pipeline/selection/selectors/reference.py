@@ -3,7 +3,7 @@
 import numpy as np
 from pydantic import BaseModel
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
@@ -68,5 +68,5 @@ class InitialSelector(Selector):
         """
         if inputs.rules != Rules():
             said = "initial takes no record, so nothing can be pinned; choose another selector"
-            raise Refused(Fault(said, field="selector"))
+            raise Refused(said, field="selector")
         return Selection(self.name, (), notes=("initial takes no record: it is the base model",))

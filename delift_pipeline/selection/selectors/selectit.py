@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.options import NoOptions, Stage
 from delift_pipeline.selection.result import Selection
@@ -173,7 +173,7 @@ def rated_sequences(
     room = encoder.window - len(lead) - len(tail)
     if room < 1:
         reason = f"a window of {encoder.window} tokens does not hold the rating prompt of selectit"
-        raise Refused(Fault(reason, field="window"))
+        raise Refused(reason, field="window")
     parts = ([lead, without_middle(record, room), tail] for record in records)
     return [np.concatenate(part).astype(np.int32) for part in parts]
 
@@ -225,9 +225,7 @@ def rating_tokens(encoder: "Encoder") -> RatingTokens:
             ids = np.array([ids[-1] for ids in written], dtype=np.int64)
             return RatingTokens(written[0][:-1].astype(np.int32), ids)
     raise Refused(
-        Fault(
-            "its tokenizer has no single token for each of the ratings 1 to 5, so it cannot rate "
-            "records; choose another model for selectit",
-            field="model",
-        )
+        "its tokenizer has no single token for each of the ratings 1 to 5, so it cannot rate "
+        "records; choose another model for selectit",
+        field="model",
     )
