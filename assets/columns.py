@@ -7,25 +7,27 @@ import dagster as dg
 from delift_pipeline.evaluation.options import METRICS
 
 RECORD = "digest of instruction, input and output"
-TEXTS = {
-    "instruction": ("string", "what is asked"),
-    "input": ("string", "what it is asked about; may be empty"),
-}
-SCORES = {
-    "sum_logprob": ("float32", "summed log-probability of its answer tokens, nats"),
-    "squared_distance": ("float32", "sum of (1 - p)^2 over its answer tokens"),
-}
+PROMPT = "raw_dataset.instruction raw_dataset.input"
+OUTPUT, ADAPTER = "raw_dataset.output", "adapter.record_id"
+NEAR, SHOWN = "pair_plan.record_id pair_plan.neighbours", "in_context_logprobs.demonstration_id"
+ALONE, AFTER = "baseline_logprobs", "in_context_logprobs"
+SCORES = f"{ALONE}.squared_distance {ALONE}.tokens {AFTER}.squared_distance"
+UTILITY = "utility_kernel.utility"
+ASKED, ASKED_ABOUT = "what is asked", "what it is asked about; may be empty"
+SQUARED = ("float32", "sum of (1 - p)^2 over its answer tokens")
+SUMMED = ("float32", "summed log-probability of its answer tokens, nats")
 MEANS = {"": "mean", "_se": "standard error"}
 DIFFERENCES = {
     "_minus_random": "mean difference from the random arm, paired by record",
     "_minus_random_se": "standard error of that difference",
 }
 
-# Asset -> column -> (type, meaning), in the order of the stored table.
-COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
+# Asset -> column -> (type, meaning, the columns it is made of), in the order of the stored table.
+_TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "raw_dataset": {
         "record_id": ("string", RECORD),
-        **TEXTS,
+        "instruction": ("string", ASKED),
+        "input": ("string", ASKED_ABOUT),
         "output": ("string", "the reference answer"),
         "source": ("string", "where the record comes from, as the file says"),
         "task": ("string", "the task, as the file says"),
@@ -33,47 +35,50 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
         "source_ids": ("list[string]", "the file's own ids of all copies"),
     },
     "pair_plan": {
-        "record_id": ("string", RECORD),
-        "neighbours": ("int32", "near prompts found for it"),
+        "record_id": ("string", RECORD, "raw_dataset.record_id"),
+        "neighbours": ("int32", "near prompts found for it", PROMPT),
         "reason": ("string", "why it has none; null where it has"),
     },
     "baseline_logprobs": {
-        "target_id": ("string", "record whose answer is scored"),
-        **SCORES,
+        "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
+        "sum_logprob": SUMMED,
+        "squared_distance": SQUARED,
         "tokens": ("int32", "answer tokens, end-of-text included"),
     },
     "in_context_logprobs": {
-        "target_id": ("string", "record whose answer is scored"),
-        "demonstration_id": ("string", "record that stands before it"),
-        **SCORES,
+        "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
+        "demonstration_id": ("string", "record that stands before it", NEAR),
+        "sum_logprob": SUMMED,
+        "squared_distance": SQUARED,
     },
     "utility_kernel": {
-        "target_id": ("string", "row of the kernel"),
-        "demonstration_id": ("string", "column of the kernel"),
-        "utility": ("float32", "d alone minus d after the demonstration, in [-1, 1]"),
+        "target_id": ("string", "row of the kernel", "in_context_logprobs.target_id"),
+        "demonstration_id": ("string", "column of the kernel", SHOWN),
+        "utility": ("float32", "d alone minus d after the demonstration, in [-1, 1]", SCORES),
     },
     "subset": {
-        "record_id": ("string", RECORD),
-        "source_id": ("string", "the file's own id of it"),
+        "record_id": ("string", RECORD, "raw_dataset.record_id"),
+        "source_id": ("string", "the file's own id of it", "raw_dataset.source_ids"),
         "rank": ("uint32", "place in the ranking, from 0; a smaller budget is a prefix"),
-        "gain": ("float64", "marginal gain; null where nothing was maximised"),
-        "covers": ("list[string]", "records it covers best"),
-        "trust": ("float64", "agreement of near prompts; null where it is not known"),
+        "gain": ("float64", "marginal gain; null where nothing was maximised", UTILITY),
+        "covers": ("list[string]", "records it covers best", UTILITY),
+        "trust": ("float64", "agreement of near prompts; null where it is not known", UTILITY),
         "self_share": ("float64", "share of its gain that is its own row"),
         "near_duplicates": ("uint32", "near duplicates of it in the pool"),
         "replayed": ("bool", "whether it is replayed from what the parents trained on"),
     },
     "adapter": {
-        "record_id": ("string", RECORD),
+        "record_id": ("string", RECORD, "subset.record_id"),
         "adapter": ("string", "the adapter trained on it: this one, or one before it"),
-        "rank": ("uint32", "its rank in that adapter's subset"),
-        "left_out": ("string", "why it was not trained on; null where it was"),
+        "rank": ("uint32", "its rank in that adapter's subset", "subset.rank"),
+        "left_out": ("string", "why it was not trained on; null where it was", OUTPUT),
     },
     "eval_report": {
-        "record_id": ("string", RECORD),
-        **TEXTS,
-        "reference": ("string", "the reference answer"),
-        "generated": ("string", "the model's answer; null where no metric needs it"),
+        "record_id": ("string", RECORD, "raw_dataset.record_id"),
+        "instruction": ("string", ASKED, "raw_dataset.instruction"),
+        "input": ("string", ASKED_ABOUT, "raw_dataset.input"),
+        "reference": ("string", "the reference answer", OUTPUT),
+        "generated": ("string", "the model's answer; null where no metric needs it", ADAPTER),
         **{name: ("float64", metric.meaning) for name, metric in METRICS.items()},
     },
     "leaderboard": {
@@ -89,7 +94,7 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
         "fingerprint": ("string", "scoring fingerprint of the base model"),
         "seconds": ("float64", "wall time of everything in the report"),
         **{
-            f"{name}{end}": ("float64", f"{metric.title}: {what}")
+            f"{name}{end}": ("float64", f"{metric.title}: {what}", f"eval_report.{name}")
             for ends in (MEANS, DIFFERENCES)
             for name, metric in METRICS.items()
             for end, what in ends.items()
@@ -97,50 +102,20 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 
+# Asset -> column -> (type, meaning).
+COLUMNS = {
+    asset: {name: (kind, meaning) for name, (kind, meaning, *_) in columns.items()}
+    for asset, columns in _TABLES.items()
+}
 # Asset -> column -> the columns it is made of, as (asset, column).
-MADE_OF: dict[str, dict[str, list[tuple[str, str]]]] = {
-    "pair_plan": {
-        "record_id": [("raw_dataset", "record_id")],
-        "neighbours": [("raw_dataset", "instruction"), ("raw_dataset", "input")],
-    },
-    "baseline_logprobs": {"target_id": [("pair_plan", "record_id")]},
-    "in_context_logprobs": {
-        "target_id": [("pair_plan", "record_id")],
-        "demonstration_id": [("pair_plan", "record_id"), ("pair_plan", "neighbours")],
-    },
-    "utility_kernel": {
-        "target_id": [("in_context_logprobs", "target_id")],
-        "demonstration_id": [("in_context_logprobs", "demonstration_id")],
-        "utility": [
-            ("baseline_logprobs", "squared_distance"),
-            ("baseline_logprobs", "tokens"),
-            ("in_context_logprobs", "squared_distance"),
-        ],
-    },
-    "subset": {
-        "record_id": [("raw_dataset", "record_id")],
-        "source_id": [("raw_dataset", "source_ids")],
-        "gain": [("utility_kernel", "utility")],
-        "covers": [("utility_kernel", "utility")],
-        "trust": [("utility_kernel", "utility")],
-    },
-    "adapter": {
-        "record_id": [("subset", "record_id")],
-        "rank": [("subset", "rank")],
-        "left_out": [("raw_dataset", "output")],
-    },
-    "eval_report": {
-        "record_id": [("raw_dataset", "record_id")],
-        "instruction": [("raw_dataset", "instruction")],
-        "input": [("raw_dataset", "input")],
-        "reference": [("raw_dataset", "output")],
-        "generated": [("adapter", "record_id")],
-    },
-    "leaderboard": {
-        f"{name}{end}": [("eval_report", name)]
-        for name in METRICS
-        for end in (*MEANS, *DIFFERENCES)
-    },
+MADE_OF = {
+    asset: {
+        name: [tuple(source.split(".")) for source in made_of[0].split()]
+        for name, (_, _, *made_of) in columns.items()
+        if made_of
+    }
+    for asset, columns in _TABLES.items()
+    if asset != "raw_dataset"
 }
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
 
 import dagster as dg
 import polars as pl
@@ -27,11 +27,44 @@ from delift_pipeline.core.errors import (
 )
 from delift_pipeline.core.progress import BarProgress, LineProgress, Progress
 from delift_pipeline.core.signals import SignalWatch
-from delift_pipeline.orchestration.dagster_internals import INTERRUPTS, close_run, process_of
+from delift_pipeline.orchestration.dagster_internals import (
+    INTERRUPTS,
+    PoolClaims,
+    close_run,
+    process_of,
+)
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
 REFUSAL_CHECK = "schema"
 """The check of `raw_dataset` that fails where a data set is refused."""
+
+
+GPU_POOL = "gpu"
+
+
+@contextmanager
+def gpu_place(context: dg.AssetExecutionContext) -> Iterator[Callable[[], None]]:
+    """A function that waits for a place in the gpu pool; the place is kept until the end.
+
+    A pool named on an asset holds for all its partitions: arms that read scores and no model would
+    wait behind hours of scoring. Here a step claims its place when it is about to load weights, by
+    the storage that Dagster's own executors claim by, and gives it back when it ends. The place of
+    a process that was killed is freed with those of its run.
+    """
+    step = context.get_step_execution_context().step.key
+    with PoolClaims(context.instance, context.run) as places:
+
+        @cache
+        def claim() -> None:
+            if not places.claim(GPU_POOL, step):
+                context.log.info(f"waiting for a place in the pool {GPU_POOL}")
+                while not places.claim(GPU_POOL, step):
+                    pass
+
+        try:
+            yield claim
+        finally:
+            places.free_step(step)
 
 
 def progress(context: dg.AssetExecutionContext) -> Progress:
@@ -60,23 +93,29 @@ def enter(
         raise dg.Failure("the step was interrupted", allow_retries=False) from interrupt
     except Refused as refused:
         yield from _refusal_checks(name, refused)
-        raise dg.Failure(
-            description=str(refused), metadata=_fault_metadata(refused), allow_retries=False
-        ) from refused
-    except DeliftError as error:
-        raise dg.Failure(description=str(error), allow_retries=may_pass(error)) from error
+        raise dg.Failure(str(refused), _fault_metadata(refused), allow_retries=False) from refused
     except Exception as error:
-        failed = system_error(error)
-        said = system_sentence(failed) if failed else unexpected_sentence(error)
-        raise dg.Failure(description=said, allow_retries=may_pass(error)) from error
+        failed = None if isinstance(error, DeliftError) else system_error(error)
+        said = str(error) if isinstance(error, DeliftError) else unexpected_sentence(error)
+        said = system_sentence(failed) if failed else said
+        raise dg.Failure(said, allow_retries=may_pass(error)) from error
     seconds = round(time.monotonic() - started, 3)
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
-    counts, partitioned = outcome.manifest.counts, name != "leaderboard"
+    manifest = outcome.manifest
+    about = {"fingerprint": manifest.fingerprint, "git_commit": manifest.git_commit}
     yield dg.MaterializeResult(
-        data_version=dg.DataVersion(outcome.manifest.content_hash),
+        data_version=dg.DataVersion(manifest.content_hash),
         metadata={
-            **_metadata(outcome, seconds),
-            **row_count(name, counts, partitioned),
+            "path": outcome.path,
+            "reused": outcome.reused,
+            "seconds": seconds,
+            "parents": manifest.parents,
+            **{title: value for title, value in about.items() if value},
+            **outcome.facts,
+            **{title: dg.MetadataValue.url(url) for title, url in outcome.links.items()},
+            **{title: _table(frame) for title, frame in outcome.tables.items() if frame.height},
+            **{title: _image(title, png) for title, png in outcome.plots.items()},
+            **row_count(name, manifest.counts, partitioned=name != "leaderboard"),
             **column_lineage(name),
         },
         check_results=[
@@ -126,22 +165,6 @@ def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
             raise
 
 
-def _metadata(outcome: Outcome, seconds: float) -> dict[str, Any]:
-    manifest = outcome.manifest
-    return {
-        "path": outcome.path,
-        "reused": outcome.reused,
-        "seconds": seconds,
-        "parents": manifest.parents,
-        **({"fingerprint": manifest.fingerprint} if manifest.fingerprint else {}),
-        **({"git_commit": manifest.git_commit} if manifest.git_commit else {}),
-        **outcome.facts,
-        **{title: dg.MetadataValue.url(url) for title, url in outcome.links.items()},
-        **{title: _table(frame) for title, frame in outcome.tables.items() if frame.height},
-        **{title: _image(title, png) for title, png in outcome.plots.items()},
-    }
-
-
 def _table(frame: pl.DataFrame) -> dg.MetadataValue:
     plain = frame.with_columns(pl.col(pl.List).list.join(", ")) if frame.width else frame
     rows = plain.iter_rows(named=True)
@@ -162,20 +185,15 @@ def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult
     """
     if name != "raw_dataset":
         return
-    yield dg.AssetCheckResult(
-        check_name=REFUSAL_CHECK,
-        passed=False,
-        description=f"{len(refused.faults)} faults; nothing was stored",
-        metadata=_fault_metadata(refused),
-    )
-    others = [*BLOCKING[name], *WARNING[name]]
-    others.remove(REFUSAL_CHECK)
-    for check_name in others:
+    for check in (*BLOCKING[name], *WARNING[name]):
+        own = check == REFUSAL_CHECK
+        others = f"not evaluated: the data set was refused (check {REFUSAL_CHECK})"
         yield dg.AssetCheckResult(
-            check_name=check_name,
+            check_name=check,
             passed=False,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"not evaluated: the data set was refused (check {REFUSAL_CHECK})",
+            severity=dg.AssetCheckSeverity.ERROR if own else dg.AssetCheckSeverity.WARN,
+            description=f"{len(refused.faults)} faults; nothing was stored" if own else others,
+            metadata=_fault_metadata(refused) if own else {},
         )
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-import dagster as dg
 import polars as pl
 
-from assets.common import arm_of, asset_per_arm, asset_without_partitions
-from assets.door import progress
+from assets.common import MODEL_RESOURCES, Step, asset_of
+from assets.door import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
-from assets.pool import GPU_POOL
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.core.plots import bars, png
@@ -17,56 +15,47 @@ from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.report import Models, metric_bars
 from delift_pipeline.evaluation.result import differences
 from delift_pipeline.orchestration.automation import on_any_report
-from delift_pipeline.stages import leaderboard as leaderboard_stage
-from delift_pipeline.stages import report
+from delift_pipeline.orchestration.partitions import version_and_arm
 from delift_pipeline.stages.judge import judgement_facts
-from resources import (
-    ComputeResource,
-    JudgeResource,
-    LanguageModelResource,
-    StoreResource,
-    TrackingResource,
-)
+from delift_pipeline.stages.leaderboard import Leaderboard, make_leaderboard
+from delift_pipeline.stages.report import Measured, Reported, make_report
 
 SAMPLE_COLUMNS = ("instruction", "input", "reference", "generated", "answer_loss")
 BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)
 
 
-@asset_per_arm(
+@asset_of(
+    make_report,
+    version_and_arm,
     deps=["raw_dataset", "adapter"],
     group_name="evaluation",
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=GPU_POOL,
-    code_version=report.CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES | {"tracking", "judge"},
 )
-def eval_report(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-    tracking: TrackingResource,
-    judge: JudgeResource,
-) -> Outcome:
+def eval_report(step: Step) -> Outcome:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
-    home, version, arm, model = arm_of(context, store, language_model, compute)
-    tracker, shown = tracking.tracker(home), progress(context)
-    made = report.make_report(home, version, arm, model, tracker, shown, context.run_id)
-    return report_outcome(made, judgement_facts(judge.panel(home), version, arm.name, shown))
+    home, version, arm, model = step.home, step.version, step.arm, step.model
+    tracker, shown = step.resources.tracking.tracker(home), step.progress
+    made = make_report(home, version, arm, model, tracker, shown, step.run_id)
+    panel = step.resources.judge.panel(home)
+    return report_outcome(made, judgement_facts(panel, version, arm.name, shown))
 
 
-@asset_without_partitions(
+@asset_of(
+    make_leaderboard,
+    None,
     deps=["eval_report"],
     group_name="evaluation",
     kinds={"polars", "duckdb"},
     automation_condition=on_any_report,
-    code_version=leaderboard_stage.CODE_VERSION,
 )
-def leaderboard(context: dg.AssetExecutionContext, store: StoreResource) -> Outcome:
+def leaderboard(step: Step) -> Outcome:
     """All reports in one table: stage, selector, metrics, and differences to random."""
-    return leaderboard_outcome(leaderboard_stage.make_leaderboard(store.open(), context.run_id))
+    return leaderboard_outcome(make_leaderboard(step.home, step.run_id))
 
 
-def report_outcome(reported: report.Reported, judged: Mapping[str, float | int]) -> Outcome:
+def report_outcome(reported: Reported, judged: Mapping[str, float | int]) -> Outcome:
     """What is shown of a report."""
     measured = reported.measured
     own, forgotten = measured.own, measured.forgetting
@@ -92,7 +81,7 @@ def report_outcome(reported: report.Reported, judged: Mapping[str, float | int])
     )
 
 
-def _not_worse(measured: report.Measured, other: str) -> Check:
+def _not_worse(measured: Measured, other: str) -> Check:
     reference = measured.beside.get(other)
     if reference is None:
         return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
@@ -108,7 +97,7 @@ def _not_worse(measured: report.Measured, other: str) -> Check:
     )
 
 
-def leaderboard_outcome(made: leaderboard_stage.Leaderboard) -> Outcome:
+def leaderboard_outcome(made: Leaderboard) -> Outcome:
     """What is shown of the leaderboard."""
     shown = made.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
     return Outcome.of(

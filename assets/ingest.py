@@ -1,27 +1,26 @@
 """Ingest: files become an immutable dataset version."""
 
-import dagster as dg
 import polars as pl
 
-from assets.common import asset_per_version
+from assets.common import Step, asset_of
 from assets.outcome import Check, Facts, Outcome, kept_plot, preview
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.plots import histogram_png
+from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, changes, pool_ids
-from delift_pipeline.stages.dataset import CODE_VERSION, Dataset, open_dataset
-from resources import StoreResource
+from delift_pipeline.stages.dataset import Dataset, open_dataset
 
 PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 
 
-@asset_per_version(group_name="ingest", kinds={"polars", "parquet"}, code_version=CODE_VERSION)
-def raw_dataset(context: dg.AssetExecutionContext, store: StoreResource) -> Outcome:
+@asset_of(open_dataset, dataset_version, group_name="ingest", kinds={"polars", "parquet"})
+def raw_dataset(step: Step) -> Outcome:
     """A dataset version: pool, held-out set and perhaps a target set, typed and identified.
 
     Stored by `delift ingest`, or taken from `inbox/<version>/`. It never changes.
     """
-    return dataset_outcome(open_dataset(store.open(), context.partition_key))
+    return dataset_outcome(open_dataset(step.home, step.version))
 
 
 def dataset_outcome(found: Dataset) -> Outcome:

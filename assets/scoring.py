@@ -1,78 +1,74 @@
 """Scoring: which pairs, each record's answer alone, and after each demonstration."""
 
-import dagster as dg
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 
-from assets.common import asset_per_version, version_of
-from assets.door import progress
+from assets.common import MODEL_RESOURCES, Step, asset_of
+from assets.door import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
-from assets.pool import GPU_POOL
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.automation import on_new_data_version
+from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.stages import plan, score
-from resources import ComputeResource, EmbedderResource, LanguageModelResource, StoreResource
 
 PLOTTED_COLUMNS = 200
 """Demonstrations whose pairs the picture of the scores is drawn from."""
 
 
-@asset_per_version(
+@asset_of(
+    plan.plan_pairs,
+    dataset_version,
     deps=["raw_dataset"],
     group_name="scoring",
     kinds={"scikitlearn", "numpy"},
     automation_condition=on_new_data_version,
-    code_version=plan.CODE_VERSION,
+    required_resource_keys={"store", "embedder"},
 )
-def pair_plan(
-    context: dg.AssetExecutionContext, store: StoreResource, embedder: EmbedderResource
-) -> Outcome:
+def pair_plan(step: Step) -> Outcome:
     """Which (target, demonstration) pairs the enabled arms of this version need scored."""
-    arms = embedder.applied_to(store.arms())
-    version = context.partition_key
-    return plan_outcome(plan.plan_pairs(store.open(), version, arms, context.run_id))
+    arms = step.resources.embedder.applied_to(step.resources.store.arms())
+    return plan_outcome(plan.plan_pairs(step.home, step.version, arms, step.run_id))
 
 
-@asset_per_version(
+@asset_of(
+    score.score_version,
+    dataset_version,
     deps=["pair_plan"],
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
-    code_version=score.CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES,
 )
-def baseline_logprobs(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-) -> Outcome:
+def baseline_logprobs(step: Step) -> Outcome:
     """Teacher-forced log-probabilities of each record's answer without a demonstration."""
-    home, version, model = version_of(context, store, language_model, compute)
-    shown, run_id = progress(context), context.run_id
-    return scores_outcome(score.score_version(home, version, "baseline", model, shown, run_id))
+    return _scored(step, "baseline")
 
 
-@asset_per_version(
+@asset_of(
+    score.score_version,
+    dataset_version,
     deps=["pair_plan", "baseline_logprobs"],
     group_name="scoring",
     kinds={"pytorch", "huggingface"},
     automation_condition=on_new_data_version,
     pool=GPU_POOL,
-    code_version=score.CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES,
 )
-def in_context_logprobs(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-) -> Outcome:
+def in_context_logprobs(step: Step) -> Outcome:
     """The same log-probabilities after each planned demonstration; resumes at the first gap."""
-    home, version, model = version_of(context, store, language_model, compute)
-    shown, run_id = progress(context), context.run_id
-    return scores_outcome(score.score_version(home, version, "in_context", model, shown, run_id))
+    return _scored(step, "in_context")
+
+
+def _scored(step: Step, part: score.Part) -> Outcome:
+    home, version, model = step.home, step.version, step.model
+    return scores_outcome(
+        score.score_version(home, version, part, model, step.progress, step.run_id)
+    )
 
 
 def plan_outcome(planned: plan.Planned) -> Outcome:
@@ -158,43 +154,40 @@ def scores_outcome(scored: score.Scored) -> Outcome:
 
 def _distances_png(scored: score.Scored) -> bytes:
     """The distances d of the answers, alone or after the first demonstrations."""
-    store, label = scored.store, "d, from 0 (certain of every token) to 1"
-    if scored.part == "baseline":
-        alone = store.baseline(tuple(scored.plan.records()))
-        return histogram_png(_distances(alone.squared_distance, alone.tokens), "answers", label)
     found = [np.empty(0, np.float32)]
-    for block in scored.plan.blocks:
-        tokens = store.baseline(block.targets).tokens
-        for shown in block.demonstrations[:PLOTTED_COLUMNS]:
-            found.append(_distances(store.column(shown, block.targets).squared_distance, tokens))
-    return histogram_png(np.concatenate(found), "answers after a demonstration", label)
-
-
-def _distances(squared: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The distance of each answer that is scored."""
-    there = (tokens > 0) & ~np.isnan(squared)
-    return np.sqrt(squared[there] / tokens[there])
+    for squared, _, tokens in _scores(scored, PLOTTED_COLUMNS):
+        there = (tokens > 0) & ~np.isnan(squared)
+        found.append(np.sqrt(squared[there] / tokens[there]))
+    title = "answers" if scored.part == "baseline" else "answers after a demonstration"
+    return histogram_png(np.concatenate(found), title, "d, from 0 (certain of every token) to 1")
 
 
 def _finite(scored: score.Scored) -> bool:
-    """Whether all scores are finite with log-probabilities of at most 0, read block by block."""
+    """Whether all scores are finite with log-probabilities of at most 0."""
+    return all(
+        (np.isfinite(squared) & (squared >= 0) & np.isfinite(logprob) & (logprob <= 0)).all()
+        for squared, logprob, _ in _scores(scored)
+    )
+
+
+def _scores(
+    scored: score.Scored, most: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """d^2, log-probability and tokens of all answers alone, or after one demonstration at a time.
+
+    `most` limits the demonstrations of a block. A pair that is not scored is left out, as the check
+    of completeness sees it.
+    """
     store, unscorable = scored.store, scored.unscorable
     if scored.part == "baseline":
-        found = store.baseline(score.scorable_records(scored.plan, unscorable))
-        return _sound(found.squared_distance, found.sum_logprob)
+        alone = store.baseline(score.scorable_records(scored.plan, unscorable))
+        yield alone.squared_distance, alone.sum_logprob, alone.tokens
+        return
     for block in scored.plan.blocks:
         targets = tuple(record for record in block.targets if record not in unscorable)
-        for record in block.demonstrations:
-            if record in unscorable:
-                continue
-            column = store.column(record, targets)
-            # A pair outside the plan is absent, which the check of completeness sees.
-            there = ~np.isnan(column.sum_logprob)
-            if not _sound(column.squared_distance[there], column.sum_logprob[there]):
-                return False
-    return True
-
-
-def _sound(squared: np.ndarray, logprob: np.ndarray) -> bool:
-    both = np.isfinite(squared).all() and np.isfinite(logprob).all()
-    return bool(both and (logprob <= 0).all() and (squared >= 0).all())
+        tokens = store.baseline(targets).tokens
+        for record in block.demonstrations[:most]:
+            if record not in unscorable:
+                column = store.column(record, targets)
+                there = ~np.isnan(column.sum_logprob)
+                yield column.squared_distance[there], column.sum_logprob[there], tokens[there]

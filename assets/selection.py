@@ -2,18 +2,17 @@
 
 from typing import Any
 
-import dagster as dg
 import polars as pl
 
-from assets.common import arm_of, asset_per_arm, asset_per_version, version_of
-from assets.door import progress
+from assets.common import MODEL_RESOURCES, Step, asset_of
+from assets.door import gpu_place
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
-from assets.pool import gpu_place
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.core.plots import gain_curve_png, heat_map_png
 from delift_pipeline.kernel.columns import cell_means
 from delift_pipeline.kernel.kernel import load_block
 from delift_pipeline.orchestration.automation import on_new_data_version
+from delift_pipeline.orchestration.partitions import dataset_version, version_and_arm
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import vanished
@@ -21,52 +20,44 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.rules import broken, spent
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
-from delift_pipeline.stages import kernel
 from delift_pipeline.stages import subset as subset_stage
+from delift_pipeline.stages.kernel import make_kernel
 from delift_pipeline.stages.result import Result
-from resources import ComputeResource, LanguageModelResource, StoreResource
 
 
-@asset_per_version(
+@asset_of(
+    make_kernel,
+    dataset_version,
     deps=["baseline_logprobs", "in_context_logprobs"],
     group_name="selection",
     kinds={"numpy"},
     automation_condition=on_new_data_version,
-    code_version=kernel.CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES,
 )
-def utility_kernel(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-) -> Outcome:
+def utility_kernel(step: Step) -> Outcome:
     """How much showing record j helps the model answer record i, as memory-mapped blocks."""
-    home, version, model = version_of(context, store, language_model, compute)
-    made = kernel.make_kernel(home, version, model, context.run_id)
-    return kernel_outcome(made, version)
+    made = make_kernel(step.home, step.version, step.model, step.run_id)
+    return kernel_outcome(made, step.version)
 
 
-@asset_per_arm(
+@asset_of(
+    subset_stage.make_subset,
+    version_and_arm,
     deps=["raw_dataset", "utility_kernel"],
     group_name="selection",
     kinds={"numpy", "parquet"},
-    code_version=subset_stage.CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES,
 )
-def subset(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-) -> Outcome:
+def subset(step: Step) -> Outcome:
     """The records an arm chose: a ranking with marginal gains, and why each is in or out.
 
     Only a selector that reads the model itself takes a place in the gpu pool, while it does.
     """
-    home, version, arm, model = arm_of(context, store, language_model, compute)
-    with gpu_place(context) as claim:
-        reader = LanguageModel(model, home, progress(context), claim)
+    home, version, arm, model = step.home, step.version, step.arm, step.model
+    with gpu_place(step.context) as claim:
+        reader = LanguageModel(model, home, step.progress, claim)
         return subset_outcome(
-            subset_stage.make_subset(home, version, arm, model, context.run_id, reader)
+            subset_stage.make_subset(home, version, arm, model, step.run_id, reader)
         )
 
 

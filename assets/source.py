@@ -3,7 +3,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,32 +12,14 @@ import dagster as dg
 import delift_pipeline
 from delift_pipeline import __version__
 from delift_pipeline.core.manifest import git_commit
-from delift_pipeline.stages.adapter import make_adapter
-from delift_pipeline.stages.dataset import open_dataset
-from delift_pipeline.stages.kernel import make_kernel
-from delift_pipeline.stages.leaderboard import make_leaderboard
-from delift_pipeline.stages.plan import plan_pairs
-from delift_pipeline.stages.report import make_report
-from delift_pipeline.stages.score import score_version
-from delift_pipeline.stages.subset import make_subset
 
 SOURCE_VARIABLE = "DELIFT_SOURCE_URL"
-STEPS: Mapping[str, Callable[..., Any]] = {
-    "raw_dataset": open_dataset,
-    "pair_plan": plan_pairs,
-    "baseline_logprobs": score_version,
-    "in_context_logprobs": score_version,
-    "utility_kernel": make_kernel,
-    "subset": make_subset,
-    "adapter": make_adapter,
-    "eval_report": make_report,
-    "leaderboard": make_leaderboard,
-}
 
 
-def code_references(body: Callable[..., Any]) -> dict[str, dg.CodeReferencesMetadataValue]:
+def code_references(
+    step: Callable[..., Any], body: Callable[..., Any]
+) -> dict[str, dg.CodeReferencesMetadataValue]:
     """The metadata that links an asset to its step and to its body, in this installation."""
-    step = STEPS[body.__name__]
     with warnings.catch_warnings():
         # Code references are in beta: Dagster says so once for every asset.
         warnings.simplefilter("ignore", dg.BetaWarning)

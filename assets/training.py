@@ -2,39 +2,35 @@
 
 from pathlib import Path
 
-import dagster as dg
 import polars as pl
 
-from assets.common import arm_of, asset_per_arm
-from assets.door import progress
+from assets.common import MODEL_RESOURCES, Step, asset_of
+from assets.door import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
-from assets.pool import GPU_POOL
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import loss_curve_png
-from delift_pipeline.stages.adapter import CODE_VERSION, Trained, make_adapter
-from resources import ComputeResource, LanguageModelResource, StoreResource, TrackingResource
+from delift_pipeline.orchestration.partitions import version_and_arm
+from delift_pipeline.stages.adapter import Trained, make_adapter
 
 FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
 
-@asset_per_arm(
+@asset_of(
+    make_adapter,
+    version_and_arm,
     deps=["raw_dataset", "subset"],
     group_name="training",
     kinds={"pytorch", "huggingface", "mlflow"},
     pool=GPU_POOL,
-    code_version=CODE_VERSION,
+    required_resource_keys=MODEL_RESOURCES | {"tracking"},
 )
-def adapter(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    language_model: LanguageModelResource,
-    compute: ComputeResource,
-    tracking: TrackingResource,
-) -> Outcome:
+def adapter(step: Step) -> Outcome:
     """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
-    home, version, arm, model = arm_of(context, store, language_model, compute)
-    tracker, shown = tracking.tracker(home), progress(context)
-    return adapter_outcome(make_adapter(home, version, arm, model, tracker, shown, context.run_id))
+    home, version, arm, model = step.home, step.version, step.arm, step.model
+    tracker = step.resources.tracking.tracker(home)
+    return adapter_outcome(
+        make_adapter(home, version, arm, model, tracker, step.progress, step.run_id)
+    )
 
 
 def adapter_outcome(trained: Trained) -> Outcome:
