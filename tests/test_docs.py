@@ -1,0 +1,125 @@
+"""Every command that the README or a page shows runs as it is written there."""
+
+import re
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from delift_pipeline.cli import main
+from tests.frozen import snapshot
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DIARY = ("history.md", "results.md")  # Measurements of the past; their commands may be gone.
+NEEDS_MORE = ("--endpoint", "preset:", "--source", "--device", "--engine", "--load-in", "gsm8k")
+"""A hub, a GPU, a server: such commands are only parsed."""
+ELSEWHERE = {
+    "demo": "tests/demo",
+    "ui": "tests/end_to_end",
+    "run": "tests/frozen",
+    "bench": "tests/bench and tests/benchmarks",
+    "compare": "tests/frozen",
+    "judge": "tests/stages",
+}
+"""Commands that are parsed here, because they take long or serve -> the tests that run them."""
+SELECT = "delift select data.jsonl --model M --budget 9"
+EARLIER = {
+    "--why reasons.jsonl --record": f"{SELECT} --why reasons.jsonl",
+    "--parent mydata-v1": "delift ingest v1.jsonl --version mydata-v1 --model M",
+}
+"""Commands that need a file or a version -> the command that makes it."""
+FILES = {
+    snapshot.POOL: ("data", "pool", "v1", "delift_demo/demo_files/demo-v1"),
+    snapshot.TARGET: ("examples", "target", "heldout", "v2"),
+    snapshot.EXISTING: ("old",),
+}
+RECORD, OTHER = "pool-00026", "pool-00002"
+PLACEHOLDERS = {
+    "V/ARM": snapshot.TRAINED,
+    "V/initial": snapshot.TRAINED,
+    "V": "v1",
+    "VERSION": "v1",
+    "A": snapshot.ADDED,
+    "ARM": snapshot.ADDED,
+    "M": "demo",
+    "./my-model": "demo",
+    "ID": RECORD,
+    "FILE": "data.jsonl",
+    "SELECT ...": "SELECT count(*) AS n FROM records",
+}
+
+
+def commands(page: Path) -> set[str]:
+    """The commands on a page: lines of code blocks, and code between backticks with arguments."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    )?(delift [a-z][^#\n]*)", text, re.MULTILINE)
+    inline = re.findall(r"`(delift [a-z]+ [^`\n]+)`", text)
+    return {" ".join(command.split()) for command in (*lines, *inline)}
+
+
+SHOWN = sorted({command for page in PAGES if page.name not in DIARY for command in commands(page)})
+
+
+def arguments(command: str) -> list[str]:
+    """What the shell passes to the program, with real names for placeholders."""
+    command = " ".join(re.sub(r"[\[\]]|\.\.\.(?!\")|\| --[a-z]+", " ", command).split())
+    if command.startswith("delift select --"):
+        command = command.replace("delift select", SELECT, 1)
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:]]
+    seen: set[str] = set()
+    # A demonstration and a second arm differ from what comes first.
+    others = {RECORD: OTHER, snapshot.TRAINED: f"v1/{snapshot.ADDED}"}
+    return [
+        others[word] if word in seen and word in others else seen.add(word) or word
+        for word in words
+    ]
+
+
+def parse(words: list[str]) -> None:
+    """Fail where a command or an option does not exist."""
+    command: Any = typer.main.get_command(main.app)
+    context = None
+    words = [word for word in words if word != "--debug"]  # Taken before any command is parsed.
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands
+        command, words = command.commands[words[0]], words[1:]
+        with suppress(typer.BadParameter):  # A sentence often names one option alone.
+            context = command.make_context(command.name, list(words), parent=context)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the frozen home and the files that the pages name."""
+    snapshot.unpack(tmp_path)
+    for source, names in FILES.items():
+        for name in names:
+            path = tmp_path / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_command_of_the_docs_works(
+    command: str, place: Path, delift: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    words = arguments(command)
+    if words[0] in ELSEWHERE or any(part in command for part in NEEDS_MORE):
+        parse(words)
+        return
+    monkeypatch.setenv("DELIFT_HOME", str(place / "home"))
+    earlier = next((first for then, first in EARLIER.items() if then in command), None)
+    for each in filter(None, (earlier, command)):
+        answer = delift(*arguments(each))
+        assert answer.status == 0, answer.err
+
+
+def test_the_pages_show_every_command() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    group: Any = typer.main.get_command(main.app)
+    assert [name for name in group.commands if f"delift {name}" not in text] == []
