@@ -9,13 +9,12 @@ what is refused to `rejected/` with its faults beside it.
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
@@ -135,10 +134,10 @@ class Look:
         seen: Signature of every entry by name, for the next look.
     """
 
-    ready: list[Entry] = field(default_factory=list)
-    waiting: dict[str, str] = field(default_factory=dict)
-    faulty: list[tuple[Entry, list[Fault]]] = field(default_factory=list)
-    seen: dict[str, str] = field(default_factory=dict)
+    ready: list[Entry]
+    waiting: dict[str, str]
+    faulty: list[tuple[Entry, list[Fault]]]
+    seen: dict[str, str]
 
 
 def entries(home: Home) -> list[Entry]:
@@ -182,29 +181,30 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
     the earlier versions of its data set. Those may lie in the inbox too, or be at work.
 
     Args:
-        home: Where the inbox is.
+        home: The home.
         seen: `Look.seen` of the look before.
         busy: Why stored versions cannot be followed yet, by version.
     """
     found = entries(home)
-    result = Look(seen={entry.path.name: entry.signature for entry in found})
-    good = list[Entry]()
-    for entry in found:
-        if not entry.complete or seen.get(entry.path.name) != entry.signature:
-            result.waiting[entry.path.name] = "it is still being copied, or was just seen"
-        elif faults := entry.faults():
-            result.faulty.append((entry, faults))
-            continue
-        good.append(entry)
-    parents, versions = _parents(home, good), set[str]()
+    settled = [one for one in found if one.complete and seen.get(one.path.name) == one.signature]
+    faulty = {one.path: (one, faults) for one in settled if (faults := one.faults())}
+    good = [one for one in found if one.path not in faulty]
+    parents = _parents(home, good)
+    ready, waiting, versions = list[Entry](), dict[str, str](), set[str]()
     for entry in good:
-        twice = "another entry asks for the same version" if entry.version in versions else None
-        versions.add(entry.version)
-        if why := result.waiting.get(entry.path.name) or twice or _held(entry, parents, busy):
-            result.waiting[entry.path.name] = why
+        if entry not in settled:
+            why = "it is still being copied, or was just seen"
+        elif entry.version in versions:
+            why = "another entry asks for the same version"
         else:
-            result.ready.append(entry)
-    return result
+            why = _reason_to_wait(entry, parents, busy)
+        versions.add(entry.version)
+        if why:
+            waiting[entry.path.name] = why
+        else:
+            ready.append(entry)
+    signatures = {entry.path.name: entry.signature for entry in found}
+    return Look(ready, waiting, list(faulty.values()), signatures)
 
 
 def part_file(folder: Path, part: str) -> Path | None:
@@ -239,10 +239,10 @@ def _entry(path: Path) -> Entry | None:
 def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
     """The versions each entry follows, stored ones and earlier ones of the inbox, by version."""
     newest, stored = newest_versions(home), set(home.versions())
-    earlier: dict[str, list[str]] = {}
+    earlier = defaultdict[str, list[str]](list)
     parents: dict[str, list[str]] = {}
     for entry in found:
-        line = earlier.setdefault(entry.dataset, [])
+        line = earlier[entry.dataset]
         parents[entry.version] = []
         if entry.path.is_dir():
             with suppress(Refused):  # its faults are found when its turn comes
@@ -254,8 +254,9 @@ def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
     return parents
 
 
-def _held(entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str]) -> str | None:
-    """Why an entry has to wait for one it follows; None where it need not."""
+def _reason_to_wait(
+    entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str]
+) -> str | None:
     for name in parents[entry.version]:
         # Versions that name each other would wait for ever: they go on, and are refused.
         if name in parents and entry.version not in _ancestors(name, parents):
@@ -322,7 +323,7 @@ def reject(home: Home, entry: Entry, faults: list[Fault]) -> Path:
 
 
 def _ingest(home: Home, entry: Entry) -> Manifest:
-    store = partial(ingest, home, version=entry.version, say=_LOG.warning)
+    pool, target, heldout, settled = entry.path, None, None, None
     if entry.path.is_dir():
         about = read_version_file(entry.path)
         if about.version not in (None, entry.version):
@@ -330,32 +331,27 @@ def _ingest(home: Home, entry: Entry) -> Manifest:
             raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
         pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
         assert pool is not None  # `Entry.faults` has refused a folder without one
-        return store(
-            pool,
-            parents=about.parents,
-            target=target,
-            heldout=heldout,
-            dataset=about.dataset,
-            skip_bad=about.skip_bad,
-            ids=about.ids,
-            mapping=about.columns,
-            **_inherited(home, about.parents, about.model_dump()),
-        )
-    stored = read_manifest(home.dataset(entry.version))
-    if stored is not None:
+    elif settled := read_manifest(home.dataset(entry.version)):
         # The name is taken: the same records are found again, others are refused.
-        settings = {name: stored.details.get(name, new) for name, new in INHERITED.items()}
-        return store(entry.path, parents=stored.details["parents"], **settings)
-    newest = newest_versions(home).get(entry.dataset)
-    parents = [newest] if newest else []
-    return store(entry.path, parents=parents, **_inherited(home, parents, {}))
-
-
-def _inherited(home: Home, parents: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings given, else the first parent's, else the defaults."""
-    known = bool(parents) and parents[0] in home.versions()
-    before = INHERITED | (known_manifest(home, parents[0]).details if known else {})
-    return {name: before[name] if given.get(name) is None else given[name] for name in INHERITED}
+        about = VersionFile(parents=settled.details["parents"])
+    else:
+        newest = newest_versions(home).get(entry.dataset)
+        about = VersionFile(parents=[newest] if newest else [])
+    if settled is None and about.parents and about.parents[0] in home.versions():
+        settled = known_manifest(home, about.parents[0])
+    before = INHERITED | (settled.details if settled else {})
+    given = about.model_dump()
+    return ingest(
+        home,
+        pool,
+        version=entry.version,
+        target=target,
+        heldout=heldout,
+        mapping=about.columns,
+        say=_LOG.warning,
+        **{name: given[name] for name in ("parents", "dataset", "skip_bad", "ids")},
+        **{n: before[n] if given[n] is None else given[n] for n in INHERITED},
+    )
 
 
 def _unknown(home: Home, version: str) -> str:
