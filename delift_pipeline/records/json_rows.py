@@ -24,45 +24,38 @@ from delift_pipeline.records.formats import (
 )
 
 _BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
+_ARRAY_OR_LONE_BRACE = re.compile(r"\[|\{\s*?$", re.MULTILINE)
 _NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)
-_MARK_BYTES = MARK.encode()
+_MARKS = re.compile(b"^(?:%s)+" % MARK.encode())
 _CONVERT = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
 
 Place = tuple[int, Any, str]
 """Where a value starts in the text, the value, and what is wrong with it."""
 
 
-class _Decoder:
-    """Decodes JSON, and says what Python's decoder accepts or changes without a word."""
+class _Decoder(json.JSONDecoder):
+    """Decodes JSON, and notes what Python's decoder accepts or changes without a word.
+
+    Attributes:
+        problem: What is wrong with the last value; empty where nothing is.
+    """
 
     def __init__(self) -> None:
-        self._problem = ""
-        self._json = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._object)
+        self.problem = ""
+        super().__init__(parse_constant=self._constant, object_pairs_hook=self._object)
 
-    def value(self, text: str, start: int = 0) -> tuple[Any, int, str]:
-        """The value at `start`, where it ends, and what is wrong with it.
-
-        Raises:
-            ValueError: there is no JSON value.
-            RecursionError: it is nested too deeply.
-        """
-        self._problem = ""
-        value, end = self._json.raw_decode(text, start)
-        return value, end, self._problem
-
-    def only(self, text: str) -> tuple[Any, str]:
-        """The one value of a text, and what is wrong with it."""
-        self._problem = ""
-        return self._json.decode(text), self._problem
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        self.problem = ""
+        return super().raw_decode(s, idx)
 
     def _constant(self, name: str) -> None:
-        self._problem = f"invalid JSON: {name} is not a JSON value"
+        self.problem = f"invalid JSON: {name} is not a JSON value"
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
             ((repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
-            self._problem = f"the key {repeated!r} occurs twice in one object: keep one of them"
+            self.problem = f"the key {repeated!r} occurs twice in one object: keep one of them"
         return value
 
 
@@ -73,7 +66,7 @@ def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
     """
     if not data.startswith((b"{", b"["), text_start(data)):
         return _json_lines(data)
-    if _is_lines(data):
+    if _is_lines(lenient_text(data)[0]):
         table = _json_lines(data)
         if len(table.rows) > 1 or not _lists(table.rows, columns):
             return table
@@ -97,20 +90,15 @@ def _json_lines(data: bytes) -> Table:
     rows: list[Row] = []
     decoder = _Decoder()
     for line, encoded in enumerate(data.split(b"\n"), start=1):
-        while encoded.startswith(_MARK_BYTES):
-            encoded = encoded.removeprefix(_MARK_BYTES)
+        encoded = _MARKS.sub(b"", encoded)
         if not encoded.strip():
             continue
         value, text = None, None
         try:
             text = encoded.removesuffix(b"\r").decode("utf-8")
-            value, problem = decoder.only(text)
-        except UnicodeDecodeError as error:
-            problem = f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
-        except json.JSONDecodeError as error:
-            problem = f"invalid JSON: {error.msg} (column {error.colno})"
+            value, problem = decoder.decode(text), decoder.problem
         except (ValueError, RecursionError) as error:
-            problem = _syntax_fault(error)
+            problem = _reason(error, "column {0.colno}")
         rows.append(_row(len(rows) + 1, line, value, problem, text))
     return Table(rows)
 
@@ -122,35 +110,23 @@ def _row(number: int, line: int, value: Any, problem: str, raw: str | None = Non
     return Row(number, line, value, raw=raw)
 
 
-def _syntax_fault(error: Exception) -> str:
+def _reason(error: Exception, place: str = "line {0.lineno}, column {0.colno}") -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
     if isinstance(error, json.JSONDecodeError):
-        return f"invalid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-    if isinstance(error, RecursionError):
-        return "invalid JSON: nested too deeply"
-    return f"invalid JSON: {error}"
+        return f"invalid JSON: {error.msg} ({place.format(error)})"
+    return f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
 
 
-def _is_lines(data: bytes) -> bool:
+def _is_lines(text: str) -> bool:
     """Whether each line of the text is a value of its own, by the line of its first value."""
-    start = text_start(data)
-    if data.startswith(b"[", start):
-        return False
-    end = data.find(b"\n", start)
-    line = lenient_text(data[start : None if end < 0 else end])[0].strip()
-    decoder = _Decoder()
-    try:
-        decoder.only(line)
-        return True
-    except (ValueError, RecursionError):
-        if line == "{":
-            return False
-    text, _ = lenient_text(data)
     first = _skip(text, 0)
+    if _ARRAY_OR_LONE_BRACE.match(text, first):
+        return False
     try:
-        _, last, _ = decoder.value(text, first)
+        return "\n" not in text[first : _Decoder().raw_decode(text, first)[1]]
     except (ValueError, RecursionError):
         return True
-    return "\n" not in text[first:last]
 
 
 def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
@@ -164,7 +140,7 @@ def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
         line = len(found) + 1
         if isinstance(error, json.JSONDecodeError) and error.lineno > 1:
             line = error.lineno
-        fatal.append(Fault(_syntax_fault(error), file, line))
+        fatal.append(Fault(_reason(error), file, line))
     starts = [at for at, _, _ in found]
     ends = (text.count("\n", before, at) for before, at in pairwise([0, *starts]))
     lines = list(accumulate(ends, initial=1))[1:]
@@ -182,12 +158,12 @@ def _values(text: str, decoder: _Decoder) -> Iterator[Place]:
             at = yield from _elements(text, at, decoder)
         else:
             try:
-                value, end, problem = decoder.value(text, at)
+                value, end = decoder.raw_decode(text, at)
+                yield at, value, decoder.problem
             except (ValueError, RecursionError) as error:
                 found = _NEXT_OBJECT.search(text, at + 1)
-                value, problem = None, _syntax_fault(error)
                 end = found.start() if found else len(text)
-            yield at, value, problem
+                yield at, None, _reason(error)
             at = end
         at = _skip(text, at)
 
@@ -197,8 +173,8 @@ def _elements(text: str, at: int, decoder: _Decoder) -> Generator[Place, None, i
     at = _skip(text, at + 1)
     more = not text.startswith("]", at)
     while more:
-        value, end, problem = decoder.value(text, at)
-        yield at, value, problem
+        value, end = decoder.raw_decode(text, at)
+        yield at, value, decoder.problem
         at = _skip(text, end)
         more = text.startswith(",", at)
         if not more and not text.startswith("]", at):
@@ -226,13 +202,13 @@ def _lists(rows: list[Row], columns: Collection[str]) -> list[str]:
 
 def _member(text: str, key: str, decoder: _Decoder) -> int:
     """Where the value of a key starts in the text's only object."""
-    at, name = _skip(text, 0), None
+    at = _skip(text, 0)
     while True:
-        name, end, _ = decoder.value(text, _skip(text, at + 1))
+        name, end = decoder.raw_decode(text, _skip(text, at + 1))
         at = _skip(text, _skip(text, end) + 1)
         if name == key:
             return at
-        at = _skip(text, decoder.value(text, at)[1])
+        at = _skip(text, decoder.raw_decode(text, at)[1])
 
 
 def _json_bytes(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:

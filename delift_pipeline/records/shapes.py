@@ -24,16 +24,15 @@ from delift_pipeline.records.schema import TEXT_FIELDS
 
 Problems = list[tuple[str, str]]
 """Faults of a row: (column, reason)."""
+MISSING = "missing"
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
 _TEXTS = (*TEXT_FIELDS, "messages")
 _MAPPABLE = (*_TEXTS, *METADATA)
 MOST_COLUMNS = 20
 """Columns that a message names at most."""
 _HINTS = {
-    "object": "write it as text, for example with json.dumps",
-    "list": "write it as text, for example with json.dumps",
-    "number": "put it in quotes",
-    "true/false": "put it in quotes",
+    **dict.fromkeys(("object", "list"), "write it as text, for example with json.dumps"),
+    **dict.fromkeys(("number", "true/false"), "put it in quotes"),
     "null": "fill it in",
 }
 """What to do about a value that is not text, by its type."""
@@ -51,7 +50,7 @@ class Draft:
     task: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shape:
     """Which column holds what.
 
@@ -73,13 +72,7 @@ class Shape:
 
     def draft(self, row: Mapping[str, Any]) -> tuple[Draft | None, Problems]:
         """The row's draft, or None and every fault as (column, reason)."""
-        column = self.columns.get("messages")
-        if column is None:
-            texts, problems = self._texts(row)
-        elif column in row:
-            texts, problems = conversation(row[column], column)
-        else:
-            texts, problems = {}, [(column, "missing")]
+        texts, problems = self._texts(row)
         problems = problems + _content_problems(texts, self.columns)
         metadata = [_metadata(row, columns, problems) for columns in self._metadata_columns]
         if problems:
@@ -87,21 +80,19 @@ class Shape:
         return Draft(*(texts[field] for field in TEXT_FIELDS), *metadata), []
 
     def _texts(self, row: Mapping[str, Any]) -> tuple[dict[str, str], Problems]:
+        if "messages" in self.columns:
+            column = self.columns["messages"]
+            return conversation(row[column], column) if column in row else ({}, [(column, MISSING)])
         texts: dict[str, str] = {}
         problems: Problems = []
         for field in TEXT_FIELDS:
             column = self.columns.get(field)
-            value = None if column is None else row.get(column)
-            if field == "input" and value is None:
+            if field == "input" and (column is None or row.get(column) is None):
                 texts[field] = ""
-            elif column is None or column not in row:
-                problems.append((column or field, "missing"))
-            elif not isinstance(value, str):
-                kind = type_name(value)
-                hint = f": {_HINTS[kind]}" if kind in _HINTS else ""
-                problems.append((column, f"must be text, not {kind}{hint}"))
+            elif problem := _not_text(row, column or field):
+                problems.append((column or field, problem))
             else:
-                texts[field] = value
+                texts[field] = row[column or field]
         return texts, problems
 
     @cached_property
@@ -134,6 +125,15 @@ KNOWN_COLUMNS = frozenset(column for shape in SHAPES for column in shape.columns
 """The columns in which a recognised shape keeps its texts."""
 
 
+def _not_text(row: Mapping[str, Any], column: str) -> str | None:
+    """Why a column cannot be read as text; None where it can."""
+    if column not in row:
+        return MISSING
+    kind = type_name(row[column])
+    hint = f": {_HINTS[kind]}" if kind in _HINTS else ""
+    return None if isinstance(row[column], str) else f"must be text, not {kind}{hint}"
+
+
 def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> Problems:
     """Faults of the texts that are there: empty ones, and what no tokenizer should meet."""
     problems: Problems = []
@@ -143,8 +143,7 @@ def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> P
             problems.append((place[field], f"NUL character (number {text.index(chr(0)) + 1})"))
         if not encodable(text):
             problems.append((place[field], f"{NOT_UTF8}: half of a surrogate pair"))
-    prompt = [texts[field] for field in ("instruction", "input") if field in texts]
-    if len(prompt) == 2 and not any(text.strip() for text in prompt):
+    if not any(texts.get(field, "-").strip() for field in ("instruction", "input")):
         problems.append((place["instruction"], "is empty, and so is the input: fill one in"))
     if not texts.get("output", "-").strip():
         problems.append((place["output"], "is empty: fill it in"))
@@ -220,33 +219,32 @@ def shape_of_file(
         # The file has a column that was named for a text: to leave it out would be silent.
         needed = {f: name for f, name in shape.columns.items() if name in shape.required}
         return None, missing_columns(needed, present, file), frozenset()
-    shape, faults = _recognised(rows, file)
-    if shape is None or faults:
-        missing = missing_columns(mapping, present, file)
-        return None if missing else shape, missing or faults, frozenset()
+    shape = _recognised(rows, file)
+    if isinstance(shape, Fault):
+        return None, missing_columns(mapping, present, file) or [shape], frozenset()
     metadata = {field: column for field, column in fields.items() if field in METADATA}
     return Shape(shape.name, {**shape.columns, **metadata}), [], frozenset(metadata)
 
 
-def _recognised(rows: Sequence[Row], file: str) -> tuple[Shape | None, list[Fault]]:
-    """The one shape of a file's readable rows, and the faults that concern the whole file."""
+def _recognised(rows: Sequence[Row], file: str) -> Shape | Fault:
+    """The one shape of a file's readable rows, or why they have none."""
     readable = [row for row in rows if row.value is not None]
-    counts = Counter(shape.name for row in readable if (shape := _shape_of(row)))
+    counts = Counter(shape for row in readable if (shape := _shape_of(row)))
     forms = (f"{one.name} ({', '.join(sorted(one.required))})" for one in SHAPES)
     known = f"recognised are {'; '.join(forms)}; or give a column mapping"
     if not counts:
-        return None, [Fault(f"shape not recognised: {_found(rows)}; {known}", file)]
-    shape = next(one for one in SHAPES if one.name == counts.most_common(1)[0][0])
+        return Fault(f"shape not recognised: {_found(rows)}; {known}", file)
+    shape = counts.most_common(1)[0][0]
     unlike = (row for row in readable if not shape.required <= (row.value or {}).keys())
     others = [(row, other) for row in unlike if (other := _shape_of(row))]
     if not others:
-        return shape, []
+        return shape
     row, other = others[0]
     reason = (
         f"mixed shapes: {len(others)} of {len(rows)} rows are not {shape.name} but, here first, "
         f"{other.name} ({_found([row])}); split the file, or: {known}"
     )
-    return shape, [Fault(reason, file, row.line)]
+    return Fault(reason, file, row.line)
 
 
 def _shape_of(row: Row) -> Shape | None:
@@ -255,11 +253,9 @@ def _shape_of(row: Row) -> Shape | None:
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
     """Faults for columns of a mapping that are not there."""
-    found, lost = (
-        _listed(sorted(present)),
-        (f for f, name in mapping.items() if name not in present),
-    )
-    return [Fault(f"there is no column {mapping[f]!r}; {found}", file, field=f) for f in lost]
+    found = _listed(sorted(present))
+    lost = {field: name for field, name in mapping.items() if name not in present}
+    return [Fault(f"there is no column {lost[f]!r}; {found}", file, field=f) for f in lost]
 
 
 def _found(rows: Sequence[Row]) -> str:
@@ -299,9 +295,9 @@ def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
     if problems or not answered:
         return {}, problems or [(column, "no assistant turn")]
     *before, answer = turns
-    asked = max((at for at, role in enumerate(roles[: len(before)]) if role == "user"), default=-1)
-    rest = [turn for at, turn in enumerate(before) if at != asked]
-    instruction = before[asked]["content"] if asked >= 0 else ""
+    question = next((turn for turn in reversed(before) if turn["role"] == "user"), None)
+    rest = (turn for turn in before if turn is not question)
+    instruction = question["content"] if question else ""
     input = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in rest)
     return {"instruction": instruction, "input": input, "output": answer["content"]}, []
 
@@ -314,10 +310,6 @@ def _turn_problems(turns: Sequence[Any], column: str) -> Problems:
             problems.append((place, f"must be an object, not {type_name(turn)}"))
             continue
         for key in ("role", "content"):
-            if key not in turn:
-                problems.append((f"{place}.{key}", "missing"))
-            elif not isinstance(turn[key], str):
-                problems.append((f"{place}.{key}", f"must be text, not {type_name(turn[key])}"))
-            elif not turn[key].strip():
-                problems.append((f"{place}.{key}", "empty"))
+            if problem := _not_text(turn, key) or (None if turn[key].strip() else "empty"):
+                problems.append((f"{place}.{key}", problem))
     return problems
