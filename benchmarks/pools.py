@@ -14,9 +14,7 @@ import polars as pl
 from benchmarks.splits import make_pool_heldout, split_continual
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
-from delift_pipeline.demo.drawing import Record
-from delift_pipeline.demo.pool import make_pool
-from delift_pipeline.demo.splits import make_heldout, make_target
+from delift_pipeline.demo.draws import Record, make_heldout, make_pool, make_target
 from delift_pipeline.demo.world import TASK_NAMES, make_world
 from delift_pipeline.kernel.kernel import build_kernel, load_block
 from delift_pipeline.records.read import read_records

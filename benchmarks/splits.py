@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from delift_pipeline.demo.drawing import Prompt, Record, Truth, draw_record
+from delift_pipeline.demo.draws import Prompt, Record, Truth, draw_record
 from delift_pipeline.demo.rules import draw_content
 from delift_pipeline.demo.world import World, fact_key
 

@@ -19,9 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from delift_pipeline.demo.drawing import Record, Truth
-from delift_pipeline.demo.pool import make_pool
-from delift_pipeline.demo.splits import make_heldout, make_target
+from delift_pipeline.demo.draws import Record, Truth, make_heldout, make_pool, make_target
 from delift_pipeline.demo.world import TASK_NAMES, make_world
 
 FIRST_VERSION, SECOND_VERSION = "demo-v1", "demo-v2"

@@ -98,10 +98,9 @@ def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORM
         return tuple(rng.sample(list(rule.codes), rng.randint(1, min(3, len(rule.codes)))))
     if rule.family == "group":
         return (rng.choice(w.CATEGORIES[rng.choice(list(rule.codes))]),)
-    if rule.family == "order":
-        return tuple(rng.sample(forms, rng.randint(2, 4)))
-    if rule.family == "format":
-        return tuple(rng.sample(forms, rng.randint(1, 3)))
+    if rule.family in ("order", "format"):
+        least = 2 if rule.family == "order" else 1
+        return tuple(rng.sample(forms, rng.randint(least, least + 2)))
     if rule.family == "shift":
         return (str(rng.randint(3, 16)),)
     first, second = rng.sample(w.NAMES, 2)

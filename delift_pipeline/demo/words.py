@@ -11,25 +11,19 @@ _PLAIN = {
     "place": "river hill town forest beach road bridge farm cave island",
     "colour": "red blue green black white brown pink gray gold purple",
 }
-_SECOND = {
-    "animal": "kitty hound steed cattle ewe rodent fowl trout lupine grizzly",
-    "food": "loaf cheddar pippin grain broth gateau ovum nectar brine pulse",
-    "tool": "mallet cutter tack cord blade shovel borer broom spanner stitcher",
-    "cloth": "cap jacket blouse stocking sneaker mitten shawl strap gown wader",
-    "place": "stream mound city woods shore street viaduct ranch grotto isle",
-    "colour": "crimson azure emerald ebony ivory bronze blush ash golden violet",
-}
+_SECOND = (
+    "kitty hound steed cattle ewe rodent fowl trout lupine grizzly "
+    "loaf cheddar pippin grain broth gateau ovum nectar brine pulse "
+    "mallet cutter tack cord blade shovel borer broom spanner stitcher "
+    "cap jacket blouse stocking sneaker mitten shawl strap gown wader "
+    "stream mound city woods shore street viaduct ranch grotto isle "
+    "crimson azure emerald ebony ivory bronze blush ash golden violet"
+)
 CATEGORIES = {name: tuple(words.split()) for name, words in _PLAIN.items()}
 """Concepts by category; a concept is named by its plain word."""
-SECOND_WORDS = {name: tuple(words.split()) for name, words in _SECOND.items()}
-"""The other word of each concept, in the order of `CATEGORIES`."""
-
 CONCEPTS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
-SYNONYMS: dict[str, str] = {
-    first: second
-    for name, words in CATEGORIES.items()
-    for first, second in zip(words, SECOND_WORDS[name], strict=True)
-}
+SYNONYMS: dict[str, str] = dict(zip(CONCEPTS, _SECOND.split(), strict=True))
+"""The other word of each concept."""
 CATEGORY_OF: dict[str, str] = {word: name for name, words in CATEGORIES.items() for word in words}
 NAMES: tuple[str, ...] = tuple("ann bob carl dina eve finn gus hana ivan jo".split())
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(20))

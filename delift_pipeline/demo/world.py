@@ -14,6 +14,7 @@ text behaves.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from delift_pipeline.demo import words as w
@@ -106,52 +107,44 @@ def make_world(seed: int) -> World:
     categories = rng.sample(list(w.CATEGORIES), SHARED_CATEGORIES)
     shared = {name: rng.sample(w.CATEGORIES[name], PER_CATEGORY) for name in categories}
     concepts = tuple(concept for drawn in shared.values() for concept in drawn)
-    codes = tuple(rng.sample(w.CODES, SHARED_CODES))
-    draft = World(seed, (), concepts, codes)
-    rules = _draw_rules(draft, shared, rng)
-    tasks = [
-        Task(name, rule, _draw_facts(draft, rule, count, shared, rng))
-        for name, rule, (_, count) in zip(TASK_NAMES, rules, PLAN, strict=True)
-    ]
-    rng.shuffle(tasks)
-    return World(seed, tuple(tasks), concepts, codes)
-
-
-def _draw_rules(world: World, shared: dict[str, list[str]], rng: random.Random) -> list[Rule]:
+    world = World(seed, (), concepts, tuple(rng.sample(w.CODES, SHARED_CODES)))
     modes = rng.sample(w.MODES, len(PLAN))
     operations = iter(rng.sample(list(OPERATIONS), len(OPERATIONS)))
     rules = []
     for (family, count), mode in zip(PLAN, modes, strict=True):
         rule = draw_rule(family, mode, rng)
         if family in MAPPED:
-            keys = list(shared) if family == "group" else rng.sample(world.concepts, count)
+            keys = list(shared) if family == "group" else rng.sample(concepts, count)
             rule = replace(rule, codes=draw_map(keys, world.codes, rng))
         elif family == "order":
             rule = replace(rule, operation=next(operations))
         elif family == "who":
             rule = replace(rule, ending=rng.choice(world.codes))
         rules.append(rule)
-    return rules
+    tasks = [
+        Task(name, rule, _draw_facts(world.forms, rule, count, shared, rng))
+        for name, rule, (_, count) in zip(TASK_NAMES, rules, PLAN, strict=True)
+    ]
+    rng.shuffle(tasks)
+    return replace(world, tasks=tuple(tasks))
 
 
 def _draw_facts(
-    world: World, rule: Rule, count: int, shared: dict[str, list[str]], rng: random.Random
+    forms: Sequence[str], rule: Rule, count: int, shared: dict[str, list[str]], rng: random.Random
 ) -> tuple[Content, ...]:
     if rule.family == "lookup":
         return tuple((key,) for key in rule.codes)
-    if rule.family == "translate":
-        return tuple(_phrase(key, rule, rng) for key in rule.codes)
+    if rule.family == "translate":  # half of the phrases have a second word
+        others = ([other for other in rule.codes if other != key] for key in rule.codes)
+        return tuple(
+            (key,) if rng.random() < 0.5 else (key, rng.choice(rest))
+            for key, rest in zip(rule.codes, others, strict=True)
+        )
     if rule.family == "group":
         facts = [(word,) for drawn in shared.values() for word in rng.sample(drawn, PER_GROUP)]
         rng.shuffle(facts)
         return tuple(facts)
     found: dict[Content, None] = {}
     while len(found) < count:
-        found[draw_content(rule, rng, world.forms)] = None
+        found[draw_content(rule, rng, forms)] = None
     return tuple(found)
-
-
-def _phrase(key: str, rule: Rule, rng: random.Random) -> Content:
-    if rng.random() < 0.5:
-        return (key,)
-    return (key, rng.choice([other for other in rule.codes if other != key]))

@@ -6,10 +6,16 @@ import pytest
 
 from benchmarks.splits import make_pool_heldout, split_continual
 from delift_pipeline.demo import words as w
-from delift_pipeline.demo.drawing import Record, part_of, prompts_of
-from delift_pipeline.demo.pool import make_pool, task_sizes
+from delift_pipeline.demo.draws import (
+    Record,
+    make_heldout,
+    make_pool,
+    make_target,
+    part_of,
+    prompts_of,
+    task_sizes,
+)
 from delift_pipeline.demo.rules import MAPPED, Rule, answer
-from delift_pipeline.demo.splits import make_heldout, make_target
 from delift_pipeline.demo.world import TASK_NAMES, make_world
 
 SEEDS = range(300, 306)

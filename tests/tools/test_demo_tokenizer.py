@@ -8,8 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.splits import make_pool_heldout
 from delift_pipeline.demo.dataset import make_demo_records
-from delift_pipeline.demo.pool import make_pool
-from delift_pipeline.demo.splits import make_heldout
+from delift_pipeline.demo.draws import make_heldout, make_pool
 from delift_pipeline.demo.world import make_world
 from tools.demo_model.tokenizer import (
     ANSWER_MARK,
