@@ -10,7 +10,7 @@ points = np.random.default_rng(0).random((40, 2))
 distances = np.linalg.norm(points[:, None] - points[None, :], axis=2)
 kernel = np.exp(-4 * distances)
 
-ranking = lazy_greedy(FacilityLocation(kernel), budget=5, tie_order=range(40))
+ranking = lazy_greedy(FacilityLocation(kernel), budget=5, tie_order=np.arange(40))
 covered = kernel[:, ranking.picks].max(axis=1).mean()
 for rank, (pick, gain) in enumerate(zip(ranking.picks, ranking.gains, strict=True), start=1):
     print(f"{rank}. point {pick:2} adds {gain:.3f}")

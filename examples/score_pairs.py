@@ -18,11 +18,13 @@ with tempfile.TemporaryDirectory() as folder:
     options = ModelOptions(model="demo", template="world")
     score_file(home, records, options, out, SilentProgress())
     scores = pl.read_parquet(out)
-# The distance d = ||1 - p|| / sqrt(T) says how far the model is from certain of an answer of T tokens.
+# The distance d = ||1 - p|| / sqrt(T) is 0 where the model is certain of all T answer tokens.
 distance = pl.col("squared_distance").sqrt().alias("d")
 alone = scores.filter(pl.col("demonstration_id").is_null()).select("target_id", alone=distance)
 pairs = scores.filter(pl.col("demonstration_id").is_not_null()).join(alone, on="target_id")
-best = pairs.select("*", utility=pl.col("alone") - distance).sort("utility").tail(5)
+best = (
+    pairs.select("*", utility=pl.col("alone") - distance).sort("utility", descending=True).head(5)
+)
 texts = dict(zip(records["record_id"], records["instruction"], strict=True))
 for row in best.iter_rows(named=True):
     shown, helped = texts[row["demonstration_id"]], texts[row["target_id"]]
