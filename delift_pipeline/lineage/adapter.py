@@ -1,21 +1,36 @@
-"""From an adapter to its causes: data, records, reasons, model, scores, code and runs."""
+"""From an adapter to its causes: data, records, reasons, model, scores, code and runs.
 
+A subset may be chosen again and a parent's adapter trained again while this adapter stands, so it
+keeps its own list of the records that shaped its weights: those of its subset, and those of the
+adapter that training went on from.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
-from delift_pipeline.core.atomic import read_json
+from delift_pipeline.core.atomic import write_parquet
 from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home, checked_arm, checked_version
-from delift_pipeline.core.manifest import rebuild_reason
-from delift_pipeline.evaluation.result import REPORT
-from delift_pipeline.lineage.artifacts import Artifact, causes, found
+from delift_pipeline.core.manifest import read_manifest, rebuild_reason
+from delift_pipeline.lineage.artifacts import Artifact, causes, found, metrics_of
 from delift_pipeline.lineage.tracked import tracked
-from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.selection.run import SUBSET
 
+TRAINED_ON = "trained_on.parquet"
+SCHEMA = pl.Schema(
+    {
+        "record_id": pl.String(),
+        "adapter": pl.String(),  # `adapter:V:ARM` that was trained on it, this one or one before it
+        "rank": pl.UInt32(),  # in that adapter's subset
+        "left_out": pl.String(),  # why it was in the subset and not trained on; else null
+    }
+)
 _BASICS = {"content_hash", "created", "counts"}
 _REASONS = {
     "source_id": pl.String,
@@ -24,6 +39,55 @@ _REASONS = {
     "replayed": pl.Boolean,
     "covers": pl.List(pl.String),
 }
+
+
+def write_trained_on(
+    folder: Path,
+    name: str,
+    ranking: pl.Series,
+    left_out: Mapping[str, str],
+    start: Path | None,
+) -> None:
+    """Write the list into an adapter's folder.
+
+    `name` is `adapter:V:ARM`, `ranking` the subset's record_ids in rank order, `left_out` record_id
+    -> why it could not be trained on, and `start` the folder of the adapter that was continued.
+    """
+    records = _listed(name, ranking, left_out)
+    if start is not None and (start / TRAINED_ON).is_file():
+        records = pl.concat([records, pl.read_parquet(start / TRAINED_ON)])
+    write_parquet(folder / TRAINED_ON, records)
+
+
+def trained_on(home: Home, adapter: Artifact) -> pl.DataFrame | None:
+    """The records that shaped an adapter (`SCHEMA`), or None where the list is lost.
+
+    For an adapter that kept no list it is its subset, where that is still the one it was made of.
+    """
+    kept = adapter.folder / TRAINED_ON
+    if kept.is_file():
+        return pl.read_parquet(kept)
+    folder = home.subset(str(adapter.version), str(adapter.arm))
+    subset = read_manifest(folder)
+    recorded = adapter.manifest.parents.get(adapter.name.replace("adapter:", "subset:", 1))
+    if subset is None or subset.content_hash != recorded:
+        return None
+    ranking = pl.read_parquet(folder / SUBSET, columns=["record_id"])["record_id"]
+    if adapter.manifest.details.get("started_from") or digest_text(*ranking) != recorded:
+        return None
+    return _listed(adapter.name, ranking, {})
+
+
+def _listed(name: str, ranking: pl.Series, left_out: Mapping[str, str]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "record_id": ranking,
+            "adapter": [name] * ranking.len(),
+            "rank": range(ranking.len()),
+            "left_out": [left_out.get(record) for record in ranking],
+        },
+        schema=SCHEMA,
+    )
 
 
 @dataclass(frozen=True)
@@ -62,20 +126,20 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     """Everything an adapter was made of.
 
     Raises:
-        Refused: there is no such adapter.
+        Refused: the names are no names, or there is no such adapter.
         DeliftError: a manifest is damaged.
     """
-    adapter = stored_adapter(home, version, arm)
-    edges = causes(home, adapter)
+    adapter = found(home, f"adapter:{checked_version(version)}:{checked_arm(arm)}")
+    if adapter is None:
+        reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
+        raise Refused(reason, field="--adapter")
+    own, edges, records = adapter.manifest, causes(home, adapter), _records(home, adapter)
     report, subset = (found(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset"))
-    own = adapter.manifest
     fingerprint = own.parents.get("model") or own.fingerprint
-    model = {"fingerprint": fingerprint} if fingerprint else {}
     base = found(home, "model", fingerprint)
-    measured = report.manifest.parents.get(adapter.name) if report else None
-    own_report = report is not None and measured == own.content_hash
-    known = tracked(adapter.folder)
-    records = _records(home, adapter)
+    model = {"fingerprint": fingerprint} if fingerprint else {}
+    known, marked = tracked(adapter.folder), rebuild_reason(adapter.folder)
+    metrics = metrics_of(home, version, arm, own.content_hash)
     # The stored parents, nearest first; a kernel's blocks are one artifact.
     by_folder: dict[Path, Artifact] = {}
     for edge in edges:
@@ -83,21 +147,19 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
             by_folder.setdefault(edge.stored.folder, edge.stored)
     above = {one.name: one for one in by_folder.values()}
     artifacts = [adapter, *above.values(), *([report] if report else [])]
+    datasets = [f"dataset:{version}", *(name for name in above if name.startswith("dataset:"))]
 
     notes = [
         f"{edge.parent} is {edge.state} {edge.child} was made"
         for edge in edges
         if edge.state != "as recorded"
     ]
-    if marked := rebuild_reason(adapter.folder):
+    if marked:
         notes.append(f"{adapter.name} is marked for rebuilding: {marked}")
     if records is None:
         notes.append("the list of its records is lost: its subset was chosen anew since")
-    if report and not own_report:
+    if report and metrics is None:
         notes.append(f"{report.name} measures another adapter than the one that is stored")
-    metrics = {}
-    if report and own_report and (report.folder / REPORT).is_file():
-        metrics = read_json(report.folder / REPORT)["evaluation"]["metrics"]
 
     return AdapterLineage(
         adapter={
@@ -106,25 +168,37 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
             "arm": adapter.arm,
             "path": adapter.folder.relative_to(home.root).as_posix(),
             **own.model_dump(include=_BASICS),
-            **{key: own.request.get(key) for key in ("training", "seed")},
-            **{key: own.details.get(key) for key in ("method", "started_from")},
+            **_picked(own.request, "training", "seed"),
+            **_picked(own.details, "method", "started_from"),
             "rebuild": marked,
         },
-        data=_data(home, adapter, above),
+        data=[
+            {
+                "version": one.version,
+                **one.manifest.model_dump(include={"content_hash", "counts"}),
+                **_picked(one.manifest.details, "dataset", "parents", "model", "template"),
+            }
+            for name in dict.fromkeys(datasets)
+            if (one := found(home, name))
+        ],
         records=None if records is None else records.to_dicts(),
-        subset=_asked_and_found(subset) if subset else {},
+        subset={
+            "name": subset.name,
+            **subset.manifest.model_dump(include=_BASICS),
+            **subset.manifest.request,
+            **_picked(subset.manifest.details, "objective", "value", "value_random", "notes"),
+        }
+        if subset
+        else {},
         model=model | (base.manifest.details if base else {}),
         scores=[
-            {
-                **edge.as_json(home.root),
-                "counts": edge.stored.manifest.counts if edge.stored else {},
-            }
+            edge.as_json(home.root) | {"counts": edge.stored.manifest.counts if edge.stored else {}}
             for edge in edges
             if edge.parent.startswith(("kernel:", "scores:", "plan:"))
         ],
         runs={
             "dagster": {one.name: one.manifest.run_id for one in artifacts if one.manifest.run_id},
-            "mlflow": {key: known.get(key) for key in ("run_id", "link")} if known else None,
+            "mlflow": _picked(known, "run_id", "link") if known else None,
         },
         code={
             one.name: {
@@ -133,51 +207,15 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
             }
             for one in artifacts
         },
-        metrics=metrics,
+        metrics=metrics or {},
         causes=[edge.as_json(home.root) for edge in edges],
         notes=notes,
     )
 
 
-def stored_adapter(home: Home, version: str, arm: str) -> Artifact:
-    """The adapter of an arm.
-
-    Raises:
-        Refused: the names are no names, or there is none.
-    """
-    name = f"adapter:{checked_version(version)}:{checked_arm(arm)}"
-    adapter = found(home, name)
-    if adapter is None:
-        reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
-        raise Refused(reason, field="--adapter")
-    return adapter
-
-
-def _data(home: Home, adapter: Artifact, above: dict[str, Artifact]) -> list[dict[str, Any]]:
-    names = [f"dataset:{adapter.version}", *(one for one in above if one.startswith("dataset:"))]
-    stored = [one for name in dict.fromkeys(names) if (one := found(home, name)) is not None]
-    return [
-        {
-            "version": one.version,
-            **one.manifest.model_dump(include={"content_hash", "counts"}),
-            **{
-                key: one.manifest.details.get(key)
-                for key in ("dataset", "parents", "model", "template")
-            },
-        }
-        for one in stored
-    ]
-
-
-def _asked_and_found(subset: Artifact) -> dict[str, Any]:
-    own = subset.manifest
-    facts = ("objective", "value", "value_random", "notes")
-    return {
-        "name": subset.name,
-        **own.model_dump(include=_BASICS),
-        **own.request,
-        **{key: own.details.get(key) for key in facts},
-    }
+def _picked(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some of the values, None for those that are missing."""
+    return {name: values.get(name) for name in names}
 
 
 def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
@@ -186,17 +224,14 @@ def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     if records is None:
         return None
     reasons = [pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})]
+    columns = cs.by_name("record_id", *_REASONS, require_all=False)
     for name in records["adapter"].unique(maintain_order=True):
         stored, subset = found(home, name), found(home, name.replace("adapter:", "subset:", 1))
         if not stored or not subset or not (subset.folder / SUBSET).is_file():
             continue
-        if stored.manifest.parents.get(subset.name) != subset.manifest.content_hash:
-            continue  # It was chosen anew since.
-        frame = pl.read_parquet(subset.folder / SUBSET)
-        columns = [
-            (pl.col(key) if key in frame.columns else pl.lit(None)).cast(kind).alias(key)
-            for key, kind in _REASONS.items()
-        ]
-        reasons.append(frame.select("record_id", *columns, pl.lit(name).alias("adapter")))
-    known = pl.concat(reasons)
+        # Else it was chosen anew since.
+        if stored.manifest.parents.get(subset.name) == subset.manifest.content_hash:
+            frame = pl.read_parquet(subset.folder / SUBSET).select(columns)
+            reasons.append(frame.with_columns(adapter=pl.lit(name)))
+    known = pl.concat(reasons, how="diagonal_relaxed")
     return records.join(known, on=["record_id", "adapter"], how="left", maintain_order="left")

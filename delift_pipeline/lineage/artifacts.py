@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.home import ARM_PATTERN, FINGERPRINT_PATTERN, NAME_PATTERN, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.evaluation.result import REPORT
 from delift_pipeline.kernel.kernel import block_hashes
 
 ARM_KINDS = {"subset": "subsets", "adapter": "adapters", "report": "reports"}
@@ -107,6 +109,15 @@ def _stored(name: str, folder: Path) -> Iterator[Artifact]:
         yield Artifact(name, folder, manifest)
 
 
+def metrics_of(home: Home, version: str, arm: str, adapter: str) -> dict[str, float] | None:
+    """The metrics of an arm's report, or None where it did not measure the adapter of this hash."""
+    report = found(home, f"report:{version}:{arm}")
+    if report is None or report.manifest.parents.get(f"adapter:{version}:{arm}") != adapter:
+        return None
+    path = report.folder / REPORT
+    return read_json(path)["evaluation"]["metrics"] if path.is_file() else {}
+
+
 def current_hash(artifact: Artifact) -> str | None:
     """The stored artifact's hash as its children record it (a kernel's by block)."""
     if artifact.kind != "kernel":
@@ -122,8 +133,8 @@ def causes(home: Home, artifact: Artifact) -> list[Cause]:
     """
     edges: list[Cause] = []
     queue, seen = [artifact], {artifact.name}
-    while queue:
-        for edge in direct_causes(home, queue.pop(0)):
+    for child in queue:
+        for edge in direct_causes(home, child):
             edges.append(edge)
             if edge.stored is not None and edge.parent not in seen:
                 seen.add(edge.parent)

@@ -92,11 +92,10 @@ def openlineage_events(
     set_producer(PRODUCER)
     runs: dict[Path, Artifact] = {}
     for artifact in artifacts:
-        # The base model and the held-out set are read, not made, by a run of their own.
-        above = [edge.stored for edge in causes(home, artifact) if edge.stored]
-        made = [one for one in above if one.kind not in ("model", "heldout")]
-        for one in (artifact, *made):
-            runs.setdefault(one.folder, one)
+        for one in (artifact, *(edge.stored for edge in causes(home, artifact))):
+            # The base model and the held-out set are read, not made, by a run of their own.
+            if one is not None and one.kind in STEPS:
+                runs.setdefault(one.folder, one)
     for artifact in sorted(runs.values(), key=lambda one: (one.manifest.created, one.name)):
         run = artifact.manifest.run_id
         known = step_times(run, STEPS[artifact.kind]) if run else None
@@ -121,13 +120,8 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
     manifest = artifact.manifest
     run_id = str(uuid.uuid5(RUNS, f"{artifact.name}:{manifest.content_hash}"))
     job_type = job_type_job.JobTypeJobFacet("BATCH", "DELIFT", "JOB")
-    inputs = []
-    for edge in direct_causes(home, artifact):
-        facets = _facets(home, edge.stored) if edge.stored else {}
-        facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(edge.recorded)
-        inputs.append(InputDataset(NAMESPACE, edge.parent, inputFacets=None, facets=facets))
-    outputs = [artifact]
-    if artifact.kind == "kernel":  # Others name its blocks.
+    outputs = [artifact] if state is RunState.COMPLETE else []
+    if outputs and artifact.kind == "kernel":  # Others name its blocks.
         blocks = block_hashes(manifest)
         outputs = [replace(artifact, name=f"kernel:{artifact.version}:{one}") for one in blocks]
     event = RunEvent(
@@ -135,10 +129,14 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
         eventTime=time.isoformat(),
         run=Run(run_id, facets=_run_facets(manifest)),
         job=Job(NAMESPACE, artifact.kind, facets={"jobType": job_type}),
-        inputs=inputs,
+        inputs=[
+            InputDataset(
+                NAMESPACE, one.parent, None, facets=_facets(home, one.stored, one.recorded)
+            )
+            for one in direct_causes(home, artifact)
+        ],
         outputs=[
-            OutputDataset(NAMESPACE, one.name, outputFacets=None, facets=_facets(home, one))
-            for one in (outputs if state is RunState.COMPLETE else [])
+            OutputDataset(NAMESPACE, one.name, None, facets=_facets(home, one)) for one in outputs
         ],
     )
     document = Serde.to_dict(event)
@@ -165,14 +163,15 @@ def _run_facets(manifest: Manifest) -> dict[str, RunFacet]:
     return facets | {"parent": parent_run.ParentRunFacet(parent_run.Run(run, facets=None), job)}
 
 
-def _facets(home: Home, artifact: Artifact) -> dict[str, DatasetFacet]:
-    """Where an artifact lies, its hash, and the columns of its table, where it has one."""
+def _facets(home: Home, artifact: Artifact | None, recorded: str = "") -> dict[str, DatasetFacet]:
+    """An artifact's hash, and where it is stored its place and its table's columns, if any."""
+    digest = recorded or (artifact and (current_hash(artifact) or artifact.manifest.content_hash))
+    version = dataset_version_dataset.DatasetVersionDatasetFacet(digest or "")
+    facets: dict[str, DatasetFacet] = {"version": version}
+    if artifact is None:
+        return facets
     place = f"file:{artifact.folder.relative_to(home.root).as_posix()}"
-    digest = current_hash(artifact) or artifact.manifest.content_hash
-    facets: dict[str, DatasetFacet] = {
-        "dataSource": datasource_dataset.DatasourceDatasetFacet(NAMESPACE, place),
-        "version": dataset_version_dataset.DatasetVersionDatasetFacet(digest),
-    }
+    facets["dataSource"] = datasource_dataset.DatasourceDatasetFacet(NAMESPACE, place)
     table = artifact.folder / SCHEMA_FILES.get(artifact.kind, "")
     if table.is_file():
         columns = [

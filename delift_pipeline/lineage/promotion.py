@@ -102,10 +102,7 @@ class Standing:
 
 
 def standing(candidates: Sequence[Candidate], champion: Key | None = None) -> Standing:
-    """Decide the contest.
-
-    `champion` is the key of the present champion, if there is one.
-    """
+    """Decide the contest; `champion` is the key of the present champion, if there is one."""
     measured = {name for one in candidates for name in one.own.metrics}
     metric: MetricName | None = next((name for name in METRICS if name in measured), None)
     if metric is None:
@@ -177,6 +174,7 @@ def settle(
         DeliftError: the store cannot be used.
     """
     name = registered_name(tracker.experiment, dataset.manifest.details["dataset"], stage, model)
+    standings = ("champion", "challenger")
     with tracker.explained(), store_lock(home):
         client, where = tracker.client, f"name = '{name}'"
         models = client.search_registered_models(where)
@@ -186,20 +184,21 @@ def settle(
         holders = {
             alias: key
             for key, version in registered.items()
-            for alias in ("champion", "challenger")
+            for alias in standings
             if aliases.get(alias) == str(version.version)
         }
         asked = {(dataset.version, arm) for arm in arms}
         asked |= {key[:2] for key in holders.values() if key[1] in arms}
-        stored = set(home.versions())
+        stored = {version for version, _ in asked} & set(home.versions())
+        known = {version: load_version(home, version) for version in stored}
         found = [
-            _candidate(home, load_version(home, version), stage, arm, arms[arm], model)
+            _candidate(home, known[version], stage, arm, arms[arm], model)
             for version, arm in sorted(asked)
-            if version in stored
+            if version in known
         ]
-        candidates = [one for one in found if one is not None]
+        candidates = list(filter(None, found))
         decided = standing(candidates, holders.get("champion"))
-        for alias, chosen in (("champion", decided.champion), ("challenger", decided.challenger)):
+        for alias, chosen in zip(standings, (decided.champion, decided.challenger), strict=True):
             to = registered.get(chosen.key) if chosen else None
             if to is not None and holders.get(alias) != _key(to):
                 client.set_registered_model_alias(name, alias, str(to.version))
@@ -209,12 +208,15 @@ def settle(
             version, text = registered.get(one.key), decided.place(one)
             if version is not None and version.tags.get(STANDING) != text:
                 client.set_model_version_tag(name, str(version.version), STANDING, text)
-    return _sentence(name, decided)
+    if one := decided.champion:
+        return f"champion of {name} is {one.version} {one.arm} (by {decided.metric})"
+    whys = sorted({f"{key[1]}: {why}" for key, why in decided.objections.items()})
+    return f"{name} has no champion: {'; '.join(whys) or 'nothing is evaluated'}"
 
 
 def _key(version: "ModelVersion") -> Key:
-    tags = version.tags
-    named, arm, adapter = (tags.get(PREFIX + tag, "") for tag in ("version", "arm", "adapter"))
+    tags = ("version", "arm", "adapter")
+    named, arm, adapter = (version.tags.get(PREFIX + tag, "") for tag in tags)
     return named, arm, adapter
 
 
@@ -235,34 +237,19 @@ def _candidate(
         return None
     if report.parents.get(f"adapter:{version}:{arm}") != adapter.content_hash:
         return None
-    heldout = stage_heldout(dataset.heldout, dataset.target, stage, options)
     base = read_evaluation(home.base_report(version, report.fingerprint))
-    return Candidate(
-        version=version,
-        arm=arm,
-        adapter=adapter.content_hash,
-        own=own,
-        base=restricted(base, heldout["record_id"]) if base else None,
-        random=_evaluated(home, version, f"{stage}.random", model, report.fingerprint),
-        is_random=split_arm(arm)[1] == "random",
-    )
+    if base is not None:
+        heldout = stage_heldout(dataset.heldout, dataset.target, stage, options)
+        base = restricted(base, heldout["record_id"])
+    random = _evaluated(home, version, f"{stage}.random", model, report.fingerprint)
+    is_random = split_arm(arm)[1] == "random"
+    return Candidate(version, arm, adapter.content_hash, own, base, random, is_random)
 
 
 def _evaluated(
     home: Home, version: str, arm: str, model: str, fingerprint: str | None = None
 ) -> Evaluation | None:
     folder = home.report(version, arm)
-    evaluation = read_evaluation(folder)
-    if evaluation is None:
-        return None
-    facts = read_json(folder / REPORT)
-    same = facts["model"] == model and fingerprint in (None, facts["fingerprint"])
-    return evaluation if same else None
-
-
-def _sentence(name: str, decided: Standing) -> str:
-    if decided.champion is None:
-        whys = sorted({f"{key[1]}: {why}" for key, why in decided.objections.items()})
-        return f"{name} has no champion: {'; '.join(whys) or 'nothing is evaluated'}"
-    champion = decided.champion
-    return f"champion of {name} is {champion.version} {champion.arm} (by {decided.metric})"
+    facts = read_json(folder / REPORT) if (folder / REPORT).is_file() else {}
+    same = facts.get("model") == model and fingerprint in (None, facts["fingerprint"])
+    return read_evaluation(folder) if same else None

@@ -6,19 +6,18 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import METRICS
-from delift_pipeline.evaluation.result import REPORT, SAMPLE_SCHEMA, SAMPLES
+from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, SAMPLES
+from delift_pipeline.lineage.adapter import TRAINED_ON, trained_on
 from delift_pipeline.lineage.artifacts import (
     Artifact,
     arm_artifacts,
     folders,
-    found,
+    metrics_of,
     stored_versions,
     version_kernels,
 )
-from delift_pipeline.lineage.trained_on import TRAINED_ON, trained_on
 from delift_pipeline.records.stored import find_record, known_manifest, stored_records
 from delift_pipeline.selection.run import DROPPED, SUBSET
 
@@ -34,6 +33,7 @@ class RecordLineage:
         versions: Where it stands: version, part (`pool`, `target`, `heldout`), source ids, copies.
         subsets: For each arm that could have taken it: whether it did, at which rank, and why.
         adapters: Adapters whose weights it shaped, directly or through the one they started from.
+        reports: Metrics measured with these adapters.
         measured: Held-out only: its own metrics under each arm.
         unscorable: Version -> why it is in no scored pair.
     """
@@ -61,6 +61,7 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     own = records.filter(pl.col("record_id") == name)
     reached = _reached(home, own["version"])
     adapters = _adapters(home, name, reached)
+    hashes = {(one["version"], one["arm"]): one["content_hash"] for one in adapters}
     first = own.row(0, named=True)
     frame = pl.read_parquet(home.dataset(first["version"]) / f"{first['part']}.parquet")
     texts = frame.select("instruction", "input", "output", "task", "source")
@@ -70,7 +71,11 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
         versions=own.select("version", "part", "source_ids", "copies").to_dicts(),
         subsets=_subsets(home, name, reached),
         adapters=adapters,
-        reports=_reports(home, adapters),
+        reports=[
+            {"version": version, "arm": arm, "metrics": metrics}
+            for (version, arm), digest in hashes.items()
+            if (metrics := metrics_of(home, version, arm, digest)) is not None
+        ],
         measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
         unscorable={
             version: kernel.manifest.details["unscorable"][name]
@@ -132,22 +137,18 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
     artifacts = _artifacts(home, "subset", versions)
     chosen, dropped = (_rows(artifacts, file, name) for file in (SUBSET, DROPPED))
     facts = ("rank", "gain", "trust", "replayed", "covered_by", "coverage")
-    entries = []
-    for folder, one in artifacts.items():
-        taken = folder in chosen
-        row = (chosen.get(folder) or dropped.get(folder) or [None])[0]
-        if row is not None:
-            entries.append(
-                {
-                    "version": one.version,
-                    "arm": one.arm,
-                    "content_hash": one.manifest.content_hash,
-                    "taken": taken,
-                    **{fact: row.get(fact) for fact in facts},
-                    "reason": _reason(row, taken),
-                }
-            )
-    return entries
+    return [
+        {
+            "version": one.version,
+            "arm": one.arm,
+            "content_hash": one.manifest.content_hash,
+            "taken": folder in chosen,
+            **{fact: row.get(fact) for fact in facts},
+            "reason": _reason(row, folder in chosen),
+        }
+        for folder, one in artifacts.items()
+        for row in (chosen.get(folder) or dropped.get(folder) or [])[:1]
+    ]
 
 
 def _reason(row: dict[str, Any], taken: bool) -> str:
@@ -169,42 +170,29 @@ def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str
 
     Found downwards: from the lists of the adapters to those that hold the record.
     """
-    arms = [arm for v in sorted(versions) for arm in folders(home.root / "adapters" / v)]
-    listed = {arm.as_posix() for arm in arms if (arm / TRAINED_ON).is_file()}
-    rows = _rows(sorted(listed), TRAINED_ON, name)
+    arms = {a.as_posix(): a for v in sorted(versions) for a in folders(home.root / "adapters" / v)}
+    listed = [place for place, arm in arms.items() if (arm / TRAINED_ON).is_file()]
+    rows = _rows(listed, TRAINED_ON, name)
     # Only the manifests of adapters that may hold it are read: there can be thousands of others.
-    holding = {
-        arm.parent.name for arm in arms if arm.as_posix() in rows or arm.as_posix() not in listed
-    }
-    entries = []
-    for folder, adapter in _artifacts(home, "adapter", holding).items():
-        if folder not in listed and (frame := trained_on(home, adapter)) is not None:
-            rows[folder] = frame.filter(pl.col("record_id") == name).to_dicts()
-        entries += [
-            {
-                "adapter": adapter.name,
-                "version": adapter.version,
-                "arm": adapter.arm,
-                "content_hash": adapter.manifest.content_hash,
-                "through": None if row["adapter"] == adapter.name else row["adapter"],
-                "rank": row["rank"],
-                "left_out": row["left_out"],
-            }
-            for row in rows.get(folder, ())
-        ]
-    return entries
-
-
-def _reports(home: Home, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics measured with those adapters that were trained on the record."""
-    measured = []
-    wanted = {(one["version"], one["arm"]): one["content_hash"] for one in adapters}
-    for (version, arm), digest in wanted.items():
-        report = found(home, f"report:{version}:{arm}")
-        if report and report.manifest.parents.get(f"adapter:{version}:{arm}") == digest:
-            metrics = read_json(report.folder / REPORT)["evaluation"]["metrics"]
-            measured.append({"version": version, "arm": arm, "metrics": metrics})
-    return measured
+    empty = set(listed) - rows.keys()
+    holding = {arm.parent.name for place, arm in arms.items() if place not in empty}
+    adapters = _artifacts(home, "adapter", holding)
+    for place in adapters.keys() - listed:
+        if (frame := trained_on(home, adapters[place])) is not None:
+            rows[place] = frame.filter(pl.col("record_id") == name).to_dicts()
+    return [
+        {
+            "adapter": adapter.name,
+            "version": adapter.version,
+            "arm": adapter.arm,
+            "content_hash": adapter.manifest.content_hash,
+            "through": None if row["adapter"] == adapter.name else row["adapter"],
+            "rank": row["rank"],
+            "left_out": row["left_out"],
+        }
+        for place, adapter in adapters.items()
+        for row in rows.get(place, ())
+    ]
 
 
 def _measured(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:

@@ -67,45 +67,38 @@ class TrackedArm:
 
     def begin(self) -> None:
         """Start the run, with parameters, tags that lead back, and the data sets as inputs."""
-        arm, version, details = self.arm, self.dataset.version, self.dataset.manifest.details
-        asked = {
+        arm, version, manifest = self.arm, self.dataset.version, self.dataset.manifest
+        details, dataset = manifest.details, {"dataset": manifest.details["dataset"]}
+        kept = ("budget", "seed", "training", "evaluation")
+        params = {key: self.settings[key] for key in kept} | {
             "version": version,
             "arm": arm,
             "model": self.model,
             "selector": self.settings["options"],
-            **{key: self.settings[key] for key in ("budget", "seed", "training", "evaluation")},
         }
-        request = {key: asked[key] for key in ("training", "seed")}
-        tags: dict[str, Any] = {
-            "content": digest_json({"parents": dict(self.parents), **request}),
-            "dataset": details["dataset"],
-            "manifest": f"adapters/{version}/{arm}/manifest.json",
-            **{f"parent {name}": digest for name, digest in self.parents.items()},
-        }
+        content = {"parents": dict(self.parents)} | {k: params[k] for k in ("training", "seed")}
+        tags = dataset | {f"parent {name}": digest for name, digest in self.parents.items()}
+        tags["content"] = digest_json(content)
+        tags["manifest"] = f"adapters/{version}/{arm}/manifest.json"
         if run := self.dagster_run:
             site = (os.environ.get(DAGSTER_VARIABLE) or DEFAULT_DAGSTER).rstrip("/")
-            said = f"Arm `{arm}` of `{version}`, made by"
+            link = f"[Dagster run {run[:8]}]({site}/runs/{run})"
             tags["dagster_run_id"] = run
-            tags["mlflow.note.content"] = f"{said} [Dagster run {run[:8]}]({site}/runs/{run})."
-        parent = self.tracker.version_run(
-            version,
-            {
-                "dataset": details["dataset"],
-                "data_version": self.dataset.manifest.content_hash,
-                "parent_versions": ", ".join(self.dataset.parents) or None,
-                "records": self.dataset.manifest.counts.get("pool"),
-            },
-        )
-        self.run_id = self.tracker.start_run(version, arm, tags, asked, parent)
+            tags["mlflow.note.content"] = f"Arm `{arm}` of `{version}`, made by {link}."
+        above = dataset | {
+            "data_version": manifest.content_hash,
+            "parent_versions": ", ".join(self.dataset.parents) or None,
+            "records": manifest.counts.get("pool"),
+        }
+        parent = self.tracker.version_run(version, above)
+        self.run_id = self.tracker.start_run(version, arm, tags, params, parent)
         for frame, name, digest, context in (
             (self.dataset.pool, "pool", details["pool_hash"], "pool"),
             (self.records, f"{arm}/subset", digest_frame(self.records), "training"),
             (self.dataset.heldout, "heldout", details["heldout_hash"], "evaluation"),
         ):
-            texts, where = frame.drop("source_ids"), f"datasets/{version}"
-            self.tracker.log_dataset(
-                self.run_id, texts, f"{version}/{name}", digest, context, where
-            )
+            inputs = (frame.drop("source_ids"), f"{version}/{name}", digest, context)
+            self.tracker.log_dataset(self.run_id, *inputs, f"datasets/{version}")
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """Take one step's values; they are logged some at a time, while training goes on."""
@@ -120,33 +113,23 @@ class TrackedArm:
     def trained(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log the rest of the curve, the subset and the adapter."""
         self._flush()
-        tracker, run_id = self.tracker, self.run_id
-        version, arm, digest = self.dataset.version, self.arm, manifest.content_hash
+        tracker, run_id, folder = self.tracker, self.run_id, self.folder
+        version, arm, adapter = self.dataset.version, self.arm, {"adapter": manifest.content_hash}
         means = {f"train_{name}": mean for name, mean in log.means.items() if mean is not None}
         sizes = {"train_seconds": log.seconds, "records": float(log.records_used)}
-        tracker.log_metrics(run_id, {**means, **sizes})
-        tracker.set_tags(run_id, {"adapter": digest})
+        tracker.log_metrics(run_id, means | sizes)
+        tracker.set_tags(run_id, adapter)
         tracker.log_artifacts(run_id, self.home.subset(version, arm), "subset")
-        tracker.log_artifacts(run_id, self.folder, "adapter")
+        tracker.log_artifacts(run_id, folder, "adapter")
         dataset = self.dataset.manifest.details["dataset"]
         name = registered_name(tracker.experiment, dataset, split_arm(arm)[0], self.model)
-        registered = register(
-            tracker,
-            name,
-            log_adapter(tracker, run_id, self.folder, f"{version}-{arm}"),
-            {"version": version, "arm": arm, "adapter": digest},
-            card_text(self.folder),
-        )
+        model_id = log_adapter(tracker, run_id, folder, f"{version}-{arm}")
+        tags = {"version": version, "arm": arm, **adapter}
+        number = str(register(tracker, name, model_id, tags, card_text(folder)).version)
         tracker.end_run(run_id)
-        note_tracked(
-            self.folder,
-            tracker,
-            run_id,
-            adapter=digest,
-            model=f"{tracker.site}/#/models/{quote(name)}/versions/{registered.version}",
-            registered=name,
-            registered_version=str(registered.version),
-        )
+        page = f"{tracker.site}/#/models/{quote(name)}/versions/{number}"
+        known = {"model": page, "registered": name, "registered_version": number}
+        note_tracked(folder, tracker, run_id, **adapter, **known)
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log a training that was done before, from its log."""
@@ -172,14 +155,10 @@ def registered_name(project: str, dataset: str, stage: str, model: str) -> str:
 
 
 def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
-    """Log an adapter's (or full model's) files as a logged model made by the run.
+    """Log an adapter's (or full model's) files as a logged model made by the run; returns its id.
 
-    The same files under the same name are logged once.
-
-    Characters of `name` that MLflow refuses become `_`. Returns the logged model's id.
-
-    Raises:
-        DeliftError: the store cannot be used.
+    The same files under the same name are logged once. Characters of `name` that MLflow refuses
+    become `_`.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -193,14 +172,10 @@ def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
             if model.status == "READY":
                 return model.model_id
         run = client.get_run(run_id).data
+        tags = {key: tag for key, tag in run.tags.items() if key.startswith(PREFIX)}
+        tags[DIGEST] = digest
         model = client.create_logged_model(
-            tracker.experiment_id,
-            name=name,
-            source_run_id=run_id,
-            tags={key: tag for key, tag in run.tags.items() if key.startswith(PREFIX)}
-            | {DIGEST: digest},
-            params=run.params,
-            model_type=MODEL_TYPE,
+            tracker.experiment_id, name, run_id, tags, run.params, MODEL_TYPE
         )
         status = "FAILED"
         try:
@@ -219,9 +194,6 @@ def register(
 
     `tags` (`version`, `arm`, `adapter`: the content hash) tell adapters apart. The registered model
     is made where there is none; the model card is shown as the version's description.
-
-    Raises:
-        DeliftError: the store cannot be used.
     """
     from mlflow.exceptions import MlflowException
 
@@ -236,13 +208,9 @@ def register(
             if named.items() <= version.tags.items():
                 return version
         model = tracker.client.get_logged_model(model_id)
+        source, run_id = model.artifact_location, model.source_run_id
         return tracker.client.create_model_version(
-            name,
-            model.artifact_location,
-            run_id=model.source_run_id,
-            tags=named,
-            description=card,
-            model_id=model_id,
+            name, source, run_id, named, description=card, model_id=model_id
         )
 
 
@@ -256,15 +224,13 @@ def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
 
 def publish_card(tracker: Tracker, folder: Path) -> None:
     """Put an adapter's rewritten model card to its run, logged model and registered version."""
-    known, client = tracked(folder), tracker.client
+    known, client, text = tracked(folder), tracker.client, card_text(folder)
     tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
-    if "registered" in known:
+    if name := known.get("registered"):
         with tracker.explained():
-            name, version = known["registered"], known["registered_version"]
-            text = card_text(folder)
-            updated = client.update_model_version(name, version, description=text)
-            if updated.model_id:
-                client.log_model_artifact(updated.model_id, str(folder / CARD))
+            model = client.update_model_version(name, known["registered_version"], text).model_id
+            if model:
+                client.log_model_artifact(model, str(folder / CARD))
 
 
 def note_tracked(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:

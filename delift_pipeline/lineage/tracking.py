@@ -128,53 +128,37 @@ class Tracker:
         """
         from mlflow.entities import Param
 
-        stage, selector = split_arm(arm)
-        params, commit = params or {}, git_commit()
-        content = digest_json({name: param_text(value) for name, value in params.items()})
-        named = tag_names(
-            {
-                "content": content,
-                "git_commit": commit,
-                "mlflow.source.git.commit": commit,
-                **(tags or {}),
-                "version": version,
-                "arm": arm,
-                "stage": stage,
-                "selector": selector,
-                "mlflow.parentRunId": parent,
-            }
-        )
+        flat, commit = flat_params(params or {}), git_commit()
+        facts = {"content": digest_json(flat), "git_commit": commit, **(tags or {})}
+        facts |= {"mlflow.source.git.commit": commit, "mlflow.parentRunId": parent}
+        facts |= {"version": version, "arm": arm}
+        facts["stage"], facts["selector"] = split_arm(arm)
+        named = tag_names(facts)
         with self.explained(), store_lock(self.home):
             found = self._runs(version=version, arm=arm)
             live = [run for run in found if SUPERSEDED not in run.data.tags]
-            same = [run for run in live if run.data.tags.get(CONTENT) == named[CONTENT]]
-            run = (
-                same[0]
-                if same
-                else self.client.create_run(
+            run = next((r for r in live if r.data.tags.get(CONTENT) == named[CONTENT]), None)
+            if run is None:
+                run = self.client.create_run(
                     self.experiment_id, tags=named, run_name=f"{version} {arm}"
                 )
-            )
-            run_id = run.info.run_id
+            else:
+                self.client.update_run(run.info.run_id, status="RUNNING")
+                self.set_tags(run.info.run_id, named)
             for other in live:
                 if other is not run:
-                    self.client.set_tag(other.info.run_id, SUPERSEDED, run_id)
-            if same:
-                self.client.update_run(run_id, status="RUNNING")
-                self.set_tags(run_id, named)
-            known, flat = run.data.params, flat_params(params)
-            new = [Param(name, flat[name]) for name in flat if name not in known]
-            self.client.log_batch(run_id, params=new)
-        return run_id
+                    self.client.set_tag(other.info.run_id, SUPERSEDED, run.info.run_id)
+            new = [Param(*one) for one in flat.items() if one[0] not in run.data.params]
+            self.client.log_batch(run.info.run_id, params=new)
+        return run.info.run_id
 
     def version_run(self, version: str, tags: Mapping[str, Any]) -> str:
         """The run that all arms of a dataset version are shown under, made where there is none."""
         named = tag_names({**tags, "version": version, "kind": VERSION_RUN})
         with self.explained(), store_lock(self.home):
-            found = self._runs(version=version, kind=VERSION_RUN)
-            if found:
-                self.set_tags(found[0].info.run_id, named)
-                return found[0].info.run_id
+            for run in self._runs(version=version, kind=VERSION_RUN):
+                self.set_tags(run.info.run_id, named)
+                return run.info.run_id
             run = self.client.create_run(self.experiment_id, tags=named, run_name=version)
             self.client.set_terminated(run.info.run_id)
         return run.info.run_id
@@ -200,11 +184,7 @@ class Tracker:
                 return False
 
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at one step; a value that is not finite becomes a tag.
-
-        Raises:
-            DeliftError: the run is gone.
-        """
+        """Log metrics at one step; a value that is not finite becomes a tag."""
         self.log_points(run_id, [(name, step, value) for name, value in values.items()], "{}")
 
     def log_points(
@@ -308,10 +288,9 @@ def tag_names(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def param_text(value: Any) -> str:
-    """A parameter as text of at most `LONGEST_PARAM` characters.
+    """A parameter as text; one of more than `LONGEST_PARAM` characters is cut.
 
-    A longer one is cut and ends in the digest of the whole, so that two long values that differ
-    only behind the cut stay apart.
+    It then ends in the digest of the whole, so that two that differ behind the cut stay apart.
     """
     plain = isinstance(value, str | int | float | bool | None)
     text = str(value) if plain else json.dumps(value, sort_keys=True, default=str)

@@ -1,15 +1,96 @@
-"""What a version changed against its parents, and what that did to each arm's subset."""
+"""A version and its parents.
 
-from dataclasses import asdict, dataclass, field
+What the parents trained on is D_E of the continual stage. What a version changed against them is
+told by record, and so is what that did to each arm's subset.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
+from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home, checked_version
-from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts
-from delift_pipeline.lineage.existing import subset_before
-from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
+from delift_pipeline.records.stored import DatasetVersion, known_manifest, load_version
 from delift_pipeline.selection.run import DROPPED, SUBSET
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What the parents of a version trained on, for one arm.
+
+    Attributes:
+        records: The records, each once, parents in order.
+        parents: Name of each artifact it was read from -> its content hash.
+        arms: Parent version -> the arm whose subset was taken.
+    """
+
+    records: pl.DataFrame = field(repr=False)
+    parents: dict[str, str]
+    arms: dict[str, str]
+
+
+def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
+    """The records that the parents' models were trained on, under the same arm.
+
+    A parent without that arm (a first version has no continual one) counts with its
+    instruction-tuning arm of the same selector. What a parent's continual subset was added to
+    counts too, back to the first version. `existing: pool` takes the parents' whole pools.
+
+    Raises:
+        Refused: a parent has no such subset; the sentence says what to run.
+    """
+    frames: list[pl.DataFrame] = []
+    parents: dict[str, str] = {}
+    arms: dict[str, str] = {}
+    for name in dataset.parents:
+        parent = load_version(home, name)
+        if dataset.manifest.details["existing"] == "pool":
+            frames.append(parent.pool)
+            parents[f"dataset:{name}"] = parent.manifest.content_hash
+            continue
+        subset = subset_before(home, name, arm)
+        if subset is None:
+            kin = kin_of(arm)
+            raise Refused(
+                f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
+                f"has no subset of {arm} or {kin}: `delift run --version {name} --arm {kin}` "
+                "first, or ingest the version with existing: pool",
+                field="existing",
+            )
+        arms[name], parents[subset.name] = str(subset.arm), subset.manifest.content_hash
+        ids = pl.read_parquet(subset.folder / SUBSET)["record_id"]
+        frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
+        if arms[name] == arm:
+            before = existing_of(home, parent, arm)
+            frames.append(before.records)
+            parents |= before.parents
+    records = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    return Existing(records, parents, arms)
+
+
+def kin_of(arm: str) -> str:
+    """The instruction-tuning arm of the same selector and variant, as first versions have."""
+    return f"instruction_tuning.{arm.split('.', 1)[1]}"
+
+
+def subset_before(home: Home, parent: str, arm: str) -> Artifact | None:
+    """The parent's subset of the same arm, else of its kin (`kin_of`)."""
+    stored = (found(home, f"subset:{parent}:{name}") for name in (arm, kin_of(arm)))
+    return next(filter(None, stored), None)
+
+
+def ancestors(home: Home, dataset: DatasetVersion) -> list[str]:
+    """All versions a version descends from, nearest first, each once."""
+    above: list[str] = []
+    queue = list(dataset.parents)
+    while queue:
+        name = queue.pop(0)
+        if name not in above:
+            above.append(name)
+            queue.extend(load_version(home, name).parents)
+    return above
 
 
 @dataclass(frozen=True)
@@ -17,7 +98,9 @@ class VersionLineage:
     """A version beside its parents.
 
     Attributes:
-        parents: For each parent: the records added, removed and changed, and how many stayed.
+        parents: For each parent: the records `added` (new content under an id that it does not
+            have), `removed` (no changed record has their id) and `changed` ((before, after): other
+            content under an id of the parent's), and how many are `unchanged`.
         children: Stored versions that follow it.
         subsets: For each arm and parent: which picks stayed, came and went, and why.
     """
@@ -29,43 +112,6 @@ class VersionLineage:
     parents: list[dict[str, Any]] = field(repr=False)
     children: list[str]
     subsets: list[dict[str, Any]] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Change:
-    """One version against one parent, in record_ids.
-
-    Attributes:
-        added: New content under an id that the parent does not have.
-        removed: In the parent only, and no changed record has its id.
-        changed: (before, after): other content under an id of the parent's.
-        unchanged: How many records both have.
-    """
-
-    added: list[str]
-    removed: list[str]
-    changed: list[tuple[str, str]]
-    unchanged: int
-
-    def came(self, record: str, parent: str) -> str:
-        """Why a record is in the subset now and was not in the parent's."""
-        if record in self.added:
-            return f"new: {parent} does not have it"
-        if record in {after for _, after in self.changed}:
-            return f"changed since {parent}"
-        return f"{parent} had it and did not take it"
-
-    def went(self, record: str, covered: dict[str, str | None]) -> str:
-        """Why a record of the parent's subset is not in this one."""
-        if record in self.removed:
-            return "removed from the pool"
-        if record in {before for before, _ in self.changed}:
-            return "changed"
-        if covered.get(record):
-            return f"{covered[record]} stands for it now"
-        if record in covered:
-            return "still there and no longer taken"
-        return "no longer to choose from: the parent has it"
 
 
 def version_lineage(home: Home, version: str) -> VersionLineage:
@@ -81,7 +127,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
         dataset=manifest.details["dataset"],
         content_hash=manifest.content_hash,
         counts=manifest.counts,
-        parents=[{"version": name, **asdict(change)} for name, change in changes.items()],
+        parents=[{"version": name, **change} for name, change in changes.items()],
         children=[
             other
             for other in home.versions()
@@ -95,7 +141,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
     )
 
 
-def _change(home: Home, parent: str, version: str) -> Change:
+def _change(home: Home, parent: str, version: str) -> dict[str, Any]:
     """What a version's pool changed against one parent's; a record is changed by its source id."""
     before, after = (
         pl.read_parquet(home.dataset(name) / "pool.parquet", columns=["record_id", "source_ids"])
@@ -107,35 +153,40 @@ def _change(home: Home, parent: str, version: str) -> Change:
         gone.explode("source_ids"), on="source_ids", suffix="_before", maintain_order="left_right"
     )
     old, first = pairs["record_id_before"], pairs["record_id"]
-    return Change(
-        added=new.filter(~pl.col("record_id").is_in(first.implode()))["record_id"].to_list(),
-        removed=gone.filter(~pl.col("record_id").is_in(old.implode()))["record_id"].to_list(),
-        changed=list(dict.fromkeys(zip(old, first, strict=True))),
-        unchanged=after.height - new.height,
-    )
+    return {
+        "added": new.filter(~pl.col("record_id").is_in(first.implode()))["record_id"].to_list(),
+        "removed": gone.filter(~pl.col("record_id").is_in(old.implode()))["record_id"].to_list(),
+        "changed": list(dict.fromkeys(zip(old, first, strict=True))),
+        "unchanged": after.height - new.height,
+    }
 
 
-def _moved(home: Home, subset: Artifact, parent: str, change: Change) -> dict[str, Any]:
+def _moved(home: Home, subset: Artifact, parent: str, change: dict[str, Any]) -> dict[str, Any]:
     """One arm's subset against the parent's of the same arm, or of its first stage."""
-    arm = str(subset.arm)
+    arm, now = str(subset.arm), _picks(subset)
     before = subset_before(home, parent, arm)
-    now = _picks(subset)
     entry = {"arm": arm, "parent": parent, "selected": len(now)}
     if before is None:
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
     # Dropped record -> the chosen one that stands for it, or None.
     pair = ["record_id", "covered_by"]
-    covered = dict(pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows())
+    dropped = pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows()
+    came = dict.fromkeys((after for _, after in change["changed"]), f"changed since {parent}")
+    came |= dict.fromkeys(change["added"], f"new: {parent} does not have it")
+    kept = "still there and no longer taken"
+    went = {one: f"{by} stands for it now" if by else kept for one, by in dropped}
+    went |= dict.fromkeys((one for one, _ in change["changed"]), "changed")
+    went |= dict.fromkeys(change["removed"], "removed from the pool")
+    known = f"{parent} had it and did not take it"
+    unknown = "no longer to choose from: the parent has it"
     return {
         **entry,
         "against": before.arm,
         "kept": len(now.keys() & then.keys()),
-        "came": [
-            {"record_id": one, "why": change.came(one, parent)} for one in now if one not in then
-        ],
+        "came": [{"record_id": one, "why": came.get(one, known)} for one in now if one not in then],
         "went": [
-            {"record_id": one, "why": change.went(one, covered)} for one in then if one not in now
+            {"record_id": one, "why": went.get(one, unknown)} for one in then if one not in now
         ],
     }
 

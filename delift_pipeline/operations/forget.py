@@ -20,9 +20,9 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
+from delift_pipeline.lineage.adapter import trained_on
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
-from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.records.inbox import originals
 from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
 from delift_pipeline.records.left_out import forgotten_ids, named_in, note_forgotten

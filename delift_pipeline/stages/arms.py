@@ -19,7 +19,7 @@ from delift_pipeline.core.validation import (
     unknown_name,
 )
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.lineage.existing import kin_of
+from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.selection.budget import BudgetText, parse_budget
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage

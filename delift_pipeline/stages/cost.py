@@ -4,7 +4,7 @@ import polars as pl
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
-from delift_pipeline.lineage.existing import existing_of
+from delift_pipeline.lineage.version import existing_of
 from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.scoring.options import ModelOptions

@@ -15,7 +15,7 @@ from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.kernel.kernel import load_block
-from delift_pipeline.lineage.existing import ancestors
+from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL

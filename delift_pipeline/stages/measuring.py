@@ -16,7 +16,7 @@ from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.base import base_evaluation
 from delift_pipeline.evaluation.forgetting import Forgetting, Row, evaluation_of
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation
-from delift_pipeline.lineage.existing import ancestors
+from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.adapter import subset_records

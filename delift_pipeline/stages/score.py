@@ -12,7 +12,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.output import refuse_unwritable_folder
 from delift_pipeline.core.progress import LARGE, Progress, tracked
-from delift_pipeline.lineage.existing import ancestors
+from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions

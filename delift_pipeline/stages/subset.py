@@ -11,7 +11,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.kernel.kernel import block_hashes, load_block
-from delift_pipeline.lineage.existing import existing_of
+from delift_pipeline.lineage.version import existing_of
 from delift_pipeline.records.kept_columns import with_kept_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of

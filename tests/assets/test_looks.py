@@ -12,7 +12,7 @@ from assets.source import with_code_references
 from delift_pipeline.evaluation.leaderboard import ROW_SCHEMA
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
 from delift_pipeline.graph import build_assets
-from delift_pipeline.lineage.trained_on import SCHEMA as TRAINED_ON
+from delift_pipeline.lineage.adapter import SCHEMA as TRAINED_ON
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.stages.arms import load_arms
 

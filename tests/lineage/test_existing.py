@@ -8,7 +8,7 @@ import pytest
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
-from delift_pipeline.lineage.existing import ancestors, existing_of
+from delift_pipeline.lineage.version import ancestors, existing_of
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 

@@ -12,7 +12,7 @@ from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, write_evaluation
-from delift_pipeline.lineage.trained_on import write_trained_on
+from delift_pipeline.lineage.adapter import write_trained_on
 from delift_pipeline.records.schema import RECORD_SCHEMA, content_hash, record_id
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import write_subset

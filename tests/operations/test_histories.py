@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.core.home import Home
-from delift_pipeline.lineage.adapter import stored_adapter
+from delift_pipeline.lineage.adapter import trained_on
 from delift_pipeline.lineage.artifacts import all_artifacts
+from delift_pipeline.lineage.artifacts import found as stored_artifact
 from delift_pipeline.lineage.record import record_lineage
-from delift_pipeline.lineage.trained_on import trained_on
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.operations.query import run_query
 from tests.operations.histories import (
@@ -88,7 +88,9 @@ def test_walking_down_and_up_agrees_with_what_happened(data: st.DataObject) -> N
         ids = dict(zip(NAMES, records_of(NAMES)["record_id"], strict=True))
         up = {}
         for cell in history.adapters:
-            records = trained_on(home, stored_adapter(home, *cell))
+            adapter = stored_artifact(home, ":".join(("adapter", *cell)))
+            assert adapter is not None
+            records = trained_on(home, adapter)
             assert records is not None
             up[cell] = set(records["record_id"])
         assert up == {cell: {ids[n] for n in names} for cell, names in history.adapters.items()}

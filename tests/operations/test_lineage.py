@@ -12,10 +12,9 @@ import pytest
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, mark_for_rebuilding, read_manifest
-from delift_pipeline.lineage.adapter import adapter_lineage
+from delift_pipeline.lineage.adapter import TRAINED_ON, adapter_lineage
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.lineage.tracked import tracked
-from delift_pipeline.lineage.trained_on import TRAINED_ON
 from delift_pipeline.lineage.version import version_lineage
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.training.log import read_training_log
