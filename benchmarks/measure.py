@@ -179,8 +179,7 @@ class Measurement:
         return [(subset, name + ending, value) for name, value in {**values, **opinion}.items()]
 
     def _in_context(self, subsets: Sequence[Subset], options: TrainingOptions) -> Found:
-        from delift_pipeline.evaluation.in_context import evaluate_in_context
-        from delift_pipeline.evaluation.run import evaluate_loaded
+        from delift_pipeline.evaluation.run import evaluate_in_context, evaluate_loaded
         from delift_pipeline.training.stacked import write_weights
 
         loaded: Any = demo_model()

@@ -12,7 +12,7 @@ from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_b
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.formatting import number, with_error
 from delift_pipeline.core.plots import Bar, Curve, bars, curves, svg
-from delift_pipeline.evaluation.pages import render
+from delift_pipeline.evaluation.report import render
 from delift_pipeline.selection.options import STAGES
 
 PLACE = ("stage", "wrong_share", "mode", "budget")

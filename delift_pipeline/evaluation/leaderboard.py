@@ -12,8 +12,7 @@ from delift_pipeline.core.atomic import read_json, write_parquet, write_text
 from delift_pipeline.core.formatting import number
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.evaluation.options import METRICS, MetricName
-from delift_pipeline.evaluation.pages import render
-from delift_pipeline.evaluation.report import metric_plots
+from delift_pipeline.evaluation.report import metric_plots, render
 from delift_pipeline.evaluation.result import (
     REPORT,
     Difference,

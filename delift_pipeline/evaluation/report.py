@@ -17,26 +17,31 @@
                 of a line of versions on the held-out sets of all of them, and this model minus the
                 model of each earlier version (`evaluation.forgetting`)
 
-The functions take plain data: they know neither Dagster nor MLflow.
+The functions take plain data: they know neither Dagster nor MLflow. `render` makes every page of
+the product: self-contained HTML, where all text is escaped, and Markdown.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.formatting import ABSENT
+from delift_pipeline.core.formatting import ABSENT, number, option_text, verdict, with_error
 from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.core.plots import Bar, bars, curves, series, svg
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
-from delift_pipeline.evaluation.pages import render
 from delift_pipeline.evaluation.result import (
     Difference,
     Evaluation,
+    difference_cell,
     differences,
     metric_text,
     write_evaluation,
@@ -47,7 +52,9 @@ FORMAT = 1
 PAGE = "report.html"
 SAMPLES_SHOWN, TEXT_SHOWN = 20, 600
 HEADLINE: tuple[MetricName, ...] = ("answer_loss", "exact_match")
-
+HERE = Path(__file__).parent
+_LONGEST_CODE = 80
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f`|<>\u2028\u2029]+")
 
 Models = Sequence[tuple[str, Mapping[str, float], str]]
 """Each model's name, its metrics, and the colour of its bars (`plots.COLOURS`)."""
@@ -227,3 +234,37 @@ def _shortened(text: str | None) -> str:
     if text is None:
         return ABSENT
     return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} …"
+
+
+def render(template: str, folder: Path = HERE, **values: Any) -> str:
+    """One page of a template in `folder`; a name it asks for and is not given is an error.
+
+    In Markdown (`.md.j2`) nothing is escaped: text from data must go through `code` or `quoted`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, HERE]),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        signed=partial(number, sign=True),
+        option=option_text,
+        mean=with_error,
+        plain_mean=partial(with_error, digits=4, ascii_only=True),
+        metric=metric_text,
+        difference=difference_cell,
+        verdict=verdict,
+        code=_code,
+        quoted=json.dumps,
+        count="{:,}".format,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _code(text: str) -> str:
+    """Text that comes from a user's data, safe between back-ticks in a table's cell."""
+    plain = _UNSAFE.sub(" ", str(text)).strip()
+    return plain if len(plain) <= _LONGEST_CODE else f"{plain[:_LONGEST_CODE]}..."

@@ -10,7 +10,7 @@ import polars as pl
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.options import METRICS
-from delift_pipeline.evaluation.pages import render
+from delift_pipeline.evaluation.report import render
 from delift_pipeline.evaluation.result import Evaluation, differences
 from delift_pipeline.lineage.tracking import split_arm
 from delift_pipeline.records.stored import DatasetVersion

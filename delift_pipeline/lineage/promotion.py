@@ -29,7 +29,6 @@ from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
-from delift_pipeline.evaluation.base import stage_heldout
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, MetricName
 from delift_pipeline.evaluation.result import (
     REPORT,
@@ -37,6 +36,7 @@ from delift_pipeline.evaluation.result import (
     differences,
     read_evaluation,
     restricted,
+    stage_heldout,
 )
 from delift_pipeline.lineage.tracked import registered_name
 from delift_pipeline.lineage.tracking import PREFIX, Tracker, split_arm

@@ -16,7 +16,7 @@ from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
 from delift_pipeline.evaluation.judge.run import Estimate, Judged, ask, estimate, record_means
-from delift_pipeline.evaluation.pages import render
+from delift_pipeline.evaluation.report import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
 from delift_pipeline.scoring.options import ModelOptions
 

@@ -13,9 +13,8 @@ import polars as pl
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.progress import Progress
-from delift_pipeline.evaluation.base import base_evaluation
 from delift_pipeline.evaluation.forgetting import Forgetting, Row, evaluation_of
-from delift_pipeline.evaluation.result import Evaluation, read_evaluation
+from delift_pipeline.evaluation.result import Evaluation, base_evaluation, read_evaluation
 from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
@@ -71,7 +70,7 @@ def in_context_of(
     if stored and (found := read_evaluation(stored / IN_CONTEXT)):
         return found
     from delift_pipeline.evaluation.engines import load_trained
-    from delift_pipeline.evaluation.in_context import evaluate_in_context
+    from delift_pipeline.evaluation.run import evaluate_in_context
 
     chosen = subset_records(subject.home, subject.dataset, subject.arm.name)
     loaded = load_trained(subject.model, None, options)

@@ -10,13 +10,13 @@ from delift_pipeline.core.hashing import digest_frame, digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
-from delift_pipeline.evaluation.base import stage_heldout
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
     Evaluation,
     read_evaluation,
     restricted,
+    stage_heldout,
     write_evaluation,
 )
 from delift_pipeline.lineage.tracked import links_of

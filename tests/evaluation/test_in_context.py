@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.evaluation.in_context import evaluate_in_context, nearest_chosen
 from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.evaluation.run import evaluate_in_context, nearest_chosen
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 

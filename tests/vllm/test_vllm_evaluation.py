@@ -11,10 +11,9 @@ import torch
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.engines import VllmModel, load_trained
-from delift_pipeline.evaluation.in_context import evaluate_in_context
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
-from delift_pipeline.evaluation.run import evaluate
+from delift_pipeline.evaluation.run import evaluate, evaluate_in_context
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
