@@ -1,8 +1,9 @@
-"""Forgetting: the models of a line of versions on the held-out sets of all of them.
+"""What a model is compared with: the base model, and the models of earlier versions.
 
-Row by row the models (the base model, then each version's), column by column the held-out sets,
-oldest first. A model is measured on the held-out set of its own version and of those before it; how
-much it forgot of an earlier one is its difference, paired by record, to the model of that version.
+Forgetting is a matrix: row by row the models (the base model, then each version's), column by
+column the held-out sets, oldest first. A model is measured on the held-out set of its own version
+and of those before it; how much it forgot of an earlier one is its difference, paired by record, to
+the model of that version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,17 +11,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
+from filelock import FileLock
 
-from delift_pipeline.core.home import BASE_MODEL
-from delift_pipeline.evaluation.options import METRICS, MetricName
+from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.hashing import digest_frame
+from delift_pipeline.core.home import BASE_MODEL, Home
+from delift_pipeline.core.manifest import Manifest, up_to_date
+from delift_pipeline.core.progress import Progress
+from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, MetricName
 from delift_pipeline.evaluation.result import (
     Difference,
     Evaluation,
     difference_cell,
     differences,
     metric_text,
+    read_evaluation,
     summarise,
+    write_evaluation,
 )
+from delift_pipeline.scoring.options import ModelOptions
+
+CODE_VERSION = "1"
+"""Of the base model's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +148,50 @@ def evaluation_of(samples: pl.DataFrame, heldout: pl.Series) -> Evaluation | Non
 
 def _cell(row: Row, version: str, name: str) -> str:
     return metric_text(row.cells[version].metrics, name) if version in row.cells else ""
+
+
+def base_evaluation(
+    home: Home,
+    version: str,
+    model: ModelOptions,
+    fingerprint: str,
+    heldout: pl.DataFrame,
+    options: EvaluationOptions,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The base model's evaluation, measured only where it is not stored yet.
+
+    Runs of several arms may ask at once: one measures, the others wait for it. The folder
+    `reports/<version>/initial-<fingerprint>` holds `report.json` (`kind`, `version`, `fingerprint`,
+    `evaluation`), `samples.parquet` and the manifest.
+
+    Raises:
+        Refused: there is no held-out record.
+        DeliftError: no held-out record can be measured.
+    """
+    folder = home.base_report(version, fingerprint)
+    request = {"evaluation": options.request}
+    parents = {"model": fingerprint, "heldout": digest_frame(heldout)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if up_to_date(folder, request, parents, CODE_VERSION):
+            stored = read_evaluation(folder)
+            if stored is not None:
+                return stored
+        from delift_pipeline.evaluation.run import evaluate
+
+        evaluation = evaluate(model, None, heldout, options, progress)
+        manifest = Manifest(
+            kind="report",
+            content_hash=evaluation.content_hash,
+            parents=parents,
+            fingerprint=fingerprint,
+            counts=evaluation.counts,
+            request=request,
+            code_version=CODE_VERSION,
+        )
+        facts = {"kind": BASE_MODEL, "version": version, "fingerprint": fingerprint}
+        with replacing_folder(folder) as temporary:
+            write_evaluation(temporary, evaluation, facts)
+            manifest.write(temporary)
+        return evaluation

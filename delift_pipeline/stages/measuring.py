@@ -13,8 +13,8 @@ import polars as pl
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.progress import Progress
-from delift_pipeline.evaluation.forgetting import Forgetting, Row, evaluation_of
-from delift_pipeline.evaluation.result import Evaluation, base_evaluation, read_evaluation
+from delift_pipeline.evaluation.forgetting import Forgetting, Row, base_evaluation, evaluation_of
+from delift_pipeline.evaluation.result import Evaluation, read_evaluation
 from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions

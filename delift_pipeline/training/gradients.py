@@ -17,10 +17,10 @@ k (splitmix64, Steele et al. 2014), so that every device, batch and restart sees
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,9 @@ from delift_pipeline.core.hashing import digest_files, digest_json
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.scoring.batches import length_batches
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.training.batches import Batch, Example, answer_losses, collate, encode_examples
+from delift_pipeline.training.batches import Batch, Example, answer_losses, encode_examples
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import (
-    MOMENTS,
-    STATE,
-    WEIGHTS,
-    Kept,
-    Run,
-    load_weights,
-    save_checkpoint,
-)
+from delift_pipeline.training.run import MOMENTS, STATE, WEIGHTS, Run, load_weights, seeded
 from delift_pipeline.training.setup import Trainable, prepare
 
 
@@ -64,57 +56,42 @@ class RecordGradients:
             DeliftError: something other than weights of linear layers is trainable.
         """
         self.model = model
-        modules = model.named_modules()
-        self._layers = [
-            (f"{name}.weight", module)
-            for name, module in modules
+        layers = {
+            f"{name}.weight": module
+            for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and module.weight.requires_grad
-        ]
-        self.names = tuple(name for name, _ in self._layers)
+        }
+        self.names, self._layers = tuple(layers), list(layers.values())
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         if not self.names or trained != set(self.names):
             odd = sorted(trained - set(self.names))[:1] or ["nothing is trainable"]
             raise DeliftError(
                 f"gradients of single records are made of adapters of linear layers only: {odd[0]}"
             )
-        sizes = [layer.weight.numel() for _, layer in self._layers]
-        self._starts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+        sizes = (layer.weight.numel() for layer in self._layers)
+        self._starts = [*accumulate(sizes, initial=0)]
         self.size = self._starts[-1]
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The gradient of each record's mean loss per answer token, float32 [records, size]."""
         rows, width = batch.input_ids.shape
-        with self._recorded() as calls:
+        calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+        def record(layer: int, _: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+            calls.append((layer, inputs[0].detach(), out))
+
+        with ExitStack() as hooks:
+            for number, layer in enumerate(self._layers):
+                hooks.enter_context(layer.register_forward_hook(partial(record, number)))
             losses = answer_losses(self.model, batch)
         answers = torch.bincount(batch.rows, minlength=rows)
         total = (losses / answers[batch.rows]).sum()
         found = torch.autograd.grad(total, [outputs for _, _, outputs in calls])
         gradients = torch.zeros(rows, self.size, device=losses.device)
-        for (layer, inputs, _), at_output in zip(calls, found, strict=True):
-            start, stop = self._starts[layer : layer + 2]
+        for (number, inputs, _), at_output in zip(calls, found, strict=True):
+            start, stop = self._starts[number : number + 2]
             gradients[:, start:stop] += _weight_gradients(inputs, at_output, rows, width)
         return gradients
-
-    @contextmanager
-    def _recorded(self) -> Iterator[list[tuple[int, torch.Tensor, torch.Tensor]]]:
-        """Layer, inputs and outputs of every use of a layer in the forward passes inside."""
-        calls = []
-
-        def recorder(number: int) -> Callable[..., None]:
-            def record(_: object, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
-                calls.append((number, inputs[0].detach(), outputs))
-
-            return record
-
-        hooks = [
-            layer.register_forward_hook(recorder(number))
-            for number, (_, layer) in enumerate(self._layers)
-        ]
-        try:
-            yield calls
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _weight_gradients(
@@ -149,23 +126,17 @@ def gradient_batches(
         yield places.tolist()
 
 
-def batch_of(examples: Sequence[Example], places: Sequence[int], device: torch.device) -> Batch:
-    """Some examples as a padded batch on a device."""
-    return collate([examples[place] for place in places]).to(device)
-
-
 BITS = 64
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GOLDEN, _FIRST, _SECOND = (
+    number - (1 << BITS) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+"""The constants of splitmix64 as signed integers."""
 ROWS = 2048
 """Rows of signs made at a time: 64 MiB at 8,192 dimensions."""
 
 
 def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
-    """Project rows, float32 [n, size], to float32 [n, dims].
-
-    Raises:
-        Refused: `dims` is no multiple of 64.
-    """
+    """Project rows, float32 [n, size], to float32 [n, dims]."""
     result = torch.zeros(len(vectors), dims, device=vectors.device)
     for start in range(0, vectors.shape[1], ROWS):
         part = vectors[:, start : start + ROWS]
@@ -195,9 +166,9 @@ def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> 
 
 def _mixed(numbers: torch.Tensor) -> torch.Tensor:
     """The finaliser of splitmix64, in integers that wrap around."""
-    x = numbers + _signed(_GOLDEN)
-    x = (x ^ _shifted(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shifted(x, 27)) * _signed(_SECOND)
+    x = numbers + _GOLDEN
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
     return x ^ _shifted(x, 31)
 
 
@@ -206,11 +177,7 @@ def _shifted(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     return (numbers >> bits) & ((1 << (BITS - bits)) - 1)
 
 
-def _signed(number: int) -> int:
-    return number - (1 << BITS) if number >> (BITS - 1) else number
-
-
-FINISHED = "checkpoints.json"
+FINISHED, PLACE = "checkpoints.json", "step-{:08d}"
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Those of torch's AdamW, which the warm-up runs with."""
 
@@ -265,9 +232,8 @@ class Moments:
 class WarmUp:
     """Trains adapters on a few records and keeps a checkpoint at the end of every epoch.
 
-    A run that was killed goes on from its last checkpoint; a finished one is found.
-
-    The epochs of `options` are the checkpoints. `claim` is called before weights are loaded.
+    A run that was killed goes on from its last checkpoint; a finished one is found. `claim` is
+    called before weights are loaded.
     """
 
     options: TrainingOptions
@@ -282,8 +248,7 @@ class WarmUp:
     def trainable(self) -> Trainable:
         """The model under its adapters, as the warm-up starts with them."""
         self.claim()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return prepare(self.options, self.model, None)
 
     @cached_property
@@ -291,10 +256,9 @@ class WarmUp:
         """The checkpoints in order; trained first where they are not there."""
         if not (self.folder / FINISHED).is_file():
             self._train()
-        kept = read_json(self.folder / FINISHED)
         return tuple(
-            Checkpoint(_place(self.folder, entry["step"]), entry["step"], entry["learning_rate"])
-            for entry in kept
+            Checkpoint(self.folder / PLACE.format(one["step"]), one["step"], one["learning_rate"])
+            for one in read_json(self.folder / FINISHED)
         )
 
     def at(self, checkpoint: Checkpoint) -> torch.nn.Module:
@@ -323,9 +287,9 @@ class WarmUp:
         ids = [example.record_id for example in examples]
         request = [self.options.request, self.seed, self.trainable.fingerprint, ids]
         states = sorted(self.folder.glob(f"step-*/{STATE}"))
-        kept = Kept(states[-1].parent if states else None, digest_json(request), None)
+        key, last = digest_json(request), states[-1].parent if states else None
         with torch.random.fork_rng():
-            run = Run(self.options, self.seed, self.trainable, examples, kept)
+            run = Run(self.options, self.seed, self.trainable, examples, key, last)
             # The steps at whose end an epoch is complete, each once.
             records, per_step = len(examples), self.options.records_per_step
             epochs = max(1, round(self.options.presentations(records) / records))
@@ -333,20 +297,12 @@ class WarmUp:
 
             def keep(step: int, _: Any) -> None:
                 if step + 1 in ends:
-                    place = _place(self.folder, step + 1)
-                    model = self.trainable.model
-                    save_checkpoint(place, kept.key, model, run.optimizer, run.done)
+                    run.save(self.folder / PLACE.format(step + 1))
 
             run.go(self.progress, keep)
         rates = run.done.learning_rates
-        write_json(
-            self.folder / FINISHED,
-            [
-                {"step": end, "learning_rate": sum(rates[start:end]) / (end - start)}
-                for start, end in pairwise([0, *ends])
-            ],
-        )
-
-
-def _place(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}"
+        finished = [
+            {"step": end, "learning_rate": sum(rates[start:end]) / (end - start)}
+            for start, end in pairwise([0, *ends])
+        ]
+        write_json(self.folder / FINISHED, finished)

@@ -150,7 +150,8 @@ def projected(
     """
     import torch
 
-    from delift_pipeline.training.gradients import batch_of, gradient_batches, project
+    from delift_pipeline.training.batches import collate
+    from delift_pipeline.training.gradients import gradient_batches, project
 
     device = next(gradients.model.parameters()).device
     memory, tokens = CPU_MEMORY, CPU_TOKENS
@@ -170,7 +171,7 @@ def projected(
         places.clear()
 
     for chosen in gradient_batches(examples, gradients.size, tokens, memory):
-        found = gradients(batch_of(examples, chosen, device))
+        found = gradients(collate([examples[place] for place in chosen]).to(device))
         with torch.no_grad():
             waiting.append(update(found))
         places += chosen

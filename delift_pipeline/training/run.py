@@ -51,45 +51,6 @@ class Progressed:
     seconds: float = 0.0
 
 
-def save_checkpoint(
-    folder: Path,
-    key: str,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    done: Progressed,
-) -> None:
-    """Put the state at `folder`, in place of the one before; a kill leaves the old or the new."""
-    names = _trainable(model)
-    weights = {name: value.detach().cpu().contiguous() for name, value in names.items()}
-    moments = {
-        f"{name}/{kind}": tensor.detach().cpu().contiguous()
-        for name, value in names.items()
-        for kind, tensor in optimizer.state[value].items()
-    }
-    with replacing_folder(folder) as temporary:
-        save_file(weights, temporary / WEIGHTS)
-        save_file(moments, temporary / MOMENTS)
-        write_json(temporary / STATE, {"key": key, "done": vars(done)})
-
-
-def load_checkpoint(
-    folder: Path, key: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Progressed | None:
-    """Restore the state at `folder`; None where there is none of this very run (`key`)."""
-    state = read_json(folder / STATE) if (folder / STATE).is_file() else None
-    if state is None or state["key"] != key:
-        return None
-    load_weights(folder, model)
-    moments = load_file(folder / MOMENTS)
-    for name, value in _trainable(model).items():
-        optimizer.state[value] = {
-            stored.removeprefix(f"{name}/"): tensor.to(value.device)
-            for stored, tensor in moments.items()
-            if stored.rpartition("/")[0] == name
-        }
-    return Progressed(**state["done"])
-
-
 def load_weights(folder: Path, model: torch.nn.Module) -> None:
     """Give a model the trained weights of the state at `folder`."""
     weights = load_file(folder / WEIGHTS)
@@ -106,17 +67,12 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after each step (from 0) with `loss` and `learning_rate`."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Where and how often the state is kept."""
-
-    folder: Path | None
-    key: str
-    every: int | None
-
-
 class Run:
-    """The optimizer's steps over one set of examples."""
+    """The optimizer's steps over one set of examples.
+
+    `folder` is where the state is kept every `checkpoint_every` steps; one of this very run (`key`)
+    found there is gone on from.
+    """
 
     def __init__(
         self,
@@ -124,21 +80,45 @@ class Run:
         seed: int,
         trainable: Trainable,
         examples: Sequence[Example],
-        kept: Kept,
+        key: str = "",
+        folder: Path | None = None,
     ) -> None:
         self.options, self.seed, self.trainable = options, seed, trainable
-        self.examples, self.kept = examples, kept
+        self.examples, self.key, self.folder = examples, key, folder
         self.total = options.total_steps(len(examples))
         self.optimizer = _optimizer(options, trainable.model)
         self.done, self.resumed_at = Progressed(), None
-        if kept.folder is not None:
-            found = load_checkpoint(kept.folder, kept.key, trainable.model, self.optimizer)
-            self.done, self.resumed_at = (found, found.step) if found else (self.done, None)
+        state = read_json(folder / STATE) if folder and (folder / STATE).is_file() else None
+        if folder and state and state["key"] == key:
+            load_weights(folder, trainable.model)
+            moments = load_file(folder / MOMENTS)
+            for name, value in _trainable(trainable.model).items():
+                self.optimizer.state[value] = {
+                    stored.removeprefix(f"{name}/"): tensor.to(value.device)
+                    for stored, tensor in moments.items()
+                    if stored.rpartition("/")[0] == name
+                }
+            self.done = Progressed(**state["done"])
+            self.resumed_at = self.done.step
+
+    def save(self, folder: Path) -> None:
+        """Replace the state at `folder`; a kill leaves the old one or the new one."""
+        names = _trainable(self.trainable.model)
+        weights = {name: value.detach().cpu().contiguous() for name, value in names.items()}
+        moments = {
+            f"{name}/{kind}": tensor.detach().cpu().contiguous()
+            for name, value in names.items()
+            for kind, tensor in self.optimizer.state[value].items()
+        }
+        with replacing_folder(folder) as temporary:
+            save_file(weights, temporary / WEIGHTS)
+            save_file(moments, temporary / MOMENTS)
+            write_json(temporary / STATE, {"key": self.key, "done": vars(self.done)})
 
     def go(self, progress: Progress, on_step: OnStep | None) -> None:
         """Do the steps that are left."""
         self.trainable.model.train()
-        kept = self.kept
+        every = self.options.checkpoint_every
         with progress.track("train", self.total, "steps") as meter:
             meter.advance(self.done.step)
             order = step_records(self.options, len(self.examples), self.seed)
@@ -149,10 +129,9 @@ class Run:
                 if on_step:
                     on_step(step, {"loss": loss, "learning_rate": rate})
                 meter.advance()
-                due = kept.every is not None and self.done.step % kept.every == 0
-                if kept.folder is not None and due and self.done.step < self.total:
-                    model = self.trainable.model
-                    save_checkpoint(kept.folder, kept.key, model, self.optimizer, self.done)
+                due = every is not None and self.done.step % every == 0
+                if self.folder is not None and due and self.done.step < self.total:
+                    self.save(self.folder)
 
     def _step(self, step: int, positions: np.ndarray) -> tuple[float, float]:
         # Near lengths share a forward pass; the step's loss does not depend on the split.
@@ -216,15 +195,6 @@ def _optimizer(options: TrainingOptions, model: torch.nn.Module) -> torch.optim.
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
 
 
-def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Trained parameters and all parameters."""
-    if isinstance(model, PeftModel):
-        # PEFT knows how many weights a packed 4-bit tensor holds.
-        return model.get_nb_trainable_parameters()
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
 def train(
     options: TrainingOptions,
     model_options: ModelOptions,
@@ -252,7 +222,7 @@ def train(
     """
     if records.is_empty():
         raise _nothing_to_train_on("the subset is empty: give a budget of at least one record")
-    with _seeded(seed):
+    with seeded(seed):
         trainable = prepare(options, model_options, start)
         examples, encoded = encode_examples(trainable.encoder, records.sort("record_id"))
         if not examples:
@@ -265,8 +235,7 @@ def train(
         ids = [example.record_id for example in examples]
         before = None if start is None else weights_hash(start)
         key = digest_json([options.request, seed, trainable.fingerprint, ids, before])
-        kept = Kept(checkpoints, key, options.checkpoint_every)
-        run = Run(options, seed, trainable, examples, kept)
+        run = Run(options, seed, trainable, examples, key, checkpoints)
         run.go(progress or SilentProgress(), on_step)
     trainable.save(out)
     return _write_log(
@@ -289,11 +258,10 @@ def untrained(
 ) -> TrainingLog:
     """Write an adapter that changes nothing, or for full fine-tuning the model itself.
 
-    A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's.
-
-    The seed decides the first matrix, which has no effect.
+    A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's;
+    the seed decides the first one.
     """
-    with _seeded(seed):
+    with seeded(seed):
         trainable = prepare(options, model_options, None)
     trainable.save(out)
     facts = {"method": options.method, "epochs": 0.0, "records_used": 0, "seed": seed}
@@ -301,8 +269,12 @@ def untrained(
 
 
 def _write_log(out: Path, model: torch.nn.Module, done: Progressed, **facts: Any) -> TrainingLog:
-    trained, parameters = parameter_counts(model)
-    counts = {"trainable_parameters": trained, "parameters": parameters, "steps": done.step}
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained, every = sum(size for size, own in sizes if own), sum(size for size, _ in sizes)
+    if isinstance(model, PeftModel):
+        # PEFT knows how many weights a packed 4-bit tensor holds.
+        trained, every = model.get_nb_trainable_parameters()
+    counts = {"trainable_parameters": trained, "parameters": every, "steps": done.step}
     curves = {name: value for name, value in vars(done).items() if name != "step"}
     log = TrainingLog(**counts, **curves, **facts)
     write_training_log(out, log)
@@ -314,7 +286,7 @@ def _nothing_to_train_on(why: str) -> Refused:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch inside, and leave the caller's random state as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -178,10 +178,8 @@ def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
         held = "an adapter" if config.is_file() else "no adapter"
         why = f"{start.name} holds {held}, which {options.method} cannot go on from"
         raise Refused(why, field="start")
-    if options.method == "full":
-        return
-    stored = read_json(config)
+    stored = read_json(config) if config.is_file() else {}
     for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():
-        if stored[name] != value:
+        if stored.get(name, value) != value:
             why = f"{start.name} has {name} {stored[name]}, not {value:g}"
             raise Refused(why, field="training")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 EVALUATED_AT_ONCE = 120
+PADDED = -100
+"""A label that carries no loss, as torch has it."""
 
 Weights = list[dict[str, torch.Tensor]]
 """Per layer and projection a matrix [in, out], or [R, in, out] where runs differ."""
@@ -39,16 +41,14 @@ class Stack:
     Attributes:
         ids: int64 [R, records, width], padded on the right.
         at: int64 [R, answers], position in `records x width` that predicts an answer token.
-        labels: int64 [R, answers].
+        labels: int64 [R, answers], `PADDED` on padding.
         rows: int64 [R, answers], the record of each answer token.
-        real: float32 [R, answers], 0 on padding.
     """
 
     ids: torch.Tensor
     at: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
-    real: torch.Tensor
 
 
 def stacked(batches: Sequence[Sequence[Example]]) -> Stack:
@@ -60,14 +60,12 @@ def stacked(batches: Sequence[Sequence[Example]]) -> Stack:
     ids = torch.zeros(len(own), records, longest, dtype=torch.int64)
     for run, part in zip(ids, own, strict=True):
         run[: part.input_ids.shape[0], : part.input_ids.shape[1]] = part.input_ids
-    answers = (
-        [part.rows * width + part.columns for part in own],
-        [part.labels for part in own],
-        [part.rows for part in own],
-        [torch.ones(len(part.labels)) for part in own],
+    return Stack(
+        ids[:, :, :width],
+        pad_sequence([part.rows * width + part.columns for part in own], batch_first=True),
+        pad_sequence([part.labels for part in own], batch_first=True, padding_value=PADDED),
+        pad_sequence([part.rows for part in own], batch_first=True),
     )
-    padded = (pad_sequence(part, batch_first=True) for part in answers)
-    return Stack(ids[:, :, :width], *padded)
 
 
 class StackedLora:
@@ -95,25 +93,21 @@ class StackedLora:
         ]
         self.base = start or base_weights(model)
         draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def adapter(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            wide, out = weight.shape[-2:]
+            firsts = [torch.rand(wide, options.rank, generator=draw) * 2 - 1 for draw in draws]
+            first = torch.stack(firsts) * (1 / math.sqrt(wide))
+            second = torch.zeros(self.runs, options.rank, out)
+            return first.requires_grad_(), second.requires_grad_()
+
         self.adapters = [
-            {name: self._adapter(weight, options.rank, draws) for name, weight in layer.items()}
-            for layer in self.base
+            {name: adapter(weight) for name, weight in layer.items()} for layer in self.base
         ]
         self.merged_weights: Weights | None = None
         positions = torch.arange(config.max_position_embeddings)[None]
         cos, sin = inner.rotary_emb(torch.zeros(1, 1, 1), positions)
         self.cos, self.sin = cos[0].float(), sin[0].float()
-
-    def _adapter(
-        self, weight: torch.Tensor, rank: int, draws: list[torch.Generator]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        wide, out = weight.shape[-2:]
-        bound = 1 / math.sqrt(wide)
-        first = [(torch.rand(wide, rank, generator=draw) * 2 - 1) * bound for draw in draws]
-        return (
-            torch.stack(first).requires_grad_(),
-            torch.zeros(self.runs, rank, out).requires_grad_(),
-        )
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -129,15 +123,17 @@ class StackedLora:
             ]
         return self.merged_weights
 
-    def _weight(self, layer: int, name: str) -> torch.Tensor:
+    def _weight(self, layer: int, *names: str) -> torch.Tensor:
+        """The named matrices of a layer side by side."""
         if self.merged_weights is not None:
-            return self.merged_weights[layer][name]
-        first, second = self.adapters[layer][name]
-        base = self.base[layer][name].expand(self.runs, -1, -1)
-        return torch.baddbmm(base, first, second, alpha=self.scale)
-
-    def _joined(self, layer: int, *names: str) -> torch.Tensor:
-        return torch.cat([self._weight(layer, name) for name in names], dim=-1)
+            parts = [self.merged_weights[layer][name] for name in names]
+        else:
+            base, pairs = self.base[layer], self.adapters[layer]
+            parts = [
+                torch.baddbmm(base[n].expand(self.runs, -1, -1), *pairs[n], alpha=self.scale)
+                for n in names
+            ]
+        return torch.cat(parts, dim=-1) if len(names) > 1 else parts[0]
 
     def logits(self, stack: Stack) -> torch.Tensor:
         """Logits at the answer positions, float32 [R, answers, vocabulary]."""
@@ -149,7 +145,7 @@ class StackedLora:
                 at = stack.at[..., None].expand(-1, -1, self.width)
                 mixed, x = mixed.gather(1, at), x.gather(1, at)
             x = x + torch.bmm(mixed, self._weight(layer, "o_proj"))
-            gate, up = torch.bmm(self._norm(x, after), self._joined(layer, *MLP[:2])).chunk(2, -1)
+            gate, up = torch.bmm(self._norm(x, after), self._weight(layer, *MLP[:2])).chunk(2, -1)
             x = x + torch.bmm(functional.silu(gate) * up, self._weight(layer, "down_proj"))
         return self._norm(x, self.last_norm) @ self.embedding.t()
 
@@ -158,7 +154,7 @@ class StackedLora:
 
     def _attention(self, x: torch.Tensor, layer: int, records: int, width: int) -> torch.Tensor:
         # Padding stands on the right, so that causality alone keeps it out of every answer.
-        joined = torch.bmm(x, self._joined(layer, *ATTENTION[:3]))
+        joined = torch.bmm(x, self._weight(layer, *ATTENTION[:3]))
         split = joined.view(self.runs * records, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = (self._rotated(part, width) for part in split[:2])
         out = functional.scaled_dot_product_attention(query, key, split[2], is_causal=True)
@@ -171,13 +167,10 @@ class StackedLora:
 
 def base_weights(model: "LlamaForCausalLM") -> Weights:
     """The model's projections, transposed to [in, out]."""
-    layers = cast(Any, model.model).layers
+    parts = [*(("self_attn", name) for name in ATTENTION), *(("mlp", name) for name in MLP)]
     return [
-        {
-            **{name: getattr(layer.self_attn, name).weight.detach().t() for name in ATTENTION},
-            **{name: getattr(layer.mlp, name).weight.detach().t() for name in MLP},
-        }
-        for layer in layers
+        {name: getattr(getattr(layer, at), name).weight.detach().t() for at, name in parts}
+        for layer in cast(Any, model.model).layers
     ]
 
 
@@ -197,8 +190,7 @@ def train(
 ) -> StackedLora:
     """Train one adapter a set, all of them together; merged at the end.
 
-    Every run does `options.steps` steps of LoRA. A run's seed decides its adapter's start and its
-    order.
+    A run's seed decides its adapter's start and its order.
     """
     lora = StackedLora(model, seeds, options, start)
     optimizer = torch.optim.AdamW(lora.parameters, lr=options.learning_rate, weight_decay=0.0)
@@ -220,11 +212,9 @@ def train(
 
 def step_losses(lora: StackedLora, stack: Stack) -> torch.Tensor:
     """Mean loss per answer token of each run, [R], in nats."""
-    logits = lora.logits(stack)
-    flat = functional.cross_entropy(
-        logits.view(-1, logits.shape[-1]), stack.labels.view(-1), reduction="none"
-    )
-    return (flat.view(lora.runs, -1) * stack.real).sum(1) / stack.real.sum(1)
+    logits = lora.logits(stack).flatten(0, 1)
+    losses = functional.cross_entropy(logits, stack.labels.flatten(), reduction="none")
+    return losses.view(lora.runs, -1).sum(1) / (stack.labels != PADDED).sum(1)
 
 
 def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
@@ -265,8 +255,10 @@ def measure(lora: StackedLora, examples: Sequence[Example]) -> Measured:
         own = scores.gather(2, wide.labels[..., None])[..., 0]
         wrong = scores.argmax(-1) != wide.labels
         rows, where = stack.rows[0], slice(first, first + len(part))
-        lengths = torch.zeros(len(part)).index_add_(0, rows, torch.ones(len(rows)))
-        sums = torch.zeros(lora.runs, len(part)).index_add_(1, rows, -own)
-        errors = torch.zeros(lora.runs, len(part)).index_add_(1, rows, wrong.float())
-        exact[:, where], loss[:, where] = (errors == 0).numpy(), (sums / lengths).numpy()
+        sums, errors = (
+            torch.zeros(lora.runs, len(part)).index_add_(1, rows, values)
+            for values in (-own, wrong.float())
+        )
+        exact[:, where] = (errors == 0).numpy()
+        loss[:, where] = (sums / torch.bincount(rows)).numpy()
     return Measured(exact, loss)

@@ -3,8 +3,8 @@ import pytest
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
+from delift_pipeline.evaluation.forgetting import base_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.result import base_evaluation
 from delift_pipeline.scoring.options import ModelOptions
 
 FINGERPRINT = "a" * 32

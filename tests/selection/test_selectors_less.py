@@ -24,7 +24,6 @@ from delift_pipeline.training.batches import Example, answer_losses, collate, en
 from delift_pipeline.training.gradients import (
     Moments,
     RecordGradients,
-    batch_of,
     gradient_batches,
     project,
     signs,
@@ -75,7 +74,7 @@ def one_by_one(model: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
 
 def of_all(model: torch.nn.Module, examples: list[Example]) -> torch.Tensor:
     gradients = RecordGradients(model)
-    return gradients(batch_of(examples, range(len(examples)), torch.device("cpu")))
+    return gradients(collate(examples))
 
 
 def test_gradients_of_a_batch_equal_a_loop_of_backward_passes(

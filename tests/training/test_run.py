@@ -20,7 +20,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import answer_losses, collate, encode_examples
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import Kept, Run, train
+from delift_pipeline.training.run import Run, train
 from delift_pipeline.training.setup import prepare
 
 
@@ -108,7 +108,7 @@ def test_adapter_loads_with_peft_and_gives_the_logits_of_training(
     examples, _ = encode_examples(trainable.encoder, records)
     from delift_pipeline.core.progress import SilentProgress
 
-    Run(quick, 0, trainable, examples, Kept(None, "", None)).go(SilentProgress(), None)
+    Run(quick, 0, trainable, examples).go(SilentProgress(), None)
     trainable.save(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32)
     reloaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()

@@ -14,7 +14,7 @@ from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
 from delift_pipeline.training.batches import encode_examples
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import Kept, Run
+from delift_pipeline.training.run import Run
 from delift_pipeline.training.setup import prepare
 from delift_pipeline.training.stacked import (
     StackedLora,
@@ -52,7 +52,7 @@ def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
             module = base.model.layers[number].get_submodule(PROJECTIONS[name])
             with torch.no_grad():
                 pair[0].copy_(module.lora_A["default"].weight.t().expand(2, -1, -1))
-    other = Run(OPTIONS, 5, trainable, examples, Kept(None, "", None))
+    other = Run(OPTIONS, 5, trainable, examples)
     other.go(SilentProgress(), None)
     losses = _losses(lora, examples, OPTIONS, seed=5)
     np.testing.assert_allclose(losses[:, 0], other.done.losses, rtol=2e-5)
