@@ -78,7 +78,7 @@ class RowScaled(Derived):
     def of_sparse(self, source: SparseColumns) -> SparseColumns:
         """Compressed columns, scaled."""
         data = np.asarray(source.data) * self.factors[source.indices]
-        return SparseColumns(source.indptr, source.indices, data, source.rows)
+        return SparseColumns(source.indptr, source.indices, data, source.shape[0])
 
 
 @dataclass(frozen=True)
@@ -117,23 +117,21 @@ class Similarity(Derived):
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.source, self.affine, self._groups = source, affine, groups
-        self._members = {} if groups is None else _members(groups[0])
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
         """Column j of the similarity."""
         rows, values = self.source.column(j)
-        scaled = values if self.affine is None else self.affine(values)
-        scaled = np.maximum(scaled, 0)
-        scaled[self.masked(j, rows)] = 0
+        scaled = np.maximum(values if self.affine is None else self.affine(values), 0)
+        scaled[self._masked(j, rows)] = 0
         return rows, scaled
 
-    def masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
+    def _masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
         """Positions in column j that are masked, int."""
         if self._groups is None:
             return np.zeros(0, dtype=np.int64)
-        members = self._members.get(int(self._groups[1][j]), np.zeros(0, dtype=np.int64))
-        return members if rows is None else np.flatnonzero(np.isin(rows, members))
+        of_rows, of_columns = self._groups
+        return np.flatnonzero((of_rows if rows is None else of_rows[rows]) == of_columns[j])
 
     def of_sparse(self, source: SparseColumns) -> SparseColumns:
         """The similarity of compressed columns."""
@@ -142,31 +140,24 @@ class Similarity(Derived):
         if self._groups is not None:
             rows, columns = self._groups
             data[np.repeat(columns, np.diff(source.indptr)) == rows[source.indices]] = 0
-        return SparseColumns(source.indptr, source.indices, data, source.rows)
+        return SparseColumns(source.indptr, source.indices, data, source.shape[0])
 
     def range(self) -> tuple[float, float]:
         """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
         low, high = np.inf, -np.inf
         for j, (rows, values) in enumerate(each_column(self.source)):
-            masked = self.masked(j, rows)
+            masked = self._masked(j, rows)
             kept = np.delete(values, masked) if len(masked) else values
             if len(kept):
                 low, high = min(low, float(kept.min())), max(high, float(kept.max()))
         return low, high
 
 
-def _members(groups: np.ndarray) -> dict[int, np.ndarray]:
-    order = np.argsort(groups, kind="stable")
-    names, starts = np.unique(groups[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
-
-
 def common_affine(blocks: Iterable[Similarity]) -> Affine:
     """The one min-max map of several blocks, from their unmasked utilities."""
     ranges = [block.range() for block in blocks]
-    low = min((r[0] for r in ranges), default=0.0)
-    high = max((r[1] for r in ranges), default=0.0)
-    return Affine(low, high) if np.isfinite(low) else Affine(0.0, 0.0)
+    low = min((low for low, _ in ranges), default=np.inf)
+    return Affine(low, max(high for _, high in ranges)) if np.isfinite(low) else Affine(0.0, 0.0)
 
 
 def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:

@@ -6,7 +6,6 @@ a kernel. Everything that selects reads kernels through this interface alone.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,69 +21,48 @@ Column = tuple[np.ndarray | None, np.ndarray]
 
 
 class Columns(Protocol):
-    """A matrix of shape [rows, columns] that hands out columns."""
+    """A matrix that hands out columns.
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        ...
+    Attributes:
+        shape: (rows, columns).
+        stored: How many entries are stored; all others are 0.
+    """
 
-    @property
-    def stored(self) -> int:
-        """How many entries are stored; all others are 0."""
-        ...
+    shape: tuple[int, int]
+    stored: int
 
     def column(self, j: int) -> Column:
         """Column j, not to be written to: (sorted row numbers, or None for all rows; values)."""
         ...
 
 
-@dataclass(frozen=True)
 class DenseColumns:
     """An array or memory map [rows, columns] of any memory order."""
 
-    matrix: np.ndarray = field(repr=False)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.matrix.shape[0], self.matrix.shape[1]
-
-    @property
-    def stored(self) -> int:
-        """Every entry is stored."""
-        return self.matrix.size
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix, self.stored = matrix, matrix.size
+        self.shape = (matrix.shape[0], matrix.shape[1])
 
     def column(self, j: int) -> Column:
         """Column j, all rows."""
         return None, np.asarray(self.matrix[:, j])
 
 
-@dataclass(frozen=True)
 class SparseColumns:
     """Compressed sparse columns; absent entries are 0.
 
-    Attributes:
+    Args:
         indptr: int64 [columns + 1].
         indices: int32 [stored], row numbers, sorted within a column.
         data: float [stored].
         rows: Number of rows.
     """
 
-    indptr: np.ndarray = field(repr=False)
-    indices: np.ndarray = field(repr=False)
-    data: np.ndarray = field(repr=False)
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.rows, len(self.indptr) - 1
-
-    @property
-    def stored(self) -> int:
-        """Number of stored entries."""
-        return len(self.data)
+    def __init__(
+        self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, rows: int
+    ) -> None:
+        self.indptr, self.indices, self.data = indptr, indices, data
+        self.shape, self.stored = (rows, len(indptr) - 1), len(data)
 
     def column(self, j: int) -> Column:
         """Column j, its stored rows."""
@@ -122,11 +100,8 @@ class RestrictedColumns(Derived):
         self._place = np.full(n_rows, -1, dtype=np.int64)
         self._place[kept] = np.arange(len(kept))
         self.shape = (len(kept), len(self.columns))
-
-    @property
-    def stored(self) -> int:
-        """Stored entries: all of a dense source's, at most those of a sparse one."""
-        return min(self.source.stored, self.shape[0] * self.shape[1])
+        # All entries of a dense source, at most those of a sparse one.
+        self.stored = min(source.stored, len(kept) * len(self.columns))
 
     def column(self, j: int) -> Column:
         """Column j of the restriction."""
@@ -160,28 +135,22 @@ def as_columns(kernel: Any) -> Columns:
     Raises:
         Refused: it is no matrix of floats.
     """
-    if hasattr(kernel, "tocsc"):
-        sparse = kernel.tocsc()
-        if not sparse.has_canonical_format:
-            sparse = sparse.copy()
-            sparse.sum_duplicates()
-        _check_floats(sparse.dtype, 2)
-        return SparseColumns(sparse.indptr, sparse.indices, sparse.data, sparse.shape[0])
     if hasattr(kernel, "column"):
         return kernel
-    if not isinstance(kernel, np.ndarray):
+    if not isinstance(kernel, np.ndarray) and not hasattr(kernel, "tocsc"):
         raise Refused(f"a kernel is a NumPy array or sparse matrix, not a {type(kernel).__name__}")
-    _check_floats(kernel.dtype, kernel.ndim)
-    if isinstance(kernel, np.memmap) or kernel.flags.f_contiguous:
-        return DenseColumns(kernel)
-    return DenseColumns(np.asfortranarray(kernel))
-
-
-def _check_floats(dtype: Any, dimensions: int) -> None:
-    if dimensions != 2:
-        raise Refused(f"a kernel has 2 dimensions (targets x demonstrations), not {dimensions}")
-    if dtype not in FLOATS:
-        raise Refused(f"a kernel holds floats, not {dtype}")
+    if kernel.ndim != 2:
+        raise Refused(f"a kernel has 2 dimensions (targets x demonstrations), not {kernel.ndim}")
+    if kernel.dtype not in FLOATS:
+        raise Refused(f"a kernel holds floats, not {kernel.dtype}")
+    if isinstance(kernel, np.ndarray):
+        mapped = isinstance(kernel, np.memmap)
+        return DenseColumns(kernel if mapped else np.asfortranarray(kernel))
+    sparse = kernel.tocsc()
+    if not sparse.has_canonical_format:
+        sparse = sparse.copy()
+        sparse.sum_duplicates()
+    return SparseColumns(sparse.indptr, sparse.indices, sparse.data, sparse.shape[0])
 
 
 def each_column(matrix: Columns) -> Iterator[Column]:
@@ -207,10 +176,8 @@ def row_maxima(matrix: Columns) -> np.ndarray:
         return matrix.matrix.max(axis=1, initial=0).astype(np.float64)
     best = np.zeros(matrix.shape[0])
     for rows, values in each_column(matrix):
-        if rows is None:
-            np.maximum(best, values, out=best)
-        else:
-            best[rows] = np.maximum(best[rows], values)
+        where = slice(None) if rows is None else rows
+        best[where] = np.maximum(best[where], values)
     return best
 
 
@@ -233,9 +200,9 @@ def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
     return (sums / pairs).T
 
 
-def to_dense(matrix: Columns, dtype: Any = np.float32) -> np.ndarray:
-    """The whole matrix as a column-ordered array, absent entries 0."""
-    dense = np.zeros(matrix.shape, dtype=dtype, order="F")
+def to_dense(matrix: Columns) -> np.ndarray:
+    """The whole matrix as a column-ordered array, float32, absent entries 0."""
+    dense = np.zeros(matrix.shape, dtype=np.float32, order="F")
     for j, (rows, values) in enumerate(each_column(matrix)):
         dense[slice(None) if rows is None else rows, j] = values
     return dense

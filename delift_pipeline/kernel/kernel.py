@@ -8,7 +8,7 @@ same scores. A kernel is built by streaming columns from the score store, so tha
 into memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +19,14 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.kernel.block import Block, RowScaled, UtilityForm
 from delift_pipeline.kernel.kernel_files import (
     DISTANCE,
     KL,
     BlockIndex,
-    BlockWriter,
     read_index,
     read_matrix,
+    write_block,
 )
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 
@@ -59,7 +58,6 @@ def build_kernel(
     request: dict[str, Any] | None = None,
     code_version: str = "1",
     run_id: str | None = None,
-    progress: Progress | None = None,
 ) -> Manifest:
     """Write `kernels/<version>/<fingerprint>` whole, one block after another.
 
@@ -68,16 +66,15 @@ def build_kernel(
         version: The dataset version.
         fingerprint: Of the scoring.
         reader: The scores.
-        plan: The blocks to build and their pairs.
+        plan: The blocks to build.
         unscorable: record_id -> reason; these stand in no row and no column.
         neighbours: Near pairs of the pool; where the plan's `self` block holds every pair they are
             written beside it as the block `neighbours`, so that what is selected from near pairs
             does not change when another arm has all pairs scored.
         parents: Hashes of what the kernel is made of.
-        request: What was asked for.
-        code_version: The asset's code version.
-        run_id: The Dagster run.
-        progress: Where columns done are shown.
+        request: What was asked for, as the manifest records it.
+        code_version: The asset's.
+        run_id: Dagster's.
 
     Returns:
         The manifest: `details["blocks"]` has hash, form, rows, columns, pairs, share_positive, low
@@ -87,14 +84,13 @@ def build_kernel(
         DeliftError: scores of the plan are missing or not finite.
     """
     unscorable = dict(unscorable or {})
-    shown = progress or SilentProgress()
     blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
     own = plan.block("self")
     if neighbours is not None and own is not None and own.dense:
         blocks[NEIGHBOURS] = neighbours
     with replacing_folder(home.kernel(version, fingerprint)) as folder:
         described = {
-            name: _build_block(folder, name, block, reader, unscorable, shown)
+            name: _build_block(folder, name, block, reader, unscorable)
             for name, block in blocks.items()
         }
         left_out = {record: unscorable[record] for record in plan.records() if record in unscorable}
@@ -120,40 +116,33 @@ def _build_block(
     block: PairBlock,
     reader: ScoreReader,
     unscorable: Mapping[str, str],
-    progress: Progress,
 ) -> dict[str, Any]:
     """Write one block; returns its manifest entry."""
     rows = tuple(record for record in block.targets if record not in unscorable)
     squared, logprob, tokens = reader.baseline(rows)
-    if absent := _absent(squared, logprob):
-        raise DeliftError(
-            f"{absent:,} of {len(rows):,} baseline scores of the block {name} are missing or not "
-            "finite; score the baseline first"
-        )
+    _refuse_absent(squared, logprob, f"baseline scores of the block {name}", "the baseline")
     index = _index_of(name, block, rows, np.asarray(tokens, dtype=np.int32), unscorable)
     distance = np.sqrt(squared.astype(np.float64))
-    with (
-        BlockWriter(folder, index) as writer,
-        progress.track(f"kernel {name}", len(index.columns), "columns") as meter,
-    ):
+
+    def columns() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for j, demonstration in enumerate(index.columns):
             numbers = index.targets_of(j)
             targets = rows if numbers is None else tuple(rows[i] for i in numbers)
             kept = slice(None) if numbers is None else numbers
             found = reader.column(demonstration, targets)
-            if absent := _absent(*found):
-                raise DeliftError(
-                    f"{absent:,} of {len(targets):,} scores of demonstration {demonstration} in "
-                    f"the block {name} are missing or not finite; score the plan's pairs first"
-                )
+            what = f"scores of demonstration {demonstration} in the block {name}"
+            _refuse_absent(*found, what, "the plan's pairs")
             shown, summed = (values.astype(np.float64) for values in found)
-            writer.write(j, distance[kept] - np.sqrt(shown), summed - logprob[kept])
-            meter.advance()
-        return writer.described()
+            yield distance[kept] - np.sqrt(shown), summed - logprob[kept]
+
+    return write_block(folder, index, columns())
 
 
-def _absent(squared: np.ndarray, logprob: np.ndarray) -> int:
-    return int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
+def _refuse_absent(squared: np.ndarray, logprob: np.ndarray, what: str, first: str) -> None:
+    absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
+    if absent:
+        said = f"{absent:,} of {len(squared):,} {what} are missing or not finite"
+        raise DeliftError(f"{said}; score {first} first")
 
 
 def _index_of(
@@ -175,7 +164,7 @@ def _index_of(
     indptr = np.zeros(len(kept) + 1, dtype=np.int64)
     np.cumsum([len(part) for part in parts], out=indptr[1:])
     indices = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
-    return BlockIndex(name, rows, columns, tokens, indptr, indices)
+    return BlockIndex(name, rows, columns, tokens, (indptr, indices))
 
 
 def block_names(manifest: Manifest) -> dict[str, str]:
@@ -217,7 +206,13 @@ def load_block(
         raise DeliftError(f"there is no kernel of {version} under {fingerprint}; build it first")
     stored = block_names(manifest).get(name)
     if stored is None:
-        raise Refused(_no_block(version, name, manifest))
+        has = ", ".join(sorted(block_names(manifest)))
+        sentence = f"the kernel of {version} has no block {name} (it has {has})"
+        near = manifest.details["blocks"].get("self")
+        if name == "self" and near is not None:
+            more = near["rows"] * near["columns"] - near["pairs"]
+            sentence += f": it needs {more:,} more pairs; set coverage: all"
+        raise Refused(sentence)
     index = read_index(folder, stored)
     matrix = read_matrix(folder, index, DISTANCE if form == "distance" else KL)
     if form == "kl_mean":
@@ -225,13 +220,3 @@ def load_block(
     left_out = frozenset(manifest.details["unscorable"])
     entry = manifest.details["blocks"][stored]
     return Block(name, index.rows, index.columns, matrix, entry["hash"], left_out)
-
-
-def _no_block(version: str, name: str, manifest: Manifest) -> str:
-    has = ", ".join(sorted(block_names(manifest)))
-    sentence = f"the kernel of {version} has no block {name} (it has {has})"
-    near = manifest.details["blocks"].get("self")
-    if name == "self" and near is not None:
-        more = near["rows"] * near["columns"] - near["pairs"]
-        return f"{sentence}: it needs {more:,} more pairs; set coverage: all"
-    return sentence

@@ -1,10 +1,11 @@
 """The files of one kernel block: written and hashed column by column, read as memory maps."""
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from delift_pipeline.core.hashing import DIGEST_BYTES, digest_bytes, digest_json
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
 # The two stored forms of utility and their files; the per-token mean follows from `kl`.
-DISTANCE, KL = "distance", "kl"
+FORMS = DISTANCE, KL = "distance", "kl"
 _DENSE_FILE = {DISTANCE: "{}.npy", KL: "{}.kl.npy"}
 _SPARSE_FILE = {DISTANCE: "{}.csc/data.npy", KL: "{}.csc/kl.npy"}
 
@@ -28,102 +29,91 @@ class BlockIndex:
         rows: record_ids of the targets.
         columns: record_ids of the demonstrations.
         tokens: int32 [rows], scored answer tokens of each target.
-        indptr: int64 [columns + 1] and
-        indices: int32 [pairs] of compressed sparse columns; both None where every pair is held.
+        pattern: Of compressed sparse columns, `indptr` int64 [columns + 1] and `indices` int32
+            [pairs]; None where every pair is held.
     """
 
     name: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     tokens: np.ndarray = field(repr=False)
-    indptr: np.ndarray | None = field(default=None, repr=False)
-    indices: np.ndarray | None = field(default=None, repr=False)
+    pattern: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def form(self) -> str:
         """`dense` or `csc`."""
-        return "dense" if self.indices is None else "csc"
+        return "dense" if self.pattern is None else "csc"
 
     def targets_of(self, j: int) -> np.ndarray | None:
         """Row numbers held in column j; None for all."""
-        if self.indptr is None or self.indices is None:
+        if self.pattern is None:
             return None
-        return self.indices[self.indptr[j] : self.indptr[j + 1]]
+        indptr, indices = self.pattern
+        return indices[indptr[j] : indptr[j + 1]]
 
     def digest(self) -> str:
         """Digest of ids, token counts and pattern; the name is no part of the content."""
-        arrays = [a.tobytes() for a in (self.indptr, self.indices) if a is not None]
+        arrays = [array.tobytes() for array in self.pattern or ()]
         ids = [digest_text(*self.rows), digest_text(*self.columns)]
         return digest_json([self.form, *ids, digest_bytes(self.tokens.tobytes(), *arrays)])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the arrays of values: [rows, columns], or [pairs]."""
-        if self.indices is None:
+        if self.pattern is None:
             return (len(self.rows), len(self.columns))
-        return (len(self.indices),)
+        return (len(self.pattern[1]),)
 
 
-class BlockWriter:
-    """Writes one block's columns in order; a column is in memory only while it is written."""
+def write_block(
+    folder: Path, index: BlockIndex, columns: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Any]:
+    """Write and hash a block; a column is in memory only while it is written.
 
-    def __init__(self, folder: Path, index: BlockIndex) -> None:
-        self._index, self._folder, self._files = index, folder, ExitStack()
-        self._outputs: dict[str, BinaryIO] = {}
-        self._states = {form: hashlib.blake2b(digest_size=DIGEST_BYTES) for form in (DISTANCE, KL)}
-        self._row_of = {record: row for row, record in enumerate(index.rows)}
-        self._pairs, self._positive, self._low, self._high = 0, 0, np.inf, -np.inf
+    Args:
+        folder: Where.
+        index: What the columns hold.
+        columns: Of each demonstration in order, utilities of both forms, float [targets].
 
-    def __enter__(self) -> "BlockWriter":
-        folder, index = self._folder, self._index
-        write_json(folder / f"{index.name}.rows.json", list(index.rows))
-        write_json(folder / f"{index.name}.columns.json", list(index.columns))
-        np.save(folder / f"{index.name}.tokens.npy", index.tokens)
-        if index.indptr is not None and index.indices is not None:
-            (folder / f"{index.name}.csc").mkdir()
-            np.save(folder / f"{index.name}.csc" / "indptr.npy", index.indptr)
-            np.save(folder / f"{index.name}.csc" / "indices.npy", index.indices)
-        for form in (DISTANCE, KL):
-            output = self._files.enter_context(_path(self._folder, self._index, form).open("wb"))
-            header = {"descr": "<f4", "fortran_order": True, "shape": self._index.shape}
+    Returns:
+        The block's manifest entry; its statistics leave out a record as its own demonstration.
+    """
+    for side, ids in (("rows", index.rows), ("columns", index.columns)):
+        write_json(folder / f"{index.name}.{side}.json", list(ids))
+    np.save(folder / f"{index.name}.tokens.npy", index.tokens)
+    if index.pattern is not None:
+        (folder / f"{index.name}.csc").mkdir()
+        for part, array in zip(("indptr", "indices"), index.pattern, strict=True):
+            np.save(folder / f"{index.name}.csc" / f"{part}.npy", array)
+    states = [hashlib.blake2b(digest_size=DIGEST_BYTES) for _ in FORMS]
+    row_of = {record: row for row, record in enumerate(index.rows)}
+    pairs, positive, low, high = 0, 0, np.inf, -np.inf
+    with ExitStack() as files:
+        outputs = [files.enter_context(_path(folder, index, form).open("wb")) for form in FORMS]
+        for output in outputs:
+            header = {"descr": "<f4", "fortran_order": True, "shape": index.shape}
             np.lib.format.write_array_header_1_0(output, header)
-            self._outputs[form] = output
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._files.close()
-
-    def write(self, j: int, distance: np.ndarray, kl: np.ndarray) -> None:
-        """Append column j: utilities of both forms, float [targets of j]."""
-        for form, values in ((DISTANCE, distance), (KL, kl)):
-            data = np.ascontiguousarray(values, dtype="<f4").tobytes()
-            self._outputs[form].write(data)
-            self._states[form].update(data)
-        # Statistics leave out a record as its own demonstration.
-        own = self._row_of.get(self._index.columns[j])
-        targets = self._index.targets_of(j)
-        others = distance
-        if own is not None:
-            others = np.delete(distance, own) if targets is None else distance[targets != own]
-        if len(others):
-            self._pairs += len(others)
-            self._positive += int((others > 0).sum())
-            self._low = min(self._low, float(others.min()))
-            self._high = max(self._high, float(others.max()))
-
-    def described(self) -> dict[str, Any]:
-        """The block's manifest entry."""
-        parts = [self._index.digest(), *(state.hexdigest() for state in self._states.values())]
-        return {
-            "hash": digest_json(parts),
-            "form": self._index.form,
-            "rows": len(self._index.rows),
-            "columns": len(self._index.columns),
-            "pairs": int(np.prod(self._index.shape)),
-            "share_positive": self._positive / self._pairs if self._pairs else 0.0,
-            "low": self._low if self._pairs else None,
-            "high": self._high if self._pairs else None,
-        }
+        for j, forms in enumerate(columns):
+            for values, output, state in zip(forms, outputs, states, strict=True):
+                data = np.ascontiguousarray(values, dtype="<f4").tobytes()
+                output.write(data)
+                state.update(data)
+            others, targets = forms[0], index.targets_of(j)
+            if (own := row_of.get(index.columns[j])) is not None:
+                others = np.delete(others, own) if targets is None else others[targets != own]
+            if len(others):
+                pairs, positive = pairs + len(others), positive + int((others > 0).sum())
+                low, high = min(low, float(others.min())), max(high, float(others.max()))
+    return {
+        "hash": digest_json([index.digest(), *(state.hexdigest() for state in states)]),
+        "form": index.form,
+        "rows": len(index.rows),
+        "columns": len(index.columns),
+        "pairs": int(np.prod(index.shape)),
+        "share_positive": positive / pairs if pairs else 0.0,
+        "low": low if pairs else None,
+        "high": high if pairs else None,
+    }
 
 
 def _path(folder: Path, index: BlockIndex, form: str) -> Path:
@@ -142,11 +132,10 @@ def read_index(folder: Path, name: str) -> BlockIndex:
             tuple(read_json(folder / f"{name}.{side}.json")) for side in ("rows", "columns")
         )
         tokens = np.load(folder / f"{name}.tokens.npy")
-        indptr = indices = None
-        if (folder / f"{name}.csc").is_dir():
-            indptr = np.load(folder / f"{name}.csc" / "indptr.npy")
-            indices = _mapped(folder / f"{name}.csc" / "indices.npy")
-        return BlockIndex(name, rows, columns, tokens, indptr, indices)
+        sparse, pattern = folder / f"{name}.csc", None
+        if sparse.is_dir():
+            pattern = np.load(sparse / "indptr.npy"), _mapped(sparse / "indices.npy")
+        return BlockIndex(name, rows, columns, tokens, pattern)
     except (OSError, ValueError, EOFError) as error:
         said = f"the kernel block {name} is damaged ({error}); build it again"
         raise DeliftError(said) from error
@@ -167,9 +156,9 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
         raise DeliftError(
             f"{path.name} has shape {values.shape}, not {index.shape}; build the kernel again"
         )
-    if index.indptr is None or index.indices is None:
+    if index.pattern is None:
         return DenseColumns(values)
-    return SparseColumns(index.indptr, index.indices, values, len(index.rows))
+    return SparseColumns(*index.pattern, values, len(index.rows))
 
 
 def _mapped(path: Path) -> np.ndarray:
