@@ -13,10 +13,10 @@ import numpy as np
 from delift_pipeline.kernel.block import Similarity
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 from delift_pipeline.selection import objectives
-from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.optimizers import (
     Ranking,
+    blocked_greedy,
     lazier_than_lazy_greedy,
     lazy_greedy,
     naive_greedy,

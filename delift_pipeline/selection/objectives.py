@@ -15,7 +15,7 @@ monotonically: a gain computed again later is never greater, to the last bit.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,22 +23,19 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.kernel.columns import (
     Columns,
     DenseColumns,
-    SparseColumns,
     as_columns,
     column_maxima,
     each_column,
     row_maxima,
+    to_dense,
 )
 from delift_pipeline.selection.options import ObjectiveName
-
-if TYPE_CHECKING:
-    from delift_pipeline.selection.compiled import Kernel
-    from delift_pipeline.selection.constraints import Limits
 
 COMPILED_FROM = 1_000_000
 """Stored values from which compiled loops pay."""
 COLUMN_COST = 50
 """A column costs NumPy about as much as so many values."""
+BLOCK = 256
 
 
 class Coverage:
@@ -72,9 +69,13 @@ class Coverage:
         weights: np.ndarray | None = None,
         bonus: np.ndarray | None = None,
     ) -> None:
-        self.kernel = checked_kernel(kernel)
-        self.engine = _engine_of(self.kernel)
+        self.kernel, self.engine = checked_kernel(kernel), None
         rows, self.n = self.kernel.shape
+        if rows and self.n and max(self.kernel.stored, COLUMN_COST * self.n) >= COMPILED_FROM:
+            from delift_pipeline.selection.compiled import kernel_of
+
+            # None where the compiled loops do not read such a kernel.
+            self.engine = kernel_of(self.kernel)
         self.floor = _vector(floor, rows, "floor", 0.0)
         self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self.floor)
         self.weights = None if weights is None else _vector(weights, rows, "weights")
@@ -87,26 +88,24 @@ class Coverage:
         if self.engine is not None:
             from delift_pipeline.selection.compiled import terms_of
 
-            self._terms = terms_of(self.state, self.cap, self.weights)
+            self.terms = terms_of(self.state, self.cap, self.weights)
 
     def gain(self, j: int) -> float:
         """How much adding column j would raise the value."""
-        if self.engine is not None:
-            return float(self.gains(np.array([j]))[0])
-        where, capped = self._capped(j)
-        lift = np.maximum(capped - self.state[where], 0)
-        if self.weights is not None:
-            lift *= self.weights[where]
-        return float(lift.sum()) + float(self.bonus[j])
+        return float(self.gains(np.array([j]))[0])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
-        if self.engine is None:
-            return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
-        from delift_pipeline.selection.compiled import lifts
-
         candidates, out = np.asarray(candidates, dtype=np.int64), np.empty(len(candidates))
-        lifts(self.engine, self._terms, candidates, out)
+        if self.engine is not None:
+            from delift_pipeline.selection.compiled import lifts
+
+            lifts(self.engine, self.terms, candidates, out)
+            return out + self.bonus[candidates]
+        for place, j in enumerate(candidates):
+            where, capped = self._capped(int(j))
+            lift = np.maximum(capped - self.state[where], 0)
+            out[place] = (lift if self.weights is None else lift * self.weights[where]).sum()
         return out + self.bonus[candidates]
 
     def add(self, j: int) -> None:
@@ -116,11 +115,11 @@ class Coverage:
     def add_all(self, picks: np.ndarray) -> None:
         """Take several columns into the chosen set, in order."""
         picks = np.asarray(picks, dtype=np.int64)
-        self._add_bonuses(picks)
+        self.add_bonuses(picks)
         if self.engine is not None:
             from delift_pipeline.selection.compiled import cover_all
 
-            return cover_all(self.engine, self._terms, picks)
+            return cover_all(self.engine, self.terms, picks)
         for j in picks:
             where, capped = self._capped(int(j))
             self.state[where] = np.maximum(self.state[where], capped)
@@ -131,7 +130,8 @@ class Coverage:
         where = slice(None) if rows is None else rows
         return where, values if self.cap is None else np.minimum(values, self.cap[where])
 
-    def _add_bonuses(self, picks: np.ndarray) -> None:
+    def add_bonuses(self, picks: np.ndarray) -> None:
+        """Count the bonuses of columns that cover their rows already."""
         for j in picks:
             self._bonuses += float(self.bonus[j])
 
@@ -140,30 +140,6 @@ class Coverage:
         """The value of the chosen set."""
         lift = self.state - self.floor
         return float((lift if self.weights is None else lift * self.weights).sum()) + self._bonuses
-
-    def lazily(
-        self, candidates: np.ndarray, budget: int, limits: "Limits", stop: float
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Lazy greedy in compiled loops from the set chosen so far; needs an engine.
-
-        Args:
-            candidates: int64 [m], columns in the order that ties are broken in.
-            budget: Picks at most.
-            limits: Constraints as arrays, counted in place.
-            stop: Share of the first gain under which nothing more is picked.
-
-        Returns:
-            Picks in order, their gains, and how many gains were computed.
-        """
-        from delift_pipeline.selection.compiled import lazy
-
-        size = min(budget, len(candidates))
-        picks, gains, first = np.empty(size, np.int64), np.empty(size), self.gains(candidates)
-        made, computed = lazy(
-            self.engine, self._terms, self.bonus, limits, stop, candidates, first, picks, gains
-        )
-        self._add_bonuses(picks[:made])
-        return picks[:made].copy(), gains[:made].copy(), computed
 
 
 class FacilityLocation(Coverage):
@@ -268,6 +244,52 @@ class FLCG(Coverage):
         super().__init__(kernel, floor=self.nu * row_maxima(self.existing), weights=weights)
 
 
+class TensorCoverage(Coverage):
+    """A coverage objective on a torch device: gains of a block of columns in one operation.
+
+    Args:
+        objective: What is moved; it is left as it is.
+        device: A torch device.
+        block: Columns an operation; shorter blocks are padded, so that all sums run alike.
+
+    Raises:
+        Refused: the device is not there.
+    """
+
+    def __init__(self, objective: Coverage, device: str, block: int = BLOCK) -> None:
+        import torch
+
+        self.__dict__.update(objective.__dict__)
+        self.name, self.engine, self._block = objective.name, None, block
+        try:
+            self._device = torch.device(device)
+            # Columns of the kernel are rows here, side by side in memory.
+            self._kernel = torch.from_numpy(to_dense(objective.kernel).T).to(self._device)
+        except RuntimeError as error:
+            raise Refused(f"the device {device} cannot be used: {error}") from error
+        self.reset()
+
+    def gains(self, candidates: np.ndarray) -> np.ndarray:
+        """`gain` of several columns, float64."""
+        import torch
+
+        state = torch.from_numpy(self.state).to(self._device)
+        cap, weights = (
+            None if values is None else torch.from_numpy(values).to(self._device)
+            for values in (self.cap, self.weights)
+        )
+        lifts = [np.zeros(0)]
+        for start in range(0, len(candidates), self._block):
+            part = candidates[start : start + self._block]
+            padded = torch.from_numpy(np.resize(part, self._block)).to(self._device)
+            values = self._kernel[padded].double()
+            values = values if cap is None else torch.minimum(values, cap)
+            lift = (values - state).clamp_(min=0)
+            lift = lift if weights is None else lift * weights
+            lifts.append(lift.sum(dim=1).cpu().numpy()[: len(part)])
+        return np.concatenate(lifts) + self.bonus[candidates]
+
+
 def objective_named(
     name: ObjectiveName,
     own: Any,
@@ -277,15 +299,9 @@ def objective_named(
     eta: float = 1.0,
     nu: float = 1.0,
 ) -> Coverage:
-    """The objective of that name, made of the kernels that it reads.
+    """The objective of that name, made of those of the kernels that it reads.
 
-    Args:
-        name: Its short name.
-        own: s [D, n]; not read by fl2mi.
-        target: s [T, n], for the objectives that read it.
-        existing: s [D, E], for flcg.
-        eta: See the mutual informations.
-        nu: See `FLCG`.
+    They are `own` s [D, n], which fl2mi does not read, `target` s [T, n] and `existing` s [D, E].
     """
     match name:
         case "flmi":
@@ -327,15 +343,6 @@ def objective_of_random(objective: Coverage, k: int, seed: int, draws: int = 20)
     return float(np.mean([evaluate(objective, subset) for subset in subsets]))
 
 
-def _engine_of(kernel: Columns) -> "Kernel | None":
-    """The kernel for the compiled loops, or None where NumPy will do or must."""
-    if max(kernel.stored, COLUMN_COST * kernel.shape[1]) < COMPILED_FROM or not all(kernel.shape):
-        return None
-    from delift_pipeline.selection.compiled import kernel_of
-
-    return kernel_of(kernel)
-
-
 def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
     """The kernel, ready to be read, every value of it finite and at least 0.
 
@@ -343,9 +350,8 @@ def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
         Refused: it is not, with the first column at fault.
     """
     columns = as_columns(kernel)
-    whole = columns.matrix if isinstance(columns, DenseColumns) else None
-    whole = columns.data if isinstance(columns, SparseColumns) else whole
-    if whole is not None and _all_usable(whole):
+    stored = getattr(columns, "matrix" if isinstance(columns, DenseColumns) else "data", None)
+    if stored is not None and _all_usable(stored):
         return columns
     for j, (_, values) in enumerate(each_column(columns)):
         if not _all_usable(values):

@@ -20,7 +20,7 @@ import numpy as np
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.constraints import Constraints, Tracker
-from delift_pipeline.selection.objectives import Coverage
+from delift_pipeline.selection.objectives import BLOCK, Coverage, TensorCoverage
 
 
 @dataclass(frozen=True)
@@ -63,28 +63,76 @@ def order_of(ids: Sequence[str]) -> np.ndarray:
     return order
 
 
-def naive_greedy(
-    objective: Coverage,
-    budget: int,
-    tie_order: np.ndarray,
-    constraints: Constraints | None = None,
-) -> Ranking:
-    """Look at every candidate in every step: n gains a pick; the oracle for the others."""
-    return ranked(objective, budget, tie_order, constraints, lambda: sampling(objective.n))
+def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
+    """The first candidates of an order that keep to the constraints, pinned ones first.
 
+    Args:
+        order: int [n], every candidate once.
+        budget: Picks at most.
+        constraints: What is kept to.
 
-def lazy_greedy(
-    objective: Coverage,
-    budget: int,
-    tie_order: np.ndarray,
-    constraints: Constraints | None = None,
-) -> Ranking:
-    """The same ranking as `naive_greedy` with few gains computed (Minoux 1978).
-
-    A gain never grows, so a candidate whose former gain is below the best fresh one need not be
-    looked at again.
+    Raises:
+        Refused: the budget or the constraints are not possible.
     """
-    return ranked(objective, budget, tie_order, constraints, lambda: _lazy_phase)
+    constraints = constraints or Constraints()
+    tracker, pinned = Tracker(constraints, len(order), budget), np.isin(order, constraints.pinned)
+    picks = order[pinned].tolist()
+    for j in picks:
+        tracker.spend(j)
+    for j in order[~pinned & ~np.isin(order, constraints.banned)].tolist():
+        if len(picks) < budget and tracker.admissible(np.array([j]))[0]:
+            tracker.spend(j)
+            picks.append(j)
+    tracker.check_done(len(picks))
+    return np.array(picks, dtype=np.int64)
+
+
+def ranked(
+    objective: Coverage,
+    budget: int,
+    tie_order: np.ndarray,
+    constraints: Constraints | None = None,
+    *,
+    phase: Callable[[Coverage], Phase],
+) -> Ranking:
+    """Rank under constraints with one kind of greedy run; the better of two under a cost budget.
+
+    Args:
+        objective: Left with the picks chosen.
+        budget: Picks at most, pinned ones included.
+        tie_order: int [n], what ties are broken by.
+        constraints: What is kept to.
+        phase: Makes the greedy run, anew for each ranking.
+
+    Raises:
+        Refused: the budget or the constraints are not possible.
+    """
+    if budget < 0 or budget > objective.n:
+        raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
+    if len(tie_order) != objective.n:
+        raise Refused(f"{len(tie_order):,} ids were given for {objective.n:,} candidates")
+    constraints = constraints or Constraints()
+    plain = _kept_to(objective, budget, tie_order, constraints, phase(objective), scaled=False)
+    if constraints.costs is None:
+        return plain
+    value = objective.value
+    scaled = _kept_to(objective, budget, tie_order, constraints, phase(objective), scaled=True)
+    if objective.value >= value:
+        return scaled
+    objective.reset()
+    objective.add_all(plain.picks)
+    return plain
+
+
+naive_greedy: Optimizer = functools.partial(ranked, phase=lambda objective: sampling(objective.n))
+"""Look at every candidate in every step: n gains a pick; the oracle for the others."""
+
+lazy_greedy: Optimizer = functools.partial(ranked, phase=lambda _: _lazy_phase)
+"""The same ranking as `naive_greedy` with few gains computed (Minoux 1978).
+
+A gain never grows, so a candidate whose former gain is below the best fresh one need not be looked
+at again.
+"""
 
 
 def stochastic_greedy(
@@ -106,10 +154,10 @@ def stochastic_greedy(
     """
     size = max(1, math.ceil(sample * objective.n))
 
-    def phase() -> Phase:
+    def phase(_: Coverage) -> Phase:
         return sampling(16 if lazily else size, np.random.default_rng(seed), size)
 
-    return ranked(objective, budget, tie_order, constraints, phase)
+    return ranked(objective, budget, tie_order, constraints, phase=phase)
 
 
 lazier_than_lazy_greedy = functools.partial(stochastic_greedy, lazily=True)
@@ -120,64 +168,36 @@ could be better than the best one seen.
 """
 
 
-def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
-    """The first candidates of an order that keep to the constraints, pinned ones first.
-
-    Args:
-        order: int [n], every candidate once.
-        budget: Picks at most.
-        constraints: What is kept to.
-
-    Raises:
-        Refused: the budget or the constraints are not possible.
-    """
-    constraints = constraints or Constraints()
-    tracker, picks = Tracker(constraints, len(order), budget), []
-    pinned, banned = set(constraints.pinned), set(constraints.banned)
-    first = [int(j) for j in order if int(j) in pinned]
-    for j in [*first, *(int(j) for j in order if int(j) not in pinned | banned)]:
-        if len(picks) < budget and (j in pinned or tracker.admissible(np.array([j]))[0]):
-            tracker.spend(j)
-            picks.append(j)
-    tracker.check_done(len(picks))
-    return np.array(picks, dtype=np.int64)
-
-
-def ranked(
+def blocked_greedy(
     objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
-    constraints: Constraints | None,
-    phase: Callable[[], Phase],
+    constraints: Constraints | None = None,
+    *,
+    block: int = BLOCK,
+    device: str | None = None,
 ) -> Ranking:
-    """Rank under constraints with one kind of greedy run; the better of two under a cost budget.
+    """The ranking of `lazy_greedy`, gains computed by the block for processors with many lanes.
 
     Args:
-        objective: Left with the picks chosen.
-        budget: Picks at most, pinned ones included.
+        objective: Left with its picks chosen.
+        budget: Picks at most.
         tie_order: int [n], what ties are broken by.
         constraints: What is kept to.
-        phase: Makes the greedy run, anew for each ranking.
+        block: Candidates a block.
+        device: A torch device such as `cuda`, whose memory holds the kernel; None computes where
+            the objective does. Gains of a device may differ from others in their last digits, and
+            so may picks whose gains do not differ by more.
 
     Raises:
-        Refused: the budget or the constraints are not possible.
+        Refused: the budget or the constraints are not possible, or the device is not there.
     """
-    if budget < 0 or budget > objective.n:
-        raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
-    if len(tie_order) != objective.n:
-        raise Refused(f"{len(tie_order):,} ids were given for {objective.n:,} candidates")
-    constraints = constraints or Constraints()
-    plain = _kept_to(objective, budget, tie_order, constraints, phase(), scaled=False)
-    if constraints.costs is None:
-        return plain
-    value = objective.value
-    scaled = _kept_to(objective, budget, tie_order, constraints, phase(), scaled=True)
-    if objective.value >= value:
-        return scaled
-    objective.reset()
-    for j in plain.picks:
-        objective.add(int(j))
-    return plain
+    there = objective if device is None else TensorCoverage(objective, device, block)
+    ranking = ranked(there, budget, tie_order, constraints, phase=lambda _: sampling(block))
+    if there is not objective:
+        objective.reset()
+        objective.add_all(ranking.picks)
+    return ranking
 
 
 def _kept_to(
@@ -214,9 +234,15 @@ def _lazy_phase(
     objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
 ) -> Ranking:
     if objective.engine is not None:
-        done = Ranking(*objective.lazily(candidates, budget, tracker.limits, tracker.stop))
-        tracker.slots -= len(done.picks)
-        return done
+        from delift_pipeline.selection.compiled import lazy
+
+        size, limits = min(budget, len(candidates)), tracker.limits
+        first, picks, gains = objective.gains(candidates), np.empty(size, np.int64), np.empty(size)
+        inputs = objective.engine, objective.terms, objective.bonus, limits, tracker.stop
+        made, computed = lazy(*inputs, candidates, first, picks, gains)
+        objective.add_bonuses(picks[:made])
+        tracker.slots -= made
+        return Ranking(picks[:made].copy(), gains[:made].copy(), computed)
     scale = tracker.limits.scale
     first = objective.gains(candidates) / scale[candidates]
     heap = [(-float(key), place, 0) for place, key in enumerate(first)]

@@ -44,70 +44,48 @@ def submodlib_greedy(
     picked = function.maximize(
         min(budget, objective.n - 1), optimizer="LazyGreedy", show_progress=False
     )
-    picks = [int(j) for j, _ in picked]
-    gains = [float(gain) for _, gain in picked]
-    if budget == objective.n:
-        rest = sorted(set(range(objective.n)) - set(picks), key=lambda j: tie_order[j])
-        for j in rest:
-            before = evaluate(objective, picks)
-            picks.append(j)
-            gains.append(evaluate(objective, picks) - before)
+    picks, gains = [int(j) for j, _ in picked], [float(gain) for _, gain in picked]
+    left = set(range(objective.n)) - set(picks) if budget == objective.n else ()
+    for j in sorted(left, key=tie_order.__getitem__):
+        before = evaluate(objective, picks)
+        picks.append(j)
+        gains.append(evaluate(objective, picks) - before)
     return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
 
 
 def _function(objective: Coverage) -> Any:
     import submodlib
 
-    if objective.weights is not None:
-        raise Refused("submodlib has no weights per target; choose another optimizer")
     # Its factors are annotated as int, though any number will do.
     library: Any = submodlib
+    n, kernel = objective.n, _rows(objective.kernel)
+    if objective.weights is not None:
+        raise Refused("submodlib has no weights per target; choose another optimizer")
+    if isinstance(objective, FL1MI | FLCG) and len(kernel) != n:
+        raise Refused(f"submodlib needs a square kernel here, not {objective.kernel.shape}")
     match objective:
-        case FacilityLocation():
-            return _facility_location(_rows(objective.kernel))
-        case FLMI():
-            # It has no such function; but a bonus is one more row that only its column covers.
-            bonus = np.diag(objective.bonus)
-            return _facility_location(np.vstack([_rows(objective.kernel), bonus]))
+        case FacilityLocation() | FLMI():
+            if isinstance(objective, FLMI):
+                # It has no such function; but a bonus is one more row that only its column covers.
+                kernel = np.vstack([kernel, np.diag(objective.bonus)]).astype(np.float32)
+            shape = {"mode": "dense", "separate_rep": True, "n_rep": len(kernel)}
+            return library.FacilityLocationFunction(n, **shape, sijs=kernel)
         case FL1MI():
             query = np.ascontiguousarray(_rows(objective.target).T)
-            return library.FacilityLocationMutualInformationFunction(
-                objective.n,
-                query.shape[1],
-                data_sijs=_square(objective.kernel),
-                query_sijs=query,
-                magnificationEta=objective.eta,
-            )
+            factors = {"query_sijs": query, "magnificationEta": objective.eta}
+            mutual = library.FacilityLocationMutualInformationFunction
+            return mutual(n, query.shape[1], data_sijs=kernel, **factors)
         case FL2MI():
-            query = np.ascontiguousarray(_rows(objective.kernel).T)
-            return library.FacilityLocationVariantMutualInformationFunction(
-                objective.n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta
-            )
+            query = np.ascontiguousarray(kernel.T)
+            mutual = library.FacilityLocationVariantMutualInformationFunction
+            return mutual(n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta)
         case FLCG():
             private = _rows(objective.existing)
-            return library.FacilityLocationConditionalGainFunction(
-                objective.n,
-                private.shape[1],
-                data_sijs=_square(objective.kernel),
-                private_sijs=private,
-                privacyHardness=objective.nu,
-            )
+            factors = {"private_sijs": private, "privacyHardness": objective.nu}
+            conditional = library.FacilityLocationConditionalGainFunction
+            return conditional(n, private.shape[1], data_sijs=kernel, **factors)
     raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
-
-
-def _facility_location(kernel: np.ndarray) -> Any:
-    from submodlib import FacilityLocationFunction
-
-    rows, n = kernel.shape
-    kernel = np.ascontiguousarray(kernel, dtype=np.float32)
-    return FacilityLocationFunction(n, mode="dense", separate_rep=True, n_rep=rows, sijs=kernel)
 
 
 def _rows(kernel: Columns) -> np.ndarray:
     return np.ascontiguousarray(to_dense(kernel), dtype=np.float32)
-
-
-def _square(kernel: Columns) -> np.ndarray:
-    if kernel.shape[0] != kernel.shape[1]:
-        raise Refused(f"submodlib needs a square kernel here, not {kernel.shape}")
-    return _rows(kernel)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection import objectives
-from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.budget import Budget, parse_budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
 from delift_pipeline.selection.objectives import FLCG, FacilityLocation, evaluate
 from delift_pipeline.selection.optimizers import (
+    blocked_greedy,
     knee_of,
     lazier_than_lazy_greedy,
     lazy_greedy,

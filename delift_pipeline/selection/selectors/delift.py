@@ -9,13 +9,13 @@ import numpy as np
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, Similarity, common_affine, duplicate_groups
 from delift_pipeline.kernel.columns import Columns, materialised
-from delift_pipeline.selection.blocked import blocked_greedy
 from delift_pipeline.selection.objectives import (
     FacilityLocation,
     objective_named,
 )
 from delift_pipeline.selection.optimizers import (
     Optimizer,
+    blocked_greedy,
     lazy_greedy,
     naive_greedy,
     stochastic_greedy,
