@@ -19,7 +19,7 @@ from delift_pipeline.scoring.report import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
+from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
 from delift_pipeline.stages.arms import Arm, Arms, load_arms
 from delift_pipeline.stages.plan import wanted_pairs
 from delift_pipeline.stages.score import scorable_pairs, unscorable_of

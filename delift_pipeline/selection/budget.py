@@ -5,8 +5,8 @@ itself shows: `20000tokens`, what the subset may cost, and `auto` (`auto:0.05`),
 the gain of a pick falls under a share of the first pick's.
 """
 
-import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -48,20 +48,15 @@ class Budget:
         return self.tokens is not None or self.stop > 0
 
 
-def parse_budget(budget: float | int | str, n: int) -> Budget:
+def parse_budget(budget: BudgetText, n: int) -> Budget:
     """What a budget of any kind allows from a pool of n.
-
-    Args:
-        budget: What `resolve_budget` reads, tokens such as `20000tokens`, `auto` or `auto:0.05`.
-        n: Records in the pool.
 
     Raises:
         Refused: the pool is empty, or the budget is none of these.
     """
     text = budget.strip() if isinstance(budget, str) else ""
     if tokens := _TOKENS.fullmatch(text):
-        number = int(re.sub("[_,]", "", tokens[1]))
-        if number < 1:
+        if (number := int(re.sub("[_,]", "", tokens[1]))) < 1:
             raise _refused(budget)
         return Budget(resolve_budget(FULL, n), tokens=number)
     if auto := _AUTO.fullmatch(text):
@@ -72,29 +67,30 @@ def parse_budget(budget: float | int | str, n: int) -> Budget:
     return Budget(resolve_budget(budget, n))
 
 
-def resolve_budget(budget: float | int | str, n: int) -> int:
-    """The number of records a budget buys from a pool of n.
+def resolve_budget(budget: BudgetText, n: int) -> int:
+    """How many records a share above 0 and below 1, a count from 1 to n or `full` buys of n.
 
     A share is taken of the whole pool after folding (unscorable records counted), rounded half up
-    on its decimal digits, at least 1.
-
-    Args:
-        budget: A share above 0 and below 1, a count from 1 to n, or `full`; texts are read alike.
-        n: Records in the pool.
+    on its decimal digits, at least 1. Texts are read like numbers.
 
     Raises:
         Refused: the pool is empty, the budget is no such value, or it is above n.
     """
     if n < 1:
         raise Refused("the pool is empty: nothing can be selected", field="budget")
-    parsed = _parsed(budget)
-    if parsed is None:
+    if is_full(budget):
         return n
-    if isinstance(parsed, Decimal):
-        return max(1, int((parsed * n).quantize(Decimal(1), rounding=ROUND_HALF_UP)))
-    if parsed > n:
-        raise Refused(f"{parsed:,} is above the pool's {n:,} records", field="budget")
-    return parsed
+    number = _number(budget.strip()) if isinstance(budget, str) else budget
+    if isinstance(number, bool) or not isinstance(number, float | int):
+        raise _refused(number)
+    if 0 < number < 1:
+        share = Decimal(repr(float(number))) * n
+        return max(1, int(share.quantize(Decimal(1), rounding=ROUND_HALF_UP)))
+    if not isinstance(number, int) or number < 1:
+        raise _refused(number)
+    if number > n:
+        raise Refused(f"{number:,} is above the pool's {n:,} records", field="budget")
+    return number
 
 
 def is_full(budget: BudgetText) -> bool:
@@ -102,31 +98,11 @@ def is_full(budget: BudgetText) -> bool:
     return isinstance(budget, str) and budget.strip().lower() == FULL
 
 
-def _parsed(budget: float | int | str) -> Decimal | int | None:
-    """A share as Decimal, a count as int, None for `full`."""
-    if is_full(budget):
-        return None
-    if isinstance(budget, str):
-        budget = _number(budget.strip())
-    number = isinstance(budget, float | int) and not isinstance(budget, bool)
-    if not number or not math.isfinite(budget):
-        raise _refused(budget)
-    if 0 < budget < 1:
-        return Decimal(repr(float(budget)))
-    if isinstance(budget, int) and budget >= 1:
-        return budget
-    raise _refused(budget)
-
-
 def _number(text: str) -> float | int:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError as error:
-        raise _refused(text) from error
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    raise _refused(text)
 
 
 def _refused(budget: object) -> Refused:
@@ -142,15 +118,9 @@ def token_costs(pool: pl.DataFrame) -> np.ndarray:
 
     A column `tokens` is believed; without one, a token is taken for every 4 bytes of prompt and
     answer in UTF-8, which is near for English under most tokenizers and generous elsewhere.
-
-    Args:
-        pool: Records with instruction, input and output.
     """
     if TOKENS in pool.columns:
         return np.maximum(pool[TOKENS].fill_null(1).cast(pl.Float64).to_numpy(), 1)
-    fields = [pl.col(name).fill_null("").str.len_bytes() for name in _TEXTS]
-    size = pool.select(pl.sum_horizontal(fields).cast(pl.Float64)).to_series().to_numpy()
+    texts = pl.col("instruction", "input", "output").fill_null("").str.len_bytes()
+    size = pool.select(pl.sum_horizontal(texts).cast(pl.Float64)).to_series().to_numpy()
     return np.maximum(np.ceil(size / BYTES_A_TOKEN), 1)
-
-
-_TEXTS = ("instruction", "input", "output")

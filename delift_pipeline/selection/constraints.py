@@ -17,11 +17,9 @@ from delift_pipeline.core.errors import Refused
 
 @dataclass(frozen=True)
 class Grouping:
-    """Quotas on the groups of one partition.
+    """Quotas on the named groups of one partition, such as `task`.
 
     Attributes:
-        name: What the groups are, such as `task`.
-        groups: Names of the groups.
         of: int64 [n], the group of each candidate.
         low: int64 [groups], picks wanted of each at least.
         high: int64 [groups], picks allowed of each.
@@ -99,7 +97,10 @@ class Tracker:
 
     def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
         self.stop, self.slots, self._open_ended = constraints.stop, budget, constraints.open_ended
-        costs, groupings = _costs(constraints, n), constraints.groupings
+        groupings = constraints.groupings
+        costs = np.ones(n) if constraints.costs is None else constraints.costs
+        if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
+            raise Refused(f"costs must be {n:,} finite numbers above 0")
         widest = max((len(grouping.groups) for grouping in groupings), default=0)
         groups = np.zeros((len(groupings), n), np.int64)
         low, high, counts = (np.zeros((len(groupings), widest), np.int64) for _ in range(3))
@@ -142,20 +143,10 @@ class Tracker:
         """
         short = made > 0 and bool((self.limits.wanted > 0).any())
         if short or (self.slots > 0 and not self._open_ended):
-            said = (
-                f"the constraints cannot be kept together: after {made:,} records no other "
-                "may be picked; widen a quota or lower the budget"
+            said = f"cannot be kept together: after {made:,} records no other may be picked"
+            raise Refused(
+                f"the constraints {said}; widen a quota or lower the budget", field="quota"
             )
-            raise Refused(said, field="quota")
-
-
-def _costs(constraints: Constraints, n: int) -> np.ndarray:
-    if constraints.costs is None:
-        return np.ones(n)
-    costs = np.asarray(constraints.costs, dtype=np.float64)
-    if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
-        raise Refused(f"costs must be {n:,} finite numbers above 0")
-    return costs
 
 
 def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndarray) -> None:
@@ -186,11 +177,9 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
     pinned = np.bincount(grouping.of[list(constraints.pinned)], minlength=size)
     low, high = grouping.low, grouping.high
     for group in np.flatnonzero((pinned > high) | (low > high) | (low > there)):
-        raise _refused(
-            grouping,
-            f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records, with "
-            f"{pinned[group]:,} pinned in and {there[group]:,} that may be picked",
-        )
+        asked = f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records"
+        found = f"{pinned[group]:,} pinned in and {there[group]:,} that may be picked"
+        raise _refused(grouping, f"{asked}, with {found}")
     if (least := int(np.maximum(low, pinned).sum())) > budget:
         raise _refused(grouping, f"at least {least:,} records, and the budget is {budget:,}")
     most = int(np.minimum(high, there).sum())
@@ -198,6 +187,5 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
         raise _refused(grouping, f"at most {most:,} records, and the budget is {budget:,}")
 
 
-def _refused(grouping: Grouping, sentence: str) -> Refused:
-    said = f"the quota on {grouping.name} allows no subset: {sentence}"
-    return Refused(said, field="quota")
+def _refused(grouping: Grouping, said: str) -> Refused:
+    return Refused(f"the quota on {grouping.name} allows no subset: {said}", field="quota")

@@ -55,17 +55,14 @@ def _trust_numbers(
 ) -> dict[str, float]:
     if trust is None:
         return {}
-    known = trust.by_id
-    of_picks = np.array([known[record] for record in ranking if record in known])
-    of_pool = np.array([known[record] for record in pool if record in known])
-    if not (len(of_picks) and len(of_pool)):
-        return {}
-    return {
-        "trust_picks": float(of_picks.mean()),
-        "trust_pool": float(of_pool.mean()),
-        "suspected_picks": float((of_picks < SUSPECTED_BELOW).mean()),
-        "suspected_pool": float((of_pool < SUSPECTED_BELOW).mean()),
-    }
+    known, numbers = trust.by_id, {}
+    for name, records in (("picks", ranking), ("pool", pool)):
+        found = np.array([known[record] for record in records if record in known])
+        if not len(found):
+            return {}
+        numbers[f"trust_{name}"] = float(found.mean())
+        numbers[f"suspected_{name}"] = float((found < SUSPECTED_BELOW).mean())
+    return numbers
 
 
 def _coverage_numbers(similar: Similarities, picks: list[str], seed: int) -> dict[str, float]:
@@ -100,12 +97,10 @@ def balance(
     ranking: Sequence[str],
     columns: Mapping[str, Sequence[object]] | None = None,
 ) -> pl.DataFrame:
-    """Compare a subset with its pool.
+    """Compare a subset with its pool, of which `task` and `source` are read where they are there.
 
-    Args:
-        pool: The records chosen from; `task` and `source` are read where they are there.
-        ranking: record_ids chosen; those that are not in the pool (replayed ones) do not count.
-        columns: Further groupings by name: one value a record, aligned with `pool`.
+    Chosen records that are not in the pool (replayed ones) do not count. `columns` are further
+    groupings by name: one value a record, aligned with `pool`.
 
     Returns:
         One row a group (`BALANCE_SCHEMA`), largest groups of the pool first; shift is the share of
@@ -127,9 +122,8 @@ def vanished(table: pl.DataFrame) -> tuple[str, ...]:
     """One warning for each grouping that lost groups."""
     lines = []
     for (name,), part in table.filter(pl.col("vanished")).group_by("by", maintain_order=True):
-        named = ", ".join(
-            f"{g} ({n:,})" for g, n in part.select("group", "pool").head(NAMED).rows()
-        )
+        rows = part.select("group", "pool").head(NAMED).rows()
+        named = ", ".join(f"{group} ({count:,})" for group, count in rows)
         more = "" if part.height <= NAMED else f" and {part.height - NAMED:,} more"
         lost, verb = ("1 group", "is") if part.height == 1 else (f"{part.height:,} groups", "are")
         lines.append(f"warning: {lost} by {name} {verb} not in the subset: {named}{more}")
@@ -138,16 +132,14 @@ def vanished(table: pl.DataFrame) -> tuple[str, ...]:
 
 def _groups(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.DataFrame:
     names = ["(none)" if value is None or value == "" else str(value) for value in values]
-    before = Counter(names)
-    after = Counter(group for group, kept in zip(names, chosen, strict=True) if kept)
+    counted = pl.DataFrame({"group": names, "chosen": chosen}).group_by("group")
+    table = counted.agg(pool=pl.len(), subset=pl.col("chosen").sum())
+    table = table.sort("pool", "group", descending=[True, False]).head(MOST_GROUPS)
     size, picks = max(1, len(names)), max(1, int(chosen.sum()))
-    largest = sorted(before, key=lambda group: (-before[group], group))[:MOST_GROUPS]
-    counted = [(name, group, before[group], after[group]) for group in largest]
-    table = pl.DataFrame(counted, schema=["by", "group", "pool", "subset"], orient="row")
     shares = {"pool_share": pl.col("pool") / size, "subset_share": pl.col("subset") / picks}
     shift = pl.col("subset_share") - pl.col("pool_share")
-    table = table.with_columns(**shares).with_columns(shift=shift, vanished=pl.col("subset") == 0)
-    return table.cast(BALANCE_SCHEMA)
+    table = table.with_columns(**shares, by=pl.lit(name), vanished=pl.col("subset") == 0)
+    return table.with_columns(shift=shift).select(BALANCE_SCHEMA.names()).cast(BALANCE_SCHEMA)
 
 
 def lengths(texts: Sequence[str]) -> list[str]:

@@ -16,12 +16,15 @@ import polars as pl
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.options import EmbeddingOptions, TrustedOptions
 
 MODEL = "model"
 """The embedder that is the language model itself."""
 DENSE_LIMIT = 4000
 """Up to this many records every cosine is kept (64 MB); beyond, the nearest of each record."""
 NEAREST = 100
+CHUNK = 1 << 16
+"""Pairs whose embeddings are multiplied at once."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +46,20 @@ class Similarities:
             KeyError: a record was not embedded.
         """
         place = {record: number for number, record in enumerate(self.ids)}
-        row_numbers = np.array([place[record] for record in rows], dtype=np.int64)
-        column_numbers = np.array([place[record] for record in columns], dtype=np.int64)
+        across, down = (
+            np.array([place[record] for record in ids], dtype=np.int64) for ids in (rows, columns)
+        )
         if isinstance(self.matrix, np.ndarray):
-            return self.matrix[np.ix_(row_numbers, column_numbers)]
-        return self.matrix[row_numbers][:, column_numbers].tocsc()
+            return self.matrix[np.ix_(across, down)]
+        return self.matrix[across][:, down].tocsc()
 
 
 def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -> Any:
-    """Unit embeddings of texts; a text without any content gets a zero row.
+    """Unit embeddings of texts, float32 [texts, d]; a text without content gets a zero row.
 
-    Under `model` an embedding is the mean of the last layer's hidden states weighted by position
-    (Muennighoff 2022); a text beyond the window is cut in its middle.
-
-    Args:
-        texts: n texts.
-        embedder: `model`, or what `scoring.neighbours.embed` reads.
-        model: The language model, read for `model` only.
-
-    Returns:
-        float32 [n, d], rows of length 1 or 0; a SciPy CSR matrix for `tfidf`, else an array.
+    They are a SciPy CSR matrix for `tfidf`, else an array. The embedder is `model`, for which alone
+    the language model is read, or what `scoring.neighbours.embed` reads. Under `model` an embedding
+    is the mean of the last layer's hidden states weighted by position (Muennighoff 2022).
 
     Raises:
         Refused: the embedder or the model cannot be loaded, or there is no model.
@@ -76,12 +73,9 @@ def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -
 
 
 def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.ndarray:
-    """Position-weighted hidden states of whole texts, float32 [texts, width] of length 1 or 0.
+    """Position-weighted hidden states of texts, float32 [texts, width] of length 1 or 0.
 
-    Args:
-        texts: Texts; those beyond the window are cut in their middle.
-        model: What reads them.
-        name: What the progress is called.
+    Texts beyond the window are cut in their middle. `name` is what the progress is called.
     """
     from delift_pipeline.selection.reading import (
         begin_of_text,
@@ -106,10 +100,8 @@ def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.n
 
 def record_texts(frame: pl.DataFrame) -> list[str]:
     """Prompt and answer of each record, as embedded for coverage."""
-    answers = frame["output"].to_list()
-    return [
-        f"{prompt}\n{answer}" for prompt, answer in zip(prompt_texts(frame), answers, strict=True)
-    ]
+    pairs = zip(prompt_texts(frame), frame["output"], strict=True)
+    return [f"{prompt}\n{answer}" for prompt, answer in pairs]
 
 
 def similarities(
@@ -120,57 +112,48 @@ def similarities(
     neighbours: int = NEAREST,
     model: LanguageModel | None = None,
 ) -> Similarities:
-    """Embed records and compare all with all, or each with its nearest where there are many.
+    """Embed n records and compare all with all, or each with its nearest where there are many.
 
-    Args:
-        frame: n records with distinct record_ids.
-        embedder: See `embedded`.
-        dense_limit: Up to this n every cosine is kept.
-        neighbours: Beyond it, how many nearest records of each are; the others count as 0.
-        model: The language model, for the embedder `model`.
+    Up to `dense_limit` records every cosine is kept. Beyond it a pair counts where one is among the
+    `neighbours` nearest of the other, and all other pairs are 0.
 
     Raises:
         Refused: the embedder cannot be loaded.
     """
     ordered = frame.sort("record_id")
+    ids, n = tuple(ordered["record_id"]), ordered.height
     embeddings = embedded(record_texts(ordered), embedder, model)
-    dense = ordered.height <= dense_limit
-    matrix = _all_cosines(embeddings) if dense else _nearest_cosines(embeddings, neighbours)
-    return Similarities(tuple(ordered["record_id"]), matrix)
-
-
-def _all_cosines(embeddings: Any) -> np.ndarray:
-    product = embeddings @ embeddings.T
-    cosines = product if isinstance(product, np.ndarray) else product.toarray()
-    cosines = np.clip(np.round(cosines, COSINE_DECIMALS), 0, 1).astype(np.float32)
-    np.fill_diagonal(cosines, 1)
-    return cosines
-
-
-def _nearest_cosines(embeddings: Any, m: int) -> Any:
-    """A symmetric CSR matrix: a pair stands in it where one is among the other's nearest."""
+    if n <= dense_limit:
+        product = embeddings @ embeddings.T
+        cosines = product if isinstance(product, np.ndarray) else product.toarray()
+        cosines = np.clip(np.round(cosines, COSINE_DECIMALS), 0, 1).astype(np.float32)
+        np.fill_diagonal(cosines, 1)
+        return Similarities(ids, cosines)
     from scipy.sparse import csr_matrix, eye
 
-    found = nearest(embeddings, m)
-    n = len(found.indices)
+    found = nearest(embeddings, neighbours)
     rows, slots = np.nonzero(found.indices >= 0)
     near = csr_matrix((found.cosine[rows, slots], (rows, found.indices[rows, slots])), shape=(n, n))
-    return (near.maximum(near.T) + eye(n, format="csr")).astype(np.float32).tocsr()
+    both = near.maximum(near.T) + eye(n, format="csr")
+    return Similarities(ids, both.astype(np.float32).tocsr())
+
+
+def coverage_similarities(
+    frame: pl.DataFrame, options: EmbeddingOptions | TrustedOptions, model: LanguageModel | None
+) -> Similarities:
+    """`similarities` of records, embedded and cut off as a selector's options say."""
+    limits = {"dense_limit": options.dense_limit, "neighbours": options.coverage_neighbours}
+    return similarities(frame, options.embedder, **limits, model=model)
 
 
 def cosines_at(embeddings: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Non-negative cosines of given pairs of rows, float64 [pairs], rounded to six decimals."""
-    chunk = 1 << 16
-    parts = [
-        _products(embeddings, rows[first : first + chunk], columns[first : first + chunk])
-        for first in range(0, len(rows), chunk)
-    ]
-    cosines = np.concatenate([np.zeros(0), *parts])
+    cosines = np.zeros(len(rows))
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        left, right = embeddings[rows[part]], embeddings[columns[part]]
+        if isinstance(left, np.ndarray):
+            cosines[part] = np.einsum("ij,ij->i", left, right)
+        else:
+            cosines[part] = np.asarray(left.multiply(right).sum(axis=1)).ravel()
     return np.clip(np.round(cosines, COSINE_DECIMALS), 0, 1)
-
-
-def _products(embeddings: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    left, right = embeddings[rows], embeddings[columns]
-    if isinstance(left, np.ndarray):
-        return np.einsum("ij,ij->i", left, right).astype(np.float64)
-    return np.asarray(left.multiply(right).sum(axis=1), dtype=np.float64).ravel()

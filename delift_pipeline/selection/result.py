@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.kernel.columns import Columns
 from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.trust import Trust
 
@@ -103,7 +102,7 @@ class Reasons:
 
     Attributes:
         covers: For each selected record, the targets whose best cover it is.
-        covered_by: Target -> the selected record that covers it best.
+        covered_by: Target -> the selected record that covers it best, the better-ranked of equals.
         coverage: Target -> how well, the kernel's value of that pair, above 0.
     """
 
@@ -153,40 +152,6 @@ class Selection:
     diagnostics: Diagnostics | None = None
 
 
-def reasons_of(
-    kernel: Columns, picks: Sequence[int], rows: Sequence[str], columns: Sequence[str]
-) -> Reasons:
-    """Assign every target to the pick that covers it best.
-
-    A target that no pick covers with a positive value is covered by none, and of two that cover it
-    equally the better-ranked one is named.
-
-    Args:
-        kernel: Non-negative similarities [rows, columns].
-        picks: Column numbers in rank order.
-        rows: record_ids of the targets.
-        columns: record_ids of the demonstrations.
-    """
-    best = np.zeros(len(rows))
-    owner = np.full(len(rows), -1, dtype=np.int64)
-    for rank, pick in enumerate(picks):
-        where, values = kernel.column(pick)
-        numbers = np.arange(len(rows)) if where is None else where
-        better = values > best[numbers]
-        best[numbers[better]] = values[better]
-        owner[numbers[better]] = rank
-    covers: list[list[str]] = [[] for _ in picks]
-    covered: list[int] = np.flatnonzero(owner >= 0).tolist()
-    owners: list[int] = owner.tolist()
-    for row in covered:
-        covers[owners[row]].append(rows[row])
-    return Reasons(
-        tuple(map(tuple, covers)),
-        {rows[row]: columns[picks[owners[row]]] for row in covered},
-        {rows[row]: float(best[row]) for row in covered},
-    )
-
-
 def self_shares(
     objective: Coverage, picks: Sequence[int], own_rows: Sequence[int], gains: np.ndarray
 ) -> tuple[float | None, ...]:
@@ -214,11 +179,7 @@ def self_shares(
 
 
 def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The selected and the dropped records as tables.
-
-    Args:
-        selection: What was chosen from `pool`.
-        pool: The records selected from, in file order.
+    """The selected and the dropped records of a pool, as tables.
 
     Returns:
         The subset in rank order (`SUBSET_SCHEMA`) and the dropped in file order (`DROPPED_SCHEMA`).
@@ -226,32 +187,31 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
         where no selected record covers it, trust where no near pairs were scored, near_duplicates
         (the number of a group) where there are none.
     """
-    sources = _sources(pool)
     replayed = {} if selection.replayed is None else _sources(selection.replayed)
-    known = {} if selection.trust is None else selection.trust.by_id
-    ranking, reasons, gains = selection.ranking, selection.reasons, selection.gains
-    named = {**replayed, **sources}
-    nothing: list[Any] = [None] * len(ranking)
-    subset = {
-        "record_id": ranking,
-        "source_id": [named[record] for record in ranking],
+    trust = {} if selection.trust is None else selection.trust.by_id
+    ranking, reasons, sources = selection.ranking, selection.reasons, _sources(pool)
+    gains = [None] * len(ranking) if selection.gains is None else selection.gains.tolist()
+    named, selected = replayed | sources, set(ranking)
+
+    def columns(records: Sequence[str]) -> dict[str, Any]:
+        return {
+            "record_id": records,
+            "source_id": [named[record] for record in records],
+            "trust": [trust.get(record) for record in records],
+            "near_duplicates": [selection.duplicates.get(record) for record in records],
+        }
+
+    subset = columns(ranking) | {
         "rank": range(len(ranking)),
-        "gain": nothing if gains is None else [None if np.isnan(g) else float(g) for g in gains],
+        "gain": pl.Series(gains, dtype=pl.Float64).fill_nan(None),
         "covers": [list(targets) for targets in reasons.covers or [()] * len(ranking)],
-        "trust": [known.get(record) for record in ranking],
-        "self_share": selection.self_shares or nothing,
-        "near_duplicates": [selection.duplicates.get(record) for record in ranking],
+        "self_share": selection.self_shares or [None] * len(ranking),
         "replayed": [record in replayed for record in ranking],
     }
-    selected = set(ranking)
     others = [record for record in sources if record not in selected]
-    dropped = {
-        "record_id": others,
-        "source_id": [sources[record] for record in others],
+    dropped = columns(others) | {
         "covered_by": [reasons.covered_by.get(record) for record in others],
         "coverage": [reasons.coverage.get(record) for record in others],
-        "trust": [known.get(record) for record in others],
-        "near_duplicates": [selection.duplicates.get(record) for record in others],
     }
     return pl.DataFrame(subset, SUBSET_SCHEMA), pl.DataFrame(dropped, DROPPED_SCHEMA)
 

@@ -84,12 +84,9 @@ def _end(text: str, quota: str) -> float | int:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a user asks of a subset beside its size.
+    """What a user asks of a subset beside its size: record_ids that are in or out, and quotas.
 
-    Attributes:
-        pin: record_ids that are in.
-        ban: record_ids that are out.
-        quotas: Shares or counts of groups; a cap on every source is `Quota("source", high=...)`.
+    A cap on every source is `Quota("source", high=...)`.
     """
 
     pin: tuple[str, ...] = ()
@@ -97,12 +94,7 @@ class Rules:
     quotas: tuple[Quota, ...] = ()
 
     def resolved(self, pool: pl.DataFrame, ids: Sequence[str], budget: Budget) -> Constraints:
-        """The rules in candidate numbers.
-
-        Args:
-            pool: Records with record_id and the columns of the quotas.
-            ids: record_ids of the candidates, in the order of the objective's columns.
-            budget: What shares are taken of.
+        """The rules in candidate numbers; `ids` are the candidates, in the objective's order.
 
         Raises:
             Refused: a record or column is not there, or shares are asked of a budget that has no
@@ -113,14 +105,12 @@ class Rules:
         frame = wanted.join(pool, on="record_id", how="left", maintain_order="left")
         columns = dict.fromkeys(quota.column for quota in self.quotas)
         self._refuse_unranked(pool, frame, budget)
-        costs = None if budget.tokens is None else token_costs(frame)
+        banned = [record for record in self.ban if record in number or record not in known]
         return Constraints(
             pinned=_numbers(self.pin, number, pool, "pin"),
-            banned=_numbers(
-                [r for r in self.ban if r in number or r not in known], number, pool, "exclude"
-            ),
+            banned=_numbers(banned, number, pool, "exclude"),
             groupings=tuple(self._grouping(frame, column, budget) for column in columns),
-            costs=costs,
+            costs=None if budget.tokens is None else token_costs(frame),
             capacity=budget.tokens,
             stop=budget.stop,
         )
@@ -134,20 +124,18 @@ class Rules:
             there, ranked = (set(_names(one[quota.column])) for one in (pool, frame))
             wanted = there if quota.value is None else there & {quota.value}
             if lost := sorted(wanted - ranked):
-                said = (
-                    f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}, whose records "
-                    f"have no scores and cannot be ranked: name the other values one by one "
-                    f"({quota.column}=VALUE:LOW..)"
-                )
-                raise Refused(said, field="quota")
+                said = f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}"
+                why = "whose records have no scores and cannot be ranked"
+                form = f"name the other values one by one ({quota.column}=VALUE:LOW..)"
+                raise Refused(f"{said}, {why}: {form}", field="quota")
 
     def _grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         if column not in frame.columns:
             said = f"the pool has no column {column}; there are {', '.join(sorted(frame.columns))}"
             raise Refused(said, field="quota")
         values = _names(frame[column])
-        names = sorted(set(values))
-        number = {name: place for place, name in enumerate(names)}
+        number = {name: place for place, name in enumerate(sorted(set(values)))}
+        names = tuple(number)
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
         for quota in (quota for quota in self.quotas if quota.column == column):
             shares = isinstance(quota.low, float) or isinstance(quota.high, float)
@@ -161,7 +149,7 @@ class Rules:
                 # A column may be named by a quota and by a cap: the narrower end counts.
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
-        return Grouping(column, tuple(names), np.array([number[v] for v in values]), low, high)
+        return Grouping(column, names, np.array([number[v] for v in values]), low, high)
 
 
 def _names(column: pl.Series) -> pl.Series:
@@ -248,10 +236,7 @@ def parse_cap(text: str) -> Quota:
 def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
     """The record_ids meant by record_ids or the file's own ids, each once.
 
-    Args:
-        pool: Records with record_id and, perhaps, source_ids.
-        names: What was given.
-        field: The option that a fault names.
+    A fault names the option `field`.
 
     Raises:
         Refused: one fault for the names that are no record's, and one for those that fit several.
@@ -286,12 +271,7 @@ def broken(
 ) -> tuple[str, ...]:
     """One sentence for each part of the budget or of the rules that a subset breaks.
 
-    Args:
-        records: record_ids in rank order.
-        gains: Their gains, None where there are none.
-        pool: The records it was chosen from.
-        budget: What was allowed.
-        rules: What was asked beside it.
+    The subset's records are in rank order; a gain is None where there is none.
     """
     lines, chosen = [], set(records)
     if len(records) > budget.count:

@@ -13,11 +13,12 @@ from delift_pipeline.core.atomic import replacing_folder, write_parquet
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
-from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.budget import Budget, BudgetText, is_full, parse_budget
 from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import (
+    needs_of,
     options_of,
     replay_share,
     selector_named,
@@ -25,7 +26,8 @@ from delift_pipeline.selection.registry import (
 )
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import RuleOptions, Rules, broken, spent
-from delift_pipeline.selection.selector import SelectionInputs
+from delift_pipeline.selection.scored import replay_schedule
+from delift_pipeline.selection.selector import SelectionInputs, unscorable_in
 from delift_pipeline.selection.trust import suspects_frame
 
 SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
@@ -40,16 +42,9 @@ def select(
     options: Mapping[str, Any] | BaseModel,
     rules: Rules | None = None,
 ) -> Selection:
-    """Rank the records of a pool under a budget.
+    """Rank the records of a pool under a budget, see `parse_budget`.
 
-    Args:
-        inputs: The pool and where its kernel blocks come from.
-        selector: A name in the registry.
-        budget: A share, a count or `full`, of the whole pool; tokens such as `20000tokens`; or
-            `auto`, which stops where picks no longer pay.
-        seed: Decides everything random.
-        options: The selector's options.
-        rules: None: those of `inputs`.
+    `seed` decides everything random. `rules` stand in the place of those of `inputs`.
 
     Raises:
         Refused: the selector, an option, the budget or a rule is not possible.
@@ -95,10 +90,73 @@ def refuse_impossible(
     return allowed
 
 
+ADVICE = "raise the window, shorten the answers, or choose a selector that needs no scores (random)"
+
+
+def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what: str) -> None:
+    """Refuse records, called `what`, of which none can be scored.
+
+    `unscorable` says by record_id why one cannot, here and below.
+
+    Raises:
+        Refused: none can be scored; the sentence says why the first cannot.
+    """
+    count, first = unscorable_in(records, unscorable)
+    if count and count == records.height:
+        said = f"none of the {count:,} {what} can be scored (first: {first}); {ADVICE}"
+        raise Refused(said, field="window")
+
+
+def unscorable_notes(
+    records: pl.DataFrame, unscorable: Mapping[str, str], what: str
+) -> tuple[str, ...]:
+    """How many of these records cannot be scored and why the first cannot, if any."""
+    count, first = unscorable_in(records, unscorable)
+    return (f"{count:,} {what} cannot be scored (first: {first})",) if count else ()
+
+
+def refuse_beyond_scorable(
+    selector: str,
+    stage: Stage,
+    options: Mapping[str, Any] | BaseModel,
+    budget: BudgetText,
+    pool: pl.DataFrame,
+    existing: pl.DataFrame | None,
+    unscorable: Mapping[str, str],
+) -> tuple[float, int]:
+    """Refuse a budget above the number of records that can be ranked.
+
+    `full`, tokens and `auto` take as many as there are.
+
+    Returns:
+        The share of the picks that the selector replays, and how many existing records may be.
+
+    Raises:
+        Refused: the sentence says how many can be scored, and why the first other one cannot.
+    """
+    share, replayable = 0.0, 0
+    if stage == "continual" and existing is not None:
+        share, replayable = replay_share(selector, stage, options), existing.height
+        if needs_of(selector, stage, options).replay_pairs:
+            replayable -= unscorable_in(existing, unscorable)[0]
+    allowed, (bad, first) = parse_budget(budget, pool.height), unscorable_in(pool, unscorable)
+    if bad and not allowed.open_ended and not is_full(budget):
+        scorable = pool.height - bad
+        possible = len(replay_schedule(allowed.count, share, scorable, replayable).replays)
+        if possible < allowed.count:
+            reason = (
+                f"{allowed.count:,} records are asked for, and {scorable:,} of the {pool.height:,} "
+                f"can be scored (first that cannot: {first}); lower the budget "
+                f"to {possible:,}, {ADVICE}"
+            )
+            raise Refused(reason, field="budget")
+    return share, replayable
+
+
 def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) -> None:
     """Refuse the ranking of a selector that knows nothing of a budget or of rules."""
-    gains = [None] * len(selection.ranking) if selection.gains is None else selection.gains.tolist()
-    gains = [None if gain is None or np.isnan(gain) else gain for gain in gains]
+    found = np.full(len(selection.ranking), np.nan) if selection.gains is None else selection.gains
+    gains = [None if np.isnan(gain) else gain for gain in found.tolist()]
     if allowed.stop and all(gain is None for gain in gains):
         said = f"{selection.selector} has no gains to stop at; give a count"
         raise Refused(said, field="budget")
@@ -137,11 +195,7 @@ def subset_parents(
 ) -> dict[str, str]:
     """What a subset is made of: the version's records and the kernel blocks read, nothing else.
 
-    Args:
-        version: The dataset version.
-        pool_hash: Its content hash.
-        blocks: Kernel block -> hash, for the blocks the selector reads.
-        extra: Other parents, such as the parent's subset that gave D_E.
+    `blocks` are block -> hash, and `extra` other parents, as the parent's subset that gave D_E.
     """
     kernels = {f"kernel:{version}:{name}": value for name, value in blocks.items()}
     return {f"dataset:{version}": pool_hash, **kernels, **(extra or {})}
@@ -162,21 +216,11 @@ def write_subset(
     """Write the chosen, the dropped and the suspected records, the balance and the manifest, whole.
 
     The files are `subset.parquet`, `dropped.parquet`, `suspects.parquet` (where near pairs were
-    scored) and `balance.parquet`.
+    scored) and `balance.parquet`, also by the columns `balance_by`. They replace a former subset.
 
     The content hash covers the records and their order, which is all that training reads: a gain
-    that moves in its last digit trains nothing again.
-
-    Args:
-        folder: A former subset there is replaced.
-        selection: What was chosen from `pool`.
-        pool: The records it was chosen from.
-        request: See `selection_request`.
-        parents: See `subset_parents`.
-        fingerprint: The scoring fingerprint, where scores were read.
-        code_version: The asset's.
-        run_id: Dagster's.
-        balance_by: Further columns of the pool to compare pool and subset by.
+    that moves in its last digit trains nothing again. `fingerprint` is that of the scores that were
+    read, if any.
     """
     subset, dropped = subset_frames(selection, pool)
     manifest = Manifest(

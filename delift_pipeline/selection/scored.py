@@ -1,14 +1,16 @@
-"""A ranking by one number a record, and the targets that such a number may be computed for.
+"""From numbers to a selection: rankings by score, by a given order, and by maximisation.
 
     f(A) = sum_{j in A} score_j
 
 is modular, so that the ranking by score is the greedy one and a score is its marginal gain. Equal
-scores are ranked by record_id.
+scores are ranked by record_id. A maximisation ranks new records alone, or mixes its picks with a
+share of replayed ones.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -16,10 +18,12 @@ import polars as pl
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.optimizers import in_order
-from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.objectives import Coverage, objective_of_random
+from delift_pipeline.selection.optimizers import Optimizer, in_order, order_of
+from delift_pipeline.selection.result import Reasons, Selection, self_shares
 from delift_pipeline.selection.selector import SelectionInputs
 
+T = TypeVar("T")
 DECIMALS = 6
 """Scores are compared after rounding: further decimals depend on the order of sums."""
 
@@ -34,16 +38,10 @@ def by_score(
     ties: np.ndarray | None = None,
     notes: tuple[str, ...] = (),
 ) -> Selection:
-    """Rank records by score.
+    """Rank the records that have a score, `ids`, by `scores`, float [ids].
 
-    Args:
-        selector: Its name.
-        inputs: What is chosen from.
-        ids: record_ids of the records that have a score.
-        scores: float [ids], finite.
-        budget: Records asked for; fewer are ranked where fewer have a score.
-        ties: float [ids], what decides among equal scores before the record_id does.
-        notes: Sentences for the user, beside those on records without a score.
+    `ties`, float [ids], decides among equal scores before the record_id does. Where fewer records
+    have a score than the budget asks for, fewer are ranked. `notes` go before those that say so.
 
     Raises:
         DeliftError: no record has a score, or a score is not finite.
@@ -84,15 +82,9 @@ def by_order(
     budget: int,
     **said: Any,
 ) -> Selection:
-    """Records in a given order, without gains, as far as budget and rules allow.
+    """The candidates `ids` in an order, int [ids], as far as budget and rules allow; no gains.
 
-    Args:
-        selector: Its name.
-        inputs: What is chosen from.
-        ids: record_ids of the candidates.
-        order: int [ids], every candidate once.
-        budget: Records asked for.
-        said: Further fields of the selection.
+    `said` are further fields of the selection.
     """
     picks = in_order(order, budget, inputs.constraints(ids, budget))
     return Selection(selector, tuple(ids[int(j)] for j in picks), **said)
@@ -109,9 +101,9 @@ def _worth(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | Non
     """The picks down to where a budget of `auto` stops; pinned ones stay."""
     if constraints is None or not constraints.stop or not len(picks):
         return picks
-    pinned = np.isin(picks, constraints.pinned)
+    kept = np.isin(picks, constraints.pinned)
     enough = scores[picks] >= constraints.stop * scores[picks[0]]
-    return picks[pinned | np.logical_and.accumulate(enough | pinned)]
+    return picks[kept | np.logical_and.accumulate(enough | kept)]
 
 
 TARGET_SHARE = 0.05
@@ -146,11 +138,6 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
     Held-out records are never among them: a selection does not even see them. A drawn target stays
     a candidate, and selectors leave out what it says of itself.
 
-    Args:
-        inputs: What is chosen from.
-        seed: Decides the draw.
-        share: Share of the pool drawn, rounded half up, at least one record.
-
     Raises:
         DeliftError: the stage has a target set and its records were not given.
     """
@@ -164,10 +151,8 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
 def drawn(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.DataFrame:
     """A seeded share of the pool, sorted by record_id; the order of the file does not matter.
 
-    Args:
-        pool: What is drawn from.
-        share: Rounded half up, at least one record; 1 for all.
-        seeds: The arm's seed and a number of what is drawn, so that two draws differ.
+    The share is rounded half up, to at least one record; 1 is all. `seeds` are the arm's seed and a
+    number of what is drawn, so that two draws differ.
     """
     ordered = pool.sort("record_id")
     count = resolve_budget(share if share < 1 else "full", ordered.height)
@@ -181,3 +166,146 @@ def tasks_of(records: pl.DataFrame) -> dict[str, np.ndarray]:
         return {"": np.arange(records.height)}
     names = np.array([task or "" for task in records["task"]])
     return {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+
+
+class Pick(NamedTuple):
+    """A record_id, its gain, and the share of the gain that is the record's own row, if known."""
+
+    record: str
+    gain: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One maximisation: an objective and what its rows and columns are.
+
+    Attributes:
+        objective: The objective, whose kernel is [rows, columns].
+        rows: record_ids of the targets.
+        columns: record_ids of the candidates.
+        shares: Whether the share of each gain that is the record's own row is computed.
+    """
+
+    objective: Coverage
+    rows: tuple[str, ...] = field(repr=False)
+    columns: tuple[str, ...] = field(repr=False)
+    shares: bool = False
+
+    def ranked(
+        self, greedy: Optimizer, count: int, constraints: Constraints | None
+    ) -> tuple[list[Pick], dict[str, tuple[str, float]]]:
+        """The first `count` picks; by target the pick that covers it best and how well.
+
+        A target that no pick covers with a positive value is covered by none.
+        """
+        ranking = greedy(self.objective, count, order_of(self.columns), constraints)
+        picks, shares = ranking.picks.tolist(), itertools.repeat(None)
+        if self.shares:
+            own = {record: row for row, record in enumerate(self.rows)}
+            rows = [own.get(self.columns[j], -1) for j in picks]
+            shares = self_shares(self.objective, picks, rows, ranking.gains)
+        best, owner = np.zeros(len(self.rows)), np.full(len(self.rows), -1)
+        for j in picks:
+            where, values = self.objective.kernel.column(j)
+            numbers = np.arange(len(best)) if where is None else where
+            better = values > best[numbers]
+            best[numbers[better]], owner[numbers[better]] = values[better], j
+        covered = {
+            self.rows[row]: (self.columns[owner[row]], float(best[row]))
+            for row in np.flatnonzero(owner >= 0)
+        }
+        named = (self.columns[j] for j in picks)
+        return list(map(Pick, named, ranking.gains.tolist(), shares)), covered
+
+
+def maximised(
+    selector: str,
+    inputs: SelectionInputs,
+    parts: Sequence[Part],
+    greedy: Optimizer,
+    budget: int,
+    seed: int,
+    share: float = 0.0,
+) -> Selection:
+    """The ranking of the first part, with a share of the picks from the second one, if any.
+
+    The second part has the existing records that may be replayed. `seed` decides the random subsets
+    that the value is compared with.
+    """
+    first = parts[0]
+    replayable = len(parts[1].columns) if len(parts) > 1 else 0
+    schedule = replay_schedule(budget, share, len(first.columns), replayable)
+    constraints = inputs.constraints(first.columns, schedule.new)
+    new, covered = first.ranked(greedy, schedule.new, constraints)
+    picks, replayed = new, None
+    notes = [*inputs.unranked_notes(selector, len(first.columns))]
+    if schedule.replayed:
+        notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
+        old, of_old = parts[1].ranked(greedy, schedule.replayed, None)
+        replayed, covered = inputs.records_of([pick.record for pick in old]), of_old | covered
+        # A replayed pick serves another objective, so that it has no gain here.
+        picks = interleaved(schedule, new, [pick._replace(gain=float("nan")) for pick in old])
+    if (places := len(schedule.replays)) < budget:
+        notes.append(f"the ranking has {places:,} records, fewer than the {budget:,} of the budget")
+    covers = {pick.record: [] for pick in picks}
+    for target, (record, _) in covered.items():
+        covers[record].append(target)
+    return Selection(
+        selector=selector,
+        ranking=tuple(covers),
+        gains=np.array([pick.gain for pick in picks], dtype=np.float64),
+        reasons=Reasons(
+            tuple(map(tuple, covers.values())),
+            {target: record for target, (record, _) in covered.items()},
+            {target: value for target, (_, value) in covered.items()},
+        ),
+        objective=first.objective.name,
+        value=float(np.array([pick.gain for pick in new]).sum()),
+        value_random=objective_of_random(first.objective, len(new), seed),
+        details={"replayed": schedule.replayed} if replayable else {},
+        notes=tuple(notes),
+        self_shares=tuple(pick.share for pick in picks),
+        replayed=replayed,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which places of a ranking are replayed records: one bool a place."""
+
+    replays: tuple[bool, ...]
+
+    @property
+    def replayed(self) -> int:
+        """How many places are replayed records."""
+        return sum(self.replays)
+
+    @property
+    def new(self) -> int:
+        """How many places are new records."""
+        return len(self.replays) - self.replayed
+
+
+def replay_schedule(budget: int, share: float, new: int, replayable: int) -> Schedule:
+    """Spread the replay: of the first p places, `share * p` rounded half up are replayed.
+
+    A place whose kind is used up goes to the other kind, new records first; the schedule ends where
+    no new record is left, so that a smaller budget is always a prefix. There are `new` candidates
+    and `replayable` existing records.
+    """
+    places: list[bool] = []
+    replayed = 0
+    for place in range(1, budget + 1):
+        due = int(share * place + 0.5) > replayed and replayed < replayable
+        if not due and place - 1 - replayed >= new:
+            break
+        places.append(due)
+        replayed += due
+    return Schedule(tuple(places))
+
+
+def interleaved(schedule: Schedule, new: Sequence[T], replayed: Sequence[T]) -> tuple[T, ...]:
+    """The items of both kinds in the order of the schedule."""
+    fresh, old = iter(new), iter(replayed)
+    return tuple(next(old) if due else next(fresh) for due in schedule.replays)

@@ -89,6 +89,14 @@ class Needs:
         return (*wanted, *(["replay"] * self.replay_pairs))
 
 
+def unscorable_in(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple[int, str]:
+    """How many records cannot be scored; the first one's own id and why, if there is any."""
+    bad = [record for record in records["record_id"] if record in unscorable]
+    if not bad:
+        return 0, ""
+    return len(bad), f"{own_ids(records, bad[:1])[0]}: {unscorable[bad[0]]}"
+
+
 def _no_block(name: str, form: UtilityForm) -> Block:
     raise LookupError(f"no kernel was given, and the block {name} ({form}) is wanted")
 
@@ -172,11 +180,8 @@ class SelectionInputs:
         if not (missing := self.pool.height - ranked):
             return ()
         note = f"{missing:,} records have no scores and cannot be ranked by {selector}"
-        first = next((one for one in self.pool["record_id"] if one in self.unscorable), None)
-        if first is None:
-            return (note,)
-        name = own_ids(self.pool, [first])[0]
-        return (f"{note} (first: {name}: {self.unscorable[first]})",)
+        _, first = unscorable_in(self.pool, self.unscorable)
+        return (f"{note} (first: {first})" if first else note,)
 
     def records_of(self, ids: Sequence[str]) -> pl.DataFrame:
         """The records of these record_ids."""

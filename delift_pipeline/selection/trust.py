@@ -80,14 +80,11 @@ def trust_of(
     floor: float = DEFAULT_FLOOR,
     model: LanguageModel | None = None,
 ) -> Trust:
-    """Trust of the records of a block of near pairs.
+    """Trust of the records of a block of near pairs, rows and columns the same records.
 
-    Args:
-        block: Signed utilities of near pairs, rows and columns the same records.
-        frame: Those records and perhaps others, in any order; prompts are embedded together.
-        embedder: Of the prompts, see `embedding.embedded`.
-        floor: Least sum of weights for which near prompts are believed.
-        model: The language model, for the embedder `model`.
+    `frame` has those records and perhaps others, in any order; their prompts are embedded together,
+    see `embedding.embedded`. `floor` is the least sum of weights for which near prompts are
+    believed.
 
     Raises:
         DeliftError: the block has records that `frame` has not.
@@ -103,7 +100,15 @@ def trust_of(
     # Prompts of records without scores still count for the words of tf-idf.
     scored = np.flatnonzero(ordered["record_id"].is_in(list(block.rows)).to_numpy())
     embeddings = embedded(prompt_texts(ordered), embedder, model)[scored]
-    weights = _weights(utilities, embeddings, duplicate_groups(ordered[scored]), block.rows)
+    group_of = duplicate_groups(ordered[scored])
+    groups = np.array([group_of[record] for record in block.rows], dtype=np.int64)
+    # All scored pairs but those of a record with itself and its copies.
+    pattern = csc_matrix((np.ones(len(stored.data)), stored.indices, stored.indptr), shape=(n, n))
+    pairs = (pattern + pattern.T).tocoo()
+    kept = groups[pairs.row] != groups[pairs.col]
+    rows, columns = pairs.row[kept], pairs.col[kept]
+    cosines = cosines_at(embeddings, rows, columns)
+    weights = csc_matrix((cosines**WEIGHT_POWER, (rows, columns)), shape=(n, n))
     helped = weights.multiply(utilities + utilities.T)
     moved = weights.multiply(abs(utilities) + abs(utilities).T)
     weight = _column_sums(weights)
@@ -112,22 +117,6 @@ def trust_of(
     trust = np.clip(1 + SHARPNESS * np.minimum(relative, 0), 0, 1)
     trust[weight < floor] = 1.0
     return Trust(block.rows, trust, agreement, relative, weight, weights, utilities)
-
-
-def _weights(
-    utilities: Any, embeddings: Any, group_of: dict[str, int], ids: tuple[str, ...]
-) -> Any:
-    """Weights of all scored pairs but those of a record with itself and its copies."""
-    from scipy.sparse import csc_matrix
-
-    pattern = utilities.copy()
-    pattern.data = np.ones_like(pattern.data)
-    pairs = (pattern + pattern.T).tocoo()
-    groups = np.array([group_of[record] for record in ids], dtype=np.int64)
-    kept = groups[pairs.row] != groups[pairs.col]
-    rows, columns = pairs.row[kept], pairs.col[kept]
-    values = cosines_at(embeddings, rows, columns) ** WEIGHT_POWER
-    return csc_matrix((values, (rows, columns)), shape=utilities.shape)
 
 
 def _column_sums(matrix: Any) -> np.ndarray:
@@ -195,12 +184,9 @@ class Evidence:
 
 
 def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evidence | None:
-    """What near prompts say of a record; None where it was not scored.
+    """What near prompts say of a record, the `named` ones that weigh most against it first.
 
-    Args:
-        trust: Trust of all records.
-        record: A record_id.
-        named: How many neighbours are named, those that weigh most against it first.
+    None where it was not scored.
     """
     if (j := trust.places.get(record)) is None:
         return None
@@ -211,15 +197,11 @@ def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evi
         similarity = float(weight) ** (1 / WEIGHT_POWER)
         neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
         said.append(weight * ((helps or 0) + (helped or 0)))
+    measures = ("trust", "agreement", "relative", "weight")
+    numbers = {name: float(getattr(trust, name)[j]) for name in measures}
     order = np.argsort(said, kind="stable")[:named]
-    return Evidence(
-        record,
-        trust=float(trust.trust[j]),
-        agreement=float(trust.agreement[j]),
-        relative=float(trust.relative[j]),
-        weight=float(trust.weight[j]),
-        neighbours=tuple(neighbours[int(place)] for place in order),
-    )
+    named_first = tuple(neighbours[int(place)] for place in order)
+    return Evidence(record, **numbers, neighbours=named_first)
 
 
 def _scored(utilities: Any, i: int, j: int) -> float | None:
@@ -232,8 +214,8 @@ def _scored(utilities: Any, i: int, j: int) -> float | None:
 def suspects_frame(trust: Trust, selected: Collection[str], pool: pl.DataFrame) -> pl.DataFrame:
     """The suspected wrong records of a pool with their evidence, least trusted first."""
     known, chosen = set(pool["record_id"]), set(selected)
-    least = sorted(trust.ids, key=trust.by_id.__getitem__)
-    low = (one for one in least if trust.by_id[one] < SUSPECTED_BELOW and one in known)
+    low = [one for one in trust.ids if trust.by_id[one] < SUSPECTED_BELOW and one in known]
+    low.sort(key=trust.by_id.__getitem__)
     found = filter(None, (evidence_of(trust, record) for record in low))
     rows = [{**asdict(one), "selected": one.record_id in chosen} for one in found]
     return pl.DataFrame(rows, schema=SUSPECT_SCHEMA)
@@ -260,8 +242,7 @@ def near_duplicates(similar: Similarities, threshold: float = NEAR_DUPLICATE) ->
 
 def text_of(records: Mapping[str, Mapping[str, Any]], record: str, length: int = 200) -> str:
     """A record on one line, `prompt -> answer`, shortened; its id where its text is not known."""
-    row = records.get(record)
-    if row is None:
+    if (row := records.get(record)) is None:
         return record
     prompt = " ".join(part for part in (row["instruction"], row["input"]) if part)
     text = " ".join(f"{prompt} -> {row['output']}".split())

@@ -17,7 +17,7 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import RuleOptions
-from delift_pipeline.selection.scorable import unscorable_notes
+from delift_pipeline.selection.run import unscorable_notes
 from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
 from delift_pipeline.selection.trust import evidence_of, text_of
 

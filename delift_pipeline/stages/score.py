@@ -19,7 +19,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan, read_plan
 from delift_pipeline.scoring.report import ScoreReport, pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.selection.scorable import refuse_unscorable
+from delift_pipeline.selection.run import refuse_unscorable
 from delift_pipeline.stages.ahead import announce_scoring
 from delift_pipeline.stages.plan import planned_manifest
 from delift_pipeline.stages.result import Result

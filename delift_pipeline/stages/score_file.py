@@ -14,7 +14,7 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.selection.scorable import refuse_unscorable, unscorable_notes
+from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
 from delift_pipeline.stages.ahead import announce_pairs
 from delift_pipeline.stages.score import scorable_records, score_plan
 

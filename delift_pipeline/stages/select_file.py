@@ -27,11 +27,10 @@ from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.replay import replay_schedule
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules, records_named
-from delift_pipeline.selection.run import refuse_impossible
-from delift_pipeline.selection.scorable import refuse_unscorable
+from delift_pipeline.selection.run import refuse_impossible, refuse_unscorable
+from delift_pipeline.selection.scored import replay_schedule
 from delift_pipeline.selection.selector import Needs
 from delift_pipeline.stages.ahead import announce_pairs, announce_reading
 from delift_pipeline.stages.arms import Arm, PlanOptions, load_arms

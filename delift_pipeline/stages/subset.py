@@ -20,8 +20,14 @@ from delift_pipeline.selection.diagnostics import diagnosed
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.run import select, selection_request, subset_parents, write_subset
-from delift_pipeline.selection.scorable import refuse_beyond_scorable, refuse_unscorable, replay_of
+from delift_pipeline.selection.run import (
+    refuse_beyond_scorable,
+    refuse_unscorable,
+    select,
+    selection_request,
+    subset_parents,
+    write_subset,
+)
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.stages.arms import Arm
 from delift_pipeline.stages.cost import cost_sentence, with_token_counts
@@ -215,6 +221,5 @@ def refuse_beyond_scored(
         Refused: no record can be scored, or fewer than the budget asks for.
     """
     refuse_unscorable(pool, unscorable, what)
-    share, replayable = replay_of(arm.selector, arm.stage, arm.options, existing, unscorable)
-    refuse_beyond_scorable(pool, unscorable, arm.budget, share, replayable)
-    return share, replayable
+    asked = (arm.selector, arm.stage, arm.options, arm.budget)
+    return refuse_beyond_scorable(*asked, pool, existing, unscorable)

@@ -15,9 +15,9 @@ from delift_pipeline.scoring.neighbours import embed, prompt_texts
 from delift_pipeline.selection.embedding import record_texts, similarities
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import needs_of
-from delift_pipeline.selection.replay import interleaved, replay_schedule
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
+from delift_pipeline.selection.scored import interleaved, replay_schedule
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.selection.trust import trust_of
 

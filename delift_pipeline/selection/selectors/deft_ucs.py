@@ -73,10 +73,8 @@ class DeftUcsSelector(Selector):
 def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The cluster of each record, int64 [n], and its cosine distance to the centroid, float [n].
 
-    Args:
-        embeddings: float [n, d] of unit (or zero) length, an array or a CSR matrix.
-        count: Clusters at most.
-        seed: Decides where k-means starts.
+    `embeddings` are float [n, d] of unit (or zero) length, an array or a CSR matrix, and `count` is
+    the most clusters.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -104,33 +102,22 @@ def ranked_by_clusters(
 
     Turns go to the cluster with the greatest weight / (2 taken + 1) (Webster's method), so that
     every prefix is as near to the wanted parts as whole records allow; an exhausted cluster's turns
-    fall to the others.
-
-    Args:
-        clusters: int [n].
-        distances: float [n], to the own centroid.
-        options: Parts and share of easy ones.
+    fall to the others. `clusters` are int [n], `distances` float [n] to the own centroid.
     """
-    members = (np.flatnonzero(clusters == c) for c in range(int(clusters.max()) + 1))
-    lines = [_easy_and_hard(some, distances, options.easy) for some in members]
-    weights = [1.0 if options.parts == "equal" else float(len(line)) for line in lines]
-    turns = [
-        ((2 * taken + 1) / weight, cluster, record)
-        for cluster, (weight, line) in enumerate(zip(weights, lines, strict=True))
-        for taken, record in enumerate(line)
-    ]
+    turns = []
+    for cluster in range(int(clusters.max()) + 1):
+        members = np.flatnonzero(clusters == cluster)
+        near = deque(members[np.argsort(distances[members], kind="stable")].tolist())
+        weight = 1.0 if options.parts == "equal" else float(len(members))
+        for taken in range(len(near)):
+            record = near.popleft() if due(options.easy, taken) else near.pop()
+            turns.append(((2 * taken + 1) / weight, cluster, record))
     return np.array([record for _, _, record in sorted(turns)], dtype=np.int64)
 
 
-def _easy_and_hard(members: np.ndarray, distances: np.ndarray, easy: float) -> list[int]:
-    """A cluster's records, nearest and farthest in turn so that every prefix has `easy` easy."""
-    near = deque(members[np.argsort(distances[members], kind="stable")].tolist())
-    line: list[int] = []
-    for place in range(len(near)):
-        # One more easy record is due where the rounded count rises at this place.
-        due = int(easy * (place + 1) + 0.5) > int(easy * place + 0.5)
-        line.append(near.popleft() if due else near.pop())
-    return line
+def due(share: float, place: int) -> bool:
+    """Whether the rounded count of a share of the places, counted from 0, rises at this one."""
+    return int(share * (place + 1) + 0.5) > int(share * place + 0.5)
 
 
 def with_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -140,7 +127,6 @@ def with_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
     random = iter(np.random.default_rng(seed).permutation(order).tolist())
     chosen, mixed = iter(order.tolist()), {}
     for place in range(len(order)):
-        from_base = int(share * (place + 1) + 0.5) > int(share * place + 0.5)
-        record = next(r for r in (random if from_base else chosen) if r not in mixed)
+        record = next(r for r in (random if due(share, place) else chosen) if r not in mixed)
         mixed[record] = None
     return np.array(list(mixed), dtype=np.int64)

@@ -9,10 +9,7 @@ import numpy as np
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, Similarity, common_affine, duplicate_groups
 from delift_pipeline.kernel.columns import Columns, materialised
-from delift_pipeline.selection.objectives import (
-    FacilityLocation,
-    objective_named,
-)
+from delift_pipeline.selection.objectives import FacilityLocation, objective_named
 from delift_pipeline.selection.optimizers import (
     Optimizer,
     blocked_greedy,
@@ -21,13 +18,11 @@ from delift_pipeline.selection.optimizers import (
     stochastic_greedy,
 )
 from delift_pipeline.selection.options import SelectorOptions, Stage, objective_at
-from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 _SELF_BLOCKS = ("self", "neighbours")
-_MASKED = (*_SELF_BLOCKS, "replay")
-"""Blocks whose rows and columns are the same records."""
 
 
 class DeliftSelector(Selector):
@@ -63,7 +58,13 @@ class DeliftSelector(Selector):
         Raises:
             DeliftError: a block lacks records, or nothing in the pool could be scored.
         """
-        blocks = self._blocks(inputs, options)
+        pool, existing = tuple(inputs.pool["record_id"]), inputs.existing
+        blocks: dict[str, Block] = {}
+        for name in self.needs(inputs.stage, options).blocks:
+            block = inputs.block(name, options.utility)
+            rows = {"target": block.rows, "replay": existing}.get(name, pool)
+            columns = existing if name in ("existing", "replay") else pool
+            blocks[name] = block.restricted(rows, columns)
         candidates = next(iter(blocks.values())).columns if blocks else ()
         if not candidates:
             raise DeliftError("no record of the pool has scores, so delift cannot rank any")
@@ -89,17 +90,6 @@ class DeliftSelector(Selector):
             details=details | found.details,
         )
 
-    def _blocks(self, inputs: SelectionInputs, options: SelectorOptions) -> dict[str, Block]:
-        """The blocks read, restricted to the records of this stage."""
-        pool, existing = tuple(inputs.pool["record_id"]), inputs.existing
-        blocks = {}
-        for name in self.needs(inputs.stage, options).blocks:
-            block = inputs.block(name, options.utility)
-            rows = {"target": block.rows, "replay": existing}.get(name, pool)
-            columns = existing if name in ("existing", "replay") else pool
-            blocks[name] = block.restricted(rows, columns)
-        return blocks
-
 
 def _kernels(
     blocks: dict[str, Block], inputs: SelectionInputs, options: SelectorOptions
@@ -107,9 +97,15 @@ def _kernels(
     """Non-negative kernels by block (`neighbours` under `self`), and the scaling for the record."""
     similarities = {}
     for name, block in blocks.items():
-        masked = name in _MASKED and options.diagonal == "mask"
-        records = inputs.records if name == "replay" else inputs.pool
-        groups = _groups(block, duplicate_groups(records)) if masked else None
+        groups = None
+        # The rows and columns of these blocks are the same records.
+        if name in (*_SELF_BLOCKS, "replay") and options.diagonal == "mask":
+            group_of = duplicate_groups(inputs.records if name == "replay" else inputs.pool)
+            rows, columns = (
+                np.array([group_of[record] for record in ids], dtype=np.int64)
+                for ids in (block.rows, block.columns)
+            )
+            groups = rows, columns
         similarities["self" if name in _SELF_BLOCKS else name] = (block.matrix, groups)
     details: dict[str, Any] = {"scaling": {"kind": options.scaling}}
     affine = None
@@ -121,14 +117,6 @@ def _kernels(
         for name, (matrix, groups) in similarities.items()
     }
     return kernels, details
-
-
-def _groups(block: Block, group_of: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = (
-        np.array([group_of[record] for record in ids], dtype=np.int64)
-        for ids in (block.rows, block.columns)
-    )
-    return rows, columns
 
 
 def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:

@@ -11,12 +11,12 @@ from dataclasses import replace
 import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.selection.embedding import MODEL, similarities
-from delift_pipeline.selection.objectives import Coverage, objective_named, objective_of_random
+from delift_pipeline.selection.embedding import MODEL, coverage_similarities
+from delift_pipeline.selection.objectives import objective_named, objective_of_random
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
-from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
@@ -48,38 +48,20 @@ class DeliftSeSelector(Selector):
             Refused: the embedder cannot be loaded.
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
-        objective, rows = _objective(inputs, ids, options)
-        part = Part(objective, rows, ids)
+        name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()
+        if name in TARGET_OBJECTIVES:
+            if inputs.target is None:
+                raise DeliftError("the target set's records were not given")
+            target = tuple(inputs.target["record_id"])
+            both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
+            frame = both.unique("record_id", keep="first", maintain_order=True)
+        similar = coverage_similarities(frame, options, inputs.model)
+        existing = sorted(inputs.existing) if name == "flcg" else ()
+        kernels = (similar.part(*part) for part in ((ids, ids), (target, ids), (ids, existing)))
+        objective = objective_named(name, *kernels, eta=options.eta, nu=options.nu)
+        part = Part(objective, target if name == "fl2mi" else ids, ids)
         found = maximised(self.name, inputs, [part], lazy_greedy, budget, seed)
         if len(found.ranking) == budget:
             return found
         # Tokens and `auto` end sooner; the random subsets are still of the budget's size.
         return replace(found, value_random=objective_of_random(objective, budget, seed))
-
-
-def _objective(
-    inputs: SelectionInputs, ids: tuple[str, ...], options: EmbeddingOptions
-) -> tuple[Coverage, tuple[str, ...]]:
-    """The objective and the record_ids of its kernel's rows."""
-    name, frame = objective_at(inputs.stage, options.objective), inputs.records
-    target = existing = None
-    if name in TARGET_OBJECTIVES:
-        if inputs.target is None:
-            raise DeliftError("the target set's records were not given")
-        both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
-        frame = both.unique("record_id", keep="first", maintain_order=True)
-    similar = similarities(
-        frame,
-        options.embedder,
-        dense_limit=options.dense_limit,
-        neighbours=options.coverage_neighbours,
-        model=inputs.model,
-    )
-    own, rows = similar.part(ids, ids), ids
-    if name in TARGET_OBJECTIVES and inputs.target is not None:
-        rows = tuple(inputs.target["record_id"])
-        target = similar.part(rows, ids)
-    if name == "flcg":
-        existing = similar.part(ids, sorted(inputs.existing))
-    objective = objective_named(name, own, target, existing, eta=options.eta, nu=options.nu)
-    return objective, rows if name == "fl2mi" else ids

@@ -19,14 +19,13 @@ from dataclasses import replace
 import numpy as np
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import Columns, as_columns, to_dense
-from delift_pipeline.selection.embedding import MODEL, Similarities, similarities
+from delift_pipeline.selection.embedding import MODEL, Similarities, coverage_similarities
 from delift_pipeline.selection.objectives import FL2MI, FLCG, FacilityLocation
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import Stage, TrustedOptions
-from delift_pipeline.selection.replay import Part, maximised
 from delift_pipeline.selection.result import Selection
+from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
 
@@ -69,7 +68,10 @@ class DeliftTrustedSelector(Selector):
         if inputs.stage == "task_specific":
             target = inputs.block("target", "distance")
             blocks["target"] = target.hash
-            parts = [_task_part(target, candidates, trust, options)]
+            block = target.restricted(target.rows, candidates)
+            weights = trust.of(candidates).astype(np.float32)
+            helps = FL2MI(np.maximum(to_dense(block.matrix), 0) * weights, options.eta)
+            parts = [Part(helps, block.rows, block.columns, shares=True)]
         else:
             parts = _coverage_parts(inputs, candidates, trust, options)
         found = maximised(self.name, inputs, parts, lazy_greedy, budget, seed, options.replay)
@@ -83,36 +85,20 @@ class DeliftTrustedSelector(Selector):
         )
 
 
-def _task_part(
-    target: Block, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
-) -> Part:
-    block = target.restricted(target.rows, candidates)
-    helps = np.maximum(to_dense(block.matrix), 0) * trust.of(candidates).astype(np.float32)
-    return Part(FL2MI(helps, options.eta), block.rows, block.columns, shares=True)
-
-
 def _coverage_parts(
     inputs: SelectionInputs, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
 ) -> list[Part]:
     """Coverage of the pool; in the continual stage what E leaves, and coverage of E for replay."""
-    similar = similarities(
-        inputs.records,
-        options.embedder,
-        dense_limit=options.dense_limit,
-        neighbours=options.coverage_neighbours,
-        model=inputs.model,
-    )
+    similar = coverage_similarities(inputs.records, options, inputs.model)
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
     if inputs.stage != "continual" or not existing:
         return [Part(FacilityLocation(own, weights), candidates, candidates, shares=True)]
     held = _kernel(similar, trust, candidates, existing)
-    objective = FLCG(own, held, options.nu, weights)
+    new = FLCG(own, held, options.nu, weights)
     replay = FacilityLocation(_kernel(similar, trust, existing, existing), trust.of(existing))
-    return [
-        Part(objective, candidates, candidates, shares=True),
-        Part(replay, existing, existing, shares=True),
-    ]
+    both = (new, candidates), (replay, existing)
+    return [Part(objective, ids, ids, shares=True) for objective, ids in both]
 
 
 def _kernel(

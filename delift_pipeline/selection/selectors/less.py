@@ -108,12 +108,7 @@ def influences(
 ) -> np.ndarray:
     """I_j by task, float64 [pool, tasks].
 
-    Args:
-        checkpoints: Of the warm-up.
-        pool: The pool's records that fit, sorted by record_id.
-        targets: The targets' records.
-        wanted: The targets that fit, sorted by record_id.
-        meter: Told of the records done.
+    `pool` and `wanted` are the records of the pool and the targets that fit, sorted by record_id.
     """
     places = {example.record_id: place for place, example in enumerate(wanted)}
     itself = np.array([places.get(example.record_id, -1) for example in pool])
@@ -136,14 +131,9 @@ def mean_cosines(
 ) -> np.ndarray:
     """Mean cosine of each record with the targets of each group, a record's own left out.
 
-    Args:
-        features: float [n, dims], unit rows.
-        targets: float [m, dims], unit rows.
-        groups: Places of the targets in each group.
-        itself: int [n], the record's own place among the targets, or -1.
-
-    Returns:
-        float64 [n, groups]; -1 where a record is its group's only target.
+    Features, float [n, dims], and targets, float [m, dims], have unit rows. `itself`, int [n], is
+    the record's own place among the targets, or -1. The means are float64 [n, groups]; -1 where a
+    record is its group's only target.
     """
     rows = features.astype(np.float32)
     own = np.flatnonzero(itself >= 0)

@@ -83,20 +83,14 @@ def one_shot_gains(
     alone = store.baseline(rows)
     shown = store.read_block(columns, rows).sum_logprob.astype(np.float64)
     gains = (shown - alone.sum_logprob[:, None]) / alone.tokens[:, None]
-    place = {record: number for number, record in enumerate(columns)}
-    for row, record in enumerate(rows):
-        if record in place:
-            gains[row, place[record]] = np.nan
+    gains[np.array(rows)[:, None] == np.array(columns)] = np.nan
     return columns, gains
 
 
 def golden_scores(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share of the anchors helped and mean gain of each record, 0 where it meets only itself.
 
-    Args:
-        gains: float [anchors, records], NaN where an anchor meets itself.
+    `gains` are float [anchors, records], NaN where an anchor meets itself.
     """
-    known = ~np.isnan(gains)
-    counts = np.maximum(known.sum(axis=0), 1)
-    helped = (np.where(known, gains, 0) > 0).sum(axis=0)
-    return helped / counts, np.where(known, gains, 0).sum(axis=0) / counts
+    counts = np.maximum((~np.isnan(gains)).sum(axis=0), 1)
+    return (gains > 0).sum(axis=0) / counts, np.nansum(gains, axis=0) / counts

@@ -9,6 +9,7 @@ forward pass a record and target, no logits. Source: Ivison et al. 2025 (arXiv 2
 it above every costlier selector at scale. A target drawn from the pool says nothing of itself.
 """
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -100,16 +101,10 @@ def similarity_by_task(
 def round_robin(scores: np.ndarray) -> np.ndarray:
     """All records in order: tasks take turns, each taking its best record not yet taken.
 
-    Args:
-        scores: float [n, tasks]; equal scores go to the smaller number.
+    `scores` are float [n, tasks]; of equal ones the smaller number comes first.
     """
-    lines = [iter(np.argsort(-column, kind="stable").tolist()) for column in scores.T]
-    order: list[int] = []
-    taken = np.zeros(len(scores), dtype=bool)
-    while len(order) < len(scores):
-        for line in lines:
-            best = next((record for record in line if not taken[record]), None)
-            if best is not None:
-                taken[best] = True
-                order.append(best)
-    return np.array(order, dtype=np.int64)
+    lines = itertools.cycle(iter(np.argsort(-one, kind="stable").tolist()) for one in scores.T)
+    taken: dict[int, None] = {}
+    while len(taken) < len(scores):
+        taken[next(record for record in next(lines) if record not in taken)] = None
+    return np.array(list(taken), dtype=np.int64)

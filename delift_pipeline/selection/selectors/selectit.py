@@ -12,8 +12,7 @@ five records as five prompts of one. The rating prompts here are this project's 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -87,8 +86,7 @@ class SelectItSelector(Selector):
         Raises:
             Refused: a model has no token for a rating, or its window does not hold the prompt.
         """
-        pool = inputs.pool.sort("record_id")
-        own = inputs.language_model
+        pool, own = inputs.pool.sort("record_id"), inputs.language_model
         prompts = options.prompts[:1] if options.level == "token" else options.prompts
         scores, sizes = [], []
         for name in (None, *options.models):
@@ -102,27 +100,14 @@ class SelectItSelector(Selector):
 
 
 def token_scores(probabilities: np.ndarray) -> np.ndarray:
-    """Base rating times its mean distance from the other ratings' probabilities.
-
-    Args:
-        probabilities: float [..., 5], summing to 1 over the last axis.
-
-    Returns:
-        float [...], from 0 to 5; of equally likely ratings the smaller is the base.
-    """
+    """Base rating times its mean distance from the other ratings' probabilities, float [..., 5]."""
     base = probabilities.argmax(axis=-1)
-    top = probabilities.max(axis=-1, keepdims=True)
-    doubt = np.abs(top - probabilities).sum(axis=-1) / (probabilities.shape[-1] - 1)
-    return (base + 1) * doubt
+    best = np.take_along_axis(probabilities, base[..., None], axis=-1)
+    return (base + 1) * np.abs(best - probabilities).sum(axis=-1) / (len(RATINGS) - 1)
 
 
 def sentence_scores(scores: np.ndarray, alpha: float) -> np.ndarray:
-    """Mean over the rating prompts, divided by 1 + alpha standard deviations.
-
-    Args:
-        scores: float [prompts, records].
-        alpha: How much disagreement counts.
-    """
+    """Mean of the rating prompts' scores, float [prompts, records], less where they disagree."""
     return scores.mean(axis=0) / (1 + alpha * scores.std(axis=0))
 
 
@@ -140,17 +125,38 @@ def rating_probabilities(
     Raises:
         Refused: the vocabulary has no token for a rating, or the window is too small.
     """
-    from delift_pipeline.selection.reading import read, text_tokens
+    import torch
 
-    ratings = rating_tokens(model.encoder)
-    records = text_tokens(model.encoder, record_texts(pool))
+    from delift_pipeline.selection.reading import (
+        begin_of_text,
+        read,
+        text_tokens,
+        without_middle,
+    )
+
+    encoder, ratings = model.encoder, rating_tokens(model.encoder)
+    rows = text_tokens(encoder, record_texts(pool))
+    ids = torch.from_numpy(ratings.ids)
+
+    def sequences(prompt: str) -> list[np.ndarray]:
+        """Rating prompt, record and question; the record alone is cut where it is long."""
+        lead = [*begin_of_text(encoder).tolist(), *encoder.plain.ids(prompt).tolist()]
+        tail = [*encoder.plain.ids(QUESTION).tolist(), *ratings.before.tolist()]
+        room = encoder.window - len(lead) - len(tail)
+        if room < 1:
+            reason = f"a window of {encoder.window} tokens does not hold the rating prompt"
+            raise Refused(f"{reason} of selectit", field="window")
+        parts = ([lead, without_middle(row, room), tail] for row in rows)
+        return [np.concatenate(part).astype(np.int32) for part in parts]
+
+    def after_the_last(decoder: Any, hidden: Any, lengths: Any) -> torch.Tensor:
+        """Log-probabilities of the ratings after the last token of each sequence."""
+        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        each, wanted = last.repeat_interleave(len(ids), dim=0), ids.to(hidden.device)
+        return decoder.logprobs(each, wanted.repeat(len(last))).reshape(len(last), len(ids))
+
     logits = [
-        read(
-            model,
-            rated_sequences(model.encoder, records, prompt, ratings),
-            _last_place(ratings),
-            f"rating {number} of {len(prompts)}",
-        )
+        read(model, sequences(prompt), after_the_last, f"rating {number} of {len(prompts)}")
         for number, prompt in enumerate(prompts, 1)
     ]
     shifted = np.stack(logits).astype(np.float64)
@@ -158,51 +164,11 @@ def rating_probabilities(
     return likely / likely.sum(axis=-1, keepdims=True)
 
 
-def rated_sequences(
-    encoder: "Encoder", records: Sequence[np.ndarray], prompt: str, ratings: "RatingTokens"
-) -> list[np.ndarray]:
-    """Rating prompt, record and question as tokens; the record alone is cut where it is long.
-
-    Raises:
-        Refused: the window does not hold the rating prompt and a record's first words.
-    """
-    from delift_pipeline.selection.reading import begin_of_text, without_middle
-
-    lead = [*begin_of_text(encoder).tolist(), *encoder.plain.ids(prompt).tolist()]
-    tail = [*encoder.plain.ids(QUESTION).tolist(), *ratings.before.tolist()]
-    room = encoder.window - len(lead) - len(tail)
-    if room < 1:
-        reason = f"a window of {encoder.window} tokens does not hold the rating prompt of selectit"
-        raise Refused(reason, field="window")
-    parts = ([lead, without_middle(record, room), tail] for record in records)
-    return [np.concatenate(part).astype(np.int32) for part in parts]
-
-
-def _last_place(ratings: "RatingTokens") -> Any:
-    """Log-probabilities of the ratings after the last token of each sequence."""
-    import torch
-
-    def reduce(decoder: Any, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(hidden), device=hidden.device)
-        last = hidden[rows, lengths - 1]
-        ids = torch.from_numpy(ratings.ids).to(hidden.device)
-        each = last.repeat_interleave(len(ids), dim=0)
-        return decoder.logprobs(each, ids.repeat(len(last))).reshape(len(last), len(ids))
-
-    return reduce
-
-
 RATINGS = ("1", "2", "3", "4", "5")
 
 
-@dataclass(frozen=True)
-class RatingTokens:
-    """How a rating is written after a prompt.
-
-    Attributes:
-        before: Token ids that stand before every rating (a blank, in some vocabularies), int32.
-        ids: The one token of each rating, in order, int64 [5].
-    """
+class RatingTokens(NamedTuple):
+    """The one token of each rating, int64 [5], and those before every rating (a blank), int32."""
 
     before: np.ndarray
     ids: np.ndarray
