@@ -59,22 +59,12 @@ def build_kernel(
     code_version: str = "1",
     run_id: str | None = None,
 ) -> Manifest:
-    """Write `kernels/<version>/<fingerprint>` whole, one block after another.
+    """Write `kernels/<version>/<fingerprint>` whole, one block of the plan after another.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        fingerprint: Of the scoring.
-        reader: The scores.
-        plan: The blocks to build.
-        unscorable: record_id -> reason; these stand in no row and no column.
-        neighbours: Near pairs of the pool; where the plan's `self` block holds every pair they are
-            written beside it as the block `neighbours`, so that what is selected from near pairs
-            does not change when another arm has all pairs scored.
-        parents: Hashes of what the kernel is made of.
-        request: What was asked for, as the manifest records it.
-        code_version: The asset's.
-        run_id: Dagster's.
+    Records that are `unscorable`, by record_id, for a reason, stand in no row and no column.
+    `neighbours` are near pairs of the pool: where the plan's `self` block holds every pair they are
+    written beside it as the block `neighbours`, so that what is selected from near pairs does not
+    change when another arm has all pairs scored.
 
     Returns:
         The manifest: `details["blocks"]` has hash, form, rows, columns, pairs, share_positive, low
@@ -189,12 +179,8 @@ def load_block(
 ) -> Block:
     """A block of a stored kernel; its values stay in the file until they are read.
 
-    Args:
-        home: The home.
-        version: The dataset version.
-        fingerprint: Of the scoring.
-        name: `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`.
-        form: `distance`, `kl`, or `kl_mean` (per answer token of the target).
+    It is `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`, in the
+    form `distance`, `kl`, or `kl_mean` (per answer token of the target).
 
     Raises:
         DeliftError: there is no kernel, or it is damaged.

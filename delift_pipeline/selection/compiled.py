@@ -158,18 +158,11 @@ def _spend(limits, j):
 
 @compiled
 def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
-    """Lazy greedy from the state of `terms`, which is covered in place.
+    """Lazy greedy from the state of `terms`, which is covered in place, as `limits` are counted.
 
-    Args:
-        kernel: Kernel.
-        terms: Terms.
-        bonus: float64 [n].
-        limits: `constraints.Limits`; counted in place.
-        stop: Share of the first gain under which nothing more is picked.
-        candidates: int64 [m], columns in the order that ties are broken in.
-        first: float64 [m], gains of the candidates in that state.
-        picks: int64 [budget], filled.
-        gains: float64 [budget], filled.
+    `candidates` are int64 [m], columns in the order that ties are broken in, and `first` float64
+    [m] their gains in that state. Nothing is picked under the share `stop` of the first gain.
+    `picks`, int64 [budget], and `gains`, float64 [budget], are filled.
 
     Returns:
         How many picks were made, and how many gains were computed.

@@ -150,10 +150,6 @@ class Gradients(Protocol):
     ) -> Checkpoints:
         """Train adapters on records, unless they are kept from before.
 
-        Args:
-            model: The model.
-            records: What to train on.
-            seed: Decides the warm-up and the projection of gradients.
-            options: `selectors.less.LessOptions`.
+        `seed` decides the warm-up and the projection of gradients; `options` are those of `less`.
         """
         ...

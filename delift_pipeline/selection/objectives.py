@@ -145,11 +145,8 @@ class Coverage:
 class FacilityLocation(Coverage):
     """FL(A) = sum_i max_{j in A} s_ij: every target is helped by its best demonstration.
 
-    Assumes s >= 0. Source: the paper's instruction-tuning stage; Mirchandani and Francis 1990.
-
-    Args:
-        kernel: s [targets, n].
-        weights: Optional weight of each target, at least 0.
+    Assumes s [targets, n] and the weights of the targets, if any, to be at least 0. Source: the
+    paper's instruction-tuning stage; Mirchandani and Francis 1990.
     """
 
     name = "fl"
@@ -161,15 +158,9 @@ class FacilityLocation(Coverage):
 class FLMI(Coverage):
     """FLMI(A; T) = sum_{i in D} max_{j in A} s_ij + eta sum_{j in A} max_{t in T} s_tj.
 
-    Facility location plus each pick's greatest help to a target-set record. Assumes s >= 0 and
-    eta >= 0. Source: the paper's task-specific stage as printed (its published code maximises FL1MI
-    instead).
-
-    Args:
-        kernel: s [D, n].
-        target: s [T, n].
-        eta: Weight of relevance.
-        weights: Optional weight of each row of `kernel`.
+    Facility location on s [D, n], its rows perhaps weighted, plus each pick's greatest help to a
+    target-set record, s [T, n]. Assumes s >= 0 and eta >= 0. Source: the paper's task-specific
+    stage as printed (its published code maximises FL1MI instead).
     """
 
     name = "flmi"
@@ -185,14 +176,9 @@ class FL1MI(Coverage):
     """FL1MI(A; T) = sum_{i in D} min(max_{j in A} s_ij, eta max_{t in T} s_ti).
 
     Covering record i pays up to its own relevance to the target set and no further. submodlib reads
-    the relevance as s_it; here it is s_ti, how much record i helps target t, because those are the
-    pairs that are scored. Assumes s >= 0, eta >= 0. Source: submodlib's
+    the relevance as s_it; here it is s_ti [T, D], how much record i helps target t, because those
+    are the pairs that are scored. Assumes s >= 0, eta >= 0. Source: submodlib's
     FacilityLocationMutualInformation (Kaushal et al. 2021), which the paper's code calls.
-
-    Args:
-        kernel: s [D, n].
-        target: s [T, D], the relevance of the rows of `kernel`.
-        eta: How far relevance is stretched.
     """
 
     name = "fl1mi"
@@ -205,13 +191,8 @@ class FL1MI(Coverage):
 class FL2MI(Coverage):
     """FL2MI(A; T) = sum_{t in T} max_{j in A} s_tj + eta sum_{j in A} max_{t in T} s_tj.
 
-    Only pairs with the target set are read. Assumes s >= 0, eta >= 0. Source: submodlib's
+    Only pairs with the target set are read, s [T, n]. Assumes s >= 0, eta >= 0. Source: submodlib's
     FacilityLocationVariantMutualInformation (Kaushal et al. 2021), called FLQMI elsewhere.
-
-    Args:
-        target: s [T, n].
-        eta: Weight of each pick's own relevance.
-        weights: Optional weight of each target.
     """
 
     name = "fl2mi"
@@ -224,14 +205,9 @@ class FL2MI(Coverage):
 class FLCG(Coverage):
     """FLCG(A | E) = sum_{i in D} max(max_{j in A} s_ij - nu max_{e in E} s_ie, 0).
 
-    Only what the existing records leave uncovered counts. Assumes s >= 0 and nu >= 0. Source: the
-    paper's continual stage; submodlib's FacilityLocationConditionalGain (Kaushal et al. 2022).
-
-    Args:
-        kernel: s [D, n].
-        existing: s [D, E].
-        nu: How much of the existing coverage is held against new picks.
-        weights: Optional weight of each target.
+    Only what the existing records, s [D, E], leave uncovered counts. Assumes s >= 0 and nu >= 0.
+    Source: the paper's continual stage; submodlib's FacilityLocationConditionalGain (Kaushal et al.
+    2022).
     """
 
     name = "flcg"
@@ -247,10 +223,7 @@ class FLCG(Coverage):
 class TensorCoverage(Coverage):
     """A coverage objective on a torch device: gains of a block of columns in one operation.
 
-    Args:
-        objective: What is moved; it is left as it is.
-        device: A torch device.
-        block: Columns an operation; shorter blocks are padded, so that all sums run alike.
+    The objective is left as it is. Shorter blocks are padded, so that all sums run alike.
 
     Raises:
         Refused: the device is not there.

@@ -64,12 +64,7 @@ def order_of(ids: Sequence[str]) -> np.ndarray:
 
 
 def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
-    """The first candidates of an order that keep to the constraints, pinned ones first.
-
-    Args:
-        order: int [n], every candidate once.
-        budget: Picks at most.
-        constraints: What is kept to.
+    """The first candidates of an order, int [n], that keep to the constraints, pinned ones first.
 
     Raises:
         Refused: the budget or the constraints are not possible.
@@ -97,12 +92,8 @@ def ranked(
 ) -> Ranking:
     """Rank under constraints with one kind of greedy run; the better of two under a cost budget.
 
-    Args:
-        objective: Left with the picks chosen.
-        budget: Picks at most, pinned ones included.
-        tie_order: int [n], what ties are broken by.
-        constraints: What is kept to.
-        phase: Makes the greedy run, anew for each ranking.
+    The objective is left with the picks chosen. The budget counts pinned records too, `tie_order`
+    is int [n], and `phase` makes the greedy run, anew for each ranking.
 
     Raises:
         Refused: the budget or the constraints are not possible.
@@ -179,15 +170,9 @@ def blocked_greedy(
 ) -> Ranking:
     """The ranking of `lazy_greedy`, gains computed by the block for processors with many lanes.
 
-    Args:
-        objective: Left with its picks chosen.
-        budget: Picks at most.
-        tie_order: int [n], what ties are broken by.
-        constraints: What is kept to.
-        block: Candidates a block.
-        device: A torch device such as `cuda`, whose memory holds the kernel; None computes where
-            the objective does. Gains of a device may differ from others in their last digits, and
-            so may picks whose gains do not differ by more.
+    The memory of `device`, a torch device such as `cuda`, holds the kernel; None computes where the
+    objective does. Gains of a device may differ from others in their last digits, and so may picks
+    whose gains do not differ by more.
 
     Raises:
         Refused: the budget or the constraints are not possible, or the device is not there.
@@ -264,14 +249,11 @@ def _lazy_phase(
 
 
 def sampling(block: int, random: np.random.Generator | None = None, size: int = 0) -> Phase:
-    """A phase that looks at a sample of the candidates in each step, or at all of them.
+    """A phase that looks at `size` candidates drawn in each step; without `random`, at all of them.
 
-    Args:
-        block: How many gains are computed at once, those with the greatest former gains first;
-            twice as many the next time in a step. A step ends where no former gain left could be
-            the best, which changes no pick.
-        random: Draws the samples; None looks at all candidates.
-        size: Candidates in a sample.
+    Gains are computed by the `block`, those with the greatest former gains first, and twice as many
+    the next time in a step. A step ends where no former gain left could be the best, which changes
+    no pick.
     """
 
     def phase(
@@ -336,12 +318,11 @@ def knee_of(gains: Any) -> int:
 
     The point of the curve of summed gains that lies farthest above the straight line from its start
     to its end (Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
-
-    Args:
-        gains: float [k].
     """
     summed = np.cumsum(np.asarray(gains, dtype=np.float64))
-    if len(summed) < 3 or summed[-1] <= 0:
-        return min(len(summed), 1) if len(summed) and summed[-1] <= 0 else len(summed)
+    if len(summed) and summed[-1] <= 0:
+        return 1
+    if len(summed) < 3:
+        return len(summed)
     picks = np.arange(1, len(summed) + 1)
     return int(np.argmax(summed / summed[-1] - picks / len(summed))) + 1

@@ -25,13 +25,8 @@ def read(
 ) -> np.ndarray:
     """One value a sequence, made from its hidden states on the model's device.
 
-    Sequences of near lengths share a forward pass; batches are a function of the lengths alone.
-
-    Args:
-        model: What reads.
-        sequences: Token ids, int32, none empty.
-        reduce: Makes the values of a batch.
-        name: What the progress is called.
+    Sequences of near lengths share a forward pass; batches are a function of the lengths alone. The
+    sequences are token ids, int32, none empty. `name` is what the progress is called.
 
     Returns:
         float32 [sequences, ...], in the order given.

@@ -157,14 +157,8 @@ def self_shares(
 ) -> tuple[float | None, ...]:
     """How much of each pick's gain is its own row: near 1 it stands for nobody but itself.
 
-    Args:
-        objective: What was maximised.
-        picks: Column numbers in rank order.
-        own_rows: For each pick the row of the same record, -1 where there is none.
-        gains: float [picks].
-
-    Returns:
-        Shares from 0 to 1; None without an own row or without gain.
+    `picks` are column numbers in rank order, and `own_rows` the rows of the same records, -1 where
+    there is none. A share is None without an own row or without gain.
     """
     best, weights = objective.floor.copy(), objective.weights
     shares: list[float | None] = []

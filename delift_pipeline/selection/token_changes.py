@@ -31,10 +31,9 @@ TOKENS_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class TokenChange:
-    """A record's answer after one demonstration.
+    """A record's answer after one demonstration, whose `record_id` this is.
 
     Attributes:
-        record_id: The demonstration.
         tokens: The answer's tokens as text, the end-of-text token included.
         alone: Log-probability of each without a demonstration, in nats.
         after: The same after the demonstration.
@@ -62,12 +61,10 @@ def token_changes(
     texts: Mapping[str, Mapping[str, Any]],
     wanted: Mapping[str, Sequence[str]],
 ) -> dict[str, list[TokenChange]]:
-    """The tokens of records' answers, alone and after each of some demonstrations.
+    """The tokens of records' answers, alone and after each of the demonstrations `wanted`.
 
-    Args:
-        reader: Not loaded where nothing is wanted.
-        texts: record_id -> row of a frame of records, for all that are named.
-        wanted: Record -> the demonstrations to show before it.
+    `texts` are rows of a frame of records by record_id, for all that are named. The model is not
+    loaded where nothing is wanted.
 
     Returns:
         The changes of every record wanted; records that do not fit the window have none, and are

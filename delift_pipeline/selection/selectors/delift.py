@@ -21,6 +21,7 @@ from delift_pipeline.selection.options import SelectorOptions, Stage, objective_
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
+from delift_pipeline.selection.submodlib_engine import submodlib_greedy
 
 _SELF_BLOCKS = ("self", "neighbours")
 
@@ -120,10 +121,6 @@ def _kernels(
 
 
 def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
-    if options.optimizer == "submodlib":
-        from delift_pipeline.selection.submodlib_engine import submodlib_greedy
-
-        return submodlib_greedy
     sampled = functools.partial(stochastic_greedy, seed=seed, sample=options.sample)
     optimizers: dict[str, Optimizer] = {
         "naive": naive_greedy,
@@ -131,5 +128,6 @@ def _optimizer(options: SelectorOptions, seed: int) -> Optimizer:
         "stochastic": sampled,
         "lazier": functools.partial(sampled, lazily=True),
         "blocked": blocked_greedy,
+        "submodlib": submodlib_greedy,
     }
     return optimizers[options.optimizer]

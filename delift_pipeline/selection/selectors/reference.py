@@ -1,7 +1,8 @@
 """The selectors that others are compared with: random choice, the whole pool, and no record."""
 
+from typing import Any
+
 import numpy as np
-from pydantic import BaseModel
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.options import NoOptions
@@ -21,9 +22,7 @@ class RandomSelector(Selector):
     options_model = NoOptions
     traits = Traits(reference="random")
 
-    def select(
-        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
-    ) -> Selection:
+    def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
         """The first `budget` records of the permutation drawn with `seed`."""
         ids = sorted(inputs.pool["record_id"])
         order = np.random.default_rng(seed).permutation(len(ids))
@@ -37,9 +36,7 @@ class FullSelector(Selector):
     options_model = NoOptions
     traits = Traits(reference="whole")
 
-    def select(
-        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
-    ) -> Selection:
+    def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
         """Every record of the pool."""
         ranking = tuple(inputs.pool["record_id"])
         if budget == len(ranking):
@@ -58,9 +55,7 @@ class InitialSelector(Selector):
     options_model = NoOptions
     traits = Traits(reference="base")
 
-    def select(
-        self, inputs: SelectionInputs, budget: int, seed: int, options: BaseModel
-    ) -> Selection:
+    def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
         """The empty subset.
 
         Raises:
