@@ -13,7 +13,6 @@ from delift_pipeline.stages.score_file import score_file
 
 records = read_records(Path("tests/frozen/pool.jsonl")).frame.head(8)
 with tempfile.TemporaryDirectory() as folder:
-    # A home that lasts keeps the scores, so a second run scores nothing.
     home, out = Home.at(Path(folder)), Path(folder) / "scores.parquet"
     options = ModelOptions(model="demo", template="world")
     score_file(home, records, options, out, SilentProgress())
