@@ -1,5 +1,6 @@
 """`delift explain`: why a record was chosen, or who stands for it, or why it is not trusted."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,7 @@ def explain(
     else:
         said = "give --version and --arm of a stored subset, or --why FILE that select wrote"
         raise Refused(f"{said} (--model goes with the former)")
-    shared.print_result(as_json, found.as_json(), as_text(found))
+    shared.print_result(as_json, asdict(found), as_text(found))
 
 
 def as_text(found: "Explanation") -> str:

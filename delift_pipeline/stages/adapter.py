@@ -23,7 +23,7 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.selection.run import SUBSET
 from delift_pipeline.stages.arms import Arm
-from delift_pipeline.stages.result import Result, required_manifest
+from delift_pipeline.stages.result import Result, known_records, required_manifest
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 
 CODE_VERSION = "1"
@@ -149,8 +149,7 @@ def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFram
     ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET, columns=["record_id"])
     known = dataset.pool
     if not ranked["record_id"].is_in(known["record_id"].implode()).all():
-        older = [load_version(home, name).pool for name in ancestors(home, dataset)]
-        known = pl.concat([known, *older]).unique("record_id", keep="first")
+        known = known_records(home, dataset)
     return ranked.join(known, on="record_id", how="left", maintain_order="left")
 
 

@@ -4,7 +4,7 @@ What is stored is a subset of a version, or the file of reasons that `delift sel
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.kernel.kernel import load_block
-from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import MODEL
@@ -31,14 +30,13 @@ from delift_pipeline.selection.trust import (
     trust_of,
 )
 from delift_pipeline.stages.arms import load_arms
-from delift_pipeline.stages.result import required_manifest
+from delift_pipeline.stages.result import known_records, required_manifest
 from delift_pipeline.stages.score import unscorable_of
 from delift_pipeline.stages.suspects import kept_changes
 
 NEIGHBOURS = 5
 REASON_KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
 NO_REASONS = "is no line of reasons: write the file anew with delift select --why FILE"
-Texts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,6 @@ class Explanation:
     unscorable: str | None = None
     tokens: list[dict[str, Any]] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        """The explanation as plain data."""
-        return asdict(self)
-
 
 def explain(
     home: Home, version: str, arm: str, record: str, model: ModelOptions | None = None
@@ -100,68 +94,62 @@ def explain(
     load_arms(home).arm(arm)
     reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
     manifest = required_manifest(folder, reason, field="--arm")
-    # What is replayed comes from an ancestor.
-    frames = [dataset.pool, *(load_version(home, name).pool for name in ancestors(home, dataset))]
-    frames += [] if dataset.target is None else [dataset.target]
-    known = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
+    known = known_records(home, dataset)
     name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
+
+    def named(other: str) -> dict[str, str]:
+        own = texts[other]["source_ids"][0] if other in texts else other
+        return {"record_id": other, "source_id": own, "text": text_of(texts, other)}
+
     reader = None if model is None else LanguageModel(model, home)
     evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
     shown, changes = None, []
     if evidence is not None:
         near = [
-            {**asdict(one), "disagrees": one.disagrees, **_named(one.record_id, texts)}
+            {**asdict(one), "disagrees": one.disagrees, **named(one.record_id)}
             for one in evidence.neighbours
         ]
         shown = {**evidence.as_json(), "neighbours": near}
         if reader is None:
-            changes = kept_changes(home, version, str(manifest.fingerprint), name)
+            changes = kept_changes(home, version, str(manifest.fingerprint)).get(name, [])
         else:
             wanted = {name: [one.record_id for one in evidence.neighbours]}
             changes = token_changes(reader, texts, wanted)[name]
+    frames = [pl.read_parquet(folder / file) for file in (SUBSET, DROPPED)]
+    own = pl.col("record_id") == name
+    rows = (row for frame in frames for row in frame.filter(own).iter_rows(named=True))
+    groups = pl.concat([frame.select("record_id", "near_duplicates") for frame in frames])
+    group = groups.drop_nulls().filter(own)["near_duplicates"].implode()
+    alike = groups.filter(pl.col("near_duplicates").is_in(group) & ~own)["record_id"]
     return Explanation(
         version,
         arm,
         name,
         texts[name],
-        **_facts(folder, name, texts),
+        **_facts(next(rows, {}), alike, named),
         evidence=shown,
         unscorable=unscorable_of(home, version, manifest.fingerprint).get(name),
         tokens=[
-            {**change.as_json(), "source_id": _named(change.record_id, texts)["source_id"]}
+            {**change.as_json(), "source_id": named(change.record_id)["source_id"]}
             for change in changes
         ],
     )
 
 
-def _facts(folder: Path, name: str, texts: Texts) -> dict[str, Any]:
-    """What the stored subset says of a record."""
-    subset, dropped = (pl.read_parquet(folder / file) for file in (SUBSET, DROPPED))
-    columns, own = ["record_id", "near_duplicates"], pl.col("record_id") == name
-    groups = pl.concat([subset.select(columns), dropped.select(columns)]).drop_nulls()
-    group = groups.filter(own)["near_duplicates"].implode()
-    alike = groups.filter(pl.col("near_duplicates").is_in(group) & ~own)["record_id"]
-    facts: dict[str, Any] = {"near_duplicates": [_named(other, texts) for other in alike]}
-    if (chosen := subset.filter(own)).height:
-        row = chosen.row(0, named=True)
-        facts |= {key: row[key] for key in ("rank", "gain", "self_share", "replayed")}
-        covers = [_named(other, texts) for other in row["covers"] or ()]
-        return {"selected": True, "covers": covers, **facts}
-    row = next(dropped.filter(own).iter_rows(named=True), {})
+def _facts(
+    row: Mapping[str, Any], alike: Iterable[str], named: Callable[[str], dict[str, str]]
+) -> dict[str, Any]:
+    """What a row of the chosen or the dropped records says; a target record has an empty one."""
     by = row.get("covered_by")
     return {
-        "selected": False,
-        "covered_by": None if by is None else _named(by, texts),
-        "coverage": row.get("coverage"),
-        **facts,
+        "selected": "rank" in row,
+        "covers": [named(other) for other in row.get("covers") or ()],
+        "covered_by": None if by is None else named(by),
+        "near_duplicates": [named(other) for other in alike],
+        "replayed": bool(row.get("replayed")),
+        **{key: row.get(key) for key in ("rank", "gain", "self_share", "coverage")},
     }
-
-
-def _named(record: str, texts: Texts) -> dict[str, str]:
-    """A record by its id, the file's own id and its text, as far as it is known."""
-    own = texts[record]["source_ids"][0] if record in texts else record
-    return {"record_id": record, "source_id": own, "text": text_of(texts, record)}
 
 
 def _evidence(
@@ -175,16 +163,16 @@ def _evidence(
     """What near prompts say, from the kernel that the subset was chosen with."""
     if manifest.fingerprint is None:
         return None
-    options = manifest.request["options"]
-    asked = {key: options[key] for key in ("embedder", "floor") if key in options}
-    if not traits_of(manifest.request["selector"]).weighs_trust:
-        asked = {}
+    asked = {}
+    if traits_of(manifest.request["selector"]).weighs_trust:
+        options = manifest.request["options"]
+        asked = {key: options[key] for key in ("embedder", "floor") if key in options}
     if asked.get("embedder") == MODEL and reader is None:
         said = "trust was read from the model's own embeddings here: name the model"
         raise Refused(said, field="--model")
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
-    except (Refused, DeliftError):
+    except DeliftError:
         return None
     return evidence_of(trust_of(block, pool, **asked, model=reader), name, NEIGHBOURS)
 
@@ -204,7 +192,7 @@ def explain_file(path: Path, record: str) -> Explanation:
         found = known.get(other, {"source_id": other, "text": other})
         return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
 
-    by, suspected, evidence = row.get("covered_by"), row["suspected"] or (), None
+    suspected, evidence = row["suspected"] or (), None
     if row["trust"] is not None:
         neighbours = []
         for one in suspected:
@@ -213,22 +201,18 @@ def explain_file(path: Path, record: str) -> Explanation:
         low = row["trust"] < SUSPECTED_BELOW
         evidence = {"trust": row["trust"], "suspected": low, "neighbours": neighbours}
     return Explanation(
-        version=str(path),
-        arm="delift select",
-        record_id=row["record_id"],
-        record={"text": row["text"], "source_ids": [row["source_id"]]},
-        selected="rank" in row,
-        covers=[named(other) for other in row.get("covers") or ()],
-        covered_by=None if by is None else named(by),
-        near_duplicates=[named(other) for other in row["near_duplicates"]],
+        str(path),
+        "delift select",
+        row["record_id"],
+        {"text": row["text"], "source_ids": [row["source_id"]]},
+        **_facts(row, row["near_duplicates"], named),
         evidence=evidence,
+        unscorable=row.get("unscorable"),
         tokens=[
             {**one["tokens"], "source_id": named(one["record_id"])["source_id"]}
             for one in suspected
             if one.get("tokens")
         ],
-        replayed=bool(row.get("replayed")),
-        **{key: row.get(key) for key in ("rank", "gain", "self_share", "coverage", "unscorable")},
     )
 
 
@@ -244,7 +228,7 @@ def _read_reasons(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or set(row) < REASON_KEYS:
+        if not isinstance(row, dict) or not row.keys() >= REASON_KEYS:
             raise Refused(Fault(NO_REASONS, file=str(path), line=number))
         rows.append(row)
     return rows

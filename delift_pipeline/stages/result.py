@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
+from delift_pipeline.lineage.version import ancestors
+from delift_pipeline.records.stored import DatasetVersion, load_version
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,10 @@ def required_manifest(folder: Path, reason: str, field: str | None = None) -> Ma
     if manifest is None:
         raise Refused(reason, field=field) if field else DeliftError(reason)
     return manifest
+
+
+def known_records(home: Home, dataset: DatasetVersion) -> pl.DataFrame:
+    """The records of a version's pool, of its ancestors' pools and of its target set, each once."""
+    pools = [load_version(home, name).pool for name in ancestors(home, dataset)]
+    frames = [dataset.pool, *pools, *([] if dataset.target is None else [dataset.target])]
+    return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)

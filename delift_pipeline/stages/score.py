@@ -12,7 +12,6 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.output import refuse_unwritable_folder
 from delift_pipeline.core.progress import LARGE, Progress, tracked
-from delift_pipeline.lineage.version import ancestors
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
@@ -22,7 +21,7 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.run import refuse_unscorable
 from delift_pipeline.stages.ahead import announce_scoring
 from delift_pipeline.stages.plan import planned_manifest
-from delift_pipeline.stages.result import Result
+from delift_pipeline.stages.result import Result, known_records
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import EncodedRecords, Encoder
@@ -92,11 +91,8 @@ def score_version(
     from delift_pipeline.scoring.model import load_encoder
 
     dataset = load_version(home, version)
-    # The plan names records of this version and of its ancestors.
-    frames = [dataset.pool, *([] if dataset.target is None else [dataset.target])]
-    frames += [load_version(home, name).pool for name in ancestors(home, dataset)]
-    known = pl.concat(frames).unique("record_id", keep="first")
     named = pl.DataFrame({"record_id": list(plan.records())})
+    known = known_records(home, dataset)
     frame = named.join(known, on="record_id", how="inner", maintain_order="left")
     if encoded is None:
         encoded = encode_records(load_encoder(model), frame, progress)

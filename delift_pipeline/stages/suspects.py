@@ -4,8 +4,6 @@ The token changes depend on the model and the records alone, so that they are ke
 version's kernel and serve every arm's report.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -49,53 +47,40 @@ def suspects_of(
         return []
     rows = pl.read_parquet(path).head(MOST_SUSPECTS).to_dicts()
     texts = {row["record_id"]: row for row in dataset.pool.iter_rows(named=True)}
-    # A record may be forgotten since.
-    wanted = {
-        row["record_id"]: [n["record_id"] for n in row["neighbours"] if n["record_id"] in texts]
-        for row in rows
-        if row["record_id"] in texts
-    }
-    folder = home.kernel(dataset.version, fingerprint)
-    kept = _kept(folder)
-    missing = {
-        record: near
-        for record, near in wanted.items()
-        if not set(near) <= {one.record_id for one in kept.get(record, ())}
-    }
+    kept = kept_changes(home, dataset.version, fingerprint)
+    known = {record: {one.record_id for one in changes} for record, changes in kept.items()}
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        # A record may be forgotten since.
+        near = [one["record_id"] for one in row["neighbours"] if one["record_id"] in texts]
+        if row["record_id"] in texts and not set(near) <= known.get(row["record_id"], set()):
+            missing[row["record_id"]] = near
     if missing:
         kept |= token_changes(LanguageModel(model, home, progress), texts, missing)
+        folder = home.kernel(dataset.version, fingerprint)
         if folder.is_dir():
             write_parquet(folder / TOKENS, as_frame(kept))
+    found = {(record, one.record_id): one for record, changes in kept.items() for one in changes}
+
+    def neighbour(record: str, near: str) -> dict[str, Any]:
+        change = found.get((record, near))
+        tokens, gained = (change.tokens, change.change) if change else ((), ())
+        return {"text": text_of(texts, near), "tokens": [*tokens], "change": [*gained]}
+
     return [
         {
             "trust": row["trust"],
             "selected": row["selected"],
             "text": text_of(texts, row["record_id"]),
             "neighbours": [
-                _neighbour(near["record_id"], texts, kept.get(row["record_id"], ()))
-                for near in row["neighbours"]
+                neighbour(row["record_id"], one["record_id"]) for one in row["neighbours"]
             ],
         }
         for row in rows
     ]
 
 
-def kept_changes(home: Home, version: str, fingerprint: str, record: str) -> list[TokenChange]:
-    """The token changes of a record that a report has kept; none where it was not suspected."""
-    return _kept(home.kernel(version, fingerprint)).get(record, [])
-
-
-def _kept(folder: Path) -> dict[str, list[TokenChange]]:
-    path = folder / TOKENS
+def kept_changes(home: Home, version: str, fingerprint: str) -> dict[str, list[TokenChange]]:
+    """The token changes that reports have kept, by suspected record."""
+    path = home.kernel(version, fingerprint) / TOKENS
     return from_frame(pl.read_parquet(path)) if path.is_file() else {}
-
-
-def _neighbour(
-    record: str, texts: Mapping[str, Mapping[str, Any]], changes: Sequence[TokenChange]
-) -> dict[str, Any]:
-    change = next((one for one in changes if one.record_id == record), None)
-    return {
-        "text": text_of(texts, record),
-        "tokens": list(change.tokens) if change else [],
-        "change": list(change.change) if change else [],
-    }
