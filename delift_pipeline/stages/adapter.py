@@ -15,6 +15,7 @@ from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.lineage.adapter import write_trained_on
 from delift_pipeline.lineage.card import CARD, write_card
+from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.lineage.version import ancestors
@@ -158,7 +159,7 @@ def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, 
     if arm.stage != "continual" or arm.traits.reference == "base":
         return None, {}
     for parent in dataset.parents:
-        for name in (arm.name, arm.kin):
+        for name in (arm.name, kin_of(arm.name)):
             manifest = read_manifest(home.adapter(parent, name))
             if manifest is not None and manifest.details["method"] == arm.training.method:
                 parents = {f"adapter:{parent}:{name}": manifest.content_hash}

@@ -19,7 +19,6 @@ from delift_pipeline.core.validation import (
     unknown_name,
 )
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.selection.budget import BudgetText, parse_budget
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
@@ -48,25 +47,22 @@ def _check(check: Callable[..., object], *given: Any) -> None:
 
 
 class PlanOptions(BaseModel):
-    """How pairs are planned for a version."""
+    """How pairs are planned for a version.
+
+    Attributes:
+        coverage: Overrides the versions' own: `neighbours`, `all`, or `auto` (all where an enabled
+            arm needs every pair and the pool is within dense_limit).
+        dense_limit: Largest pool for which every pair is scored when an arm needs it.
+        neighbours: Nearest prompts scored per record.
+        embedder: `tfidf`, `minilm`, or a sentence-transformers folder or hub id.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    coverage: Literal["auto", "neighbours", "all"] | None = Field(
-        default=None,
-        description="Overrides the versions' own coverage: `neighbours`, `all`, or `auto` (all "
-        "where an enabled arm needs every pair and the pool is within dense_limit).",
-    )
-    dense_limit: int = Field(
-        default=2000,
-        ge=1,
-        description="Largest pool for which every pair is scored when an arm needs it.",
-    )
-    neighbours: int = Field(default=20, ge=1, description="Nearest prompts scored per record.")
-    embedder: str = Field(
-        default="tfidf",
-        description="`tfidf`, `minilm`, or a sentence-transformers folder or hub id.",
-    )
+    coverage: Literal["auto", "neighbours", "all"] | None = None
+    dense_limit: int = Field(default=2000, ge=1)
+    neighbours: int = Field(default=20, ge=1)
+    embedder: str = "tfidf"
 
     @field_validator("embedder")
     @classmethod
@@ -78,33 +74,26 @@ class PlanOptions(BaseModel):
 
 
 class AutomationOptions(BaseModel):
-    """What the sensors may start by themselves, once they are switched on."""
+    """What the sensors may start by themselves, once they are switched on.
+
+    Attributes:
+        train: Train and evaluate the arms too, not only select.
+        seconds: Least time between two evaluations of a sensor.
+        retries: How often a step is tried again after a failure that may pass.
+        retry_seconds: Wait before the first retry, doubled before each further one.
+        isolate_steps: Each step of a run in a process of its own, whose memory is given back; false
+            saves some seconds a step.
+        webhook: An http(s) address that alerts are posted to; $DELIFT_ALERT_URL comes first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: bool = Field(
-        default=False, description="Train and evaluate the arms too, not only select."
-    )
-    seconds: int = Field(
-        default=30, ge=1, description="Least time between two evaluations of a sensor, in seconds."
-    )
-    retries: int = Field(
-        default=2,
-        ge=0,
-        description="How often a step is tried again after a failure that may pass.",
-    )
-    retry_seconds: float = Field(
-        default=30.0, ge=0, description="Wait before the first retry, doubled before each further."
-    )
-    isolate_steps: bool = Field(
-        default=True,
-        description="Each step of a run in a process of its own, whose memory is given back; "
-        "false saves some seconds a step.",
-    )
-    webhook: str | None = Field(
-        default=None,
-        description="An http(s) address that alerts are posted to; $DELIFT_ALERT_URL comes first.",
-    )
+    train: bool = False
+    seconds: int = Field(default=30, ge=1)
+    retries: int = Field(default=2, ge=0)
+    retry_seconds: float = Field(default=30.0, ge=0)
+    isolate_steps: bool = True
+    webhook: str | None = None
 
     @field_validator("webhook")
     @classmethod
@@ -175,11 +164,6 @@ class Arm(ArmSettings):
         """The selector's name, without the variant."""
         return _selector_of(self.name)
 
-    @property
-    def kin(self) -> str:
-        """The instruction-tuning arm of the same selector and variant, as first versions have."""
-        return kin_of(self.name)
-
 
 @dataclass(frozen=True)
 class Arms:
@@ -243,7 +227,19 @@ def read_arms(text: str, file: str) -> Arms:
     Raises:
         Refused: every fault at once.
     """
-    return _ArmsReader(text, file).read()
+    reader, shipped = _ArmsReader(text, file), _shipped()
+    given = reader.given
+    plan = reader.validated(PlanOptions, _over(shipped["plan"], given["plan"]), "plan")
+    automation = _over(shipped["automation"], given["automation"])
+    automation = reader.validated(AutomationOptions, automation, "automation")
+    defaults = _with_training(shipped["defaults"], given["defaults"])
+    selectors = reader.selectors()
+    names = given["arms"] if reader.lists_arms else shipped["arms"]
+    arms = [reader.arm(name, defaults, selectors) for name in names]
+    if reader.faults:
+        raise Refused(*sorted(dict.fromkeys(reader.faults), key=lambda fault: fault.line or 0))
+    assert plan is not None and automation is not None  # else there is a fault
+    return Arms(plan, automation, tuple(filter(None, arms)))
 
 
 class _ArmsReader:
@@ -258,22 +254,6 @@ class _ArmsReader:
         for name in map(str, given):
             if name not in SECTIONS:
                 self.refuse(unknown_name(name, list(SECTIONS)), name)
-
-    def read(self) -> Arms:
-        """All arms with the options they share."""
-        shipped, given = _shipped(), self.given
-        plan = self.validated(PlanOptions, _over(shipped["plan"], given["plan"]), "plan")
-        automation = self.validated(
-            AutomationOptions, _over(shipped["automation"], given["automation"]), "automation"
-        )
-        defaults = _with_training(shipped["defaults"], given["defaults"])
-        selectors = self.selectors()
-        names = given["arms"] if self.lists_arms else shipped["arms"]
-        arms = [self.arm(name, defaults, selectors) for name in names]
-        if self.faults:
-            raise Refused(*sorted(dict.fromkeys(self.faults), key=lambda fault: fault.line or 0))
-        assert plan is not None and automation is not None  # else there is a fault
-        return Arms(plan, automation, tuple(arm for arm in arms if arm is not None))
 
     def selectors(self) -> dict[str, dict[str, Any]]:
         """The options of each selector that any file names; this file's are validated."""
@@ -301,8 +281,8 @@ class _ArmsReader:
             reason = f"Its selector {unknown_name(selector, sorted(SELECTORS))}"
             return self.refuse(reason, field)
         own = self.mapping(self.given["arms"].get(name), field)
-        shipped = _shipped()["arms"].get(name) or {}
-        settings = _with_training(defaults, _with_training(shipped, own))
+        settings = _with_training(_shipped()["arms"].get(name) or {}, own)
+        settings = _with_training(defaults, settings)
         given = self.mapping(settings.get("options"), f"{field}.options")
         options = self.validated(
             SELECTORS[selector].options_model,
@@ -318,13 +298,12 @@ class _ArmsReader:
 
     def mapping(self, value: Any, field: str) -> dict[str, Any]:
         """A value that has to be a mapping; empty where nothing is given, or anything else."""
-        if value is None or isinstance(value, dict):
-            return value or {}
-        self.refuse(f"This must be a mapping of names to values (got {value!r}).", field)
-        return {}
+        if value is not None and not isinstance(value, dict):
+            self.refuse(f"This must be a mapping of names to values (got {value!r}).", field)
+        return value if isinstance(value, dict) else {}
 
     def validated(
-        self, model: type[T], value: Any, field: str, inherited_from: str | None = None
+        self, model: type[T], value: Any, field: str, inherited_from: str = ""
     ) -> T | None:
         """The value as its model, or None after its faults are collected.
 
@@ -336,10 +315,9 @@ class _ArmsReader:
         except ValidationError as error:
             for fault in faults_of(error, model, parent=field):
                 place = str(fault.field)
-                if inherited_from and self.line_of(place, field) is None:
-                    elsewhere = inherited_from + place.removeprefix(field)
-                    if self.line_of(elsewhere, inherited_from) is not None:
-                        place = elsewhere
+                elsewhere = inherited_from + place.removeprefix(field)
+                if inherited_from and not self.line_of(place, field):
+                    place = elsewhere if self.line_of(elsewhere, inherited_from) else place
                 self.refuse(fault.reason, place)
             return None
 
@@ -349,7 +327,7 @@ class _ArmsReader:
 
     def line_of(self, field: str, below: str = "") -> int | None:
         """The line of a field, or of the nearest field around it that lies below another."""
-        while field != below and field:
+        while field and field != below:
             if field in self.lines:
                 return self.lines[field]
             field = field.rpartition(".")[0]

@@ -15,7 +15,7 @@ from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.forgetting import Forgetting, Row, base_evaluation, evaluation_of
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation
-from delift_pipeline.lineage.version import ancestors
+from delift_pipeline.lineage.version import ancestors, kin_of
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.adapter import subset_records
@@ -121,7 +121,7 @@ def forgetting_of(
     rows = [Row(BASE_MODEL, None, _cells(_each_once(base), versions))]
     whole = {name: cell.counts["records"] for name, cell in rows[0].cells.items()}
     for version in earlier:
-        for name in (arm.name, arm.kin):
+        for name in (arm.name, kin_of(arm.name)):
             folder = home.report(version.version, name)
             manifest, found = read_manifest(folder), read_evaluation(folder)
             if manifest and found and manifest.fingerprint == subject.fingerprint:

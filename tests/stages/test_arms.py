@@ -12,6 +12,7 @@ import delift_pipeline
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import EvaluationOptions
+from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.selection.options import STAGES
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.stages.arms import (
@@ -333,7 +334,7 @@ def test_an_arms_own_measure_of_training_replaces_the_defaults() -> None:
 def test_names_give_stage_selector_and_kin() -> None:
     (arm,) = arms_of("arms: {continual.delift-eta_2: {training: {steps: 1}}}")
     assert (arm.stage, arm.selector) == ("continual", "delift")
-    assert arm.kin == "instruction_tuning.delift-eta_2"
+    assert kin_of(arm.name) == "instruction_tuning.delift-eta_2"
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
