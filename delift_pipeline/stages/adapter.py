@@ -1,7 +1,7 @@
 """The stage behind `adapter`: the base model fine-tuned on an arm's subset."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,31 +75,21 @@ def make_adapter(
     run = None
     if tracker:
         run = TrackedArm(tracker, home, dataset, arm.name, settings, records, parents, name, run_id)
-    manifest = up_to_date(folder, request, parents, CODE_VERSION)
-    if manifest and not _is_intact(folder, manifest):
-        manifest = None
+    stored = up_to_date(folder, request, parents, CODE_VERSION)
+    manifest = stored if stored and _is_intact(folder, stored) else None
     reused = manifest is not None
     if manifest is None:
-        checkpoints = folder.with_name(f".checkpoints-{folder.name}")
-        with _tracking(run) as on_step, replacing_folder(folder) as temporary:
+        from delift_pipeline.training.run import train, untrained
+
+        kept = folder.with_name(f".checkpoints-{folder.name}")
+        checkpoints = kept if arm.training.checkpoint_every else None
+        with _tracking(run), replacing_folder(folder) as temporary:
+            made = (arm.seed, temporary)
             if arm.traits.reference == "base":
-                from delift_pipeline.training.run import untrained
-
-                log = untrained(arm.training, model, arm.seed, temporary)
+                log = untrained(arm.training, model, *made)
             else:
-                from delift_pipeline.training.run import train
-
-                log = train(
-                    arm.training,
-                    model,
-                    records,
-                    arm.seed,
-                    temporary,
-                    start=start,
-                    progress=progress,
-                    on_step=on_step,
-                    checkpoints=checkpoints if arm.training.checkpoint_every else None,
-                )
+                how = (start, progress, run and run.on_step, checkpoints)
+                log = train(arm.training, model, records, *made, *how)
             artifact = f"adapter:{version}:{arm.name}"
             write_trained_on(temporary, artifact, records["record_id"], log.records_left_out, start)
             manifest = Manifest(
@@ -120,7 +110,7 @@ def make_adapter(
             )
             manifest.write(temporary)
             write_card(temporary, dataset, arm.name, settings, name, records, manifest, subset, log)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
     log = read_training_log(folder)
     if run and not reused:
         run.trained(manifest, log)
@@ -168,18 +158,15 @@ def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, 
 
 
 @contextmanager
-def _tracking(
-    run: TrackedArm | None,
-) -> Iterator[Callable[[int, Mapping[str, float]], None] | None]:
-    """What takes the training curve to MLflow; a failure closes the run as failed."""
-    if run is None:
-        yield None
-        return
-    run.begin()
+def _tracking(run: TrackedArm | None) -> Iterator[None]:
+    """Begin an arm's run in MLflow; a failure closes it as failed."""
+    if run is not None:
+        run.begin()
     try:
-        yield run.on_step
+        yield
     except BaseException:
-        run.failed()
+        if run is not None:
+            run.failed()
         raise
 
 

@@ -130,12 +130,11 @@ def make_report(
     }
     if forgetting is not None:
         details["forgetting"] = digest_json(forgetting.as_json())
-    contents = [own.content_hash]
-    contents += [digest_frame(rest)] if rest is not None else []
-    contents += [shown.content_hash] if shown else []
+    more = [digest_frame(rest)] if rest is not None else []
+    contents = [own.content_hash, *more, *([shown.content_hash] if shown else [])]
     manifest = Manifest(
         kind="report",
-        content_hash=digest_json(contents) if len(contents) > 1 else contents[0],
+        content_hash=digest_json(contents) if contents[1:] else own.content_hash,
         parents=parents,
         fingerprint=fingerprint,
         counts=own.counts,
@@ -199,8 +198,7 @@ def _report(subject: Subject, measured: Measured, suspects: list[dict[str, Any]]
         beside=measured.beside,
         asked={
             "selector": arm.options,
-            "training": arm.training.model_dump(mode="json"),
-            "evaluation": arm.evaluation.model_dump(mode="json"),
+            **arm.model_dump(mode="json", include={"training", "evaluation"}),
         },
         objective={key: subset.details[key] for key in named if subset.details.get(key)},
         training=log,

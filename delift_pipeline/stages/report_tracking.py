@@ -19,20 +19,11 @@ Beside = Mapping[str, Evaluation | None]
 
 def refresh_card(subject: Subject, own: Evaluation, beside: Beside) -> None:
     """Write the adapter's model card anew, with what was measured."""
-    home, dataset, arm = subject.home, subject.dataset, subject.arm
-    write_card(
-        subject.folder,
-        dataset,
-        arm.name,
-        arm.model_dump(mode="json"),
-        portable_name(subject.model.model),
-        subset_records(home, dataset, arm.name),
-        subject.adapter,
-        subset_manifest(home, dataset.version, arm.name),
-        read_training_log(subject.folder),
-        own,
-        beside,
-    )
+    home, dataset, arm, folder = subject.home, subject.dataset, subject.arm, subject.folder
+    records = subset_records(home, dataset, arm.name)
+    subset, log = subset_manifest(home, dataset.version, arm.name), read_training_log(folder)
+    about = (dataset, arm.name, arm.model_dump(mode="json"), portable_name(subject.model.model))
+    write_card(folder, *about, records, subject.adapter, subset, log, own, beside)
 
 
 def track_report(
