@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from delift_pipeline.stages.judge import Panel
 
 
-class StoreResource(dg.ConfigurableResource):
+class StoreResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Where data sets, scores, kernels, subsets, adapters and reports lie.
 
     Assets write for themselves through this store instead of an I/O manager: shards, memory-mapped
     kernels and adapter folders are no single Python value that one could hand over.
     """
 
-    home: str = Field(
-        default="", description="The home directory; empty takes $DELIFT_HOME, else ./delift_home."
-    )
+    home: str = ""
+    """The home directory; empty takes $DELIFT_HOME, else ./delift_home."""
 
     def open(self) -> Home:
         """The home."""
@@ -42,24 +41,20 @@ URI_VARIABLE, EXPERIMENT_VARIABLE = "DELIFT_TRACKING_URI", "DELIFT_EXPERIMENT"
 DEFAULT_EXPERIMENT = "delift"
 
 
-class TrackingResource(dg.ConfigurableResource):
+class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """MLflow, in the home or on a server. Nothing is opened until something is logged.
 
     MLflow's own `MLFLOW_TRACKING_URI` is not read: what is logged holds record texts, and these go
     to a server only where one was named for them.
     """
 
-    uri: str = Field(
-        default="",
-        description=f"A tracking server such as http://host:5000; empty takes ${URI_VARIABLE}, "
-        "else the home's own store.",
-    )
-    experiment: str = Field(
-        default="",
-        description=f"The MLflow experiment, one a project; empty takes ${EXPERIMENT_VARIABLE}, "
-        f"else `{DEFAULT_EXPERIMENT}`.",
-    )
-    enabled: bool = Field(default=True, description="Whether anything is tracked at all.")
+    uri: str = ""
+    """A tracking server such as http://host:5000; empty takes $DELIFT_TRACKING_URI, else the home's
+    own store."""
+    experiment: str = ""
+    """The MLflow experiment, one a project; empty takes $DELIFT_EXPERIMENT, else `delift`."""
+    enabled: bool = True
+    """Whether anything is tracked at all."""
 
     def tracker(self, home: Home) -> "Tracker | None":
         """The tracker for a home, or None where tracking is off.
@@ -82,48 +77,32 @@ class TrackingResource(dg.ConfigurableResource):
         return Tracker(home, uri, name, lazy=True)
 
 
-class ComputeResource(dg.ConfigurableResource):
+class ComputeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Device, engine, threads, batches: no result changes by them beyond the stated bounds."""
 
-    device: str = Field(default="", description="auto, cpu, cuda or cuda:N; empty takes auto.")
-    device_map: str = Field(
-        default="",
-        description="Lay one model over several GPUs and memory: auto, balanced, balanced_low_0 or "
-        "sequential (engine transformers); empty takes one device.",
-    )
-    threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves PyTorch's own choice.")
-    batch_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="Most target tokens scored in one batch; 0 takes the device's own.",
-    )
-    memory_limit: float = Field(
-        default=0,
-        ge=0,
-        description="GiB that scoring takes over the loaded model; 0 takes 1.5 on a CPU and four "
-        "fifths of what is free on a GPU.",
-    )
-    in_flight: int = Field(
-        default=0,
-        ge=0,
-        description="Demonstrations that share batches; 0 takes 1 on a CPU and 4 on a GPU.",
-    )
-    engine: str = Field(
-        default="",
-        description="transformers, vllm (where installed; docs/vllm.md) or naive, the reference; "
-        "empty takes the preset's, else transformers.",
-    )
-    tensor_parallel_size: int = Field(
-        default=0, ge=0, description="GPUs that vLLM splits a model over; 0 takes the preset's."
-    )
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="Share of each GPU's memory that vLLM takes."
-    )
-    workers: int = Field(
-        default=1,
-        ge=1,
-        description="Processes that score one plan together, each pinned to GPUs of its own.",
-    )
+    device: str = ""
+    """auto, cpu, cuda or cuda:N; empty takes auto."""
+    device_map: str = ""
+    """Lay one model over several GPUs and memory: auto, balanced, balanced_low_0 or sequential
+    (engine transformers); empty takes one device."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves PyTorch's own choice."""
+    batch_tokens: int = Field(default=0, ge=0)
+    """Most target tokens scored in one batch; 0 takes the device's own."""
+    memory_limit: float = Field(default=0, ge=0)
+    """GiB that scoring takes over the loaded model; 0 takes 1.5 on a CPU and four fifths of what is
+    free on a GPU."""
+    in_flight: int = Field(default=0, ge=0)
+    """Demonstrations that share batches; 0 takes 1 on a CPU and 4 on a GPU."""
+    engine: str = ""
+    """transformers, vllm (where installed; docs/vllm.md) or naive, the reference; empty takes the
+    preset's, else transformers."""
+    tensor_parallel_size: int = Field(default=0, ge=0)
+    """GPUs that vLLM splits a model over; 0 takes the preset's."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that score one plan together, each pinned to GPUs of its own."""
 
     def model_settings(self) -> dict[str, Any]:
         """These settings by the names of `ModelOptions`; None where the model's own stand."""
@@ -133,36 +112,25 @@ class ComputeResource(dg.ConfigurableResource):
 MODEL_VARIABLE = "DELIFT_MODEL"
 
 
-class LanguageModelResource(dg.ConfigurableResource):
+class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Which model, and what of it decides scores. Nothing is loaded until a step needs it."""
 
-    model: str = Field(
-        default="",
-        description="A local folder, a hub id, preset:NAME (docs/models.md), or `demo`; empty "
-        "takes the model the version was ingested with, else $DELIFT_MODEL. Safetensors only.",
-    )
-    revision: str = Field(default="", description="Hub revision; empty takes the newest.")
-    template: str = Field(
-        default="",
-        description="Prompt template: plain, paper, world, chat (the model's own) or a YAML file; "
-        "empty takes the version's own, else the preset's, else plain.",
-    )
-    window: int = Field(
-        default=0,
-        ge=0,
-        description="Tokens in one sequence; 0 takes the model's own, at most 2,048.",
-    )
-    dtype: str = Field(
-        default="",
-        description="float32, bfloat16 or float16; empty takes the preset's, else float32.",
-    )
-    load_in: str = Field(
-        default="",
-        description="4bit or 8bit weights, by bitsandbytes; empty takes those of `dtype`.",
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="Whether code that comes with the model may run."
-    )
+    model: str = ""
+    """A local folder, a hub id, preset:NAME (docs/models.md), or `demo`; empty takes the model the
+    version was ingested with, else $DELIFT_MODEL. Safetensors only."""
+    revision: str = ""
+    """Hub revision; empty takes the newest."""
+    template: str = ""
+    """Prompt template: plain, paper, world, chat (the model's own) or a YAML file; empty takes the
+    version's own, else the preset's, else plain."""
+    window: int = Field(default=0, ge=0)
+    """Tokens in one sequence; 0 takes the model's own, at most 2,048."""
+    dtype: str = ""
+    """float32, bfloat16 or float16; empty takes the preset's, else float32."""
+    load_in: str = ""
+    """4bit or 8bit weights, by bitsandbytes; empty takes those of `dtype`."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
     def options(self, home: Home, version: str, compute: ComputeResource) -> ModelOptions:
         """The options for one version: this resource's, else the version's own.
@@ -188,14 +156,12 @@ class LanguageModelResource(dg.ConfigurableResource):
         )
 
 
-class EmbedderResource(dg.ConfigurableResource):
+class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Embeds prompts for neighbour plans."""
 
-    name: str = Field(
-        default="",
-        description="tfidf, minilm, or a sentence-transformers folder or hub id; "
-        "empty takes `plan.embedder` of arms.yaml.",
-    )
+    name: str = ""
+    """tfidf, minilm, or a sentence-transformers folder or hub id; empty takes `plan.embedder` of
+    arms.yaml."""
 
     def applied_to(self, arms: Arms) -> Arms:
         """The arms with this embedder in their plan options, where one is named."""
@@ -204,36 +170,28 @@ class EmbedderResource(dg.ConfigurableResource):
         return replace(arms, plan=arms.plan.model_copy(update={"embedder": self.name}))
 
 
-class JudgeResource(dg.ConfigurableResource):
+class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """A language model that scores answers from 1 to 5 (docs/evaluation.md). Off by default."""
 
-    model: str = Field(
-        default="",
-        description="The judge's name at the endpoint; without an endpoint a model folder or hub "
-        "id. Empty: answers are not judged.",
-    )
-    endpoint: str = Field(
-        default="", description="An OpenAI-compatible address such as http://127.0.0.1:8000/v1."
-    )
-    api_key_variable: str = Field(
-        default="DELIFT_JUDGE_API_KEY",
-        description="The environment variable that holds the endpoint's key.",
-    )
-    mode: str = Field(
-        default="single",
-        description="single: one score over eight dimensions; dimensions: each by itself.",
-    )
-    scoring: str = Field(
-        default="written",
-        description="written: the score the judge writes; expected: from the digits' "
-        "log-probabilities.",
-    )
-    least_mass: float = Field(
-        default=0.5, description="expected: least probability of the digits together."
-    )
-    max_tokens: int = Field(default=512, description="Longest written judgement, in tokens.")
-    parallel: int = Field(default=4, description="Requests at a time.")
-    device: str = Field(default="auto", description="Of a judge that runs here.")
+    model: str = ""
+    """The judge's name at the endpoint; without an endpoint a model folder or hub id. Empty:
+    answers are not judged."""
+    endpoint: str = ""
+    """An OpenAI-compatible address such as http://127.0.0.1:8000/v1."""
+    api_key_variable: str = "DELIFT_JUDGE_API_KEY"
+    """The environment variable that holds the endpoint's key."""
+    mode: str = "single"
+    """single: one score over eight dimensions; dimensions: each by itself."""
+    scoring: str = "written"
+    """written: the score the judge writes; expected: from the digits' log-probabilities."""
+    least_mass: float = 0.5
+    """expected: least probability of the digits together."""
+    max_tokens: int = 512
+    """Longest written judgement, in tokens."""
+    parallel: int = 4
+    """Requests at a time."""
+    device: str = "auto"
+    """Of a judge that runs here."""
 
     def panel(self, home: Home) -> "Panel | None":
         """The judge for a home's answers, or None where there is none.

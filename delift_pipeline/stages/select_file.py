@@ -21,7 +21,7 @@ from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_col
 from delift_pipeline.records.left_out import faults_beside, write_faults
 from delift_pipeline.records.read import first_input, read_parts, read_records, write_chosen
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.budget import Budget, parse_budget
+from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Tracker
 from delift_pipeline.selection.diagnostics import balance
 from delift_pipeline.selection.language_model import LanguageModel
@@ -64,17 +64,16 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     started = time.monotonic()
     announce_reading((request.file, request.target, request.existing), progress)
     sets = _read(request)
-    file = sets.read["file"]
-    columns = file_columns(sets.pool, file, request.balance, "--balance")
+    file, pool = sets.read["file"], sets.pool
+    columns = file_columns(pool, file, request.balance, "--balance")
     needs = needs_of(request.selector, sets.stage, request.options)
     # Every pair of a file may be scored, however large it is.
     arms = load_arms(home)
     plan = arms.plan.model_copy(update={"coverage": "auto", "dense_limit": sys.maxsize})
-    rules = _rules(request, sets.pool)
+    rules = _rules(request, pool)
     named = dict.fromkeys(quota.column for quota in rules.quotas)
-    beyond = [name for name in named if name not in sets.pool.columns]
-    kept = as_text(file_columns(sets.pool, file, beyond, "--quota"))
-    ruled = _refuse_impossible_rules(request, sets, kept, rules, model)
+    beyond = [name for name in named if name not in pool.columns]
+    kept = as_text(file_columns(pool, file, beyond, "--quota"))
     arm = Arm.model_construct(
         name=f"{sets.stage}.{request.selector}",
         budget=request.budget,
@@ -82,13 +81,28 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         options=dict(request.options),
         rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.ban}),
     )
+    # What cannot be kept to is refused before anything is scored.
+    counted, ruled = pool.with_columns(kept), rules != Rules()
+    allowed = refuse_impossible(
+        request.selector, sets.stage, request.budget, ruled, pool.height, request.options
+    )
+    if ruled:
+        counted = with_token_counts(counted, arm.budget, model)
+        _refuse_infeasible(rules, counted, allowed)
     reader = LanguageModel(model, home, progress)
     fingerprint, encoded, scored = reader.fingerprint, None, None
     if needs.scores:
         pairs = _pairs_at_most(sets, needs, plan)
         announce_pairs(home, sets.everything, pairs, model, progress)
         encoded = encode_records(reader.encoder, sets.everything, progress)
-        _refuse_unscorable(arm, sets, needs, ruled, rules, encoded.unscorable)
+        bad, what = encoded.unscorable, "records of the file"
+        share, replayable = refuse_beyond_scored(arm, pool, sets.existing, bad, what)
+        if needs.target_pairs and sets.target is not None:
+            refuse_unscorable(sets.target, bad, "target records")
+        if ruled:
+            scorable = sum(record not in bad for record in pool["record_id"])
+            new = replay_schedule(allowed.count, share, scorable, replayable).new
+            _refuse_infeasible(rules, counted, replace(allowed, count=new), bad)
     unscorable = encoded.unscorable if encoded is not None else {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Home(Path(scratch), shared=home)
@@ -103,7 +117,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
     selection = chosen.selection
     assert selection is not None  # nothing is found in a temporary home
-    table = balance(sets.pool, selection.ranking, columns)
+    table = balance(pool, selection.ranking, columns)
     _write(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
     report = scored.report if scored else None
@@ -181,55 +195,12 @@ def _rules(request: Request, pool: pl.DataFrame) -> Rules:
     return Rules(tuple(pin), tuple(ban), named.quotas)
 
 
-def _refuse_impossible_rules(
-    request: Request, sets: Sets, kept: Sequence[pl.Series], rules: Rules, model: ModelOptions
-) -> pl.DataFrame:
-    """The pool as rules see it; what cannot be kept is refused before anything is scored.
-
-    Raises:
-        Refused: the budget or the rules are not possible.
-    """
-    pool, ruled = sets.pool.with_columns(kept), rules != Rules()
-    allowed = refuse_impossible(
-        request.selector, sets.stage, request.budget, ruled, pool.height, request.options
-    )
-    if ruled:
-        pool = with_token_counts(pool, request.budget, model)
-        _refuse_infeasible(rules, pool, allowed)
-    return pool
-
-
 def _refuse_infeasible(
     rules: Rules, pool: pl.DataFrame, budget: Budget, unscorable: Collection[str] = ()
 ) -> None:
     """Refuse rules that no subset of the pool's scorable records keeps to."""
     ids = tuple(record for record in pool["record_id"] if record not in unscorable)
     Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)
-
-
-def _refuse_unscorable(
-    arm: Arm,
-    sets: Sets,
-    needs: Needs,
-    ruled: pl.DataFrame,
-    rules: Rules,
-    unscorable: Mapping[str, str],
-) -> None:
-    """Refuse a budget or a rule that asks for more records than can be scored.
-
-    Raises:
-        Refused: no record can be scored, or fewer than are asked for.
-    """
-    share, replayable = refuse_beyond_scored(
-        arm, sets.pool, sets.existing, unscorable, "records of the file"
-    )
-    if needs.target_pairs and sets.target is not None:
-        refuse_unscorable(sets.target, unscorable, "target records")
-    if rules != Rules():
-        allowed = parse_budget(arm.budget, ruled.height)
-        scorable = sum(record not in unscorable for record in ruled["record_id"])
-        new = replay_schedule(allowed.count, share, scorable, replayable).new
-        _refuse_infeasible(rules, ruled, replace(allowed, count=new), unscorable)
 
 
 def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
@@ -246,30 +217,22 @@ def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
 
 def _store(home: Home, sets: Sets, needs: Needs, kept: Sequence[pl.Series]) -> None:
     """Store the records as a dataset version, the existing ones as its parent."""
-    pool, parents = sets.whole if needs.existing_records else sets.pool, []
+    pool = sets.whole if needs.existing_records else sets.pool
+    versions = [(FILE, pool, sets.target, [])]
     if sets.existing is not None:
-        parents = [EXISTING]
-        _store_version(home, EXISTING, sets.existing, None, [])
-    _store_version(home, FILE, pool, sets.target, parents)
+        versions = [(FILE, pool, sets.target, [EXISTING]), (EXISTING, sets.existing, None, [])]
+    for version, records, target, parents in versions:
+        details = {"dataset": version, "parents": parents, "coverage": "auto", "existing": "pool"}
+        details["target_hash"] = target is not None and digest_text(*target["record_id"])
+        folder, parts = home.dataset(version), {"pool": records, "heldout": records.clear()}
+        for part, frame in (*parts.items(), ("target", target)):
+            if frame is not None:
+                write_parquet(folder / f"{part}.parquet", frame)
+        # A temporary home holds a version once, so that its name identifies it.
+        Manifest(kind="dataset", content_hash=version, details=details).write(folder)
     if kept:
         columns = sets.pool.select("record_id").with_columns(kept)
         write_parquet(home.dataset(FILE) / COLUMNS_FILE, columns)
-
-
-def _store_version(
-    home: Home, version: str, pool: pl.DataFrame, target: pl.DataFrame | None, parents: list[str]
-) -> None:
-    hashes = {
-        f"{part}_hash": None if frame is None else digest_text(*frame["record_id"])
-        for part, frame in (("pool", pool), ("target", target))
-    }
-    about = {"dataset": version, "parents": parents, "coverage": "auto", "existing": "pool"}
-    folder = home.dataset(version)
-    for part, frame in (("pool", pool), ("target", target), ("heldout", pool.clear())):
-        if frame is not None:
-            write_parquet(folder / f"{part}.parquet", frame)
-    content = digest_text(*(digest for digest in hashes.values() if digest))
-    Manifest(kind="dataset", content_hash=content, details={**about, **hashes}).write(folder)
 
 
 def _write(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
@@ -62,14 +61,6 @@ class Choice:
     fingerprint: str | None
     parents: dict[str, str]
 
-    @property
-    def request(self) -> dict[str, Any]:
-        """What is asked for, defaults spelled out."""
-        arm = self.arm
-        settings = (arm.selector, arm.budget, arm.seed, arm.options, arm.rules)
-        balance = {"balance": list(arm.balance)} if arm.balance else {}
-        return {**selection_request(arm.stage, *settings), **balance}
-
 
 @dataclass(frozen=True)
 class Chosen(Result):
@@ -103,7 +94,11 @@ def make_subset(
         DeliftError: scores or kernel are damaged or missing.
     """
     choice, folder = _choice(home, version, arm, model), home.subset(version, arm.name)
-    if manifest := up_to_date(folder, choice.request, choice.parents, CODE_VERSION):
+    asked = (arm.selector, arm.budget, arm.seed, arm.options, arm.rules)
+    request = selection_request(arm.stage, *asked)
+    if arm.balance:
+        request["balance"] = list(arm.balance)
+    if manifest := up_to_date(folder, request, choice.parents, CODE_VERSION):
         return Chosen(home, folder, manifest, True, choice, None)
     if unscorable is None:
         unscorable = unscorable_of(home, version, choice.fingerprint)
@@ -112,7 +107,7 @@ def make_subset(
         folder,
         selection,
         choice.pool,
-        request=choice.request,
+        request=request,
         parents=choice.parents,
         fingerprint=choice.fingerprint,
         code_version=CODE_VERSION,
@@ -138,39 +133,30 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
     dataset = load_version(home, version)
     refuse_inapplicable(dataset, arm)
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
-    pool = with_kept_columns(home, version, pool)
     if pool.is_empty():
         raise Refused(f"{version} adds no record to its parents", field="version")
     needs = needs_of(arm.selector, arm.stage, arm.options)
-    existing, fingerprint = None, None
-    extra: dict[str, str] = {}
-    hashes: dict[str, str] = {}
+    existing, blocks, extra = None, dict[str, str](), dict[str, str]()
     if needs.reads_existing:
         found = existing_of(home, dataset, arm.name)
-        existing, extra = found.records, found.parents
-    if needs.blocks:
-        fingerprint = fingerprint_of(model).digest
+        existing, extra = found.records, dict(found.parents)
+    fingerprint = fingerprint_of(model).digest if needs.blocks or needs.model else None
+    if needs.blocks and fingerprint:
         reason = f"{version} has no kernel for this model yet: materialise utility_kernel"
         kernel = required_manifest(home.kernel(version, fingerprint), reason, field="arm")
         known = block_hashes(kernel)
         if absent := [name for name in needs.blocks if name not in known]:
             reason = cost_sentence(home, dataset, arm, fingerprint, absent)
             raise Refused(reason, field="arm")
-        hashes = {name: known[name] for name in needs.blocks}
-    if needs.model:
-        fingerprint = fingerprint_of(model).digest
-        extra = {**extra, "model": fingerprint}
+        blocks = {name: known[name] for name in needs.blocks}
+    if needs.model and fingerprint:
+        extra["model"] = fingerprint
         for name in needs.other_models:
             other = fingerprint_of(model.model_copy(update={"model": name, "revision": None}))
             extra[f"model:{portable_name(name)}"] = other.digest
-    return Choice(
-        dataset=dataset,
-        arm=arm,
-        pool=with_token_counts(pool, arm.budget, model),
-        existing=existing,
-        fingerprint=fingerprint,
-        parents=subset_parents(version, dataset.manifest.content_hash, hashes, extra),
-    )
+    parents = subset_parents(version, dataset.manifest.content_hash, blocks, extra)
+    pool = with_token_counts(with_kept_columns(home, version, pool), arm.budget, model)
+    return Choice(dataset, arm, pool, existing, fingerprint, parents)
 
 
 def _selection(
