@@ -15,10 +15,9 @@ from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.lineage.adapter import write_trained_on
 from delift_pipeline.lineage.card import CARD, write_card
-from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.lineage.version import ancestors
+from delift_pipeline.lineage.version import kin_of
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
