@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,10 +45,6 @@ class ScoreReport:
     def pairs_per_second(self) -> float:
         """Pairs scored in a second of this run."""
         return self.pairs_scored / self.seconds if self.seconds > 0 else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON data."""
-        return asdict(self)
 
 
 def stored_rate(store: ScoreStore) -> float | None:

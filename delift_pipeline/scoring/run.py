@@ -1,7 +1,8 @@
 """Score what is missing: the baseline, and the pairs of a plan."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -45,26 +46,9 @@ def score_baseline(
     Raises:
         DeliftError: the store is of another fingerprint, or the model gives no numbers.
     """
-    asked = records.ids if record_ids is None else record_ids
-    chosen = [record for record in asked if record in records.rows]
-    run = _Run(model, store, records, progress, engine, shard_seconds)
-    numbers = store.ids.add(chosen)
-    rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
-    rows[numbers] = [records.rows[record] for record in chosen]
-    wanted = np.unique(numbers)
-
-    def score_missing() -> None:
-        while not run.leases.claim(BASELINE_LEASE):
-            time.sleep(POLL_SECONDS)
-        # Another writer may have scored it while this one waited for the lease.
-        store.refresh()
-        missing = store.index.missing(BASELINE, wanted)
-        for start in range(0, len(missing), BASELINE_ROWS):
-            ids = missing[start : start + BASELINE_ROWS]
-            run.score([(BASELINE, ids, Job(records.prefix(), rows[ids]))])
-
-    run.work("baseline", len(store.index.missing(BASELINE, wanted)), score_missing)
-    return run.report(len(wanted), len(asked) - len(chosen))
+    alone = records.ids if record_ids is None else record_ids
+    run = _Run(model, store, records, PairPlan(()), alone, shard_seconds)
+    return run.score("baseline", progress or SilentProgress(), engine)
 
 
 def score_pairs(
@@ -87,41 +71,8 @@ def score_pairs(
         DeliftError: the plan names a record that was not given, the store is of another
             fingerprint, or the model gives no numbers.
     """
-    run = _Run(model, store, records, progress, engine, shard_seconds)
-    wanted = Wanted(plan, records, store)
-    missing = wanted.missing()
-
-    def score_missing() -> None:
-        todo = list(missing)
-        while todo:
-            for lease, group in groupby(todo, key=lambda number: number // LEASE_SPAN):
-                if run.leases.claim(str(lease)):
-                    _score_group(run, wanted, group, str(lease))
-            run.flush()
-            run.leases.release()
-            store.refresh()
-            todo = list(wanted.missing(todo))
-            if todo:
-                # The rest is under another writer's leases, which end when it is done or has died.
-                time.sleep(POLL_SECONDS)
-
-    run.work("pairs", sum(missing.values()), score_missing)
-    return run.report(wanted.pairs, wanted.left_out)
-
-
-def _score_group(run: "_Run", wanted: Wanted, group: Iterable[int], lease: str) -> None:
-    # Another writer may have scored these before the lease was free.
-    run.store.refresh()
-    in_flight = int(run.settings.get("in_flight", 1))
-    # By id, so that a run that goes on after a kill puts the same demonstrations together.
-    for _, together in groupby(group, key=lambda number: number // in_flight):
-        asked = [
-            (number, ids, Job(run.records.prefix(int(wanted.rows[number])), wanted.rows[ids]))
-            for number in together
-            if len(ids := run.store.index.missing(number, wanted.targets(number)))
-        ]
-        if asked and run.score(asked):
-            run.leases.release(keep=lease)
+    run = _Run(model, store, records, plan, (), shard_seconds)
+    return run.score("pairs", progress or SilentProgress(), engine)
 
 
 class _Run:
@@ -132,78 +83,104 @@ class _Run:
         model: LoadedModel,
         store: ScoreStore,
         records: EncodedRecords,
-        progress: Progress | None,
-        engine: Engine | None,
+        plan: PairPlan,
+        alone: Sequence[str],
         shard_seconds: float,
     ) -> None:
         self.started = time.monotonic()
         store.describe(model.fingerprint)
         store.refresh()
         self.model, self.store, self.records = model, store, records
-        self.progress, self.shard_seconds = progress or SilentProgress(), shard_seconds
-        self.engine, self.settings = engine, dict[str, Any]()
+        self.wanted, self.shard_seconds = Wanted(plan, records, store, alone), shard_seconds
         self.leases, self.draft = Leases(store.folder / "leases"), ShardDraft()
-        self.found, self.pairs, self.shards, self.halved = len(store.index.shards), 0, 0, 0
+        self.found, self.done = len(store.index.shards), Counter[str]()
 
-    def work(self, name: str, pairs: int, score_missing: Callable[[], None]) -> None:
-        """Do the work, if there is any; what was scored before an error is kept as well."""
-        if not pairs:
-            return
-        self.engine = self.engine or engine_for(self.model, self.progress)
-        self.settings = self.engine.settings
-        with self.leases, self.progress.track(name, pairs, "pairs") as meter:
-            self.meter = meter
-            try:
-                score_missing()
-            finally:
-                self.flush()
+    def score(self, name: str, progress: Progress, engine: Engine | None) -> ScoreReport:
+        """Score what is missing, if anything; what was scored before an error is kept as well."""
+        self.settings: dict[str, Any] = {}
+        if missing := self.wanted.missing():
+            self.engine = engine or engine_for(self.model, progress)
+            self.settings = self.engine.settings
+            with self.leases, progress.track(name, sum(missing.values()), "pairs") as self.meter:
+                try:
+                    self._score_missing(list(missing))
+                finally:
+                    self._flush()
+            self.store.refresh()
+        return ScoreReport(
+            pairs_scored=self.done["pairs"],
+            pairs_reused=self.wanted.pairs - self.done["pairs"],
+            pairs_left_out=self.wanted.left_out,
+            shards_found=self.found,
+            shards_written=self.done["shards"],
+            seconds=time.monotonic() - self.started,
+            halved=self.done["halved"],
+            engine=self.settings,
+            cuts=self.records.cuts,
+            unscorable=self.records.unscorable,
+        )
+
+    def _score_missing(self, todo: list[int]) -> None:
+        while todo:
+            for lease, group in groupby(todo, key=_lease):
+                if self.leases.claim(lease):
+                    self._score_leased(group, lease)
+            self._flush()
+            self.leases.release()
+            self.store.refresh()
+            todo = list(self.wanted.missing(todo))
+            if todo:
+                # The rest is under another writer's leases, which end when it is done or has died.
+                time.sleep(POLL_SECONDS)
+
+    def _score_leased(self, group: Iterable[int], lease: str) -> None:
+        # Another writer may have scored these before the lease was free.
         self.store.refresh()
+        in_flight = int(self.settings.get("in_flight", 1))
+        # By id, so that a run that goes on after a kill puts the same demonstrations together.
+        for _, together in groupby(group, key=lambda number: number // in_flight):
+            asked = [
+                (number, ids)
+                for number in together
+                if len(ids := self.store.index.missing(number, self.wanted.targets(number)))
+            ]
+            parts = [asked]
+            if asked and lease == BASELINE_LEASE:
+                ids = asked[0][1]
+                cuts = range(BASELINE_ROWS, len(ids), BASELINE_ROWS)
+                parts = [[(BASELINE, part)] for part in np.split(ids, cuts)]
+            for part in filter(None, parts):
+                self._score_together(part)
+                if self.draft.seconds >= self.shard_seconds:
+                    self._flush()
+                    self.leases.release(keep=lease)
 
-    def score(self, asked: Sequence[tuple[int, np.ndarray, Job]]) -> bool:
-        """Score demonstrations together: of each its id, its targets' ascending ids and its job.
-
-        A shard never ends between them. Returns whether that closed one.
-
-        Raises:
-            DeliftError: the model gives no numbers.
-        """
-        assert self.engine is not None
+    def _score_together(self, asked: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Score demonstrations on their targets' ascending ids; a shard never ends between them."""
+        jobs = []
+        for number, ids in asked:
+            shown = [] if number == BASELINE else [int(self.wanted.rows[number])]
+            jobs.append(Job(self.records.prefix(*shown), self.wanted.rows[ids]))
         started = time.monotonic()
-        found = self.engine.score(self.records, [job for _, _, job in asked])
+        found = self.engine.score(self.records, jobs)
         if not all(np.isfinite(scores.logprobs).all() for scores in found):
             raise DeliftError(
                 "the model gives log-probabilities that are not finite; try dtype float32"
             )
         self.draft.seconds += time.monotonic() - started
-        for (number, ids, _), scores in zip(asked, found, strict=True):
+        for (number, ids), scores in zip(asked, found, strict=True):
             tokens = scores.lengths if number == BASELINE else None
             self.draft.add(number, ids, reduce_scores(scores), tokens)
             self.draft.halved += scores.halved
             self.meter.advance(len(ids))
-        if full := self.draft.seconds >= self.shard_seconds:
-            self.flush()
-        return full
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Close the shard in the making, if anything is in it."""
         if self.draft.demonstrations:
             self.store.write(self.draft, self.settings)
-            self.shards += 1
-            self.pairs += self.draft.pairs
-            self.halved += self.draft.halved
+            self.done.update(pairs=self.draft.pairs, shards=1, halved=self.draft.halved)
             self.draft = ShardDraft()
 
-    def report(self, wanted: int, left_out: int) -> ScoreReport:
-        """What was done, of so many wanted pairs, with those left out for unscorable records."""
-        return ScoreReport(
-            pairs_scored=self.pairs,
-            pairs_reused=wanted - self.pairs,
-            pairs_left_out=left_out,
-            shards_found=self.found,
-            shards_written=self.shards,
-            seconds=time.monotonic() - self.started,
-            halved=self.halved,
-            engine=self.settings,
-            cuts=self.records.cuts,
-            unscorable=self.records.unscorable,
-        )
+
+def _lease(number: int) -> str:
+    return BASELINE_LEASE if number == BASELINE else str(number // LEASE_SPAN)

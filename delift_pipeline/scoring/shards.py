@@ -133,31 +133,27 @@ class ShardDraft:
         """How many pairs it holds."""
         return sum(len(targets) for targets in self.targets)
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays of the file."""
-        numbers: dict[bytes, int] = {}
-        places = [numbers.setdefault(ids.tobytes(), len(numbers)) for ids in self.targets]
-        sets = IdSets.packed([np.frombuffer(raw, dtype=np.int32) for raw in numbers])
-        arrays = {
-            "demonstrations": np.asarray(self.demonstrations, dtype=np.int32),
-            "set_first": sets.first,
-            "set_forms": sets.forms,
-            "set_steps": sets.steps,
-            "squared_distance": np.concatenate([s.squared_distance for s in self.scores]),
-            "sum_logprob": np.concatenate([s.sum_logprob for s in self.scores]),
-        }
-        if len(numbers) < len(places):
-            arrays["sets"] = smallest(np.asarray(places))
-        if self.tokens:
-            arrays["tokens"] = np.concatenate(self.tokens).astype(np.int32)
-        return arrays
-
 
 def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None:
     """Write a shard: a temporary name, fsync, rename."""
     from safetensors.numpy import save_file
 
-    arrays = draft.tensors()
+    numbers: dict[bytes, int] = {}
+    places = [numbers.setdefault(ids.tobytes(), len(numbers)) for ids in draft.targets]
+    sets = IdSets.packed([np.frombuffer(raw, dtype=np.int32) for raw in numbers])
+    squared, logprob = map(np.concatenate, zip(*draft.scores, strict=True))
+    arrays = {
+        "demonstrations": np.asarray(draft.demonstrations, dtype=np.int32),
+        "set_first": sets.first,
+        "set_forms": sets.forms,
+        "set_steps": sets.steps,
+        "squared_distance": squared,
+        "sum_logprob": logprob,
+    }
+    if len(numbers) < len(places):
+        arrays["sets"] = smallest(np.asarray(places))
+    if draft.tokens:
+        arrays["tokens"] = np.concatenate(draft.tokens).astype(np.int32)
     meta = {**settings, "halved": draft.halved, "seconds": round(draft.seconds, 3)}
     meta["checksum"] = checksum(meta, arrays)
     with replacing(path) as temporary:
@@ -228,7 +224,6 @@ class Shard:
 
 
 SETTLED_NANOSECONDS = 1_000_000_000
-_NOTHING = np.empty(0, dtype=np.int32)
 
 
 class ShardIndex:
@@ -247,8 +242,13 @@ class ShardIndex:
         Raises:
             DeliftError: a shard cannot be read.
         """
-        if self._unchanged():
-            return
+        if self.folder.is_dir():
+            listed, changed = self._listed
+            found = self.folder.stat().st_mtime_ns
+            self._listed = (time.time_ns(), found)
+            # Just after a change another one may carry the same time stamp.
+            if found == changed and listed - changed > SETTLED_NANOSECONDS:
+                return
         names = shard_names(self.folder)
         if not self.shards.keys() <= set(names):
             self.shards.clear()
@@ -260,16 +260,6 @@ class ShardIndex:
                 entries.append((shard, place))
                 entries.sort(key=lambda entry: entry[0].name)
 
-    def _unchanged(self) -> bool:
-        """Whether the folder is as it was when last listed, judged by its modification time."""
-        if not self.folder.is_dir():
-            return False
-        listed, changed = self._listed
-        now, found = time.time_ns(), self.folder.stat().st_mtime_ns
-        self._listed = (now, found)
-        # Just after a change another one may carry the same time stamp.
-        return found == changed and listed - changed > SETTLED_NANOSECONDS
-
     def places(self, demonstration: int) -> list[tuple[Shard, int]]:
         """Where a demonstration's scores lie: shard and place there, oldest shard first."""
         return self._places.get(demonstration, [])
@@ -277,17 +267,17 @@ class ShardIndex:
     def present(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets that are scored after a demonstration, int32."""
         sets = [shard.targets(place) for shard, place in self.places(demonstration)]
-        if len(sets) < 2:
-            return sets[0] if sets else _NOTHING
-        return np.unique(np.concatenate(sets))
+        if len(sets) == 1:
+            return sets[0]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int32), *sets]))
 
     def missing(self, demonstration: int, wanted: np.ndarray) -> np.ndarray:
         """Those of the ascending, distinct target ids `wanted` that are not scored yet, int32."""
         present = self.present(demonstration)
         if not len(present):
             return wanted
-        if len(present) == len(wanted) and np.array_equal(present, wanted):
-            return _NOTHING
+        if np.array_equal(present, wanted):
+            return wanted[:0]
         return np.setdiff1d(wanted, present, assume_unique=True)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,8 +334,16 @@ class Wanted:
         pairs: Pairs wanted; one that stands in several blocks counts once.
     """
 
-    def __init__(self, plan: PairPlan, records: EncodedRecords, store: ScoreStore) -> None:
+    def __init__(
+        self,
+        plan: PairPlan,
+        records: EncodedRecords,
+        store: ScoreStore,
+        alone: Sequence[str] = (),
+    ) -> None:
         """Give every scorable record of the plan an id.
+
+        The records `alone` are wanted without a demonstration, under the id `BASELINE`.
 
         Raises:
             DeliftError: the plan names a record that was not encoded.
@@ -345,40 +354,39 @@ class Wanted:
             raise DeliftError(
                 f"the plan names {len(unknown):,} records that were not given (first: {unknown[0]})"
             )
-        scorable = [record for record in mentioned if record in records.rows]
-        numbers = store.ids.add(scorable).tolist()
+        scorable = [record for record in (*mentioned, *alone) if record in records.rows]
+        numbers = store.ids.add(scorable)
         self.store = store
-        self.rows = np.full(max(numbers, default=-1) + 1, -1, dtype=np.int64)
+        self.rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
         self.rows[numbers] = [records.rows[record] for record in scorable]
-        number = dict(zip(scorable, numbers, strict=True))
-        # Of each demonstration the blocks it stands in, its place there, and the targets' ids: of
-        # a dense block as they are wanted, of another one -1 where they are unscorable.
-        self._places: dict[int, list[tuple[PairBlock, int, np.ndarray]]] = {}
+        number = dict(zip(scorable, numbers.tolist(), strict=True))
+        # The targets' ids of each demonstration in each block; a dense block has them once.
+        self._targets: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.left_out = plan.pairs + len(alone)
         for block in plan.blocks:
             targets = np.asarray([number.get(t, -1) for t in block.targets], dtype=np.int32)
-            targets = np.unique(targets[targets >= 0]) if block.dense else targets
+            everything = np.unique(targets[targets >= 0])
             for place, demonstration in enumerate(block.demonstrations):
                 if demonstration in number:
-                    entry = (block, place, targets)
-                    self._places.setdefault(number[demonstration], []).append(entry)
-        kept = (len(self._targets(*e)) for entries in self._places.values() for e in entries)
-        self.left_out = plan.pairs - sum(kept)
-        self.pairs = sum(len(self.targets(number)) for number in self._places)
+                    found = everything
+                    if not block.dense:
+                        found = targets[block.targets_of(place)]
+                        found = np.unique(found[found >= 0])
+                    self._targets[number[demonstration]].append(found)
+                    self.left_out -= len(found)
+        if ids := [number[record] for record in alone if record in number]:
+            self._targets[BASELINE].append(np.unique(np.asarray(ids, dtype=np.int32)))
+            self.left_out -= len(ids)
+        self.pairs = sum(len(self.targets(number)) for number in self._targets)
 
     def targets(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets wanted after a demonstration, int32."""
-        found = [self._targets(*entry) for entry in self._places[demonstration]]
+        found = self._targets[demonstration]
         return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
 
     def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
         """Demonstration id -> targets that are not scored yet; those with none are left out."""
-        given = sorted(self._places) if demonstrations is None else demonstrations
+        given = sorted(self._targets) if demonstrations is None else demonstrations
         missing = self.store.index.missing
         counts = {number: len(missing(number, self.targets(number))) for number in given}
         return {number: count for number, count in counts.items() if count}
-
-    def _targets(self, block: PairBlock, place: int, targets: np.ndarray) -> np.ndarray:
-        if block.dense:
-            return targets
-        chosen = targets[block.targets_of(place)]
-        return np.unique(chosen[chosen >= 0])

@@ -30,6 +30,7 @@ HOW_TO_INSTALL = (
 )
 # The ranks that vLLM has buffers for.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# What vLLM reads from the environment; what the user has set stays.
 _SETTINGS = {
     # The engine's loop in this process: 5 s to start instead of 70, and one process to end.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -55,18 +56,26 @@ class VllmEngine:
             Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
         """
         refuse_without_vllm()
-        prepare_environment(options)
-        _check_device(options)
-        self._lora: Any = None
-        if adapter is not None:
-            from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if options.threads:
+            # Without it vLLM binds a thread to every core.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-            self._lora = LoRARequest(adapter.name, 1, str(adapter))
-        with threads_kept(), llvm_by_its_names():
-            self._llm: Any = _started(folder, options, window, adapter)
+        kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
+        if options.device not in ("auto", kind):
+            raise Refused(
+                f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
+                "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
+                field="device",
+            )
+        self._lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
+        self._llm: Any = _started(folder, options, window, adapter)
         _check_head(self._llm)
-        self._parallel = options.tensor_parallel_size
-        self._window = window
+        self._parallel, self._window = options.tensor_parallel_size, window
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -123,13 +132,13 @@ class VllmEngine:
 
     def close(self) -> None:
         """Give the weights and the cache back; the engine cannot score afterwards."""
+        import torch
+
         if self._llm is not None:
             with contextlib.suppress(Exception):
                 self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
-            import torch
-
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -145,7 +154,9 @@ class VllmEngine:
         return TokenScores(np.concatenate(parts), records.answer_lengths[job.rows])
 
     def _generated(self, prompts: Sequence[list[int]], samplings: Sequence[Any]) -> list[Any]:
+        import torch
         from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
         longest = max(map(len, prompts))
         if longest > self._window:
@@ -153,7 +164,9 @@ class VllmEngine:
                 f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
                 "that vLLM was started with"
             )
-        with uncompiled_on_cpu():
+        # One small function (ranks, which nobody reads) would take half a minute to compile.
+        cpu = current_platform.is_cpu()
+        with torch.compiler.set_stance("force_eager") if cpu else contextlib.nullcontext():
             return self._llm.generate(
                 [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
                 list(samplings),
@@ -172,16 +185,6 @@ def refuse_without_vllm() -> None:
         raise Refused(HOW_TO_INSTALL, field="engine")
 
 
-def prepare_environment(options: ModelOptions) -> None:
-    """Set what vLLM reads from the environment; what the user has set stays."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if options.threads:
-        # Without it vLLM binds a thread to every core.
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-
-
 def answer_of(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
     """Log-probabilities of the last `answer` tokens of a prompt, float32.
 
@@ -196,63 +199,51 @@ def answer_of(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
     return np.asarray(found, dtype=np.float32)
 
 
-def _check_device(options: ModelOptions) -> None:
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    if options.device == "auto":
-        return
-    kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
-    if options.device != kind:
-        raise Refused(
-            f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
-            "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
-            field="device",
-        )
-
-
 def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | None) -> Any:
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
+    import torch
 
-    # Prompts are given as ids: vLLM needs no tokenizer. Their prefixes would not be read from the
-    # cache anyway, and without it a job's batches depend on the job alone.
-    own = {} if options.batch_tokens is None else {"max_num_batched_tokens": options.batch_tokens}
+    own: dict[str, Any] = {}
+    if options.batch_tokens is not None:
+        own["max_num_batched_tokens"] = options.batch_tokens
+    if adapter is not None:
+        modules, rank = adapted_modules(adapter)
+        larger = [known for known in _RANKS if known >= rank]
+        if not larger:
+            raise Refused(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter")
+        own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": larger[0]}
+        # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
+        own["lora_target_modules"] = modules
+    # On a CPU vLLM makes this function do nothing, for the whole process.
+    set_num_threads = torch.set_num_threads
     try:
-        return LLM(
-            str(folder),
-            skip_tokenizer_init=True,
-            dtype=options.dtype,
-            max_model_len=window + 1,
-            tensor_parallel_size=options.tensor_parallel_size,
-            gpu_memory_utilization=options.gpu_memory_utilization,
-            enable_prefix_caching=False,
-            enforce_eager=True,
-            disable_log_stats=True,
-            load_format="safetensors",
-            use_tqdm_on_load=False,
-            trust_remote_code=options.trust_remote_code,
-            seed=0,
-            **own,
-            **({} if adapter is None else _lora_options(adapter)),
-        )
+        # Prompts are given as ids: vLLM needs no tokenizer. Their prefixes would not be read from
+        # the cache anyway, and without it a job's batches depend on the job alone.
+        with llvm_by_its_names():
+            from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+            return LLM(
+                str(folder),
+                skip_tokenizer_init=True,
+                dtype=options.dtype,
+                max_model_len=window + 1,
+                tensor_parallel_size=options.tensor_parallel_size,
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                enable_prefix_caching=False,
+                enforce_eager=True,
+                disable_log_stats=True,
+                load_format="safetensors",
+                use_tqdm_on_load=False,
+                trust_remote_code=options.trust_remote_code,
+                seed=0,
+                **own,
+            )
     except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(
             f"{options.model}: vLLM could not load the model ({reason})", field="engine"
         ) from error
-
-
-def _lora_options(adapter: Path) -> dict[str, Any]:
-    modules, rank = adapted_modules(adapter)
-    larger = [known for known in _RANKS if known >= rank]
-    if not larger:
-        raise Refused(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter")
-    # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
-    return {
-        "enable_lora": True,
-        "max_loras": 1,
-        "max_lora_rank": larger[0],
-        "lora_target_modules": modules,
-    }
+    finally:
+        torch.set_num_threads = set_num_threads
 
 
 def adapted_modules(adapter: Path) -> tuple[list[str], int]:
@@ -302,18 +293,6 @@ def _check_head(llm: Any) -> None:
 
 
 @contextlib.contextmanager
-def threads_kept() -> Iterator[None]:
-    """Keep `torch.set_num_threads`: on a CPU vLLM makes it do nothing, for the whole process."""
-    import torch
-
-    own = torch.set_num_threads
-    try:
-        yield
-    finally:
-        torch.set_num_threads = own
-
-
-@contextlib.contextmanager
 def llvm_by_its_names() -> Iterator[None]:
     """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
 
@@ -335,16 +314,3 @@ def llvm_by_its_names() -> Iterator[None]:
         yield
     finally:
         kind.__getattr__ = own
-
-
-@contextlib.contextmanager
-def uncompiled_on_cpu() -> Iterator[None]:
-    """Compile nothing: one small function (ranks, which nobody reads) would take half a minute."""
-    import torch
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    if not current_platform.is_cpu():
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -36,7 +36,7 @@ from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.store import ScoreStore, Wanted
 
 MODULE = "delift_pipeline.scoring.workers"
-POLL_SECONDS, END_SECONDS = 0.2, 10.0
+END_SECONDS = 10.0
 FAILED, REFUSED, ORPHANED = 1, 2, 3
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 JOB, RECORDS, PLAN = "job.json", "records.arrow", "plan"
@@ -77,7 +77,7 @@ def work(folder: Path, channel: _Channel) -> None:
     report = score_pairs(loaded, store, records, plan, channel)
     if job["baseline"]:
         score_baseline(loaded, store, records, channel)
-    channel.send(report=report.as_dict())
+    channel.send(report={"halved": report.halved, "engine": report.engine})
 
 
 def main() -> int:
@@ -128,6 +128,7 @@ def score_together(
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
+        ExitStack() as running,
     ):
 
         def hear(document: dict[str, Any]) -> None:
@@ -147,8 +148,13 @@ def score_together(
         settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
         job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
         write_json(folder / JOB, job)
-        with _started(folder, places) as workers:
-            _wait(workers, hear, progress)
+        made = (Worker(f"{at} of {len(places)}", folder, own) for at, own in enumerate(places, 1))
+        workers = [running.enter_context(worker) for worker in made]
+        threads = [Thread(target=worker.follow, args=(hear,), daemon=True) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         store.refresh()
         if left := sum(wanted.missing().values()):
             raise _failure(workers, left)
@@ -201,13 +207,19 @@ def pinned(workers: int, visible: Sequence[str], each: int) -> list[str]:
     return [",".join(visible[at * each : (at + 1) * each]) for at in range(workers)]
 
 
-class _Worker:
-    """A process that scores, the file of its standard error, and its exit status at the end."""
+class Worker:
+    """A process that scores; it does not outlive its context.
 
-    def __init__(self, number: int, folder: Path, place: Mapping[str, str]) -> None:
-        self.number, self.log = number, folder / f"worker-{number}.log"
-        self.status: int | None = None
-        with self.log.open("wb") as errors:
+    Attributes:
+        name: Its number and that of all workers.
+        status: Its exit status once it has ended.
+    """
+
+    def __init__(self, name: str, folder: Path, place: Mapping[str, str]) -> None:
+        """Start a process on the job in a folder, with a few variables of its own."""
+        self.name, self.status = name, 0
+        self._log = folder / f"worker-{name.split()[0]}.log"
+        with self._log.open("wb") as errors:
             self.process = subprocess.Popen(
                 # -P: a file in the current folder may be named as a module.
                 [sys.executable, "-P", "-m", MODULE, str(folder)],
@@ -220,28 +232,10 @@ class _Worker:
                 start_new_session=True,
             )
 
-    @property
-    def errors(self) -> list[str]:
-        """The lines of its standard error."""
-        lines = map(str.strip, self.log.read_text("utf-8", errors="replace").split("\n"))
-        return [line for line in lines if line]
+    def __enter__(self) -> "Worker":
+        return self
 
-    @property
-    def last_words(self) -> str:
-        """The last line of its standard error, or how it ended."""
-        said, status = self.errors, self.status or 0
-        if status < 0:
-            return f"signal {-status}" + (f" after it said: {said[-1]}" if said else "")
-        return (said or [f"exit status {status}"])[-1]
-
-    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Pass on every document of its standard output until that closes."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            hear(json.loads(line))
-
-    def end(self) -> None:
-        """End the process if it runs still."""
+    def __exit__(self, *_: object) -> None:
         # Its standard input is the pipe by which it knows that it is still wanted.
         with self.process as process:
             if process.poll() is None:
@@ -251,41 +245,33 @@ class _Worker:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
+    @property
+    def errors(self) -> list[str]:
+        """The lines of its standard error."""
+        lines = map(str.strip, self._log.read_text("utf-8", errors="replace").split("\n"))
+        return [line for line in lines if line]
 
-@contextmanager
-def _started(folder: Path, places: Sequence[Mapping[str, str]]) -> Iterator[list[_Worker]]:
-    """The workers, none of which outlives the context."""
-    workers: list[_Worker] = []
-    try:
-        for number, place in enumerate(places):
-            workers.append(_Worker(number, folder, place))
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
+    @property
+    def last_words(self) -> str:
+        """The last line of its standard error, or how it ended."""
+        said = self.errors
+        if self.status < 0:
+            return f"signal {-self.status}" + (f" after it said: {said[-1]}" if said else "")
+        return (said or [f"exit status {self.status}"])[-1]
 
-
-def _wait(
-    workers: list[_Worker], hear: Callable[[dict[str, Any]], None], progress: Progress
-) -> None:
-    """Wait for all workers; say which end early."""
-    listeners = [Thread(target=worker.listen, args=(hear,), daemon=True) for worker in workers]
-    for listener in listeners:
-        listener.start()
-    running = list(workers)
-    while running:
-        time.sleep(POLL_SECONDS)
-        for worker in running:
-            worker.status = worker.process.poll()
-            if worker.status:
-                place = f"worker {worker.number + 1} of {len(workers)}"
-                progress.say(f"{place} ended early: {worker.last_words}")
-        running = [worker for worker in running if worker.status is None]
-    for listener in listeners:
-        listener.join()
+    def follow(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Pass on every document of its standard output until it ends; say so if that is early."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            # A worker that is killed leaves half a line.
+            if line.endswith("\n"):
+                hear(json.loads(line))
+        self.status = self.process.wait()
+        if self.status:
+            hear({"say": f"worker {self.name} ended early: {self.last_words}"})
 
 
-def _failure(workers: Sequence[_Worker], left: int) -> DeliftError:
+def _failure(workers: Sequence[Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
     if refused := next((worker for worker in early if worker.status == REFUSED), None):
         return Refused(*refused.errors)

@@ -25,7 +25,7 @@ from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.scoring.workers import (
     MODULE,
     ORPHANED,
-    _started,
+    Worker,
     environments,
     pinned,
     score_together,
@@ -150,7 +150,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(
 ) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('my own script ran')")
     monkeypatch.chdir(tmp_path)
-    with _started(tmp_path, [{}]) as (worker,):
+    with Worker("1 of 1", tmp_path, {}) as worker:
         worker.status = worker.process.wait(60)
         last = worker.last_words
     assert last.startswith("FileNotFoundError") and "job.json" in last
