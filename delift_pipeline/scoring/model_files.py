@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,14 @@ def check_model_folder(folder: Path, name: str) -> None:
     try:
         found = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
         state = tuple(sorted((one, stat.st_size, stat.st_mtime_ns) for one, stat in found))
-        _check(folder, name, state)
+        reason = _fault(folder, state)
     except OSError as error:
         at = Path(str(error.filename or folder)).name
         raise _refused(name, f"{at} cannot be read ({error.strerror or error})") from error
+    except _BrokenFile as error:
+        raise _refused(name, f"{error}; {_AGAIN}") from error
+    if reason:
+        raise _refused(name, reason)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -80,79 +84,76 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+class _BrokenFile(Exception):
+    """A file of a model that is not whole, and how."""
+
+
 @lru_cache(maxsize=16)
-def _check(folder: Path, name: str, state: tuple[Any, ...]) -> None:
-    """Run all checks; `state` makes the cache forget a folder that has changed."""
+def _fault(folder: Path, state: tuple[Any, ...]) -> str | None:
+    """What is wrong with a folder; `state` makes the cache forget one that has changed."""
     files = [folder / one for one, _, _ in state]
-    _check_pointers([path for path in files if path.suffix in _READ and path.is_file()], name)
-    if (folder / ADAPTER).exists():
-        own = _read_json(folder / ADAPTER, name)
-        kind, base = own.get("peft_type", "LoRA"), own.get("base_model_name_or_path", "a model")
-        raise _refused(
-            name,
-            f"this is a {kind} adapter of {base}, not a whole model; merge it into its base (peft: "
-            f"merge_and_unload, save_pretrained), or name {base}",
-        )
-    if not (folder / CONFIG).exists():
-        named_gguf = any(path.suffix == ".gguf" for path in files)
-        raise _refused(name, _GGUF if named_gguf else f"no {CONFIG}, so this holds no model")
-    read = {one: _read_json(folder / one, name) for one in _JSON_FILES if (folder / one).exists()}
-    heads = read[CONFIG].get("architectures") or []
-    if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
-        why = "and cannot score answers; name a causal model"
-        raise _refused(name, f"this is an encoder ({heads[0]}) {why}")
-    if INDEX in read:
-        _check_index(read[INDEX], folder, name)
-    weights = weight_files(folder)
-    if not weights:
-        raise _refused(
-            name,
-            "no *.safetensors weights; other formats can run code when they are read and are "
-            "not loaded (convert them with save_pretrained)",
-        )
-    for path in weights:
-        _check_weights(path, name)
-    if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
-        raise _refused(name, "no tokenizer; add the tokenizer.json of this model")
-
-
-def _check_pointers(files: Sequence[Path], name: str) -> None:
-    pointers = []
-    for path in files:
-        with path.open("rb") as handle:
-            pointers += [path] if handle.read(len(LFS_HEADER)) == LFS_HEADER else []
+    pointers = [path for path in files if path.suffix in _READ and _is_pointer(path)]
     if pointers:
         size = pointers[0].stat().st_size
         more = f" (as are {len(pointers) - 1} more files)" if len(pointers) > 1 else ""
         reason = f"{pointers[0].name} is a git-lfs pointer of {size} bytes{more}, not the file"
-        raise _refused(name, f"{reason}; run `git lfs pull` in the folder")
+        return f"{reason}; run `git lfs pull` in the folder"
+    if (folder / ADAPTER).exists():
+        own = _read_json(folder / ADAPTER)
+        kind, base = own.get("peft_type", "LoRA"), own.get("base_model_name_or_path", "a model")
+        return (
+            f"this is a {kind} adapter of {base}, not a whole model; merge it into its base (peft: "
+            f"merge_and_unload, save_pretrained), or name {base}"
+        )
+    if not (folder / CONFIG).exists():
+        named_gguf = any(path.suffix == ".gguf" for path in files)
+        return _GGUF if named_gguf else f"no {CONFIG}, so this holds no model"
+    read = {one: _read_json(folder / one) for one in _JSON_FILES if (folder / one).exists()}
+    heads = read[CONFIG].get("architectures") or []
+    if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
+        why = "and cannot score answers; name a causal model"
+        return f"this is an encoder ({heads[0]}) {why}"
+    if INDEX in read:
+        places = read[INDEX].get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+            raise _BrokenFile(f"{INDEX} names no weight files (weight_map)")
+        shards = sorted(set(places.values()))
+        if absent := [shard for shard in shards if not (folder / shard).exists()]:
+            counts = f"{len(absent)} of its {len(shards)} weight files"
+            raise _BrokenFile(f"{counts} are missing (first: {absent[0]})")
+    weights = weight_files(folder)
+    if not weights:
+        return (
+            "no *.safetensors weights; other formats can run code when they are read and are "
+            "not loaded (convert them with save_pretrained)"
+        )
+    for path in weights:
+        _check_weights(path)
+    named = any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern))
+    return None if named else "no tokenizer; add the tokenizer.json of this model"
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        return handle.read(len(LFS_HEADER)) == LFS_HEADER
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
         at = f"at line {error.lineno}, column {error.colno} ({error.msg})"
-        raise _refused(name, f"{path.name} is broken JSON {at}; {_AGAIN}") from error
+        raise _BrokenFile(f"{path.name} is broken JSON {at}") from error
     except UnicodeDecodeError as error:
-        raise _refused(name, f"{path.name} is not UTF-8 text; {_AGAIN}") from error
+        raise _BrokenFile(f"{path.name} is not UTF-8 text") from error
     if not isinstance(found, dict):
-        raise _refused(name, f"{path.name} holds no JSON object; {_AGAIN}")
+        raise _BrokenFile(f"{path.name} holds no JSON object")
     return found
 
 
-def _check_index(index: dict[str, Any], folder: Path, name: str) -> None:
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
-        raise _refused(name, f"{INDEX} names no weight files (weight_map); {_AGAIN}")
-    shards = sorted(set(places.values()))
-    absent = [shard for shard in shards if not (folder / shard).exists()]
-    if absent:
-        reason = f"{len(absent)} of its {len(shards)} weight files are missing (first: {absent[0]})"
-        raise _refused(name, f"{reason}; {_AGAIN}")
-
-
-def _check_weights(path: Path, name: str) -> None:
+def _check_weights(path: Path) -> None:
     """Compare a safetensors file's size with what its header says."""
     size = path.stat().st_size
     with path.open("rb") as handle:
@@ -162,11 +163,13 @@ def _check_weights(path: Path, name: str) -> None:
         tensors = {one: at for one, at in json.loads(header).items() if one != "__metadata__"}
         whole = 8 + length + max((at["data_offsets"][1] for at in tensors.values()), default=0)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
-        reason = f"{path.name} ({size:,} bytes) has no safetensors header: it is cut off or"
-        raise _refused(name, f"{reason} another kind of file; {_AGAIN}") from error
+        raise _BrokenFile(
+            f"{path.name} ({size:,} bytes) has no safetensors header: it is cut off or another "
+            "kind of file"
+        ) from error
     if whole != size:
         reason = f"{path.name} has {size:,} bytes where its header says {whole:,}"
-        raise _refused(name, f"{reason}: the file is not whole; {_AGAIN}")
+        raise _BrokenFile(f"{reason}: the file is not whole")
 
 
 def _refused(name: str, reason: str) -> Refused:
@@ -189,7 +192,12 @@ def model_folder(options: ModelOptions) -> Path:
     Raises:
         Refused: there is no such folder or hub model, or it holds no whole model.
     """
-    check_model_folder(folder := _located(options), options.model)
+    local = DEMO_MODEL if options.model == MODEL_DEMO else Path(options.model).expanduser()
+    if local.is_file():
+        file = "this is a file; name the folder of the model"
+        raise _refused(options.model, _GGUF if local.suffix == ".gguf" else file)
+    folder = local.resolve() if local.is_dir() else _from_hub(options)
+    check_model_folder(folder, options.model)
     return folder
 
 
@@ -203,20 +211,6 @@ def check_local_model(options: ModelOptions) -> None:
         model_folder(options)
 
 
-def _located(options: ModelOptions) -> Path:
-    if options.model == MODEL_DEMO:
-        return DEMO_MODEL
-    local = Path(options.model).expanduser()
-    if local.is_dir():
-        return local.resolve()
-    if local.is_file():
-        file = "this is a file; name the folder of the model"
-        raise _refused(options.model, _GGUF if local.suffix == ".gguf" else file)
-    if not _on_hub(options.model):
-        raise _refused(options.model, "no such folder")
-    return _from_hub(options)
-
-
 def _on_hub(model: str) -> bool:
     """Whether the name can only be that of a model on the hub."""
     here = model == MODEL_DEMO or Path(model).expanduser().exists()
@@ -226,6 +220,8 @@ def _on_hub(model: str) -> bool:
 def _from_hub(options: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
 
+    if not _on_hub(options.model):
+        raise _refused(options.model, "no such folder")
     patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
     try:
         return Path(snapshot_download(options.model, revision=options.revision, **patterns))
