@@ -1,10 +1,9 @@
 """From records to the exact tokens that are scored, within caps that never look at the partner."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from delift_pipeline.prompts.template import (
 )
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 
@@ -95,45 +93,32 @@ def tokenised(
     `after_marker` says that a special token, or nothing, stands before each text; `own_blanks` that
     the blank that a tokenizer puts after a special token is kept.
     """
-    runs = [list(_runs(one, after_marker, own_blanks)) for one in written]
-    texts: dict[bool, list[str]] = {}
-    for _, text, blank in chain.from_iterable(runs):
-        texts.setdefault(blank, []).append(text)
-    encodings = {blank: iter(plain.encode(own, blank)) for blank, own in texts.items()}
-    return [
-        _segment(plain, one, [(start, next(encodings[blank])) for start, _, blank in own])
-        for one, own in zip(written, runs, strict=True)
-    ]
-
-
-def _runs(written: Written, after: bool, own_blanks: bool) -> Iterator[tuple[int, str, bool]]:
-    """Each text between special tokens: its start, itself, whether a blank before it is kept."""
-    start = 0
-    for begin, end, _ in written.markers:
-        if begin > start:
-            yield start, written.text[start:begin], own_blanks and after
-        start, after = end, True
-    if start < len(written.text):
-        yield start, written.text[start:], own_blanks and after
-
-
-def _segment(plain: PlainText, written: Written, runs: "Sequence[tuple[int, Encoding]]") -> Segment:
-    parts = [(begin, [token], [(begin, end)]) for begin, end, token in written.markers]
-    for start, encoding in runs:
-        places = encoding.offsets
-        if start:
-            places = [(start + begin, start + end) for begin, end in places]
-        parts.append((start, encoding.ids, places))
-    parts.sort(key=lambda part: part[0])
-    ids = [token for _, tokens, _ in parts for token in tokens]
-    offsets = [place for _, _, places in parts for place in places]
-    return Segment(
-        written.text,
-        written.spans,
-        np.asarray(ids, dtype=np.int32),
-        np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
-        any(not plain.markers.isdisjoint(encoding.ids) for _, encoding in runs),
-    )
+    # The texts between special tokens, by whether a blank before them is kept.
+    runs: dict[bool, list[tuple[int, int, str]]] = {False: [], True: []}
+    for at, one in enumerate(written):
+        start, after = 0, after_marker
+        for begin, end in [*(marker[:2] for marker in one.markers), (len(one.text),) * 2]:
+            if begin > start:
+                runs[own_blanks and after].append((at, start, one.text[start:begin]))
+            start, after = end, True
+    # Of each text: where tokens start, their ids and their places.
+    parts = [[(begin, [own], [(begin, end)]) for begin, end, own in w.markers] for w in written]
+    foreign = [False] * len(written)
+    for blank, own in runs.items():
+        encodings = plain.encode([text for _, _, text in own], blank)
+        for (at, start, _), encoding in zip(own, encodings, strict=True):
+            places = encoding.offsets
+            if start:
+                places = [(start + begin, start + end) for begin, end in places]
+            parts[at].append((start, encoding.ids, places))
+            foreign[at] |= not plain.markers.isdisjoint(encoding.ids)
+    segments = []
+    for one, own, odd in zip(written, parts, foreign, strict=True):
+        own.sort(key=lambda part: part[0])
+        ids = np.asarray([token for _, tokens, _ in own for token in tokens], dtype=np.int32)
+        offsets = np.asarray([place for _, _, places in own for place in places], dtype=np.int64)
+        segments.append(Segment(one.text, one.spans, ids, offsets.reshape(-1, 2), odd))
+    return segments
 
 
 _CHUNK = 2048
@@ -262,7 +247,20 @@ class Encoder:
         half = window // 2
         self.target_cap = window - half
         self.demonstration_cap = half - len(self.start)
-        self._check_window(half)
+        # The template's own words, and one token of each text.
+        blank, wording, own = [{**_EMPTY, "input": " "}], self.wording, len(self.start)
+        prompt, answer, shown_prompt, shown_answer = (
+            len(self._segments(blank, slot)[0])
+            for slot in (wording.prompt, wording.answer, wording.shown_prompt, wording.shown_answer)
+        )
+        shown = shown_prompt + shown_answer + 2 + own + len(self.close)
+        needed = max(len(self.head) + 1, prompt + answer + 2, shown)
+        if needed > half:
+            raise Refused(
+                f"a window of {window} tokens is too small: the template's own words take "
+                f"{needed} of its half",
+                field="window",
+            )
 
     @property
     def marks(self) -> frozenset[int]:
@@ -352,23 +350,6 @@ class Encoder:
             length = len(shown.tokens)
             shown.removed.append((max(length - over, 0), length))
         return example
-
-    def _check_window(self, half: int) -> None:
-        def fixed(*slots: Slot) -> int:
-            """Tokens of the template's own words, and one of each text."""
-            blank = [{**_EMPTY, "input": " "}]
-            return sum(len(self._segments(blank, slot)[0]) for slot in slots) + 2
-
-        own, wording = len(self.start) + len(self.close), self.wording
-        target = fixed(wording.prompt, wording.answer)
-        shown = fixed(wording.shown_prompt, wording.shown_answer) + own
-        needed = max(len(self.head) + 1, target, shown)
-        if needed > half:
-            raise Refused(
-                f"a window of {self.window} tokens is too small: the template's own words take "
-                f"{needed} of its half",
-                field="window",
-            )
 
 
 def _int32(numbers: Sequence[int]) -> np.ndarray:

@@ -80,12 +80,10 @@ def reduce_scores(scores: TokenScores) -> PairScores:
     The distance is that of DELIFT (arXiv 2411.04425): d = ||1 - p||_2 / sqrt(T) over the T answer
     tokens. Sums are taken in float64, so that a score does not depend on the length of the job.
     """
-    logprobs = scores.logprobs.astype(np.float64)
-    starts = np.concatenate([[0], np.cumsum(scores.lengths)[:-1]]).astype(np.int64)
-    if not len(scores.lengths):
+    logprobs, lengths = scores.logprobs.astype(np.float64), scores.lengths.astype(np.int64)
+    if not len(lengths):
         return PairScores(*np.empty((2, 0), dtype=np.float32))
     # 1 - p = -expm1(log p) keeps its digits where p is close to 1.
-    missing = np.square(np.expm1(logprobs))
-    squared = np.add.reduceat(missing, starts) / scores.lengths
-    total = np.add.reduceat(logprobs, starts)
-    return PairScores(squared.astype(np.float32), total.astype(np.float32))
+    terms = np.stack([np.square(np.expm1(logprobs)), logprobs])
+    squared, total = np.add.reduceat(terms, np.cumsum(lengths) - lengths, axis=1)
+    return PairScores((squared / lengths).astype(np.float32), total.astype(np.float32))

@@ -110,11 +110,19 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     if options.threads:
         torch.set_num_threads(options.threads)
     fingerprint, folder = fingerprint_of(options), model_folder(options)
-    tokenizer = load_tokenizer(folder, options)
-    encoder = _encoder(folder, tokenizer, options)
+    encoder = load_encoder(options)
     model = (_load_shape if shape_only else _load_weights)(folder, options)
-    _check_vocabulary(model, encoder, options)
-    return LoadedModel(model, tokenizer, encoder, options, fingerprint, folder)
+    rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+    # A marker beyond the model's rows does no harm where no prompt can hold it.
+    unused = encoder.plain.markers - encoder.marks
+    largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
+    if largest >= rows:
+        raise Refused(
+            f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
+            f"{rows:,} tokens; they do not belong together",
+            field="model",
+        )
+    return LoadedModel(model, encoder.tokenizer, encoder, options, fingerprint, folder)
 
 
 def load_scorer(options: ModelOptions) -> LoadedModel:
@@ -137,10 +145,7 @@ def load_encoder(options: ModelOptions) -> Encoder:
         Refused: the model, its tokenizer or the template cannot be used, and why.
     """
     folder = model_folder(options)
-    return _encoder(folder, load_tokenizer(folder, options), options)
-
-
-def _encoder(folder: Path, tokenizer: "PreTrainedTokenizerBase", options: ModelOptions) -> Encoder:
+    tokenizer = load_tokenizer(folder, options)
     window = resolve_window(options, read_config(folder))
     return Encoder(tokenizer, load_template(options.template), window, chat_source(folder))
 
@@ -175,12 +180,17 @@ def resolve_device(device: str) -> torch.device:
 def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    placed = _placement(options)
+    device, dtype = resolve_device(options.device), getattr(torch, options.dtype)
+    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    if options.load_in:
+        refuse_without_bitsandbytes(f"load_in {options.load_in}", "leave load_in out", "load_in")
+        placed = {"device_map": {"": device}, **placed}
+        placed["quantization_config"] = quantisation(options.load_in, dtype)
     try:
         with refused_where_loading_fails(options, "the model"), quiet_loading():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=getattr(torch, options.dtype),
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=options.trust_remote_code,
                 local_files_only=True,
@@ -195,14 +205,20 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
                 field="model",
             )
         # Where a map or a quantiser has placed the weights they stay.
-        model = model if placed else model.to(resolve_device(options.device))
+        model = model if placed else model.to(device)
         model = model.eval().requires_grad_(False)
         if options.load_in:
             _check_quantised(model, options)
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
-        raise DeliftError(no_room(folder, options)) from error
+        parameters = stored_parameters(weight_files(folder))
+        gib = parameters * BYTES[options.dtype] / GIB
+        raise DeliftError(
+            f"{options.model}: {parameters:,} weights take {gib:,.1f} GiB in {options.dtype}, more "
+            f"than there is (device {options.device_map or options.device}); take dtype bfloat16, "
+            "load_in 4bit, or device_map auto"
+        ) from error
     return model
 
 
@@ -252,31 +268,6 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
         ) from error
 
 
-def _placement(options: ModelOptions) -> dict[str, Any]:
-    """What tells transformers where and how to put the weights; nothing for one device."""
-    device = resolve_device(options.device)
-    if options.load_in is None:
-        return {"device_map": options.device_map} if options.device_map else {}
-    refuse_without_bitsandbytes(f"load_in {options.load_in}", "leave load_in out", "load_in")
-    return {
-        "quantization_config": quantisation(options.load_in, getattr(torch, options.dtype)),
-        "device_map": options.device_map or {"": device},
-    }
-
-
-def no_room(folder: Path, options: ModelOptions) -> str:
-    """The sentence for weights that do not fit: how much they take, and what takes less."""
-    parameters, place = (
-        stored_parameters(weight_files(folder)),
-        options.device_map or options.device,
-    )
-    gib = parameters * BYTES[options.dtype] / GIB
-    return (
-        f"{options.model}: {parameters:,} weights take {gib:,.1f} GiB in {options.dtype}, more "
-        f"than there is (device {place}); take dtype bfloat16, load_in 4bit, or device_map auto"
-    )
-
-
 def _load_shape(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -284,16 +275,3 @@ def _load_shape(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     with refused_where_loading_fails(options, "the model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()
-
-
-def _check_vocabulary(model: "PreTrainedModel", encoder: Encoder, options: ModelOptions) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
-    # A marker beyond the model's rows does no harm where no prompt can hold it.
-    unused = encoder.plain.markers - encoder.marks
-    largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
-    if largest >= rows:
-        raise Refused(
-            f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
-            f"{rows:,} tokens; they do not belong together",
-            field="model",
-        )

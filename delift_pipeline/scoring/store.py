@@ -48,9 +48,6 @@ class IdTable:
         self.path = path
         self._numbers: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
     def numbers(self, record_ids: Sequence[str]) -> np.ndarray:
         """The records' numbers, int32 [records]; `UNKNOWN` where a record has none."""
         self.refresh()
@@ -167,8 +164,6 @@ class ScoreStore:
         name = f"{int(last[:8]) + 1:08d}-{uuid.uuid4().hex[:8]}"
         write_shard(self.index.folder / f"{name}{SUFFIX}", draft, settings)
 
-    # Reading
-
     def column(self, demonstration: str, targets: Sequence[str]) -> PairScores:
         """Scores of `targets` after `demonstration`."""
         numbers = self._numbers_of(targets)
@@ -177,12 +172,9 @@ class ScoreStore:
 
     def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> PairScores:
         """A dense block: both arrays float32 [targets, demonstrations], column-major."""
-        shape = (len(targets), len(demonstrations))
-        block = PairScores(np.empty(shape, np.float32, "F"), np.empty(shape, np.float32, "F"))
-        for place, demonstration in enumerate(demonstrations):
-            for whole, column in zip(block, self.column(demonstration, targets), strict=True):
-                whole[:, place] = column
-        return block
+        columns = [self.column(demonstration, targets) for demonstration in demonstrations]
+        arrays = np.asarray(columns, dtype=np.float32).reshape(len(columns), 2, len(targets))
+        return PairScores(*(np.ascontiguousarray(arrays[:, part]).T for part in range(2)))
 
     def baseline(self, targets: Sequence[str]) -> Baseline:
         """Scores of `targets` without a demonstration, and their answers' token counts."""
@@ -222,8 +214,6 @@ class ScoreStore:
             self._last = (targets, self.ids.numbers(targets))
         return self._last[1]
 
-    # What is missing
-
     def missing(self, plan: PairPlan) -> PairPlan:
         """The pairs of a plan that are not scored yet; blocks with none are left out."""
         self.refresh()
@@ -243,20 +233,15 @@ class ScoreStore:
         indices = np.concatenate([np.empty(0, np.int32), *rows.values()], dtype=np.int32)
         return PairBlock(block.name, block.targets, tuple(rows), indptr, indices)
 
-    # Care
-
     def verify(self) -> list[BadShard]:
         """Read every byte of every shard; the ones that are not as they were written."""
         bad = []
         for name in shard_names(self.index.folder):
-            reason = ""
             try:
                 if not Shard(self.index.folder / f"{name}{SUFFIX}").intact():
-                    reason = "its checksum does not match its contents"
+                    bad.append(BadShard(name, "its checksum does not match its contents"))
             except (DeliftError, ValueError, KeyError) as error:
-                reason = str(error)
-            if reason:
-                bad.append(BadShard(name, reason))
+                bad.append(BadShard(name, str(error)))
         return bad
 
     def set_aside(self, name: str) -> Path:
@@ -305,9 +290,8 @@ class Leases:
         if key in self._held:
             return True
         path = self.folder / f"{key}.lease"
-        lock = FileLock(path)
         try:
-            lock.acquire(blocking=False)
+            (lock := FileLock(path)).acquire(blocking=False)
         except Timeout:
             return False
         # For people who look: the lock alone counts.
