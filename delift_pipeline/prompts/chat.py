@@ -84,16 +84,19 @@ def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -
         Refused: there is no template, it refuses such a dialogue, or it cannot be taken apart.
     """
     writer = _Writer(_present(source), names, system)
-    one, two, three = (writer.around(turns) for turns in (1, 2, 3))
+    one, two, three = map(writer.around, (1, 2, 3))
     if one != [two[0], *two[-2:]] or three != [*two[:3], *two[1:]]:
         raise _refused("writes a turn differently by its place among the turns")
     opening, middle, end = one
+    texts = writer.texts(_PLAIN, 1)
+    generation = _cut(writer.render(texts[:1], add_generation_prompt=True), texts[:1])[1]
     # White space between where a generation starts and the answer.
-    generation = writer.generation()
     rest = middle.removeprefix(generation)
     lead = rest if generation and middle.startswith(generation) and rest.isspace() else ""
     shown_lead = lead if two[1] == middle else ""
     before, _, after = opening.partition(writer.system) if system else (opening, "", "")
+    padded = [f" \n{text}\n " for text in texts]
+    whole = writer.render(padded)
     return Dialogue(
         opening=(before, after),
         system=system,
@@ -103,7 +106,7 @@ def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -
         middle=middle.removesuffix(lead),
         lead=lead,
         end=end,
-        trimmed=writer.trimmed(),
+        trimmed=tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole),
     )
 
 
@@ -116,28 +119,19 @@ class _Writer:
 
     def around(self, turns: int) -> list[str]:
         """What stands before, between and after the texts of a whole dialogue."""
-        texts = (self._texts(kind, turns) for kind in (_PLAIN, _TRICKY))
-        found, again = (_cut(self._render(own), own) for own in texts)
+        texts = (self.texts(kind, turns) for kind in (_PLAIN, _TRICKY))
+        found, again = (_cut(self.render(own), own) for own in texts)
         if found != again:
             raise _refused("writes other words around other texts")
         return found
 
-    def generation(self) -> str:
-        """What follows the user's text where an answer is to be generated."""
-        text = self._texts(_PLAIN, 1)[:1]
-        return _cut(self._render(text, add_generation_prompt=True), text)[1]
-
-    def trimmed(self) -> tuple[str, ...]:
-        """Roles whose texts lose the white space at their ends."""
-        padded = [f" \n{text}\n " for text in self._texts(_PLAIN, 1)]
-        whole = self._render(padded)
-        return tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole)
-
-    def _texts(self, kind: str, turns: int) -> list[str]:
+    def texts(self, kind: str, turns: int) -> list[str]:
+        """Stand-ins for the texts of a dialogue."""
         pairs = product(map(str, range(turns)), _ROLES)
         return [kind.replace("{role}", role).replace("{place}", place) for place, role in pairs]
 
-    def _render(self, texts: Sequence[str], add_generation_prompt: bool = False) -> str:
+    def render(self, texts: Sequence[str], add_generation_prompt: bool = False) -> str:
+        """The whole dialogue; with `add_generation_prompt` an answer is to follow."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         turns = [("system", self.system)] if self.system else []

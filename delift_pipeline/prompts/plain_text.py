@@ -30,8 +30,6 @@ class Marker:
     """A special token where a template wants it.
 
     Attributes:
-        id: Its id.
-        surface: How it is written.
         takes_before: Whether it swallows white space before it.
         takes_after: Whether it swallows white space after it.
     """
@@ -64,23 +62,20 @@ class PlainText:
             )
         self._state = backend.to_str()
         state = json.loads(self._state)
-        begin, end, unknown = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token
         # The token for unknown text, unless it marks structure as well (GPT-2 has one for all).
+        unknown = tokenizer.unk_token
         plain = None if unknown in (tokenizer.bos_token, tokenizer.eos_token) else unknown
-        marking = [
-            token
-            for token in state["added_tokens"]
-            if (token["special"] or _MARKER.match(token["content"])) and token["content"] != plain
-        ]
-        # Many models pad with the token for unknown text, which ordinary text may give.
-        pad = tokenizer.pad_token_id
-        named = [begin, end, None if pad == tokenizer.unk_token_id else pad]
-        ids = [*(token["id"] for token in marking), *named]
-        self.markers = frozenset(token for token in ids if isinstance(token, int))
         self._surfaces = {
             t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
-            for t in marking
+            for t in state["added_tokens"]
+            if (t["special"] or _MARKER.match(t["content"])) and t["content"] != plain
         }
+        # Many models pad with the token for unknown text, which ordinary text may give.
+        pad = tokenizer.pad_token_id
+        named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        named += [] if pad == tokenizer.unk_token_id else [pad]
+        ids = [*(marker.id for marker in self._surfaces.values()), *named]
+        self.markers = frozenset(token for token in ids if isinstance(token, int))
         self._backend = _rebuilt(state, self._surfaces, only_first=False)
 
     def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
@@ -150,17 +145,13 @@ def _with_blanks(part: dict[str, Any] | None, only_first: bool) -> dict[str, Any
     With `only_first` every blank stays but one that is added to the first text of a sequence only,
     for it is none after a special token.
     """
-    if part is None:
+    if part is None or (part["type"] == "Prepend" and not only_first):
         return None
     if part["type"] == "Sequence":
         members = "normalizers" if "normalizers" in part else "pretokenizers"
         changed = (_with_blanks(member, only_first) for member in part[members])
-        return {**part, members: [member for member in changed if member is not None]}
-    if only_first:
-        first = part.get("prepend_scheme") == "first"
-        return {**part, "prepend_scheme": "never"} if first else part
-    if part["type"] == "Prepend":
-        return None
-    if part["type"] == "Metaspace":
+        return {**part, members: list(filter(None, changed))}
+    if part.get("prepend_scheme") == "first" or (part["type"] == "Metaspace" and not only_first):
         part = {**part, "prepend_scheme": "never"}
-    return {**part, "add_prefix_space": False} if "add_prefix_space" in part else part
+    added = "add_prefix_space" in part and not only_first
+    return {**part, "add_prefix_space": False} if added else part

@@ -37,14 +37,14 @@ def render(
     asked = _example(encoder, target, "target")
     eos = str(encoder.tokenizer.decode([encoder.eos]))
     wording = encoder.wording
-    text, ids = _text(wording.head), list(encoder.head)
-    if demonstrations:
-        text, ids = _text(wording.start), list(encoder.start)
+    begin = (wording.start, encoder.start) if demonstrations else (wording.head, encoder.head)
+    text, ids = _text(begin[0]), list(begin[1])
     close = _text(wording.close) + (eos if encoder.template.demonstration.end_of_text else "")
     for record in demonstrations:
         one = _example(encoder, record, "demonstration")
         text += f"{one.shown_prompt.shown}{one.shown_answer.shown}{close}"
         ids += [*one.shown_prompt.ids.tolist(), *one.shown_answer.ids.tolist(), *encoder.close]
+    text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
     ids += asked.prompt.ids.tolist()
     answer = len(ids)
     ids += [*asked.answer.ids.tolist(), encoder.eos]
@@ -54,7 +54,6 @@ def render(
             f"than the window of {encoder.window:,}; show fewer",
             field="demonstration",
         )
-    text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
     return Rendered(text, ids, list(range(answer, len(ids))))
 
 

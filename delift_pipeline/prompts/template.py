@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ class Template(BaseModel):
         parts = {
             "prompt": (self.prompt, PROMPT_FIELDS),
             "answer": (self.answer, ("output",)),
-            "demonstration.prompt": (self.demonstration_prompt, PROMPT_FIELDS),
-            "demonstration.answer": (self.demonstration_answer, ("output",)),
+            "demonstration.prompt": (self.demonstration.prompt or self.prompt, PROMPT_FIELDS),
+            "demonstration.answer": (self.demonstration.answer or self.answer, ("output",)),
             "alone": ((self.alone,), ()),
             "lead": ((self.lead,), ()),
             "demonstration.close": ((self.demonstration.close,), ()),
@@ -73,10 +72,9 @@ class Template(BaseModel):
                 faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
         if self.system and not self.chat:
             faults.append("system is read where chat is true")
-        for name in ("alone", "lead", "demonstration") if self.chat else ():
-            if getattr(self, name) != Template.model_fields[name].default:
-                why = "is the chat template's own where chat is true; leave it out"
-                faults.append(f"{name} {why}")
+        for name in ("alone", "lead", "demonstration"):
+            if self.chat and getattr(self, name) != Template.model_fields[name].default:
+                faults.append(f"{name} is the chat template's own where chat is true; leave it out")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -86,16 +84,6 @@ class Template(BaseModel):
         """Digest of everything that decides the text; part of the fingerprint."""
         unused = set() if self.chat else {"chat", "system"}
         return digest_json(self.model_dump(mode="json", exclude=unused))
-
-    @property
-    def demonstration_prompt(self) -> tuple[str, ...]:
-        """The prompt pieces of a demonstration."""
-        return self.demonstration.prompt or self.prompt
-
-    @property
-    def demonstration_answer(self) -> tuple[str, ...]:
-        """The answer pieces of a demonstration."""
-        return self.demonstration.answer or self.answer
 
 
 def shipped_templates() -> list[str]:
@@ -110,12 +98,11 @@ def load_template(name_or_path: str) -> Template:
     Raises:
         Refused: there is no such template or it is not valid; every fault is named.
     """
-    path = Path(name_or_path).expanduser()
-    if name_or_path in shipped_templates():
-        path = Path(str(_SHIPPED / f"{name_or_path}.yaml"))
+    known = shipped_templates()
+    shipped = name_or_path in known
+    path = Path(str(_SHIPPED / f"{name_or_path}.yaml") if shipped else name_or_path).expanduser()
     if not path.is_file():
-        known = ", ".join(shipped_templates())
-        reason = f"no template {name_or_path!r}: use {known} or a YAML file"
+        reason = f"no template {name_or_path!r}: use {', '.join(known)} or a YAML file"
         raise Refused(reason, field="template")
     text = read_text(path, name_or_path)
     return validated(Template, parse_yaml(text, name_or_path).value, file=name_or_path)
@@ -158,7 +145,6 @@ class Wording:
         shown_prompt: A demonstration's prompt; `shown_answer` its answer.
         close: After a demonstration's answer.
         end: The token that ends an answer and is scored; None for the tokenizer's end-of-text.
-        notes: What the user should know.
     """
 
     head: Piece
@@ -230,14 +216,15 @@ def wording_of(
     if dialogue is not None:
         return _chat(template, plain, dialogue)
     before: Piece = () if bos is None else (bos,)
+    shown = template.demonstration
     return Wording(
         head=(*before, template.alone),
         start=(*before, template.lead),
         prompt=Slot(pieces_of(template.prompt)),
         answer=Slot(pieces_of(template.answer)),
-        shown_prompt=Slot(pieces_of(template.demonstration_prompt)),
-        shown_answer=Slot(pieces_of(template.demonstration_answer)),
-        close=(template.demonstration.close,),
+        shown_prompt=Slot(pieces_of(shown.prompt or template.prompt)),
+        shown_answer=Slot(pieces_of(shown.answer or template.answer)),
+        close=(shown.close,),
     )
 
 
@@ -246,9 +233,11 @@ def _chat(template: Template, plain: PlainText, dialogue: Dialogue) -> Wording:
     system = (dialogue.system,) if dialogue.system else ()
     before, after = (plain.marked(text) for text in dialogue.opening)
     opening, between = (*before, *system, *after), plain.marked(dialogue.between)
-    # What stands before every user's text belongs to its prompt, so that the two are tokenised as
-    # one run of text wherever the prompt stands.
-    lead = _turn_lead(opening, between)
+    # What stands before every user's text and closes no answer belongs to its prompt, so that the
+    # two are tokenised as one run of text wherever the prompt stands.
+    _, rest = _to_marker(between)
+    ended = bool(rest) and isinstance(rest[0], Marker)
+    _, lead = _to_marker(_common_end(opening, rest[1:] if ended else rest))
     head, between = _without_end(opening, lead), _without_end(between, lead)
     shown_tail, close = _to_marker(between)
     # Without a special token there is no text before it.
@@ -282,33 +271,18 @@ def _before_answer(plain: PlainText, middle: str, lead: str) -> tuple[Piece, Pie
     return parts, (lead,) if lead and not swallowed else ()
 
 
-def _turn_lead(opening: Piece, between: Piece) -> Piece:
-    """What stands before every user's text and closes no answer."""
-    _, rest = _to_marker(between)
-    ended = bool(rest) and isinstance(rest[0], Marker)
-    _, lead = _to_marker(_common_end(opening, rest[1:] if ended else rest))
-    return lead
-
-
 def _common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
     """The parts that two sequences end on; of texts that differ, from a line or word they share."""
     shared: list[Part] = []
     for one, other in zip(reversed(first), reversed(second), strict=False):
         if one != other:
             if isinstance(one, str) and isinstance(other, str):
-                shared += filter(None, [_common_text(one, other)])
+                # The longest shared end that begins with white space.
+                ends = (one[blank.start() :] for blank in re.finditer(r"\s", one))
+                shared += [end for end in ends if other.endswith(end)][:1]
             break
         shared.append(one)
     return tuple(reversed(shared))
-
-
-def _common_text(one: str, other: str) -> str:
-    """The longest shared end that begins with white space."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    shared = one[len(one) - length :]
-    blank = re.search(r"\s", shared)
-    return shared[blank.start() :] if blank else ""
 
 
 def _without_end(parts: Piece, end: Piece) -> Piece:

@@ -28,8 +28,7 @@ class Decoder:
         self.model, self.config = model, model.config.get_text_config(decoder=True)
         self.body = model.base_model
         self.head = model.get_output_embeddings()
-        named = inspect.signature(self.body.forward).parameters
-        self._takes_positions = "position_ids" in named
+        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self.logit_rows = 128
 
     @property
@@ -112,8 +111,7 @@ def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
     A forward pass puts new tensors into the layers of the cache it is given and leaves the old
     tensors alone; fresh layer objects around the prefix's own tensors keep the prefix clean.
     """
-    fresh = copy.copy(cache)
-    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
+    fresh, layers = copy.copy(cache), list[Any](map(copy.copy, cache.layers))
     fresh.layers = layers
     for layer in layers:
         if layer.keys is not None and layer.values is not None:

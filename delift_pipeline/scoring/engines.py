@@ -60,6 +60,7 @@ def answer_logprobs(
 
 _LENGTH_DEPENDENT = ("longrope", "dynamic")
 _TRIAL_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+_vllm_engines: dict[int, VllmEngine] = {}
 
 
 def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engine:
@@ -75,7 +76,13 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     if options.engine == "naive":
         return NaiveEngine(model)
     if options.engine == "vllm":
-        return _vllm_engine(loaded)
+        # vLLM reserves its memory when it starts: the baseline and the pairs share one engine. It
+        # is closed when the model is no longer used.
+        key = id(loaded)
+        if key not in _vllm_engines:
+            _vllm_engines[key] = VllmEngine(loaded.folder, options, window)
+            weakref.finalize(loaded, lambda: _vllm_engines.pop(key).close())
+        return _vllm_engines[key]
     reason = "its weights are quantised" if getattr(model, "is_quantized", False) else None
     # Layer by layer, else by the model's own cache.
     for _ in range(2):
@@ -97,28 +104,18 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     return NaiveEngine(model, why=reason)
 
 
-def _vllm_engine(loaded: "LoadedModel") -> VllmEngine:
-    """The engine of a loaded model; made once, and closed when the model is no longer used.
-
-    vLLM reserves its memory when it starts: the baseline and the pairs share one engine.
-    """
-    key = id(loaded)
-    if key not in _vllm_engines:
-        engine = VllmEngine(loaded.folder, loaded.options, loaded.encoder.window)
-        _vllm_engines[key] = engine
-        weakref.finalize(loaded, lambda: _vllm_engines.pop(key).close())
-    return _vllm_engines[key]
-
-
-_vllm_engines: dict[int, VllmEngine] = {}
-
-
 def why_not_shareable(
     engine: TransformersEngine, model: "PreTrainedModel", window: int
 ) -> str | None:
     """Why a prefix's cache cannot serve several targets, or None where it can."""
-    if _positions_depend_on_length(engine.decoder.config, window):
-        return "its positions depend on the length of the whole sequence"
+    # A sequence within the window can be long enough to change its rotary positions.
+    config: Any = engine.decoder.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    own = getattr(config, "original_max_position_embeddings", None) or 0
+    for kind in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        trained = kind.get("original_max_position_embeddings") or own
+        if kind.get("rope_type") in _LENGTH_DEPENDENT and window > trained:
+            return "its positions depend on the length of the whole sequence"
     records = _trial_records(int(engine.decoder.config.vocab_size))
     job = Job(records.prefix(0), np.asarray([1, 2]))
     try:
@@ -137,27 +134,14 @@ def why_not_shareable(
     return None
 
 
-def _positions_depend_on_length(config: Any, window: int) -> bool:
-    """Whether a sequence within the window can be long enough to change its rotary positions."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    own = getattr(config, "original_max_position_embeddings", None)
-    return any(
-        kind.get("rope_type") in _LENGTH_DEPENDENT
-        and window > (kind.get("original_max_position_embeddings") or own or 0)
-        for kind in kinds
-    )
-
-
 def _trial_records(vocabulary: int) -> EncodedRecords:
     """Three made-up records of 13, 9 and 6 tokens."""
     ids = (np.arange(28) * 7919 % max(vocabulary - 8, 1) + 4).astype(np.int32)
     starts = np.asarray([0, 13, 22, 28], dtype=np.int64)
-    nothing = ids[:1]
     return EncodedRecords(
         ids=("a", "b", "c"),
-        head=nothing,
-        start=nothing,
+        head=ids[:1],
+        start=ids[:1],
         target_tokens=ids,
         target_starts=starts,
         prompt_lengths=np.asarray([6, 4, 3], dtype=np.int32),

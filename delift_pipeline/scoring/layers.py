@@ -52,12 +52,11 @@ def attend(
         return Part(*kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale))
     if query.device.type == "cuda" and mask is None:
         if query.dtype in (torch.bfloat16, torch.float16):
-            kernel = _aten._scaled_dot_product_flash_attention
-            found = kernel(query, key, value, 0.0, causal, scale=scale)
+            kernel, between = _aten._scaled_dot_product_flash_attention, ()
         else:
-            kernel = _aten._scaled_dot_product_efficient_attention
-            found = kernel(query, key, value, None, True, 0.0, causal, scale=scale)
-        return Part(found[0], found[1][..., : query.shape[2]])
+            kernel, between = _aten._scaled_dot_product_efficient_attention, (None, True)
+        out, lse, *_ = kernel(query, key, value, *between, 0.0, causal, scale=scale)
+        return Part(out, lse[..., : query.shape[2]])
     return _plain(query, key, value, scale, causal, mask)
 
 
@@ -75,18 +74,6 @@ def _plain(
     scores = (scores if mask is None else scores + mask).float()
     lse = torch.logsumexp(scores, dim=-1)
     return Part((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
-
-
-def merged(
-    first: torch.Tensor, first_lse: torch.Tensor, second: torch.Tensor, second_lse: torch.Tensor
-) -> torch.Tensor:
-    """Two parts as one attention, by their log-sum-exp, which is exact (arXiv 2402.05099).
-
-    So many rows share one copy of a prefix: its part is one product of all rows' queries with the
-    copy's keys. Parts are [tokens, heads, width], their log-sum-exp float32 [tokens, heads].
-    """
-    weight = torch.sigmoid(second_lse - first_lse)[..., None].to(first.dtype)
-    return torch.lerp(first, second, weight)
 
 
 KNOWN_LAYERS = (
@@ -189,9 +176,8 @@ class LayerPath:
         """Log p of every answer token of a batch, float32 [answers]; prefixes by owner."""
         targets, hidden = batch.targets, batch.hidden
         before = [prefixes[owner] for owner in targets.owners]
-        shifts = [prefix[0][0].shape[1] if prefix else 0 for prefix in before]
-        sizes = torch.tensor(targets.segments).diff()
-        shift = torch.tensor(shifts).repeat_interleave(sizes).to(hidden.device)
+        shifts = torch.tensor([prefix[0][0].shape[1] if prefix else 0 for prefix in before])
+        shift = shifts.repeat_interleave(torch.tensor(targets.segments).diff()).to(hidden.device)
         angles = self._angles(targets.steps + shift, hidden)
         for place, layer in enumerate(self.layers):
             last = place == len(self.layers) - 1
@@ -199,8 +185,7 @@ class LayerPath:
             heads = self._heads(layer, hidden, at) if place else batch.heads
             own = self._own(heads, angles, targets, asked=last)
             keys = [prefix[place] if prefix else None for prefix in before]
-            bounds = targets.asked_segments if last else targets.segments
-            mixed = self._joined(own, keys, bounds)
+            mixed = self._joined(own, keys, targets.asked_segments if last else targets.segments)
             hidden = _after(layer, hidden if at is None else hidden[at], mixed)
         return self.decoder.logprobs(self.body.norm(hidden), targets.answers)  # pyright: ignore
 
@@ -232,23 +217,21 @@ class LayerPath:
     def _own(self, heads: Heads, angles: Angles, targets: Packed, *, asked: bool) -> Own:
         """Attention of targets to themselves; where `asked`, of the tokens `at` alone."""
         cos, sin = angles
-        asking = (cos[targets.at], sin[targets.at]) if asked else angles
-        turned = _turned(heads[0], asking)
-        heads = (turned, _turned(heads[1], angles), heads[2])
-        places = (targets.asked if asked else targets.spread, targets.spread, targets.spread)
+        cells, back, mask = targets.spread, targets.gather, None
+        if asked:
+            cells, back, mask = targets.asked, targets.asked_back, targets.mask
+            cos, sin = cos[targets.at], sin[targets.at]
+        turned = _turned(heads[0], (cos, sin))
         query, key, value = (
-            part.index_select(0, place).unflatten(0, (targets.rows, -1)).transpose(1, 2)
-            for part, place in zip(heads, places, strict=True)
+            part.index_select(0, places).unflatten(0, (targets.rows, -1)).transpose(1, 2)
+            for part, places in (
+                (turned, cells),
+                (_turned(heads[1], angles), targets.spread),
+                (heads[2], targets.spread),
+            )
         )
-        own = attend(
-            query,
-            self._repeated(key),
-            self._repeated(value),
-            scale=self.scale,
-            causal=not asked,
-            mask=targets.mask if asked else None,
-        )
-        back = targets.asked_back if asked else targets.gather
+        keys = self._repeated(key), self._repeated(value)
+        own = attend(query, *keys, scale=self.scale, causal=not asked, mask=mask)
         out, lse = (part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in own)
         return Own(turned, out, lse)
 
@@ -261,6 +244,8 @@ class LayerPath:
         """Attention to prefixes and to the own target together, [queries, heads, width].
 
         Each segment of queries, between two of the `bounds`, has the keys of its prefix or None.
+        The two parts become one by their log-sum-exp, which is exact (arXiv 2402.05099). So many
+        rows share one copy of a prefix: its part is one product of all their queries with its keys.
         """
         parts = []
         for (start, stop), prefix in zip(pairwise(bounds), keys, strict=True):
@@ -268,8 +253,9 @@ class LayerPath:
             if prefix is not None:
                 shared = (self._repeated(part)[None] for part in prefix)
                 first = attend(query.transpose(0, 1)[None], *shared, scale=self.scale)
-                before = Part(*(part[0].transpose(0, 1) for part in first))
-                out = merged(before.out, before.lse, out, lse)
+                before, before_lse = (part[0].transpose(0, 1) for part in first)
+                weight = torch.sigmoid(lse - before_lse)[..., None].to(out.dtype)
+                out = torch.lerp(before, out, weight)
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

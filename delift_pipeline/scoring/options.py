@@ -52,12 +52,12 @@ def expanded(given: dict[str, Any]) -> dict[str, Any]:
     name = model.removeprefix(PREFIX).lower()
     if name not in PRESETS:
         raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-    settings = dict(PRESETS[name])
     own = {k: v for k, v in given.items() if v is not None and k != "model"}
-    if own.get("engine", settings.get("engine")) != "vllm":
+    settings = {**PRESETS[name], **own}
+    if settings.get("engine") != "vllm" and "tensor_parallel_size" not in own:
         # Without vLLM the GPUs it would split the model over mean nothing.
         settings.pop("tensor_parallel_size", None)
-    return {**settings, **own}
+    return settings
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -121,22 +121,21 @@ class ModelOptions(BaseModel):
     ) -> "ModelOptions":
         if not isinstance(given, Mapping):
             return handler(given)
-        settings, faults = dict(given), list[tuple[str, str]]()
+        found, settings, faults = None, dict(given), list[tuple[str, str]]()
         try:
             settings = expanded(settings)
         except KeyError as error:
             faults.append(("model", str(error.args[0])))
         errors = list[InitErrorDetails]()
+        try:
+            found = handler(settings)
+        except ValidationError as error:
+            errors += cast(list[InitErrorDetails], error.errors())
         for field, reason in [*faults, *conflicts(settings)]:
             # The reason is given as a value, since braces in a template would be read as names.
             kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
             errors.append(InitErrorDetails(type=kind, loc=(field,), input=settings[field]))
-        try:
-            found = handler(settings)
-        except ValidationError as error:
-            errors = [*cast(list[InitErrorDetails], error.errors()), *errors]
-            raise ValidationError.from_exception_data(cls.__name__, errors) from None
-        if errors:
+        if errors or found is None:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return found
 

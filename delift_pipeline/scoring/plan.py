@@ -108,8 +108,7 @@ def build_plan(
     Raises:
         Refused: a wanted block lacks its records or neighbours.
     """
-    ids = _ids(pool)
-    blocks = []
+    ids, blocks = _ids(pool), []
     if self_pairs == "all":
         blocks.append(PairBlock("self", ids, ids))
     elif self_pairs == "neighbours":
@@ -137,9 +136,8 @@ def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
     if len(neighbours.indices) != n:
         raise Refused(f"neighbours of {len(neighbours.indices)} records were given for {n} records")
     rows, slots = np.nonzero(neighbours.indices >= 0)
-    columns = neighbours.indices[rows, slots]
     ones = np.ones(len(rows), dtype=np.int8)
-    near = csc_matrix((ones, (rows, columns)), shape=(n, n))
+    near = csc_matrix((ones, (rows, neighbours.indices[rows, slots])), shape=(n, n))
     both = (near + near.T).tocsc()
     both.sort_indices()
     arrays = both.indptr.astype(np.int64), both.indices.astype(np.int32)
@@ -162,16 +160,23 @@ def write_plan(
     *,
     pool: pl.DataFrame | None = None,
     neighbours: Neighbours | None = None,
-    request: dict[str, Any] | None = None,
-    parents: dict[str, str] | None = None,
-    code_version: str = "1",
-    run_id: str | None = None,
+    **others: Any,
 ) -> Manifest:
     """Write a plan's folder whole; equal plans give equal bytes (but for the manifest's date).
 
     With the pool's neighbours, which are kept for later reading, `records.parquet` lists which
-    records of the pool have none and why. The last four arguments are the manifest's (`Manifest`).
+    records of the pool have none and why. The other arguments are the manifest's (`Manifest`).
     """
+    described = [
+        {
+            "name": block.name,
+            "form": "dense" if block.dense else "csc",
+            "rows": len(block.targets),
+            "columns": len(block.demonstrations),
+            "pairs": block.pairs,
+        }
+        for block in plan.blocks
+    ]
     with replacing_folder(folder) as temporary:
         for block in plan.blocks:
             for role in ("targets", "demonstrations"):
@@ -180,7 +185,7 @@ def write_plan(
             if block.indptr is not None and block.indices is not None:
                 np.save(temporary / f"{block.name}.indptr.npy", block.indptr)
                 np.save(temporary / f"{block.name}.indices.npy", block.indices)
-        write_json(temporary / _BLOCKS, [_described(block) for block in plan.blocks])
+        write_json(temporary / _BLOCKS, described)
         alone = 0
         if neighbours is not None:
             np.save(temporary / "neighbours.npy", neighbours.indices)
@@ -188,19 +193,15 @@ def write_plan(
             alone = int((neighbours.counts == 0).sum())
             if pool is not None:
                 own = pl.Series("neighbours", neighbours.counts, pl.Int32)
-                reason = pl.when(pl.col("neighbours") == 0).then(pl.lit(NO_NEIGHBOUR))
-                frame = pool.select("record_id").with_columns(own)
-                frame = frame.with_columns(reason.alias("reason"))
+                reason = pl.when(own == 0).then(pl.lit(NO_NEIGHBOUR)).alias("reason")
+                frame = pool.select("record_id", own, reason)
                 write_parquet(temporary / "records.parquet", frame)
         manifest = Manifest(
             kind="plan",
             content_hash=plan_hash(plan, neighbours),
-            parents=parents or {},
             counts={"pairs": plan.pairs, "without_neighbours": alone},
-            details={"blocks": {block.name: _described(block) for block in plan.blocks}},
-            request=request or {},
-            code_version=code_version,
-            run_id=run_id,
+            details={"blocks": {block["name"]: block for block in described}},
+            **others,
         )
         manifest.write(temporary)
     return manifest
@@ -218,16 +219,6 @@ def plan_hash(plan: PairPlan, neighbours: Neighbours | None = None) -> str:
     return digest_json(parts)
 
 
-def _described(block: PairBlock) -> dict[str, Any]:
-    return {
-        "name": block.name,
-        "form": "dense" if block.dense else "csc",
-        "rows": len(block.targets),
-        "columns": len(block.demonstrations),
-        "pairs": block.pairs,
-    }
-
-
 def read_plan(folder: Path) -> PairPlan:
     """The plan in a folder.
 
@@ -243,10 +234,8 @@ def read_plan(folder: Path) -> PairPlan:
 
 
 def _read_block(folder: Path, name: Any) -> PairBlock:
-    targets, demonstrations = (
-        tuple(pl.read_parquet(folder / f"{name}.{role}.parquet")["record_id"].to_list())
-        for role in ("targets", "demonstrations")
-    )
+    files = (folder / f"{name}.{role}.parquet" for role in ("targets", "demonstrations"))
+    targets, demonstrations = (_ids(pl.read_parquet(file)) for file in files)
     if not (folder / f"{name}.indptr.npy").exists():
         return PairBlock(name, targets, demonstrations)
     indptr, indices = (np.load(folder / f"{name}.{part}.npy") for part in ("indptr", "indices"))

@@ -86,15 +86,14 @@ def plan_memory(
     hidden, heads = int(config.hidden_size), getattr(config, "num_attention_heads", None) or 1
     width = getattr(config, "head_dim", None) or hidden // heads
     kept, inner = (getattr(config, "num_key_value_heads", None) or heads) * width, heads * width
-    sizes = [getattr(config, name, None) for name in ("intermediate_size", "ffn_dim")]
-    middle = next((size for size in sizes if size), 4 * hidden)
+    sizes = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim"))
+    middle = next(filter(None, sizes), 4 * hidden)
     vocabulary = int(decoder.head.weight.shape[0])  # pyright: ignore
     own = int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
     window = window or min(own, LARGEST_WINDOW)
-    own_limit = (
-        SHARE_OF_GPU * torch.cuda.mem_get_info(decoder.device)[0] if gpu else LIMIT_CPU * GIB
-    )
-    limit = int(GIB * memory_limit if memory_limit else own_limit)
+    limit = int(GIB * (memory_limit or LIMIT_CPU))
+    if gpu and not memory_limit:
+        limit = int(SHARE_OF_GPU * torch.cuda.mem_get_info(decoder.device)[0])
     reach, longest = window // 2, window - window // 2
 
     # A chunk of logits: as they come, in float32, and their logarithms.
@@ -199,10 +198,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, each prefix once."""
-        size, found = self.in_flight, list[TokenScores]()
-        for start in range(0, len(jobs), size):
-            found += self._group(records, jobs[start : start + size])
-        return found
+        size = self.in_flight
+        starts = range(0, len(jobs), size)
+        return [one for at in starts for one in self._group(records, jobs[at : at + size])]
 
     def _group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         targets = Targets(records, [job.rows for job in jobs])
@@ -227,8 +225,7 @@ class TransformersEngine:
         """Write the scores of some targets into the result; how often it had to be halved."""
         try:
             batch, ready = self._prepared(targets, chosen)
-            found = self.path.logprobs(ready, prefixes)
-            result[batch.places] = found.cpu().numpy()
+            result[batch.places] = self.path.logprobs(ready, prefixes).cpu().numpy()
             return 0
         except (RuntimeError, MemoryError) as error:
             if not is_memory_error(error):
@@ -261,11 +258,9 @@ class TransformersEngine:
         Raises:
             DeliftError: there is no memory for them.
         """
-        if not len(prefix):
-            return None
         ids = torch.from_numpy(prefix.astype(np.int64)).to(self.decoder.device)
         try:
-            return self.path.prefill(ids)
+            return self.path.prefill(ids) if len(prefix) else None
         except (RuntimeError, MemoryError) as error:
             if is_memory_error(error):
                 raise _too_large() from error
