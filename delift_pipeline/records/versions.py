@@ -1,7 +1,7 @@
 """Ingesting files as an immutable dataset version."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -81,7 +81,6 @@ def ingest(
         Refused: every fault of names, options and files at once; nothing is written.
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
-    columns = sorted(set(keep))
     inputs = {"pool": file, "target": target, "heldout": heldout}
     found, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
     if faults := _name_faults(home, version, parents, settings) + faults:
@@ -89,45 +88,52 @@ def ingest(
     if say is not None:
         for note in dict.fromkeys(note for part in found.values() for note in part.notes):
             say(note)
-    read, forgotten = without_forgotten(home, found)
-    parts = _settle(home, read, parents)
-    if model is not None:
-        settings["model"] = named_model(home, model)
-    if columns:
-        kept = kept_of_file(parts.frames["pool"], read["pool"], columns)
-        settings = {**settings, "keep": columns}
-        parts.hashes[KEPT] = kept_hash(kept)
+    files, forgotten = without_forgotten(home, found)
+    frames, details = _settle(home, files, parents)
+    known = {name: known_manifest(home, name) for name in home.versions()}
     if not dataset and parents:
-        dataset = known_manifest(home, parents[0]).details["dataset"]
-    about = {
+        dataset = known[parents[0]].details["dataset"]
+    about: dict[str, Any] = {
         "dataset": dataset or version.rpartition("-")[0] or version,
         "version": version,
         "parents": list(parents),
         **settings,
     }
-    manifest = _manifest(home, about, read, parts)
+    if model is not None:
+        about["model"] = named_model(home, model)
+    counts = {part: frames[part].height if part in frames else 0 for part in PARTS}
+    for name in ("read", "folded", "left_out"):
+        counts[name] = sum(getattr(part, name) for part in files.values())
+    counts["withheld"] = files["pool"].frame.height - counts["pool"] if parents else 0
+    old = pool_ids(home, parents).implode()
+    counts["new"] = int((~frames["pool"]["record_id"].is_in(old)).sum())
     if forgotten:
-        manifest.counts["forgotten"] = forgotten
-    frames = parts.frames | ({KEPT: kept} if columns else {})
-    skipped = [fault for part in read.values() for fault in part.faults]
-    return _store(home, manifest, frames, skipped)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A version's sets and how they came about.
-
-    Attributes:
-        frames: The sets by name; no target where there is no target set.
-        hashes: Content hash of each set by name; None where there is no set.
-        details: What the manifest says of the held-out set's origin.
-        withheld: How many rows of the pool's file were held out by a parent already.
-    """
-
-    frames: dict[str, pl.DataFrame]
-    hashes: dict[str, str | None]
-    details: dict[str, Any]
-    withheld: int
+        counts["forgotten"] = forgotten
+    if columns := sorted(set(keep)):
+        about["keep"] = columns
+        frames[KEPT] = kept_of_file(frames["pool"], files["pool"], columns)
+        details[f"{KEPT}_hash"] = kept_hash(frames[KEPT])
+    digest = version_hash(details)
+    others = {name: one for name, one in known.items() if name != version}
+    if same := [(one.created, n) for n, one in others.items() if one.content_hash == digest]:
+        details["same_as"] = min(same)[1]  # the first version with the same records and roles
+    manifest = Manifest(
+        kind="dataset",
+        content_hash=digest,
+        parents={f"dataset:{name}": known[name].content_hash for name in parents},
+        counts=counts,
+        details={
+            **about,
+            "shape": files["pool"].shape,
+            "left_out": counts["left_out"],
+            **details,
+        },
+        request=about,
+        code_version=DATASET_CODE_VERSION,
+    )
+    return _store(
+        home, manifest, frames, [fault for part in files.values() for fault in part.faults]
+    )
 
 
 def version_hash(details: Mapping[str, Any]) -> str:
@@ -136,42 +142,45 @@ def version_hash(details: Mapping[str, Any]) -> str:
     return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *kept)})
 
 
-def _settle(home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]) -> _Parts:
+def _settle(
+    home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]
+) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Find the held-out set and check that no two sets share a record.
 
     Without a file for `heldout` the first parent's set is taken, and what that one once set aside
     stays out of every later pool. Without a parent a share of the pool is set aside.
 
+    Returns:
+        The sets by name, no target where there is no target set; and for the manifest's details
+        each set's content hash, and where the held-out set is from.
+
     Raises:
         Refused: sets share records (each pair named with its ids), or nothing is left of the pool.
     """
     versions = [load_version(home, name) for name in parents]
-    pool, derived = files["pool"].frame, files["pool"].derived
-    hashes: dict[str, str | None] = dict.fromkeys(PARTS)
+    frames = {part: file.frame for part, file in files.items()}
+    pool, derived = frames["pool"], files["pool"].derived
+    details: dict[str, Any] = dict.fromkeys(f"{part}_hash" for part in PARTS)
     for part in files.keys() - {"pool"}:
-        hashes[part] = content_hash(files[part].frame, files[part].derived)
-    details: dict[str, Any] = {}
-    if given := files.get("heldout"):
-        heldout = given.frame
-    elif versions:
-        about, heldout = versions[0].manifest.details, versions[0].heldout
-        hashes["heldout"], details["heldout_from"] = about["heldout_hash"], parents[0]
+        details[f"{part}_hash"] = content_hash(frames[part], files[part].derived)
+    if "heldout" not in files and versions:
+        about, frames["heldout"] = versions[0].manifest.details, versions[0].heldout
+        details |= {"heldout_hash": about["heldout_hash"], "heldout_from": parents[0]}
         if "heldout_set_aside" in about:
             details["heldout_set_aside"] = about["heldout_set_aside"]
-            pool = pool.join(heldout, on="record_id", how="anti", maintain_order="left")
-    else:
-        pool, heldout, details["heldout_set_aside"] = _set_aside(pool)
-        hashes["heldout"] = content_hash(heldout, derived)
-    target = {"target": files["target"].frame} if "target" in files else {}
-    frames = {"pool": pool, **target, "heldout": heldout}
-    hashes["pool"] = content_hash(pool, derived)
+            frames["pool"] = pool.join(
+                frames["heldout"], on="record_id", how="anti", maintain_order="left"
+            )
+    elif "heldout" not in files:
+        frames["pool"], frames["heldout"], details["heldout_set_aside"] = _set_aside(pool)
+        details["heldout_hash"] = content_hash(frames["heldout"], derived)
+    details["pool_hash"] = content_hash(frames["pool"], derived)
     faults = list(_overlaps(frames, {one.version: one.pool for one in versions}))
-    if pool.is_empty():
+    if frames["pool"].is_empty():
         faults.append(Fault("every record is in the parent's held-out set", field="pool"))
     if faults:
         raise Refused(*faults)
-    withheld = files["pool"].frame.height - pool.height if versions else 0
-    return _Parts(frames, hashes, details, withheld)
+    return frames, details
 
 
 def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
@@ -228,50 +237,13 @@ def _name_faults(
             faults += [Fault(fault.reason, field=field) for fault in refused.faults]
     if version in parents:
         faults.append(Fault(f"{version!r} cannot be its own parent", field="parent"))
-    twice = sorted({name for name in parents if list(parents).count(name) > 1})
+    twice = sorted(name for name, times in Counter(parents).items() if times > 1)
     faults += [Fault(f"{name!r} is named twice", field="parent") for name in twice]
     for option, known in (("coverage", COVERAGES), ("existing", EXISTING)):
         if settings[option] not in known:
             reason = f"{settings[option]!r} is none of {', '.join(known)}"
             faults.append(Fault(reason, field=option))
     return faults
-
-
-def _manifest(
-    home: Home, about: dict[str, Any], files: Mapping[str, RecordsFile], parts: _Parts
-) -> Manifest:
-    """The manifest of a version; `about` is what was asked for."""
-    known = {name: known_manifest(home, name) for name in home.versions()}
-    hashes = {f"{part}_hash": digest for part, digest in parts.hashes.items()}
-    content_hash = version_hash(hashes)
-    others = (name for name in known if name != about["version"])
-    same = [(known[n].created, n) for n in others if known[n].content_hash == content_hash]
-    old = pool_ids(home, about["parents"]).implode()
-    rows = ("read", "folded", "left_out")
-    counts = {name: sum(getattr(file, name) for file in files.values()) for name in rows}
-    return Manifest(
-        kind="dataset",
-        content_hash=content_hash,
-        parents={f"dataset:{name}": known[name].content_hash for name in about["parents"]},
-        counts={
-            **dict.fromkeys(PARTS, 0),
-            **{part: frame.height for part, frame in parts.frames.items()},
-            **counts,
-            "withheld": parts.withheld,
-            "new": int((~parts.frames["pool"]["record_id"].is_in(old)).sum()),
-        },
-        details={
-            **about,
-            "shape": files["pool"].shape,
-            **hashes,
-            "left_out": counts["left_out"],
-            **parts.details,
-            # The first version with the same records in the same roles.
-            **({"same_as": min(same)[1]} if same else {}),
-        },
-        request=about,
-        code_version=DATASET_CODE_VERSION,
-    )
 
 
 def _store(
