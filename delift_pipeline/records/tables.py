@@ -13,7 +13,7 @@ from pathlib import Path
 
 from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.records.formats import Format, Table, lenient_text, text_start
+from delift_pipeline.records.formats import Table, lenient_text, text_start
 from delift_pipeline.records.json_rows import JSON, JSON_LINES
 from delift_pipeline.records.tabular import ARROW, CSV, PARQUET, TSV, best_header
 
@@ -78,23 +78,19 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
         if form.starts and data.startswith(form.starts):
             return form.read(data, file, columns)
     data = _as_utf8(data, file)
-    return _text_format(data, path, columns).read(data, file, columns)
-
-
-def _text_format(data: bytes, path: Path, columns: Collection[str]) -> Format:
     start, named = text_start(data), kind_of(path).format
     if data.startswith((b"{", b"["), start):
-        return JSON
+        return JSON.read(data, file, columns)
     if named and not FORMATS[named].starts:
-        return FORMATS[named]
+        return FORMATS[named].read(data, file, columns)
     first, _ = lenient_text(data[start:].split(b"\n", 1)[0])
     if len(set(columns).intersection(best_header(first, columns)[1])) >= _SURE:
-        return CSV
+        return CSV.read(data, file, columns)
     known = f"{', '.join(suffixes())}, each plain or {', '.join(CODECS)}"
     reason = f"unknown format: name it {known}"
     if named:
         reason = f"is not {named.title()}: its first bytes are those of another format"
-    raise Refused(Fault(reason, str(path)))
+    raise Refused(Fault(reason, file))
 
 
 def _as_utf8(data: bytes, file: str) -> bytes:

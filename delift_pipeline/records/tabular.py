@@ -131,51 +131,47 @@ def _format(suffix: str, separator: str) -> Format:
 
 
 CSV, TSV = _format(".csv", ","), _format(".tsv", "\t")
-_ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 
 
-def _table(read: Callable[[io.BytesIO], pl.DataFrame], data: bytes, name: str, file: str) -> Table:
-    try:
-        frame = read(io.BytesIO(data))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        first = str(error).splitlines()[0]
-        return Table([], [Fault(f"cannot be read as {name}: {first}", file)])
-    rows = [Row(n, n, value) for n, value in enumerate(frame.iter_rows(named=True), start=1)]
-    return Table(rows, schema=frame.schema)
+def _columnar(
+    name: str,
+    starts: tuple[bytes, ...],
+    read: Callable[[bytes], pl.DataFrame],
+    write: Callable[[pl.DataFrame, io.BytesIO], object],
+) -> Format:
+    def table(data: bytes, file: str, _: Collection[str]) -> Table:
+        try:
+            frame = read(data)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            first = str(error).splitlines()[0]
+            return Table([], [Fault(f"cannot be read as {name}: {first}", file)])
+        rows = [Row(n, n, value) for n, value in enumerate(frame.iter_rows(named=True), start=1)]
+        return Table(rows, schema=frame.schema)
+
+    def data(rows: list[dict[str, Any]], schema: pl.Schema | None) -> bytes:
+        buffer = io.BytesIO()
+        try:
+            write(pl.DataFrame(rows, schema=schema, infer_schema_length=None), buffer)
+        except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+            raise DeliftError(
+                "a column holds values of several types, which Parquet and Arrow cannot: write "
+                f"JSON Lines ({error})"
+            ) from error
+        return buffer.getvalue()
+
+    return Format(name.lower(), (f".{name.lower()}",), starts, table, data)
 
 
-def _frame(rows: list[dict[str, Any]], schema: pl.Schema | None) -> pl.DataFrame:
-    try:
-        return pl.DataFrame(rows, schema=schema, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise DeliftError(
-            f"a column holds values of several types, which Parquet and Arrow cannot: write JSON "
-            f"Lines ({error})"
-        ) from error
-
-
-def _parquet_bytes(rows: list[dict[str, Any]], schema: pl.Schema | None) -> bytes:
-    buffer = io.BytesIO()
-    _frame(rows, schema).write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _arrow_table(data: bytes, file: str) -> Table:
+def _read_arrow(data: bytes) -> pl.DataFrame:
     read = pl.read_ipc if data.startswith(_ARROW_FILE) else pl.read_ipc_stream
-    return _table(read, data, "Arrow", file)
+    return read(io.BytesIO(data))
 
 
-PARQUET = Format(
-    name="parquet",
-    suffixes=(".parquet",),
-    starts=(b"PAR1",),
-    read=lambda data, file, _: _table(pl.read_parquet, data, "Parquet", file),
-    write=_parquet_bytes,
+_ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
+PARQUET = _columnar(
+    "Parquet",
+    (b"PAR1",),
+    lambda data: pl.read_parquet(io.BytesIO(data)),
+    lambda frame, buffer: frame.write_parquet(buffer, compression="zstd"),
 )
-ARROW = Format(
-    name="arrow",
-    suffixes=(".arrow",),
-    starts=(_ARROW_FILE, _ARROW_STREAM),
-    read=lambda data, file, _: _arrow_table(data, file),
-    write=lambda rows, schema: _frame(rows, schema).write_ipc(None).getvalue(),
-)
+ARROW = _columnar("Arrow", (_ARROW_FILE, _ARROW_STREAM), _read_arrow, pl.DataFrame.write_ipc)
