@@ -21,7 +21,7 @@ from delift_pipeline.core.output import (
     reason_unwritable,
     refuse_unwritable_folder,
 )
-from delift_pipeline.core.progress import Progress, progress_for
+from delift_pipeline.core.progress import BarProgress, LineProgress, Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +95,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def progress() -> Progress:
     """A bar where standard error is a terminal, plain lines elsewhere."""
-    return progress_for(sys.stderr.isatty())
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 
 def ids_choice(ids: str) -> "Ids":

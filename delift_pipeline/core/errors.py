@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 PASSING_ERRNOS = {
     errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ENOMEM, errno.ENOLCK, errno.ESTALE,
@@ -40,7 +39,7 @@ class Fault:
         place = self.file or ""
         if self.line is not None:
             place = f"{place}:{self.line}" if place else f"line {self.line}"
-        return ": ".join(part for part in (place, self.field, self.reason) if part)
+        return ": ".join(filter(None, (place, self.field, self.reason)))
 
 
 class Refused(DeliftError):
@@ -62,12 +61,7 @@ _DETAIL = re.compile(r"'[^']*'|\d+")
 
 def fault_kind(fault: Fault) -> str:
     """Field and reason without the numbers and quoted texts in which faults of a kind differ."""
-    return _without_details(": ".join(part for part in (fault.field, fault.reason) if part))
-
-
-@lru_cache(4096)
-def _without_details(text: str) -> str:
-    return _DETAIL.sub("…", text)
+    return _DETAIL.sub("…", ": ".join(filter(None, (fault.field, fault.reason))))
 
 
 def fault_counts(faults: Sequence[Fault]) -> dict[str, int]:

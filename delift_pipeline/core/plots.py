@@ -82,9 +82,7 @@ def png(figure: "Figure") -> bytes:
 def svg(figure: "Figure", title: str) -> Markup:
     """The figure as an SVG element for a page; its texts are text and escaped.
 
-    Args:
-        figure: A figure whose artists are not clipped (a clip path needs an id in the page).
-        title: What screen readers say.
+    No artist may be clipped (a clip path needs an id in the page). Screen readers say the title.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -109,8 +107,7 @@ def bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
 
     They are drawn in points and without axes: to make these takes longer than all the drawing.
 
-    Args:
-        panels: Title -> bars; an empty title takes no room.
+    `panels` are bars by title; an empty title takes no room.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -154,22 +151,15 @@ def curves(
     from_zero: bool = False,
     log_x: bool = False,
 ) -> "Figure":
-    """Lines and points on common axes.
+    """Lines and points on common axes; a legend names those with a label.
 
-    Args:
-        shown: What is drawn; a legend names those with a label.
-        x_title: What they are of.
-        y_title: What they are.
-        title: Of the whole.
-        marked: A place that is marked by a vertical line, and what it is called.
-        from_zero: Whether zero is on the y axis.
-        log_x: Whether the x axis is logarithmic.
+    `marked` is a place that a vertical line marks, and what it is called.
     """
     figure, axes = _axes(x_title, y_title, title)
     for curve in shown:
         errors = None if curve.errors is None else [error or 0.0 for error in curve.errors]
         look: dict[str, Any] = {"fmt": curve.style, "label": curve.label, "clip_on": False}
-        look["color"] = None if curve.colour is None else COLOURS[curve.colour]
+        look["color"] = COLOURS[curve.colour] if curve.colour else None
         axes.errorbar(curve.x, curve.y, errors, **look)
     if log_x:
         axes.set_xscale("log")
@@ -202,12 +192,8 @@ def gain_curve_png(
 ) -> bytes:
     """The objective by number of picks, its knee, and the mean of random subsets of that size.
 
-    Args:
-        gains: Marginal gains in rank order; where there are none, empty axes say so.
-        selector: The selector's name.
-        objective: The objective's name, or empty.
-        knee: Where further picks add little.
-        random: The objective's mean over random subsets.
+    `gains` are marginal gains in rank order; where there are none, empty axes say so. An empty
+    `objective` has no name. Further picks add little after the `knee`.
     """
     y_title = f"objective {objective}".strip()
     if gains is None or not len(gains):
@@ -234,10 +220,7 @@ def loss_curve_png(losses: Sequence[float]) -> bytes:
 def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) -> bytes:
     """How often values occur; those that are not finite are left out and counted.
 
-    Args:
-        values: Numbers; an empty picture where none is finite.
-        title: What was counted.
-        label: What the values are, with their unit.
+    The picture is empty where none is finite. `label` is what the values are, with their unit.
     """
     given = np.asarray(values, dtype=np.float64)
     finite = given[np.isfinite(given)]

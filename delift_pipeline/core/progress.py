@@ -117,8 +117,3 @@ class BarProgress:
     def say(self, line: str) -> None:
         """Show one line above the bars."""
         self.console.print(line, markup=False, highlight=False)
-
-
-def progress_for(stream_is_terminal: bool) -> Progress:
-    """A bar where a person looks, plain lines where a log does."""
-    return BarProgress() if stream_is_terminal else LineProgress()
