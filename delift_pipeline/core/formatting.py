@@ -40,12 +40,9 @@ def with_error(
 
 
 def verdict(mean: float, error: float, improvement: float) -> str:
-    """A difference in words: `0.500 ± 0.204 better`, or that it is not clear.
+    """The mean of ours minus theirs in words: `0.500 ± 0.204 better`, or that it is not clear.
 
-    Args:
-        mean: Mean of ours minus theirs.
-        error: Its standard error.
-        improvement: The mean with the sign turned so that positive is better.
+    `improvement` is the mean with the sign turned so that positive is better.
     """
     if verdict_style(error, improvement) == "soft":
         return f"no clear difference ({with_error(mean, error, sign=True)})"

@@ -65,9 +65,7 @@ class _Place:
 class Home:
     """The home directory. Every path is made from checked names; none is stored absolute.
 
-    Attributes:
-        root: The folder.
-        shared: The home whose scores a temporary home reads and adds to; None: its own.
+    A temporary home reads the scores of a `shared` home and adds to them.
     """
 
     root: Path
@@ -160,9 +158,7 @@ DIGITS = 8
 def named_model(home: Home, model: str) -> str:
     """The name under which a version keeps its model; a folder's place is remembered.
 
-    Args:
-        home: Where a folder's place is remembered.
-        model: A model's folder, a hub id, `demo`, `preset:NAME`, or a name given here before.
+    `model` is a folder, a hub id, `demo`, `preset:NAME`, or a name given here before.
     """
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():

@@ -36,14 +36,7 @@ SMOOTHED_OVER = 20
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar.
-
-    Attributes:
-        value: Its length, in the axis's units.
-        error: Half the length of its error line, or None for none.
-        text: What stands behind it.
-        colour: `plain`, `chosen` or `reference`.
-    """
+    """One bar; `error` is half the length of its error line, and `text` stands behind it."""
 
     label: str
     value: float
@@ -54,12 +47,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line, or one point where `style` is a marker such as `o`.
+    """One line, or one point where `style` is a marker of matplotlib such as `o`.
 
     Attributes:
         label: Its name in the legend, or empty.
-        errors: Half the lengths of their error lines, or None for none.
-        style: A line style or marker of matplotlib.
+        errors: Half the lengths of the error lines.
         colour: One of `COLOURS`, or None for the next of matplotlib's own.
     """
 

@@ -26,11 +26,8 @@ class SignalWatch:
 
     Python calls signal handlers between two instructions of the main thread, so a long call into C
     delays them, and Dagster replaces them. The watch is a thread that hears of every signal at
-    once. A second signal ends the process without waiting. Outside the main thread the watch does
-    nothing.
-
-    Attributes:
-        received: The first signal, once there was one.
+    once; `received` is the first. A second signal ends the process without waiting. Outside the
+    main thread the watch does nothing.
     """
 
     def __init__(self, before_exit: Callable[[], object]) -> None:

@@ -48,8 +48,8 @@ def faults_of(
     """One fault for each field that was refused.
 
     Args:
-        error: What pydantic raised.
-        model: The model that was validated.
+        error: What pydantic raised for the model.
+        model: The model.
         file: The file that the values come from.
         parent: The field that the values lie under, such as `arms.NAME`.
         names: What the user calls a field, where that differs.
@@ -111,10 +111,9 @@ def checked_webhook(url: str) -> str:
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """What a YAML text holds.
+    """The values of a YAML text, as `yaml.safe_load` gives them, and where they stand.
 
     Attributes:
-        value: The values, as `yaml.safe_load` gives them.
         lines: The line of each field, by its keys joined with dots.
         repeated: One fault for each key that is given twice in a mapping; YAML keeps the last.
     """
@@ -139,7 +138,7 @@ def read_text(path: Path, file: str) -> str:
 
 
 def parse_yaml(text: str, file: str) -> YamlDocument:
-    """The values of a YAML text and where they stand.
+    """Parse a YAML text.
 
     Raises:
         Refused: the text is not YAML; the fault names the line.

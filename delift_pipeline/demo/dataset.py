@@ -31,14 +31,9 @@ DEMO_SEED = 300
 
 @dataclass(frozen=True)
 class DemoSizes:
-    """Numbers of records.
+    """Numbers of records: of the pool of `demo-v1`, and what `demo-v2` adds on new and old tasks.
 
-    Attributes:
-        pool: Of `demo-v1`.
-        new_tasks: What `demo-v2` adds on the five new tasks.
-        old_tasks: What `demo-v2` adds on the five old tasks.
-        heldout_per_task: Held-out records a task.
-        target: Validation records of the two target tasks together.
+    `target` counts the validation records of the two target tasks together.
     """
 
     pool: int = 160
@@ -65,11 +60,8 @@ class DemoRecords:
 class DemoFiles:
     """Where the files lie, all JSON Lines.
 
-    Attributes:
-        first_pool, first_heldout, first_target: Of version `demo-v1`.
-        second_pool, second_heldout: Of version `demo-v2`; its pool begins with the first one.
-        truth: The truth about every record of both pools, by id; not for ingestion.
-        target_tasks: The tasks of the target set.
+    The first ones are of version `demo-v1`; the second ones of `demo-v2`, whose pool begins with
+    the first one. `truth` is about every record of both pools, by id, and not for ingestion.
     """
 
     first_pool: Path

@@ -141,7 +141,7 @@ def make_pool(
     Args:
         world: The rules.
         size: Number of records; prompts are all distinct.
-        seed: Of the pool.
+        seed: Of all draws.
         wrong_share: Share of wrong outputs; rounded to whole records, drawn at random from all.
         tasks: Names of the tasks to draw from; all by default.
         after: Records that this pool continues: no prompt of theirs is repeated, and the numbers of
@@ -207,7 +207,7 @@ def make_heldout(
     Args:
         world: The rules.
         per_task: Records a task.
-        seed: Of the set.
+        seed: Of all draws.
         tasks: Names of the tasks; all by default.
         facts: Keys of the facts that may be asked of tasks that are all facts; give those of the
             pool's truths, so that nothing is asked that the pool does not hold. All by default.

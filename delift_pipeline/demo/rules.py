@@ -34,7 +34,6 @@ class Rule:
     """One rule of a family.
 
     Attributes:
-        family: One of `FAMILIES`.
         mode: The word that names the rule in an instruction.
         codes: For mapped families: concept (or, for `group`, category) -> code.
         operation: For `order`: a key of `OPERATIONS`.
@@ -60,13 +59,9 @@ def draw_map(keys: Sequence[str], codes: Sequence[str], rng: random.Random) -> d
 
 
 def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = None) -> Rule:
-    """Draw a fresh rule.
+    """Draw a fresh rule; `mode` is the mode word that will name it.
 
-    Args:
-        family: One of `FAMILIES`.
-        mode: The mode word that will name it.
-        rng: Source of chance.
-        keys: How many concepts or categories a map holds; 2 to 5 (`group`: 2 or 3) by default.
+    A map holds as many concepts or categories as `keys`; 2 to 5 (`group`: 2 or 3) by default.
 
     Raises:
         ValueError: The family is unknown.

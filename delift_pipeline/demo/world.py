@@ -45,12 +45,9 @@ SHARED_CATEGORIES, PER_CATEGORY, SHARED_CODES, PER_GROUP = 4, 5, 20, 3
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task, such as `lookup-1`, and the rule that its right answers follow.
 
-    Attributes:
-        name: Such as `lookup-1`.
-        rule: What its right answers follow.
-        facts: The distinct inputs that a pool repeats, the most frequent first.
+    The facts are the distinct inputs that a pool repeats, the most frequent first.
     """
 
     name: str
@@ -65,14 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class World:
-    """Ten tasks over shared concepts and codes.
-
-    Attributes:
-        seed: What it was drawn from.
-        tasks: The tasks, the most frequent first.
-        concepts: The plain words of the shared concepts.
-        codes: The shared answer codes.
-    """
+    """Ten tasks, the most frequent first, over shared answer codes and concepts (plain words)."""
 
     seed: int
     tasks: tuple[Task, ...]

@@ -180,10 +180,8 @@ def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
     A version waits for those it follows: the parents its `version.yaml` names, and for a lone file
     the earlier versions of its data set. Those may lie in the inbox too, or be at work.
 
-    Args:
-        home: The home.
-        seen: `Look.seen` of the look before.
-        busy: Why stored versions cannot be followed yet, by version.
+    `seen` is `Look.seen` of the look before; `busy` says why stored versions cannot be followed
+    yet, by version.
     """
     found = entries(home)
     settled = [one for one in found if one.complete and seen.get(one.path.name) == one.signature]

@@ -34,11 +34,7 @@ Place = tuple[int, Any, str]
 
 
 class _Decoder(json.JSONDecoder):
-    """Decodes JSON, and notes what Python's decoder accepts or changes without a word.
-
-    Attributes:
-        problem: What is wrong with the last value; empty where nothing is.
-    """
+    """Decodes JSON; `problem` is what is wrong with the last value though Python decodes it."""
 
     def __init__(self) -> None:
         self.problem = ""

@@ -35,9 +35,7 @@ def record_id(instruction: str, input: str, output: str) -> str:
 def own_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
     """What the user calls records: the file's own id of each one's first copy.
 
-    Args:
-        frame: Records with record_id and, where the file's ids are known, source_ids.
-        records: record_ids; one that is not in the frame is named by its record_id.
+    One that has none, or is not in the frame, is named by its record_id.
     """
     if "source_ids" not in frame.columns:
         return list(records)
@@ -53,10 +51,8 @@ def content_hash(frame: pl.DataFrame, derived: Collection[str] = ()) -> str:
     and neither their order nor their copies: a file that repeats or reorders another hashes like
     it.
 
-    Args:
-        frame: n records (`RECORD_SCHEMA`).
-        derived: Those of `source` and `source_ids` that only repeat the file's name, and so say
-            nothing about the records.
+    Those of `source` and `source_ids` that are `derived` only repeat the file's name, and so say
+    nothing about the records.
     """
     blank: dict[str, object] = {"source": "", "source_ids": []}
     columns = frame.select("record_id", "source", "task", "source_ids").to_dict(as_series=False)

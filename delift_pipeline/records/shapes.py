@@ -52,13 +52,7 @@ class Draft:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """Which column holds what.
-
-    Attributes:
-        name: As reported.
-        columns: Field -> the file's column.
-        ids: Whether the file's own ids are read.
-    """
+    """Which column holds which field, and whether the file's own ids are read."""
 
     name: str
     columns: Mapping[str, str]
@@ -201,11 +195,6 @@ def shape_of_file(
     rows: Sequence[Row], file: str, mapping: Mapping[str, str]
 ) -> tuple[Shape | None, list[Fault], frozenset[str]]:
     """The shape of a file's rows, by a mapping as far as the file has the mapped columns.
-
-    Args:
-        rows: The file's rows.
-        file: Its name.
-        mapping: Column by field (`mapped_fields`), or empty.
 
     Returns:
         The shape, the faults that concern the whole file, and the mapped fields that it has.

@@ -17,14 +17,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class DatasetVersion:
-    """One immutable version.
-
-    Attributes:
-        manifest: Its manifest (kind `dataset`).
-        pool: Records to choose from, in file order.
-        target: Records of the target task, or None.
-        heldout: Records for evaluation only.
-    """
+    """One immutable version; no record of its pool or target set is in the held-out set."""
 
     version: str
     manifest: Manifest
@@ -144,9 +137,7 @@ def _sharing_ids(frame: pl.DataFrame, other: pl.DataFrame) -> int:
 def matching_records(records: pl.DataFrame, names: Iterable[str]) -> dict[str, list[str]]:
     """The record_ids that each name stands for, as a record_id or else as a file's own id.
 
-    Args:
-        records: A table with `record_id` and, perhaps, `source_ids`.
-        names: record_ids or the file's own ids.
+    `records` is a table with `record_id` and, perhaps, `source_ids`.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
     own = records.filter(pl.col("record_id").is_in(list(found)))["record_id"]
@@ -175,7 +166,7 @@ def find_record(
         name: A record_id, the file's own id or, with `prefix`, the beginning of a record_id.
         none: Subject of the fault when nothing matches, such as `no record of the file`.
         field: The option that the name was given to.
-        prefix: Whether the beginning of a record_id is enough.
+        prefix: Whether the beginning is enough.
 
     Raises:
         Refused: no record matches, or several do.
@@ -199,19 +190,15 @@ def stored_records(home: Home) -> pl.DataFrame:
     Raises:
         Refused: the home has no version.
     """
-    every = product(home.versions(), PARTS)
-    files = {pair: home.dataset(pair[0]) / f"{pair[1]}.parquet" for pair in every}
-    paths = {path.as_posix(): pair for pair, path in files.items() if path.is_file()}
-    if not paths:
+    every = product(map(home.dataset, home.versions()), PARTS)
+    files = (folder / f"{part}.parquet" for folder, part in every)
+    if not (paths := [path.as_posix() for path in files if path.is_file()]):
         raise Refused("no version is stored in this home", field="--record")
     # One scan over all files: hundreds of reads cost seconds.
-    scanned = pl.scan_parquet(list(paths), include_file_paths="path", extra_columns="ignore")
+    scanned = pl.scan_parquet(paths, include_file_paths="path", extra_columns="ignore")
     rows = scanned.select("record_id", "source_ids", "copies", "path").collect()
-    versions, parts = ({path: pair[i] for path, pair in paths.items()} for i in (0, 1))
-    return rows.with_columns(
-        version=pl.col("path").replace_strict(versions, return_dtype=pl.String),
-        part=pl.col("path").replace_strict(parts, return_dtype=pl.String),
-    ).drop("path")
+    place = pl.col("path").str.strip_suffix(".parquet").str.split("/")
+    return rows.with_columns(version=place.list.get(-2), part=place.list.get(-1)).drop("path")
 
 
 def find_stored_record(home: Home, name: str) -> str:

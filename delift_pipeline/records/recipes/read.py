@@ -38,7 +38,7 @@ def benchmark_rows(
         split: `train` or `test`.
         limit: Keep so many rows, drawn with `seed`, in file order.
         seed: Of that draw.
-        revision: The hub revision.
+        revision: Of the hub's data set.
 
     Raises:
         Refused: no file is found, a row cannot be read, or a row has none of the known columns.
@@ -92,13 +92,13 @@ def _downloaded(
         reason = f"give the files of {recipe.name} by --source: {recipe.note}"
         raise Refused(reason, field="source")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = snapshot_download(
             hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:
         first = str(error).splitlines()[0]
         reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
         raise Refused(Fault(reason, file=hub_id)) from error
@@ -132,13 +132,7 @@ def _read(recipe: Recipe, path: Path) -> Rows:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many records each part gets at most, drawn with the seed.
-
-    Attributes:
-        pool: Records to choose from.
-        target: Examples of the goal.
-        heldout: For evaluation only.
-    """
+    """How many records each part gets at most, drawn with the seed."""
 
     pool: int = 2000
     target: int = 100
@@ -150,12 +144,8 @@ def write_transfer(
 ) -> list[str]:
     """Write one folder a version: `pool.jsonl`, `heldout.jsonl`, perhaps `target.jsonl`.
 
-    Args:
-        folder: Where the versions' folders go, such as a home's inbox.
-        transfer: What to write.
-        sources: Files, folders or hub ids by recipe; a recipe's own hub id where it is not named.
-        sizes: Of the parts.
-        seed: Of all draws.
+    The folders go into `folder`, such as a home's inbox. `sources` are files, folders or hub ids by
+    recipe; a recipe that is not named has its own hub id.
 
     Returns:
         The versions' names, in the order in which they follow each other.
@@ -163,8 +153,8 @@ def write_transfer(
     Raises:
         Refused: a source is missing or unreadable, or a folder of that name exists.
     """
-    parts = _parts(transfer, sources, seed)
-    versions = {f"{transfer.name}-v{number}": own for number, own in enumerate(parts, start=1)}
+    parts = enumerate(_parts(transfer, sources, seed), start=1)
+    versions = {f"{transfer.name}-v{number}": own for number, own in parts}
     if taken := [folder / name for name in versions if (folder / name).exists()]:
         raise Refused(*(Fault("exists already", file=str(path)) for path in taken))
     parents: list[str] = []

@@ -28,14 +28,12 @@ class Recipe:
     """One benchmark.
 
     Attributes:
-        name: As given on the command line.
         hub: Its hub id; None where its files have to be given.
         files: Patterns of its files by split, in a folder or at the hub; the first that matches
             counts.
         columns: Columns that tell its own rows from rows in a record's columns.
         rule: One row in its own columns -> rows in a record's columns.
         metrics: What its publishers measure, beside the answer loss.
-        note: What a user should know.
     """
 
     name: str
@@ -207,12 +205,10 @@ class Transfer:
     """From one benchmark to another.
 
     Attributes:
-        name: As given on the command line.
         pool: The recipe of the records to choose from; in the continual stage of the old ones.
         goal: The recipe of what the model should be good at; in the continual stage the new pool.
         stage: `task_specific`: one version whose target set is the goal's. `continual`: the old
             version, and the new one that follows it.
-        note: What a user should know.
     """
 
     name: str
