@@ -16,15 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, TypedDict
 
-from delift_pipeline.demo.rules import (
-    Content,
-    answer,
-    draw_content,
-    draw_input,
-    draw_instruction,
-    draw_map,
-    draw_rule,
-)
+from delift_pipeline.demo import rules
+from delift_pipeline.demo.rules import Content
 from delift_pipeline.demo.world import TASK_NAMES, Task, World, fact_key
 
 TASK_SKEW, FACT_SKEW = 0.9, 1.2
@@ -82,7 +75,7 @@ def draw_record(
         ValueError: The wordings of the fact are used up.
     """
     for _ in range(TRIES):
-        prompt = draw_instruction(task.rule, rng), draw_input(task.rule, content, rng)
+        prompt = rules.draw_instruction(task.rule, rng), rules.draw_input(task.rule, content, rng)
         if prompt not in seen and part_of(*prompt) == part:
             break
     else:
@@ -92,7 +85,7 @@ def draw_record(
         id=f"{part}-{number:05d}",
         instruction=prompt[0],
         input=prompt[1],
-        output=answer(task.rule, content),
+        output=rules.answer(task.rule, content),
         source=SOURCE,
         task=task.name,
     )
@@ -180,15 +173,15 @@ def make_pool(
 
 def wrong_answer(world: World, task: Task, content: Content, rng: random.Random) -> str:
     """What another rule of the task's family would answer; its first word differs for codes."""
-    rule, right = task.rule, answer(task.rule, content)
+    rule, right = task.rule, rules.answer(task.rule, content)
     while True:
         if task.closed:
-            other = replace(rule, codes=draw_map(list(rule.codes), world.codes, rng))
+            other = replace(rule, codes=rules.draw_map(list(rule.codes), world.codes, rng))
         else:
-            other = draw_rule(rule.family, rule.mode, rng)
+            other = rules.draw_rule(rule.family, rule.mode, rng)
         if rule.family == "who":
             other = replace(other, ending=rng.choice(world.codes))
-        given = answer(other, content)
+        given = rules.answer(other, content)
         if (given.split()[0] != right.split()[0]) if task.closed else given != right:
             return given
 
@@ -250,6 +243,6 @@ def _draw_right(
                 raise ValueError(f"none of the given facts is one of task {task.name}")
             content = rng.choice(known)
         else:
-            content = draw_content(task.rule, rng, world.forms)
+            content = rules.draw_content(task.rule, rng, world.forms)
         rows.append(draw_record(task, content, part, number, seen, rng))
     return rows

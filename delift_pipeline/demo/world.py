@@ -17,16 +17,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from delift_pipeline.demo import rules
 from delift_pipeline.demo import words as w
-from delift_pipeline.demo.rules import (
-    MAPPED,
-    OPERATIONS,
-    Content,
-    Rule,
-    draw_content,
-    draw_map,
-    draw_rule,
-)
+from delift_pipeline.demo.rules import Content, Rule
 
 PLAN: tuple[tuple[str, int], ...] = (
     *(("lookup", 10), ("lookup", 8), ("translate", 8), ("translate", 6), ("group", 12)),
@@ -57,7 +50,7 @@ class Task:
     @property
     def closed(self) -> bool:
         """Whether the facts are all there is to know; else the rule applies to any input."""
-        return self.rule.family in MAPPED
+        return self.rule.family in rules.MAPPED
 
 
 @dataclass(frozen=True)
@@ -99,21 +92,21 @@ def make_world(seed: int) -> World:
     concepts = tuple(concept for drawn in shared.values() for concept in drawn)
     world = World(seed, (), concepts, tuple(rng.sample(w.CODES, SHARED_CODES)))
     modes = rng.sample(w.MODES, len(PLAN))
-    operations = iter(rng.sample(list(OPERATIONS), len(OPERATIONS)))
-    rules = []
+    operations = iter(rng.sample(list(rules.OPERATIONS), len(rules.OPERATIONS)))
+    chosen = []
     for (family, count), mode in zip(PLAN, modes, strict=True):
-        rule = draw_rule(family, mode, rng)
-        if family in MAPPED:
+        rule = rules.draw_rule(family, mode, rng)
+        if family in rules.MAPPED:
             keys = list(shared) if family == "group" else rng.sample(concepts, count)
-            rule = replace(rule, codes=draw_map(keys, world.codes, rng))
+            rule = replace(rule, codes=rules.draw_map(keys, world.codes, rng))
         elif family == "order":
             rule = replace(rule, operation=next(operations))
         elif family == "who":
             rule = replace(rule, ending=rng.choice(world.codes))
-        rules.append(rule)
+        chosen.append(rule)
     tasks = [
         Task(name, rule, _draw_facts(world.forms, rule, count, shared, rng))
-        for name, rule, (_, count) in zip(TASK_NAMES, rules, PLAN, strict=True)
+        for name, rule, (_, count) in zip(TASK_NAMES, chosen, PLAN, strict=True)
     ]
     rng.shuffle(tasks)
     return replace(world, tasks=tuple(tasks))
@@ -136,5 +129,5 @@ def _draw_facts(
         return tuple(facts)
     found: dict[Content, None] = {}
     while len(found) < count:
-        found[draw_content(rule, rng, forms)] = None
+        found[rules.draw_content(rule, rng, forms)] = None
     return tuple(found)

@@ -291,10 +291,9 @@ def ingest_dropped(home: Home, version: str) -> Manifest:
     with FileLock(home.inbox / f".{checked_version(version)}.lock"):
         entry = find(home, version)
         if entry is None:
-            stored = read_manifest(home.dataset(version))
-            if stored is None:
-                raise Refused(_unknown(home, version), field="version")
-            return stored
+            if stored := read_manifest(home.dataset(version)):
+                return stored
+            raise Refused(_unknown(home, version), field="version")
         try:
             if faults := entry.faults():
                 raise Refused(*faults)

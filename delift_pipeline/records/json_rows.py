@@ -11,17 +11,8 @@ import polars as pl
 
 from delift_pipeline.core.errors import Fault
 from delift_pipeline.core.output import json_text
-from delift_pipeline.records.formats import (
-    MARK,
-    NOT_UTF8,
-    Format,
-    Row,
-    Table,
-    checked_row,
-    lenient_text,
-    text_start,
-    type_name,
-)
+from delift_pipeline.records import formats
+from delift_pipeline.records.formats import MARK, Format, Row, Table
 
 _BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
 _ARRAY_OR_LONE_BRACE = re.compile(r"\[|\{\s*?$", re.MULTILINE)
@@ -60,13 +51,13 @@ def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
 
     An object with one of the columns is a record, not an object around a list of records.
     """
-    if not data.startswith((b"{", b"["), text_start(data)):
+    if not data.startswith((b"{", b"["), formats.text_start(data)):
         return _json_lines(data)
-    if _is_lines(lenient_text(data)[0]):
+    if _is_lines(formats.lenient_text(data)[0]):
         table = _json_lines(data)
         if len(table.rows) > 1 or not _lists(table.rows, columns):
             return table
-    text, valid = lenient_text(data)
+    text, valid = formats.lenient_text(data)
     decoder = _Decoder()
     table = _placed(text, file, _values(text, decoder))
     if lists := _lists(table.rows, columns):
@@ -78,7 +69,7 @@ def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
             return Table([], [Fault(reason, file)])
         start = _member(text, lists[0], decoder)
         table = _placed(text, file, _elements(text, start, decoder))
-    return table if valid else Table([checked_row(row) for row in table.rows], table.fatal)
+    return table if valid else Table([formats.checked_row(row) for row in table.rows], table.fatal)
 
 
 def _json_lines(data: bytes) -> Table:
@@ -101,14 +92,14 @@ def _json_lines(data: bytes) -> Table:
 
 def _row(number: int, line: int, value: Any, problem: str, raw: str | None = None) -> Row:
     if problem or not isinstance(value, dict):
-        reason = problem or f"not an object but a JSON {type_name(value)}"
+        reason = problem or f"not an object but a JSON {formats.type_name(value)}"
         return Row(number, line, None, reason)
     return Row(number, line, value, raw=raw)
 
 
 def _reason(error: Exception, place: str = "line {0.lineno}, column {0.colno}") -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"{NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
+        return f"{formats.NOT_UTF8} (byte {error.start + 1} of the line): {_CONVERT}"
     if isinstance(error, json.JSONDecodeError):
         return f"invalid JSON: {error.msg} ({place.format(error)})"
     return f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +10,10 @@ import polars as pl
 
 from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.output import is_standard_output, write_output
+from delift_pipeline.records import shapes
 from delift_pipeline.records.formats import Row, Table
 from delift_pipeline.records.json_rows import JSON_LINES
 from delift_pipeline.records.schema import RECORD_SCHEMA, TEXT_FIELDS, record_id
-from delift_pipeline.records.shapes import (
-    KNOWN_COLUMNS,
-    Draft,
-    mapped_fields,
-    mapping_faults,
-    missing_columns,
-    shape_of_file,
-)
 from delift_pipeline.records.tables import FORMATS, compress, input_files, kind_of, read_table
 
 Inputs = Path | Sequence[Path]
@@ -114,8 +107,8 @@ def read_parts(
     that no file has is a fault. Inputs that are None are left out.
     """
     read = dict[str, RecordsFile]()
-    fields = mapped_fields(mapping or {})
-    if faults := mapping_faults(fields):
+    fields = shapes.mapped_fields(mapping or {})
+    if faults := shapes.mapping_faults(fields):
         return {}, faults
     given = {part: _several(inputs) for part, inputs in parts.items() if inputs is not None}
     for part, paths in given.items():
@@ -127,7 +120,7 @@ def read_parts(
         used = frozenset[str]().union(*(file.mapped for file in read.values()))
         lost = {field: column for field, column in fields.items() if field not in used}
         present = {column for file in read.values() for row in file.rows for column in row}
-        faults = missing_columns(lost, present, ", ".join(map(str, chain(*given.values()))))
+        faults = shapes.missing_columns(lost, present, ", ".join(map(str, chain(*given.values()))))
     return read, list(dict.fromkeys(faults))  # two inputs may name the same file
 
 
@@ -143,7 +136,7 @@ def _several(inputs: Inputs) -> list[Path]:
 @dataclass(slots=True)
 class _Kept:
     row: Row
-    draft: Draft
+    draft: shapes.Draft
     source: str
     copies: int = 0
     source_ids: dict[str, None] = field(default_factory=dict)
@@ -166,7 +159,7 @@ class _Reading:
         """Add a file's rows, or the faults that make it unusable as a whole."""
         file = str(path)
         try:
-            table = read_table(path, KNOWN_COLUMNS | set(self.fields.values()))
+            table = read_table(path, shapes.KNOWN_COLUMNS | set(self.fields.values()))
         except Refused as refused:
             self.whole += refused.faults
             return
@@ -174,7 +167,7 @@ class _Reading:
         faults = [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
         shape, problems, mapped = None, list[Fault](), frozenset[str]()
         if len(faults) < len(table.rows):
-            shape, problems, mapped = shape_of_file(table.rows, file, self.fields)
+            shape, problems, mapped = shapes.shape_of_file(table.rows, file, self.fields)
         if problems or table.fatal:
             self.whole += [*problems, *_in_order(faults + table.fatal)]
             return
@@ -189,7 +182,7 @@ class _Reading:
                     self._fold(row, draft, path.name, stem)
         self.faults += _in_order(faults)
 
-    def _fold(self, row: Row, draft: Draft, file_name: str, stem: str) -> None:
+    def _fold(self, row: Row, draft: shapes.Draft, file_name: str, stem: str) -> None:
         identity = record_id(draft.instruction, draft.input, draft.output)
         kept = self.kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
         kept.copies += 1
@@ -210,9 +203,8 @@ class _Reading:
         for name, identity, given in self._names:
             contents = owned.setdefault(name, {})
             if identity not in contents:
-                new, number = name, len(contents) + 1
-                while number > 1 and (new := f"{name}#{number}") in known:
-                    number += 1
+                numbered = (f"{name}#{number}" for number in count(len(contents) + 1))
+                new = next(one for one in numbered if one not in known) if contents else name
                 contents[identity] = new
                 known.add(new)
                 if given and new != name:
