@@ -2,9 +2,9 @@
 
 import sys
 from importlib.util import find_spec
-from typing import Annotated
 
 import typer
+from typer import Option
 
 from delift_pipeline.cli.bench_quality import quality
 from delift_pipeline.cli.options import JsonOption, print_json
@@ -30,18 +30,18 @@ app.command("quality")(quality)
 
 @app.command("scoring")
 def scoring(
-    shape: Annotated[
-        str, typer.Option(help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...")
-    ] = "llama-10m",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="Turns; each figure is a median.")] = 5,
-    targets: Annotated[int, typer.Option(min=1, help="Targets of each demonstration.")] = 16,
-    demonstrations: Annotated[int, typer.Option(min=1, help="Demonstrations in a turn.")] = 2,
-    length: Annotated[
-        list[str] | None, typer.Option(help="short, realistic or tiny; repeatable [the first two].")
-    ] = None,
-    naive_batch: Annotated[int, typer.Option(min=1, help="Pairs in a naive batch.")] = 16,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    shape: str = Option(
+        "llama-10m", help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ..."
+    ),
+    device: str = Option("cpu", help="cpu or cuda."),
+    repeats: int = Option(5, min=1, help="Turns; each figure is a median."),
+    targets: int = Option(16, min=1, help="Targets of each demonstration."),
+    demonstrations: int = Option(2, min=1, help="Demonstrations in a turn."),
+    length: list[str] | None = Option(
+        None, help="short, realistic or tiny; repeatable [the first two]."
+    ),
+    naive_batch: int = Option(16, min=1, help="Pairs in a naive batch."),
+    threads: int = Option(1, min=1, help="CPU threads."),
     as_json: JsonOption = False,
 ) -> None:
     """Pairs a second of scoring, against padded batches of whole sequences."""
@@ -80,17 +80,12 @@ def scoring(
 
 @app.command("selection")
 def selection(
-    full: Annotated[
-        bool, typer.Option("--full", help="Add ten million records (14 GiB, minutes).")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small kernels only: does everything run?")
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="A size, storage, objective or optimizer, e.g. 5000; repeatable."),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns; each figure is a median.")] = 5,
+    full: bool = Option(False, "--full", help="Add ten million records (14 GiB, minutes)."),
+    quick: bool = Option(False, "--quick", help="Small kernels only: does everything run?"),
+    only: list[str] | None = Option(
+        None, help="A size, storage, objective or optimizer, e.g. 5000; repeatable."
+    ),
+    repeats: int = Option(5, min=1, help="Turns; each figure is a median."),
     as_json: JsonOption = False,
 ) -> None:
     """Seconds and memory of greedy selection, against submodlib, apricot and one read."""

@@ -1,9 +1,10 @@
 """`delift bench quality`: the experiments, each one command that goes on where it stopped."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from typer import Option
 
 from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
 from delift_pipeline.core.output import refuse_unwritable_folder
@@ -12,48 +13,33 @@ DEFAULT_FOLDER = "delift_bench"
 
 
 def quality(
-    experiment: Annotated[
-        str,
-        typer.Option(
-            help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
-            "transfer or theory."
-        ),
-    ] = "selectors",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="2 pools, one budget, 15 % wrong answers.")
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Stages or selectors, with commas or repeated. Random is always compared with."
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="What tuning trains: demo, a folder, or e.g. facebook/opt-125m.")
-    ] = "demo",
-    judge: Annotated[
-        str | None,
-        typer.Option(help="Who scores the answers of stages: a name at ENDPOINT, or a folder."),
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="The judge's OpenAI-compatible address.")
-    ] = None,
-    judge_mode: Annotated[str, typer.Option(help="single or dimensions.")] = "single",
-    judge_scoring: Annotated[str, typer.Option(help="written or expected.")] = "written",
-    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
-    out: Annotated[
-        Path, typer.Option(help="Where results are kept; a second call goes on from there.")
-    ] = Path(DEFAULT_FOLDER),
-    track: Annotated[
-        bool, typer.Option("--track/--no-track", help="Log the table to MLflow, in OUT/home.")
-    ] = True,
-    markdown: Annotated[
-        Path | None, typer.Option(help="Also write the tables of exact match as Markdown.")
-    ] = None,
+    experiment: str = Option(
+        "selectors",
+        help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
+        "transfer or theory.",
+    ),
+    quick: bool = Option(False, "--quick", help="2 pools, one budget, 15 % wrong answers."),
+    only: list[str] | None = Option(
+        None, help="Stages or selectors, with commas or repeated. Random is always compared with."
+    ),
+    seeds: str | None = Option(
+        None, help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."
+    ),
+    model: str = Option(
+        "demo", help="What tuning trains: demo, a folder, or e.g. facebook/opt-125m."
+    ),
+    judge: str | None = Option(
+        None, help="Who scores the answers of stages: a name at ENDPOINT, or a folder."
+    ),
+    endpoint: str | None = Option(None, help="The judge's OpenAI-compatible address."),
+    judge_mode: str = Option("single", help="single or dimensions."),
+    judge_scoring: str = Option("written", help="written or expected."),
+    workers: int = Option(2, min=1, help="Processes of one thread each."),
+    out: Path = Option(
+        Path(DEFAULT_FOLDER), help="Where results are kept; a second call goes on from there."
+    ),
+    track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
+    markdown: Path | None = Option(None, help="Also write the tables of exact match as Markdown."),
     as_json: JsonOption = False,
 ) -> None:
     """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""

@@ -7,9 +7,9 @@ of an experiment's table instead.
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
@@ -28,19 +28,15 @@ if TYPE_CHECKING:
 
 
 def compare(
-    arms: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="V/ARM V/ARM...",
-            help="The first is the reference. With --experiment: its contenders [all].",
-        ),
-    ] = None,
-    experiment: Annotated[
-        str | None, typer.Option(help="The table of `delift bench quality --experiment NAME`.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="With --experiment: where it was kept.")] = Path(
-        DEFAULT_FOLDER
+    arms: list[str] | None = Argument(
+        None,
+        metavar="V/ARM V/ARM...",
+        help="The first is the reference. With --experiment: its contenders [all].",
     ),
+    experiment: str | None = Option(
+        None, help="The table of `delift bench quality --experiment NAME`."
+    ),
+    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: where it was kept."),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -104,39 +100,29 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
 
 @shared.takes_model
 def judge(
-    arms: Annotated[
-        list[str],
-        typer.Argument(help="VERSION/ARM or VERSION/initial; differences are to the first."),
-    ],
-    model: Annotated[
-        str, typer.Option("--judge", help="The judge's name at the endpoint, or a local model.")
-    ],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(help="An OpenAI-compatible address; without one the judge runs here."),
-    ] = None,
-    mode: Annotated[
-        str, typer.Option(help="single: one score; dimensions: each of the eight by itself.")
-    ] = "single",
-    scoring: Annotated[
-        str, typer.Option(help="written, or expected from the digits' log-probabilities.")
-    ] = "written",
-    max_tokens: Annotated[int, typer.Option(help="Longest written judgement.")] = 512,
-    least_mass: Annotated[
-        float, typer.Option(help="expected: least probability of the digits together.")
-    ] = 0.5,
-    parallel: Annotated[int, typer.Option(help="Requests at a time.")] = 4,
-    retries: Annotated[int, typer.Option(help="Further tries of a request that failed.")] = 5,
-    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 120.0,
-    price_in: Annotated[
-        float | None, typer.Option(help="Price of a million prompt tokens, for the estimate.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option(help="Price of a million tokens written.")
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would cost, ask nothing.")
-    ] = False,
+    arms: list[str] = Argument(
+        ..., help="VERSION/ARM or VERSION/initial; differences are to the first."
+    ),
+    model: str = Option(..., "--judge", help="The judge's name at the endpoint, or a local model."),
+    endpoint: str | None = Option(
+        None, help="An OpenAI-compatible address; without one the judge runs here."
+    ),
+    mode: str = Option(
+        "single", help="single: one score; dimensions: each of the eight by itself."
+    ),
+    scoring: str = Option(
+        "written", help="written, or expected from the digits' log-probabilities."
+    ),
+    max_tokens: int = Option(512, help="Longest written judgement."),
+    least_mass: float = Option(0.5, help="expected: least probability of the digits together."),
+    parallel: int = Option(4, help="Requests at a time."),
+    retries: int = Option(5, help="Further tries of a request that failed."),
+    timeout: float = Option(120.0, help="Seconds a request may take."),
+    price_in: float | None = Option(
+        None, help="Price of a million prompt tokens, for the estimate."
+    ),
+    price_out: float | None = Option(None, help="Price of a million tokens written."),
+    estimate: bool = Option(False, "--estimate", help="Say what it would cost, ask nothing."),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,

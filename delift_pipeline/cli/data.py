@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import polars as pl
 import typer
+from typer import Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Refused, fault_counts
@@ -28,32 +29,25 @@ FilesArgument = Annotated[
 
 def ingest(
     files: FilesArgument,
-    version: Annotated[str, typer.Option(help="The new version's name, e.g. mydata-v1.")],
-    parent: Annotated[
-        list[str] | None, typer.Option(help="A version this one follows; repeatable.")
-    ] = None,
+    version: str = Option(..., help="The new version's name, e.g. mydata-v1."),
+    parent: list[str] | None = Option(None, help="A version this one follows; repeatable."),
     target: shared.TargetOption = None,
-    heldout: Annotated[
-        Path | None,
-        typer.Option(help="Records for evaluation only [the parent's, else a seeded tenth]."),
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="The data set it is a version of.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(envvar="DELIFT_MODEL", help="The model that scores this version."),
-    ] = None,
+    heldout: Path | None = Option(
+        None, help="Records for evaluation only [the parent's, else a seeded tenth]."
+    ),
+    dataset: str | None = Option(None, help="The data set it is a version of."),
+    model: str | None = Option(
+        None, envvar="DELIFT_MODEL", help="The model that scores this version."
+    ),
     template: shared.TemplateOption = None,
-    coverage: Annotated[
-        str, typer.Option(help="Pairs to score: auto, neighbours or all.")
-    ] = "auto",
-    existing: Annotated[
-        str, typer.Option(help="What the continual stage adds to: the parents' subset or pool.")
-    ] = "subset",
+    coverage: str = Option("auto", help="Pairs to score: auto, neighbours or all."),
+    existing: str = Option(
+        "subset", help="What the continual stage adds to: the parents' subset or pool."
+    ),
     column: shared.ColumnOption = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(help="A column to keep for balance reports and quotas; repeatable."),
-    ] = None,
+    keep: list[str] | None = Option(
+        None, help="A column to keep for balance reports and quotas; repeatable."
+    ),
     ids: shared.IdsOption = "keep",
     skip_bad: shared.SkipBadOption = False,
     home: shared.HomeOption = None,
@@ -107,61 +101,44 @@ def ingest(
 def select(
     files: FilesArgument,
     model: shared.ModelOption,
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Below 1 a share, an integer from 1 a count, full, 20000tokens (the model's), or "
-            "auto[:SHARE], as many as pay."
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the chosen records go; - is standard output [./FILE.selected.jsonl]."
-        ),
-    ] = None,
-    why: Annotated[Path | None, typer.Option(help="Where the reasons go, as JSON Lines.")] = None,
-    stage: Annotated[
-        str | None,
-        typer.Option(
-            help="instruction_tuning, task_specific or continual "
-            "[by what is given: --target, --existing]."
-        ),
-    ] = None,
-    selector: Annotated[
-        str,
-        typer.Option(
-            help="delift_trusted, delift, delift_se, random, full, initial, length, selectit, "
-            "less, deft_ucs, rds_plus, ifd or nuggets."
-        ),
-    ] = "delift_trusted",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."),
-    ] = None,
+    budget: str = Option(
+        ...,
+        help="Below 1 a share, an integer from 1 a count, full, 20000tokens (the model's), or "
+        "auto[:SHARE], as many as pay.",
+    ),
+    out: Path | None = Option(
+        None, help="Where the chosen records go; - is standard output [./FILE.selected.jsonl]."
+    ),
+    why: Path | None = Option(None, help="Where the reasons go, as JSON Lines."),
+    stage: str | None = Option(
+        None,
+        help="instruction_tuning, task_specific or continual "
+        "[by what is given: --target, --existing].",
+    ),
+    selector: str = Option(
+        "delift_trusted",
+        help="delift_trusted, delift, delift_se, random, full, initial, length, selectit, "
+        "less, deft_ucs, rds_plus, ifd or nuggets.",
+    ),
+    option: list[str] | None = Option(
+        None, help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."
+    ),
     target: shared.TargetOption = None,
-    existing: Annotated[
-        Path | None, typer.Option(help="Records the model is trained on already.")
-    ] = None,
-    balance: Annotated[
-        list[str] | None,
-        typer.Option(help="A column to compare pool and subset by, beside task; repeatable."),
-    ] = None,
-    quota: Annotated[
-        list[str] | None,
-        typer.Option(help="COLUMN:LOW..HIGH, e.g. task:0.1..0.4 or task=math:50..; repeatable."),
-    ] = None,
-    cap: Annotated[
-        list[str] | None,
-        typer.Option(help="COLUMN:MOST, at most so many of each value, e.g. source:500."),
-    ] = None,
-    pin: Annotated[
-        list[str] | None, typer.Option(help="FILE or ID of records that are in; repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="FILE or ID of records that are out; repeatable.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds whatever is drawn.")] = 0,
+    existing: Path | None = Option(None, help="Records the model is trained on already."),
+    balance: list[str] | None = Option(
+        None, help="A column to compare pool and subset by, beside task; repeatable."
+    ),
+    quota: list[str] | None = Option(
+        None, help="COLUMN:LOW..HIGH, e.g. task:0.1..0.4 or task=math:50..; repeatable."
+    ),
+    cap: list[str] | None = Option(
+        None, help="COLUMN:MOST, at most so many of each value, e.g. source:500."
+    ),
+    pin: list[str] | None = Option(None, help="FILE or ID of records that are in; repeatable."),
+    exclude: list[str] | None = Option(
+        None, help="FILE or ID of records that are out; repeatable."
+    ),
+    seed: int = Option(0, help="Seeds whatever is drawn."),
     column: shared.ColumnOption = None,
     ids: shared.IdsOption = "keep",
     skip_bad: shared.SkipBadOption = False,
@@ -235,7 +212,7 @@ def _default_out(file: Path) -> Path:
 def score(
     files: FilesArgument,
     model: shared.ModelOption,
-    out: Annotated[Path, typer.Option(help="The Parquet file to write, a row per pair.")],
+    out: Path = Option(..., help="The Parquet file to write, a row per pair."),
     column: shared.ColumnOption = None,
     ids: shared.IdsOption = "keep",
     skip_bad: shared.SkipBadOption = False,
@@ -268,11 +245,10 @@ def score(
 def prompt(
     files: FilesArgument,
     model: shared.ModelOption,
-    target: Annotated[str, typer.Option(help="The record answered: record_id or the file's id.")],
-    demonstration: Annotated[
-        list[str] | None,
-        typer.Option(help="A record shown before it; repeatable; none for the baseline."),
-    ] = None,
+    target: str = Option(..., help="The record answered: record_id or the file's id."),
+    demonstration: list[str] | None = Option(
+        None, help="A record shown before it; repeatable; none for the baseline."
+    ),
     column: shared.ColumnOption = None,
     ids: shared.IdsOption = "keep",
     skip_bad: shared.SkipBadOption = False,

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Refused
@@ -18,21 +18,15 @@ SHOWN = 10
 
 @shared.takes_model
 def explain(
-    record: Annotated[
-        str, typer.Option(help="The record: record_id, its beginning, or the file's own id.")
-    ],
-    version: Annotated[str | None, typer.Option(help="The dataset version.")] = None,
-    arm: Annotated[
-        str | None, typer.Option(help="The arm, e.g. instruction_tuning.delift_trusted.")
-    ] = None,
-    why: Annotated[
-        Path | None,
-        typer.Option(help="The reasons that select wrote, in place of a version and an arm."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Also show each answer token's change after the neighbours, by a model."),
-    ] = None,
+    record: str = Option(..., help="The record: record_id, its beginning, or the file's own id."),
+    version: str | None = Option(None, help="The dataset version."),
+    arm: str | None = Option(None, help="The arm, e.g. instruction_tuning.delift_trusted."),
+    why: Path | None = Option(
+        None, help="The reasons that select wrote, in place of a version and an arm."
+    ),
+    model: str | None = Option(
+        None, help="Also show each answer token's change after the neighbours, by a model."
+    ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Fault, Refused
@@ -22,22 +22,14 @@ SHOWN = 10
 
 
 def lineage(
-    adapter: Annotated[
-        str | None, typer.Option(metavar="V/ARM", help="What made this adapter.")
-    ] = None,
-    record: Annotated[
-        str | None,
-        typer.Option(
-            help="What became of this record: record_id, its beginning, the file's own id."
-        ),
-    ] = None,
-    version: Annotated[
-        str | None, typer.Option(help="What this version changed against its parents.")
-    ] = None,
-    openlineage: Annotated[
-        Path | None,
-        typer.Option(help="Also write the runs that led there as OpenLineage events, one a line."),
-    ] = None,
+    adapter: str | None = Option(None, metavar="V/ARM", help="What made this adapter."),
+    record: str | None = Option(
+        None, help="What became of this record: record_id, its beginning, the file's own id."
+    ),
+    version: str | None = Option(None, help="What this version changed against its parents."),
+    openlineage: Path | None = Option(
+        None, help="Also write the runs that led there as OpenLineage events, one a line."
+    ),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:

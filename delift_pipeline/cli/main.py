@@ -5,9 +5,9 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated
 
 import typer
+from typer import Option
 
 from delift_pipeline import __version__
 from delift_pipeline.cli import bench, compare, data, explain, lineage, operations, recipe, runs
@@ -40,16 +40,12 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option(DEBUG, help="Show the traceback of an error; also after the command's name."),
-    ] = False,
+    version: bool = Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+    debug: bool = Option(
+        False, DEBUG, help="Show the traceback of an error; also after the command's name."
+    ),
 ) -> None:
     """Choose the part of an instruction data set worth fine-tuning on, and say why."""
 

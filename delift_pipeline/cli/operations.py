@@ -5,9 +5,10 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import DeliftError, Refused
@@ -22,12 +23,8 @@ ROWS_SHOWN = 100
 
 
 def forget(
-    records: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="record_ids, or the file's own ids.")
-    ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be touched; change nothing.")
-    ] = False,
+    records: list[str] = Argument(..., metavar="ID...", help="record_ids, or the file's own ids."),
+    dry_run: bool = Option(False, "--dry-run", help="List what would be touched; change nothing."),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -46,9 +43,7 @@ def forget(
 
 
 def doctor(
-    self_test: Annotated[
-        bool, typer.Option(help="Score and select a few records with the packaged model.")
-    ] = True,
+    self_test: bool = Option(True, help="Score and select a few records with the packaged model."),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -69,7 +64,7 @@ def doctor(
 
 
 def gc(
-    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
+    apply: bool = Option(False, "--apply", help="Remove what is listed."),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -97,9 +92,9 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
 
 
 def verify(
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Set bad shards aside, so that they are scored again.")
-    ] = False,
+    repair: bool = Option(
+        False, "--repair", help="Set bad shards aside, so that they are scored again."
+    ),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -145,10 +140,8 @@ def _checked(folder: Path, repair: bool) -> dict[str, Any]:
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT; docs/queries.md lists the views.")],
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Comma-separated values with a header.")
-    ] = False,
+    sql: str = Argument(..., help="One SELECT; docs/queries.md lists the views."),
+    as_csv: bool = Option(False, "--csv", help="Comma-separated values with a header."),
     home: shared.HomeOption = None,
     as_json: shared.JsonOption = False,
 ) -> None:
@@ -201,19 +194,17 @@ def catalog(home: shared.HomeOption = None, as_json: shared.JsonOption = False) 
 
 @shared.takes_model
 def plan(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE", help="Files of records, in place of a stored version."),
-    ] = None,
-    version: Annotated[str | None, typer.Option(help="A stored version, or a file.")] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(help="An arm; repeatable [all that apply; of a file select's default]."),
-    ] = None,
+    files: list[Path] | None = Argument(
+        None, metavar="FILE", help="Files of records, in place of a stored version."
+    ),
+    version: str | None = Option(None, help="A stored version, or a file."),
+    arm: list[str] | None = Option(
+        None, help="An arm; repeatable [all that apply; of a file select's default]."
+    ),
     model: shared.OwnModelOption = None,
-    measure: Annotated[
-        bool, typer.Option(help="Where no scores are stored, try the model on a few records.")
-    ] = True,
+    measure: bool = Option(
+        True, help="Where no scores are stored, try the model on a few records."
+    ),
     column: shared.ColumnOption = None,
     ids: shared.IdsOption = "keep",
     skip_bad: shared.SkipBadOption = False,

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Refused
@@ -16,26 +16,21 @@ if TYPE_CHECKING:
 
 
 def recipe(
-    name: Annotated[
-        str | None, typer.Argument(help="A benchmark or a transfer [all are listed].")
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A file, folder or hub id, for a transfer RECIPE=PLACE; repeatable "
-            "[the benchmark's own hub id]."
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="So many rows, drawn.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
-    revision: Annotated[str | None, typer.Option(help="The hub revision to load.")] = None,
-    target: Annotated[int, typer.Option(min=1, help="Transfers: records of the target set.")] = 100,
-    heldout: Annotated[int, typer.Option(min=1, help="Transfers: held-out records.")] = 300,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The file to write; for a transfer the folder, such as HOME/inbox."),
-    ] = None,
+    name: str | None = Argument(None, help="A benchmark or a transfer [all are listed]."),
+    source: list[str] | None = Option(
+        None,
+        help="A file, folder or hub id, for a transfer RECIPE=PLACE; repeatable "
+        "[the benchmark's own hub id].",
+    ),
+    split: str = Option("train", help="train or test."),
+    limit: int | None = Option(None, min=1, help="So many rows, drawn."),
+    seed: int = Option(0, min=0, help="Of that draw."),
+    revision: str | None = Option(None, help="The hub revision to load."),
+    target: int = Option(100, min=1, help="Transfers: records of the target set."),
+    heldout: int = Option(300, min=1, help="Transfers: held-out records."),
+    out: Path | None = Option(
+        None, help="The file to write; for a transfer the folder, such as HOME/inbox."
+    ),
     as_json: shared.JsonOption = False,
 ) -> None:
     """Turn a benchmark's files into records, or a transfer into versions for the inbox.

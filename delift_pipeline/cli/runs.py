@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.atomic import write_text
@@ -31,10 +31,8 @@ NOTE = "interrupted: what is finished is kept; run the same command again to go 
 
 @shared.takes_model
 def run(
-    version: Annotated[str, typer.Option(help="The dataset version to materialise.")],
-    arm: Annotated[
-        list[str] | None, typer.Option(help="An arm to run; repeatable [all that apply].")
-    ] = None,
+    version: str = Option(..., help="The dataset version to materialise."),
+    arm: list[str] | None = Option(None, help="An arm to run; repeatable [all that apply]."),
     model: shared.OwnModelOption = None,
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: shared.HomeOption = None,
@@ -69,8 +67,8 @@ def run(
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Dagster's port.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="MLflow's port.")] = 5000,
+    port: int = Option(3000, min=1, max=65535, help="Dagster's port."),
+    mlflow_port: int = Option(5000, min=1, max=65535, help="MLflow's port."),
     home: shared.HomeOption = None,
 ) -> None:
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
@@ -127,12 +125,9 @@ def _record_end(home: Home) -> None:
 
 
 def demo(
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
-        ),
-    ] = None,
+    home: Path | None = Option(
+        None, "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
+    ),
     as_json: shared.JsonOption = False,
 ) -> None:
     """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
