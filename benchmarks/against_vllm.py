@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from delift_pipeline.bench.scoring_shapes import LENGTHS, SHAPES, random_model, random_records
+from delift_pipeline.bench.scoring import LENGTHS, SHAPES, random_model, random_records
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine

@@ -17,13 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from delift_pipeline.bench.scoring_shapes import (
-    LENGTHS,
-    USUAL_LENGTHS,
-    random_model,
-    random_records,
-    useful_operations,
-)
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores, reduce_scores
@@ -35,6 +28,31 @@ VLLM_ABSENT = "vLLM is not installed in this environment (docs/vllm.md): no vllm
 VLLM_WINDOW = 1024
 VLLM_NARROWEST_HEAD = 32
 """vLLM's attention on a CPU has no narrower heads."""
+_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_SIZES = {
+    "llama-10m": (16_000, 256, 688, 8, 8, 8, 4096),
+    "llama-3.2-1b": (128_256, 2048, 8192, 16, 32, 8, 4096),
+    "llama-3.2-3b": (128_256, 3072, 8192, 28, 24, 8, 4096),
+    "qwen2.5-0.5b": (151_936, 896, 4864, 24, 14, 2, 4096),
+    "demo": (365, 64, 192, 3, 4, 4, 1024),
+    "wide-vocabulary": (150_000, 256, 688, 4, 8, 8, 4096),
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    name: {**dict(zip(_FIELDS, sizes, strict=True)), "tie_word_embeddings": True}
+    for name, sizes in _SIZES.items()
+}
+"""The configuration of each model that can be measured."""
+LENGTHS = {"short": (35, 10), "realistic": (210, 40), "tiny": (12, 5)}
+"""Prompt and answer tokens; each record's vary by 30 % either way."""
+USUAL_LENGTHS = ("short", "realistic")
 
 
 @dataclass(frozen=True)
@@ -134,6 +152,66 @@ def _row(model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes
     return _figures(results, median, jobs, useful_operations(model.config, records, jobs))
 
 
+def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """A random Llama (or Qwen2) of a shape; the same weights each time."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    qwen = shape.startswith("qwen")
+    config, kind = (Qwen2Config, Qwen2ForCausalLM) if qwen else (LlamaConfig, LlamaForCausalLM)
+    with torch.device(device):
+        model = kind(config(**SHAPES[shape]))  # pyright: ignore
+    return model.to(dtype).eval().requires_grad_(False)  # pyright: ignore
+
+
+def random_records(count: int, prompt: int, answer: int, vocabulary: int) -> EncodedRecords:
+    """Records of random tokens, each both target and demonstration."""
+    rng = np.random.default_rng(0)
+    prompts = rng.uniform(0.7 * prompt, 1.3 * prompt, count).astype(np.int32).clip(1)
+    answers = rng.uniform(0.7 * answer, 1.3 * answer, count).astype(np.int32).clip(1)
+    starts = np.concatenate([[0], np.cumsum(prompts + answers)]).astype(np.int64)
+    tokens = rng.integers(5, vocabulary, starts[-1]).astype(np.int32)
+    begin = np.asarray([1], dtype=np.int32)
+    return EncodedRecords(
+        ids=tuple(f"{place:032x}" for place in range(count)),
+        head=begin,
+        start=begin,
+        target_tokens=tokens,
+        target_starts=starts,
+        prompt_lengths=prompts,
+        demonstration_tokens=tokens,
+        demonstration_starts=starts,
+        unscorable={},
+        cuts={},
+    )
+
+
+def useful_operations(config: Any, records: EncodedRecords, jobs: list[Job]) -> float:
+    """The floating-point operations that the jobs cannot do without.
+
+    A product of an [a, b] and a [b, c] matrix counts 2abc. Each prefix is read once and each target
+    once a prefix; logits and the last layer's queries, attention and MLP count at answer positions
+    only; attention counts the keys a query may see. Norms, rotations and softmax count nothing.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    inner, kept = config.num_attention_heads * head, config.num_key_value_heads * head
+    heavy = 2 * (2 * width * inner + 3 * width * config.intermediate_size)
+    keys = 2 * 2 * width * kept
+    lengths = np.diff(records.target_starts).astype(np.float64) - 1
+    answers = records.answer_lengths.astype(np.float64)
+    total = 0.0
+    for job in jobs:
+        n, a, p = lengths[job.rows], answers[job.rows], float(len(job.prefix))
+        seen = n * p + n * (n + 1) / 2
+        seen_last = a * (p + n - (a - 1) / 2)
+        total += (n.sum() + p) * keys * layers
+        total += heavy * ((layers - 1) * (n.sum() + p) + a.sum())
+        total += 4 * inner * ((layers - 1) * (seen.sum() + p * (p + 1) / 2) + seen_last.sum())
+        total += 2 * width * config.vocab_size * a.sum()
+    return total
+
+
 @torch.inference_mode()
 def naive_padded(
     model: Any, records: EncodedRecords, jobs: list[Job], *, full_logits: bool, batch: int
@@ -229,14 +307,33 @@ def score_twice(model: Any, lengths: str, targets: int) -> None:
 
 
 def peak_memory(shape: str, lengths: str, targets: int) -> float:
-    """`_peak` on a CPU, in a process of its own.
+    """`_peak` on a CPU, in a process of its own, which runs this module as its program.
 
     Raises:
         DeliftError: the process fails.
     """
-    command = [sys.executable, "-P", "-m", "delift_pipeline.bench.scoring_memory"]
-    command += [shape, lengths, str(targets)]
+    command = [sys.executable, "-P", "-m", __name__, shape, lengths, str(targets)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeliftError(f"peak memory could not be measured: {done.stderr.strip()[-300:]}")
     return float(json.loads(done.stdout)["peak_rss_mib"])
+
+
+def _mib(field: str) -> float:
+    """A size in /proc/self/status: of this program alone, where rusage keeps its parent's peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
+
+
+def main(shape: str, lengths: str, targets: int) -> None:
+    """Print `{"peak_rss_mib": ...}`: the peak while scoring less what the loaded model takes."""
+    model = random_model(shape, torch.float32, torch.device("cpu"))
+    for parameter in model.parameters():
+        parameter.sum()
+    before = _mib("VmRSS")
+    score_twice(model, lengths, targets)
+    print(json.dumps({"peak_rss_mib": max(_mib("VmHWM") - before, 0.0)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

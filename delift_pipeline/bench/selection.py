@@ -11,15 +11,23 @@ row.
 
 import importlib.util
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.kernel.block import Similarity
+from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
+from delift_pipeline.selection import objectives, optimizers
 
 APRICOT_ABSENT = "apricot is not installed (pip install apricot-select==0.6.1), so it is not beside"
 
@@ -74,6 +82,19 @@ _MEDIANS += ("read_seconds", "kernel_mib", "beyond_kernel_mib")
 _BESIDE = ("ratio_vs_submodlib", "ratio_vs_apricot", "cpu_ratio_vs_submodlib")
 _BESIDE += ("same_ranking", "tie_gap", "value_vs_submodlib")
 
+OPTIMIZERS: dict[str, Any] = {
+    "naive": optimizers.naive_greedy,
+    "lazy": optimizers.lazy_greedy,
+    "blocked": optimizers.blocked_greedy,
+    "stochastic": optimizers.stochastic_greedy,
+    "lazier": optimizers.lazier_than_lazy_greedy,
+}
+NEIGHBOURS, SIDE, STRIP, WARM_PICKS = 32, 64, 500, 5
+WITH_SIDE = ("flmi", "fl1mi", "fl2mi", "flcg")
+"""Objectives that read a second kernel."""
+# How far a demonstration lies from its own target, against a length of 1 in 16 dimensions.
+DISTURBANCE = 0.05
+
 
 def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
     """The cases to measure.
@@ -106,15 +127,18 @@ def selection_bench(
     with tempfile.TemporaryDirectory(prefix="delift-bench-") as folder:
         for case in cases:
             say(f"{case.n:,} records, {case.storage}, {case.objective}, {case.optimizer}")
-            rows.append(_row(case, Path(folder), repeats))
+            rows.append(_row(case, folder, repeats))
     return {"rows": rows}
 
 
-def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
+def _row(case: Case, folder: str, repeats: int) -> dict[str, Any]:
     def measured(engine: str) -> list[dict[str, Any]]:
-        return [_child(case, folder, engine) for _ in range(repeats)]
+        return [_in_child(case, folder, engine) for _ in range(repeats)]
 
-    _child(case, folder, "make")
+    def ratio(theirs: list[dict[str, Any]], of: str) -> float:
+        return statistics.median(r[of] for r in theirs) / ours[of]
+
+    _in_child(case, folder, "make")
     runs = measured("ours")
     first, ours = runs[0], {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
     row: dict[str, Any] = {
@@ -129,41 +153,171 @@ def _row(case: Case, folder: Path, repeats: int) -> dict[str, Any]:
     if not row.pop("beside"):
         return row
     theirs = measured("submodlib")
+    other = theirs[0]
+    # Where the rankings first differ, how far do the gains lie apart?
+    steps = zip(first["picks"], other["picks"], first["gains"], other["gains"], strict=True)
+    gaps = (abs(gain - g) / max(gain, 1e-300) for pick, p, gain, g in steps if pick != p)
     row |= {
-        "ratio_vs_submodlib": _ratio(theirs, ours, "seconds"),
-        "cpu_ratio_vs_submodlib": _ratio(theirs, ours, "cpu_seconds"),
-        "same_ranking": theirs[0]["picks"] == first["picks"],
-        "tie_gap": _tie_gap(first, theirs[0]),
-        "value_vs_submodlib": first["value"] / theirs[0]["value"],
+        "ratio_vs_submodlib": ratio(theirs, "seconds"),
+        "cpu_ratio_vs_submodlib": ratio(theirs, "cpu_seconds"),
+        "same_ranking": other["picks"] == first["picks"],
+        "tie_gap": next(gaps, 0.0),
+        "value_vs_submodlib": first["value"] / other["value"],
     }
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
-        ratio = _ratio(measured("apricot"), ours, "seconds")
         # Where it takes less than its own compilation varies, nothing can be said.
-        row["ratio_vs_apricot"] = ratio if ratio > 0 else None
+        beside = ratio(measured("apricot"), "seconds")
+        row["ratio_vs_apricot"] = beside if beside > 0 else None
     return row
 
 
-def _tie_gap(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """How far the gains lie apart where two rankings first differ, relative."""
-    steps = zip(ours["picks"], theirs["picks"], ours["gains"], theirs["gains"], strict=True)
-    gaps = (abs(gain - other) / max(gain, 1e-300) for one, two, gain, other in steps if one != two)
-    return next(gaps, 0.0)
-
-
-def _ratio(theirs: list[dict[str, Any]], ours: dict[str, float], of: str) -> float:
-    return statistics.median(r[of] for r in theirs) / ours[of]
-
-
-def _child(case: Case, folder: Path, engine: str) -> dict[str, Any]:
-    """One measurement in a process of its own.
+def _in_child(case: Case, folder: str, engine: str) -> dict[str, Any]:
+    """One measurement in a process of its own, which runs this module as its program.
 
     Raises:
         DeliftError: it ended badly; the sentence holds the last line that it said.
     """
-    asked = (case.n, case.storage, folder, engine, case.objective, case.optimizer, case.budget)
-    command = [sys.executable, "-P", "-m", "delift_pipeline.bench.selection_child"]
-    done = subprocess.run([*command, *map(str, asked)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", __name__, json.dumps(case), folder, engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise DeliftError(f"a measurement failed: {last}")
     return {} if engine == "make" else json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _make(case: Case, files: Sequence[Path]) -> None:
+    """Write the kernel of a case, unless it is there."""
+    n = case.n
+    if files[0].exists():
+        return
+    if case.storage == "sparse":
+        rng, shape = np.random.default_rng(0), (n, NEIGHBOURS)
+        rows = np.lib.format.open_memmap(files[0], "w+", np.int32, shape)
+        data = np.lib.format.open_memmap(files[1], "w+", np.float32, shape)
+        for start in range(0, n, 100_000):
+            size = min(100_000, n - start)
+            far = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
+            near = (np.arange(start, start + size)[:, None] + far) % n
+            rows[start : start + size] = np.sort(near, axis=1)
+            data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
+        return
+    points = _points(n, 0)
+    shown = points + DISTURBANCE * np.random.default_rng(2).normal(size=points.shape)
+    shown = (shown / np.linalg.norm(shown, axis=1, keepdims=True)).astype(np.float32)
+    # The transpose of a row-ordered file is the column-ordered kernel.
+    dtype = np.float16 if "half" in case.storage else np.float32
+    stored = np.lib.format.open_memmap(files[0], "w+", dtype, (n, n), fortran_order=True)
+    for start in range(0, n, STRIP):
+        stored[:, start : start + STRIP] = np.maximum(points @ shown[start : start + STRIP].T, 0)
+    stored.flush()
+
+
+def _points(n: int, seed: int) -> np.ndarray:
+    points = np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def _loaded(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float]:
+    """The kernel, its bytes, and the seconds of one pass over it, in the page cache by then."""
+    if case.storage == "sparse":
+        rows, data = (np.load(file).reshape(-1) for file in files)
+        start = time.perf_counter()
+        rows.max()
+        data.max()
+        seconds = time.perf_counter() - start
+        indptr = np.arange(0, NEIGHBOURS * case.n + 1, NEIGHBOURS)
+        return SparseColumns(indptr, rows, data, case.n), 8 * len(data), seconds
+    _read(files[0])
+    seconds, mode = _read(files[0]), "r" if "mapped" in case.storage else None
+    columns: Columns = DenseColumns(np.load(files[0], mmap_mode=mode))
+    if "masked" in case.storage:
+        columns = Similarity(columns, None, (np.arange(case.n), np.arange(case.n)))
+    return columns, files[0].stat().st_size, seconds
+
+
+def _read(name: Path) -> float:
+    """Seconds of reading a whole file into one buffer."""
+    buffer, start = bytearray(1 << 24), time.perf_counter()
+    with name.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - start
+
+
+def _clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def _apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
+    """Apricot's ranking and its seconds and processor seconds without compilation.
+
+    It compiles anew whenever it fits; what that takes is seen from a fit of few records.
+    """
+    from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
+
+    # Its candidates are the rows.
+    turned = np.ascontiguousarray(kernel.matrix.T, dtype=np.float64)
+    few, chooser, clocks = turned[:50, :50].copy(), None, []
+    for matrix, count in ((few, 5), (few, 5), (turned, budget)):
+        clocks.append(_clocks())
+        chooser = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
+        chooser.fit(matrix)
+    clocks.append(_clocks())
+    # The first fit also loads what later ones find in memory.
+    _, compilation, whole = np.diff(clocks, axis=0)
+    ranking = optimizers.Ranking(np.array(chooser.ranking), np.array(chooser.gains))
+    return ranking, whole - compilation
+
+
+def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
+    """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
+    kernel, size, read = _loaded(case, files)
+    name: Any = case.objective
+    # Similarities [SIDE, n] with records of a target set or existing ones, where they are read.
+    points = _points(case.n, 0) if name in WITH_SIDE else np.zeros((0, 16))
+    other = np.maximum(_points(SIDE, 1) @ points.T, 0)
+    existing = np.ascontiguousarray(other.T) if name == "flcg" else None
+    made = partial(objectives.objective_named, name, kernel, other, existing, nu=0.5)
+    rank, budget, own = OPTIMIZERS[case.optimizer], int(case.budget * case.n), engine == "ours"
+    if engine == "submodlib":
+        from delift_pipeline.selection.submodlib_engine import submodlib_greedy as rank
+    if own:
+        # A few picks load the compiled loops for this type of kernel.
+        rank(made(), WARM_PICKS, np.arange(case.n))
+    # Making the objective, which reads and checks the kernel, is part of our time alone.
+    objective, start = None if own else made(), _clocks()
+    if engine == "apricot":
+        ranking, spent = _apricot(kernel, budget)
+    else:
+        objective = objective or made()
+        ranking = rank(objective, budget, np.arange(case.n))
+        spent = _clocks() - start
+    peak, mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size / (1 << 20)
+    assert objective is not None
+    return {
+        "seconds": spent[0],
+        "cpu_seconds": spent[1],
+        "peak_rss_mib": peak,
+        "read_seconds": read,
+        "kernel_mib": mib,
+        "beyond_kernel_mib": peak - mib,
+        "value": objective.value if own else objectives.evaluate(objective, ranking.picks),
+        "computed": ranking.computed,
+        "picks": ranking.picks.tolist() if case.n <= 5_000 else None,
+        "gains": ranking.gains.tolist() if case.n <= 5_000 else None,
+    }
+
+
+def main(case: Case, folder: Path, engine: str) -> None:
+    """Make a case's kernel in a folder, or measure an engine on it and print a line of JSON."""
+    names = ("rows", "data") if case.storage == "sparse" else ("single",)
+    names = ("half",) if "half" in case.storage else names
+    files = [folder / f"{case.n}-{name}.npy" for name in names]
+    if engine == "make":
+        _make(case, files)
+    else:
+        print(json.dumps(_measure(case, files, engine)))
+
+
+if __name__ == "__main__":
+    main(Case(*json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])

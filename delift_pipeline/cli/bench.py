@@ -47,10 +47,9 @@ def scoring(
     """Pairs a second of scoring, against padded batches of whole sequences."""
     import torch
 
-    from delift_pipeline.bench.scoring import VLLM_ABSENT, BenchSizes, scoring_bench
-    from delift_pipeline.bench.scoring_shapes import LENGTHS, SHAPES, USUAL_LENGTHS
+    from delift_pipeline.bench import scoring as bench
 
-    asked = {"--shape": ([shape], SHAPES), "--length": (length or [], LENGTHS)}
+    asked = {"--shape": ([shape], bench.SHAPES), "--length": (length or [], bench.LENGTHS)}
     faults = [
         Fault(f"no {field[2:]} {name!r}: use one of {', '.join(known)}", field=field)
         for field, (names, known) in asked.items()
@@ -60,10 +59,12 @@ def scoring(
     if faults:
         raise Refused(*faults)
     if find_spec("vllm") is None:
-        print(VLLM_ABSENT, file=sys.stderr)
+        print(bench.VLLM_ABSENT, file=sys.stderr)
     torch.set_num_threads(threads)
-    sizes = BenchSizes(repeats, targets, demonstrations, naive_batch)
-    found = scoring_bench(shape, device=device, lengths=length or USUAL_LENGTHS, sizes=sizes)
+    sizes = bench.BenchSizes(repeats, targets, demonstrations, naive_batch)
+    found = bench.scoring_bench(
+        shape, device=device, lengths=length or bench.USUAL_LENGTHS, sizes=sizes
+    )
     if as_json:
         print_json(found)
         return

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.bench import scoring, scoring_shapes
+from delift_pipeline.bench import scoring
 from delift_pipeline.cli.main import run
 from delift_pipeline.scoring.engine import Job
 
@@ -35,7 +35,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setitem(scoring_shapes.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(scoring.SHAPES, "tiny", TINY)
     monkeypatch.setattr(scoring, "peak_memory", lambda *asked: 1.0)
 
 
@@ -77,13 +77,13 @@ def test_other_lengths_and_naive_batches_can_be_asked_for(
 
 
 def test_the_useful_operations_of_one_pair_by_hand() -> None:
-    model = scoring_shapes.random_model("tiny", torch.float32, torch.device("cpu"))
-    records = scoring_shapes.random_records(1, 4, 1, 90)
+    model = scoring.random_model("tiny", torch.float32, torch.device("cpu"))
+    records = scoring.random_records(1, 4, 1, 90)
     job = Job(records.prefix(), np.asarray([0]))
     n, p = int(records.target_starts[1]) - 1, 1
     assert int(records.answer_lengths[0]) == 1
     heavy, keys = 2 * (2 * 16 * 16 + 3 * 16 * 24), 2 * 2 * 16 * 16
     expected = 2 * keys * (n + p) + heavy * (n + p + 1) + 2 * 16 * 90
     expected += 4 * 16 * (n * p + n * (n + 1) / 2 + 1) + 4 * 16 * (p + n)
-    found = scoring_shapes.useful_operations(model.config, records, [job])
+    found = scoring.useful_operations(model.config, records, [job])
     assert found == pytest.approx(expected)

@@ -11,8 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.bench.scoring import peak_memory
-from delift_pipeline.bench.scoring_shapes import random_model, random_records
+from delift_pipeline.bench.scoring import peak_memory, random_model, random_records
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job
