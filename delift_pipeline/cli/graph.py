@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from delift_pipeline.operations.doctor import Finding
 
+GONE = "its process is gone"
+
 
 def prepare_dagster_home(home: Home) -> None:
     """Write the default `dagster.yaml` into the home, where it has none yet."""
@@ -66,12 +68,10 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
             faults.extend(refused.faults)
     if faults:
         raise Refused(*faults)
-    chosen = arms.of_stages(dataset.stages())
-    if not names:
-        return chosen
-    chosen = [arm for arm in chosen if arm.name in names]
-    retired = set(names) - {arm.name for arm in chosen}
-    return chosen + [arms.arm(name) for name in names if name in retired]
+    enabled = arms.of_stages(dataset.stages())
+    chosen = [arm for arm in enabled if arm.name in names]
+    retired = [arm for arm in map(arms.arm, names) if arm not in chosen]
+    return chosen + retired if names else enabled
 
 
 class GraphRuns:
@@ -95,7 +95,7 @@ class GraphRuns:
     def opened(cls, home: Home) -> "Iterator[GraphRuns]":
         """Open the home's instance; runs that lost their process are closed first."""
         with opened_instance(home) as instance:
-            _report_closed(close_interrupted(instance, served=is_served(home)))
+            _close_interrupted(instance, served=is_served(home))
             yield cls(home, instance)
 
     def figures(self, started: float) -> dict[str, Any]:
@@ -188,66 +188,18 @@ def is_served(home: Home) -> bool:
         return True
 
 
-def close_interrupted(instance: "dg.DagsterInstance", *, served: bool = False) -> list[str]:
-    """Close every run that is at work by its record and has no process any more.
-
-    The daemon launches those again that a server had launched. Places in pools that such runs, or
-    runs that have ended, still hold are freed.
-
-    Args:
-        instance: The home's Dagster instance.
-        served: Whether a `delift ui` is running. It looks after the runs that it launched; one
-            that is about to start has no process yet.
-
-    Returns:
-        The ids of the closed runs, oldest first.
-    """
-    from delift_pipeline.orchestration.dagster_internals import (
-        close_run,
-        free_slots,
-        is_launched,
-        runs_in_pools,
-        set_first_failure_cursor,
-    )
-
-    if not served:
-        set_first_failure_cursor(instance)
-    gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
-    for run in gone:
-        close_run(instance, run)
-    for run_id in runs_in_pools(instance):
-        run = instance.get_run_by_id(run_id)
-        if run is None or (run.is_finished and not (served and is_launched(run))):
-            free_slots(instance, run_id)
-    return [run.run_id for run in gone]
-
-
 def close_without_process(home: Home, *, served: bool = False) -> None:
-    """As `close_interrupted`, for a home; the daemon launches its own runs again."""
+    """Close a home's runs whose process is gone, and say so; see `close_interrupted`."""
     with opened_instance(home) as instance:
-        _report_closed(close_interrupted(instance, served=served))
+        _close_interrupted(instance, served=served)
 
 
-def _report_closed(run_ids: list[str]) -> None:
-    for run_id in run_ids:
-        reason = "its process is gone; what it finished is kept"
-        print(f"run {run_id[:8]} was interrupted: {reason}", file=sys.stderr, flush=True)
+def _close_interrupted(instance: "dg.DagsterInstance", *, served: bool) -> None:
+    from delift_pipeline.orchestration.dagster_internals import close_interrupted
 
-
-def runs_without_process(instance: "dg.DagsterInstance") -> list["dg.DagsterRun"]:
-    """Runs that are at work by their record and have no process, oldest first."""
-    import dagster as dg
-
-    from delift_pipeline.orchestration.dagster_internals import AT_WORK, PROCESS_TAG, process_of
-
-    # A server's run may wait for its start for long; ours is started where it is made.
-    statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
-    runs = [
-        run
-        for run in instance.get_runs(dg.RunsFilter(statuses=statuses))
-        if run.status in AT_WORK or PROCESS_TAG in run.tags
-    ]
-    return [run for run in reversed(runs) if process_of(instance, run) is None]
+    for run_id in close_interrupted(instance, served=served):
+        note = f"run {run_id[:8]} was interrupted: {GONE}; what it finished is kept"
+        print(note, file=sys.stderr, flush=True)
 
 
 def runs(home: Home) -> Iterator["Finding"]:
@@ -257,37 +209,27 @@ def runs(home: Home) -> Iterator["Finding"]:
     import dagster as dg
 
     from delift_pipeline.operations.doctor import Finding
-    from delift_pipeline.orchestration.dagster_internals import is_launched
+    from delift_pipeline.orchestration import dagster_internals as internals
 
     logging.getLogger("dagster").setLevel(logging.ERROR)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
-        gone = runs_without_process(instance)
-        if any(is_launched(run) for run in gone) and is_served(home):
-            gone = [run for run in gone if not is_launched(run)]
+        gone, queues = internals.runs_without_process(instance), internals.pool_queues(instance)
+        if any(map(internals.is_launched, gone)) and is_served(home):
+            gone = [run for run in gone if not internals.is_launched(run)]
         todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
         warnings = [
-            (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: its process is gone", todo)
-            for run in gone
+            (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: {GONE}", todo) for run in gone
         ]
-        warnings += _waiting(instance)
+        for pool, waiting, holders in queues:
+            places = {one: f"process {p.pid}" if p else GONE for one, p in holders.items()}
+            held = [f"run {run_id[:8]} ({place})" for run_id, place in places.items()]
+            names, by = ", ".join(one[:8] for one in waiting), " and ".join(held) or "no run"
+            todo = "the next `delift run` or `delift ui` frees it"
+            todo = "let it finish, or end its process" if any(holders.values()) else todo
+            warnings.append(
+                (f"run {names} waits for a place in the pool {pool}, held by {by}", todo)
+            )
     for note, todo in warnings:
         yield Finding("runs", "warning", note, todo)
     if not warnings:
         yield Finding("runs", "ok", "none was interrupted, none waits for a pool")
-
-
-def _waiting(instance: "dg.DagsterInstance") -> Iterator[tuple[str, str]]:
-    from delift_pipeline.orchestration.dagster_internals import pool_queues, process_of
-
-    for pool, waiting, holding in pool_queues(instance):
-        holders, todo = [], "the next `delift run` or `delift ui` frees it"
-        for run_id in holding:
-            run = instance.get_run_by_id(run_id)
-            process = process_of(instance, run) if run else None
-            if process:
-                todo = "let it finish, or end its process"
-            where = f"process {process.pid}" if process else "its process is gone"
-            holders.append(f"run {run_id[:8]} ({where})")
-        names = ", ".join(run_id[:8] for run_id in waiting)
-        held = " and ".join(holders) or "no run"
-        yield f"run {names} waits for a place in the pool {pool}, held by {held}", todo

@@ -15,14 +15,14 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from time import sleep
 from typing import Any
 
 import dagster as dg
 import psutil
+from dagster import DagsterRunStatus as Status
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import DagsterEvent, EngineEventData
@@ -42,16 +42,9 @@ from sqlalchemy.exc import SQLAlchemyError
 INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 PROCESS_TAG = "delift/process"
 """Process id and start of the `delift` program that executes a run itself."""
-AT_WORK = [
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-ENDING = (
-    dg.DagsterRunStatus.CANCELING,
-    dg.DagsterRunStatus.CANCELED,
-    dg.DagsterRunStatus.FAILURE,
-)
+AT_WORK = [Status.STARTING, Status.STARTED, Status.CANCELING]
+UNENDED = [Status.NOT_STARTED, *AT_WORK]
+ENDING = (Status.CANCELING, Status.CANCELED, Status.FAILURE)
 FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
 """Where Dagster's daemon keeps the last failure it has considered for a retry."""
 POLL_SECONDS = 1.0
@@ -93,26 +86,23 @@ def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> psutil.Proce
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         facts = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
         if "pid" in facts:
-            last = entry.timestamp + SLACK_SECONDS
-            pid = int(str(facts["pid"].value))
-            process = _living(pid, lambda one, last=last: one.create_time() <= last)
-            if process is not None:
+            last, pid = entry.timestamp + SLACK_SECONDS, int(str(facts["pid"].value))
+            if process := _living(pid, lambda one, last=last: one.create_time() <= last):
                 return process
     return None
 
 
 def _living(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil.Process | None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return process if alive and is_same(process) else None
-    except psutil.NoSuchProcess:
-        return None
+        if process.status() != psutil.STATUS_ZOMBIE and is_same(process):
+            return process
+    return None
 
 
 def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Record the end of a run whose process is gone or about to end, and free its slots."""
-    if run.status == dg.DagsterRunStatus.CANCELING:
+    if run.status == Status.CANCELING:
         instance.report_run_canceled(run)
     elif not run.is_finished and is_launched(run):
         instance.report_run_failed(run, MESSAGE)
@@ -128,37 +118,60 @@ def free_slots(instance: dg.DagsterInstance, run_id: str) -> None:
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
-def runs_in_pools(instance: dg.DagsterInstance) -> set[str]:
-    """The runs that hold or wait for places in pools."""
-    return instance.event_log_storage.get_concurrency_run_ids()
+def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that are at work by their record and have no process, oldest first."""
+    # A server's run may wait for its start for long; ours is started where it is made.
+    runs = [
+        run
+        for run in instance.get_runs(dg.RunsFilter(statuses=UNENDED))
+        if run.status in AT_WORK or PROCESS_TAG in run.tags
+    ]
+    return [run for run in reversed(runs) if process_of(instance, run) is None]
 
 
-def pool_queues(instance: dg.DagsterInstance) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Each pool that a run waits for: its name, the runs that wait, the runs that hold places."""
+def close_interrupted(instance: dg.DagsterInstance, *, served: bool = False) -> list[str]:
+    """Close every run that is at work by its record and has no process any more.
+
+    The daemon launches those again that a server had launched. Places in pools that such runs, or
+    runs that have ended, still hold are freed. Where a `delift ui` is running (`served`), it looks
+    after the runs that it launched; one that is about to start has no process yet.
+
+    Returns:
+        The ids of the closed runs, oldest first.
+    """
+    storage, cursors = instance.event_log_storage, instance.daemon_cursor_storage
+    if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
+        # Without a first cursor the daemon passes over all earlier failures.
+        latest = storage.get_maximum_record_id() or 0
+        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
+    gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
+    for run in gone:
+        close_run(instance, run)
+    for run_id in storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or (run.is_finished and not (served and is_launched(run))):
+            free_slots(instance, run_id)
+    return [run.run_id for run in gone]
+
+
+def pool_queues(
+    instance: dg.DagsterInstance,
+) -> Iterator[tuple[str, list[str], dict[str, psutil.Process | None]]]:
+    """Each pool that runs wait for: its name, those runs, and the process of each that holds it."""
     storage = instance.event_log_storage
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
         waiting = sorted(step.run_id for step in info.pending_steps if not step.assigned_timestamp)
         if waiting:
-            yield pool, waiting, sorted(info.active_run_ids)
-
-
-def set_first_failure_cursor(instance: dg.DagsterInstance) -> None:
-    """Give the daemon a cursor of failures where it has none.
-
-    Without a first cursor it passes over all earlier failures, and launches none of those again.
-    """
-    cursors = instance.daemon_cursor_storage
-    if FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
-        latest = instance.event_log_storage.get_maximum_record_id() or 0
-        cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
+            runs = {one: instance.get_run_by_id(one) for one in sorted(info.active_run_ids)}
+            holders = {one: process_of(instance, run) if run else None for one, run in runs.items()}
+            yield pool, waiting, holders
 
 
 def cancel_own_runs(instance: dg.DagsterInstance) -> None:
     """Record as canceled what this process works on: it is about to end."""
     own = {PROCESS_TAG: own_tags()[PROCESS_TAG]}
-    statuses = [dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
-    for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=statuses)):
+    for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=UNENDED)):
         instance.report_run_canceled(run, INTERRUPTED)
         free_slots(instance, run.run_id)
 
@@ -169,19 +182,15 @@ def instance_at(folder: str) -> dg.DagsterInstance:
     Dagster would copy the output to files by programs that a Ctrl-C ends too, each with a
     traceback.
     """
-    manager = {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-    }
-    reference = InstanceRef.from_dir(folder, overrides={"compute_logs": manager})
-    return dg.DagsterInstance.from_ref(reference)
+    module = "dagster._core.storage.noop_compute_log_manager"
+    overrides = {"compute_logs": {"module": module, "class": "NoOpComputeLogManager"}}
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides=overrides))
 
 
 def sensor_cursor(instance: dg.DagsterInstance, name: str) -> tuple[bool, str | None]:
     """Whether a sensor is switched on, and where it is."""
-    if instance.schedule_storage is None:  # an ephemeral instance knows of no sensor
-        return False, None
-    for state in instance.all_instigator_state():
+    # An ephemeral instance knows of no sensor.
+    for state in instance.all_instigator_state() if instance.schedule_storage else ():
         if state.name == name and state.is_running:
             return True, getattr(state.instigator_data, "cursor", None)
     return False, None
@@ -275,7 +284,7 @@ class InterruptibleExecutor(InProcessExecutor):
                         raise DagsterExecutionInterruptedError
         except INTERRUPTS:
             known = instance.get_run_by_id(run.run_id)
-            if known and known.status == dg.DagsterRunStatus.STARTED and not is_launched(run):
+            if known and known.status == Status.STARTED and not is_launched(run):
                 # Dagster would record it as failed, since nobody has cancelled it.
                 instance.report_run_canceling(run, INTERRUPTED)
             raise
@@ -360,7 +369,6 @@ def execute_in_process(
     """
     executor = InterruptibleExecutor(RetryMode.ENABLED)
     ephemeral = job.as_ephemeral_job(resource_defs={}, input_values={})
-    run_id = str(uuid.uuid4())
     result = core_execute_in_process(
         job=InMemoryJob(
             ephemeral.with_executor_def(dg.ExecutorDefinition.hardcoded_executor(executor))
@@ -370,10 +378,9 @@ def execute_in_process(
         output_capturing_enabled=True,
         raise_on_error=False,
         run_tags=merge_run_tags(job, partition, own_tags(), None, instance, run_config),
-        run_id=run_id,
         asset_selection=frozenset(),
     )
-    run = instance.get_run_by_id(run_id)
-    if run is None or run.status == dg.DagsterRunStatus.CANCELED:
+    run = instance.get_run_by_id(result.run_id)
+    if run is None or run.status == Status.CANCELED:
         raise KeyboardInterrupt
     return result

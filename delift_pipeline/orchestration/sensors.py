@@ -11,18 +11,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
+from dagster import DagsterRunStatus as Status
 from filelock import FileLock
 
 from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import json_text
 from delift_pipeline.core.validation import checked_webhook
-from delift_pipeline.orchestration.dagster_internals import AT_WORK, sensor_cursor
+from delift_pipeline.orchestration.dagster_internals import UNENDED, sensor_cursor
 from delift_pipeline.orchestration.jobs import arm_job, score_job, select_job
 from delift_pipeline.orchestration.partitions import (
     PARTITION_TAG,
@@ -70,20 +70,16 @@ class Alert:
         return {**asdict(self), "reason": self.reason[:TEXT_LIMIT], "text": text}
 
 
-def alerts_file(home: Home) -> Path:
-    """Where alerts are logged, one JSON object a line."""
-    return home.root / "alerts.jsonl"
-
-
 def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
     """Log an alert, and post it to `$DELIFT_ALERT_URL` or else to `webhook`, where one is set.
+
+    The log is the home's `alerts.jsonl`, one JSON object a line.
 
     Returns:
         Why it could not be posted, or None. That fails nothing.
     """
-    line = json_text(alert.as_json())
-    file = alerts_file(home)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    line, file = json_text(alert.as_json()), home.root / "alerts.jsonl"
+    home.root.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")), file.open("a", encoding="utf-8") as log:
         log.write(f"{line}\n")
     url = os.environ.get(WEBHOOK_VARIABLE) or webhook
@@ -116,7 +112,7 @@ FAULTS_SHOWN = 20
 ARMS_SENSOR = "applicable_arms_sensor"
 RAW_DATASET = dg.AssetKey("raw_dataset")
 UTILITY_KERNEL = dg.AssetKey("utility_kernel")
-UNFINISHED = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
+UNFINISHED = [Status.QUEUED, *UNENDED]
 SIGNATURE_TAG = "delift/inbox_signature"
 """Names the contents of the inbox that a run was asked for to take."""
 ASK_AGAIN = "to have it taken, move it out of the inbox and back, or touch it"
@@ -151,17 +147,17 @@ def new_dataset_version_sensor(
         tags = {SIGNATURE_TAG: entry.signature}
         runs = instance.get_runs(dg.RunsFilter(tags=tags))  # newest first
         unfinished = any(run.status in UNFINISHED for run in runs)
+        state, again = _state(runs)
         if asked.get(name) == mark or unfinished:
-            todo = "" if unfinished or _launched_again(runs) else f"; {ASK_AGAIN}"
-            waiting.append(f"{name}: {_state(runs)}{todo}")
+            waiting.append(f"{name}: {state}{'' if unfinished or again else f'; {ASK_AGAIN}'}")
             continue
         asked[name] = mark
         if runs:
-            context.log.info(f"{name} is asked for again: {_state(runs)}")
+            context.log.info(f"{name} is asked for again: {state}")
         key = _run_key(f"{entry.version}:{entry.signature}", runs)
         requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
-    add = list(dict.fromkeys(str(one.partition_key) for one in requests))
-    add = [name for name in add if name not in known]
+    keys = dict.fromkeys(str(one.partition_key) for one in requests)
+    add = [name for name in keys if name not in known]
     nothing = "; ".join(waiting) or "nothing new in the inbox"
     return dg.SensorResult(
         run_requests=requests,
@@ -177,24 +173,23 @@ def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
     return f"{base}:{sum(run.is_finished for run in runs)}"
 
 
-def _state(runs: Sequence[dg.DagsterRun]) -> str:
-    """What became of the newest of the runs that were asked for to take an entry."""
+def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
+    """What became of the newest of the runs that were asked for to take an entry.
+
+    Also whether Dagster launches it again by itself.
+    """
     if not runs:
-        return "the run that was asked for to take it was deleted"
+        return "the run that was asked for to take it was deleted", False
     states = {
-        dg.DagsterRunStatus.CANCELING: "is being cancelled",
-        dg.DagsterRunStatus.CANCELED: "was cancelled",
-        dg.DagsterRunStatus.FAILURE: "failed",
-        dg.DagsterRunStatus.SUCCESS: "has succeeded",
+        Status.CANCELING: "is being cancelled",
+        Status.CANCELED: "was cancelled",
+        Status.FAILURE: "failed",
+        Status.SUCCESS: "has succeeded",
     }
-    state = states.get(runs[0].status, f"is to take it ({runs[0].status.value.lower()})")
-    again = " and is launched again" if _launched_again(runs) else ""
-    return f"run {runs[0].run_id[:8]} {state}{again}"
-
-
-def _launched_again(runs: Sequence[dg.DagsterRun]) -> bool:
-    failed = bool(runs) and runs[0].status == dg.DagsterRunStatus.FAILURE
-    return failed and runs[0].tags.get(WILL_RETRY) == "true"
+    newest, status = runs[0], runs[0].status
+    state = states.get(status, f"is to take it ({status.value.lower()})")
+    again = status == Status.FAILURE and newest.tags.get(WILL_RETRY) == "true"
+    return f"run {newest.run_id[:8]} {state}{' and is launched again' if again else ''}", again
 
 
 def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
@@ -275,14 +270,10 @@ def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
 
 
 def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            asset_key=UTILITY_KERNEL, after_storage_id=int(cursor) if cursor else None
-        ),
-        limit=KERNELS_A_TICK,
-        ascending=True,
-    )
-    return list(records.records)
+    after = int(cursor) if cursor else None
+    wanted = dg.AssetRecordsFilter(UTILITY_KERNEL, after_storage_id=after)
+    found = instance.fetch_materializations(wanted, limit=KERNELS_A_TICK, ascending=True)
+    return list(found.records)
 
 
 def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
@@ -313,15 +304,8 @@ def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource)
         data = event.step_failure_data
         said = data.user_failure_data.description if data.user_failure_data else None
         step, reason = event.step_key, said or (data.error.message if data.error else reason)
-    alert = Alert(
-        job=run.job_name,
-        run_id=run.run_id,
-        reason=reason.strip(),
-        version=version,
-        arm=arm,
-        step=step,
-        will_retry=run.tags.get(WILL_RETRY) == "true",
-    )
+    again = run.tags.get(WILL_RETRY) == "true"
+    alert = Alert(run.job_name, run.run_id, reason.strip(), version, arm, step, will_retry=again)
     if why := send_alert(store.open(), alert, store.arms().automation.webhook):
         context.log.warning(why)
 

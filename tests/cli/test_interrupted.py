@@ -15,11 +15,15 @@ import pytest
 from dagster._core.events import EngineEventData
 from filelock import FileLock
 
-from delift_pipeline.cli.graph import close_interrupted, opened_instance
+from delift_pipeline.cli.graph import opened_instance
 from delift_pipeline.core.home import Home
 from delift_pipeline.definitions import defs
 from delift_pipeline.orchestration import dagster_internals
-from delift_pipeline.orchestration.dagster_internals import FAILURE_CURSOR, PROCESS_TAG
+from delift_pipeline.orchestration.dagster_internals import (
+    FAILURE_CURSOR,
+    PROCESS_TAG,
+    close_interrupted,
+)
 
 
 @pytest.fixture

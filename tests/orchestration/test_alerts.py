@@ -17,7 +17,6 @@ from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.orchestration.sensors import (
     WEBHOOK_VARIABLE,
     Alert,
-    alerts_file,
     failed_run_alerts,
     send_alert,
 )
@@ -67,7 +66,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
 
 
 def logged(home: Home) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in alerts_file(home).read_text().splitlines()]
+    return [json.loads(line) for line in (home.root / "alerts.jsonl").read_text().splitlines()]
 
 
 def test_an_alert_is_one_line_of_json_and_one_post(home: Home, hook: Hook) -> None:
