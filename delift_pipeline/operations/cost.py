@@ -130,13 +130,12 @@ def cost_of_records(
         wanted.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
     if "all" in wanted:
         blocks = [_counted(PairBlock("self", ids, ids), store, left_out)]
-    elif names and "neighbours" not in wanted:
-        pass
-    elif plan.embedder != "tfidf" or len(ids) > LARGE:
-        blocks = [_bounded(len(ids), plan.neighbours)]
-    else:
-        near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
-        blocks = [_counted(neighbour_block(ids, near), store, left_out)]
+    elif not names or "neighbours" in wanted:
+        if plan.embedder != "tfidf" or len(ids) > LARGE:
+            blocks = [_bounded(len(ids), plan.neighbours)]
+        else:
+            near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
+            blocks = [_counted(neighbour_block(ids, near), store, left_out)]
     return _cost(name, pool, blocks, [], notes, store, model, measure)
 
 
@@ -170,8 +169,7 @@ def cost_of(
         notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
     applicable = arms.of_stages(dataset.stages())
     trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
-    unknown = [one.arm for one in trained if one.seconds is None]
-    if unknown:
+    if unknown := [one.arm for one in trained if one.seconds is None]:
         notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
     return _cost(version, dataset.pool, blocks, trained, notes, store, model, measure)
 
@@ -184,47 +182,34 @@ def _cost(
     name: str,
     pool: pl.DataFrame,
     blocks: list[BlockCost],
-    trained: list[ArmCost],
+    arms: list[ArmCost],
     notes: list[str],
     store: ScoreStore | None,
     model: ModelOptions | None,
     measure: bool,
 ) -> Cost:
     """The cost of pairs and trainings, at the speed of the stored scores or of a trial."""
-    rate = stored_rate(store) if store else None
-    rate_from = "stored scores" if rate else None
+    rate, rate_from = stored_rate(store) if store else None, "stored scores"
     if not rate and model is not None and measure:
-        rate = _trial_rate(pool, model)
-        rate_from = "a trial on a few records" if rate else None
-    missing = sum(block.missing for block in blocks)
-    seconds = missing / rate if rate else 0.0 if not missing else None
+        rate, rate_from = _trial_rate(pool, model), "a trial on a few records"
+    pairs = sum(block.missing for block in blocks)
+    seconds = pairs / rate if rate else 0.0 if not pairs else None
     if seconds is None:
         notes = [*notes, "no scores with this model are stored, so its speed is not known"]
     # Scores that are missing (1 % more for the files), and a kernel of every pair wanted.
     sizes = [(DENSE_BYTES if block.dense else SPARSE_BYTES, block) for block in blocks]
-    scores = int(1.01 * sum(size * block.missing for size, block in sizes))
-    kernel = sum(size * block.pairs for size, block in sizes)
+    disk_bytes = int(1.01 * sum(size * block.missing for size, block in sizes))
+    disk_bytes += sum(size * block.pairs for size, block in sizes) + RECORD_BYTES * pool.height
     gpu = False
     if model is not None and model.device != "cpu":
         import torch
 
         gpu = torch.cuda.is_available()
-    times = [seconds, *(one.seconds for one in trained)]
+    times = [seconds, *(arm.seconds for arm in arms)]
     known = [one for one in times if one is not None]
-    return Cost(
-        name=name,
-        records=pool.height,
-        blocks=blocks,
-        pairs=missing,
-        rate=rate,
-        rate_from=rate_from,
-        seconds=seconds,
-        disk_bytes=scores + kernel + RECORD_BYTES * pool.height,
-        arms=trained,
-        hours=sum(known) / 3600 if len(known) == len(times) else None,
-        gpu=gpu,
-        notes=notes,
-    )
+    hours = sum(known) / 3600 if len(known) == len(times) else None
+    speed = (rate, rate_from if rate else None, seconds)
+    return Cost(name, pool.height, blocks, pairs, *speed, disk_bytes, arms, hours, gpu, notes)
 
 
 def _blocks(

@@ -19,6 +19,8 @@ import psutil
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import MODELS_FILE, Home, places
+from delift_pipeline.core.manifest import rebuild_reason
+from delift_pipeline.lineage.artifacts import all_artifacts
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.stages.arms import load_arms
 
@@ -60,21 +62,17 @@ Examination = Callable[[Home], Iterator[Finding]]
 def examine(
     home: Home, *, self_test: bool = True, more: Sequence[Examination] = ()
 ) -> list[Finding]:
-    """Examine everything; what fails unexpectedly is a finding too.
+    """Examine a home, which need not exist yet; what fails unexpectedly is a finding too.
 
-    Args:
-        home: The home, which need not exist yet.
-        self_test: Also score and select a few records with the packaged model.
-        more: Further examinations, after that of the databases.
+    The self-test scores and selects a few records with the packaged model. Further examinations
+    come after that of the databases.
     """
-    all_of_them = [_python, _packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
+    all_of_them = [_packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
     all_of_them += [_ports, _waste, *([_self_test] if self_test else [])]
     findings: list[Finding] = []
     for examination in all_of_them:
         try:
-            # One by one: what was found before a failure is kept.
-            for finding in examination(home):
-                findings.append(finding)
+            findings.extend(examination(home))  # what was found before a failure is kept
         except Exception as error:
             expected = isinstance(error, DeliftError)
             note = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -84,13 +82,10 @@ def examine(
     return findings
 
 
-def _python(home: Home) -> Iterator[Finding]:
+def _packages(home: Home) -> Iterator[Finding]:
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
     todo = "" if fits else "make the environment with Python 3.11 or 3.12"
     yield _finding("python", platform.python_version(), todo)
-
-
-def _packages(home: Home) -> Iterator[Finding]:
     found, missing = [], []
     for name in PACKAGES:
         try:
@@ -148,9 +143,6 @@ def _models(home: Home) -> Iterator[Finding]:
 
 
 def _store(home: Home) -> Iterator[Finding]:
-    from delift_pipeline.core.manifest import rebuild_reason
-    from delift_pipeline.lineage.artifacts import all_artifacts
-
     if not home.root.is_dir():
         note, todo = f"{home.root} does not exist yet", "delift ingest FILE --version V makes it"
         yield Finding("store", "warning", note, todo)
@@ -217,19 +209,17 @@ def _catalog_finding(home: Home) -> Finding:
     from delift_pipeline.operations.catalog import known_stamps
 
     name = home.catalog.name
-    try:
-        duckdb.connect(str(home.catalog), read_only=True).close()
-    except duckdb.IOException as error:
-        if "lock" in str(error):
-            return Finding("catalog", "warning", _in_use(home.catalog, name), LATER)
-        if "ermission" in str(error):
-            return Finding("catalog", "broken", f"{name} cannot be opened", ACCESS)
-    except duckdb.Error:
-        pass
+    with suppress(duckdb.Error):
+        try:
+            duckdb.connect(str(home.catalog), read_only=True).close()
+        except duckdb.IOException as error:
+            if "lock" in str(error):
+                return Finding("catalog", "warning", _in_use(home.catalog, name), LATER)
+            if "ermission" in str(error):
+                return Finding("catalog", "broken", f"{name} cannot be opened", ACCESS)
     if known_stamps(home.catalog):
         return Finding("catalog", "ok", f"{name} is readable")
-    todo = "delift catalog makes it anew"
-    return Finding("catalog", "warning", f"{name} cannot be read", todo)
+    return Finding("catalog", "warning", f"{name} cannot be read", "delift catalog makes it anew")
 
 
 def _in_use(path: Path, where: str) -> str:
@@ -246,7 +236,7 @@ def _in_use(path: Path, where: str) -> str:
 def _ports(home: Home) -> Iterator[Finding]:
     taken = []
     for name, port in PORTS.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 taken.append(f"{port} ({name})")
@@ -257,38 +247,30 @@ def _ports(home: Home) -> Iterator[Finding]:
 
 
 def _waste(home: Home) -> Iterator[Finding]:
-    found = collect(home) if home.root.is_dir() else None
-    if found and found.waste:
+    if home.root.is_dir() and (found := collect(home)).waste:
         note = f"{len(found.waste):,} leftovers, {found.bytes / 1e6:,.1f} MB"
         yield Finding("leftovers", "warning", note, "delift gc lists them, --apply removes them")
 
 
 def _self_test(home: Home) -> Iterator[Finding]:
     """Score and select a few records with the packaged model, in a home that is thrown away."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="delift-doctor-") as folder:
-        _select_three_of_six(Path(folder))
-    seconds = time.monotonic() - started
-    note = f"3 of 6 records scored and selected with the demo model, {seconds:.1f} s"
-    slow = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
-    yield _finding("self-test", note, slow if seconds > SELF_TEST_SECONDS else "", "warning")
-
-
-def _select_three_of_six(folder: Path) -> None:
     from delift_pipeline.core.progress import SilentProgress
     from delift_pipeline.scoring.options import ModelOptions
     from delift_pipeline.stages.file_selection import Request
     from delift_pipeline.stages.select_file import select_file
 
-    rows = [
-        {"instruction": "say the code of", "input": word, "output": f"( {word} )"}
-        for word in ("red", "blue", "pink", "gold", "grey", "teal")
-    ]
-    file = folder / "records.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    request = Request(file, selector="delift", budget="3", out=folder / "chosen.jsonl")
-    model = ModelOptions(model="demo", template="world", device="cpu", threads=1)
-    select_file(Home.at(folder / "home"), request, model, SilentProgress())
-    chosen = (folder / "chosen.jsonl").read_text(encoding="utf-8").splitlines()
-    if len(chosen) != 3:
-        raise DeliftError(f"3 records were asked for and {len(chosen)} selected")
+    started, words = time.monotonic(), ("red", "blue", "pink", "gold", "grey", "teal")
+    rows = [{"instruction": "say the code of", "input": w, "output": f"( {w} )"} for w in words]
+    with tempfile.TemporaryDirectory(prefix="delift-doctor-") as name:
+        folder, file, out = (Path(name, one) for one in ("home", "records.jsonl", "chosen.jsonl"))
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        request = Request(file, selector="delift", budget="3", out=out)
+        model = ModelOptions(model="demo", template="world", device="cpu", threads=1)
+        select_file(Home.at(folder), request, model, SilentProgress())
+        chosen = len(out.read_text(encoding="utf-8").splitlines())
+    if chosen != 3:
+        raise DeliftError(f"3 records were asked for and {chosen} selected")
+    seconds = time.monotonic() - started
+    note = f"3 of 6 records scored and selected with the demo model, {seconds:.1f} s"
+    slow = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"
+    yield _finding("self-test", note, slow if seconds > SELF_TEST_SECONDS else "", "warning")

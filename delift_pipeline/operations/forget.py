@@ -9,7 +9,7 @@ mended by the same command.
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from pathlib import Path
 
 import polars as pl
@@ -84,14 +84,13 @@ def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     faults = []
-    for version in home.versions():
-        for part in PARTS:
-            path = home.dataset(version) / f"{part}.parquet"
-            stored = pl.read_parquet(path, columns=["record_id"]) if path.is_file() else None
-            if stored is not None and named_in(stored, ids):
-                found.setdefault(version, []).append(part)
-                if _without(stored, ids).is_empty():
-                    faults.append(f"nothing would be left of the {part} of {version}")
+    for version, part in product(home.versions(), PARTS):
+        path = home.dataset(version) / f"{part}.parquet"
+        stored = pl.read_parquet(path, columns=["record_id"]) if path.is_file() else None
+        if stored is not None and named_in(stored, ids):
+            found.setdefault(version, []).append(part)
+            if _without(stored, ids).is_empty():
+                faults.append(f"nothing would be left of the {part} of {version}")
     if faults:
         raise Refused(*faults, field="ID")
     return found
@@ -108,40 +107,33 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> 
     anew without changing trains nothing again. The base model's reports of versions that hold a
     record out come last: their samples show its texts.
     """
-    everything = list(all_artifacts(home))
     heldout = [version for version, parts in holders.items() if "heldout" in parts]
     names = {f"dataset:{v}" for v in holders} | {f"heldout:{v}" for v in heldout}
+
+    def is_touched(one: Artifact) -> bool:
+        if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
+            return one.kind == "report"
+        if one.kind == "adapter" and (records := trained_on(home, one)) is not None:
+            return named_in(records, ids)
+        # A kernel is named with one of its blocks.
+        kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
+        return not names.isdisjoint(kernels | one.manifest.parents.keys())
+
+    everything = list(all_artifacts(home))
     touched: set[Path] = set()
-    rest, before = everything, -1
-    while len(rest) != before:
-        before = len(rest)
-        for one in rest:
-            if _is_touched(home, one, names, holders, ids):
+    before = -1
+    while len(touched) != before:
+        before = len(touched)
+        for one in everything:
+            if one.folder not in touched and is_touched(one):
                 touched.add(one.folder)
                 names.add(one.name)
-        rest = [one for one in rest if one.folder not in touched]
     return [one for one in everything if one.folder in touched] + [
         Artifact(f"report:{version}:{folder.name}", folder, manifest)
         for version in heldout
         for folder in folders(home.root / "reports" / version)
         if folder.name.startswith("initial-") and (manifest := read_manifest(folder))
     ]
-
-
-def _is_touched(
-    home: Home,
-    one: Artifact,
-    names: set[str],
-    holders: dict[str, list[str]],
-    ids: frozenset[str],
-) -> bool:
-    if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
-        return one.kind == "report"
-    if one.kind == "adapter" and (records := trained_on(home, one)) is not None:
-        return named_in(records, ids)
-    # A kernel is named with one of its blocks.
-    kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
-    return not names.isdisjoint(kernels | one.manifest.parents.keys())
 
 
 def _runs(home: Home, touched: list[Artifact]) -> list[str]:

@@ -43,7 +43,6 @@ class Collected:
 
     waste: list[Waste]
     applied: bool
-
     bytes: int
 
 
@@ -142,5 +141,5 @@ def _size(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(
-        (Path(root) / name).lstat().st_size for root, _, files in os.walk(path) for name in files
+        os.lstat(f"{root}/{one}").st_size for root, _, names in os.walk(path) for one in names
     )
