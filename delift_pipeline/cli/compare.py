@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.cli.bench_quality import DEFAULT_FOLDER, show_table
+from delift_pipeline.cli.bench import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.formatting import with_error
