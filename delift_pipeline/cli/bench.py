@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer import Option
 
-from delift_pipeline.cli.options import JsonOption, check_outputs, print_json, progress
+from delift_pipeline.cli.options import AS_JSON, check_outputs, print_json, progress
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.output import refuse_unwritable_folder
 
@@ -52,7 +52,7 @@ def quality(
     ),
     track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
     markdown: Path | None = Option(None, help="Also write the tables of exact match as Markdown."),
-    as_json: JsonOption = False,
+    as_json: bool = AS_JSON,
 ) -> None:
     """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
     from delift_pipeline.bench.quality import load_experiments
@@ -143,7 +143,7 @@ def scoring(
     ),
     naive_batch: int = Option(16, min=1, help="Pairs in a naive batch."),
     threads: int = Option(1, min=1, help="CPU threads."),
-    as_json: JsonOption = False,
+    as_json: bool = AS_JSON,
 ) -> None:
     """Pairs a second of scoring, against padded batches of whole sequences."""
     import torch
@@ -188,7 +188,7 @@ def selection(
         None, help="A size, storage, objective or optimizer, e.g. 5000; repeatable."
     ),
     repeats: int = Option(5, min=1, help="Turns; each figure is a median."),
-    as_json: JsonOption = False,
+    as_json: bool = AS_JSON,
 ) -> None:
     """Seconds and memory of greedy selection, against submodlib, apricot and one read."""
     from delift_pipeline.bench.selection import chosen_cases, selection_bench

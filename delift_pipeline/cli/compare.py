@@ -37,8 +37,8 @@ def compare(
         None, help="The table of `delift bench quality --experiment NAME`."
     ),
     out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: where it was kept."),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Compare evaluated arms, paired by held-out record, or the contenders of an experiment."""
     if experiment is not None:
@@ -124,8 +124,8 @@ def judge(
     price_out: float | None = Option(None, help="Price of a million tokens written."),
     estimate: bool = Option(False, "--estimate", help="Say what it would cost, ask nothing."),
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Have a language model score stored answers from 1 to 5; every reply is asked for once.
 

@@ -6,32 +6,29 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import polars as pl
-import typer
-from typer import Option
+from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Refused, fault_counts
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.validation import validated
 
-FilesArgument = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="FILE",
-        help="JSON Lines, JSON, CSV, Parquet or Arrow (.gz, .zst); a folder of them; - is standard "
-        "input.",
-    ),
-]
+FILES: Any = Argument(
+    ...,
+    metavar="FILE",
+    help="JSON Lines, JSON, CSV, Parquet or Arrow (.gz, .zst); a folder of them; - is standard "
+    "input.",
+)
 
 
 def ingest(
-    files: FilesArgument,
+    files: list[Path] = FILES,
     version: str = Option(..., help="The new version's name, e.g. mydata-v1."),
     parent: list[str] | None = Option(None, help="A version this one follows; repeatable."),
-    target: shared.TargetOption = None,
+    target: Path | None = shared.TARGET,
     heldout: Path | None = Option(
         None, help="Records for evaluation only [the parent's, else a seeded tenth]."
     ),
@@ -39,19 +36,19 @@ def ingest(
     model: str | None = Option(
         None, envvar="DELIFT_MODEL", help="The model that scores this version."
     ),
-    template: shared.TemplateOption = None,
+    template: str | None = shared.TEMPLATE,
     coverage: str = Option("auto", help="Pairs to score: auto, neighbours or all."),
     existing: str = Option(
         "subset", help="What the continual stage adds to: the parents' subset or pool."
     ),
-    column: shared.ColumnOption = None,
+    column: list[str] | None = shared.COLUMN,
     keep: list[str] | None = Option(
         None, help="A column to keep for balance reports and quotas; repeatable."
     ),
-    ids: shared.IdsOption = "keep",
-    skip_bad: shared.SkipBadOption = False,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Store files as an immutable dataset version."""
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
@@ -99,8 +96,8 @@ def ingest(
 
 @shared.takes_model
 def select(
-    files: FilesArgument,
-    model: shared.ModelOption,
+    files: list[Path] = FILES,
+    model: str = shared.MODEL,
     budget: str = Option(
         ...,
         help="Below 1 a share, an integer from 1 a count, full, 20000tokens (the model's), or "
@@ -123,7 +120,7 @@ def select(
     option: list[str] | None = Option(
         None, help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."
     ),
-    target: shared.TargetOption = None,
+    target: Path | None = shared.TARGET,
     existing: Path | None = Option(None, help="Records the model is trained on already."),
     balance: list[str] | None = Option(
         None, help="A column to compare pool and subset by, beside task; repeatable."
@@ -139,12 +136,12 @@ def select(
         None, help="FILE or ID of records that are out; repeatable."
     ),
     seed: int = Option(0, help="Seeds whatever is drawn."),
-    column: shared.ColumnOption = None,
-    ids: shared.IdsOption = "keep",
-    skip_bad: shared.SkipBadOption = False,
+    column: list[str] | None = shared.COLUMN,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Choose the records of a file worth fine-tuning on; no Dagster involved."""
     import yaml
@@ -210,15 +207,15 @@ def _default_out(file: Path) -> Path:
 
 @shared.takes_model
 def score(
-    files: FilesArgument,
-    model: shared.ModelOption,
+    files: list[Path] = FILES,
+    model: str = shared.MODEL,
     out: Path = Option(..., help="The Parquet file to write, a row per pair."),
-    column: shared.ColumnOption = None,
-    ids: shared.IdsOption = "keep",
-    skip_bad: shared.SkipBadOption = False,
+    column: list[str] | None = shared.COLUMN,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Score every pair of a file's records: target_id, demonstration_id, sum_logprob, ..."""
     from delift_pipeline.records.left_out import faults_beside, write_faults
@@ -243,17 +240,17 @@ def score(
 
 @shared.takes_model
 def prompt(
-    files: FilesArgument,
-    model: shared.ModelOption,
+    files: list[Path] = FILES,
+    model: str = shared.MODEL,
     target: str = Option(..., help="The record answered: record_id or the file's id."),
     demonstration: list[str] | None = Option(
         None, help="A record shown before it; repeatable; none for the baseline."
     ),
-    column: shared.ColumnOption = None,
-    ids: shared.IdsOption = "keep",
-    skip_bad: shared.SkipBadOption = False,
+    column: list[str] | None = shared.COLUMN,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    as_json: shared.JsonOption = False,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Show the exact text and token ids that are scored for a target and its demonstrations."""
     from delift_pipeline.prompts.render import render

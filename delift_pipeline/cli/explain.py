@@ -28,8 +28,8 @@ def explain(
         None, help="Also show each answer token's change after the neighbours, by a model."
     ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
     from delift_pipeline.stages.explain import explain as explained

@@ -30,8 +30,8 @@ def lineage(
     openlineage: Path | None = Option(
         None, help="Also write the runs that led there as OpenLineage events, one a line."
     ),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Follow causes and effects through the manifests; needs no database."""
     place = Home.at(home)

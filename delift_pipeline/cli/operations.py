@@ -25,8 +25,8 @@ ROWS_SHOWN = 100
 def forget(
     records: list[str] = Argument(..., metavar="ID...", help="record_ids, or the file's own ids."),
     dry_run: bool = Option(False, "--dry-run", help="List what would be touched; change nothing."),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Take records out of the data for ever, and mark everything made of them for rebuilding."""
     from delift_pipeline.operations.forget import forget as forgotten
@@ -44,8 +44,8 @@ def forget(
 
 def doctor(
     self_test: bool = Option(True, help="Score and select a few records with the packaged model."),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
     from delift_pipeline.cli.graph import runs
@@ -65,8 +65,8 @@ def doctor(
 
 def gc(
     apply: bool = Option(False, "--apply", help="Remove what is listed."),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """List what nothing needs any more: leftovers of kills, and artifacts that nothing names."""
     from delift_pipeline.operations.gc import collect
@@ -95,8 +95,8 @@ def verify(
     repair: bool = Option(
         False, "--repair", help="Set bad shards aside, so that they are scored again."
     ),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Read every byte of every score shard; exit status 1 where a damaged one is left."""
     folder = Home.at(home).root / "scores"
@@ -142,8 +142,8 @@ def _checked(folder: Path, repair: bool) -> dict[str, Any]:
 def query(
     sql: str = Argument(..., help="One SELECT; docs/queries.md lists the views."),
     as_csv: bool = Option(False, "--csv", help="Comma-separated values with a header."),
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Ask about records, scores, utilities, subsets, reasons, metrics and lineage in SQL."""
     from delift_pipeline.operations.query import run_query
@@ -180,7 +180,7 @@ def _visible(letter: str) -> str:
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
 
 
-def catalog(home: shared.HomeOption = None, as_json: shared.JsonOption = False) -> None:
+def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> None:
     """Make catalog.duckdb anew from the files of the home."""
     from delift_pipeline.operations.catalog import refresh_catalog
 
@@ -201,16 +201,16 @@ def plan(
     arm: list[str] | None = Option(
         None, help="An arm; repeatable [all that apply; of a file select's default]."
     ),
-    model: shared.OwnModelOption = None,
+    model: str | None = shared.OWN_MODEL,
     measure: bool = Option(
         True, help="Where no scores are stored, try the model on a few records."
     ),
-    column: shared.ColumnOption = None,
-    ids: shared.IdsOption = "keep",
-    skip_bad: shared.SkipBadOption = False,
+    column: list[str] | None = shared.COLUMN,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Say how many pairs, how long, how much disk and how much training the arms would take."""
     from delift_pipeline.operations.cost import cost_of, cost_of_records

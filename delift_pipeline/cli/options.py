@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
+from typer import Option
 
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import Home
@@ -29,46 +30,26 @@ if TYPE_CHECKING:
     from delift_pipeline.records.read import Ids, RecordsFile
     from delift_pipeline.scoring.options import ModelOptions
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", envvar="DELIFT_HOME", help="The home directory [./delift_home]."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        envvar="DELIFT_MODEL",
-        help="A model folder, a hub id, preset:NAME, or `demo` (the packaged one).",
-    ),
-]
-OwnModelOption = Annotated[
-    str | None,
-    typer.Option("--model", envvar="DELIFT_MODEL", help="The model [the version's own]."),
-]
-TargetOption = Annotated[
-    Path | None, typer.Option("--target", help="Examples of the task to choose for.")
-]
+# Options that commands share; a command gives them their type.
+HOME: Any = Option(None, "--home", envvar="DELIFT_HOME", help="The home directory [./delift_home].")
+AS_JSON: Any = Option(False, "--json", help="One JSON document on standard output, nothing else.")
+MODEL_HELP = "A model folder, a hub id, preset:NAME, or `demo` (the packaged one)."
+MODEL: Any = Option(..., "--model", envvar="DELIFT_MODEL", help=MODEL_HELP)
+OWN_MODEL: Any = Option(
+    None, "--model", envvar="DELIFT_MODEL", help="The model [the version's own]."
+)
+TARGET: Any = Option(None, "--target", help="Examples of the task to choose for.")
 TEMPLATE_HELP = "Prompt template: plain, paper, world, chat (the model's own), a file."
-TemplateOption = Annotated[str | None, typer.Option(help=TEMPLATE_HELP)]
-SkipBadOption = Annotated[
-    bool,
-    typer.Option(
-        "--skip-bad", help="Leave faulty records out, count them by reason and list their faults."
-    ),
-]
-IdsOption = Annotated[
-    str, typer.Option("--ids", help="keep, or ignore: do not use the ids of the file.")
-]
-ColumnOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column", help="FIELD=COLUMN, for a file with columns of other names; repeatable."
-    ),
-]
-
+TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
+SKIP_BAD: Any = Option(
+    False,
+    "--skip-bad",
+    help="Leave faulty records out, count them by reason and list their faults.",
+)
+IDS: Any = Option("keep", "--ids", help="keep, or ignore: do not use the ids of the file.")
+COLUMN: Any = Option(
+    None, "--column", help="FIELD=COLUMN, for a file with columns of other names; repeatable."
+)
 
 DEBUG_VARIABLE = "DELIFT_DEBUG"
 """Where it is set, an error is shown with its traceback."""
@@ -304,9 +285,9 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     """
     kind, group = inspect.Parameter.KEYWORD_ONLY, {}
     for one in fields(ModelFlags):
-        option = typer.Option(f"--{one.name.replace('_', '-')}", help=one.metadata["help"])
-        given = {"default": one.default, "annotation": Annotated[one.type, option]}
-        group[one.name] = inspect.Parameter(one.name, kind, **given)
+        name = f"--{one.name.replace('_', '-')}"
+        option = Option(one.default, name, help=one.metadata["help"])
+        group[one.name] = inspect.Parameter(one.name, kind, default=option, annotation=one.type)
     options: dict[str, inspect.Parameter] = {}
     for name, one in inspect.signature(command, eval_str=True).parameters.items():
         options |= group if name == "flags" else {name: one.replace(kind=kind)}

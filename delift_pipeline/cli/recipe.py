@@ -31,7 +31,7 @@ def recipe(
     out: Path | None = Option(
         None, help="The file to write; for a transfer the folder, such as HOME/inbox."
     ),
-    as_json: shared.JsonOption = False,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Turn a benchmark's files into records, or a transfer into versions for the inbox.
 

@@ -33,10 +33,10 @@ NOTE = "interrupted: what is finished is kept; run the same command again to go 
 def run(
     version: str = Option(..., help="The dataset version to materialise."),
     arm: list[str] | None = Option(None, help="An arm to run; repeatable [all that apply]."),
-    model: shared.OwnModelOption = None,
+    model: str | None = shared.OWN_MODEL,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: shared.HomeOption = None,
-    as_json: shared.JsonOption = False,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Materialise a version and its arms through Dagster, in this process.
 
@@ -69,7 +69,7 @@ def run(
 def ui(
     port: int = Option(3000, min=1, max=65535, help="Dagster's port."),
     mlflow_port: int = Option(5000, min=1, max=65535, help="MLflow's port."),
-    home: shared.HomeOption = None,
+    home: Path | None = shared.HOME,
 ) -> None:
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
     from delift_pipeline.cli.serve import serve
@@ -128,7 +128,7 @@ def demo(
     home: Path | None = Option(
         None, "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
     ),
-    as_json: shared.JsonOption = False,
+    as_json: bool = shared.AS_JSON,
 ) -> None:
     """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
     from rich.console import Console
