@@ -15,7 +15,7 @@ from assets.door import enter, progress
 from assets.outcome import Outcome
 from assets.source import code_references
 from delift_pipeline.core.home import Home
-from delift_pipeline.orchestration.automation import retry_policy
+from delift_pipeline.orchestration.jobs import retry_policy
 from delift_pipeline.orchestration.partitions import version_and_arm_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.arms import Arm, Arms

@@ -14,7 +14,7 @@ from delift_pipeline.evaluation.leaderboard import PAGE, Row
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.report import Models, metric_bars
 from delift_pipeline.evaluation.result import differences
-from delift_pipeline.orchestration.automation import on_any_report
+from delift_pipeline.orchestration.jobs import on_any_report
 from delift_pipeline.orchestration.partitions import version_and_arm
 from delift_pipeline.stages.judge import judgement_facts
 from delift_pipeline.stages.leaderboard import Leaderboard, make_leaderboard

@@ -9,7 +9,7 @@ from assets.common import MODEL_RESOURCES, Step, asset_of
 from assets.door import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
 from delift_pipeline.core.plots import histogram_png
-from delift_pipeline.orchestration.automation import on_new_data_version
+from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan

@@ -11,7 +11,7 @@ from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.core.plots import gain_curve_png, heat_map_png
 from delift_pipeline.kernel.columns import cell_means
 from delift_pipeline.kernel.kernel import load_block
-from delift_pipeline.orchestration.automation import on_new_data_version
+from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version, version_and_arm
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget

@@ -2,36 +2,18 @@
 
 import dagster as dg
 
-from assets.evaluation import eval_report, leaderboard
-from assets.ingest import raw_dataset
-from assets.scoring import baseline_logprobs, in_context_logprobs, pair_plan
-from assets.selection import subset, utility_kernel
+import resources
+from assets import evaluation, ingest, scoring, selection, training
 from assets.source import with_code_references
-from assets.training import adapter
 from delift_pipeline.core.home import Home
-from delift_pipeline.orchestration.automation import executor
-from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES
+from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES, executor
 from delift_pipeline.orchestration.sensors import build_sensors
 from delift_pipeline.stages.arms import Arms, load_arms
-from resources import (
-    ComputeResource,
-    EmbedderResource,
-    JudgeResource,
-    LanguageModelResource,
-    StoreResource,
-    TrackingResource,
-)
 
 ASSETS = (
-    raw_dataset,
-    pair_plan,
-    baseline_logprobs,
-    in_context_logprobs,
-    utility_kernel,
-    subset,
-    adapter,
-    eval_report,
-    leaderboard,
+    *(ingest.raw_dataset, scoring.pair_plan, scoring.baseline_logprobs),
+    *(scoring.in_context_logprobs, selection.utility_kernel, selection.subset),
+    *(training.adapter, evaluation.eval_report, evaluation.leaderboard),
 )
 
 
@@ -56,11 +38,11 @@ def build_definitions(home: Home) -> dg.Definitions:
         schedules=ALL_SCHEDULES,
         executor=executor(arms.automation),
         resources={
-            "store": StoreResource(home=named),
-            "language_model": LanguageModelResource(),
-            "compute": ComputeResource(),
-            "embedder": EmbedderResource(),
-            "tracking": TrackingResource(),
-            "judge": JudgeResource(),
+            "store": resources.StoreResource(home=named),
+            "language_model": resources.LanguageModelResource(),
+            "compute": resources.ComputeResource(),
+            "embedder": resources.EmbedderResource(),
+            "tracking": resources.TrackingResource(),
+            "judge": resources.JudgeResource(),
         },
     )

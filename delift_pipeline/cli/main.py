@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from delift_pipeline import __version__
-from delift_pipeline.cli import bench, compare, data, explain, lineage, operations, recipe, runs
+from delift_pipeline.cli import bench, compare, data, lineage, operations, recipe, runs
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
 from delift_pipeline.core.errors import (
     DeliftError,
@@ -52,7 +52,7 @@ def options(
 
 for command in (
     *(runs.demo, data.ingest, recipe.recipe, data.select, data.score, data.prompt),
-    *(explain.explain, runs.run, runs.ui, operations.plan, compare.compare, lineage.lineage),
+    *(lineage.explain, runs.run, runs.ui, operations.plan, compare.compare, lineage.lineage),
     *(compare.judge, operations.query, operations.catalog, operations.forget),
     *(operations.doctor, operations.gc, operations.verify),
 ):

@@ -15,7 +15,7 @@ from assets.outcome import Outcome
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.graph import build_assets
-from delift_pipeline.orchestration.automation import retry_policy
+from delift_pipeline.orchestration.jobs import retry_policy
 from delift_pipeline.stages.arms import AutomationOptions, load_arms
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delift_pipeline.cli.explain import as_text
+from delift_pipeline.cli.lineage import as_text
 from delift_pipeline.cli.main import run
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
