@@ -29,13 +29,8 @@ VLLM_WINDOW = 1024
 VLLM_NARROWEST_HEAD = 32
 """vLLM's attention on a CPU has no narrower heads."""
 _FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
 )
 _SIZES = {
     "llama-10m": (16_000, 256, 688, 8, 8, 8, 4096),

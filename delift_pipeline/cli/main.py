@@ -12,14 +12,7 @@ from typer import Option
 from delift_pipeline import __version__
 from delift_pipeline.cli import bench, compare, data, lineage, operations, recipe, runs
 from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
-from delift_pipeline.core.errors import (
-    DeliftError,
-    Refused,
-    fault_lines,
-    system_error,
-    system_sentence,
-    unexpected_sentence,
-)
+from delift_pipeline.core import errors
 from delift_pipeline.core.signals import exit_with
 
 DEBUG = "--debug"
@@ -102,16 +95,16 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _answer_to(error: Exception) -> tuple[int, list[str]]:
     """The exit status for an error, and what the user reads of it."""
-    if isinstance(error, Refused):
-        return 2, fault_lines(error.faults)
-    if isinstance(error, DeliftError):
+    if isinstance(error, errors.Refused):
+        return 2, errors.fault_lines(error.faults)
+    if isinstance(error, errors.DeliftError):
         return 1, [str(error)]
     if isinstance(error, typer.TyperException):
         # A wrong command line; Typer's own exceptions, as it no longer builds on click's.
         return 2, [getattr(error, "format_message", error.__str__)()]
-    if (refused := system_error(error)) is not None:
-        return 1, [system_sentence(refused)]
-    return 1, [unexpected_sentence(error)]
+    if (refused := errors.system_error(error)) is not None:
+        return 1, [errors.system_sentence(refused)]
+    return 1, [errors.unexpected_sentence(error)]
 
 
 if __name__ == "__main__":

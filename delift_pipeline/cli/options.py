@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 from typer import Option
 
+from delift_pipeline.core import output
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.output import (
-    STANDARD_OUTPUT,
-    is_standard_output,
-    json_text,
-    reason_unwritable,
-    refuse_unwritable_folder,
-)
 from delift_pipeline.core.progress import BarProgress, LineProgress, Progress
 
 if TYPE_CHECKING:
@@ -98,7 +92,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    print(json_text(value, sys.stdout.encoding or "utf-8"))
+    print(output.json_text(value, sys.stdout.encoding or "utf-8"))
 
 
 def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = None) -> None:
@@ -127,18 +121,18 @@ def check_outputs(
     Raises:
         Refused: one fault for each such option.
     """
-    taken = {os.path.realpath(one) for one in read if one not in (None, STANDARD_OUTPUT)}
+    taken = {os.path.realpath(one) for one in read if one not in (None, output.STANDARD_OUTPUT)}
     folders = {path for path in taken if os.path.isdir(path)}
     faults = []
     for option, path in written.items():
         if path is None:
             continue
-        real, reason = os.path.realpath(path), reason_unwritable(path)
+        real, reason = os.path.realpath(path), output.reason_unwritable(path)
         if real in taken:
             reason = f"{path} is read or written by this command already: choose another file"
-        elif as_json and is_standard_output(path):
+        elif as_json and output.is_standard_output(path):
             reason = "standard output holds the document of --json already: name a file"
-        elif not is_standard_output(path) and os.path.dirname(real) in folders:
+        elif not output.is_standard_output(path) and os.path.dirname(real) in folders:
             reason = f"{path} is in a folder that this command reads: choose another folder"
         faults += [Fault(reason, field=option)] if reason else []
         taken.add(real)
@@ -153,13 +147,13 @@ def writable_home(path: Path | None) -> Home:
         Refused: nothing can be written there.
     """
     home = Home.at(path)
-    refuse_unwritable_folder(home.root, "--home")
+    output.refuse_unwritable_folder(home.root, "--home")
     return home
 
 
 def message_stream(*outputs: Path | None) -> TextIO:
     """Where a command prints its summary: standard error where a result takes standard output."""
-    taken = any(path is not None and is_standard_output(path) for path in outputs)
+    taken = any(path is not None and output.is_standard_output(path) for path in outputs)
     return sys.stderr if taken else sys.stdout
 
 
