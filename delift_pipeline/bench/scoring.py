@@ -52,13 +52,7 @@ USUAL_LENGTHS = ("short", "realistic")
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """How much is measured.
-
-    Attributes:
-        repeats: Turns.
-        targets: Targets of each demonstration, of which a turn has several.
-        naive_batch: Pairs in a batch of the naive methods.
-    """
+    """Turns, targets of each demonstration, demonstrations in a turn, pairs in a naive batch."""
 
     repeats: int = 5
     targets: int = 16

@@ -5,7 +5,6 @@ another contender) on the same pool, averaged over pools; the standard error cou
 difference within two standard errors is called not resolved.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -29,17 +28,14 @@ Row = dict[str, Any]
 def rows_of(found: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
     """One row a stage, share of wrong answers, mode, budget, metric and contender.
 
-    Args:
-        found: Cells (stage, seed and wrong_share are read) with their rows; cells of one pool may
-            hold different contenders.
+    Cells (stage, seed and wrong_share are read) come with their rows; those of one pool may hold
+    different contenders.
     """
-    groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    for cell, rows in found:
-        for row in rows:
-            key = (cell.stage, cell.wrong_share, row["mode"], row["budget"], row["metric"])
-            groups[key][row["selector"]][cell.seed].append(row)
+    groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = {}
+    for cell, row in ((cell, row) for cell, rows in found for row in rows):
+        key = (cell.stage, cell.wrong_share, row["mode"], row["budget"], row["metric"])
+        pools = groups.setdefault(key, {}).setdefault(row["selector"], {})
+        pools.setdefault(cell.seed, []).append(row)
     return [row for key, group in groups.items() for row in _group_rows(key, group)]
 
 

@@ -77,11 +77,7 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
 class GraphRuns:
     """Runs of the graph's jobs in this process, and what they did.
 
-    Attributes:
-        runs: Job, partition and Dagster run of each run, in order.
-        seconds: Wall seconds by job and partition.
-        pairs_scored: Pairs that went through the model.
-        pairs_reused: Pairs that were found in the store.
+    `seconds` are wall seconds by job and partition; pairs went through the model or were found.
     """
 
     def __init__(self, home: Home, instance: "dg.DagsterInstance") -> None:

@@ -74,7 +74,7 @@ def ui(
     """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
     from delift_pipeline.cli.serve import serve
 
-    raise typer.Exit(serve(shared.writable_home(home), port, mlflow_port))
+    serve(shared.writable_home(home), port, mlflow_port)
 
 
 @contextmanager

@@ -45,14 +45,11 @@ class Stopped(BaseException):
     """Someone asked the servers to end; no library may take it for an error of its own."""
 
 
-def serve(home: Home, port: int, mlflow_port: int) -> int:
+def serve(home: Home, port: int, mlflow_port: int) -> None:
     """Run the servers until interrupted; one that ends is started again. End them all.
 
     Runs that were at work when the servers ended last time, however they ended, are launched again
     and go on with what they had not finished.
-
-    Returns:
-        0 when asked to end; the failure is raised otherwise.
 
     Raises:
         Refused: a port is taken or given to both servers, or the home is served already.
@@ -63,13 +60,11 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
         raise Refused(reason, field="--mlflow-port")
     faults = []
     for option, number in {"--port": port, "--mlflow-port": mlflow_port}.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((ADDRESS, number))
-            except OSError:
-                reason = f"port {number} is taken: end what uses it or choose another"
-                faults.append(Fault(reason, field=option))
+        try:
+            socket.create_server((ADDRESS, number)).close()
+        except OSError:
+            reason = f"port {number} is taken: end what uses it or choose another"
+            faults.append(Fault(reason, field=option))
     if faults:
         raise Refused(*faults)
     home.dagster.mkdir(parents=True, exist_ok=True)
@@ -80,7 +75,6 @@ def serve(home: Home, port: int, mlflow_port: int) -> int:
     except Timeout:
         reason = f"{home.root.name} is served by another `delift ui`: end that one first"
         raise Refused(reason, field="--home") from None
-    return 0
 
 
 def _prepare(home: Home, port: int, mlflow_port: int) -> None:
@@ -196,8 +190,7 @@ class _Servers:
 
     def start(self, name: str) -> None:
         """Start a server; on Linux it gets SIGTERM when this process is killed outright."""
-        on_linux = sys.platform.startswith("linux")
-        libc = ctypes.CDLL(None) if on_linux else None
+        libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
         self._running[name] = subprocess.Popen(
             self.commands[name],
             env=environment(self.home),
@@ -235,10 +228,9 @@ class _Servers:
             for name in [name for name, one in self._running.items() if one.poll() is not None]:
                 # Its children would go on working at the same time as those of the new one.
                 deadline = time.monotonic() + GONE_SECONDS
-                gone = self._signal(name, signal.SIGKILL)
-                while not gone and time.monotonic() < deadline:
+                self._signal(name, signal.SIGKILL)
+                while not self._signal(name, 0) and time.monotonic() < deadline:
                     time.sleep(0.05)
-                    gone = self._signal(name, 0)
                 try:
                     if name == DAEMON:
                         close_without_process(self.home)

@@ -10,6 +10,7 @@ import glob
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -184,10 +185,9 @@ def _stamps(home: Home) -> dict[str, str]:
     """Every artifact's folder, relative to the home, and when it was last written."""
 
     def time_of(path: str) -> str:
-        try:
+        with suppress(FileNotFoundError):
             return str(os.stat(path).st_mtime_ns)
-        except FileNotFoundError:
-            return ""
+        return ""
 
     return {
         folder: " ".join(time_of(f"{home.root}/{folder}/{name}") for name in STAMPED)

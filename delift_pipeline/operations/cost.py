@@ -72,14 +72,12 @@ class Cost:
     """What a version or a file would cost.
 
     Attributes:
-        records: Records of the pool.
-        pairs: Pairs missing in all.
+        pairs: Missing in all.
         rate: Pairs a second; None where neither stored scores nor a trial say it.
         seconds: Of scoring; None where the rate is not known.
         disk_bytes: More disk for scores and kernel.
         hours: Scoring and training together; None where one is not known.
         gpu: Whether these are hours of a GPU.
-        notes: What is not known, and why.
     """
 
     name: str

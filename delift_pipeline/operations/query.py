@@ -25,11 +25,7 @@ LOCKED: dict[str, str | bool | int | float | list[str]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a query.
-
-    Attributes:
-        left_out: Artifacts whose pairs are too many for the catalog, where the query reads pairs.
-    """
+    """The result of a query, and the artifacts whose pairs it asks for and the catalog lacks."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
@@ -58,7 +54,10 @@ def run_query(home: Home, sql: str) -> Answer:
             columns = [column[0] for column in result.description or ()]
             return Answer(columns, result.fetchall(), _left_out(connection, sql))
         except duckdb.Error as error:
-            raise Refused(_sentence(error), field="query") from error
+            text = " ".join(str(error).split())
+            if "does not exist" in text and "Table" in text:
+                text = f"{text.split(' LINE ')[0]} The views are: {', '.join(VIEWS)}"
+            raise Refused(text, field="query") from error
 
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
@@ -72,11 +71,3 @@ def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
         for source, pairs in rows
         if view in asked and source.startswith(prefix)
     ]
-
-
-def _sentence(error: Exception) -> str:
-    """DuckDB's message on one line; where a table is not known, the views there are."""
-    text = " ".join(str(error).split())
-    if "does not exist" in text and "Table" in text:
-        return f"{text.split(' LINE ')[0]} The views are: {', '.join(VIEWS)}"
-    return text

@@ -13,11 +13,11 @@ from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.stages.arms import AutomationOptions
 from resources import StoreResource
 
-SCORED = ["pair_plan", "baseline_logprobs", "in_context_logprobs", "utility_kernel"]
+SCORED = ["raw_dataset", "pair_plan", "baseline_logprobs", "in_context_logprobs", "utility_kernel"]
 
 score_job = dg.define_asset_job(
     "score_version",
-    selection=["raw_dataset", *SCORED],
+    selection=SCORED,
     description="Ingest a version, plan its pairs, score what is missing, build the kernel.",
 )
 select_job = dg.define_asset_job(

@@ -48,7 +48,6 @@ class Alert:
     Attributes:
         reason: What the failed step said, shortened.
         version, arm: What the run was launched for, if it was for one.
-        step: The failed step, where it was one.
         will_retry: Whether the run is launched again by itself.
         time: When this was noticed, ISO 8601 in UTC.
     """
