@@ -117,6 +117,9 @@ class Similarity(Derived):
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.source, self.affine, self._groups = source, affine, groups
+        self._members: dict[int | None, list[int]] = {}
+        for row, group in enumerate([] if groups is None else groups[0].tolist()):
+            self._members.setdefault(group, []).append(row)
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
@@ -128,10 +131,9 @@ class Similarity(Derived):
 
     def _masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
         """Positions in column j that are masked, int."""
-        if self._groups is None:
-            return np.zeros(0, dtype=np.int64)
-        of_rows, of_columns = self._groups
-        return np.flatnonzero((of_rows if rows is None else of_rows[rows]) == of_columns[j])
+        group = None if self._groups is None else int(self._groups[1][j])
+        members = np.array(self._members.get(group, []), dtype=np.int64)
+        return members if rows is None else np.flatnonzero(np.isin(rows, members))
 
     def of_sparse(self, source: SparseColumns) -> SparseColumns:
         """The similarity of compressed columns."""

@@ -92,20 +92,21 @@ class Coverage:
 
     def gain(self, j: int) -> float:
         """How much adding column j would raise the value."""
-        return float(self.gains(np.array([j]))[0])
+        if self.engine is not None:
+            return float(self.gains(np.array([j]))[0])
+        where, capped = self._capped(j)
+        lift = np.maximum(capped - self.state[where], 0)
+        lift = lift if self.weights is None else lift * self.weights[where]
+        return float(lift.sum()) + float(self.bonus[j])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
-        candidates, out = np.asarray(candidates, dtype=np.int64), np.empty(len(candidates))
-        if self.engine is not None:
-            from delift_pipeline.selection.compiled import lifts
+        if self.engine is None:
+            return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
+        from delift_pipeline.selection.compiled import lifts
 
-            lifts(self.engine, self.terms, candidates, out)
-            return out + self.bonus[candidates]
-        for place, j in enumerate(candidates):
-            where, capped = self._capped(int(j))
-            lift = np.maximum(capped - self.state[where], 0)
-            out[place] = (lift if self.weights is None else lift * self.weights[where]).sum()
+        candidates, out = np.asarray(candidates, dtype=np.int64), np.empty(len(candidates))
+        lifts(self.engine, self.terms, candidates, out)
         return out + self.bonus[candidates]
 
     def add(self, j: int) -> None:
@@ -241,6 +242,10 @@ class TensorCoverage(Coverage):
         except RuntimeError as error:
             raise Refused(f"the device {device} cannot be used: {error}") from error
         self.reset()
+
+    def gain(self, j: int) -> float:
+        """How much adding column j would raise the value."""
+        return float(self.gains(np.array([j]))[0])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
