@@ -15,7 +15,14 @@ import polars as pl
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
-from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.language_model import (
+    LanguageModel,
+    begin_of_text,
+    position_weighted,
+    read,
+    text_tokens,
+    without_middle,
+)
 from delift_pipeline.selection.options import EmbeddingOptions, TrustedOptions
 
 MODEL = "model"
@@ -77,14 +84,6 @@ def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.n
 
     Texts beyond the window are cut in their middle. `name` is what the progress is called.
     """
-    from delift_pipeline.selection.reading import (
-        begin_of_text,
-        position_weighted,
-        read,
-        text_tokens,
-        without_middle,
-    )
-
     begin = begin_of_text(model.encoder)
     room = model.encoder.window - len(begin)
     tokens = text_tokens(model.encoder, texts)

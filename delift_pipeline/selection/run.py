@@ -56,7 +56,16 @@ def select(
     asked = replace(inputs, rules=rules, allowance=allowed)
     selection = selector_named(selector).select(asked, allowed.count, seed, checked)
     if traits_of(selector).reference != "whole":
-        _check_kept(selection, asked, allowed)
+        # The selector may know nothing of a budget or of rules.
+        found = selection.gains
+        found = np.full(len(selection.ranking), np.nan) if found is None else found
+        gains = [None if np.isnan(gain) else gain for gain in found.tolist()]
+        if allowed.stop and all(gain is None for gain in gains):
+            said = f"{selection.selector} has no gains to stop at; give a count"
+            raise Refused(said, field="budget")
+        if wrong := broken(selection.ranking, gains, inputs.pool, allowed, rules):
+            said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
+            raise Refused(said, field="budget")
     details = dict(selection.details)
     if allowed.tokens is not None:
         details["tokens"] = spent(inputs.pool, selection.ranking)
@@ -151,18 +160,6 @@ def refuse_beyond_scorable(
             )
             raise Refused(reason, field="budget")
     return share, replayable
-
-
-def _check_kept(selection: Selection, inputs: SelectionInputs, allowed: Budget) -> None:
-    """Refuse the ranking of a selector that knows nothing of a budget or of rules."""
-    found = np.full(len(selection.ranking), np.nan) if selection.gains is None else selection.gains
-    gains = [None if np.isnan(gain) else gain for gain in found.tolist()]
-    if allowed.stop and all(gain is None for gain in gains):
-        said = f"{selection.selector} has no gains to stop at; give a count"
-        raise Refused(said, field="budget")
-    if wrong := broken(selection.ranking, gains, inputs.pool, allowed, inputs.rules):
-        said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
-        raise Refused(said, field="budget")
 
 
 def selection_request(

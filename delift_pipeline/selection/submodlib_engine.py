@@ -11,21 +11,13 @@ import numpy as np
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.kernel.columns import Columns, to_dense
+from delift_pipeline.selection import objectives
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.objectives import (
-    FL1MI,
-    FL2MI,
-    FLCG,
-    FLMI,
-    Coverage,
-    FacilityLocation,
-    evaluate,
-)
 from delift_pipeline.selection.optimizers import Ranking
 
 
 def submodlib_greedy(
-    objective: Coverage,
+    objective: objectives.Coverage,
     budget: int,
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
@@ -47,13 +39,13 @@ def submodlib_greedy(
     picks, gains = [int(j) for j, _ in picked], [float(gain) for _, gain in picked]
     left = set(range(objective.n)) - set(picks) if budget == objective.n else ()
     for j in sorted(left, key=tie_order.__getitem__):
-        before = evaluate(objective, picks)
+        before = objectives.evaluate(objective, picks)
         picks.append(j)
-        gains.append(evaluate(objective, picks) - before)
+        gains.append(objectives.evaluate(objective, picks) - before)
     return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
 
 
-def _function(objective: Coverage) -> Any:
+def _function(objective: objectives.Coverage) -> Any:
     import submodlib
 
     # Its factors are annotated as int, though any number will do.
@@ -61,25 +53,25 @@ def _function(objective: Coverage) -> Any:
     n, kernel = objective.n, _rows(objective.kernel)
     if objective.weights is not None:
         raise Refused("submodlib has no weights per target; choose another optimizer")
-    if isinstance(objective, FL1MI | FLCG) and len(kernel) != n:
+    if isinstance(objective, objectives.FL1MI | objectives.FLCG) and len(kernel) != n:
         raise Refused(f"submodlib needs a square kernel here, not {objective.kernel.shape}")
     match objective:
-        case FacilityLocation() | FLMI():
-            if isinstance(objective, FLMI):
+        case objectives.FacilityLocation() | objectives.FLMI():
+            if isinstance(objective, objectives.FLMI):
                 # It has no such function; but a bonus is one more row that only its column covers.
                 kernel = np.vstack([kernel, np.diag(objective.bonus)]).astype(np.float32)
             shape = {"mode": "dense", "separate_rep": True, "n_rep": len(kernel)}
             return library.FacilityLocationFunction(n, **shape, sijs=kernel)
-        case FL1MI():
+        case objectives.FL1MI():
             query = np.ascontiguousarray(_rows(objective.target).T)
             factors = {"query_sijs": query, "magnificationEta": objective.eta}
             mutual = library.FacilityLocationMutualInformationFunction
             return mutual(n, query.shape[1], data_sijs=kernel, **factors)
-        case FL2MI():
+        case objectives.FL2MI():
             query = np.ascontiguousarray(kernel.T)
             mutual = library.FacilityLocationVariantMutualInformationFunction
             return mutual(n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta)
-        case FLCG():
+        case objectives.FLCG():
             private = _rows(objective.existing)
             factors = {"private_sijs": private, "privacyHardness": objective.nu}
             conditional = library.FacilityLocationConditionalGainFunction

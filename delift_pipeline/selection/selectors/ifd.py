@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.selection.language_model import LanguageModel, begin_of_text
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import DECIMALS, by_score
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from delift_pipeline.prompts.encode import EncodedRecords
     from delift_pipeline.scoring.engine import Engine
-    from delift_pipeline.selection.language_model import LanguageModel
 
 ROWS = 1024
 """Records between two moments at which progress is shown."""
@@ -83,7 +83,6 @@ def difficulties(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The record_ids that can be scored, sorted, and their ratios, float64."""
     from delift_pipeline.scoring.engines import engine_for
-    from delift_pipeline.selection.reading import begin_of_text
 
     engine = engine_for(model.scorer, model.progress)
     encoded = model.encoder.encode(pool.sort("record_id"))

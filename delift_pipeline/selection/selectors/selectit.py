@@ -20,6 +20,13 @@ from pydantic import Field, model_validator
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.embedding import record_texts
+from delift_pipeline.selection.language_model import (
+    LanguageModel,
+    begin_of_text,
+    read,
+    text_tokens,
+    without_middle,
+)
 from delift_pipeline.selection.options import NoOptions, Stage
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import by_score
@@ -27,7 +34,6 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import Encoder
-    from delift_pipeline.selection.language_model import LanguageModel
 
 RATING_PROMPTS = (
     "Below is an instruction with a response. Rate the quality of the response from 1 to 5, where "
@@ -126,13 +132,6 @@ def rating_probabilities(
         Refused: the vocabulary has no token for a rating, or the window is too small.
     """
     import torch
-
-    from delift_pipeline.selection.reading import (
-        begin_of_text,
-        read,
-        text_tokens,
-        without_middle,
-    )
 
     encoder, ratings = model.encoder, rating_tokens(model.encoder)
     rows = text_tokens(encoder, record_texts(pool))
