@@ -5,7 +5,7 @@ the demonstration. Tokens that lose are those that the neighbour speaks against.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,8 +13,6 @@ import polars as pl
 from delift_pipeline.selection.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from delift_pipeline.prompts.encode import EncodedRecords
     from delift_pipeline.scoring.model import LoadedModel
 
@@ -40,20 +38,19 @@ class TokenChange:
     """
 
     record_id: str
-    tokens: tuple[str, ...]
-    alone: tuple[float, ...]
-    after: tuple[float, ...]
+    tokens: list[str]
+    alone: list[float]
+    after: list[float]
 
     @property
-    def change(self) -> tuple[float, ...]:
+    def change(self) -> list[float]:
         """What each token gains by the demonstration; negative where it loses."""
         pairs = zip(self.after, self.alone, strict=True)
-        return tuple(round(after - alone, DECIMALS) for after, alone in pairs)
+        return [round(after - alone, DECIMALS) for after, alone in pairs]
 
     def as_json(self) -> dict[str, Any]:
         """The change as plain data."""
-        lists = ("tokens", "alone", "after", "change")
-        return {"record_id": self.record_id, **{name: [*getattr(self, name)] for name in lists}}
+        return {**asdict(self), "change": self.change}
 
 
 def token_changes(
@@ -93,33 +90,23 @@ def _changes(
     shown = [other for other in near if other in encoded.rows]
     prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in shown)]
     jobs = [Job(prefix, row) for prefix in prefixes]
-    alone, *after = NaiveEngine(loaded.model).score(encoded, jobs)
+    scores = NaiveEngine(loaded.model).score(encoded, jobs)
+    alone, *after = ([round(float(x), DECIMALS) for x in one.logprobs] for one in scores)
     answer = encoded.answer(encoded.rows[record]).tolist()
-    tokens = tuple(str(loaded.encoder.tokenizer.decode([token])) for token in answer)
-    return [
-        TokenChange(other, tokens, _rounded(alone.logprobs), _rounded(scores.logprobs))
-        for other, scores in zip(shown, after, strict=True)
-    ]
-
-
-def _rounded(logprobs: "np.ndarray") -> tuple[float, ...]:
-    return tuple(round(float(value), DECIMALS) for value in logprobs)
+    tokens = [str(loaded.encoder.tokenizer.decode([token])) for token in answer]
+    pairs = zip(shown, after, strict=True)
+    return [TokenChange(other, tokens, alone, logprobs) for other, logprobs in pairs]
 
 
 def as_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:
     """Changes as a table (`TOKENS_SCHEMA`)."""
-    rows = [
-        (record, one.record_id, list(one.tokens), list(one.alone), list(one.after))
-        for record, found in changes.items()
-        for one in found
-    ]
+    rows = [(record, *vars(one).values()) for record, found in changes.items() for one in found]
     return pl.DataFrame(rows, schema=TOKENS_SCHEMA, orient="row")
 
 
 def from_frame(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
     """Changes by record, as `as_frame` wrote them."""
     found: dict[str, list[TokenChange]] = {}
-    for record, other, tokens, alone, after in frame.select(TOKENS_SCHEMA.names()).iter_rows():
-        lists = map(tuple, (tokens, alone, after))
-        found.setdefault(record, []).append(TokenChange(other, *lists))
+    for record, *change in frame.select(TOKENS_SCHEMA.names()).iter_rows():
+        found.setdefault(record, []).append(TokenChange(*change))
     return found

@@ -11,11 +11,11 @@ record. Source: Li et al. 2024 (arXiv 2308.12032); a small scorer ranks alike (S
 the first one is predicted from the begin-of-text token, or end-of-text where there is none.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.language_model import LanguageModel, begin_of_text
@@ -23,12 +23,6 @@ from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.scored import DECIMALS, by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from delift_pipeline.prompts.encode import EncodedRecords
-    from delift_pipeline.scoring.engine import Engine
 
 ROWS = 1024
 """Records between two moments at which progress is shown."""
@@ -78,48 +72,37 @@ class IfdSelector(Selector):
         return by_score(self.name, inputs, ids, scores, budget, notes=notes)
 
 
-def difficulties(
-    model: "LanguageModel", pool: "pl.DataFrame"
-) -> tuple[tuple[str, ...], np.ndarray]:
+def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
     """The record_ids that can be scored, sorted, and their ratios, float64."""
+    from delift_pipeline.scoring.engine import Job
     from delift_pipeline.scoring.engines import engine_for
 
     engine = engine_for(model.scorer, model.progress)
     encoded = model.encoder.encode(pool.sort("record_id"))
     begin = begin_of_text(model.encoder)
     begin = begin if len(begin) else np.asarray([model.encoder.eos], dtype=np.int32)
-    with model.progress.track("perplexities", 2 * len(encoded), "answers") as meter:
-        told = _mean_logprobs(engine, encoded, encoded.prefix(), meter.advance)
-        alone = alone_after(encoded, begin)
-        untold = _mean_logprobs(engine, alone, alone.head, meter.advance)
-    return encoded.ids, np.exp(untold - told)
-
-
-def alone_after(encoded: "EncodedRecords", begin: np.ndarray) -> "EncodedRecords":
-    """The same answers with `begin` in the place of everything before them."""
     answers = [np.concatenate([begin, encoded.answer(row)]) for row in range(len(encoded))]
-    lengths = [0, *np.cumsum([len(answer) for answer in answers]).tolist()]
-    return replace(
+    # The same answers with `begin` in the place of everything before them.
+    alone = replace(
         encoded,
         head=np.empty(0, dtype=np.int32),
         target_tokens=np.concatenate([np.empty(0, dtype=np.int32), *answers]),
-        target_starts=np.asarray(lengths, dtype=np.int64),
+        target_starts=np.cumsum([0, *map(len, answers)], dtype=np.int64),
         prompt_lengths=np.full(len(encoded), len(begin), dtype=np.int32),
     )
-
-
-def _mean_logprobs(
-    engine: "Engine", records: "EncodedRecords", prefix: np.ndarray, advance: Callable[[int], None]
-) -> np.ndarray:
-    """Mean log-probability of each answer's tokens, float64 [records]."""
-    from delift_pipeline.scoring.engine import Job
-
-    means = []
-    for start in range(0, len(records), ROWS):
-        rows = np.arange(start, min(start + ROWS, len(records)))
-        found = engine.score(records, [Job(prefix, rows)])[0]
-        starts = np.concatenate([[0], np.cumsum(found.lengths)[:-1]]).astype(np.int64)
-        sums = np.add.reduceat(found.logprobs.astype(np.float64), starts)
-        means.append(sums / found.lengths)
-        advance(len(rows))
-    return np.concatenate([np.zeros(0), *means])
+    means = {}
+    with model.progress.track("perplexities", 2 * len(encoded), "answers") as meter:
+        for name, records, prefix in (
+            ("instructed", encoded, encoded.prefix()),
+            ("alone", alone, alone.head),
+        ):
+            parts = [np.zeros(0)]
+            for start in range(0, len(records), ROWS):
+                rows = np.arange(start, min(start + ROWS, len(records)))
+                found = engine.score(records, [Job(prefix, rows)])[0]
+                starts = np.cumsum([0, *found.lengths[:-1]], dtype=np.int64)
+                sums = np.add.reduceat(found.logprobs.astype(np.float64), starts)
+                parts.append(sums / found.lengths)
+                meter.advance(len(rows))
+            means[name] = np.concatenate(parts)
+    return encoded.ids, np.exp(means["alone"] - means["instructed"])
