@@ -68,8 +68,10 @@ class Quota:
 
     def counts(self, budget: int) -> tuple[int, int | None]:
         """Both ends as counts under a budget: a least share rounded up, a greatest down."""
-        high = None if self.high is None else _count(self.high, budget, up=False)
-        return _count(self.low, budget, up=True), high
+        low, high = self.low, self.high
+        # 1e-9 forgives shares that a float cannot hold.
+        low = low if isinstance(low, int) else math.ceil(low * budget - 1e-9)
+        return low, math.floor(high * budget + 1e-9) if isinstance(high, float) else high
 
 
 def _end(text: str, quota: str) -> float | int:
@@ -154,13 +156,6 @@ class Rules:
 
 def _names(column: pl.Series) -> pl.Series:
     return column.cast(pl.String).fill_null("")
-
-
-def _count(end: float | int, count: int, up: bool) -> int:
-    """An end as a count; 1e-9 forgives shares that a float cannot hold."""
-    if isinstance(end, int):
-        return end
-    return math.ceil(end * count - 1e-9) if up else math.floor(end * count + 1e-9)
 
 
 def _numbers(
