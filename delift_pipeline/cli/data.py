@@ -79,8 +79,7 @@ def ingest(
         ids=shared.ids_choice(ids),
         say=partial(print, file=sys.stderr),
     )
-    counts = manifest.counts
-    listed = place.dataset(version) / FAULTS_FILE
+    counts, listed = manifest.counts, place.dataset(version) / FAULTS_FILE
     faults = read_faults(listed)
     shared.print_notes(left_out_notes(faults, counts["left_out"], listed))
     if counts.get("forgotten"):
@@ -171,16 +170,14 @@ def select(
         rules=validated(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
         ids=shared.ids_choice(ids),
     )
-    outputs = {"--out": request.out, "--why": why}
-    if skip_bad:
-        outputs["--skip-bad"] = faults_beside(request.out, files[0])
+    listed = faults_beside(request.out, files[0]) if skip_bad else None
+    outputs = {"--out": request.out, "--why": why, "--skip-bad": listed}
     shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), shared.progress())
     shared.print_notes((*report.facts["notes"], *report.said))
-    shared.print_result(
-        as_json, report.facts, report.text(), shared.message_stream(request.out, why)
-    )
+    stream = shared.message_stream(request.out, why)
+    shared.print_result(as_json, report.facts, report.text(), stream)
 
 
 @contextmanager
@@ -191,10 +188,8 @@ def _named_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        faults = (
-            replace(one, field=names.get(one.field or "", one.field)) for one in refused.faults
-        )
-        raise Refused(*faults) from refused
+        named = [(one, names.get(one.field or "", one.field)) for one in refused.faults]
+        raise Refused(*(replace(one, field=name) for one, name in named)) from refused
 
 
 def _default_out(file: Path) -> Path:

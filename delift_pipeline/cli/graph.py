@@ -153,9 +153,8 @@ class GraphRuns:
 def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     """The first step's own words; the traceback is kept as a note, which `--debug` prints."""
     error = DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")
-    failures = [event for event in result.all_events if event.is_step_failure]
-    for event in failures:
-        data = event.step_failure_data
+    failures = [(event, event.step_failure_data) for event in result.get_step_failure_events()]
+    for event, data in failures:
         if (own := data.user_failure_data) is not None:
             text = own.description or "failed"
             error = Refused(text) if "faults" in (own.metadata or {}) else DeliftError(text)
@@ -164,9 +163,9 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
             cause = data.error.cause or data.error
             error = DeliftError(f"{label}, step {event.step_key}: {cause.message.strip()}")
             break
-    for event in failures:
-        if event.step_failure_data.error is not None:
-            error.add_note(event.step_failure_data.error.to_string())
+    for _, data in failures:
+        if data.error is not None:
+            error.add_note(data.error.to_string())
     return error
 
 

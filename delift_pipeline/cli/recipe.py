@@ -58,13 +58,8 @@ def recipe(
         rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
         write_rows(out, rows)
         about = f"{out}: {len(rows):,} records of {found.title} ({split})"
-        facts = {
-            "recipe": name,
-            "records": len(rows),
-            "file": str(out),
-            "metrics": list(found.metrics),
-            "said": f"{about}; {_evaluation(found.metrics)}",
-        }
+        facts = {"recipe": name, "records": len(rows), "file": str(out)}
+        facts |= {"metrics": list(found.metrics), "said": f"{about}; {_evaluation(found.metrics)}"}
     shared.print_result(as_json, facts, facts["said"], shared.message_stream(out))
 
 
@@ -83,15 +78,9 @@ def _transfer(
     metrics = recipe_of(transfer.goal).metrics
     lines = [str(out / version) for version in versions]
     lines += [f"stage {transfer.stage}; {_evaluation(metrics)}", transfer.note]
-    return {
-        "transfer": transfer.name,
-        "stage": transfer.stage,
-        "versions": versions,
-        "folder": str(out),
-        "metrics": list(metrics),
-        "note": transfer.note,
-        "said": "\n".join(filter(None, lines)),
-    }
+    facts = {"transfer": transfer.name, "stage": transfer.stage, "versions": versions}
+    facts |= {"folder": str(out), "metrics": list(metrics), "note": transfer.note}
+    return {**facts, "said": "\n".join(filter(None, lines))}
 
 
 def _evaluation(metrics: Sequence[str]) -> str:

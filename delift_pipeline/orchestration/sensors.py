@@ -244,15 +244,11 @@ def applicable_arms_sensor(
         dataset = load_version(home, version)
         if same := dataset.manifest.details.get("same_as"):
             context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
-        # The same kernel asks for an arm once.
-        requests += [
-            dg.RunRequest(
-                run_key=f"{job.name}:{version}:{arm.name}:{digest}",
-                partition_key=partition_of(version, arm.name),
-                job_name=job.name,
-            )
-            for arm in automatic_arms(dataset, arms)
-        ]
+        for arm in automatic_arms(dataset, arms):
+            # The same kernel asks for an arm once.
+            key = f"{job.name}:{version}:{arm.name}:{digest}"
+            partition = partition_of(version, arm.name)
+            requests.append(dg.RunRequest(key, partition_key=partition, job_name=job.name))
     return dg.SensorResult(run_requests=requests, cursor=str(records[-1].storage_id))
 
 
