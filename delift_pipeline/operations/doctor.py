@@ -26,8 +26,7 @@ from delift_pipeline.stages.arms import load_arms
 
 State = Literal["ok", "warning", "broken"]
 GIGABYTE = 1e9
-LITTLE_DISK = 5 * GIGABYTE
-NO_DISK = 0.5 * GIGABYTE
+LITTLE_DISK, NO_DISK = 5 * GIGABYTE, 0.5 * GIGABYTE
 PACKAGES = ("torch", "transformers", "peft", "dagster", "dagster-webserver", "mlflow", "duckdb")
 PORTS = {"Dagster": 3000, "MLflow": 5000}
 SELF_TEST_SECONDS = 10.0

@@ -7,8 +7,7 @@ import dagster as dg
 from delift_pipeline.core.home import Home
 from delift_pipeline.stages.arms import Arms
 
-VERSION_DIMENSION = "version"
-ARM_DIMENSION = "arm"
+VERSION_DIMENSION, ARM_DIMENSION = "version", "arm"
 PARTITION_TAG = "dagster/partition"
 
 dataset_version = dg.DynamicPartitionsDefinition(name="dataset_version")

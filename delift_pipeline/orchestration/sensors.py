@@ -109,8 +109,7 @@ def _post(url: str, body: str) -> str | None:
 KERNELS_A_TICK = 20
 FAULTS_SHOWN = 20
 ARMS_SENSOR = "applicable_arms_sensor"
-RAW_DATASET = dg.AssetKey("raw_dataset")
-UTILITY_KERNEL = dg.AssetKey("utility_kernel")
+RAW_DATASET, UTILITY_KERNEL = dg.AssetKey("raw_dataset"), dg.AssetKey("utility_kernel")
 UNFINISHED = [Status.QUEUED, *UNENDED]
 SIGNATURE_TAG = "delift/inbox_signature"
 """Names the contents of the inbox that a run was asked for to take."""
