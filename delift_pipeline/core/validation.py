@@ -57,19 +57,15 @@ def faults_of(
     faults = []
     for item in error.errors():
         field = ".".join(str(part) for part in (parent, *item["loc"]) if part != "")
-        faults.append(Fault(_reason(item, model), file, field=(names or {}).get(field, field)))
+        reason = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            reason = _unknown_field(item["loc"], model)
+        elif item["type"] not in _SPEAK_FOR_THEMSELVES:
+            value = repr(item["input"])
+            shown = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+            reason = f"{reason} (got {shown})"
+        faults.append(Fault(reason, file, field=(names or {}).get(field, field)))
     return faults
-
-
-def _reason(item: Mapping[str, Any], model: type[BaseModel]) -> str:
-    if item["type"] == "extra_forbidden":
-        return _unknown_field(item["loc"], model)
-    reason = item["msg"].removeprefix("Value error, ")
-    if item["type"] in _SPEAK_FOR_THEMSELVES:
-        return reason
-    value = repr(item["input"])
-    shown = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
-    return f"{reason} (got {shown})"
 
 
 def unknown_name(name: str, known: list[str]) -> str:

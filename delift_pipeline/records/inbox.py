@@ -42,17 +42,10 @@ TEMPORARY_SUFFIXES = (
 
 
 class VersionFile(BaseModel):
-    """The fields of a `version.yaml`; every one may be left out.
+    """The fields of a `version.yaml`, as in `delift ingest`; every one may be left out.
 
-    Attributes:
-        dataset: The data set; else the first parent's, else the folder's name up to its last `-`.
-        version: The version; it has to be the folder's name.
-        parents: Stored versions it follows.
-        coverage, existing, model, template: As in `delift ingest`; else the first parent's.
-        columns: Field -> column of all its files.
-        keep: Further columns of the pool's file to keep; else those the first parent keeps.
-        skip_bad: Leave faulty rows out and count them.
-        ids: `ignore` drops the files' own ids.
+    `version` has to be the folder's name. `dataset` is else the first parent's, else the folder's
+    name up to its last `-`. What `INHERITED` names is else the first parent's.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,11 +78,9 @@ def read_version_file(folder: Path) -> VersionFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder of the inbox.
+    """One file or folder of the inbox, and the version and data set that its name says.
 
     Attributes:
-        version: The version it asks to become.
-        dataset: The data set, as its name says it.
         signature: Digest of the names, sizes and modification times of its files.
         arrived: When it was last moved or touched, in nanoseconds.
         complete: Whether none of its files is named like a copy in progress.
@@ -115,22 +106,21 @@ class Entry:
             reason = "a file that is one of several belongs into a folder inbox/<version>/"
         elif not all(self.version.rpartition("-")[::2]):
             reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
-        found = [Fault(reason, self.path.name)] if reason else []
+        found = [Fault(reason)] if reason else []
         try:
             checked_version(self.version)
         except Refused as refused:
-            found += [replace(fault, file=self.path.name) for fault in refused.faults]
-        return found
+            found += refused.faults
+        return [replace(fault, file=self.path.name) for fault in found]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look into the inbox found.
+    """Entries of the inbox whose turn it is, in order; and of the others, why it is not.
 
     Attributes:
-        ready: Entries whose turn it is, in order.
-        waiting: Why the others wait, by name.
-        faulty: Entries that can be no version, with the reasons.
+        waiting: Reason by name.
+        faulty: Entries that cannot become a version.
         seen: Signature of every entry by name, for the next look.
     """
 

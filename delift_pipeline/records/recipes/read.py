@@ -1,7 +1,7 @@
 """The files of benchmarks as rows in a record's columns, and transfers as folders of versions."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,20 @@ def files_of(
     if folder is not None and folder.is_file():
         return [folder]
     if folder is None or not folder.is_dir():
-        folder = _downloaded(recipe, source or recipe.hub, patterns, revision)
+        hub_id = source or recipe.hub
+        if hub_id is None:
+            reason = f"give the files of {recipe.name} by --source: {recipe.note}"
+            raise Refused(reason, field="source")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        wanted = {"revision": revision, "allow_patterns": list(patterns)}
+        try:
+            folder = Path(snapshot_download(hub_id, repo_type="dataset", **wanted))
+        except (HFValidationError, OSError) as error:
+            first = str(error).splitlines()[0]
+            reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
+            raise Refused(Fault(reason, file=hub_id)) from error
     for pattern in patterns:
         if found := sorted(folder.glob(pattern)):
             return found
@@ -83,26 +96,6 @@ def files_of(
 def write_rows(path: Path, rows: Rows) -> None:
     """Write rows as JSON Lines, whole or not at all."""
     write_output(path, JSON_LINES.write(rows, None))
-
-
-def _downloaded(
-    recipe: Recipe, hub_id: str | None, patterns: Sequence[str], revision: str | None
-) -> Path:
-    if hub_id is None:
-        reason = f"give the files of {recipe.name} by --source: {recipe.note}"
-        raise Refused(reason, field="source")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        folder = snapshot_download(
-            hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
-        )
-    except (HFValidationError, OSError) as error:
-        first = str(error).splitlines()[0]
-        reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
-        raise Refused(Fault(reason, file=hub_id)) from error
-    return Path(folder)
 
 
 def _read(recipe: Recipe, path: Path) -> Rows:
