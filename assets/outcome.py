@@ -21,7 +21,6 @@ class Check:
     """The result of one check on what a stage wrote.
 
     Attributes:
-        passed: Whether it holds.
         note: One sentence, with numbers.
         facts: Numbers worth plotting over time.
     """
@@ -36,14 +35,10 @@ class Outcome:
     """What a stage did.
 
     Attributes:
-        manifest: The manifest of what was written or found.
         path: Where it lies, relative to the home.
         reused: Whether it was found whole, so that nothing had to be done.
-        facts: Numbers and names to show.
         plots: PNG images by title.
         tables: Small tables to show by title, at most `PREVIEW_ROWS` rows each.
-        checks: Check results by name.
-        links: Addresses by title.
     """
 
     manifest: Manifest

@@ -1,7 +1,5 @@
 """Selection: the utility kernel, and the subset each arm takes from it."""
 
-from typing import Any
-
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
@@ -17,7 +15,7 @@ from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
 from delift_pipeline.selection.diagnostics import vanished
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.result import Diagnostics, Selection
+from delift_pipeline.selection.result import Diagnostics
 from delift_pipeline.selection.rules import broken, spent
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.stages import subset as subset_stage
@@ -76,13 +74,14 @@ def kernel_outcome(made: Result, version: str) -> Outcome:
         block = load_block(made.home, version, str(manifest.fingerprint), name)
         return heat_map_png(cell_means(block.matrix), block.name)
 
-    wrong = [
-        block.name
-        for block in plan.blocks
-        if blocks[block.name]["rows"] != len(set(block.targets) - left_out)
-        or blocks[block.name]["columns"] != len(set(block.demonstrations) - left_out)
-        or not _in_range(blocks[block.name])
-    ]
+    wrong = []
+    for block in plan.blocks:
+        entry = blocks[block.name]
+        shape = (len({*block.targets} - left_out), len({*block.demonstrations} - left_out))
+        # A block without pairs has no lowest and highest utility.
+        in_range = entry["pairs"] == 0 or -1 <= entry["low"] <= entry["high"] <= 1
+        if not in_range or (entry["rows"], entry["columns"]) != shape:
+            wrong.append(block.name)
     share = blocks["self"]["share_positive"] or 0.0
     return Outcome.of(
         made,
@@ -103,11 +102,6 @@ def kernel_outcome(made: Result, version: str) -> Outcome:
     )
 
 
-def _in_range(entry: dict[str, Any]) -> bool:
-    """Whether a block's utilities lie in [-1, 1]; a block without pairs has none."""
-    return entry["pairs"] == 0 or -1 <= entry["low"] <= entry["high"] <= 1
-
-
 def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
     """What is shown of a subset."""
     choice, manifest, folder = chosen.choice, chosen.manifest, chosen.folder
@@ -118,10 +112,9 @@ def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
         records = pl.concat([records, choice.existing], how="diagonal_relaxed")
         records = records.unique("record_id", keep="first")
     details = manifest.details
-    facts: Facts = {**manifest.counts}
-    for name in ("objective", "value", "value_random", "knee", "tokens"):
-        if details.get(name) is not None:
-            facts[name] = details[name]
+    named = ("objective", "value", "value_random", "knee", "tokens")
+    known = {name: details[name] for name in named if details.get(name) is not None}
+    facts: Facts = {**manifest.counts, **known}
     if details["notes"]:
         facts["notes"] = " ".join(details["notes"])
     diagnostics = Diagnostics.from_json(details["diagnostics"])
@@ -132,37 +125,27 @@ def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
     tables = {"first picks": preview(shown, columns), "balance": balance.head(PREVIEW_ROWS)}
     if (folder / SUSPECTS).exists():
         suspects = pl.read_parquet(folder / SUSPECTS)
-        named = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
+        texts = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
         columns = ("record_id", "trust", "selected", "instruction", "input", "output")
-        tables["suspected wrong records"] = preview(named, columns)
-    known = subset["record_id"].is_in(records["record_id"].implode()).sum()
-    different = subset["record_id"].n_unique()
-    drawn = chosen.selection
+        tables["suspected wrong records"] = preview(texts, columns)
+    picks, n = subset["record_id"], subset.height
+    known, different = picks.is_in(records["record_id"].implode()).sum(), picks.n_unique()
+    plots, drawn = dict[str, bytes](), chosen.selection
+    if drawn and drawn.gains is not None:
+        marks = (drawn.details.get("knee"), drawn.value_random)
+        plots["gains"] = gain_curve_png(drawn.gains, drawn.selector, drawn.objective or "", *marks)
     return Outcome.of(
         chosen,
         facts=facts,
-        plots={"gains": _gains_png(drawn)} if drawn and drawn.gains is not None else {},
+        plots=plots,
         tables=tables,
         checks={
             "budget": _budget_check(choice, manifest, subset.sort("rank")),
-            "known": Check(known == subset.height, f"{known} of {subset.height} are known records"),
-            "unique": Check(
-                different == subset.height,
-                f"{different} different records in {subset.height} picks",
-            ),
+            "known": Check(known == n, f"{known} of {n} are known records"),
+            "unique": Check(different == n, f"{different} different records in {n} picks"),
             "trust": trust_check(diagnostics),
             "balance": _balance_check(choice, balance, subset),
         },
-    )
-
-
-def _gains_png(selection: Selection) -> bytes:
-    return gain_curve_png(
-        selection.gains,
-        selection.selector,
-        selection.objective or "",
-        selection.details.get("knee"),
-        selection.value_random,
     )
 
 

@@ -31,11 +31,9 @@ CODE_VERSION = "1"
 
 @dataclass(frozen=True)
 class Trained(Result):
-    """A stored adapter. One that is found is byte for byte as it was checked when it was made.
+    """A stored adapter, and its addresses in MLflow by title.
 
-    Attributes:
-        log: What training did.
-        links: Addresses in MLflow by title.
+    One that is found is byte for byte as it was checked when it was made.
     """
 
     log: TrainingLog

@@ -45,7 +45,6 @@ class Explanation:
 
     Attributes:
         record: Its texts, task, source and source ids.
-        selected: Whether it is in the subset.
         rank: From 0; None where dropped.
         gain: What it added to the objective, None where nothing was maximised.
         self_share: Share of the gain that is its own row.

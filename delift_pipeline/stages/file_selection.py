@@ -33,7 +33,6 @@ class Request:
         target: Examples of the task to choose for, or None.
         existing: Records the model is trained on already, or None.
         stage: None takes the one that fits what is given.
-        options: The selector's options by name.
         budget: A share, a count, `full`, tokens or `auto`, as typed.
         mapping: Column by field.
         skip_bad: Leave faulty rows out and list their faults beside `out`.

@@ -97,13 +97,11 @@ def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list
     asked = {side: questions_for(_samples(panel.home, side), panel.options) for side in sides}
     judge, folder = panel.judge(), panel.folder
     found = {side: ask(judge, questions, folder, progress) for side, questions in asked.items()}
-    first = found[sides[0]]
-    judged = [
-        JudgedSide(side, one, _gap(one, first) if side != sides[0] else None)
-        for side, one in found.items()
-    ]
-    for one in judged:
-        _write(panel, one)
+    judged = []
+    for side, one in found.items():
+        gap = _gap(one, found[sides[0]]) if side != sides[0] else None
+        judged.append(JudgedSide(side, one, gap))
+        _write(panel, judged[-1])
     return judged
 
 
@@ -120,9 +118,7 @@ def judgement_facts(
     (one,) = judge_sides(panel, [Side(version, arm)], progress)
     scores = one.judged.overall
     facts: dict[str, float | int] = {
-        "judge_scored": scores.scored,
-        "judge_unparsable": scores.unparsable,
-        "judge_failed": scores.failed,
+        f"judge_{name}": getattr(scores, name) for name in ("scored", "unparsable", "failed")
     }
     if scores.mean is not None and scores.se is not None:
         facts |= {"judge_score": scores.mean, "judge_score_se": scores.se}

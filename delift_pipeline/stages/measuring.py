@@ -29,13 +29,7 @@ IN_CONTEXT = "in_context"
 
 @dataclass(frozen=True)
 class Subject:
-    """An arm's adapter, which is evaluated.
-
-    Attributes:
-        model: The base model.
-        fingerprint: The base model's scoring fingerprint.
-        adapter: The adapter's manifest.
-    """
+    """An arm's adapter (its manifest), which is evaluated, and the base model it was made from."""
 
     home: Home
     dataset: DatasetVersion

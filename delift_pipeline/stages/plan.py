@@ -136,10 +136,8 @@ def wanted_pairs(
     elif not near_for_trust and all(need.self_pairs == "none" for _, need in needs):
         self_pairs = "none"
     notes = [f"{name} needs every pair, which is not planned ({why})" for name in dense]
-    replay_notes: list[str] = []
-    existing: list[pl.DataFrame] = []
-    replay: list[pl.DataFrame] = []
-    parents: dict[str, str] = {}
+    existing, replay = list[pl.DataFrame](), list[pl.DataFrame]()
+    replay_notes, parents = list[str](), dict[str, str]()
     for name, need in needs:
         if not (need.existing_pairs or need.replay_pairs):
             continue
@@ -149,15 +147,12 @@ def wanted_pairs(
             notes.append(str(refused))
             continue
         parents |= found.parents
-        if need.existing_pairs:
-            existing.append(found.records)
+        existing += [found.records] * need.existing_pairs
         if need.replay_pairs:
-            if why := too_dear(dataset, found.records.height, arms.plan):
-                replay_notes.append(
-                    f"{name} replays, and pairs of existing records are not planned ({why})"
-                )
-            else:
-                replay.append(found.records)
+            why = too_dear(dataset, found.records.height, arms.plan)
+            said = f"{name} replays, and pairs of existing records are not planned ({why})"
+            replay_notes += [said] if why else []
+            replay += [] if why else [found.records]
     return Wanted(
         self_pairs=self_pairs,
         target_pairs=any(need.target_pairs for _, need in needs),

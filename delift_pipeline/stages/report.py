@@ -49,7 +49,6 @@ class Measured:
     """An arm's evaluation and those it is read beside.
 
     Attributes:
-        own: The arm's.
         beside: `initial`, `in_context` where it is asked for (the base model behind this arm's
             nearest chosen records), and the stage's `random` and `full` arms (None: not evaluated
             yet).
@@ -66,7 +65,6 @@ class Reported(Result):
     """A stored report.
 
     Attributes:
-        measured: What the report shows.
         links: Addresses in MLflow by title.
         leader: Who is champion now, in one sentence; None where that was settled before.
     """
@@ -125,9 +123,8 @@ def make_report(
     forgetting = forgetting_of(subject, earlier, own, rest)
     in_context = {IN_CONTEXT: shown} if shown else {}
     beside = {BASE_MODEL: base, **in_context, **_comparisons(subject)}
-    details: dict[str, Any] = {
-        "beside": {name: other and other.content_hash for name, other in beside.items()}
-    }
+    hashes = {name: other and other.content_hash for name, other in beside.items()}
+    details: dict[str, Any] = {"beside": hashes}
     if forgetting is not None:
         details["forgetting"] = digest_json(forgetting.as_json())
     more = [digest_frame(rest)] if rest is not None else []

@@ -17,9 +17,6 @@ class Result:
     """What a stage wrote or found.
 
     Attributes:
-        home: The home.
-        folder: Where it is stored.
-        manifest: Its manifest.
         reused: Whether it was found whole, so that nothing had to be done.
     """
 

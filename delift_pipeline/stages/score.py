@@ -37,8 +37,6 @@ class Scored(Result):
     """The scores of a version, alone or in context.
 
     Attributes:
-        part: Which of the two.
-        plan: The wanted pairs.
         store: Where the scores are, with those of all other versions.
         report: What was scored now; None where the manifest already said that all are there.
     """

@@ -46,8 +46,6 @@ class Choice:
     """What an arm chooses from on one version.
 
     Attributes:
-        dataset: The version.
-        arm: The arm.
         pool: D, in file order; in the continual stage the records in no parent.
         existing: D_E (continual only).
         fingerprint: The scoring fingerprint, where scores are read.
