@@ -119,6 +119,24 @@ def test_command_of_the_docs_works(
         assert answer.status == 0, answer.err
 
 
+def every_command(group: Any, name: str = "delift") -> dict[str, Any]:
+    """Full name -> command, groups left out."""
+    found: dict[str, Any] = {}
+    for each, command in group.commands.items():
+        within = hasattr(command, "commands")
+        found |= every_command(command, f"{name} {each}") if within else {f"{name} {each}": command}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), every_command(typer.main.get_command(main.app)).items()
+)
+def test_help_has_an_example_that_exists(name: str, command: Any) -> None:
+    example = command.help.split("Example: ")[1]
+    assert example.startswith(f"{name} ") or example == name
+    parse(arguments(example))
+
+
 def test_the_pages_show_every_command() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     group: Any = typer.main.get_command(main.app)

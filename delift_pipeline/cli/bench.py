@@ -20,7 +20,7 @@ SHOWN = (
 """Columns of the table of `delift bench selection`."""
 DEFAULT_FOLDER = "delift_bench"
 
-app = typer.Typer(help="Measure speed and worth.", no_args_is_help=True)
+app = typer.Typer(help="Measure speed, and compare the quality of selectors.", no_args_is_help=True)
 
 
 @app.command("quality")
@@ -30,31 +30,32 @@ def quality(
         help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
         "transfer or theory.",
     ),
-    quick: bool = Option(False, "--quick", help="2 pools, one budget, 15 % wrong answers."),
+    quick: bool = Option(False, "--quick", help="Use 2 pools, one budget and 15 % wrong answers."),
     only: list[str] | None = Option(
-        None, help="Stages or selectors, with commas or repeated. Random is always compared with."
+        None, help="Stages or selectors, with commas or repeated. Random is always included."
     ),
     seeds: str | None = Option(
         None, help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."
     ),
-    model: str = Option(
-        "demo", help="What tuning trains: demo, a folder, or e.g. facebook/opt-125m."
-    ),
+    model: str = Option("demo", help="With --experiment tuning: the model to train."),
     judge: str | None = Option(
-        None, help="Who scores the answers of stages: a name at ENDPOINT, or a folder."
+        None, help="With --experiment stages: the judge at --endpoint, or a local model."
     ),
     endpoint: str | None = Option(None, help="The judge's OpenAI-compatible address."),
     judge_mode: str = Option("single", help="single or dimensions."),
     judge_scoring: str = Option("written", help="written or expected."),
     workers: int = Option(2, min=1, help="Processes of one thread each."),
     out: Path = Option(
-        Path(DEFAULT_FOLDER), help="Where results are kept; a second call goes on from there."
+        Path(DEFAULT_FOLDER), help="Where results are stored; a second call continues there."
     ),
     track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
     markdown: Path | None = Option(None, help="Also write the tables of exact match as Markdown."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare selectors on pools of the demo world: choose, train or show, answer, compare."""
+    """Compare selectors on synthetic pools: select, train, answer, and compare the answers.
+
+    Example: delift bench quality --experiment selectors --quick
+    """
     from delift_pipeline.bench.quality import load_experiments
 
     planned = load_experiments().plan(
@@ -135,9 +136,9 @@ def scoring(
         "llama-10m", help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ..."
     ),
     device: str = Option("cpu", help="cpu or cuda."),
-    repeats: int = Option(5, min=1, help="Turns; each figure is a median."),
+    repeats: int = Option(5, min=1, help="Repetitions; each figure is their median."),
     targets: int = Option(16, min=1, help="Targets of each demonstration."),
-    demonstrations: int = Option(2, min=1, help="Demonstrations in a turn."),
+    demonstrations: int = Option(2, min=1, help="Demonstrations in each repetition."),
     length: list[str] | None = Option(
         None, help="short, realistic or tiny; repeatable [the first two]."
     ),
@@ -145,7 +146,10 @@ def scoring(
     threads: int = Option(1, min=1, help="CPU threads."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Pairs a second of scoring, against padded batches of whole sequences."""
+    """Measure pairs scored per second, and compare with padded batches.
+
+    Example: delift bench scoring --length realistic --repeats 3
+    """
     import torch
 
     from delift_pipeline.bench import scoring as bench
@@ -183,14 +187,19 @@ def scoring(
 @app.command("selection")
 def selection(
     full: bool = Option(False, "--full", help="Add ten million records (14 GiB, minutes)."),
-    quick: bool = Option(False, "--quick", help="Small kernels only: does everything run?"),
+    quick: bool = Option(
+        False, "--quick", help="Small kernels only, to check that everything runs."
+    ),
     only: list[str] | None = Option(
         None, help="A size, storage, objective or optimizer, e.g. 5000; repeatable."
     ),
-    repeats: int = Option(5, min=1, help="Turns; each figure is a median."),
+    repeats: int = Option(5, min=1, help="Repetitions; each figure is their median."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Seconds and memory of greedy selection, against submodlib, apricot and one read."""
+    """Measure time and memory of greedy selection, and compare with submodlib and apricot.
+
+    Example: delift bench selection --only 5000 --repeats 3
+    """
     from delift_pipeline.bench.selection import chosen_cases, selection_bench
 
     cases = chosen_cases(full, quick, only or ())

@@ -31,16 +31,19 @@ def compare(
     arms: list[str] | None = Argument(
         None,
         metavar="V/ARM V/ARM...",
-        help="The first is the reference. With --experiment: its contenders [all].",
+        help="Arms; differences are from the first. With --experiment: selectors [all].",
     ),
     experiment: str | None = Option(
         None, help="The table of `delift bench quality --experiment NAME`."
     ),
-    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: where it was kept."),
+    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: where it was stored."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Compare evaluated arms, paired by held-out record, or the contenders of an experiment."""
+    """Compare evaluated arms, paired by held-out record, or the selectors of an experiment.
+
+    Example: delift compare V/instruction_tuning.random V/instruction_tuning.delift
+    """
     if experiment is not None:
         from delift_pipeline.bench.quality import stored_table
 
@@ -101,35 +104,37 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
 @shared.takes_model
 def judge(
     arms: list[str] = Argument(
-        ..., help="VERSION/ARM or VERSION/initial; differences are to the first."
+        ..., help="VERSION/ARM or VERSION/initial; differences are from the first."
     ),
     model: str = Option(..., "--judge", help="The judge's name at the endpoint, or a local model."),
     endpoint: str | None = Option(
         None, help="An OpenAI-compatible address; without one the judge runs here."
     ),
     mode: str = Option(
-        "single", help="single: one score; dimensions: each of the eight by itself."
+        "single", help="single: one overall score; dimensions: one for each of eight qualities."
     ),
     scoring: str = Option(
-        "written", help="written, or expected from the digits' log-probabilities."
+        "written", help="written: the score in the reply; expected: the mean over the digits."
     ),
-    max_tokens: int = Option(512, help="Longest written judgement."),
-    least_mass: float = Option(0.5, help="expected: least probability of the digits together."),
+    max_tokens: int = Option(512, help="Most tokens of a written reply."),
+    least_mass: float = Option(0.5, help="expected: least total probability of the digits."),
     parallel: int = Option(4, help="Requests at a time."),
-    retries: int = Option(5, help="Further tries of a request that failed."),
+    retries: int = Option(5, help="How often a failed request is tried again."),
     timeout: float = Option(120.0, help="Seconds a request may take."),
     price_in: float | None = Option(
         None, help="Price of a million prompt tokens, for the estimate."
     ),
-    price_out: float | None = Option(None, help="Price of a million tokens written."),
-    estimate: bool = Option(False, "--estimate", help="Say what it would cost, ask nothing."),
+    price_out: float | None = Option(None, help="Price of a million reply tokens."),
+    estimate: bool = Option(False, "--estimate", help="Print the cost and send no request."),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Have a language model score stored answers from 1 to 5; every reply is asked for once.
+    """Let a language model score stored answers from 1 to 5; no answer is scored twice.
 
     The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
+
+    Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """
     given = locals()  # its options have the names of the judge's fields
     from delift_pipeline.core.validation import validated

@@ -27,19 +27,21 @@ FILES: Any = Argument(
 def ingest(
     files: list[Path] = FILES,
     version: str = Option(..., help="The new version's name, e.g. mydata-v1."),
-    parent: list[str] | None = Option(None, help="A version this one follows; repeatable."),
+    parent: list[str] | None = Option(
+        None, help="The version that this one continues; repeatable."
+    ),
     target: Path | None = shared.TARGET,
     heldout: Path | None = Option(
-        None, help="Records for evaluation only [the parent's, else a seeded tenth]."
+        None, help="Records for evaluation only [the parent's, else a random tenth]."
     ),
-    dataset: str | None = Option(None, help="The data set it is a version of."),
+    dataset: str | None = Option(None, help="The dataset that this is a version of."),
     model: str | None = Option(
         None, envvar="DELIFT_MODEL", help="The model that scores this version."
     ),
     template: str | None = shared.TEMPLATE,
     coverage: str = Option("auto", help="Pairs to score: auto, neighbours or all."),
     existing: str = Option(
-        "subset", help="What the continual stage adds to: the parents' subset or pool."
+        "subset", help="Existing records of the continual stage: the parents' subset or pool."
     ),
     column: list[str] | None = shared.COLUMN,
     keep: list[str] | None = Option(
@@ -50,7 +52,10 @@ def ingest(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Store files as an immutable dataset version."""
+    """Store files as an immutable dataset version.
+
+    Example: delift ingest data.jsonl --version mydata-v1 --model demo
+    """
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.model_files import check_local_model
@@ -99,8 +104,8 @@ def select(
     model: str = shared.MODEL,
     budget: str = Option(
         ...,
-        help="Below 1 a share, an integer from 1 a count, full, 20000tokens (the model's), or "
-        "auto[:SHARE], as many as pay.",
+        help="How many: 0.3 (share), 500 (count), 20000tokens, full, or auto (until the gains "
+        "become small).",
     ),
     out: Path | None = Option(
         None, help="Where the chosen records go; - is standard output [./FILE.selected.jsonl]."
@@ -108,8 +113,8 @@ def select(
     why: Path | None = Option(None, help="Where the reasons go, as JSON Lines."),
     stage: str | None = Option(
         None,
-        help="instruction_tuning, task_specific or continual "
-        "[by what is given: --target, --existing].",
+        help="instruction_tuning, task_specific or continual [task_specific with --target, "
+        "continual with --existing, else instruction_tuning].",
     ),
     selector: str = Option(
         "delift_trusted",
@@ -117,24 +122,24 @@ def select(
         "less, deft_ucs, rds_plus, ifd or nuggets.",
     ),
     option: list[str] | None = Option(
-        None, help="A selector option NAME=VALUE, e.g. diagonal=keep; repeatable."
+        None, help="A selector option NAME=VALUE, e.g. embedder=minilm; repeatable."
     ),
     target: Path | None = shared.TARGET,
-    existing: Path | None = Option(None, help="Records the model is trained on already."),
+    existing: Path | None = Option(None, help="Records that the model was already trained on."),
     balance: list[str] | None = Option(
-        None, help="A column to compare pool and subset by, beside task; repeatable."
+        None, help="A further column to compare pool and subset by; repeatable."
     ),
     quota: list[str] | None = Option(
         None, help="COLUMN:LOW..HIGH, e.g. task:0.1..0.4 or task=math:50..; repeatable."
     ),
     cap: list[str] | None = Option(
-        None, help="COLUMN:MOST, at most so many of each value, e.g. source:500."
+        None, help="COLUMN:MOST, the most records of each value, e.g. source:500."
     ),
-    pin: list[str] | None = Option(None, help="FILE or ID of records that are in; repeatable."),
+    pin: list[str] | None = Option(None, help="Always choose these: a FILE or an ID; repeatable."),
     exclude: list[str] | None = Option(
-        None, help="FILE or ID of records that are out; repeatable."
+        None, help="Never choose these: a FILE or an ID; repeatable."
     ),
-    seed: int = Option(0, help="Seeds whatever is drawn."),
+    seed: int = Option(0, help="Seed of random choices."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -142,7 +147,10 @@ def select(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Choose the records of a file worth fine-tuning on; no Dagster involved."""
+    """Choose the records of a file that are worth fine-tuning on, without Dagster.
+
+    Example: delift select data.jsonl --model demo --budget 0.3 --out chosen.jsonl
+    """
     import yaml
 
     from delift_pipeline.records.left_out import faults_beside
@@ -204,7 +212,7 @@ def _default_out(file: Path) -> Path:
 def score(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
-    out: Path = Option(..., help="The Parquet file to write, a row per pair."),
+    out: Path = Option(..., help="The Parquet file to write, one row for each pair."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -212,7 +220,10 @@ def score(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Score every pair of a file's records: target_id, demonstration_id, sum_logprob, ..."""
+    """Score every pair of a file's records and write a Parquet table.
+
+    Example: delift score data.jsonl --model demo --out scores.parquet
+    """
     from delift_pipeline.records.left_out import faults_beside, write_faults
     from delift_pipeline.stages.score_file import score_file
 
@@ -237,9 +248,9 @@ def score(
 def prompt(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
-    target: str = Option(..., help="The record answered: record_id or the file's id."),
+    target: str = Option(..., help="The record to answer: its record_id or the file's id."),
     demonstration: list[str] | None = Option(
-        None, help="A record shown before it; repeatable; none for the baseline."
+        None, help="A record to show before it; repeatable. Without one: the baseline."
     ),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
@@ -247,7 +258,10 @@ def prompt(
     flags: shared.ModelFlags = shared.NO_FLAGS,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show the exact text and token ids that are scored for a target and its demonstrations."""
+    """Show the exact text and token ids that are scored for a target and its demonstrations.
+
+    Example: delift prompt data.jsonl --model demo --target ID --demonstration ID
+    """
     from delift_pipeline.prompts.render import render
     from delift_pipeline.records.stored import find_record
     from delift_pipeline.scoring.model import load_encoder

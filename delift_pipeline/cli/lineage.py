@@ -23,18 +23,21 @@ SHOWN = 10
 
 
 def lineage(
-    adapter: str | None = Option(None, metavar="V/ARM", help="What made this adapter."),
+    adapter: str | None = Option(None, metavar="V/ARM", help="Show what made this adapter."),
     record: str | None = Option(
-        None, help="What became of this record: record_id, its beginning, the file's own id."
+        None, help="Show what became of this record: record_id, its beginning, or the file's id."
     ),
-    version: str | None = Option(None, help="What this version changed against its parents."),
+    version: str | None = Option(None, help="Show what this version changed against its parents."),
     openlineage: Path | None = Option(
         None, help="Also write the runs that led there as OpenLineage events, one a line."
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Follow causes and effects through the manifests; needs no database."""
+    """Show what made an adapter, or what became of a record or of a version.
+
+    Example: delift lineage --adapter V/instruction_tuning.delift_trusted
+    """
     place = Home.at(home)
     asked = {"--adapter": adapter, "--record": record, "--version": version}
     given = {option: value for option, value in asked.items() if value is not None}
@@ -206,16 +209,19 @@ def explain(
     version: str | None = Option(None, help="The dataset version."),
     arm: str | None = Option(None, help="The arm, e.g. instruction_tuning.delift_trusted."),
     why: Path | None = Option(
-        None, help="The reasons that select wrote, in place of a version and an arm."
+        None, help="The file of reasons that select wrote, instead of a version and an arm."
     ),
     model: str | None = Option(
-        None, help="Also show each answer token's change after the neighbours, by a model."
+        None, help="A model that computes how each answer token changes after a neighbour."
     ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Say why a record was chosen or dropped, and what its nearest prompts say of its answer."""
+    """Show why a record was chosen or dropped, and what its near prompts say of its answer.
+
+    Example: delift explain --why reasons.jsonl --record ID
+    """
     from delift_pipeline.stages.explain import explain as explained
     from delift_pipeline.stages.explain import explain_file
 

@@ -40,7 +40,7 @@ def options(
         False, DEBUG, help="Show the traceback of an error; also after the command's name."
     ),
 ) -> None:
-    """Choose the part of an instruction data set worth fine-tuning on, and say why."""
+    """Choose the part of an instruction dataset that is worth fine-tuning on, with reasons."""
 
 
 for command in (

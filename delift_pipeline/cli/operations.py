@@ -24,11 +24,14 @@ ROWS_SHOWN = 100
 
 def forget(
     records: list[str] = Argument(..., metavar="ID...", help="record_ids, or the file's own ids."),
-    dry_run: bool = Option(False, "--dry-run", help="List what would be touched; change nothing."),
+    dry_run: bool = Option(False, "--dry-run", help="List what would change, and change nothing."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Take records out of the data for ever, and mark everything made of them for rebuilding."""
+    """Remove records for good, and mark everything made from them for rebuilding.
+
+    Example: delift forget ID --dry-run
+    """
     from delift_pipeline.operations.forget import forget as forgotten
 
     found = forgotten(_existing(home, written=not dry_run), records, dry_run=dry_run)
@@ -47,7 +50,10 @@ def doctor(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Look at versions, GPU, disk, store, databases, runs and ports; status 1 if one is broken."""
+    """Check packages, GPU, disk, store, databases, runs and ports; status 1 if one is broken.
+
+    Example: delift doctor --home ~/delift
+    """
     from delift_pipeline.cli.graph import runs
     from delift_pipeline.operations.doctor import examine
 
@@ -64,11 +70,14 @@ def doctor(
 
 
 def gc(
-    apply: bool = Option(False, "--apply", help="Remove what is listed."),
+    apply: bool = Option(False, "--apply", help="Delete what is listed."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """List what nothing needs any more: leftovers of kills, and artifacts that nothing names."""
+    """List files that can be deleted: leftovers of killed runs, and results in no use.
+
+    Example: delift gc --apply
+    """
     from delift_pipeline.operations.gc import collect
 
     found = collect(_existing(home, written=apply), apply=apply)
@@ -93,12 +102,15 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
 
 def verify(
     repair: bool = Option(
-        False, "--repair", help="Set bad shards aside, so that they are scored again."
+        False, "--repair", help="Set damaged shards aside. The next run scores them again."
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Read every byte of every score shard; exit status 1 where a damaged one is left."""
+    """Check the checksums of all stored scores; exit status 1 if one is damaged.
+
+    Example: delift verify --repair
+    """
     folder = Home.at(home).root / "scores"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     stores = [_checked(folder / one, repair) for one in names if FINGERPRINT_PATTERN.fullmatch(one)]
@@ -145,7 +157,10 @@ def query(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Ask about records, scores, utilities, subsets, reasons, metrics and lineage in SQL."""
+    """Query records, scores, utilities, subsets, reasons, metrics and lineage with SQL.
+
+    Example: delift query "SELECT version, count(*) FROM records GROUP BY ALL"
+    """
     from delift_pipeline.operations.query import run_query
 
     if as_csv and as_json:
@@ -181,7 +196,10 @@ def _visible(letter: str) -> str:
 
 
 def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> None:
-    """Make catalog.duckdb anew from the files of the home."""
+    """Rebuild catalog.duckdb from the files of the home.
+
+    Example: delift catalog --home ~/delift
+    """
     from delift_pipeline.operations.catalog import refresh_catalog
 
     place = _existing(home, written=True)
@@ -195,16 +213,14 @@ def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> 
 @shared.takes_model
 def plan(
     files: list[Path] | None = Argument(
-        None, metavar="FILE", help="Files of records, in place of a stored version."
+        None, metavar="FILE", help="Files of records, instead of a stored version."
     ),
-    version: str | None = Option(None, help="A stored version, or a file."),
+    version: str | None = Option(None, help="A stored version, instead of FILE."),
     arm: list[str] | None = Option(
-        None, help="An arm; repeatable [all that apply; of a file select's default]."
+        None, help="An arm; repeatable [all that apply; for a file: select's default]."
     ),
     model: str | None = shared.OWN_MODEL,
-    measure: bool = Option(
-        True, help="Where no scores are stored, try the model on a few records."
-    ),
+    measure: bool = Option(True, help="If no scores are stored, time the model on a few records."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -212,7 +228,10 @@ def plan(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Say how many pairs, how long, how much disk and how much training the arms would take."""
+    """Estimate pairs, time, disk and training steps before you run.
+
+    Example: delift plan data.jsonl --model demo
+    """
     from delift_pipeline.operations.cost import cost_of, cost_of_records
 
     place, names = Home.at(home), arm or []

@@ -26,23 +26,25 @@ if TYPE_CHECKING:
 
 # Options that commands share; a command gives them their type.
 HOME: Any = Option(None, "--home", envvar="DELIFT_HOME", help="The home directory [./delift_home].")
-AS_JSON: Any = Option(False, "--json", help="One JSON document on standard output, nothing else.")
+AS_JSON: Any = Option(
+    False, "--json", help="Print one JSON document on standard output and nothing else."
+)
 MODEL_HELP = "A model folder, a hub id, preset:NAME, or `demo` (the packaged one)."
 MODEL: Any = Option(..., "--model", envvar="DELIFT_MODEL", help=MODEL_HELP)
 OWN_MODEL: Any = Option(
     None, "--model", envvar="DELIFT_MODEL", help="The model [the version's own]."
 )
-TARGET: Any = Option(None, "--target", help="Examples of the task to choose for.")
-TEMPLATE_HELP = "Prompt template: plain, paper, world, chat (the model's own), a file."
+TARGET: Any = Option(None, "--target", help="Example records of the task to select for.")
+TEMPLATE_HELP = "Prompt template: plain, paper, world, chat (the model's own) or a file."
 TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
 SKIP_BAD: Any = Option(
     False,
     "--skip-bad",
     help="Leave faulty records out, count them by reason and list their faults.",
 )
-IDS: Any = Option("keep", "--ids", help="keep, or ignore: do not use the ids of the file.")
+IDS: Any = Option("keep", "--ids", help="keep, or ignore (do not use the ids of the file).")
 COLUMN: Any = Option(
-    None, "--column", help="FIELD=COLUMN, for a file with columns of other names; repeatable."
+    None, "--column", help="FIELD=COLUMN, if the file names its columns otherwise; repeatable."
 )
 
 DEBUG_VARIABLE = "DELIFT_DEBUG"
@@ -217,21 +219,23 @@ class ModelFlags:
 
     revision: str | None = _flag("The hub revision to load.")
     template: str | None = _flag(TEMPLATE_HELP)
-    window: int | None = _flag("Tokens a prompt may take [the model's, <= 2048].")
+    window: int | None = _flag("Most tokens of a prompt [the model's, at most 2048].")
     dtype: str | None = _flag("float32, bfloat16 or float16 [the preset's, else float32].")
-    load_in: str | None = _flag("4bit or 8bit weights, by bitsandbytes.")
-    engine: str | None = _flag("transformers, vllm or naive [transformers].")
+    load_in: str | None = _flag("Load weights in 4bit or 8bit with bitsandbytes.")
+    engine: str | None = _flag("transformers, vllm, or naive (slow, for checks) [transformers].")
     device: str | None = _flag("auto, cpu, cuda or cuda:N [auto].")
-    device_map: str | None = _flag("Lay one model over several GPUs: auto, balanced or sequential.")
-    tensor_parallel: int | None = _flag("GPUs that vLLM splits the model over [1].")
-    gpu_memory: float | None = _flag("Share of each GPU's memory that vLLM takes [0.9].")
-    batch_tokens: int | None = _flag("Most target tokens in one batch [the device's own].")
-    memory_limit: float | None = _flag(
-        "GiB that scoring takes over the model [1.5; 0.8 of a GPU's free]."
+    device_map: str | None = _flag(
+        "Spread one model over several GPUs: auto, balanced, balanced_low_0 or sequential."
     )
-    in_flight: int | None = _flag("Demonstrations that share batches [1; 4 on a GPU].")
-    threads: int | None = _flag("CPU threads of a process [PyTorch's own choice].")
-    workers: int | None = _flag("Processes that score together, one a GPU [1].")
+    tensor_parallel: int | None = _flag("GPUs that vLLM splits the model over [1].")
+    gpu_memory: float | None = _flag("Share of each GPU's memory for vLLM [0.9].")
+    batch_tokens: int | None = _flag("Most target tokens in one batch [depends on the device].")
+    memory_limit: float | None = _flag(
+        "Most GiB for scoring besides the model [CPU: 1.5; GPU: 0.8 of the free]."
+    )
+    in_flight: int | None = _flag("Demonstrations scored in one batch [CPU: 1; GPU: 4].")
+    threads: int | None = _flag("CPU threads of each process [PyTorch's default].")
+    workers: int | None = _flag("Scoring processes; use one for each GPU [1].")
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Let code that comes with the model run."}
     )

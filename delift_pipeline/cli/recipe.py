@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 
 def recipe(
-    name: str | None = Argument(None, help="A benchmark or a transfer [all are listed]."),
+    name: str | None = Argument(None, help="A benchmark or a transfer experiment [list all]."),
     source: list[str] | None = Option(
         None,
         help="A file, folder or hub id, for a transfer RECIPE=PLACE; repeatable "
         "[the benchmark's own hub id].",
     ),
     split: str = Option("train", help="train or test."),
-    limit: int | None = Option(None, min=1, help="So many rows, drawn."),
-    seed: int = Option(0, min=0, help="Of that draw."),
+    limit: int | None = Option(None, min=1, help="Number of rows, drawn at random."),
+    seed: int = Option(0, min=0, help="Seed of --limit."),
     revision: str | None = Option(None, help="The hub revision to load."),
-    target: int = Option(100, min=1, help="Transfers: records of the target set."),
-    heldout: int = Option(300, min=1, help="Transfers: held-out records."),
+    target: int = Option(100, min=1, help="For a transfer: number of records in the target set."),
+    heldout: int = Option(300, min=1, help="For a transfer: number of held-out records."),
     out: Path | None = Option(
         None, help="The file to write; for a transfer the folder, such as HOME/inbox."
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Turn a benchmark's files into records, or a transfer into versions for the inbox.
+    """Convert a benchmark to records, or a transfer experiment to versions for the inbox.
 
-    A benchmark's row may be in its publishers' columns or in a record's own.
+    A benchmark's row may have its publisher's columns or those of a record.
+
+    Example: delift recipe gsm8k --out gsm8k.jsonl
     """
     from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows
     from delift_pipeline.records.recipes.table import TRANSFERS, recipe_of

@@ -31,16 +31,18 @@ NOTE = "interrupted: what is finished is kept; run the same command again to go 
 
 @shared.takes_model
 def run(
-    version: str = Option(..., help="The dataset version to materialise."),
+    version: str = Option(..., help="The dataset version to run."),
     arm: list[str] | None = Option(None, help="An arm to run; repeatable [all that apply]."),
     model: str | None = shared.OWN_MODEL,
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Materialise a version and its arms through Dagster, in this process.
+    """Score, select, train and evaluate a version with Dagster, in this process.
 
-    Ctrl-C and SIGTERM end it within ten seconds; the next run goes on where it stopped.
+    Ctrl-C and SIGTERM end it within ten seconds. The next run continues where it stopped.
+
+    Example: delift run --version mydata-v1
     """
     from rich.console import Console
 
@@ -71,7 +73,10 @@ def ui(
     mlflow_port: int = Option(5000, min=1, max=65535, help="MLflow's port."),
     home: Path | None = shared.HOME,
 ) -> None:
-    """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted."""
+    """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted.
+
+    Example: delift ui --port 3001
+    """
     from delift_pipeline.cli.serve import serve
 
     serve(shared.writable_home(home), port, mlflow_port)
@@ -130,7 +135,10 @@ def demo(
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Run all three stages on a synthetic data set with a tiny model, and print the leaderboard."""
+    """Run all three stages on a synthetic dataset with a tiny model; print the leaderboard.
+
+    Example: delift demo --home ./delift_demo
+    """
     from rich.console import Console
 
     from delift_pipeline.cli.graph import GraphRuns
