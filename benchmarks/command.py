@@ -88,7 +88,7 @@ def plan(
     jury = None if judge is None else Jury.named(judge, endpoint, **how)
     known = (*STAGES, *known_names())
     if unknown := [one for one in only if one not in known]:
-        reason = f"{unknown[0]!r} is no stage or selector: {', '.join(known)}"
+        reason = f"{unknown[0]!r} is not a stage or a selector. Choose from: {', '.join(known)}"
         raise Refused(Fault(reason, field="--only"))
     asked = Asked(
         stages=tuple(stage for stage in STAGES if stage in only),

@@ -95,7 +95,7 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
     """
     place = Home.at(home)
     if not place.root.is_dir():
-        reason = f"{place.root} is no home: give --home DIR, or ingest a version first"
+        reason = f"{place.root} is not a DELIFT home. Pass --home DIR, or run `delift ingest` first"
         raise Refused(reason, field="--home")
     return shared.writable_home(home) if written else place
 

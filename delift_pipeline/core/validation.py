@@ -97,11 +97,11 @@ def checked_webhook(url: str) -> str:
     """The address, if alerts can be posted to it.
 
     Raises:
-        Refused: it is no http or https address.
+        Refused: it is not an http or https address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"{url!r} is no http or https address", field="webhook")
+        raise Refused(f"{url!r} is not an http or https address", field="webhook")
     return url
 
 

@@ -191,7 +191,7 @@ def test_installed_command_knows_every_experiment() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--only", "best"], "is no stage or selector"),
+        (["--only", "best"], "not a stage or a selector"),
         (["--experiment", "other"], "there are selectors, stages"),
         (["--experiment", "theory", "--only", "delift"], "names its own contenders"),
         (["--seeds", "a"], "write --seeds"),

@@ -181,7 +181,7 @@ def test_record_text_cannot_steer_the_terminal(made: Home, delift) -> None:
 
 
 def test_query_without_a_home_is_refused(tmp_path: Path, delift) -> None:
-    assert "is no home" in delift("query", "SELECT 1", "--home", tmp_path / "none").faults[0]
+    assert "not a DELIFT home" in delift("query", "SELECT 1", "--home", tmp_path / "none").faults[0]
     assert not (tmp_path / "none").exists()
 
 

@@ -114,7 +114,7 @@ class JudgeOptions(BaseModel):
             return None
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{endpoint!r} is no http or https address")
+            raise ValueError(f"{endpoint!r} is not an http or https address")
         if parts.username or parts.password:
             raise ValueError("an address must hold no password: use the key's variable")
         return endpoint.rstrip("/")
