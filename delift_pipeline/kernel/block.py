@@ -11,7 +11,7 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.columns import (
     Column,
     Columns,
-    Derived,
+    DerivedColumns,
     RestrictedColumns,
     SparseColumns,
     each_column,
@@ -28,7 +28,7 @@ class Block:
         columns: record_ids of the demonstrations.
         matrix: float32 [rows, columns]; pairs that were not scored are absent (sparse).
         hash: The block's content hash, part of the lineage of what is selected from it.
-        left_out: record_ids that could not be scored and stand in no block.
+        unscorable: record_ids that could not be scored and stand in no block.
     """
 
     name: str
@@ -36,34 +36,34 @@ class Block:
     columns: tuple[str, ...]
     matrix: Columns = field(repr=False)
     hash: str = ""
-    left_out: frozenset[str] = frozenset()
+    unscorable: frozenset[str] = frozenset()
 
-    def restricted(self, rows: Sequence[str], columns: Sequence[str]) -> "Block":
+    def restrict(self, rows: Sequence[str], columns: Sequence[str]) -> "Block":
         """The block of these targets and demonstrations, in this order, unscorable ones left out.
 
         Raises:
             DeliftError: a record is neither in the block nor known to be unscorable.
         """
-        kept_rows, row_numbers = self._kept(rows, self.rows, "targets")
-        kept_columns, column_numbers = self._kept(columns, self.columns, "demonstrations")
+        row_ids, row_numbers = self._find_ids(rows, self.rows, "targets")
+        column_ids, column_numbers = self._find_ids(columns, self.columns, "demonstrations")
         matrix = RestrictedColumns(self.matrix, row_numbers, column_numbers)
-        return Block(self.name, kept_rows, kept_columns, matrix, self.hash, self.left_out)
+        return Block(self.name, row_ids, column_ids, matrix, self.hash, self.unscorable)
 
-    def _kept(
-        self, wanted: Sequence[str], present: Sequence[str], role: str
+    def _find_ids(
+        self, requested: Sequence[str], present: Sequence[str], role: str
     ) -> tuple[tuple[str, ...], np.ndarray]:
         number_of = {record: number for number, record in enumerate(present)}
-        absent = [r for r in wanted if r not in number_of and r not in self.left_out]
+        absent = [r for r in requested if r not in number_of and r not in self.unscorable]
         if absent:
             raise DeliftError(
-                f"the kernel block {self.name} lacks {len(absent):,} of {len(wanted):,} {role} "
+                f"the kernel block {self.name} lacks {len(absent):,} of {len(requested):,} {role} "
                 f"(the first is {absent[0]}); score them and build the kernel again"
             )
-        kept = tuple(record for record in wanted if record in number_of)
-        return kept, np.array([number_of[record] for record in kept], dtype=np.int64)
+        ids = tuple(record for record in requested if record in number_of)
+        return ids, np.array([number_of[record] for record in ids], dtype=np.int64)
 
 
-class RowScaled(Derived):
+class RowScaledColumns(DerivedColumns):
     """A matrix with each row multiplied by a factor, applied as columns are read."""
 
     def __init__(self, source: Columns, factors: np.ndarray) -> None:
@@ -75,14 +75,14 @@ class RowScaled(Derived):
         rows, values = self.source.column(j)
         return rows, values * (self.factors if rows is None else self.factors[rows])
 
-    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+    def transform_sparse(self, source: SparseColumns) -> SparseColumns:
         """Compressed columns, scaled."""
         data = np.asarray(source.data) * self.factors[source.indices]
         return SparseColumns(source.indptr, source.indices, data, source.shape[0])
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineMap:
     """similarity = (utility - low) / (high - low), one map for all blocks of a selection.
 
     Scaling each block by itself would compare utilities in different units, in FLCG's difference
@@ -100,7 +100,7 @@ class Affine:
         return (values - values.dtype.type(self.low)) / values.dtype.type(self.high - self.low)
 
 
-class Similarity(Derived):
+class Similarity(DerivedColumns):
     """max(U, 0), or max(affine(U), 0), with masked pairs at 0; computed as columns are read.
 
     Args:
@@ -113,29 +113,29 @@ class Similarity(Derived):
     def __init__(
         self,
         source: Columns,
-        affine: Affine | None = None,
+        affine: AffineMap | None = None,
         groups: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.source, self.affine, self._groups = source, affine, groups
-        self._members: dict[int | None, list[int]] = {}
+        self._rows_of_group: dict[int | None, list[int]] = {}
         for row, group in enumerate([] if groups is None else groups[0].tolist()):
-            self._members.setdefault(group, []).append(row)
+            self._rows_of_group.setdefault(group, []).append(row)
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
         """Column j of the similarity."""
         rows, values = self.source.column(j)
         scaled = np.maximum(values if self.affine is None else self.affine(values), 0)
-        scaled[self._masked(j, rows)] = 0
+        scaled[self._masked_positions(j, rows)] = 0
         return rows, scaled
 
-    def _masked(self, j: int, rows: np.ndarray | None) -> np.ndarray:
+    def _masked_positions(self, j: int, rows: np.ndarray | None) -> np.ndarray:
         """Positions in column j that are masked, int."""
         group = None if self._groups is None else int(self._groups[1][j])
-        members = np.array(self._members.get(group, []), dtype=np.int64)
+        members = np.array(self._rows_of_group.get(group, []), dtype=np.int64)
         return members if rows is None else np.flatnonzero(np.isin(rows, members))
 
-    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+    def transform_sparse(self, source: SparseColumns) -> SparseColumns:
         """The similarity of compressed columns."""
         data = np.asarray(source.data)
         data = np.maximum(data if self.affine is None else self.affine(data), 0)
@@ -148,18 +148,19 @@ class Similarity(Derived):
         """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
         low, high = np.inf, -np.inf
         for j, (rows, values) in enumerate(each_column(self.source)):
-            masked = self._masked(j, rows)
-            kept = np.delete(values, masked) if len(masked) else values
-            if len(kept):
-                low, high = min(low, float(kept.min())), max(high, float(kept.max()))
+            masked = self._masked_positions(j, rows)
+            usable = np.delete(values, masked) if len(masked) else values
+            if len(usable):
+                low, high = min(low, float(usable.min())), max(high, float(usable.max()))
         return low, high
 
 
-def common_affine(blocks: Iterable[Similarity]) -> Affine:
+def common_affine(blocks: Iterable[Similarity]) -> AffineMap:
     """The one min-max map of several blocks, from their unmasked utilities."""
     ranges = [block.range() for block in blocks]
     low = min((low for low, _ in ranges), default=np.inf)
-    return Affine(low, max(high for _, high in ranges)) if np.isfinite(low) else Affine(0.0, 0.0)
+    high = max((high for _, high in ranges), default=-np.inf)
+    return AffineMap(low, high) if np.isfinite(low) else AffineMap(0.0, 0.0)
 
 
 def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:

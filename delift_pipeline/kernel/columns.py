@@ -70,17 +70,17 @@ class SparseColumns:
         return np.asarray(self.indices[part]), np.asarray(self.data[part])
 
 
-class Derived(ABC):
+class DerivedColumns(ABC):
     """A matrix that is computed from another as its columns are read."""
 
     source: Columns
 
     @abstractmethod
-    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+    def transform_sparse(self, source: SparseColumns) -> SparseColumns:
         """The whole matrix, made of the source's columns, which are not written to."""
 
 
-class RestrictedColumns(Derived):
+class RestrictedColumns(DerivedColumns):
     """Some rows and columns of a matrix, in a given order; nothing is copied beforehand.
 
     Args:
@@ -94,14 +94,14 @@ class RestrictedColumns(Derived):
     ) -> None:
         self.source = source
         n_rows, n_columns = source.shape
-        kept = np.arange(n_rows) if rows is None else np.asarray(rows)
-        self.rows = None if np.array_equal(kept, np.arange(n_rows)) else kept
+        row_numbers = np.arange(n_rows) if rows is None else np.asarray(rows)
+        self.rows = None if np.array_equal(row_numbers, np.arange(n_rows)) else row_numbers
         self.columns = np.arange(n_columns) if columns is None else np.asarray(columns)
-        self._place = np.full(n_rows, -1, dtype=np.int64)
-        self._place[kept] = np.arange(len(kept))
-        self.shape = (len(kept), len(self.columns))
+        self._place_of = np.full(n_rows, -1, dtype=np.int64)
+        self._place_of[row_numbers] = np.arange(len(row_numbers))
+        self.shape = (len(row_numbers), len(self.columns))
         # All entries of a dense source, at most those of a sparse one.
-        self.stored = min(source.stored, len(kept) * len(self.columns))
+        self.stored = min(source.stored, len(row_numbers) * len(self.columns))
 
     def column(self, j: int) -> Column:
         """Column j of the restriction."""
@@ -110,12 +110,12 @@ class RestrictedColumns(Derived):
             return rows, values
         if rows is None:
             return None, values[self.rows]
-        places = self._place[rows]
+        places = self._place_of[rows]
         order = np.argsort(places, kind="stable")
         order = order[places[order] >= 0]
         return places[order], values[order]
 
-    def of_sparse(self, source: SparseColumns) -> SparseColumns:
+    def transform_sparse(self, source: SparseColumns) -> SparseColumns:
         """These rows and columns of compressed ones."""
         from scipy import sparse
 
@@ -212,14 +212,14 @@ def to_sparse(matrix: Columns) -> SparseColumns:
     """The stored entries as compressed columns; columns that are compressed are not copied."""
     if isinstance(matrix, SparseColumns):
         return matrix
-    if isinstance(matrix, Derived):
-        return matrix.of_sparse(to_sparse(matrix.source))
+    if isinstance(matrix, DerivedColumns):
+        return matrix.transform_sparse(to_sparse(matrix.source))
     rows, n = matrix.shape
     indices = np.tile(np.arange(rows, dtype=np.int32), n)
     return SparseColumns(np.arange(n + 1) * rows, indices, to_dense(matrix).ravel("F"), rows)
 
 
-def materialised(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
+def materialise(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
     """A sparse matrix, or a dense one below `limit` bytes, computed once and held in memory."""
     cells = matrix.shape[0] * matrix.shape[1]
     if matrix.stored < cells:

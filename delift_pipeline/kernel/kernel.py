@@ -19,7 +19,7 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.kernel.block import Block, RowScaled, UtilityForm
+from delift_pipeline.kernel.block import Block, RowScaledColumns, UtilityForm
 from delift_pipeline.kernel.kernel_files import (
     DISTANCE,
     KL,
@@ -79,19 +79,19 @@ def build_kernel(
     if neighbours is not None and own is not None and own.dense:
         blocks[NEIGHBOURS] = neighbours
     with replacing_folder(home.kernel(version, fingerprint)) as folder:
-        described = {
+        entries = {
             name: _build_block(folder, name, block, reader, unscorable)
             for name, block in blocks.items()
         }
         left_out = {record: unscorable[record] for record in plan.records() if record in unscorable}
-        pairs = sum(entry["pairs"] for entry in described.values())
+        pairs = sum(entry["pairs"] for entry in entries.values())
         manifest = Manifest(
             kind="kernel",
-            content_hash=digest_json({name: entry["hash"] for name, entry in described.items()}),
+            content_hash=digest_json({name: entry["hash"] for name, entry in entries.items()}),
             parents=parents or {},
             fingerprint=fingerprint,
             counts={"pairs": pairs, "unscorable": len(left_out)},
-            details={"blocks": described, "unscorable": left_out},
+            details={"blocks": entries, "unscorable": left_out},
             request=request or {},
             code_version=code_version,
             run_id=run_id,
@@ -110,7 +110,7 @@ def _build_block(
     """Write one block; returns its manifest entry."""
     rows = tuple(record for record in block.targets if record not in unscorable)
     squared, logprob, tokens = reader.baseline(rows)
-    _refuse_absent(squared, logprob, f"baseline scores of the block {name}", "the baseline")
+    _refuse_missing(squared, logprob, f"baseline scores of the block {name}", "the baseline")
     index = _index_of(name, block, rows, np.asarray(tokens, dtype=np.int32), unscorable)
     distance = np.sqrt(squared.astype(np.float64))
 
@@ -118,21 +118,21 @@ def _build_block(
         for j, demonstration in enumerate(index.columns):
             numbers = index.targets_of(j)
             targets = rows if numbers is None else tuple(rows[i] for i in numbers)
-            kept = slice(None) if numbers is None else numbers
-            found = reader.column(demonstration, targets)
+            where = slice(None) if numbers is None else numbers
+            scores = reader.column(demonstration, targets)
             what = f"scores of demonstration {demonstration} in the block {name}"
-            _refuse_absent(*found, what, "the plan's pairs")
-            shown, summed = (values.astype(np.float64) for values in found)
-            yield distance[kept] - np.sqrt(shown), summed - logprob[kept]
+            _refuse_missing(*scores, what, "the plan's pairs")
+            squared_after, logprob_after = (values.astype(np.float64) for values in scores)
+            yield distance[where] - np.sqrt(squared_after), logprob_after - logprob[where]
 
     return write_block(folder, index, columns())
 
 
-def _refuse_absent(squared: np.ndarray, logprob: np.ndarray, what: str, first: str) -> None:
+def _refuse_missing(squared: np.ndarray, logprob: np.ndarray, what: str, first: str) -> None:
     absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
     if absent:
-        said = f"{absent:,} of {len(squared):,} {what} are missing or not finite"
-        raise DeliftError(f"{said}; score {first} first")
+        reason = f"{absent:,} of {len(squared):,} {what} are missing or not finite"
+        raise DeliftError(f"{reason}; score {first} first")
 
 
 def _index_of(
@@ -143,15 +143,15 @@ def _index_of(
     unscorable: Mapping[str, str],
 ) -> BlockIndex:
     """The block's index without unscorable records."""
-    kept = [j for j, record in enumerate(block.demonstrations) if record not in unscorable]
-    columns = tuple(block.demonstrations[j] for j in kept)
+    numbers = [j for j, record in enumerate(block.demonstrations) if record not in unscorable]
+    columns = tuple(block.demonstrations[j] for j in numbers)
     if block.dense:
         return BlockIndex(name, rows, columns, tokens)
     scorable = np.array([record not in unscorable for record in block.targets], dtype=bool)
     place = np.where(scorable, np.cumsum(scorable) - 1, -1)
-    parts = [place[block.targets_of(j)] for j in kept]
+    parts = [place[block.targets_of(j)] for j in numbers]
     parts = [part[part >= 0].astype(np.int32) for part in parts]
-    indptr = np.zeros(len(kept) + 1, dtype=np.int64)
+    indptr = np.zeros(len(numbers) + 1, dtype=np.int64)
     np.cumsum([len(part) for part in parts], out=indptr[1:])
     indices = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
     return BlockIndex(name, rows, columns, tokens, (indptr, indices))
@@ -171,7 +171,7 @@ def block_names(manifest: Manifest) -> dict[str, str]:
 def block_hashes(manifest: Manifest) -> dict[str, str]:
     """Block names a selector may ask for -> content hashes."""
     stored = manifest.details["blocks"]
-    return {name: stored[kept]["hash"] for name, kept in block_names(manifest).items()}
+    return {name: stored[under]["hash"] for name, under in block_names(manifest).items()}
 
 
 def load_block(
@@ -202,7 +202,7 @@ def load_block(
     index = read_index(folder, stored)
     matrix = read_matrix(folder, index, DISTANCE if form == "distance" else KL)
     if form == "kl_mean":
-        matrix = RowScaled(matrix, 1.0 / np.maximum(index.tokens, 1))
-    left_out = frozenset(manifest.details["unscorable"])
+        matrix = RowScaledColumns(matrix, 1.0 / np.maximum(index.tokens, 1))
+    unscorable = frozenset(manifest.details["unscorable"])
     entry = manifest.details["blocks"][stored]
-    return Block(name, index.rows, index.columns, matrix, entry["hash"], left_out)
+    return Block(name, index.rows, index.columns, matrix, entry["hash"], unscorable)

@@ -89,7 +89,7 @@ def write_block(
     row_of = {record: row for row, record in enumerate(index.rows)}
     pairs, positive, low, high = 0, 0, np.inf, -np.inf
     with ExitStack() as files:
-        outputs = [files.enter_context(_path(folder, index, form).open("wb")) for form in FORMS]
+        outputs = [files.enter_context(_file_of(folder, index, form).open("wb")) for form in FORMS]
         for output in outputs:
             header = {"descr": "<f4", "fortran_order": True, "shape": index.shape}
             np.lib.format.write_array_header_1_0(output, header)
@@ -116,7 +116,7 @@ def write_block(
     }
 
 
-def _path(folder: Path, index: BlockIndex, form: str) -> Path:
+def _file_of(folder: Path, index: BlockIndex, form: str) -> Path:
     names = _DENSE_FILE if index.form == "dense" else _SPARSE_FILE
     return folder / names[form].format(index.name)
 
@@ -134,11 +134,11 @@ def read_index(folder: Path, name: str) -> BlockIndex:
         tokens = np.load(folder / f"{name}.tokens.npy")
         sparse, pattern = folder / f"{name}.csc", None
         if sparse.is_dir():
-            pattern = np.load(sparse / "indptr.npy"), _mapped(sparse / "indices.npy")
+            pattern = np.load(sparse / "indptr.npy"), _memory_map(sparse / "indices.npy")
         return BlockIndex(name, rows, columns, tokens, pattern)
     except (OSError, ValueError, EOFError) as error:
-        said = f"the kernel block {name} is damaged ({error}); build it again"
-        raise DeliftError(said) from error
+        reason = f"the kernel block {name} is damaged ({error}); build it again"
+        raise DeliftError(reason) from error
 
 
 def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
@@ -147,9 +147,9 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
     Raises:
         DeliftError: the file is missing, damaged or of another shape.
     """
-    path = _path(folder, index, form)
+    path = _file_of(folder, index, form)
     try:
-        values = _mapped(path)
+        values = _memory_map(path)
     except (OSError, ValueError, EOFError) as error:
         raise DeliftError(f"{path.name} is damaged ({error}); build the kernel again") from error
     if values.shape != index.shape:
@@ -161,7 +161,7 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
     return SparseColumns(*index.pattern, values, len(index.rows))
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _memory_map(path: Path) -> np.ndarray:
     """A file's array as a memory map; an empty one, which cannot be mapped, as an array."""
     try:
         return np.load(path, mmap_mode="r")

@@ -94,7 +94,7 @@ def trust_of(
 
     ordered = frame.sort("record_id")
     ids = ordered["record_id"].to_list()
-    block = block.restricted(ids, ids)
+    block = block.restrict(ids, ids)
     stored, n = to_sparse(block.matrix), len(block.rows)
     utilities = csc_matrix((stored.data, stored.indices, stored.indptr), shape=(n, n))
     # Prompts of records without scores still count for the words of tf-idf.

@@ -142,7 +142,7 @@ def test_unscorable_records_stand_in_no_row_and_no_column(
     assert load_block(home, "v1", PRINT, "existing").columns == ("x", "z")
     assert manifest.counts["unscorable"] == 3
     assert set(manifest.details["unscorable"]) == {"b", "u", "y"}
-    assert block.left_out == {"b", "u", "y"}
+    assert block.unscorable == {"b", "u", "y"}
     dense, row = to_dense(block.matrix), block.rows.index("d")
     wanted = utility(MemoryReader(), "d", "a", "distance")
     assert dense[row, 0] == pytest.approx(wanted, rel=1e-6)

@@ -11,9 +11,9 @@ from scipy import sparse
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import heat_map_png
 from delift_pipeline.kernel.block import (
-    Affine,
+    AffineMap,
     Block,
-    RowScaled,
+    RowScaledColumns,
     Similarity,
     common_affine,
     duplicate_groups,
@@ -23,7 +23,7 @@ from delift_pipeline.kernel.columns import (
     as_columns,
     cell_means,
     column_maxima,
-    materialised,
+    materialise,
     row_maxima,
     to_dense,
 )
@@ -78,7 +78,7 @@ def test_utilities_that_do_not_differ_scale_to_zero() -> None:
     same = Similarity(as_columns(np.full((2, 2), 0.3, np.float32)))
     assert not dense(Similarity(as_columns(UTILITY), common_affine([same]))).any()
     empty = Similarity(as_columns(np.zeros((0, 2), np.float32)))
-    assert common_affine([empty]) == common_affine([]) == Affine(0.0, 0.0)
+    assert common_affine([empty]) == common_affine([]) == AffineMap(0.0, 0.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,8 +95,8 @@ def test_restrictions_are_fancy_indexing(matrix, rows, columns, count, thin) -> 
     part = RestrictedColumns(source, rows, columns)
     wanted = matrix[np.ix_(rows, columns)]
     assert part.shape == wanted.shape
-    assert (dense(part) == wanted).all() and (dense(materialised(part)) == wanted).all()
-    assert (dense(materialised(part, limit=0)) == wanted).all()
+    assert (dense(part) == wanted).all() and (dense(materialise(part)) == wanted).all()
+    assert (dense(materialise(part, limit=0)) == wanted).all()
 
 
 def test_maxima_count_absent_entries_as_zero() -> None:
@@ -109,7 +109,7 @@ def test_maxima_count_absent_entries_as_zero() -> None:
 def test_rows_are_scaled_as_they_are_read() -> None:
     factors = np.array([1.0, 0.5, 2.0])
     for form in (UTILITY, sparse.csc_matrix(UTILITY)):
-        assert dense(RowScaled(as_columns(form), factors)) == pytest.approx(
+        assert dense(RowScaledColumns(as_columns(form), factors)) == pytest.approx(
             UTILITY * factors[:, None]
         )
 
@@ -135,14 +135,14 @@ BLOCK = Block("self", tuple("abc"), tuple("abc"), as_columns(UTILITY), "h", froz
 
 
 def test_blocks_are_restricted_by_record_id() -> None:
-    part = BLOCK.restricted(["c", "z", "a"], ["b"])
+    part = BLOCK.restrict(["c", "z", "a"], ["b"])
     assert (part.rows, part.columns, part.hash) == (("c", "a"), ("b",), "h")
     assert (dense(part.matrix) == UTILITY[[2, 0]][:, [1]]).all()
 
 
 def test_records_that_nobody_knows_of_are_an_error() -> None:
     with pytest.raises(DeliftError, match=r"block self lacks 2 of 3 targets \(the first is q\)"):
-        BLOCK.restricted(["a", "q", "r"], ["a"])
+        BLOCK.restrict(["a", "q", "r"], ["a"])
 
 
 def test_heat_maps_are_means_of_cells() -> None:

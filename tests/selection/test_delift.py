@@ -321,7 +321,7 @@ def test_objectives_of_another_stage_and_bad_options_are_refused() -> None:
 @pytest.mark.parametrize("thin", [False, True])
 def test_kernels_too_large_for_memory_are_read_from_where_they_lie(monkeypatch, thin) -> None:
     in_memory = run("continual", "full", Blocks(thin=thin))
-    monkeypatch.setattr(delift, "materialised", lambda matrix: matrix)
+    monkeypatch.setattr(delift, "materialise", lambda matrix: matrix)
     read = run("continual", "full", Blocks(thin=thin))
     assert read.ranking == in_memory.ranking
     assert read.value == pytest.approx(in_memory.value, rel=1e-12)

@@ -7,13 +7,13 @@ import pytest
 from scipy import sparse
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.kernel.block import Affine, RowScaled, Similarity, common_affine
+from delift_pipeline.kernel.block import AffineMap, RowScaledColumns, Similarity, common_affine
 from delift_pipeline.kernel.columns import (
     Columns,
     DenseColumns,
     RestrictedColumns,
     as_columns,
-    materialised,
+    materialise,
     to_dense,
     to_sparse,
 )
@@ -64,13 +64,13 @@ def kernel_of(seed: int) -> Columns:
     source: Columns = DenseColumns(np.asfortranarray(raw) if seed % 2 else raw)
     if seed % 4 == 0:
         rows, columns = rng.permutation(n), rng.permutation(n)
-        source = RestrictedColumns(RowScaled(source, rng.random(n) + 0.5), rows, columns)
+        source = RestrictedColumns(RowScaledColumns(source, rng.random(n) + 0.5), rows, columns)
     if seed % 5 == 1:
         thin = np.where(rng.random((n, n)) < 0.1, raw.astype(np.float32), 0)
         source = as_columns(sparse.csc_matrix(thin))
     groups = rng.integers(0, n, n)
-    affine = Affine(-0.3, 0.7) if seed % 7 == 0 else Affine(1, 1) if seed % 7 == 3 else None
-    return materialised(Similarity(source, affine, (groups, groups) if seed % 3 else None))
+    affine = AffineMap(-0.3, 0.7) if seed % 7 == 0 else AffineMap(1, 1) if seed % 7 == 3 else None
+    return materialise(Similarity(source, affine, (groups, groups) if seed % 3 else None))
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -97,7 +97,7 @@ def test_sparse_wrappers_flatten_to_what_they_read(seed: int) -> None:
     kernel = kernel_of(seed)
     n = kernel.shape[1]
     part = RestrictedColumns(kernel, np.arange(n)[::-2], np.arange(n)[::3])
-    for matrix in (kernel, part, RowScaled(part, np.linspace(0, 1, part.shape[0]))):
+    for matrix in (kernel, part, RowScaledColumns(part, np.linspace(0, 1, part.shape[0]))):
         flat = to_sparse(matrix)
         assert (to_dense(flat) == to_dense(matrix)).all()
 
@@ -201,7 +201,7 @@ def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
     blocks = [Similarity(as_columns(mapped), None, (np.arange(50), np.arange(40)))]
     plain = common_affine(blocks)
     objectives.COMPILED_FROM = 0
-    assert plain == Affine(float(mapped.min()), float(mapped.max()))
+    assert plain == AffineMap(float(mapped.min()), float(mapped.max()))
     np.save(tmp_path / "s.npy", np.asfortranarray(mapped + 0.5))
     helpful = np.load(tmp_path / "s.npy", mmap_mode="r")
     objective = FacilityLocation(helpful)

@@ -177,7 +177,7 @@ def test_an_existing_record_that_is_in_no_pool_still_counts_and_may_be_replayed(
     given = SelectionInputs(
         "continual",
         frame(NEW),
-        lambda name, form: block(name).restricted(own, own),
+        lambda name, form: block(name).restrict(own, own),
         OLD,
         existing_records=frame(OLD),
         whole=frame(own),
@@ -213,7 +213,7 @@ def test_records_without_scores_are_not_ranked_and_a_note_says_so() -> None:
     assert len(found.ranking) == N - 1 and "r03" not in found.ranking
     assert "1 records have no scores" in found.notes[0] and "fewer than the 14" in found.notes[1]
     with pytest.raises(DeliftError, match="lacks"):
-        short = block("neighbours").restricted(IDS[1:], IDS[1:])
+        short = block("neighbours").restrict(IDS[1:], IDS[1:])
         select(inputs("instruction_tuning", load=lambda n, f: short), "delift_trusted", 2, 0, {})
 
 
@@ -285,7 +285,7 @@ def test_embedding_similarity_to_a_target_set(objective: str) -> None:
 
 
 def test_where_nothing_was_scored_there_is_no_trust_and_nothing_breaks() -> None:
-    empty = replace(block("neighbours").restricted((), ()), left_out=frozenset(IDS))
+    empty = replace(block("neighbours").restrict((), ()), unscorable=frozenset(IDS))
     assert trust_of(empty, frame()).by_id == {}
     with pytest.raises(DeliftError, match="no record of the pool has scores"):
         given = inputs("instruction_tuning", load=lambda n, f: empty)

@@ -8,7 +8,7 @@ import numpy as np
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, Similarity, common_affine, duplicate_groups
-from delift_pipeline.kernel.columns import Columns, materialised
+from delift_pipeline.kernel.columns import Columns, materialise
 from delift_pipeline.selection.objectives import FacilityLocation, objective_named
 from delift_pipeline.selection.optimizers import (
     Optimizer,
@@ -65,7 +65,7 @@ class DeliftSelector(Selector):
             block = inputs.block(name, options.utility)
             rows = {"target": block.rows, "replay": existing}.get(name, pool)
             columns = existing if name in ("existing", "replay") else pool
-            blocks[name] = block.restricted(rows, columns)
+            blocks[name] = block.restrict(rows, columns)
         candidates = next(iter(blocks.values())).columns if blocks else ()
         if not candidates:
             raise DeliftError("no record of the pool has scores, so delift cannot rank any")
@@ -114,7 +114,7 @@ def _kernels(
         affine = common_affine(Similarity(matrix, None, g) for matrix, g in similarities.values())
         details["scaling"] |= {"low": affine.low, "high": affine.high}
     kernels = {
-        name: materialised(Similarity(matrix, affine, groups))
+        name: materialise(Similarity(matrix, affine, groups))
         for name, (matrix, groups) in similarities.items()
     }
     return kernels, details

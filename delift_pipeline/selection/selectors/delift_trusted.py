@@ -68,7 +68,7 @@ class DeliftTrustedSelector(Selector):
         if inputs.stage == "task_specific":
             target = inputs.block("target", "distance")
             blocks["target"] = target.hash
-            block = target.restricted(target.rows, candidates)
+            block = target.restrict(target.rows, candidates)
             weights = trust.of(candidates).astype(np.float32)
             helps = FL2MI(np.maximum(to_dense(block.matrix), 0) * weights, options.eta)
             parts = [Part(helps, block.rows, block.columns, shares=True)]
