@@ -238,7 +238,8 @@ def score(
         counted = {"left_out": records.left_out, "faults": fault_counts(records.faults)}
         report |= {**counted, "faults_file": str(listed)}
     text = (
-        f"{report['pairs_scored']:,} pairs scored, {report['pairs_reused']:,} found, "
+        f"{report['pairs_scored']:,} pairs scored, "
+        f"{report['pairs_reused']:,} reused from the store, "
         f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}"
     )
     shared.print_result(as_json, report, text, shared.message_stream(out))

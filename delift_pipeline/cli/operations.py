@@ -40,7 +40,7 @@ def forget(
     lines = [f"{', '.join(found.records)}: {done}"]
     lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in found.versions.items()]
     lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
-    lines += [f"  by hand: {line}" for line in found.beyond]
+    lines += [f"  not cleaned, do it yourself: {line}" for line in found.beyond]
     lines += [f"next: {run}" for run in found.runs]
     shared.print_result(as_json, asdict(found), "\n".join(lines))
 

@@ -163,7 +163,7 @@ def demo(
     if not as_json:
         print_leaderboard(rows, Console())
     text = (
-        f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} found, "
+        f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} reused from the store, "
         f"{figures['seconds']['total']:.0f} s\nreport: {page}\n"
         f"to look around: delift ui --home {place.root}"
     )

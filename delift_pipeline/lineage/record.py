@@ -154,15 +154,15 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
 def _reason(row: dict[str, Any], taken: bool) -> str:
     """Why a record is in a subset or not, in one sentence."""
     if not taken and row["covered_by"] is None:
-        return "left out: beyond the budget, and no chosen record covers it"
+        return "dropped: beyond the budget, and no chosen record covers it"
     if not taken:
-        return f"left out: {row['covered_by']} stands for it ({row['coverage']:.3f})"
+        return f"dropped: {row['covered_by']} covers it ({row['coverage']:.3f})"
     if row.get("replayed"):
         return f"replayed from existing records, at rank {row['rank']}"
     covers = len(row.get("covers") or ())
-    stands = f", standing for {covers} record{'' if covers == 1 else 's'}" if covers else ""
-    gain = "" if row["gain"] is None else f", adding {row['gain']:.4g} to the objective"
-    return f"taken at rank {row['rank']}{gain}{stands}"
+    covered = f", covers {covers} record{'' if covers == 1 else 's'}" if covers else ""
+    gain = "" if row["gain"] is None else f", gain {row['gain']:.4g}"
+    return f"chosen at rank {row['rank']}{gain}{covered}"
 
 
 def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:

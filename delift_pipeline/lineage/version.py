@@ -169,16 +169,16 @@ def _moved(home: Home, subset: Artifact, parent: str, change: dict[str, Any]) ->
     if before is None:
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
-    # Dropped record -> the chosen one that stands for it, or None.
+    # Dropped record -> the chosen one that covers it, or None.
     pair = ["record_id", "covered_by"]
     dropped = pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows()
     came = dict.fromkeys((after for _, after in change["changed"]), f"changed since {parent}")
     came |= dict.fromkeys(change["added"], f"new: {parent} does not have it")
-    kept = "still there and no longer taken"
-    went = {one: f"{by} stands for it now" if by else kept for one, by in dropped}
+    kept = "still in the pool, no longer chosen"
+    went = {one: f"{by} covers it now" if by else kept for one, by in dropped}
     went |= dict.fromkeys((one for one, _ in change["changed"]), "changed")
     went |= dict.fromkeys(change["removed"], "removed from the pool")
-    known = f"{parent} had it and did not take it"
+    known = f"{parent} had it and did not choose it"
     unknown = "no longer to choose from: the parent has it"
     return {
         **entry,

@@ -59,10 +59,10 @@ VIEWS = {
             CASE
                 WHEN p.replayed THEN 'replayed from existing records'
                 WHEN p.selected AND len(p.covers) > 0
-                    THEN 'taken, standing for ' || len(p.covers) || ' records'
-                WHEN p.selected THEN 'taken'
-                WHEN p.covered_by IS NOT NULL THEN 'left out: ' || p.covered_by || ' stands for it'
-                ELSE 'left out: beyond the budget, and no chosen record covers it'
+                    THEN 'chosen, covers ' || len(p.covers) || ' records'
+                WHEN p.selected THEN 'chosen'
+                WHEN p.covered_by IS NOT NULL THEN 'dropped: ' || p.covered_by || ' covers it'
+                ELSE 'dropped: beyond the budget, and no chosen record covers it'
             END AS reason
         FROM stored.picks p""",
     "trained_on": """

@@ -175,7 +175,7 @@ def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) 
         if one.kind == "adapter" and (known := tracked(one.folder)):
             yield f"MLflow run {known['run_id']} keeps the adapter and report of {one.name}"
     if home.dagster.is_dir():
-        yield "Dagster's event log keeps previews of at most 20 records a run"
+        yield "Dagster's event log keeps the first 20 rows of each table that a run showed"
 
 
 def _apply(

@@ -76,12 +76,13 @@ class Diagnostics:
         lines = []
         if self.trust_picks is not None:
             lines.append(
-                f"trust of the picks {self.trust_picks:.3f}, of the pool {self.trust_pool:.3f}; "
-                f"suspected wrong {self.suspected_picks:.1%}, of the pool {self.suspected_pool:.1%}"
+                f"mean trust: chosen {self.trust_picks:.3f}, pool {self.trust_pool:.3f}; "
+                f"suspected records: chosen {self.suspected_picks:.1%}, "
+                f"pool {self.suspected_pool:.1%}"
             )
         if self.coverage is not None:
             lines.append(
-                f"embedding coverage {self.coverage:.3f}, "
+                f"coverage: chosen {self.coverage:.3f}, "
                 f"random subsets of this size {self.coverage_random:.3f}"
             )
         return (*lines, *self.warnings)

@@ -119,15 +119,17 @@ class Report:
         ]
         if facts["objective"] is not None:
             lines.append(
-                f"objective {facts['objective']:.4f}, random subsets of this size "
+                f"objective: chosen {facts['objective']:.4f}, random subsets of this size "
                 f"{facts['objective_random']:.4f}"
             )
         if facts["tokens"] is not None:
             lines.append(f"{facts['tokens']:,} tokens, budget {facts['budget']}")
         if facts["knee"] is not None:
-            lines.append(f"the gain curve bends (its knee) after {facts['knee']:,} records")
-        scored, found = facts["pairs_scored"], facts["pairs_reused"]
-        lines.append(f"{scored:,} pairs scored, {found:,} found, {facts['seconds']:.1f} s")
+            lines.append(f"knee of the gain curve: after {facts['knee']:,} records")
+        scored, reused = facts["pairs_scored"], facts["pairs_reused"]
+        lines.append(
+            f"{scored:,} pairs scored, {reused:,} reused from the store, {facts['seconds']:.1f} s"
+        )
         if facts["why"]:
             lines.append(f"reasons: {facts['why']}")
         return "\n".join(lines)

@@ -70,7 +70,7 @@ def test_record_tells_every_arm_s_choice_and_every_adapter_it_shaped(made: Home)
     chosen = {(one["version"], one["arm"]): one for one in found.subsets}
     mine = chosen["v1", FIRST]
     assert (mine["taken"], mine["rank"]) == (True, 0)
-    assert mine["reason"].startswith("taken at rank 0, adding")
+    assert mine["reason"].startswith("chosen at rank 0, gain")
     through = {(one["version"], one["arm"]): one["through"] for one in found.adapters}
     assert through["v1", FIRST] is None
     assert through["v2", SECOND] == f"adapter:v1:{FIRST}"
@@ -78,7 +78,7 @@ def test_record_tells_every_arm_s_choice_and_every_adapter_it_shaped(made: Home)
     assert [one["version"] for one in found.versions] == ["v1", "v2"]
 
 
-def test_dropped_record_names_who_stands_for_it(made: Home) -> None:
+def test_dropped_record_names_who_covers_it(made: Home) -> None:
     dropped = pl.read_parquet(made.subset("v1", FIRST) / "dropped.parquet")
     row = dropped.filter(pl.col("covered_by").is_not_null()).row(0, named=True)
     found = record_lineage(made, row["record_id"])
