@@ -8,7 +8,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.records.schema import RECORD_SCHEMA
-from delift_pipeline.records.stored import DatasetVersion, changes, pool_ids
+from delift_pipeline.records.stored import DatasetVersion, compare_with_parents, pool_ids
 from delift_pipeline.stages.dataset import Dataset, open_dataset
 
 PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
@@ -51,7 +51,7 @@ def _facts(home: Home, dataset: DatasetVersion) -> Facts:
     if same := details.get("same_as"):
         facts["same_as"] = same
     if dataset.parents:
-        compared = changes(home, dataset.version)
+        compared = compare_with_parents(home, dataset.version)
         facts["parent_versions"] = ", ".join(dataset.parents)
         facts |= {"added": compared.added, "removed": compared.removed, "changed": compared.changed}
     return facts

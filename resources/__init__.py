@@ -9,7 +9,7 @@ from pydantic import Field
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home, model_at
-from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.records.stored import version_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.stages.arms import Arms, load_arms
 
@@ -138,7 +138,7 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
         Raises:
             Refused: no model is named anywhere, or a setting is out of range.
         """
-        own = known_manifest(home, version).details
+        own = version_manifest(home, version).details
         kept = model_at(home, own["model"]) if own.get("model") and not self.model else None
         model = self.model or kept or os.environ.get(MODEL_VARIABLE)
         if not model:

@@ -10,7 +10,7 @@ import pytest
 
 from delift_pipeline.evaluation import run, text_metrics
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions, Metric
-from delift_pipeline.records.read import read_records, write_chosen
+from delift_pipeline.records.read import read_records, write_records
 from delift_pipeline.records.tables import FORMATS
 from delift_pipeline.selection import registry
 from delift_pipeline.selection.run import select
@@ -52,7 +52,7 @@ def test_file_format_is_read_and_written(tmp_path: Path, monkeypatch: pytest.Mon
     source, out = tmp_path / "pool.cards", tmp_path / "chosen.cards.gz"
     source.write_text("instruction: Add\noutput: 3\n\ninstruction: Say\noutput: yes\n")
     file = read_records(source)
-    write_chosen(out, file, file.frame["record_id"][1:].to_list())
+    write_records(out, file, file.frame["record_id"][1:].to_list())
     assert read_records(out).rows == [{"instruction": "Say", "output": "yes"}]
 
 

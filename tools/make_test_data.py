@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.records.recipes.read import benchmark_rows, files_of, write_rows
+from delift_pipeline.records.recipes.read import benchmark_rows, split_files, write_rows
 from delift_pipeline.records.recipes.table import RECIPES, Recipe
 
 MODEL = Path("models") / "stories260k"
@@ -101,7 +101,7 @@ def write_alpaca(folder: Path, sources: Mapping[str, str]) -> None:
 def published(recipe: Recipe, sources: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of an Alpaca data set as they are, empty answers included."""
     rows: list[dict[str, Any]] = []
-    for path in files_of(recipe, sources.get(recipe.name), "train"):
+    for path in split_files(recipe, sources.get(recipe.name), "train"):
         text = "" if path.suffix == ".parquet" else path.read_text(encoding="utf-8")
         if path.suffix == ".parquet":
             rows += pl.read_parquet(path).to_dicts()

@@ -153,7 +153,7 @@ def select(
     """
     import yaml
 
-    from delift_pipeline.records.left_out import faults_beside
+    from delift_pipeline.records.left_out import faults_path
     from delift_pipeline.selection.rules import RuleOptions
     from delift_pipeline.stages.file_selection import Request
     from delift_pipeline.stages.select_file import select_file
@@ -178,7 +178,7 @@ def select(
         rules=validated(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
         ids=shared.ids_choice(ids),
     )
-    listed = faults_beside(request.out, files[0]) if skip_bad else None
+    listed = faults_path(request.out, files[0]) if skip_bad else None
     outputs = {"--out": request.out, "--why": why, "--skip-bad": listed}
     shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
@@ -202,9 +202,9 @@ def _named_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
 
 def _default_out(file: Path) -> Path:
     """A file in the working directory, named after the first input."""
-    from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
+    from delift_pipeline.records.tables import STDIN_ARGUMENT, STDIN_PATH
 
-    name = "stdin" if file in (STANDARD, STANDARD_INPUT) else file.resolve().name
+    name = "stdin" if file in (STDIN_ARGUMENT, STDIN_PATH) else file.resolve().name
     return Path(f"{name.split('.')[0]}.selected.jsonl")
 
 
@@ -224,10 +224,10 @@ def score(
 
     Example: delift score data.jsonl --model demo --out scores.parquet
     """
-    from delift_pipeline.records.left_out import faults_beside, write_faults
+    from delift_pipeline.records.left_out import faults_path, write_faults
     from delift_pipeline.stages.score_file import score_file
 
-    listed = faults_beside(out, files[0])
+    listed = faults_path(out, files[0])
     outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}
     shared.check_outputs(outputs, read=files, as_json=as_json)
     records = shared.read_input(files, column, skip_bad, ids, listed)

@@ -257,9 +257,9 @@ def _own_model(
     from dataclasses import replace
 
     from delift_pipeline.core.home import model_at
-    from delift_pipeline.records.stored import known_manifest
+    from delift_pipeline.records.stored import version_manifest
 
-    own = known_manifest(home, version).details
+    own = version_manifest(home, version).details
     kept = model_at(home, own["model"]) if own.get("model") and not model else None
     named = model or kept or os.environ.get("DELIFT_MODEL")
     flags = replace(flags, template=flags.template or own.get("template"))

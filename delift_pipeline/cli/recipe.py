@@ -11,7 +11,7 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
-    from delift_pipeline.records.recipes.read import Sizes
+    from delift_pipeline.records.recipes.read import PartSizes
     from delift_pipeline.records.recipes.table import Transfer
 
 
@@ -39,8 +39,8 @@ def recipe(
 
     Example: delift recipe gsm8k --out gsm8k.jsonl
     """
-    from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows
-    from delift_pipeline.records.recipes.table import TRANSFERS, recipe_of
+    from delift_pipeline.records.recipes.read import PartSizes, benchmark_rows, write_rows
+    from delift_pipeline.records.recipes.table import TRANSFERS, find_recipe
 
     if name is None:
         _list(as_json)
@@ -49,11 +49,11 @@ def recipe(
         raise Refused("say where to write", field="--out")
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
-        sizes = Sizes(limit or Sizes.pool, target, heldout)
+        sizes = PartSizes(limit or PartSizes.pool, target, heldout)
         facts = _transfer(TRANSFERS[name], source or [], out, sizes, seed)
     else:
         shared.check_outputs({"--out": out}, as_json=as_json)
-        found = recipe_of(name)
+        found = find_recipe(name)
         if source and len(source) > 1:
             raise Refused("a benchmark has one source", field="--source")
         place = source[0] if source else None
@@ -66,18 +66,18 @@ def recipe(
 
 
 def _transfer(
-    transfer: "Transfer", source: list[str], out: Path, sizes: "Sizes", seed: int
+    transfer: "Transfer", source: list[str], out: Path, sizes: "PartSizes", seed: int
 ) -> dict[str, Any]:
     from delift_pipeline.records.recipes.read import write_transfer
-    from delift_pipeline.records.recipes.table import recipe_of
+    from delift_pipeline.records.recipes.table import find_recipe
 
     pairs = [item.partition("=") for item in source]
     bad = [recipe for recipe, equals, place in pairs if not equals or not place]
     if bad:
         raise Refused(*(f"{item!r}: write RECIPE=PLACE" for item in bad), field="--source")
-    places = {recipe_of(recipe).name: place for recipe, _, place in pairs}
+    places = {find_recipe(recipe).name: place for recipe, _, place in pairs}
     versions = write_transfer(out, transfer, places, sizes, seed)
-    metrics = recipe_of(transfer.goal).metrics
+    metrics = find_recipe(transfer.goal).metrics
     lines = [str(out / version) for version in versions]
     lines += [f"stage {transfer.stage}; {_evaluation(metrics)}", transfer.note]
     facts = {"transfer": transfer.name, "stage": transfer.stage, "versions": versions}

@@ -48,14 +48,14 @@ def run(
 
     from delift_pipeline.cli.graph import GraphRuns
     from delift_pipeline.evaluation.leaderboard import leaderboard_rows, print_leaderboard
-    from delift_pipeline.records.inbox import find
-    from delift_pipeline.records.stored import known_manifest
+    from delift_pipeline.records.inbox import find_entry
+    from delift_pipeline.records.stored import version_manifest
 
     place, started = shared.writable_home(home), time.monotonic()
     with interruptible(place):
         config = flags.resources(model)
-        if find(place, checked_version(version)) is None:
-            known_manifest(place, version)  # refuses an unknown one before anything is written
+        if find_entry(place, checked_version(version)) is None:
+            version_manifest(place, version)  # refuses an unknown one before anything is written
         with GraphRuns.opened(place) as done:
             arms = done.run_version(version, arm or [], config)
             done.refresh_leaderboard()

@@ -18,7 +18,7 @@ from delift_pipeline.lineage.artifacts import (
     stored_versions,
     version_kernels,
 )
-from delift_pipeline.records.stored import find_record, known_manifest, stored_records
+from delift_pipeline.records.stored import find_record, stored_records, version_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -92,7 +92,7 @@ def _reached(home: Home, holders: pl.Series) -> set[str]:
     A subset takes records from its version and the ones before it, and an adapter goes on from one
     of those. Versions whose data set is gone are looked through as well.
     """
-    parents = {name: known_manifest(home, name).details["parents"] for name in home.versions()}
+    parents = {name: version_manifest(home, name).details["parents"] for name in home.versions()}
     reached, grew = set(holders), True
     while grew:
         followers = {n for n, before in parents.items() if not reached.isdisjoint(before)}

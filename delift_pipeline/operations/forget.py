@@ -23,12 +23,12 @@ from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_ma
 from delift_pipeline.lineage.adapter import trained_on
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
 from delift_pipeline.lineage.tracked import tracked
-from delift_pipeline.records.inbox import originals
-from delift_pipeline.records.kept_columns import COLUMNS_FILE, kept_hash
-from delift_pipeline.records.left_out import forgotten_ids, named_in, note_forgotten
+from delift_pipeline.records.extra_columns import COLUMNS_FILE, extra_columns_hash
+from delift_pipeline.records.inbox import original_paths
+from delift_pipeline.records.left_out import add_forgotten, forgotten_ids, has_records
 from delift_pipeline.records.schema import content_hash
-from delift_pipeline.records.stored import find_stored_record, known_manifest
-from delift_pipeline.records.versions import KEPT, PARTS, version_hash
+from delift_pipeline.records.stored import find_stored_record, version_manifest
+from delift_pipeline.records.versions import EXTRA_COLUMNS, PARTS, version_hash
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
     for version, part in product(home.versions(), PARTS):
         path = home.dataset(version) / f"{part}.parquet"
         stored = pl.read_parquet(path, columns=["record_id"]) if path.is_file() else None
-        if stored is not None and named_in(stored, ids):
+        if stored is not None and has_records(stored, ids):
             found.setdefault(version, []).append(part)
             if _without(stored, ids).is_empty():
                 faults.append(f"nothing would be left of the {part} of {version}")
@@ -114,7 +114,7 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> 
         if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
             return one.kind == "report"
         if one.kind == "adapter" and (records := trained_on(home, one)) is not None:
-            return named_in(records, ids)
+            return has_records(records, ids)
         # A kernel is named with one of its blocks.
         kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
         return not names.isdisjoint(kernels | one.manifest.parents.keys())
@@ -166,7 +166,7 @@ def _parents_first(home: Home, versions: list[str]) -> list[str]:
 def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) -> Iterator[str]:
     """Where texts or weights may lie that no run makes again."""
     for version in holders:
-        for path in originals(home, version):
+        for path in original_paths(home, version):
             yield f"{_path_in(home, path)} still holds what {version} was ingested from"
     for version in holders:
         for path in sorted(home.root.glob(f"judgements/*/{version}")):
@@ -182,7 +182,7 @@ def _apply(
     home: Home, ids: frozenset[str], holders: dict[str, list[str]], touched: list[Artifact]
 ) -> None:
     """First what stops the record, then the marks, then the data that they were found by."""
-    note_forgotten(home, ids)
+    add_forgotten(home, ids)
     few = ", ".join(sorted(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
     for artifact in touched:
         mark_for_rebuilding(artifact.folder, f"a record it was made of was forgotten: {few}")
@@ -195,7 +195,7 @@ def _apply(
 
 def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) -> None:
     """Write a version's folder anew without the records; its hash is that of what is left."""
-    folder, manifest = home.dataset(version), known_manifest(home, version)
+    folder, manifest = home.dataset(version), version_manifest(home, version)
     details, counts, kept = dict(manifest.details), dict(manifest.counts), {}
     counts.setdefault("forgotten", 0)
     for part in parts:
@@ -206,8 +206,8 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) ->
         counts["forgotten"] += before.height - after.height
     if "pool" in kept and (folder / COLUMNS_FILE).is_file():
         columns, left = pl.read_parquet(folder / COLUMNS_FILE), kept["pool"].select("record_id")
-        kept[KEPT] = columns.join(left, on="record_id", how="semi", maintain_order="left")
-        details[f"{KEPT}_hash"] = kept_hash(kept[KEPT])
+        kept[EXTRA_COLUMNS] = columns.join(left, on="record_id", how="semi", maintain_order="left")
+        details[f"{EXTRA_COLUMNS}_hash"] = extra_columns_hash(kept[EXTRA_COLUMNS])
     changed = {"details": details, "content_hash": version_hash(details), "counts": counts}
     with replacing_folder(folder) as temporary:
         for path in folder.iterdir():
@@ -239,9 +239,9 @@ def _renew_parents(home: Home) -> None:
         return pl.read_parquet(path, columns=["record_id"])["record_id"]
 
     for version in (versions := home.versions()):
-        manifest = known_manifest(home, version)
+        manifest = version_manifest(home, version)
         parents = {
-            name: known_manifest(home, parent).content_hash
+            name: version_manifest(home, parent).content_hash
             for name in manifest.parents
             if (parent := name.partition(":")[2]) in versions
         }

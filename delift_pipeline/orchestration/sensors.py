@@ -30,7 +30,7 @@ from delift_pipeline.orchestration.partitions import (
     partition_of,
     version_and_arm_in,
 )
-from delift_pipeline.records.inbox import Entry, look, reject
+from delift_pipeline.records.inbox import InboxEntry, reject_entry, scan_inbox
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.stages.arms import Arm, Arms
 from resources import StoreResource
@@ -132,7 +132,7 @@ def new_dataset_version_sensor(
     stored = [name for name in home.versions() if name not in known]
     before = json.loads(context.cursor) if context.cursor else {"seen": {}, "asked": {}}
     busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
-    found = look(home, before["seen"], busy)
+    found = scan_inbox(home, before["seen"], busy)
     requests = []
     for version in stored:
         tags = {PARTITION_TAG: version}
@@ -190,9 +190,9 @@ def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
     return f"run {newest.run_id[:8]} {state}{' and is launched again' if again else ''}", again
 
 
-def _rejected(home: Home, entry: Entry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
+def _rejected(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
     """Reject an entry; a failed check that names no version, since it asks for none there is."""
-    beside = reject(home, entry, faults)
+    beside = reject_entry(home, entry, faults)
     shown = "\n".join(f"- `{fault}`" for fault in faults[:FAULTS_SHOWN])
     return dg.AssetCheckEvaluation(
         asset_key=RAW_DATASET,

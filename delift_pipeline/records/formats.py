@@ -14,7 +14,7 @@ import polars as pl
 
 from delift_pipeline.core.errors import Fault
 
-MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 """The byte-order mark, once it is decoded."""
 NOT_UTF8 = "not valid UTF-8"
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
@@ -88,8 +88,8 @@ class Format:
 
 def text_start(data: bytes) -> int:
     """Where the text begins after white space and byte-order marks."""
-    found = _BLANK_START.match(data)
-    return found.end() if found else 0
+    blank = _BLANK_START.match(data)
+    return blank.end() if blank else 0
 
 
 def type_name(value: Any) -> str:
@@ -97,12 +97,12 @@ def type_name(value: Any) -> str:
     return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
-def encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether the text is free of lone surrogates, which UTF-8 cannot hold."""
     return _SURROGATE.search(text) is None
 
 
-def lenient_text(data: bytes) -> tuple[str, bool]:
+def decode_leniently(data: bytes) -> tuple[str, bool]:
     """The text, and whether it is valid; bytes that are not UTF-8 become lone surrogates."""
     try:
         return data.decode("utf-8"), True
@@ -110,7 +110,7 @@ def lenient_text(data: bytes) -> tuple[str, bool]:
         return data.decode("utf-8", "surrogateescape"), False
 
 
-def checked_row(row: Row) -> Row:
+def check_row(row: Row) -> Row:
     """The row, or the fault that some of its bytes are not UTF-8."""
     if _ESCAPED_BYTE.search(json.dumps(row.value, ensure_ascii=False, default=str)):
         return Row(row.number, row.line, None, f"{NOT_UTF8}: save the file as UTF-8")

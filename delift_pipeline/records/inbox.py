@@ -26,14 +26,14 @@ from delift_pipeline.core.home import Home, checked_version
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.validation import parse_yaml, read_text, validated
 from delift_pipeline.records.read import Ids
-from delift_pipeline.records.stored import PARTS, known_manifest, newest_versions
-from delift_pipeline.records.tables import CODECS, kind_of, suffixes
+from delift_pipeline.records.stored import PARTS, newest_versions, version_manifest
+from delift_pipeline.records.tables import CODECS, file_kind, formats_by_suffix
 from delift_pipeline.records.versions import ingest
 
 _LOG = logging.getLogger(__name__)
 VERSION_FILE = "version.yaml"
 ACCEPTED, REJECTED = "accepted", "rejected"
-FAULTS = ".faults.txt"
+FAULTS_SUFFIX = ".faults.txt"
 INHERITED = {"coverage": "auto", "existing": "subset", "model": None, "template": None, "keep": []}
 """Settings that a version takes from its first parent where it gives none, else these."""
 TEMPORARY_SUFFIXES = (
@@ -77,7 +77,7 @@ def read_version_file(folder: Path) -> VersionFile:
 
 
 @dataclass(frozen=True)
-class Entry:
+class InboxEntry:
     """One file or folder of the inbox, and the version and data set that its name says.
 
     Attributes:
@@ -99,23 +99,23 @@ class Entry:
         if self.path.is_dir():
             if part_file(self.path, "pool") is None:
                 reason = "holds no pool file: name it pool.jsonl"
-        elif kind_of(self.path).format is None:
-            known = ", ".join(suffixes())
+        elif file_kind(self.path).format is None:
+            known = ", ".join(formats_by_suffix())
             reason = f"is no format that can be read: use {known}, plain, .gz or .zst"
         elif self.version.rpartition(".")[2] in PARTS:
             reason = "a file that is one of several belongs into a folder inbox/<version>/"
         elif not all(self.version.rpartition("-")[::2]):
             reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
-        found = [Fault(reason)] if reason else []
+        faults = [Fault(reason)] if reason else []
         try:
             checked_version(self.version)
         except Refused as refused:
-            found += refused.faults
-        return [replace(fault, file=self.path.name) for fault in found]
+            faults += refused.faults
+        return [replace(fault, file=self.path.name) for fault in faults]
 
 
 @dataclass(frozen=True)
-class Look:
+class InboxScan:
     """Entries of the inbox whose turn it is, in order; and of the others, why it is not.
 
     Attributes:
@@ -124,23 +124,23 @@ class Look:
         seen: Signature of every entry by name, for the next look.
     """
 
-    ready: list[Entry]
+    ready: list[InboxEntry]
     waiting: dict[str, str]
-    faulty: list[tuple[Entry, list[Fault]]]
+    faulty: list[tuple[InboxEntry, list[Fault]]]
     seen: dict[str, str]
 
 
-def entries(home: Home) -> list[Entry]:
+def inbox_entries(home: Home) -> list[InboxEntry]:
     """Everything that lies in the inbox, versions in natural order (v2 before v10)."""
     if not home.inbox.is_dir():
         return []
-    ours = (ACCEPTED, REJECTED)
-    paths = [p for p in home.inbox.iterdir() if p.name not in ours and not _temporary(p.name)]
-    found = filter(None, map(_entry, paths))
-    return sorted(found, key=lambda entry: (_natural(entry.version), entry.path.name))
+    paths = [path for path in home.inbox.iterdir() if path.name not in (ACCEPTED, REJECTED)]
+    paths = [path for path in paths if not _is_temporary(path.name)]
+    unsorted = filter(None, map(_read_entry, paths))
+    return sorted(unsorted, key=lambda entry: (_natural_sort_key(entry.version), entry.path.name))
 
 
-def originals(home: Home, version: str) -> list[Path]:
+def original_paths(home: Home, version: str) -> list[Path]:
     """The files and folders a version was dropped as: waiting, accepted or rejected.
 
     One that was put aside beside another of its name bears a number in front (`2-<name>`).
@@ -156,57 +156,57 @@ def originals(home: Home, version: str) -> list[Path]:
 
 
 def _version_name(path: Path) -> str:
-    return path.name if path.is_dir() else kind_of(path).stem
+    return path.name if path.is_dir() else file_kind(path).stem
 
 
-def find(home: Home, version: str) -> Entry | None:
+def find_entry(home: Home, version: str) -> InboxEntry | None:
     """The entry that asks to become this version: the folder, else the first file by name."""
-    return next((entry for entry in entries(home) if entry.version == version), None)
+    return next((entry for entry in inbox_entries(home) if entry.version == version), None)
 
 
-def look(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> Look:
+def scan_inbox(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> InboxScan:
     """Sort out whose turn it is.
 
     A version waits for those it follows: the parents its `version.yaml` names, and for a lone file
     the earlier versions of its data set. Those may lie in the inbox too, or be at work.
 
-    `seen` is `Look.seen` of the look before; `busy` says why stored versions cannot be followed
-    yet, by version.
+    `seen` is `InboxScan.seen` of the scan before; `busy` says by version why stored versions cannot
+    be followed yet.
     """
-    found = entries(home)
-    settled = [one for one in found if one.complete and seen.get(one.path.name) == one.signature]
-    faulty = {one.path: (one, faults) for one in settled if (faults := one.faults())}
-    good = [one for one in found if one.path not in faulty]
-    parents = _parents(home, good)
-    ready, waiting, versions = list[Entry](), dict[str, str](), set[str]()
-    for entry in good:
-        if entry not in settled:
-            why = "it is still being copied, or was just seen"
+    entries = inbox_entries(home)
+    complete = [e for e in entries if e.complete and seen.get(e.path.name) == e.signature]
+    faulty = {entry.path: (entry, faults) for entry in complete if (faults := entry.faults())}
+    usable = [entry for entry in entries if entry.path not in faulty]
+    parents = _parents_by_version(home, usable)
+    ready, waiting, versions = list[InboxEntry](), dict[str, str](), set[str]()
+    for entry in usable:
+        if entry not in complete:
+            reason = "it is still being copied, or was just seen"
         elif entry.version in versions:
-            why = "another entry asks for the same version"
+            reason = "another entry asks for the same version"
         else:
-            why = _reason_to_wait(entry, parents, busy)
+            reason = _reason_to_wait(entry, parents, busy)
         versions.add(entry.version)
-        if why:
-            waiting[entry.path.name] = why
+        if reason:
+            waiting[entry.path.name] = reason
         else:
             ready.append(entry)
-    signatures = {entry.path.name: entry.signature for entry in found}
-    return Look(ready, waiting, list(faulty.values()), signatures)
+    signatures = {entry.path.name: entry.signature for entry in entries}
+    return InboxScan(ready, waiting, list(faulty.values()), signatures)
 
 
 def part_file(folder: Path, part: str) -> Path | None:
     """A folder's file for `pool`, `target` or `heldout`, whatever its format; None without one."""
-    names = product(suffixes(), ("", *CODECS))
+    names = product(formats_by_suffix(), ("", *CODECS))
     paths = (folder / f"{part}{suffix}{codec}" for suffix, codec in names)
     return next(filter(Path.is_file, paths), None)
 
 
-def _temporary(name: str) -> bool:
+def _is_temporary(name: str) -> bool:
     return name.startswith(".") or name.lower().endswith(TEMPORARY_SUFFIXES)
 
 
-def _entry(path: Path) -> Entry | None:
+def _read_entry(path: Path) -> InboxEntry | None:
     """The entry at a path; None for an empty folder, and for what vanished meanwhile."""
     try:
         files = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]
@@ -220,30 +220,30 @@ def _entry(path: Path) -> Entry | None:
     version = _version_name(path)
     dataset = version.rpartition("-")[0] or version
     signature = digest_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
-    complete = not any(_temporary(file.name) for file in files)
-    return Entry(path, version, dataset, signature, arrived, complete)
+    complete = not any(_is_temporary(file.name) for file in files)
+    return InboxEntry(path, version, dataset, signature, arrived, complete)
 
 
-def _parents(home: Home, found: Iterable[Entry]) -> dict[str, list[str]]:
+def _parents_by_version(home: Home, entries: Iterable[InboxEntry]) -> dict[str, list[str]]:
     """The versions each entry follows, stored ones and earlier ones of the inbox, by version."""
     newest, stored = newest_versions(home), set(home.versions())
     earlier = defaultdict[str, list[str]](list)
     parents: dict[str, list[str]] = {}
-    for entry in found:
-        line = earlier[entry.dataset]
+    for entry in entries:
+        siblings = earlier[entry.dataset]
         parents[entry.version] = []
         if entry.path.is_dir():
             with suppress(Refused):  # its faults are found when its turn comes
                 parents[entry.version] = read_version_file(entry.path).parents
         elif entry.version not in stored:
-            parents[entry.version] = [*line, *filter(None, [newest.get(entry.dataset)])]
+            parents[entry.version] = [*siblings, *filter(None, [newest.get(entry.dataset)])]
         if entry.version not in stored:
-            line.append(entry.version)
+            siblings.append(entry.version)
     return parents
 
 
 def _reason_to_wait(
-    entry: Entry, parents: Mapping[str, list[str]], busy: Mapping[str, str]
+    entry: InboxEntry, parents: Mapping[str, list[str]], busy: Mapping[str, str]
 ) -> str | None:
     for name in parents[entry.version]:
         # Versions that name each other would wait for ever: they go on, and are refused.
@@ -256,19 +256,19 @@ def _reason_to_wait(
 
 def _ancestors(version: str, parents: Mapping[str, list[str]]) -> list[str]:
     """The version of the inbox itself and those it follows, directly or through others."""
-    found = [version]
-    for name in found:
-        found += set(parents.get(name, [])).difference(found)
-    return found
+    versions = [version]
+    for name in versions:
+        versions += set(parents.get(name, [])).difference(versions)
+    return versions
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_sort_key(name: str) -> list[tuple[int, str]]:
     """A sort key in which numbers count by their value."""
     parts = re.findall(r"\d+|\D+", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def ingest_dropped(home: Home, version: str) -> Manifest:
+def ingest_from_inbox(home: Home, version: str) -> Manifest:
     """Store the version that lies in the inbox, and move it to `inbox/accepted/`.
 
     What is refused goes to `inbox/rejected/`, with its faults beside it, one a line. Of several
@@ -279,11 +279,11 @@ def ingest_dropped(home: Home, version: str) -> Manifest:
     """
     home.inbox.mkdir(parents=True, exist_ok=True)
     with FileLock(home.inbox / f".{checked_version(version)}.lock"):
-        entry = find(home, version)
+        entry = find_entry(home, version)
         if entry is None:
             if stored := read_manifest(home.dataset(version)):
                 return stored
-            raise Refused(_unknown(home, version), field="version")
+            raise Refused(_unknown_version_message(home, version), field="version")
         try:
             if faults := entry.faults():
                 raise Refused(*faults)
@@ -295,59 +295,59 @@ def ingest_dropped(home: Home, version: str) -> Manifest:
                 replace(fault, file=fault.file and fault.file.removeprefix(inside))
                 for fault in refused.faults
             ]
-            reject(home, entry, faults)
+            reject_entry(home, entry, faults)
             raise Refused(*faults) from None
         _move(entry.path, home.inbox / ACCEPTED)
         return manifest
 
 
-def reject(home: Home, entry: Entry, faults: list[Fault]) -> Path:
+def reject_entry(home: Home, entry: InboxEntry, faults: list[Fault]) -> Path:
     """Move an entry to `inbox/rejected/` and write its faults beside it; the faults' file."""
     moved = _move(entry.path, home.inbox / REJECTED)
-    beside = moved.with_name(f"{moved.name}{FAULTS}")
+    beside = moved.with_name(f"{moved.name}{FAULTS_SUFFIX}")
     write_text(beside, "".join(f"{fault}\n" for fault in faults))
     return beside
 
 
-def _ingest(home: Home, entry: Entry) -> Manifest:
-    pool, target, heldout, settled = entry.path, None, None, None
+def _ingest(home: Home, entry: InboxEntry) -> Manifest:
+    pool, target, heldout, inherited_from = entry.path, None, None, None
     if entry.path.is_dir():
-        about = read_version_file(entry.path)
-        if about.version not in (None, entry.version):
-            reason = f"is {about.version!r}, but the folder is named {entry.version!r}"
+        settings = read_version_file(entry.path)
+        if settings.version not in (None, entry.version):
+            reason = f"is {settings.version!r}, but the folder is named {entry.version!r}"
             raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
         pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
-        assert pool is not None  # `Entry.faults` has refused a folder without one
-    elif settled := read_manifest(home.dataset(entry.version)):
+        assert pool is not None  # `InboxEntry.faults` has refused a folder without one
+    elif inherited_from := read_manifest(home.dataset(entry.version)):
         # The name is taken: the same records are found again, others are refused.
-        about = VersionFile(parents=settled.details["parents"])
+        settings = VersionFile(parents=inherited_from.details["parents"])
     else:
         newest = newest_versions(home).get(entry.dataset)
-        about = VersionFile(parents=[newest] if newest else [])
-    if settled is None and about.parents and about.parents[0] in home.versions():
-        settled = known_manifest(home, about.parents[0])
-    before = INHERITED | (settled.details if settled else {})
-    given = about.model_dump()
+        settings = VersionFile(parents=[newest] if newest else [])
+    if inherited_from is None and settings.parents and settings.parents[0] in home.versions():
+        inherited_from = version_manifest(home, settings.parents[0])
+    defaults = INHERITED | (inherited_from.details if inherited_from else {})
+    values = settings.model_dump()
     return ingest(
         home,
         pool,
         version=entry.version,
         target=target,
         heldout=heldout,
-        mapping=about.columns,
+        mapping=settings.columns,
         say=_LOG.warning,
-        **{name: given[name] for name in ("parents", "dataset", "skip_bad", "ids")},
-        **{n: before[n] if given[n] is None else given[n] for n in INHERITED},
+        **{name: values[name] for name in ("parents", "dataset", "skip_bad", "ids")},
+        **{n: defaults[n] if values[n] is None else values[n] for n in INHERITED},
     )
 
 
-def _unknown(home: Home, version: str) -> str:
+def _unknown_version_message(home: Home, version: str) -> str:
     known = ", ".join(home.versions()) or "none yet"
-    rejected = sorted((home.inbox / REJECTED).glob(f"{version}*{FAULTS}"))
-    why = f"; what was dropped is in inbox/{REJECTED}/ ({rejected[-1].name})" if rejected else ""
+    rejected = sorted((home.inbox / REJECTED).glob(f"{version}*{FAULTS_SUFFIX}"))
+    where = f"; what was dropped is in inbox/{REJECTED}/ ({rejected[-1].name})" if rejected else ""
     return (
         f"no version {version!r} is stored (known are: {known}) and inbox/ holds neither a folder "
-        f"{version}/ nor a file of that name{why}: `delift ingest FILE --version V` first"
+        f"{version}/ nor a file of that name{where}: `delift ingest FILE --version V` first"
     )
 
 

@@ -12,15 +12,15 @@ import polars as pl
 from delift_pipeline.core.errors import Fault
 from delift_pipeline.core.output import json_text
 from delift_pipeline.records import formats
-from delift_pipeline.records.formats import MARK, Format, Row, Table
+from delift_pipeline.records.formats import BYTE_ORDER_MARK, Format, Row, Table
 
-_BLANK = re.compile(rf"[ \t\r\n{MARK}]*")
+_BLANK = re.compile(rf"[ \t\r\n{BYTE_ORDER_MARK}]*")
 _ARRAY_OR_LONE_BRACE = re.compile(r"\[|\{\s*?$", re.MULTILINE)
 _NEXT_OBJECT = re.compile(r"^\{", re.MULTILINE)
-_MARKS = re.compile(b"^(?:%s)+" % MARK.encode())
+_BYTE_ORDER_MARKS = re.compile(b"^(?:%s)+" % BYTE_ORDER_MARK.encode())
 _CONVERT = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
 
-Place = tuple[int, Any, str]
+ParsedValue = tuple[int, Any, str]
 """Where a value starts in the text, the value, and what is wrong with it."""
 
 
@@ -46,38 +46,38 @@ class _Decoder(json.JSONDecoder):
         return value
 
 
-def json_table(data: bytes, file: str, columns: Collection[str]) -> Table:
+def read_json_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
     """Rows of JSON Lines, or of a text that starts with `{` or `[`.
 
     An object with one of the columns is a record, not an object around a list of records.
     """
     if not data.startswith((b"{", b"["), formats.text_start(data)):
-        return _json_lines(data)
-    if _is_lines(formats.lenient_text(data)[0]):
-        table = _json_lines(data)
-        if len(table.rows) > 1 or not _lists(table.rows, columns):
+        return _read_json_lines(data)
+    if _is_json_lines(formats.decode_leniently(data)[0]):
+        table = _read_json_lines(data)
+        if len(table.rows) > 1 or not _record_lists(table.rows, columns):
             return table
-    text, valid = formats.lenient_text(data)
+    text, valid = formats.decode_leniently(data)
     decoder = _Decoder()
-    table = _placed(text, file, _values(text, decoder))
-    if lists := _lists(table.rows, columns):
+    table = _collect_rows(text, file, _parse_values(text, decoder))
+    if lists := _record_lists(table.rows, columns):
         if len(lists) > 1:
             reason = (
                 f"the file is one object with several lists of records ({', '.join(lists)}): write "
                 f"one of them to a file of its own, for example with `jq .{lists[0]}`"
             )
             return Table([], [Fault(reason, file)])
-        start = _member(text, lists[0], decoder)
-        table = _placed(text, file, _elements(text, start, decoder))
-    return table if valid else Table([formats.checked_row(row) for row in table.rows], table.fatal)
+        start = _value_start(text, lists[0], decoder)
+        table = _collect_rows(text, file, _parse_elements(text, start, decoder))
+    return table if valid else Table([formats.check_row(row) for row in table.rows], table.fatal)
 
 
-def _json_lines(data: bytes) -> Table:
+def _read_json_lines(data: bytes) -> Table:
     """One row for each line that is not blank."""
     rows: list[Row] = []
     decoder = _Decoder()
     for line, encoded in enumerate(data.split(b"\n"), start=1):
-        encoded = _MARKS.sub(b"", encoded)
+        encoded = _BYTE_ORDER_MARKS.sub(b"", encoded)
         if not encoded.strip():
             continue
         value, text = None, None
@@ -105,9 +105,9 @@ def _reason(error: Exception, place: str = "line {0.lineno}, column {0.colno}") 
     return f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
 
 
-def _is_lines(text: str) -> bool:
+def _is_json_lines(text: str) -> bool:
     """Whether each line of the text is a value of its own, by the line of its first value."""
-    first = _skip(text, 0)
+    first = _skip_blank(text, 0)
     if _ARRAY_OR_LONE_BRACE.match(text, first):
         return False
     try:
@@ -116,66 +116,66 @@ def _is_lines(text: str) -> bool:
         return True
 
 
-def _placed(text: str, file: str, values: Iterator[Place]) -> Table:
+def _collect_rows(text: str, file: str, parsed: Iterator[ParsedValue]) -> Table:
     """Rows with their lines; with their numbers where several start on one line."""
-    found: list[Place] = []
+    values: list[ParsedValue] = []
     fatal: list[Fault] = []
     try:
-        for place in values:
-            found.append(place)
+        for place in parsed:
+            values.append(place)
     except (ValueError, RecursionError) as error:
-        line = len(found) + 1
+        line = len(values) + 1
         if isinstance(error, json.JSONDecodeError) and error.lineno > 1:
             line = error.lineno
         fatal.append(Fault(_reason(error), file, line))
-    starts = [at for at, _, _ in found]
+    starts = [at for at, _, _ in values]
     ends = (text.count("\n", before, at) for before, at in pairwise([0, *starts]))
     lines = list(accumulate(ends, initial=1))[1:]
     if len(set(lines)) < len(lines):
-        lines = range(1, len(found) + 1)
-    numbered = enumerate(zip(lines, found, strict=True), start=1)
+        lines = range(1, len(values) + 1)
+    numbered = enumerate(zip(lines, values, strict=True), start=1)
     return Table([_row(n, line, *place[1:]) for n, (line, place) in numbered], fatal)
 
 
-def _values(text: str, decoder: _Decoder) -> Iterator[Place]:
+def _parse_values(text: str, decoder: _Decoder) -> Iterator[ParsedValue]:
     """The values of a text; the next line with an object follows one that is broken."""
-    at = _skip(text, 0)
+    at = _skip_blank(text, 0)
     while at < len(text):
         if text[at] == "[":
-            at = yield from _elements(text, at, decoder)
+            at = yield from _parse_elements(text, at, decoder)
         else:
             try:
                 value, end = decoder.raw_decode(text, at)
                 yield at, value, decoder.problem
             except (ValueError, RecursionError) as error:
-                found = _NEXT_OBJECT.search(text, at + 1)
-                end = found.start() if found else len(text)
+                following = _NEXT_OBJECT.search(text, at + 1)
+                end = following.start() if following else len(text)
                 yield at, None, _reason(error)
             at = end
-        at = _skip(text, at)
+        at = _skip_blank(text, at)
 
 
-def _elements(text: str, at: int, decoder: _Decoder) -> Generator[Place, None, int]:
+def _parse_elements(text: str, at: int, decoder: _Decoder) -> Generator[ParsedValue, None, int]:
     """The elements of the array at a place one by one; returns where it ends."""
-    at = _skip(text, at + 1)
+    at = _skip_blank(text, at + 1)
     more = not text.startswith("]", at)
     while more:
         value, end = decoder.raw_decode(text, at)
         yield at, value, decoder.problem
-        at = _skip(text, end)
+        at = _skip_blank(text, end)
         more = text.startswith(",", at)
         if not more and not text.startswith("]", at):
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _skip(text, at + 1) if more else at
+        at = _skip_blank(text, at + 1) if more else at
     return at + 1
 
 
-def _skip(text: str, at: int) -> int:
-    found = _BLANK.match(text, at)
-    return found.end() if found else at
+def _skip_blank(text: str, at: int) -> int:
+    blank = _BLANK.match(text, at)
+    return blank.end() if blank else at
 
 
-def _lists(rows: list[Row], columns: Collection[str]) -> list[str]:
+def _record_lists(rows: list[Row], columns: Collection[str]) -> list[str]:
     """The lists of objects in a file's only object, unless that is a record itself."""
     value = rows[0].value if len(rows) == 1 else None
     if value is None or not value.keys().isdisjoint(columns):
@@ -187,25 +187,25 @@ def _lists(rows: list[Row], columns: Collection[str]) -> list[str]:
     ]
 
 
-def _member(text: str, key: str, decoder: _Decoder) -> int:
+def _value_start(text: str, key: str, decoder: _Decoder) -> int:
     """Where the value of a key starts in the text's only object."""
-    at = _skip(text, 0)
+    at = _skip_blank(text, 0)
     while True:
-        name, end = decoder.raw_decode(text, _skip(text, at + 1))
-        at = _skip(text, _skip(text, end) + 1)
+        name, end = decoder.raw_decode(text, _skip_blank(text, at + 1))
+        at = _skip_blank(text, _skip_blank(text, end) + 1)
         if name == key:
             return at
-        at = _skip(text, decoder.raw_decode(text, at)[1])
+        at = _skip_blank(text, decoder.raw_decode(text, at)[1])
 
 
-def _json_bytes(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
+def _write_json(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
     body = ",\n".join(json_text(row) for row in rows)
     return f"[\n{body}\n]\n".encode()
 
 
-def _line_bytes(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
+def _write_json_lines(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
     return "".join(f"{json_text(row)}\n" for row in rows).encode("utf-8")
 
 
-JSON_LINES = Format("jsonl", (".jsonl", ".ndjson"), (), json_table, _line_bytes)
-JSON = Format("json", (".json",), (), json_table, _json_bytes)
+JSON_LINES = Format("jsonl", (".jsonl", ".ndjson"), (), read_json_rows, _write_json_lines)
+JSON = Format("json", (".json",), (), read_json_rows, _write_json)

@@ -17,15 +17,15 @@ from delift_pipeline.core.errors import DeliftError, Fault, fault_count_lines, f
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import is_standard_output, json_text
 from delift_pipeline.records.read import RecordsFile
-from delift_pipeline.records.tables import STANDARD, STANDARD_INPUT
+from delift_pipeline.records.tables import STDIN_ARGUMENT, STDIN_PATH
 
 FAULTS_FILE = "faults.jsonl"
 
 
-def faults_beside(out: Path, source: Path) -> Path:
+def faults_path(out: Path, source: Path) -> Path:
     """The file of faults beside an output, or named by the first input where that is a stream."""
     if is_standard_output(out) or (out.exists() and not out.is_file()):
-        name = "stdin" if source in (STANDARD, STANDARD_INPUT) else source.resolve().name
+        name = "stdin" if source in (STDIN_ARGUMENT, STDIN_PATH) else source.resolve().name
         return Path(f"{name}.{FAULTS_FILE}")
     return out.with_name(f"{out.name}.{FAULTS_FILE}")
 
@@ -79,7 +79,7 @@ def forgotten_ids(home: Home) -> frozenset[str]:
         raise DeliftError(reason) from error
 
 
-def note_forgotten(home: Home, record_ids: Iterable[str]) -> None:
+def add_forgotten(home: Home, record_ids: Iterable[str]) -> None:
     """Add records to the list; those on it keep their date."""
     path = forgotten_file(home)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,33 +90,33 @@ def note_forgotten(home: Home, record_ids: Iterable[str]) -> None:
         write_json(path, {"records": dict.fromkeys(record_ids, now) | known})
 
 
-def without_forgotten(
+def drop_forgotten(
     home: Home, files: Mapping[str, RecordsFile]
 ) -> tuple[dict[str, RecordsFile], int]:
     """Files without the records that were forgotten, and how many of their rows that took."""
-    gone = forgotten_ids(home)
-    if not gone:
+    forgotten = forgotten_ids(home)
+    if not forgotten:
         return dict(files), 0
-    kept = {part: _kept(file, gone) for part, file in files.items()}
-    return kept, sum(files[part].read - file.read for part, file in kept.items())
+    remaining = {part: _drop_records(file, forgotten) for part, file in files.items()}
+    return remaining, sum(files[part].read - file.read for part, file in remaining.items())
 
 
-def _kept(file: RecordsFile, gone: frozenset[str]) -> RecordsFile:
-    forgotten = file.frame["record_id"].is_in(sorted(gone))
-    if not forgotten.any():
+def _drop_records(file: RecordsFile, record_ids: frozenset[str]) -> RecordsFile:
+    dropped = file.frame["record_id"].is_in(sorted(record_ids))
+    if not dropped.any():
         return file
-    places = (~forgotten).arg_true().to_list()
-    copies = int(file.frame.filter(forgotten)["copies"].sum())
+    rows = (~dropped).arg_true().to_list()
+    copies = int(file.frame.filter(dropped)["copies"].sum())
     return replace(
         file,
-        frame=file.frame.filter(~forgotten),
-        rows=[file.rows[place] for place in places],
-        raw=None if file.raw is None else [file.raw[place] for place in places],
+        frame=file.frame.filter(~dropped),
+        rows=[file.rows[place] for place in rows],
+        raw=None if file.raw is None else [file.raw[place] for place in rows],
         read=file.read - copies,
-        folded=file.folded - (copies - int(forgotten.sum())),
+        folded=file.folded - (copies - int(dropped.sum())),
     )
 
 
-def named_in(frame: pl.DataFrame, record_ids: Iterable[str]) -> bool:
+def has_records(frame: pl.DataFrame, record_ids: Iterable[str]) -> bool:
     """Whether a table holds any of the records."""
     return bool(frame["record_id"].is_in(sorted(record_ids)).any())

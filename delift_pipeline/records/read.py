@@ -14,7 +14,7 @@ from delift_pipeline.records import shapes
 from delift_pipeline.records.formats import Row, Table
 from delift_pipeline.records.json_rows import JSON_LINES
 from delift_pipeline.records.schema import RECORD_SCHEMA, TEXT_FIELDS, record_id
-from delift_pipeline.records.tables import FORMATS, compress, input_files, kind_of, read_table
+from delift_pipeline.records.tables import FORMATS, compress, file_kind, input_files, read_table
 
 Inputs = Path | Sequence[Path]
 """A file, a folder of them, or several of either."""
@@ -110,31 +110,32 @@ def read_parts(
     fields = shapes.mapped_fields(mapping or {})
     if faults := shapes.mapping_faults(fields):
         return {}, faults
-    given = {part: _several(inputs) for part, inputs in parts.items() if inputs is not None}
-    for part, paths in given.items():
+    paths_by_part = {part: _as_list(inputs) for part, inputs in parts.items() if inputs is not None}
+    for part, paths in paths_by_part.items():
         try:
-            read[part] = _read(paths, fields, skip_bad, ids)
+            read[part] = _read_files(paths, fields, skip_bad, ids)
         except Refused as refused:
             faults += refused.faults
     if all_mapped and not faults:
         used = frozenset[str]().union(*(file.mapped for file in read.values()))
-        lost = {field: column for field, column in fields.items() if field not in used}
+        absent = {field: column for field, column in fields.items() if field not in used}
         present = {column for file in read.values() for row in file.rows for column in row}
-        faults = shapes.missing_columns(lost, present, ", ".join(map(str, chain(*given.values()))))
+        names = ", ".join(map(str, chain(*paths_by_part.values())))
+        faults = shapes.missing_columns(absent, present, names)
     return read, list(dict.fromkeys(faults))  # two inputs may name the same file
 
 
 def first_input(inputs: Inputs) -> Path:
     """The first file or folder."""
-    return _several(inputs)[0]
+    return _as_list(inputs)[0]
 
 
-def _several(inputs: Inputs) -> list[Path]:
+def _as_list(inputs: Inputs) -> list[Path]:
     return [inputs] if isinstance(inputs, Path) else list(inputs)
 
 
 @dataclass(slots=True)
-class _Kept:
+class _FoldedRecord:
     row: Row
     draft: shapes.Draft
     source: str
@@ -142,17 +143,17 @@ class _Kept:
     source_ids: dict[str, None] = field(default_factory=dict)
 
 
-class _Reading:
+class _InputReader:
     """What has been read so far of the files of one input; identical records are folded."""
 
     def __init__(self, fields: Mapping[str, str], ids: Ids) -> None:
         self.fields, self.ids = fields, ids
-        self.kept: dict[str, _Kept] = {}
+        self.records: dict[str, _FoldedRecord] = {}
         self.tables: list[Table] = []
         self.shapes: dict[str, None] = {}
         self.mapped = frozenset[str]()
         self.derived = frozenset({"source", "source_ids"})
-        self.whole, self.faults = list[Fault](), list[Fault]()
+        self.file_faults, self.row_faults = list[Fault](), list[Fault]()
         self._names: list[tuple[str, str, bool]] = []
 
     def add(self, path: Path) -> None:
@@ -161,7 +162,7 @@ class _Reading:
         try:
             table = read_table(path, shapes.KNOWN_COLUMNS | set(self.fields.values()))
         except Refused as refused:
-            self.whole += refused.faults
+            self.file_faults += refused.faults
             return
         self.tables.append(table)
         faults = [Fault(row.reason, file, row.line) for row in table.rows if row.value is None]
@@ -169,23 +170,24 @@ class _Reading:
         if len(faults) < len(table.rows):
             shape, problems, mapped = shapes.shape_of_file(table.rows, file, self.fields)
         if problems or table.fatal:
-            self.whole += [*problems, *_in_order(faults + table.fatal)]
+            self.file_faults += [*problems, *_sort_by_line(faults + table.fatal)]
             return
         if shape is not None:
             self.shapes[shape.name] = None
             self.mapped |= mapped
-            shape, stem = replace(shape, ids=self.ids == "keep"), kind_of(path).stem
+            shape, stem = replace(shape, ids=self.ids == "keep"), file_kind(path).stem
             for row in (row for row in table.rows if row.value is not None):
                 draft, wrong = shape.draft(row.value or {})
                 faults += [Fault(reason, file, row.line, column) for column, reason in wrong]
                 if draft is not None:
                     self._fold(row, draft, path.name, stem)
-        self.faults += _in_order(faults)
+        self.row_faults += _sort_by_line(faults)
 
     def _fold(self, row: Row, draft: shapes.Draft, file_name: str, stem: str) -> None:
         identity = record_id(draft.instruction, draft.input, draft.output)
-        kept = self.kept.setdefault(identity, _Kept(row, draft, draft.source or file_name))
-        kept.copies += 1
+        new = _FoldedRecord(row, draft, draft.source or file_name)
+        record = self.records.setdefault(identity, new)
+        record.copies += 1
         stated = {"source": draft.source, "source_ids": draft.source_id}
         self.derived -= {name for name, value in stated.items() if value}
         name = draft.source_id or f"{stem}-{row.number}"
@@ -198,69 +200,69 @@ class _Reading:
             The files' ids that stand on several contents by their new names.
         """
         known = {name for name, _, _ in self._names}
-        owned: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
+        names: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
         renamed: dict[str, str] = {}
-        for name, identity, given in self._names:
-            contents = owned.setdefault(name, {})
+        for name, identity, from_file in self._names:
+            contents = names.setdefault(name, {})
             if identity not in contents:
                 numbered = (f"{name}#{number}" for number in count(len(contents) + 1))
-                new = next(one for one in numbered if one not in known) if contents else name
-                contents[identity] = new
-                known.add(new)
-                if given and new != name:
-                    renamed[new] = name
-            self.kept[identity].source_ids[contents[identity]] = None
+                free = next(one for one in numbered if one not in known) if contents else name
+                contents[identity] = free
+                known.add(free)
+                if from_file and free != name:
+                    renamed[free] = name
+            self.records[identity].source_ids[contents[identity]] = None
         return renamed
 
 
-def _read(
+def _read_files(
     paths: Sequence[Path], fields: Mapping[str, str], skip_bad: bool, ids: Ids
 ) -> RecordsFile:
     files, notes = input_files(paths)
-    reading = _Reading(fields, ids)
+    reader = _InputReader(fields, ids)
     for path in files:
-        reading.add(path)
-    if refusing := reading.whole + ([] if skip_bad else reading.faults):
-        raise Refused(*refusing)
-    kept, tables = list(reading.kept.values()), reading.tables
-    if not kept:
-        raise Refused(Fault("no good record", ", ".join(map(str, paths))), *reading.faults)
+        reader.add(path)
+    if faults := reader.file_faults + ([] if skip_bad else reader.row_faults):
+        raise Refused(*faults)
+    records, tables = list(reader.records.values()), reader.tables
+    if not records:
+        raise Refused(Fault("no good record", ", ".join(map(str, paths))), *reader.row_faults)
     notes += [note for table in tables for note in table.notes]
-    if renamed := reading.name_records():
+    if renamed := reader.name_records():
         new, old = next(iter(renamed.items()))
         notes.append(
             f"{len(renamed):,} ids were already taken by other records and got a number; the "
             f"first: {old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
         )
     columns = {
-        "record_id": list(reading.kept),
-        **{name: [getattr(one.draft, name) for one in kept] for name in TEXT_FIELDS},
-        "source": [one.source for one in kept],
-        "task": [one.draft.task or "" for one in kept],
-        "copies": [one.copies for one in kept],
-        "source_ids": [list(one.source_ids) for one in kept],
+        "record_id": list(reader.records),
+        **{name: [getattr(one.draft, name) for one in records] for name in TEXT_FIELDS},
+        "source": [one.source for one in records],
+        "task": [one.draft.task or "" for one in records],
+        "copies": [one.copies for one in records],
+        "source_ids": [list(one.source_ids) for one in records],
     }
-    raw = [one.row.raw for one in kept if one.row.raw is not None]
+    raw = [one.row.raw for one in records if one.row.raw is not None]
     return RecordsFile(
         frame=pl.DataFrame(columns, schema=RECORD_SCHEMA),
-        rows=[one.row.value or {} for one in kept],
-        raw=raw if len(raw) == len(kept) else None,
-        faults=reading.faults,
+        rows=[one.row.value or {} for one in records],
+        raw=raw if len(raw) == len(records) else None,
+        faults=reader.row_faults,
         read=sum(len(table.rows) for table in tables),
-        folded=sum(one.copies for one in kept) - len(kept),
-        shape=", ".join(reading.shapes),
-        derived=reading.derived,
+        folded=sum(one.copies for one in records) - len(records),
+        shape=", ".join(reader.shapes),
+        derived=reader.derived,
         schema=tables[0].schema if all(t.schema == tables[0].schema for t in tables) else None,
-        mapped=reading.mapped,
+        mapped=reader.mapped,
         notes=tuple(notes),
     )
 
 
-def _in_order(faults: list[Fault]) -> list[Fault]:
+def _sort_by_line(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.line or 0)
 
 
-def write_chosen(
+def write_records(
     path: Path, file: RecordsFile, record_ids: Sequence[str], source: Path | None = None
 ) -> None:
     """Write the original rows of `record_ids`, unchanged, in that order.
@@ -280,16 +282,17 @@ def write_chosen(
         DeliftError: an id is not in the file, or the rows do not fit the format.
     """
     places = {record: at for at, record in enumerate(file.frame["record_id"])}
-    if lost := [record for record in record_ids if record not in places]:
-        raise DeliftError(f"{len(lost)} chosen records are not in the file, the first {lost[0]}")
+    if missing := [record for record in record_ids if record not in places]:
+        count = len(missing)
+        raise DeliftError(f"{count} chosen records are not in the file, the first {missing[0]}")
     chosen = [places[record] for record in record_ids]
-    name = kind_of(path).format
+    name = file_kind(path).format
     if name is None and source is not None and is_standard_output(path):
-        name = kind_of(source).format
+        name = file_kind(source).format
         name = None if name == "parquet" else name
-    form = FORMATS[name or "jsonl"]
-    if form is JSON_LINES and file.raw is not None:
+    output_format = FORMATS[name or "jsonl"]
+    if output_format is JSON_LINES and file.raw is not None:
         data = "".join(f"{file.raw[at]}\n" for at in chosen).encode("utf-8")
     else:
-        data = form.write([file.rows[at] for at in chosen], file.schema)
-    write_output(path, compress(data, kind_of(path).codec))
+        data = output_format.write([file.rows[at] for at in chosen], file.schema)
+    write_output(path, compress(data, file_kind(path).codec))

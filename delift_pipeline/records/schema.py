@@ -32,7 +32,7 @@ def record_id(instruction: str, input: str, output: str) -> str:
     return digest_text(instruction, input, output)
 
 
-def own_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
+def display_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
     """What the user calls records: the file's own id of each one's first copy.
 
     One that has none, or is not in the frame, is named by its record_id.

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | alpaca | `instruction` | `input` | `output` |
 | dolly | `instruction` | `context` | `response` |
-| chat | from `messages`: see `conversation` | | |
+| chat | from `messages`: see `split_conversation` | | |
 | prompt/response | `prompt` | `input` | `response` |
 | prompt/completion | `prompt` | `input` | `completion` |
 | question/answer | `question` | `context` | `answer` |
@@ -19,10 +19,10 @@ from functools import cached_property
 from typing import Any
 
 from delift_pipeline.core.errors import Fault
-from delift_pipeline.records.formats import NOT_UTF8, Row, encodable, type_name
+from delift_pipeline.records.formats import NOT_UTF8, Row, is_encodable, type_name
 from delift_pipeline.records.schema import TEXT_FIELDS
 
-Problems = list[tuple[str, str]]
+RowProblems = list[tuple[str, str]]
 """Faults of a row: (column, reason)."""
 MISSING = "missing"
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
@@ -59,12 +59,12 @@ class Shape:
     ids: bool = True
 
     @cached_property
-    def required(self) -> frozenset[str]:
+    def required_columns(self) -> frozenset[str]:
         """The columns a row must have."""
         needed = ("instruction", "output", "messages")
         return frozenset(self.columns[field] for field in needed if field in self.columns)
 
-    def draft(self, row: Mapping[str, Any]) -> tuple[Draft | None, Problems]:
+    def draft(self, row: Mapping[str, Any]) -> tuple[Draft | None, RowProblems]:
         """The row's draft, or None and every fault as (column, reason)."""
         texts, problems = self._texts(row)
         problems = problems + _content_problems(texts, self.columns)
@@ -73,17 +73,19 @@ class Shape:
             return None, problems
         return Draft(*(texts[field] for field in TEXT_FIELDS), *metadata), []
 
-    def _texts(self, row: Mapping[str, Any]) -> tuple[dict[str, str], Problems]:
+    def _texts(self, row: Mapping[str, Any]) -> tuple[dict[str, str], RowProblems]:
         if "messages" in self.columns:
             column = self.columns["messages"]
-            return conversation(row[column], column) if column in row else ({}, [(column, MISSING)])
+            if column not in row:
+                return {}, [(column, MISSING)]
+            return split_conversation(row[column], column)
         texts: dict[str, str] = {}
-        problems: Problems = []
+        problems: RowProblems = []
         for field in TEXT_FIELDS:
             column = self.columns.get(field)
             if field == "input" and (column is None or row.get(column) is None):
                 texts[field] = ""
-            elif problem := _not_text(row, column or field):
+            elif problem := _text_problem(row, column or field):
                 problems.append((column or field, problem))
             else:
                 texts[field] = row[column or field]
@@ -93,12 +95,12 @@ class Shape:
     def _metadata_columns(self) -> list[tuple[str, ...]]:
         """The columns that may hold source id, source and task; none that holds a text."""
         texts = {column for field, column in self.columns.items() if field in _TEXTS}
-        found: list[tuple[str, ...]] = []
+        candidates: list[tuple[str, ...]] = []
         for field, columns in METADATA.items():
-            named = (self.columns[field],) if field in self.columns else None
-            own = named or tuple(column for column in columns if column not in texts)
-            found.append(own if self.ids or field != "source_id" else ())
-        return found
+            mapped = (self.columns[field],) if field in self.columns else None
+            usable = mapped or tuple(column for column in columns if column not in texts)
+            candidates.append(usable if self.ids or field != "source_id" else ())
+        return candidates
 
 
 def _shape(name: str, instruction: str, input: str, output: str) -> Shape:
@@ -119,7 +121,7 @@ KNOWN_COLUMNS = frozenset(column for shape in SHAPES for column in shape.columns
 """The columns in which a recognised shape keeps its texts."""
 
 
-def _not_text(row: Mapping[str, Any], column: str) -> str | None:
+def _text_problem(row: Mapping[str, Any], column: str) -> str | None:
     """Why a column cannot be read as text; None where it can."""
     if column not in row:
         return MISSING
@@ -128,14 +130,14 @@ def _not_text(row: Mapping[str, Any], column: str) -> str | None:
     return None if isinstance(row[column], str) else f"must be text, not {kind}{hint}"
 
 
-def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> Problems:
+def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> RowProblems:
     """Faults of the texts that are there: empty ones, and what no tokenizer should meet."""
-    problems: Problems = []
+    problems: RowProblems = []
     place = {field: columns.get(field, columns.get("messages", field)) for field in TEXT_FIELDS}
     for field, text in texts.items():
         if "\x00" in text:
             problems.append((place[field], f"NUL character (number {text.index(chr(0)) + 1})"))
-        if not encodable(text):
+        if not is_encodable(text):
             problems.append((place[field], f"{NOT_UTF8}: half of a surrogate pair"))
     if not any(texts.get(field, "-").strip() for field in ("instruction", "input")):
         problems.append((place["instruction"], "is empty, and so is the input: fill one in"))
@@ -144,7 +146,7 @@ def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> P
     return problems
 
 
-def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: Problems) -> str | None:
+def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: RowProblems) -> str | None:
     """The first of `columns` that the row fills, as text; empty text counts as not filled."""
     for column in columns:
         value = row.get(column)
@@ -154,9 +156,9 @@ def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: Problems
             continue
         text = str(value)
         if not isinstance(value, str | int) or isinstance(value, bool):
-            shown = text.lower() if isinstance(value, bool | float) else type_name(value)
-            problems.append((column, f"must be text or a whole number, not {shown}"))
-        elif "\x00" in text or not encodable(text):
+            description = text.lower() if isinstance(value, bool | float) else type_name(value)
+            problems.append((column, f"must be text or a whole number, not {description}"))
+        elif "\x00" in text or not is_encodable(text):
             problems.append((column, f"NUL character or {NOT_UTF8}"))
         return text
     return None
@@ -174,7 +176,7 @@ def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
     if "messages" in fields and (both := [field for field in TEXT_FIELDS if field in fields]):
         return [Fault(f"map either messages or {', '.join(both)}", field="messages")]
     reason = "its own column is named for another field: name the column of this one too"
-    return [Fault(reason, field=field) for field in _mapped(fields)[1]]
+    return [Fault(reason, field=field) for field in _mapping_shape(fields)[1]]
 
 
 def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
@@ -182,12 +184,12 @@ def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
     return {"source_id" if field == "id" else field: name for field, name in mapping.items()}
 
 
-def _mapped(fields: Mapping[str, str]) -> tuple[Shape, list[str]]:
+def _mapping_shape(fields: Mapping[str, str]) -> tuple[Shape, list[str]]:
     """The shape of a mapping, and the texts a record needs that it has no column for."""
     if "messages" in fields:
         return Shape("mapping", fields), []
-    taken = {column for field, column in fields.items() if field in TEXT_FIELDS}
-    columns = {field: field for field in TEXT_FIELDS if field not in taken} | dict(fields)
+    mapped = {column for field, column in fields.items() if field in TEXT_FIELDS}
+    columns = {field: field for field in TEXT_FIELDS if field not in mapped} | dict(fields)
     return Shape("mapping", columns), [f for f in ("instruction", "output") if f not in columns]
 
 
@@ -202,63 +204,63 @@ def shape_of_file(
     present = {column for row in rows if row.value for column in row.value} if mapping else set()
     fields = {field: column for field, column in mapping.items() if column in present}
     if not fields.keys().isdisjoint(_TEXTS):
-        shape, unplaced = _mapped(fields)
-        if not unplaced and shape.required <= present:
+        shape, unplaced = _mapping_shape(fields)
+        if not unplaced and shape.required_columns <= present:
             return shape, [], frozenset(fields)
         # The file has a column that was named for a text: to leave it out would be silent.
-        needed = {f: name for f, name in shape.columns.items() if name in shape.required}
+        needed = {f: name for f, name in shape.columns.items() if name in shape.required_columns}
         return None, missing_columns(needed, present, file), frozenset()
-    shape = _recognised(rows, file)
+    shape = _recognise_shape(rows, file)
     if isinstance(shape, Fault):
         return None, missing_columns(mapping, present, file) or [shape], frozenset()
     metadata = {field: column for field, column in fields.items() if field in METADATA}
     return Shape(shape.name, {**shape.columns, **metadata}), [], frozenset(metadata)
 
 
-def _recognised(rows: Sequence[Row], file: str) -> Shape | Fault:
+def _recognise_shape(rows: Sequence[Row], file: str) -> Shape | Fault:
     """The one shape of a file's readable rows, or why they have none."""
     readable = [row for row in rows if row.value is not None]
     counts = Counter(shape for row in readable if (shape := _shape_of(row)))
-    forms = (f"{one.name} ({', '.join(sorted(one.required))})" for one in SHAPES)
+    forms = (f"{one.name} ({', '.join(sorted(one.required_columns))})" for one in SHAPES)
     known = f"recognised are {'; '.join(forms)}; or give a column mapping"
     if not counts:
-        return Fault(f"shape not recognised: {_found(rows)}; {known}", file)
+        return Fault(f"shape not recognised: {_describe_columns(rows)}; {known}", file)
     shape = counts.most_common(1)[0][0]
-    unlike = (row for row in readable if not shape.required <= (row.value or {}).keys())
+    unlike = (row for row in readable if not shape.required_columns <= (row.value or {}).keys())
     others = [(row, other) for row in unlike if (other := _shape_of(row))]
     if not others:
         return shape
     row, other = others[0]
     reason = (
         f"mixed shapes: {len(others)} of {len(rows)} rows are not {shape.name} but, here first, "
-        f"{other.name} ({_found([row])}); split the file, or: {known}"
+        f"{other.name} ({_describe_columns([row])}); split the file, or: {known}"
     )
     return Fault(reason, file, row.line)
 
 
 def _shape_of(row: Row) -> Shape | None:
-    return next((one for one in SHAPES if one.required <= (row.value or {}).keys()), None)
+    return next((one for one in SHAPES if one.required_columns <= (row.value or {}).keys()), None)
 
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
     """Faults for columns of a mapping that are not there."""
-    found = _listed(sorted(present))
-    lost = {field: name for field, name in mapping.items() if name not in present}
-    return [Fault(f"there is no column {lost[f]!r}; {found}", file, field=f) for f in lost]
+    known = _list_columns(sorted(present))
+    missing = {field: name for field, name in mapping.items() if name not in present}
+    return [Fault(f"there is no column {missing[f]!r}; {known}", file, field=f) for f in missing]
 
 
-def _found(rows: Sequence[Row]) -> str:
-    return _listed(list(dict.fromkeys(column for row in rows for column in row.value or ())))
+def _describe_columns(rows: Sequence[Row]) -> str:
+    return _list_columns(list(dict.fromkeys(column for row in rows for column in row.value or ())))
 
 
-def _listed(columns: Sequence[str]) -> str:
+def _list_columns(columns: Sequence[str]) -> str:
     """The first columns; an object of records has as many keys as records."""
     more = len(columns) - MOST_COLUMNS
-    shown = ", ".join(columns[:MOST_COLUMNS]) or "none"
-    return f"columns found: {shown}" + (f" and {more:,} more" if more > 0 else "")
+    names = ", ".join(columns[:MOST_COLUMNS]) or "none"
+    return f"columns found: {names}" + (f" and {more:,} more" if more > 0 else "")
 
 
-def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
+def split_conversation(value: Any, column: str) -> tuple[dict[str, str], RowProblems]:
     """Split a column's list of `{"role", "content"}` turns into instruction, input and output.
 
     The last assistant turn is the answer and the last user turn before it the instruction. Whatever
@@ -277,28 +279,29 @@ def conversation(value: Any, column: str) -> tuple[dict[str, str], Problems]:
     """
     if not isinstance(value, list):
         return {}, [(column, f"must be a list of turns, not {type_name(value)}")]
-    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in value]
-    answered = "assistant" in roles
-    turns = value[: len(roles) - roles[::-1].index("assistant")] if answered else value
-    problems = _turn_problems(turns, column)
-    if problems or not answered:
+    roles = [message.get("role") if isinstance(message, dict) else None for message in value]
+    has_answer = "assistant" in roles
+    messages = value[: len(roles) - roles[::-1].index("assistant")] if has_answer else value
+    problems = _message_problems(messages, column)
+    if problems or not has_answer:
         return {}, problems or [(column, "no assistant turn")]
-    *before, answer = turns
-    question = next((turn for turn in reversed(before) if turn["role"] == "user"), None)
-    rest = (turn for turn in before if turn is not question)
+    *before, answer = messages
+    question = next((message for message in reversed(before) if message["role"] == "user"), None)
+    rest = (message for message in before if message is not question)
     instruction = question["content"] if question else ""
-    input = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in rest)
+    input = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in rest)
     return {"instruction": instruction, "input": input, "output": answer["content"]}, []
 
 
-def _turn_problems(turns: Sequence[Any], column: str) -> Problems:
-    problems: Problems = []
-    for at, turn in enumerate(turns):
+def _message_problems(messages: Sequence[Any], column: str) -> RowProblems:
+    problems: RowProblems = []
+    for at, message in enumerate(messages):
         place = f"{column}[{at}]"
-        if not isinstance(turn, dict):
-            problems.append((place, f"must be an object, not {type_name(turn)}"))
+        if not isinstance(message, dict):
+            problems.append((place, f"must be an object, not {type_name(message)}"))
             continue
         for key in ("role", "content"):
-            if problem := _not_text(turn, key) or (None if turn[key].strip() else "empty"):
+            problem = _text_problem(message, key)
+            if problem := problem or (None if message[key].strip() else "empty"):
                 problems.append((f"{place}.{key}", problem))
     return problems

@@ -11,7 +11,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 
 PARTS = ("pool", "target", "heldout")
-SHOWN = 3
+MOST_NAMED = 3
 """Records that a message names at most."""
 
 
@@ -49,13 +49,13 @@ def load_version(home: Home, version: str) -> DatasetVersion:
         Refused: there is no such version.
         DeliftError: its files are damaged.
     """
-    manifest = known_manifest(home, version)
-    pool, heldout = (_part(home, version, part) for part in ("pool", "heldout"))
-    target = _part(home, version, "target") if manifest.details["target_hash"] else None
+    manifest = version_manifest(home, version)
+    pool, heldout = (_read_part(home, version, part) for part in ("pool", "heldout"))
+    target = _read_part(home, version, "target") if manifest.details["target_hash"] else None
     return DatasetVersion(version, manifest, pool, target, heldout)
 
 
-def known_manifest(home: Home, version: str) -> Manifest:
+def version_manifest(home: Home, version: str) -> Manifest:
     """The manifest of a stored version.
 
     Raises:
@@ -70,7 +70,7 @@ def known_manifest(home: Home, version: str) -> Manifest:
 
 def newest_versions(home: Home) -> dict[str, str]:
     """Data set -> its newest version: the last one made that no other version follows."""
-    manifests = {name: known_manifest(home, name) for name in home.versions()}
+    manifests = {name: version_manifest(home, name) for name in home.versions()}
     followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
     last = sorted(manifests.keys() - followed, key=lambda name: (manifests[name].created, name))
     return {manifests[name].details["dataset"]: name for name in last}
@@ -78,11 +78,14 @@ def newest_versions(home: Home) -> dict[str, str]:
 
 def pool_ids(home: Home, versions: Iterable[str]) -> pl.Series:
     """The record ids in the pools of some versions, each once."""
-    columns = [_part(home, version, "pool", ["record_id"])["record_id"] for version in versions]
+    tables = (_read_part(home, version, "pool", ["record_id"]) for version in versions)
+    columns = [table["record_id"] for table in tables]
     return pl.concat(columns).unique() if columns else pl.Series("record_id", [], pl.String)
 
 
-def _part(home: Home, version: str, part: str, columns: list[str] | None = None) -> pl.DataFrame:
+def _read_part(
+    home: Home, version: str, part: str, columns: list[str] | None = None
+) -> pl.DataFrame:
     path = home.dataset(version) / f"{part}.parquet"
     try:
         return pl.read_parquet(path, columns=columns)
@@ -91,7 +94,7 @@ def _part(home: Home, version: str, part: str, columns: list[str] | None = None)
 
 
 @dataclass(frozen=True)
-class Changes:
+class VersionChanges:
     """What a version's pool changed against its parents' pools, in records.
 
     Attributes:
@@ -107,7 +110,7 @@ class Changes:
     unchanged: int
 
 
-def changes(home: Home, version: str) -> Changes:
+def compare_with_parents(home: Home, version: str) -> VersionChanges:
     """Compare a version with its parents (all of them together).
 
     Raises:
@@ -115,40 +118,40 @@ def changes(home: Home, version: str) -> Changes:
     """
     loaded = load_version(home, version)
     columns = ["record_id", "source_ids"]
-    parents = [_part(home, parent, "pool", columns) for parent in loaded.parents]
+    parents = [_read_part(home, parent, "pool", columns) for parent in loaded.parents]
     before = pl.concat(parents).unique("record_id") if parents else loaded.pool[columns].clear()
     new = loaded.pool.select(columns).join(before, on="record_id", how="anti")
     gone = before.join(loaded.pool, on="record_id", how="anti")
-    changed = _sharing_ids(new, gone)
-    return Changes(
+    changed = _count_sharing_ids(new, gone)
+    return VersionChanges(
         added=new.height - changed,
-        removed=gone.height - _sharing_ids(gone, new),
+        removed=gone.height - _count_sharing_ids(gone, new),
         changed=changed,
         unchanged=loaded.pool.height - new.height,
     )
 
 
-def _sharing_ids(frame: pl.DataFrame, other: pl.DataFrame) -> int:
+def _count_sharing_ids(frame: pl.DataFrame, other: pl.DataFrame) -> int:
     """How many records of `frame` have a source id that `other` has too."""
     theirs = set(other["source_ids"].explode())
     return sum(not theirs.isdisjoint(names) for names in frame["source_ids"])
 
 
-def matching_records(records: pl.DataFrame, names: Iterable[str]) -> dict[str, list[str]]:
+def match_records(records: pl.DataFrame, names: Iterable[str]) -> dict[str, list[str]]:
     """The record_ids that each name stands for, as a record_id or else as a file's own id.
 
     `records` is a table with `record_id` and, perhaps, `source_ids`.
     """
-    found: dict[str, list[str]] = {name: [] for name in names}
-    own = records.filter(pl.col("record_id").is_in(list(found)))["record_id"]
-    found |= {record: [record] for record in own}
-    unmatched = [name for name, ids in found.items() if not ids]
+    matches: dict[str, list[str]] = {name: [] for name in names}
+    exact = records.filter(pl.col("record_id").is_in(list(matches)))["record_id"]
+    matches |= {record: [record] for record in exact}
+    unmatched = [name for name, ids in matches.items() if not ids]
     if unmatched and "source_ids" in records.columns:
         sources = records.select("record_id", "source_ids").explode("source_ids")
-        matches = sources.filter(pl.col("source_ids").is_in(unmatched)).unique(maintain_order=True)
-        for record, source in matches.iter_rows():
-            found[source].append(record)
-    return found
+        pairs = sources.filter(pl.col("source_ids").is_in(unmatched)).unique(maintain_order=True)
+        for record, source in pairs.iter_rows():
+            matches[source].append(record)
+    return matches
 
 
 def find_record(
@@ -171,17 +174,17 @@ def find_record(
     Raises:
         Refused: no record matches, or several do.
     """
-    found = matching_records(records, [name])[name]
-    if not found and prefix:
+    matches = match_records(records, [name])[name]
+    if not matches and prefix:
         starting = records.filter(pl.col("record_id").str.starts_with(name))
-        found = starting["record_id"].unique(maintain_order=True).to_list()
-    if not found:
+        matches = starting["record_id"].unique(maintain_order=True).to_list()
+    if not matches:
         raise Refused(f"{none} has the id {name!r}", field=field)
-    if len(found) > 1:
-        shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-        reason = f"{name!r} fits {len(found)} records ({shown}): give a record_id"
+    if len(matches) > 1:
+        first = ", ".join(matches[:MOST_NAMED]) + (", ..." if len(matches) > MOST_NAMED else "")
+        reason = f"{name!r} fits {len(matches)} records ({first}): give a record_id"
         raise Refused(reason, field=field)
-    return found[0]
+    return matches[0]
 
 
 def stored_records(home: Home) -> pl.DataFrame:

@@ -13,29 +13,29 @@ from pathlib import Path
 
 from delift_pipeline.core.atomic import read_json
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.records.formats import Table, lenient_text, text_start
+from delift_pipeline.records.formats import Table, decode_leniently, text_start
 from delift_pipeline.records.json_rows import JSON, JSON_LINES
 from delift_pipeline.records.tabular import ARROW, CSV, PARQUET, TSV, best_header
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_CODEC_BY_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 FORMATS = {one.name: one for one in (JSON_LINES, JSON, CSV, TSV, PARQUET, ARROW)}
 """Every format that can be read and written, by name. A new one is added here."""
-_ENCODINGS = {
+_ENCODING_BY_MARK = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_OTHER_CONTENT = {
+_UNSUPPORTED_CONTENT = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or save it as CSV",
     b"BZh": "compressed by bzip2: unpack it",
     b"\xfd7zXZ\x00": "compressed by xz: unpack it",
     b"SQLite format 3\x00": "an SQLite database: write its table to a CSV file",
     b"%PDF": "a PDF file: give the records as JSON Lines or CSV",
 }
-_SURE = 2
+_LEAST_KNOWN_COLUMNS = 2
 """How many known columns make the first line of a file without a known suffix a CSV header."""
 
 
@@ -48,17 +48,17 @@ class FileKind:
     codec: str | None
 
 
-def suffixes() -> dict[str, str]:
+def formats_by_suffix() -> dict[str, str]:
     """The names of the formats by the suffixes of file names."""
     return {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 
 
-def kind_of(path: Path) -> FileKind:
+def file_kind(path: Path) -> FileKind:
     """Read the suffixes of `path`, without opening it."""
     codec = CODECS.get(path.suffix.lower())
     inner = Path(path.stem) if codec else Path(path.name)
-    found = suffixes().get(inner.suffix.lower())
-    return FileKind(inner.stem if found else inner.name, found, codec)
+    format_name = formats_by_suffix().get(inner.suffix.lower())
+    return FileKind(inner.stem if format_name else inner.name, format_name, codec)
 
 
 def read_table(path: Path, columns: Collection[str] = ()) -> Table:
@@ -71,31 +71,32 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
         Refused: the format is not known, or the file cannot be read at all.
     """
     data, file = _read_bytes(path), str(path)
-    for start, content in _OTHER_CONTENT.items():
+    for start, content in _UNSUPPORTED_CONTENT.items():
         if data.startswith(start):
             raise Refused(Fault(f"the file is {content}", file))
-    for form in FORMATS.values():
-        if form.starts and data.startswith(form.starts):
-            return form.read(data, file, columns)
-    data = _as_utf8(data, file)
-    start, named = text_start(data), kind_of(path).format
+    for candidate in FORMATS.values():
+        if candidate.starts and data.startswith(candidate.starts):
+            return candidate.read(data, file, columns)
+    data = _to_utf8(data, file)
+    start, format_name = text_start(data), file_kind(path).format
     if data.startswith((b"{", b"["), start):
         return JSON.read(data, file, columns)
-    if named and not FORMATS[named].starts:
-        return FORMATS[named].read(data, file, columns)
-    first, _ = lenient_text(data[start:].split(b"\n", 1)[0])
-    if len(set(columns).intersection(best_header(first, columns)[1])) >= _SURE:
+    if format_name and not FORMATS[format_name].starts:
+        return FORMATS[format_name].read(data, file, columns)
+    first_line, _ = decode_leniently(data[start:].split(b"\n", 1)[0])
+    if len(set(columns).intersection(best_header(first_line, columns)[1])) >= _LEAST_KNOWN_COLUMNS:
         return CSV.read(data, file, columns)
-    known = f"{', '.join(suffixes())}, each plain or {', '.join(CODECS)}"
+    known = f"{', '.join(formats_by_suffix())}, each plain or {', '.join(CODECS)}"
     reason = f"unknown format: name it {known}"
-    if named:
-        reason = f"is not {named.title()}: its first bytes are those of another format"
+    if format_name:
+        reason = f"is not {format_name.title()}: its first bytes are those of another format"
     raise Refused(Fault(reason, file))
 
 
-def _as_utf8(data: bytes, file: str) -> bytes:
+def _to_utf8(data: bytes, file: str) -> bytes:
     """The bytes in UTF-8; a byte-order mark or zero bytes tell UTF-16 and UTF-32."""
-    encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), None)
+    marks = _ENCODING_BY_MARK.items()
+    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
     if encoding is None and data[:2].count(0) == 1:
         encoding = "UTF-16-BE" if data[0] == 0 else "UTF-16-LE"
     if encoding is None:
@@ -116,7 +117,8 @@ def _read_bytes(path: Path) -> bytes:
     codec = None
     try:
         data = path.read_bytes()
-        codec = next((one for start, one in _FIRST_BYTES.items() if data.startswith(start)), None)
+        starts = _CODEC_BY_FIRST_BYTES.items()
+        codec = next((name for start, name in starts if data.startswith(start)), None)
         if codec == "gzip":
             return gzip.decompress(data)
         if codec == "zstd":
@@ -143,17 +145,17 @@ def compress(data: bytes, codec: str | None) -> bytes:
     return data
 
 
-STANDARD_INPUT = Path("/dev/stdin")
-STANDARD = Path("-")
+STDIN_PATH = Path("/dev/stdin")
+STDIN_ARGUMENT = Path("-")
 """Standard input, as it is named on a command line."""
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 TRAIN = "train"
 SPLITS = {TRAIN, "validation", "valid", "val", "dev", "eval", "test"}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE)
-_DESCRIPTIONS = {STATE_FILE, SPLITS_FILE, "dataset_info.json", "dataset_infos.json"}
-_TEXTS = ("", ".md", ".txt", ".py")
+_DESCRIPTION_FILES = {STATE_FILE, SPLITS_FILE, "dataset_info.json", "dataset_infos.json"}
+_TEXT_SUFFIXES = ("", ".md", ".txt", ".py")
 """Suffixes of files that speak of the data (README, licence) and are not data."""
-_NAMED = 5
+_MOST_NAMED = 5
 
 
 def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -167,17 +169,17 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """
     files, notes, faults = list[Path](), list[str](), list[Fault]()
     for path in map(Path, paths):
-        if path != STANDARD and path.is_dir():
+        if path != STDIN_ARGUMENT and path.is_dir():
             try:
-                found, said = _folder_files(path)
-                files, notes = files + found, notes + said
+                folder_files, folder_notes = _folder_files(path)
+                files, notes = files + folder_files, notes + folder_notes
             except Refused as refused:
                 faults += refused.faults
         elif (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
             reason = "is an address: download the file first and give its path"
             faults.append(Fault(reason, f"{address[1]}://{address[2]}"))
         else:
-            files.append(STANDARD_INPUT if path == STANDARD else path)
+            files.append(STDIN_PATH if path == STDIN_ARGUMENT else path)
     if faults:
         raise Refused(*faults)
     return files, notes
@@ -189,41 +191,43 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
     if (folder / STATE_FILE).is_file():
         return _saved_files(folder), []
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    found = [path for path in visible if path.is_file() and path.name not in _DESCRIPTIONS]
-    files = [path for path in found if kind_of(path).format]
+    candidates = [p for p in visible if p.is_file() and p.name not in _DESCRIPTION_FILES]
+    files = [path for path in candidates if file_kind(path).format]
     if not files:
         folders = [path.name for path in visible if path.is_dir()]
-        inside = f"; its folders are: {_listed(folders)}" if folders else ""
-        known = ", ".join(suffixes())
+        inside = f"; its folders are: {_list_names(folders)}" if folders else ""
+        known = ", ".join(formats_by_suffix())
         raise Refused(Fault(f"the folder holds no data file ({known}){inside}", str(folder)))
     splits = {path: re.split(r"[-_.]", path.name.lower())[0] for path in files}
     if TRAIN in splits.values():
         files = [path for path in files if splits[path] not in SPLITS - {TRAIN}]
-    others = (path for path in found if path not in files)
-    left_out = [path.name for path in others if path.suffix.lower() not in _TEXTS]
-    return files, [f"{folder}: these files are not read: {_listed(left_out)}"] if left_out else []
+    others = (path for path in candidates if path not in files)
+    left_out = [path.name for path in others if path.suffix.lower() not in _TEXT_SUFFIXES]
+    note = f"{folder}: these files are not read: {_list_names(left_out)}"
+    return files, [note] if left_out else []
 
 
-def _listed(names: list[str]) -> str:
-    more = ", ..." if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _list_names(names: list[str]) -> str:
+    more = ", ..." if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files of the train split that `datasets` saved, else of the only split."""
-    splits = _description(folder / SPLITS_FILE).get("splits", [])
+    splits = _read_json_object(folder / SPLITS_FILE).get("splits", [])
     if TRAIN in splits or len(splits) == 1:
         name = TRAIN if TRAIN in splits else splits[0]
         others = [split for split in splits if split != name]
-        said = [f"{folder}: the split {name} is read, not: {_listed(others)}"] if others else []
-        return _saved_files(folder / name), said
-    reason = f"the folder has several splits ({_listed(splits)}): give one, such as FOLDER/SPLIT"
+        note = f"{folder}: the split {name} is read, not: {_list_names(others)}"
+        return _saved_files(folder / name), [note] if others else []
+    names = _list_names(splits)
+    reason = f"the folder has several splits ({names}): give one, such as FOLDER/SPLIT"
     raise Refused(Fault(reason, str(folder)))
 
 
 def _saved_files(folder: Path) -> list[Path]:
     """The shards of a data set that `datasets` saved, in the order it states."""
-    state = _description(folder / STATE_FILE)
+    state = _read_json_object(folder / STATE_FILE)
     files = [folder / shard["filename"] for shard in state.get("_data_files") or []]
     if state.get("_indices_data_files") or not files:
         reason = "states no plain shards: save the data set again with `save_to_disk`"
@@ -231,9 +235,9 @@ def _saved_files(folder: Path) -> list[Path]:
     return files
 
 
-def _description(path: Path) -> dict:
+def _read_json_object(path: Path) -> dict:
     try:
-        found = read_json(path)
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise Refused(Fault(f"cannot be read: {error}", str(path))) from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -11,10 +11,17 @@ import polars as pl
 
 from delift_pipeline.core.errors import DeliftError, Fault
 from delift_pipeline.core.output import json_text, plain
-from delift_pipeline.records.formats import MARK, Format, Row, Table, checked_row, lenient_text
+from delift_pipeline.records.formats import (
+    BYTE_ORDER_MARK,
+    Format,
+    Row,
+    Table,
+    check_row,
+    decode_leniently,
+)
 
 SEPARATORS = (",", ";", "\t", "|")
-WINDOWS = "Windows-1252"
+WINDOWS_ENCODING = "Windows-1252"
 _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)
 _VALID_LETTER = re.compile("[^\x00-\x7f\udc80-\udcff]")
 _ASCII = bytes(range(128))
@@ -23,7 +30,7 @@ _MOST_LETTERS = 0.15
 _LONGEST_CELL = 2**31 - 1
 
 
-def csv_table(data: bytes, file: str, columns: Collection[str]) -> Table:
+def read_csv_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
     """Rows of a table whose first line names the columns.
 
     A first line `sep=X` names the separator; otherwise it is the one that finds most of `columns`
@@ -31,11 +38,11 @@ def csv_table(data: bytes, file: str, columns: Collection[str]) -> Table:
 
     The bytes are UTF-8, or Windows-1252 where no letter speaks against it.
     """
-    text, valid, notes = _decoded(data, file)
+    text, valid, notes = _decode(data, file)
     stated = _SEPARATOR_LINE.match(text)
     separator = stated[1] if stated else best_header(text, columns)[0]
     csv.field_size_limit(_LONGEST_CELL)
-    numbered = _numbered(text[stated.end() if stated else 0 :], separator, bool(stated))
+    numbered = _parse_rows(text[stated.end() if stated else 0 :], separator, bool(stated))
     first, header, reason = next(numbered, (1, [], ""))
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
@@ -44,27 +51,27 @@ def csv_table(data: bytes, file: str, columns: Collection[str]) -> Table:
         return Table([], [Fault(reason or "no header row", file, first)])
     rows: list[Row] = []
     for line, cells, reason in numbered:
-        if cells and [cells[0].strip(f'{MARK}"'), *cells[1:]] == header:
+        if cells and [cells[0].strip(f'{BYTE_ORDER_MARK}"'), *cells[1:]] == header:
             continue
         if not reason and len(cells) != len(header):
             reason = f"{len(cells)} cells where the header has {len(header)}"
         value = None if reason else dict(zip(header, cells, strict=True))
         row = Row(len(rows) + 1, line, value, reason)
-        rows.append(row if valid else checked_row(row))
+        rows.append(row if valid else check_row(row))
     return Table(rows, notes=notes)
 
 
 def best_header(text: str, columns: Collection[str]) -> tuple[str, list[str]]:
     """The separator that finds most of `columns` in the first row, then the most cells; the row."""
 
-    def found(separator: str) -> tuple[int, int]:
+    def header_rank(separator: str) -> tuple[int, int]:
         return len(set(columns).intersection(headers[separator])), len(headers[separator])
 
     headers = {separator: list[str]() for separator in SEPARATORS}
     for separator in SEPARATORS:
         with suppress(csv.Error):  # then this separator has no cells
             headers[separator] = next(_reader(text, separator), [])
-    best = max(SEPARATORS, key=found)
+    best = max(SEPARATORS, key=header_rank)
     return best, headers[best]
 
 
@@ -73,26 +80,26 @@ def _reader(text: str, separator: str) -> Any:
     return csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
 
 
-def _decoded(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
+def _decode(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
     """The text, whether all of it is valid, and a note where it is not UTF-8."""
-    text, valid = lenient_text(data)
+    text, valid = decode_leniently(data)
     letters = len(data.translate(None, _ASCII))
     if not valid and not _VALID_LETTER.search(text) and letters <= _MOST_LETTERS * len(data):
         try:
             windows = data.decode("cp1252")
         except UnicodeDecodeError:
             return text, False, ()
-        at = next(place for place, byte in enumerate(data) if byte > 127)
-        line = data.count(b"\n", 0, at) + 1
+        position = next(index for index, byte in enumerate(data) if byte > 127)
+        line = data.count(b"\n", 0, position) + 1
         note = (
-            f"{file} is not UTF-8 and is read as {WINDOWS} (line {line} has the letter "
-            f"{windows[at]!r}); save it as UTF-8 if letters come out wrong"
+            f"{file} is not UTF-8 and is read as {WINDOWS_ENCODING} (line {line} has the letter "
+            f"{windows[position]!r}); save it as UTF-8 if letters come out wrong"
         )
         return windows, True, (note,)
-    return text.lstrip(MARK), valid, ()
+    return text.lstrip(BYTE_ORDER_MARK), valid, ()
 
 
-def _numbered(text: str, separator: str, shifted: bool) -> Iterator[tuple[int, list[str], str]]:
+def _parse_rows(text: str, separator: str, shifted: bool) -> Iterator[tuple[int, list[str], str]]:
     """(physical line a row starts on, its cells, why it cannot be read), blank lines left out."""
     reader = _reader(text, separator)
     while True:
@@ -116,7 +123,7 @@ def csv_cell(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value)
 
 
-def _format(suffix: str, separator: str) -> Format:
+def _csv_format(suffix: str, separator: str) -> Format:
     def write(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
         """A header and the rows; values that are no text are written as JSON."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -127,13 +134,13 @@ def _format(suffix: str, separator: str) -> Format:
         writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
         return text.getvalue().encode("utf-8")
 
-    return Format(suffix[1:], (suffix,), (), csv_table, write)
+    return Format(suffix[1:], (suffix,), (), read_csv_rows, write)
 
 
-CSV, TSV = _format(".csv", ","), _format(".tsv", "\t")
+CSV, TSV = _csv_format(".csv", ","), _csv_format(".tsv", "\t")
 
 
-def _columnar(
+def _columnar_format(
     name: str,
     starts: tuple[bytes, ...],
     read: Callable[[bytes], pl.DataFrame],
@@ -168,10 +175,10 @@ def _read_arrow(data: bytes) -> pl.DataFrame:
 
 
 _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
-PARQUET = _columnar(
+PARQUET = _columnar_format(
     "Parquet",
     (b"PAR1",),
     lambda data: pl.read_parquet(io.BytesIO(data)),
     lambda frame, buffer: frame.write_parquet(buffer, compression="zstd"),
 )
-ARROW = _columnar("Arrow", (_ARROW_FILE, _ARROW_STREAM), _read_arrow, pl.DataFrame.write_ipc)
+ARROW = _columnar_format("Arrow", (_ARROW_FILE, _ARROW_STREAM), _read_arrow, pl.DataFrame.write_ipc)

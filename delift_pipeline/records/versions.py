@@ -12,20 +12,20 @@ from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.home import Home, checked_version, named_model
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.records.kept_columns import kept_hash, kept_of_file
-from delift_pipeline.records.left_out import FAULTS_FILE, without_forgotten, write_faults
+from delift_pipeline.records.extra_columns import extra_columns_hash, read_extra_columns
+from delift_pipeline.records.left_out import FAULTS_FILE, drop_forgotten, write_faults
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, read_parts
 from delift_pipeline.records.schema import content_hash
-from delift_pipeline.records.stored import PARTS, known_manifest, load_version, pool_ids
+from delift_pipeline.records.stored import PARTS, load_version, pool_ids, version_manifest
 
 COVERAGES = ("auto", "neighbours", "all")
 EXISTING = ("subset", "pool")
 DATASET_CODE_VERSION = "1"
-KEPT = "columns"
-SHARE = 0.1
-SEED = 0
-NAMED_IDS = 20
-_NAMES = {"pool": "the pool", "target": "the target set", "heldout": "the held-out set"}
+EXTRA_COLUMNS = "columns"
+HELDOUT_SHARE = 0.1
+HELDOUT_SEED = 0
+MOST_IDS = 20
+_SET_NAMES = {"pool": "the pool", "target": "the target set", "heldout": "the held-out set"}
 
 
 def ingest(
@@ -82,40 +82,40 @@ def ingest(
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
     inputs = {"pool": file, "target": target, "heldout": heldout}
-    found, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
+    read_files, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
     if faults := _name_faults(home, version, parents, settings) + faults:
         raise Refused(*faults)
     if say is not None:
-        for note in dict.fromkeys(note for part in found.values() for note in part.notes):
+        for note in dict.fromkeys(note for part in read_files.values() for note in part.notes):
             say(note)
-    files, forgotten = without_forgotten(home, found)
-    frames, details = _settle(home, files, parents)
-    known = {name: known_manifest(home, name) for name in home.versions()}
+    files, forgotten = drop_forgotten(home, read_files)
+    frames, details = _build_sets(home, files, parents)
+    known = {name: version_manifest(home, name) for name in home.versions()}
     if not dataset and parents:
         dataset = known[parents[0]].details["dataset"]
-    about: dict[str, Any] = {
+    request: dict[str, Any] = {
         "dataset": dataset or version.rpartition("-")[0] or version,
         "version": version,
         "parents": list(parents),
         **settings,
     }
     if model is not None:
-        about["model"] = named_model(home, model)
+        request["model"] = named_model(home, model)
     counts = {part: frames[part].height if part in frames else 0 for part in PARTS}
     for name in ("read", "folded", "left_out"):
         counts[name] = sum(getattr(part, name) for part in files.values())
     counts["withheld"] = files["pool"].frame.height - counts["pool"] if parents else 0
-    old = pool_ids(home, parents).implode()
-    counts["new"] = int((~frames["pool"]["record_id"].is_in(old)).sum())
+    parent_ids = pool_ids(home, parents).implode()
+    counts["new"] = int((~frames["pool"]["record_id"].is_in(parent_ids)).sum())
     if forgotten:
         counts["forgotten"] = forgotten
     if columns := sorted(set(keep)):
-        about["keep"] = columns
-        frames[KEPT] = kept_of_file(frames["pool"], files["pool"], columns)
-        details[f"{KEPT}_hash"] = kept_hash(frames[KEPT])
+        request["keep"] = columns
+        frames[EXTRA_COLUMNS] = read_extra_columns(frames["pool"], files["pool"], columns)
+        details[f"{EXTRA_COLUMNS}_hash"] = extra_columns_hash(frames[EXTRA_COLUMNS])
     digest = version_hash(details)
-    others = {name: one for name, one in known.items() if name != version}
-    if same := [(one.created, n) for n, one in others.items() if one.content_hash == digest]:
+    others = {name: other for name, other in known.items() if name != version}
+    if same := [(m.created, name) for name, m in others.items() if m.content_hash == digest]:
         details["same_as"] = min(same)[1]  # the first version with the same records and roles
     manifest = Manifest(
         kind="dataset",
@@ -123,26 +123,26 @@ def ingest(
         parents={f"dataset:{name}": known[name].content_hash for name in parents},
         counts=counts,
         details={
-            **about,
+            **request,
             "shape": files["pool"].shape,
             "left_out": counts["left_out"],
             **details,
         },
-        request=about,
+        request=request,
         code_version=DATASET_CODE_VERSION,
     )
-    return _store(
+    return _store_version(
         home, manifest, frames, [fault for part in files.values() for fault in part.faults]
     )
 
 
 def version_hash(details: Mapping[str, Any]) -> str:
     """A version's content hash, from its manifest's details: its sets and the columns kept."""
-    kept = (KEPT,) if f"{KEPT}_hash" in details else ()
-    return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *kept)})
+    extra = (EXTRA_COLUMNS,) if f"{EXTRA_COLUMNS}_hash" in details else ()
+    return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *extra)})
 
 
-def _settle(
+def _build_sets(
     home: Home, files: Mapping[str, RecordsFile], parents: Sequence[str]
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Find the held-out set and check that no two sets share a record.
@@ -164,18 +164,18 @@ def _settle(
     for part in files.keys() - {"pool"}:
         details[f"{part}_hash"] = content_hash(frames[part], files[part].derived)
     if "heldout" not in files and versions:
-        about, frames["heldout"] = versions[0].manifest.details, versions[0].heldout
-        details |= {"heldout_hash": about["heldout_hash"], "heldout_from": parents[0]}
-        if "heldout_set_aside" in about:
-            details["heldout_set_aside"] = about["heldout_set_aside"]
+        parent_details, frames["heldout"] = versions[0].manifest.details, versions[0].heldout
+        details |= {"heldout_hash": parent_details["heldout_hash"], "heldout_from": parents[0]}
+        if "heldout_set_aside" in parent_details:
+            details["heldout_set_aside"] = parent_details["heldout_set_aside"]
             frames["pool"] = pool.join(
                 frames["heldout"], on="record_id", how="anti", maintain_order="left"
             )
     elif "heldout" not in files:
-        frames["pool"], frames["heldout"], details["heldout_set_aside"] = _set_aside(pool)
+        frames["pool"], frames["heldout"], details["heldout_set_aside"] = _split_heldout(pool)
         details["heldout_hash"] = content_hash(frames["heldout"], derived)
     details["pool_hash"] = content_hash(frames["pool"], derived)
-    faults = list(_overlaps(frames, {one.version: one.pool for one in versions}))
+    faults = list(_overlap_faults(frames, {one.version: one.pool for one in versions}))
     if frames["pool"].is_empty():
         faults.append(Fault("every record is in the parent's held-out set", field="pool"))
     if faults:
@@ -183,7 +183,7 @@ def _settle(
     return frames, details
 
 
-def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
+def _split_heldout(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
     """Split a held-out set off a pool of at least two records.
 
     The records with the smallest seeded digests go, so that the choice depends on which records
@@ -195,31 +195,33 @@ def _set_aside(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str
     if pool.height < 2:
         reason = "one record cannot be both pool and held-out set: give a held-out file"
         raise Refused(reason, field="heldout")
-    rows = max(1, int(SHARE * pool.height + 0.5))
-    drawn = sorted(pool["record_id"], key=lambda record: digest_text(f"heldout:{SEED}", record))
-    inside = pl.col("record_id").is_in(drawn[:rows])
-    recorded = {"share": SHARE, "seed": SEED, "rows": rows}
-    return pool.filter(~inside), pool.filter(inside), recorded
+    rows = max(1, int(HELDOUT_SHARE * pool.height + 0.5))
+    prefix = f"heldout:{HELDOUT_SEED}"
+    by_digest = sorted(pool["record_id"], key=lambda record: digest_text(prefix, record))
+    in_heldout = pl.col("record_id").is_in(by_digest[:rows])
+    details = {"share": HELDOUT_SHARE, "seed": HELDOUT_SEED, "rows": rows}
+    return pool.filter(~in_heldout), pool.filter(in_heldout), details
 
 
-def _overlaps(
+def _overlap_faults(
     frames: Mapping[str, pl.DataFrame], parent_pools: Mapping[str, pl.DataFrame]
 ) -> Iterator[Fault]:
     """A fault for each two sets that share records; the pools of parents may share the pool's."""
-    named = {_NAMES[part]: frame for part, frame in frames.items()}
-    former = {f"the pool of {version}": pool for version, pool in parent_pools.items()}
+    sets = {_SET_NAMES[part]: frame for part, frame in frames.items()}
+    parent_sets = {f"the pool of {version}": pool for version, pool in parent_pools.items()}
     pairs = [("the pool", "target"), ("the pool", "heldout"), ("the target set", "heldout")]
-    for left, part in [*pairs, *((name, "heldout") for name in former)]:
-        frame, other = (named | former).get(left), frames.get(part)
+    for left, part in [*pairs, *((name, "heldout") for name in parent_sets)]:
+        frame, other = (sets | parent_sets).get(left), frames.get(part)
         if frame is None or other is None:
             continue
         shared = frame.join(other.select("record_id"), on="record_id", how="semi")
         if shared.is_empty():
             continue
-        first = shared.select("record_id", "source_ids").head(NAMED_IDS).iter_rows()
+        first = shared.select("record_id", "source_ids").head(MOST_IDS).iter_rows()
         names = ", ".join(f"{ids[0]} ({record})" for record, ids in first)
-        more = ", ..." if shared.height > NAMED_IDS else ""
-        reason = f"{shared.height} records are both in {left} and in {_NAMES[part]}: {names}{more}"
+        more = ", ..." if shared.height > MOST_IDS else ""
+        right = _SET_NAMES[part]
+        reason = f"{shared.height} records are both in {left} and in {right}: {names}{more}"
         yield Fault(reason, field=part)
 
 
@@ -231,7 +233,7 @@ def _name_faults(
         try:
             checked_version(name)
             if name in parents and name != version:
-                known_manifest(home, name)
+                version_manifest(home, name)
         except Refused as refused:
             field = "parent" if name in parents else "version"
             faults += [Fault(fault.reason, field=field) for fault in refused.faults]
@@ -246,7 +248,7 @@ def _name_faults(
     return faults
 
 
-def _store(
+def _store_version(
     home: Home, manifest: Manifest, frames: Mapping[str, pl.DataFrame], skipped: Sequence[Fault]
 ) -> Manifest:
     """Write the version's folder whole, unless it is there already."""

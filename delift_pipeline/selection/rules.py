@@ -19,8 +19,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.records.schema import own_ids
-from delift_pipeline.records.stored import matching_records
+from delift_pipeline.records.schema import display_ids
+from delift_pipeline.records.stored import match_records
 from delift_pipeline.selection.budget import Budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
 
@@ -166,7 +166,7 @@ def _numbers(
     if absent:
         known = absent[0] in set(pool["record_id"])
         why = "have no scores and cannot be ranked" if known else "are not in the pool"
-        said = f"{len(absent):,} records {why} (first: {own_ids(pool, absent[:1])[0]})"
+        said = f"{len(absent):,} records {why} (first: {display_ids(pool, absent[:1])[0]})"
         raise Refused(said, field=field)
     return tuple(dict.fromkeys(number[record] for record in records))
 
@@ -236,7 +236,7 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     Raises:
         Refused: one fault for the names that are no record's, and one for those that fit several.
     """
-    found = matching_records(pool, names)
+    found = match_records(pool, names)
     absent = [name for name in names if not found[name]]
     several = [name for name in names if len(found[name]) > 1]
     faults = []

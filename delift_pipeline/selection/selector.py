@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, UtilityForm
-from delift_pipeline.records.schema import own_ids
+from delift_pipeline.records.schema import display_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.language_model import Gradients, LanguageModel
@@ -94,7 +94,7 @@ def unscorable_in(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple
     bad = [record for record in records["record_id"] if record in unscorable]
     if not bad:
         return 0, ""
-    return len(bad), f"{own_ids(records, bad[:1])[0]}: {unscorable[bad[0]]}"
+    return len(bad), f"{display_ids(records, bad[:1])[0]}: {unscorable[bad[0]]}"
 
 
 def _no_block(name: str, form: UtilityForm) -> Block:

@@ -11,7 +11,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import LARGE, Progress
 from delift_pipeline.records.read import Inputs
 from delift_pipeline.records.schema import TEXT_FIELDS
-from delift_pipeline.records.tables import input_files, kind_of
+from delift_pipeline.records.tables import file_kind, input_files
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model_files import (
     BYTES,
@@ -70,7 +70,7 @@ def _announcement(files: Sequence[Path]) -> str | None:
 
 def _size_and_records(path: Path) -> tuple[float, float]:
     """Bytes of text and records: counted in plain files by line, else estimated."""
-    kind = kind_of(path)
+    kind = file_kind(path)
     size = path.stat().st_size
     if kind.codec is not None or kind.format == "parquet":
         return size * _PACKED, size * _PACKED / _TYPICAL_RECORD

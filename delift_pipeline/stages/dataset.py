@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.records.inbox import find, ingest_dropped
+from delift_pipeline.records.inbox import find_entry, ingest_from_inbox
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.stages.result import Result
 
@@ -33,9 +33,9 @@ def open_dataset(home: Home, version: str) -> Dataset:
         DeliftError: the stored files are damaged.
     """
     stored, rejected = version in home.versions(), None
-    if not stored or find(home, version) is not None:
+    if not stored or find_entry(home, version) is not None:
         try:
-            ingest_dropped(home, version)
+            ingest_from_inbox(home, version)
         except Refused as refused:
             if not stored:
                 raise

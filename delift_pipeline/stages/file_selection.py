@@ -9,7 +9,7 @@ import polars as pl
 
 from delift_pipeline.core.errors import Fault, fault_counts
 from delift_pipeline.core.output import json_text
-from delift_pipeline.records.left_out import faults_beside, left_out_notes
+from delift_pipeline.records.left_out import faults_path, left_out_notes
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, first_input
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.selection.diagnostics import vanished
@@ -149,7 +149,7 @@ def report_of(
     `table` compares pool and subset group by group; `scored` is None where no score was read.
     """
     file, faults = sets.read["file"], sets.faults
-    listed = faults_beside(request.out, first_input(request.file)) if faults else None
+    listed = faults_path(request.out, first_input(request.file)) if faults else None
     notes = left_out_notes(faults, sets.left_out, listed)
     notes += dict.fromkeys(note for one in sets.read.values() for note in one.notes)
     if file.folded:

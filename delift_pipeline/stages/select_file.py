@@ -17,9 +17,9 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.core.output import write_output
 from delift_pipeline.core.progress import Progress
-from delift_pipeline.records.kept_columns import COLUMNS_FILE, as_text, file_columns
-from delift_pipeline.records.left_out import faults_beside, write_faults
-from delift_pipeline.records.read import first_input, read_parts, read_records, write_chosen
+from delift_pipeline.records.extra_columns import COLUMNS_FILE, file_columns, text_series
+from delift_pipeline.records.left_out import faults_path, write_faults
+from delift_pipeline.records.read import first_input, read_parts, read_records, write_records
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Tracker
@@ -73,7 +73,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     rules = _rules(request, pool)
     named = dict.fromkeys(quota.column for quota in rules.quotas)
     beyond = [name for name in named if name not in pool.columns]
-    kept = as_text(file_columns(pool, file, beyond, "--quota"))
+    kept = text_series(file_columns(pool, file, beyond, "--quota"))
     arm = Arm.model_construct(
         name=f"{sets.stage}.{request.selector}",
         budget=request.budget,
@@ -253,9 +253,9 @@ def _write(
             raw=None if file.raw is None or other.raw is None else [*file.raw, *other.raw],
             schema=None,
         )
-    write_chosen(request.out, file, selection.ranking, source)
+    write_records(request.out, file, selection.ranking, source)
     if sets.faults:
-        write_faults(faults_beside(request.out, source), sets.faults)
+        write_faults(faults_path(request.out, source), sets.faults)
     if request.why is not None:
         reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
         write_output(request.why, reasons.encode("utf-8"))

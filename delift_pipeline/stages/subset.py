@@ -11,7 +11,7 @@ from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.kernel.kernel import block_hashes, load_block
 from delift_pipeline.lineage.version import existing_of
-from delift_pipeline.records.kept_columns import with_kept_columns
+from delift_pipeline.records.extra_columns import join_extra_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
@@ -153,7 +153,7 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
             other = fingerprint_of(model.model_copy(update={"model": name, "revision": None}))
             extra[f"model:{portable_name(name)}"] = other.digest
     parents = subset_parents(version, dataset.manifest.content_hash, blocks, extra)
-    pool = with_token_counts(with_kept_columns(home, version, pool), arm.budget, model)
+    pool = with_token_counts(join_extra_columns(home, version, pool), arm.budget, model)
     return Choice(dataset, arm, pool, existing, fingerprint, parents)
 
 

@@ -10,7 +10,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.operations.forget import forget
 from delift_pipeline.records.left_out import forgotten_file, forgotten_ids
-from delift_pipeline.records.stored import known_manifest
+from delift_pipeline.records.stored import version_manifest
 from delift_pipeline.records.versions import ingest
 
 FIRST, SECOND = "instruction_tuning.delift_trusted", "continual.delift_trusted"
@@ -56,17 +56,17 @@ def test_dry_run_lists_and_changes_nothing(copied: Home) -> None:
 
 def test_forgotten_record_leaves_the_data_and_its_artifacts_are_marked(copied: Home) -> None:
     picked = subset_ids(copied, "v1", FIRST)[0]
-    old = {version: known_manifest(copied, version) for version in ("v1", "v2")}
+    old = {version: version_manifest(copied, version) for version in ("v1", "v2")}
     found = forget(copied, [picked])
     assert found.applied
     for version in ("v1", "v2"):
         assert picked not in pool_of(copied, version)["record_id"]
-        manifest = known_manifest(copied, version)
+        manifest = version_manifest(copied, version)
         assert manifest.content_hash != old[version].content_hash
         assert manifest.counts["pool"] == old[version].counts["pool"] - 1
         assert manifest.counts["forgotten"] == 1
-    assert known_manifest(copied, "v2").parents == {
-        "dataset:v1": known_manifest(copied, "v1").content_hash
+    assert version_manifest(copied, "v2").parents == {
+        "dataset:v1": version_manifest(copied, "v1").content_hash
     }
     for one in found.artifacts:
         assert picked in (rebuild_reason(copied.root / one["path"]) or "")
@@ -76,9 +76,9 @@ def test_forgotten_record_leaves_the_data_and_its_artifacts_are_marked(copied: H
 def test_forgetting_again_changes_nothing(copied: Home) -> None:
     picked = subset_ids(copied, "v1", FIRST)[0]
     forget(copied, [picked])
-    hashes = [known_manifest(copied, version).content_hash for version in ("v1", "v2")]
+    hashes = [version_manifest(copied, version).content_hash for version in ("v1", "v2")]
     assert forget(copied, [picked]).versions == {}
-    assert [known_manifest(copied, v).content_hash for v in ("v1", "v2")] == hashes
+    assert [version_manifest(copied, v).content_hash for v in ("v1", "v2")] == hashes
 
 
 def test_next_run_makes_everything_again_without_the_record(copied: Home, program) -> None:
@@ -141,7 +141,7 @@ def test_hash_is_that_of_a_file_without_the_record(small: Home, tmp_path: Path) 
         heldout=write_lines(tmp_path / "less_held.jsonl", ["kept"]),
         target=write_lines(tmp_path / "less_target.jsonl", ["goal"]),
     )
-    ours, theirs = (known_manifest(home, "w1") for home in (small, other))
+    ours, theirs = (version_manifest(home, "w1") for home in (small, other))
     # Sources carry the files' names, which is no part of the content where no row gives them.
     assert ours.details["target_hash"] == theirs.details["target_hash"]
     assert ours.content_hash == theirs.content_hash
@@ -175,10 +175,10 @@ def test_originals_and_judgements_that_no_run_makes_again_are_named(
 
 
 def test_version_is_never_emptied(small: Home) -> None:
-    before = known_manifest(small, "w1")
+    before = version_manifest(small, "w1")
     with pytest.raises(Refused, match="nothing would be left of the pool of w1"):
         forget(small, ["a", "b", "c"])
-    assert known_manifest(small, "w1") == before
+    assert version_manifest(small, "w1") == before
     assert not forgotten_file(small).exists()
 
 

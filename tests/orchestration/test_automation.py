@@ -19,7 +19,7 @@ from delift_pipeline.orchestration.sensors import (
     busy_versions,
     new_dataset_version_sensor,
 )
-from delift_pipeline.records.inbox import ingest_dropped
+from delift_pipeline.records.inbox import ingest_from_inbox
 from delift_pipeline.records.stored import newest_versions
 from delift_pipeline.records.versions import ingest
 from resources import StoreResource
@@ -138,7 +138,7 @@ class TestNewDatasetVersionSensor:
         assert inbox.asked() == ["a-v1"]
         path.write_text("{broken\n")
         with pytest.raises(Refused):
-            ingest_dropped(home, "a-v1")
+            ingest_from_inbox(home, "a-v1")
         write_pool(home.inbox / "a-v1.jsonl", "better")
         inbox.tick()
         assert inbox.asked() == ["a-v1"]
@@ -150,7 +150,7 @@ class TestNewDatasetVersionSensor:
         write_pool(home.inbox / "a-v2.jsonl", "a", rows=15)
         inbox.tick()
         assert inbox.asked() == ["a-v1"]
-        ingest_dropped(home, "a-v1")
+        ingest_from_inbox(home, "a-v1")
         run = inbox.instance.create_run_for_job(
             defs.resolve_job_def("score_version"),
             tags={"dagster/partition": "a-v1"},
@@ -167,7 +167,7 @@ class TestNewDatasetVersionSensor:
         path = write_pool(home.inbox / "a-v1.jsonl", "a")
         inbox.tick()
         run = inbox.start_run()
-        ingest_dropped(home, "a-v1")
+        ingest_from_inbox(home, "a-v1")
         getattr(inbox.instance, end)(run)
         assert inbox.asked() == []
         (home.inbox / "accepted" / "a-v1.jsonl").rename(path)

@@ -9,7 +9,7 @@ import pytest
 
 from delift_pipeline.records.formats import Format, Row, Table
 from delift_pipeline.records.inbox import part_file
-from delift_pipeline.records.read import read_records, write_chosen
+from delift_pipeline.records.read import read_records, write_records
 from delift_pipeline.records.tables import FORMATS
 
 
@@ -40,7 +40,7 @@ def test_a_registered_format_is_read_written_and_found(tmp_path: Path) -> None:
     source.write_text("instruction: Add\noutput: 3\n\ninstruction: Say\noutput: yes\n")
     file = read_records(source)
     assert file.frame["output"].to_list() == ["3", "yes"]
-    write_chosen(path, file, file.frame["record_id"][1:].to_list())
+    write_records(path, file, file.frame["record_id"][1:].to_list())
     assert read_records(path).rows == [{"instruction": "Say", "output": "yes"}]
     assert part_file(tmp_path, "pool") == source
     assert read_records(tmp_path).frame.height == 2
@@ -57,5 +57,5 @@ def test_every_format_is_written_and_read_again(tmp_path: Path) -> None:
     file = read_records(source)
     for form in FORMATS.values():
         path = tmp_path / f"out{form.suffixes[0]}"
-        write_chosen(path, file, file.frame["record_id"].to_list())
+        write_records(path, file, file.frame["record_id"].to_list())
         assert read_records(path).rows == file.rows

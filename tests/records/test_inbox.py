@@ -9,7 +9,7 @@ import pytest
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.records.inbox import Look, entries, ingest_dropped, look
+from delift_pipeline.records.inbox import InboxScan, inbox_entries, ingest_from_inbox, scan_inbox
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 
@@ -28,30 +28,30 @@ def drop(
     return path
 
 
-def settled(home: Home, busy: dict[str, str] | None = None) -> Look:
+def settled(home: Home, busy: dict[str, str] | None = None) -> InboxScan:
     """The second of two looks at an inbox that does not change."""
-    return look(home, look(home, {}, {}).seen, busy or {})
+    return scan_inbox(home, scan_inbox(home, {}, {}).seen, busy or {})
 
 
-def names(found: Look) -> list[str]:
+def names(found: InboxScan) -> list[str]:
     return [entry.path.name for entry in found.ready]
 
 
 class TestWhoseTurnItIs:
     def test_nothing_is_taken_at_first_sight_and_all_of_it_at_the_second(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl")
-        first = look(home, {}, {})
+        first = scan_inbox(home, {}, {})
         assert names(first) == [] and "squares-v1.jsonl" in first.waiting
-        assert names(look(home, first.seen, {})) == ["squares-v1.jsonl"]
+        assert names(scan_inbox(home, first.seen, {})) == ["squares-v1.jsonl"]
 
     def test_a_file_that_grows_between_two_looks_waits(self, home: Home) -> None:
         path = drop(home, "squares-v1.jsonl")
-        first = look(home, {}, {})
+        first = scan_inbox(home, {}, {})
         with path.open("a") as file:
             file.write(lines([50]))
-        second = look(home, first.seen, {})
+        second = scan_inbox(home, first.seen, {})
         assert names(second) == []
-        assert names(look(home, second.seen, {})) == ["squares-v1.jsonl"]
+        assert names(scan_inbox(home, second.seen, {})) == ["squares-v1.jsonl"]
 
     @pytest.mark.parametrize(
         "name",
@@ -62,7 +62,7 @@ class TestWhoseTurnItIs:
     )  # fmt: skip
     def test_names_of_copies_in_progress_are_not_seen(self, home: Home, name: str) -> None:
         drop(home, name)
-        assert entries(home) == []
+        assert inbox_entries(home) == []
 
     def test_a_folder_waits_while_a_copy_goes_on_inside(self, home: Home) -> None:
         drop(home, "squares-v1/pool.jsonl")
@@ -97,11 +97,11 @@ class TestWhoseTurnItIs:
             drop(home, f"{one}/version.yaml", text=f"parents: [{other}]\n")
         assert names(settled(home)) == ["a", "b"]
         with pytest.raises(Refused, match="no version 'b'"):
-            ingest_dropped(home, "a")
+            ingest_from_inbox(home, "a")
 
     def test_a_version_waits_while_its_parent_is_at_work(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl")
-        ingest_dropped(home, "squares-v1")
+        ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v2.jsonl", range(25))
         found = settled(home, {"squares-v1": "run 1234 works on it"})
         assert names(found) == []
@@ -139,7 +139,7 @@ class TestWhoseTurnItIs:
 class TestTaking:
     def test_a_first_lone_file_sets_a_seeded_tenth_aside_and_records_it(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", range(40))
-        manifest = ingest_dropped(home, "squares-v1")
+        manifest = ingest_from_inbox(home, "squares-v1")
         assert manifest.details["dataset"] == "squares"
         assert manifest.details["heldout_set_aside"] == {"share": 0.1, "seed": 0, "rows": 4}
         assert (manifest.counts["pool"], manifest.counts["heldout"]) == (36, 4)
@@ -152,7 +152,7 @@ class TestTaking:
         first.write_text(lines(range(40)))
         ingest(home, first, version="squares-v1", model="tiny", template="paper", existing="pool")
         write_as(home.inbox / f"squares-v2{suffix}", range(50))
-        manifest = ingest_dropped(home, "squares-v2")
+        manifest = ingest_from_inbox(home, "squares-v2")
         old, new = load_version(home, "squares-v1"), load_version(home, "squares-v2")
         assert new.parents == ("squares-v1",)
         assert new.heldout.equals(old.heldout)
@@ -162,20 +162,20 @@ class TestTaking:
 
     def test_what_is_taken_moves_to_accepted_and_is_not_seen_again(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl")
-        ingest_dropped(home, "squares-v1")
-        assert entries(home) == []
+        ingest_from_inbox(home, "squares-v1")
+        assert inbox_entries(home) == []
         assert (home.inbox / "accepted" / "squares-v1.jsonl").is_file()
 
     def test_what_to_know_of_a_file_is_a_warning_and_ids_can_be_ignored(
         self, home: Home, caplog: pytest.LogCaptureFixture
     ) -> None:
         drop(home, "squares-v1.jsonl", text=lines(range(9), id="x"))
-        ingest_dropped(home, "squares-v1")
+        ingest_from_inbox(home, "squares-v1")
         assert "'x#2'" in caplog.text
         caplog.clear()
         drop(home, "squares-v2/pool.jsonl", text=lines(range(9), id="x"))
         drop(home, "squares-v2/version.yaml", text="ids: ignore")
-        ingest_dropped(home, "squares-v2")
+        ingest_from_inbox(home, "squares-v2")
         assert caplog.text == ""
         ids = load_version(home, "squares-v2").pool["source_ids"].list.first()
         assert ids.str.starts_with("pool-").all()
@@ -183,7 +183,7 @@ class TestTaking:
     def test_a_bad_file_is_rejected_with_its_faults_beside_it(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", text=lines([1]) + '{"instruction": "x"}\n{broken\n')
         with pytest.raises(Refused) as caught:
-            ingest_dropped(home, "squares-v1")
+            ingest_from_inbox(home, "squares-v1")
         rejected = home.inbox / "rejected"
         beside = (rejected / "squares-v1.jsonl.faults.txt").read_text().splitlines()
         assert beside == [str(fault) for fault in caught.value.faults]
@@ -192,15 +192,15 @@ class TestTaking:
             "squares-v1.jsonl:3",
         ]
         assert (rejected / "squares-v1.jsonl").is_file()
-        assert entries(home) == [] and home.versions() == []
+        assert inbox_entries(home) == [] and home.versions() == []
 
     def test_after_a_rejection_the_name_is_free_for_a_better_file(self, home: Home) -> None:
         for text in ("{broken\n", "{worse\n"):
             drop(home, "squares-v1.jsonl", text=text)
             with pytest.raises(Refused):
-                ingest_dropped(home, "squares-v1")
+                ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v1.jsonl")
-        ingest_dropped(home, "squares-v1")
+        ingest_from_inbox(home, "squares-v1")
         assert home.versions() == ["squares-v1"]
         kept = {path.name for path in (home.inbox / "rejected").iterdir()}
         assert {"squares-v1.jsonl", "2-squares-v1.jsonl"} <= kept
@@ -209,33 +209,33 @@ class TestTaking:
         drop(home, "squares-v1.jsonl", text="{broken\n")
         for reason in ("invalid JSON", "squares-v1.jsonl.faults.txt"):
             with pytest.raises(Refused, match=reason):
-                ingest_dropped(home, "squares-v1")
+                ingest_from_inbox(home, "squares-v1")
 
     def test_a_version_dropped_again_with_the_same_records_is_found(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl")
-        first = ingest_dropped(home, "squares-v1")
+        first = ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v1.jsonl", list(reversed(range(20))))
-        assert ingest_dropped(home, "squares-v1") == first
+        assert ingest_from_inbox(home, "squares-v1") == first
 
     def test_other_records_under_a_stored_name_are_rejected(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl")
-        first = ingest_dropped(home, "squares-v1")
+        first = ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v1.jsonl", range(30))
         with pytest.raises(Refused, match="never changes"):
-            ingest_dropped(home, "squares-v1")
+            ingest_from_inbox(home, "squares-v1")
         assert load_version(home, "squares-v1").manifest == first
 
     def test_a_folder_named_otherwise_than_its_version_yaml_is_rejected(self, home: Home) -> None:
         drop(home, "squares-v1/pool.jsonl")
         drop(home, "squares-v1/version.yaml", text="version: squares-v2\n")
         with pytest.raises(Refused, match="squares-v2"):
-            ingest_dropped(home, "squares-v1")
+            ingest_from_inbox(home, "squares-v1")
 
     def test_a_folder_may_follow_several_parents(self, home: Home) -> None:
         drop(home, "a-v1.jsonl", range(20))
         drop(home, "b-v1.jsonl", range(100, 120))
         for name in ("a-v1", "b-v1"):
-            ingest_dropped(home, name)
+            ingest_from_inbox(home, name)
         pools = [
             load_version(home, name).pool["instruction"].to_list() for name in ("a-v1", "b-v1")
         ]
@@ -243,7 +243,7 @@ class TestTaking:
         drop(home, "ab-v1/pool.jsonl", [*known, 200, 201])
         drop(home, "ab-v1/heldout.jsonl", [300])
         drop(home, "ab-v1/version.yaml", text="{dataset: both, parents: [a-v1, b-v1]}\n")
-        manifest = ingest_dropped(home, "ab-v1")
+        manifest = ingest_from_inbox(home, "ab-v1")
         assert manifest.details["parents"] == ["a-v1", "b-v1"]
         assert manifest.counts["new"] == 2
 
@@ -251,28 +251,28 @@ class TestTaking:
 class TestRepeatedContent:
     def test_a_version_that_only_reorders_another_is_linked_to_it(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", range(40))
-        first = ingest_dropped(home, "squares-v1")
+        first = ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v2.jsonl", [*reversed(range(40)), 3, 4, 5])
-        second = ingest_dropped(home, "squares-v2")
+        second = ingest_from_inbox(home, "squares-v2")
         assert second.content_hash == first.content_hash
         assert second.details["same_as"] == "squares-v1"
 
     def test_a_version_with_one_more_record_is_not(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", range(40))
-        ingest_dropped(home, "squares-v1")
+        ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v2.jsonl", range(41))
-        assert "same_as" not in ingest_dropped(home, "squares-v2").details
+        assert "same_as" not in ingest_from_inbox(home, "squares-v2").details
 
 
 def write_as(path: Path, numbers: Sequence[int]) -> None:
     """Records in the format that the file's name says."""
     import polars as pl
 
-    from delift_pipeline.records.tables import compress, kind_of
+    from delift_pipeline.records.tables import compress, file_kind
 
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pl.DataFrame([json.loads(line) for line in lines(numbers).splitlines()])
-    kind = kind_of(path)
+    kind = file_kind(path)
     if kind.format == "parquet":
         frame.write_parquet(path)
         return

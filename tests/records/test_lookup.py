@@ -5,7 +5,7 @@ import pytest
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
-from delift_pipeline.records.stored import find_record, find_stored_record, matching_records
+from delift_pipeline.records.stored import find_record, find_stored_record, match_records
 
 RECORDS = pl.DataFrame(
     {
@@ -49,13 +49,13 @@ def test_a_record_that_is_listed_twice_is_one_match() -> None:
 
 
 def test_many_names_are_matched_at_once() -> None:
-    found = matching_records(RECORDS, ["same", "cd", "x", "ab", "3x"])
+    found = match_records(RECORDS, ["same", "cd", "x", "ab", "3x"])
     assert found == {"same": ["ab1", "cd"], "cd": ["cd"], "x": [], "ab": [], "3x": ["ef"]}
 
 
 def test_records_without_file_ids_have_record_ids_alone() -> None:
     bare = RECORDS.select("record_id")
-    assert matching_records(bare, ["cd", "3"]) == {"cd": ["cd"], "3": []}
+    assert match_records(bare, ["cd", "3"]) == {"cd": ["cd"], "3": []}
 
 
 def test_a_home_without_versions_is_refused(home: Home) -> None:

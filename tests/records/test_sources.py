@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.records.read import read_records, write_chosen
+from delift_pipeline.records.read import read_records, write_records
 
 
 def rows(*names: str) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def test_parquet_shards_are_read_and_written_as_one_table(tmp_path: Path) -> Non
     assert found.frame["output"].to_list() == ["a", "b"]
     (note,) = found.notes
     assert "test-00000-of-00001.parquet" in note
-    write_chosen(tmp_path / "o.parquet", found, found.frame["record_id"].to_list()[::-1])
+    write_records(tmp_path / "o.parquet", found, found.frame["record_id"].to_list()[::-1])
     assert pl.read_parquet(tmp_path / "o.parquet").to_dicts() == rows("b", "a")
 
 
@@ -114,7 +114,7 @@ def test_several_files_are_one_pool(tmp_path: Path) -> None:
     assert found.frame["copies"].to_list() == [1, 2, 1]
     assert found.frame["source"].to_list() == ["a.jsonl", "a.jsonl", "b.csv"]
     assert (found.read, found.folded, found.shape) == (4, 1, "alpaca, prompt/response")
-    write_chosen(tmp_path / "o.jsonl", found, found.frame["record_id"].to_list())
+    write_records(tmp_path / "o.jsonl", found, found.frame["record_id"].to_list())
     written = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert written == [*rows("a", "b"), {"prompt": "say c", "response": "c", "extra": "2"}]
 

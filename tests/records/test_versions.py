@@ -12,7 +12,7 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.schema import record_id
-from delift_pipeline.records.stored import changes, load_version
+from delift_pipeline.records.stored import compare_with_parents, load_version
 from delift_pipeline.records.versions import ingest
 
 
@@ -317,9 +317,9 @@ def test_changes_against_the_parents(home: Home, files: Files) -> None:
     pool = files("a", named({"x": 1, "y": 2, "z": 3, "w": 4}))
     ingest(home, pool, version="a", heldout=heldout)
     ingest(home, files("b", named({"x": 1, "y": 20, "new": 5})), version="b", parents=["a"])
-    found = changes(home, "b")
+    found = compare_with_parents(home, "b")
     assert (found.added, found.removed, found.changed, found.unchanged) == (1, 2, 1, 1)
-    assert changes(home, "a").added == 4
+    assert compare_with_parents(home, "a").added == 4
 
 
 @pytest.mark.data
@@ -343,5 +343,5 @@ def test_real_alpaca_versions_follow_each_other(home: Home, shared_data: Path) -
     unchanged = later.join(first, on=texts, how="semi").height
     assert 0 < unchanged < later.height
     assert version.new_records(home).height == later.height - unchanged
-    assert changes(home, "alpaca-v3").unchanged == unchanged
+    assert compare_with_parents(home, "alpaca-v3").unchanged == unchanged
     assert pl.concat([version.pool, version.heldout])["record_id"].is_unique().all()

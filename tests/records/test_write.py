@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.records.read import read_records, write_chosen
+from delift_pipeline.records.read import read_records, write_records
 
 LINES = [
     '{"output":"1.0",   "instruction":"a\u2028b", "extra": 1.50}',
@@ -33,7 +33,7 @@ def test_lines_are_kept_verbatim_in_the_order_asked_for(
     file = read_records(source)
     ids = file.frame["record_id"].to_list()
     out = tmp_path / "deep" / f"chosen{suffix}"
-    write_chosen(out, file, [ids[2], ids[0]])
+    write_records(out, file, [ids[2], ids[0]])
     assert out.read_bytes() == f"{LINES[2]}\n{LINES[0]}\n".encode()
 
 
@@ -48,7 +48,7 @@ def test_every_format_reads_back_the_same_records(tmp_path: Path, suffix: str, c
     source.write_text(json.dumps(rows))
     file = read_records(source)
     out = tmp_path / f"out{suffix}{codec}"
-    write_chosen(out, file, file.frame["record_id"].to_list()[::-1])
+    write_records(out, file, file.frame["record_id"].to_list()[::-1])
     again = read_records(out)
     named = ["record_id", "instruction", "input", "output", "source_ids"]
     assert again.frame.select(named).equals(file.frame.select(named).reverse())
@@ -60,14 +60,14 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, source: Path) -> None:
     file = read_records(source)
     outs = [tmp_path / "one" / "out.jsonl.gz", tmp_path / "two" / "out.jsonl.gz"]
     for out in outs:
-        write_chosen(out, file, file.frame["record_id"].to_list())
+        write_records(out, file, file.frame["record_id"].to_list())
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 def test_half_a_surrogate_pair_survives_as_an_escape(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out.json"
     file = read_records(source)
-    write_chosen(out, file, [file.frame["record_id"][2]])
+    write_records(out, file, [file.frame["record_id"][2]])
     assert json.loads(out.read_text(encoding="utf-8")) == [json.loads(LINES[2])]
 
 
@@ -82,20 +82,20 @@ def test_parquet_keeps_its_column_types(tmp_path: Path) -> None:
     )
     frame.write_parquet(tmp_path / "in.parquet")
     file = read_records(tmp_path / "in.parquet")
-    write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
+    write_records(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
     assert pl.read_parquet(tmp_path / "out.parquet").equals(frame)
 
 
 def test_unknown_ids_write_nothing(tmp_path: Path, source: Path) -> None:
     with pytest.raises(DeliftError, match="not in the file"):
-        write_chosen(tmp_path / "out.jsonl", read_records(source), ["0" * 32])
+        write_records(tmp_path / "out.jsonl", read_records(source), ["0" * 32])
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_rows_that_do_not_fit_parquet_say_so(tmp_path: Path, source: Path) -> None:
     file = read_records(source)
     with pytest.raises(DeliftError, match="write JSON Lines"):
-        write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
+        write_records(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_text_formats_hold_dates_bytes_and_missing_numbers_as_readers_expect(
 ) -> None:
     file = read_records(typed)
     out = tmp_path / f"out{suffix}"
-    write_chosen(out, file, file.frame["record_id"].to_list())
+    write_records(out, file, file.frame["record_id"].to_list())
     assert "NaN" not in out.read_text("utf-8") and "Infinity" not in out.read_text("utf-8")
     again = read_records(out)
     named = ["record_id", "instruction", "output"]
@@ -145,12 +145,12 @@ def test_text_formats_hold_dates_bytes_and_missing_numbers_as_readers_expect(
 
 def test_parquet_keeps_dates_bytes_and_missing_numbers(tmp_path: Path, typed: Path) -> None:
     file = read_records(typed)
-    write_chosen(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
+    write_records(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
     assert pl.read_parquet(tmp_path / "out.parquet").equals(pl.read_parquet(typed))
 
 
 def test_arrow_is_written_where_its_name_is_given(tmp_path: Path, typed: Path) -> None:
     file = read_records(typed)
-    write_chosen(tmp_path / "out.arrow", file, file.frame["record_id"].to_list())
+    write_records(tmp_path / "out.arrow", file, file.frame["record_id"].to_list())
     assert pl.read_ipc(tmp_path / "out.arrow").equals(pl.read_parquet(typed))
     assert read_records(tmp_path / "out.arrow").frame["output"].equals(file.frame["output"])

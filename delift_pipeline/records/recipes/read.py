@@ -13,11 +13,11 @@ from delift_pipeline.core.home import checked_version
 from delift_pipeline.core.output import write_output
 from delift_pipeline.records.inbox import VERSION_FILE
 from delift_pipeline.records.json_rows import JSON_LINES
-from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, recipe_of
+from delift_pipeline.records.recipes.table import Recipe, Rows, Transfer, find_recipe
 from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.tables import read_table
 
-KEPT = (*TEXT_FIELDS, "source_id", "id", "source", "task")
+RECORD_COLUMNS = (*TEXT_FIELDS, "source_id", "id", "source", "task")
 """Columns of a row that is in a record's columns already."""
 
 
@@ -43,21 +43,21 @@ def benchmark_rows(
     Raises:
         Refused: no file is found, a row cannot be read, or a row has none of the known columns.
     """
-    files = files_of(recipe, source, split, revision)
-    rows = [row for path in files for row in _read(recipe, path)]
+    files = split_files(recipe, source, split, revision)
+    rows = [row for path in files for row in _read_rows(recipe, path)]
     if not rows:
         raise Refused(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
-    return drawn(rows, limit, seed)
+    return draw_rows(rows, limit, seed)
 
 
-def drawn(rows: Rows, limit: int | None, seed: int) -> Rows:
+def draw_rows(rows: Rows, limit: int | None, seed: int) -> Rows:
     """At most `limit` rows, drawn with the seed, in their order."""
     if limit is None or limit >= len(rows):
         return rows
     return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
-def files_of(
+def split_files(
     recipe: Recipe, source: str | None, split: str, revision: str | None = None
 ) -> list[Path]:
     """The files of a split.
@@ -79,16 +79,16 @@ def files_of(
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
 
-        wanted = {"revision": revision, "allow_patterns": list(patterns)}
+        download_options = {"revision": revision, "allow_patterns": list(patterns)}
         try:
-            folder = Path(snapshot_download(hub_id, repo_type="dataset", **wanted))
+            folder = Path(snapshot_download(hub_id, repo_type="dataset", **download_options))
         except (HFValidationError, OSError) as error:
             first = str(error).splitlines()[0]
             reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
             raise Refused(Fault(reason, file=hub_id)) from error
     for pattern in patterns:
-        if found := sorted(folder.glob(pattern)):
-            return found
+        if files := sorted(folder.glob(pattern)):
+            return files
     looked = f"looked for {', '.join(patterns)}"
     raise Refused(Fault(f"no file of the {split} split of {recipe.name}: {looked}", str(folder)))
 
@@ -98,33 +98,33 @@ def write_rows(path: Path, rows: Rows) -> None:
     write_output(path, JSON_LINES.write(rows, None))
 
 
-def _read(recipe: Recipe, path: Path) -> Rows:
-    found, faults = Rows(), list[Fault]()
+def _read_rows(recipe: Recipe, path: Path) -> Rows:
+    rows, faults = Rows(), list[Fault]()
     table = read_table(path, recipe.columns.union(TEXT_FIELDS))
-    theirs = recipe.columns.difference(TEXT_FIELDS)
+    publisher_columns = recipe.columns.difference(TEXT_FIELDS)
     for row in table.rows:
         if row.value is None:
             faults.append(Fault(row.reason, str(path), row.line))
             continue
         # A row in a record's columns stays as it is, any other goes by the recipe's rule.
-        ours = row.value.keys() >= {"instruction", "output"} and not (
-            theirs and theirs <= row.value.keys()
+        is_record = row.value.keys() >= {"instruction", "output"} and not (
+            publisher_columns and publisher_columns <= row.value.keys()
         )
         try:
-            kept = {name: row.value[name] for name in KEPT if row.value.get(name)}
-            made = [kept] if ours else recipe.rule(row.value)
-            found += [one for one in made if one.get("output", "").strip()]
+            record = {name: row.value[name] for name in RECORD_COLUMNS if row.value.get(name)}
+            records = [record] if is_record else recipe.rule(row.value)
+            rows += [one for one in records if one.get("output", "").strip()]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             needed = ", ".join(sorted(recipe.columns))
             reason = f"no row of {recipe.name} ({type(error).__name__}: {error}); needs {needed}"
             faults.append(Fault(reason, str(path), row.line))
     if faults or table.fatal:
         raise Refused(*faults, *table.fatal)
-    return found
+    return rows
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PartSizes:
     """How many records each part gets at most, drawn with the seed."""
 
     pool: int = 2000
@@ -133,7 +133,7 @@ class Sizes:
 
 
 def write_transfer(
-    folder: Path, transfer: Transfer, sources: Mapping[str, str], sizes: Sizes, seed: int = 0
+    folder: Path, transfer: Transfer, sources: Mapping[str, str], sizes: PartSizes, seed: int = 0
 ) -> list[str]:
     """Write one folder a version: `pool.jsonl`, `heldout.jsonl`, perhaps `target.jsonl`.
 
@@ -146,43 +146,49 @@ def write_transfer(
     Raises:
         Refused: a source is missing or unreadable, or a folder of that name exists.
     """
-    parts = enumerate(_parts(transfer, sources, seed), start=1)
-    versions = {f"{transfer.name}-v{number}": own for number, own in parts}
-    if taken := [folder / name for name in versions if (folder / name).exists()]:
-        raise Refused(*(Fault("exists already", file=str(path)) for path in taken))
+    parts = enumerate(_version_parts(transfer, sources, seed), start=1)
+    versions = {f"{transfer.name}-v{number}": sets for number, sets in parts}
+    if existing := [folder / name for name in versions if (folder / name).exists()]:
+        raise Refused(*(Fault("exists already", file=str(path)) for path in existing))
     parents: list[str] = []
-    for version, own in versions.items():
+    for version, sets in versions.items():
         stated = {"dataset": transfer.name, "version": version, "parents": parents}
         with replacing_folder(folder / checked_version(version)) as temporary:
-            for part, rows in own.items():
-                write_rows(temporary / f"{part}.jsonl", drawn(rows, getattr(sizes, part), seed))
+            for part, rows in sets.items():
+                write_rows(temporary / f"{part}.jsonl", draw_rows(rows, getattr(sizes, part), seed))
             write_text(temporary / VERSION_FILE, yaml.safe_dump(stated, sort_keys=False))
         parents = [version]
     return list(versions)
 
 
-def _parts(transfer: Transfer, sources: Mapping[str, str], seed: int) -> list[dict[str, Rows]]:
+def _version_parts(
+    transfer: Transfer, sources: Mapping[str, str], seed: int
+) -> list[dict[str, Rows]]:
     """All rows of each version's parts by name."""
 
     def split(name: str, part: str) -> Rows:
-        return benchmark_rows(recipe_of(name), sources.get(name), part)
+        return benchmark_rows(find_recipe(name), sources.get(name), part)
 
     pool, goal = transfer.pool, transfer.goal
     if transfer.stage == "task_specific":
         chosen_from = split(pool, "train")
         if goal == "mt_bench":  # it has one split, whose questions are halved
-            target, heldout = _halves(split(goal, "test"), _question, seed)
+            target, heldout = _split_in_halves(split(goal, "test"), _question_of, seed)
         else:
             target, heldout = split(goal, "train"), split(goal, "test")
         return [{"pool": chosen_from, "target": target, "heldout": heldout}]
     if pool == goal:  # two domains without a common topic
-        pools, heldouts = (_halves(split(pool, part), _topic, seed) for part in ("train", "test"))
+        pools, heldouts = (
+            _split_in_halves(split(pool, part), _topic_of, seed) for part in ("train", "test")
+        )
     else:
         pools, heldouts = ([split(one, part) for one in (pool, goal)] for part in ("train", "test"))
     return [{"pool": p, "heldout": h} for p, h in zip(pools, heldouts, strict=True)]
 
 
-def _halves(rows: Rows, group: Callable[[dict[str, str]], str], seed: int) -> tuple[Rows, Rows]:
+def _split_in_halves(
+    rows: Rows, group: Callable[[dict[str, str]], str], seed: int
+) -> tuple[Rows, Rows]:
     """Rows split by their group, so that no group is on both sides."""
     names = sorted({group(row) for row in rows})
     random.Random(seed).shuffle(names)
@@ -190,10 +196,10 @@ def _halves(rows: Rows, group: Callable[[dict[str, str]], str], seed: int) -> tu
     return [r for r in rows if group(r) in first], [r for r in rows if group(r) not in first]
 
 
-def _topic(row: dict[str, str]) -> str:
+def _topic_of(row: dict[str, str]) -> str:
     return row["input"].partition("\n")[0].partition(" / ")[0]
 
 
-def _question(row: dict[str, str]) -> str:
+def _question_of(row: dict[str, str]) -> str:
     name = row.get("source_id") or row.get("id") or row["instruction"]
     return name.rpartition("-turn")[0] or name

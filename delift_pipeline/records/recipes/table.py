@@ -48,7 +48,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {}
 """Every recipe by name."""
-_AT_THE_HUB = {
+_HUB_FILES = {
     "mix_instruct": ("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
     "p3": ("*/train-*.parquet", "*/validation-*.parquet"),
     "hotpotqa": ("distractor/train-*.parquet", "distractor/validation-*.parquet"),
@@ -67,18 +67,18 @@ def _recipe(
 ) -> Callable[[Rule], Rule]:
     """Register a rule as the recipe of its name."""
 
-    def registered(rule: Rule) -> Rule:
+    def register(rule: Rule) -> Rule:
         name, own = rule.__name__, frozenset(columns.split())
         files = {}
         for split, at_the_hub in zip(
-            ("train", "test"), _AT_THE_HUB.get(name, ("", "")), strict=True
+            ("train", "test"), _HUB_FILES.get(name, ("", "")), strict=True
         ):
             local = (f"{split}.{ending}" for ending in ("jsonl", "json", "parquet", "csv"))
             files[split] = (*local, at_the_hub) if at_the_hub else tuple(local)
         RECIPES[name] = Recipe(name, title, hub, files, own, rule, metrics, note)
         return rule
 
-    return registered
+    return register
 
 
 def _record(instruction: str, output: str, input: str | None, task: str, id: Any = None) -> Rows:
@@ -101,8 +101,8 @@ def mix_instruct(row: Row) -> Rows:
 )
 def p3(row: Row) -> Rows:
     """A filled template as the whole instruction."""
-    asked, answer = row["inputs_pretokenized"].strip(), row["targets_pretokenized"].strip()
-    return _record(asked, answer, None, f"p3/{row.get('template') or 'p3'}")
+    prompt, answer = row["inputs_pretokenized"].strip(), row["targets_pretokenized"].strip()
+    return _record(prompt, answer, None, f"p3/{row.get('template') or 'p3'}")
 
 
 @_recipe("HotpotQA", "hotpotqa/hotpot_qa", "question answer type", _HOTPOT)
@@ -141,17 +141,17 @@ def mmlu(row: Row) -> Rows:
 def mt_bench(row: Row) -> Rows:
     """One record for each turn that has a reference answer; the second holds the first."""
     turns, references = row.get("turns") or row.get("prompt") or [], row.get("reference") or []
-    said: list[str] = []
-    found: Rows = []
+    dialogue: list[str] = []
+    records: Rows = []
     # A row may have fewer reference answers than turns.
-    for number, (turn, answer) in enumerate(zip(turns, references, strict=False), start=1):
+    for number, (question, answer) in enumerate(zip(turns, references, strict=False), start=1):
         if not answer.strip():
             break
         task = f"mt_bench/{row.get('category') or 'chat'}/turn{number}"
         name = f"{row.get('question_id', row.get('prompt_id', ''))}-turn{number}"
-        found += _record(turn, answer, "\n".join(said), task, name)
-        said += [f"User: {turn}", f"Assistant: {answer}"]
-    return found
+        records += _record(question, answer, "\n".join(dialogue), task, name)
+        dialogue += [f"User: {question}", f"Assistant: {answer}"]
+    return records
 
 
 @_recipe("GSM8K", "openai/gsm8k", "question answer", ("answer_loss", "final_answer"))
@@ -180,10 +180,11 @@ def squad(row: Row) -> Rows:
 def query_rewriting(row: Row) -> Rows:
     """The conversation so far, and its last question in words that need none of it."""
     topic, turns = list(row["History"])[:2], list(row["History"])[2:]
-    said = [f"{'QA'[i % 2]}: {turn}" for i, turn in enumerate([*turns, row["Question"]])]
-    text = "\n".join([f"Topic: {' / '.join(topic)}", *said])
+    texts = [*turns, row["Question"]]
+    dialogue = [f"{'QA'[i % 2]}: {text}" for i, text in enumerate(texts)]
+    input = "\n".join([f"Topic: {' / '.join(topic)}", *dialogue])
     name = f"{row.get('QuAC_dialog_id', '')}-q{row.get('Question_no', '')}"
-    return _record(_REWRITE, row["Rewrite"], text, "query_rewriting/canard", name)
+    return _record(_REWRITE, row["Rewrite"], input, "query_rewriting/canard", name)
 
 
 @_recipe("Alpaca", "tatsu-lab/alpaca", "instruction input output", _GENERAL)
@@ -233,7 +234,7 @@ TRANSFERS: dict[str, Transfer] = {transfer.name: transfer for transfer in _TRANS
 """The paper's transfers by name."""
 
 
-def recipe_of(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:

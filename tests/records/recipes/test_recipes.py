@@ -12,8 +12,13 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.run import listed_options
 from delift_pipeline.records.read import read_records
-from delift_pipeline.records.recipes.read import Sizes, benchmark_rows, write_rows, write_transfer
-from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS, recipe_of
+from delift_pipeline.records.recipes.read import (
+    PartSizes,
+    benchmark_rows,
+    write_rows,
+    write_transfer,
+)
+from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS, find_recipe
 
 # One row of each in its publishers' own columns, and the record it makes.
 PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[str, str, str]]]] = {
@@ -139,7 +144,7 @@ def test_a_hub_layout_is_found_in_a_local_copy(tmp_path: Path) -> None:
     path = tmp_path / "main" / "train-00000-of-00001.parquet"
     path.parent.mkdir()
     pl.DataFrame([row]).write_parquet(path)
-    found = benchmark_rows(recipe_of("gsm8k"), str(tmp_path))
+    found = benchmark_rows(find_recipe("gsm8k"), str(tmp_path))
     assert found[0]["output"] == row["answer"]
 
 
@@ -147,7 +152,7 @@ def test_turns_without_a_reference_make_no_record(tmp_path: Path) -> None:
     row = {"question_id": 1, "category": "x", "turns": ["a", "b"], "reference": ["c", ""]}
     bare = {"question_id": 2, "category": "x", "turns": ["a", "b"], "reference": []}
     source = write_json_lines(tmp_path / "test.jsonl", [row, bare])
-    found = benchmark_rows(recipe_of("mt_bench"), str(source), "test")
+    found = benchmark_rows(find_recipe("mt_bench"), str(source), "test")
     assert [one["source_id"] for one in found] == ["1-turn1"]
 
 
@@ -175,9 +180,9 @@ def test_alpaca_is_read_from_a_file(shared_data: Path) -> None:
 def test_a_limit_draws_with_the_seed_and_keeps_the_order(tmp_path: Path) -> None:
     rows = [{"question": f"{i}", "answer": f"#### {i}"} for i in range(50)]
     source = str(write_json_lines(tmp_path / "train.jsonl", rows))
-    first = benchmark_rows(recipe_of("gsm8k"), source, limit=10)
-    assert first == benchmark_rows(recipe_of("gsm8k"), source, limit=10)
-    assert first != benchmark_rows(recipe_of("gsm8k"), source, limit=10, seed=1)
+    first = benchmark_rows(find_recipe("gsm8k"), source, limit=10)
+    assert first == benchmark_rows(find_recipe("gsm8k"), source, limit=10)
+    assert first != benchmark_rows(find_recipe("gsm8k"), source, limit=10, seed=1)
     numbers = [int(row["instruction"]) for row in first]
     assert numbers == sorted(numbers)
 
@@ -187,15 +192,15 @@ def test_what_is_no_benchmark_is_refused_with_its_lines(tmp_path: Path) -> None:
         tmp_path / "train.jsonl", [{"question": "a", "answer": "b"}, {"x": 1}]
     )
     with pytest.raises(Refused, match=r"train.jsonl:2: no row of gsm8k .* needs answer, question"):
-        benchmark_rows(recipe_of("gsm8k"), str(source))
+        benchmark_rows(find_recipe("gsm8k"), str(source))
     with pytest.raises(Refused, match="no file of the test split of gsm8k"):
-        benchmark_rows(recipe_of("gsm8k"), str(tmp_path), "test")
+        benchmark_rows(find_recipe("gsm8k"), str(tmp_path), "test")
     with pytest.raises(Refused, match="is no recipe; there are mix_instruct"):
-        recipe_of("unknown")
+        find_recipe("unknown")
     with pytest.raises(Refused, match="give the files of p3 by --source"):
-        benchmark_rows(recipe_of("p3"), None)
+        benchmark_rows(find_recipe("p3"), None)
     with pytest.raises(Refused, match="neither a file, a folder nor a data set that the hub gives"):
-        benchmark_rows(recipe_of("gsm8k"), str(tmp_path / "nowhere"))
+        benchmark_rows(find_recipe("gsm8k"), str(tmp_path / "nowhere"))
 
 
 @pytest.fixture
@@ -216,7 +221,7 @@ def test_a_transfer_is_versions_for_the_inbox(
 ) -> None:
     inbox = tmp_path / "inbox"
     transfer = TRANSFERS[name]
-    versions = write_transfer(inbox, transfer, sources, Sizes(25, 8, 12))
+    versions = write_transfer(inbox, transfer, sources, PartSizes(25, 8, 12))
     assert len(versions) == (1 if transfer.stage == "task_specific" else 2)
     seen: set[str] = set()
     for version in versions:
@@ -228,12 +233,14 @@ def test_a_transfer_is_versions_for_the_inbox(
             assert not found & seen
             seen |= found
     with pytest.raises(Refused, match="exists already"):
-        write_transfer(inbox, transfer, sources, Sizes(25, 8, 12))
+        write_transfer(inbox, transfer, sources, PartSizes(25, 8, 12))
 
 
 @pytest.mark.data
 def test_old_and_new_domain_share_no_topic(sources: dict[str, str], tmp_path: Path) -> None:
-    versions = write_transfer(tmp_path, TRANSFERS["query_rewriting"], sources, Sizes(400, 1, 200))
+    versions = write_transfer(
+        tmp_path, TRANSFERS["query_rewriting"], sources, PartSizes(400, 1, 200)
+    )
     topics = [
         {
             row["input"].partition("\n")[0].partition(" / ")[0]

@@ -29,14 +29,14 @@ def file_columns(
     """
     known = list(dict.fromkeys(column for row in file.rows for column in row))
     if missing := [name for name in names if name not in known]:
-        said = f"no row of the file has this column; there are: {', '.join(known)}"
-        raise Refused(*(Fault(said, field=f"{option} {name}") for name in missing))
-    place = {record: at for at, record in enumerate(file.frame["record_id"])}
-    rows = [file.rows[place[record]] for record in pool["record_id"]]
+        reason = f"no row of the file has this column; there are: {', '.join(known)}"
+        raise Refused(*(Fault(reason, field=f"{option} {name}") for name in missing))
+    row_of = {record: at for at, record in enumerate(file.frame["record_id"])}
+    rows = [file.rows[row_of[record]] for record in pool["record_id"]]
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def as_text(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
+def text_series(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
     """Columns as text; what a row does not say stays null."""
     return [
         pl.Series(name, [None if v is None else str(v) for v in values], pl.String)
@@ -44,25 +44,25 @@ def as_text(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
     ]
 
 
-def kept_of_file(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
+def read_extra_columns(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
     """record_id and the columns to be kept, a row for each record of the pool.
 
     Raises:
         Refused: a column is a field of every record already, or no row of the file has it.
     """
-    said = "is a field that records have without being asked"
-    if taken := [name for name in names if name in RESERVED]:
-        raise Refused(*(Fault(said, field=f"--keep {name}") for name in taken))
+    reason = "is a field that records have without being asked"
+    if reserved := [name for name in names if name in RESERVED]:
+        raise Refused(*(Fault(reason, field=f"--keep {name}") for name in reserved))
     columns = file_columns(pool, file, names, "--keep")
-    return pool.select("record_id").with_columns(as_text(columns))
+    return pool.select("record_id").with_columns(text_series(columns))
 
 
-def kept_hash(kept: pl.DataFrame) -> str:
+def extra_columns_hash(columns: pl.DataFrame) -> str:
     """The identity of kept columns, whatever the order of the records."""
-    return digest_frame(kept.select(sorted(kept.columns)).sort("record_id"))
+    return digest_frame(columns.select(sorted(columns.columns)).sort("record_id"))
 
 
-def with_kept_columns(home: Home, version: str, pool: pl.DataFrame) -> pl.DataFrame:
+def join_extra_columns(home: Home, version: str, pool: pl.DataFrame) -> pl.DataFrame:
     """A version's records with the columns that were kept of its file, if any were."""
     path = home.dataset(version) / COLUMNS_FILE
     if not path.is_file():

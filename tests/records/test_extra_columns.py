@@ -11,8 +11,8 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.operations.forget import forget
-from delift_pipeline.records.inbox import ingest_dropped
-from delift_pipeline.records.kept_columns import with_kept_columns
+from delift_pipeline.records.extra_columns import join_extra_columns
+from delift_pipeline.records.inbox import ingest_from_inbox
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
@@ -43,7 +43,7 @@ def test_kept_columns_are_text_beside_the_records_and_no_part_of_them(
     manifest = store(home, tmp_path, ("topic", "level"))
     pool = load_version(home, "squares-v1").pool
     assert pool.schema == RECORD_SCHEMA and manifest.details["keep"] == ["level", "topic"]
-    joined = with_kept_columns(home, "squares-v1", pool)
+    joined = join_extra_columns(home, "squares-v1", pool)
     assert joined["record_id"].to_list() == pool["record_id"].to_list()
     number = {str(n * n): n for n in range(20)}
     for output, topic, level in joined.select("output", "topic", "level").iter_rows():
@@ -81,13 +81,13 @@ def test_what_cannot_be_kept_is_refused(home: Home, tmp_path: Path, keep: str, s
 def test_a_dropped_version_keeps_what_its_file_says_or_its_parent_keeps(home: Home) -> None:
     write(home.inbox / "squares-v1" / "pool.jsonl", squares())
     (home.inbox / "squares-v1" / "version.yaml").write_text("keep: [topic]\n")
-    assert ingest_dropped(home, "squares-v1").details["keep"] == ["topic"]
+    assert ingest_from_inbox(home, "squares-v1").details["keep"] == ["topic"]
     more = [{"instruction": "square 77", "output": "5929", "topic": "odd"}]
     write(home.inbox / "squares-v2.jsonl", squares() + more)
-    child = ingest_dropped(home, "squares-v2")
+    child = ingest_from_inbox(home, "squares-v2")
     assert child.details["keep"] == ["topic"] and child.details["parents"] == ["squares-v1"]
     write(home.inbox / "squares-v2.jsonl", squares() + more)
-    assert ingest_dropped(home, "squares-v2") == child
+    assert ingest_from_inbox(home, "squares-v2") == child
 
 
 def test_a_forgotten_record_leaves_the_kept_columns_too(home: Home, tmp_path: Path) -> None:
