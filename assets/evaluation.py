@@ -17,8 +17,8 @@ from delift_pipeline.evaluation.result import differences
 from delift_pipeline.orchestration.jobs import on_any_report
 from delift_pipeline.orchestration.partitions import version_and_arm
 from delift_pipeline.stages.judge import judgement_facts
-from delift_pipeline.stages.leaderboard import Leaderboard, make_leaderboard
-from delift_pipeline.stages.report import Measured, Reported, make_report
+from delift_pipeline.stages.leaderboard import LeaderboardResult, make_leaderboard
+from delift_pipeline.stages.report import ArmEvaluations, ReportResult, make_report
 
 SAMPLE_COLUMNS = ("instruction", "input", "reference", "generated", "answer_loss")
 BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)
@@ -38,8 +38,8 @@ def eval_report(step: Step) -> Outcome:
     home, version, arm, model = step.home, step.version, step.arm, step.model
     tracker, shown = step.resources.tracking.tracker(home), step.progress
     made = make_report(home, version, arm, model, tracker, shown, step.run_id)
-    panel = step.resources.judge.panel(home)
-    return report_outcome(made, judgement_facts(panel, version, arm.name, shown))
+    setup = step.resources.judge.judge_setup(home)
+    return report_outcome(made, judgement_facts(setup, version, arm.name, shown))
 
 
 @asset_of(
@@ -55,9 +55,9 @@ def leaderboard(step: Step) -> Outcome:
     return leaderboard_outcome(make_leaderboard(step.home, step.run_id))
 
 
-def report_outcome(reported: Reported, judged: Mapping[str, float | int]) -> Outcome:
+def report_outcome(reported: ReportResult, judged: Mapping[str, float | int]) -> Outcome:
     """What is shown of a report."""
-    measured = reported.measured
+    measured = reported.evaluations
     own, forgotten = measured.own, measured.forgetting
 
     others = [(name, one.metrics, "plain") for name, one in measured.beside.items() if one]
@@ -81,7 +81,7 @@ def report_outcome(reported: Reported, judged: Mapping[str, float | int]) -> Out
     )
 
 
-def _not_worse(measured: Measured, other: str) -> Check:
+def _not_worse(measured: ArmEvaluations, other: str) -> Check:
     reference = measured.beside.get(other)
     if reference is None:
         return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
@@ -97,7 +97,7 @@ def _not_worse(measured: Measured, other: str) -> Check:
     )
 
 
-def leaderboard_outcome(made: Leaderboard) -> Outcome:
+def leaderboard_outcome(made: LeaderboardResult) -> Outcome:
     """What is shown of the leaderboard."""
     shown = made.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
     return Outcome.of(

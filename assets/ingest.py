@@ -9,7 +9,7 @@ from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.partitions import dataset_version
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, compare_with_parents, pool_ids
-from delift_pipeline.stages.dataset import Dataset, open_dataset
+from delift_pipeline.stages.dataset import DatasetResult, open_dataset
 
 PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
 
@@ -23,7 +23,7 @@ def raw_dataset(step: Step) -> Outcome:
     return dataset_outcome(open_dataset(step.home, step.version))
 
 
-def dataset_outcome(found: Dataset) -> Outcome:
+def dataset_outcome(found: DatasetResult) -> Outcome:
     """What is shown of a dataset version."""
     dataset = found.dataset
 
@@ -57,7 +57,7 @@ def _facts(home: Home, dataset: DatasetVersion) -> Facts:
     return facts
 
 
-def _checks(found: Dataset) -> dict[str, Check]:
+def _checks(found: DatasetResult) -> dict[str, Check]:
     dataset, rejected = found.dataset, found.rejected
     parts = {"pool": dataset.pool, "target": dataset.target, "heldout": dataset.heldout}
     parts = {name: frame for name, frame in parts.items() if frame is not None}

@@ -71,9 +71,9 @@ def _scored(step: Step, part: score.Part) -> Outcome:
     )
 
 
-def plan_outcome(planned: plan.Planned) -> Outcome:
+def plan_outcome(planned: plan.PlanResult) -> Outcome:
     """What is shown of a pair plan."""
-    folder, manifest, wanted = planned.folder, planned.manifest, planned.wanted
+    folder, manifest, inputs = planned.folder, planned.manifest, planned.inputs
     blocks = [
         {
             "block": block.name,
@@ -88,8 +88,8 @@ def plan_outcome(planned: plan.Planned) -> Outcome:
     lonely = records.filter(pl.col("neighbours") == 0)
     alone, unexplained = manifest.counts["without_neighbours"], lonely["reason"].null_count()
     tables = {"blocks": pl.DataFrame(blocks)}
-    if wanted.notes:
-        tables["arms whose pairs are not planned"] = pl.DataFrame({"why": list(wanted.notes)})
+    if inputs.notes:
+        tables["arms whose pairs are not planned"] = pl.DataFrame({"why": list(inputs.notes)})
     if lonely.height:
         tables["records without neighbours"] = lonely.head(PREVIEW_ROWS)
 
@@ -99,7 +99,7 @@ def plan_outcome(planned: plan.Planned) -> Outcome:
 
     return Outcome.of(
         planned,
-        facts={**manifest.counts, "coverage": wanted.self_pairs},
+        facts={**manifest.counts, "coverage": inputs.self_pairs},
         plots={"neighbours": kept_plot(folder / "neighbours.png", draw)},
         tables=tables,
         checks={
@@ -112,7 +112,7 @@ def plan_outcome(planned: plan.Planned) -> Outcome:
     )
 
 
-def scores_outcome(scored: score.Scored) -> Outcome:
+def scores_outcome(scored: score.ScoreResult) -> Outcome:
     """What is shown of scores."""
     manifest, report, model = scored.manifest, scored.report, scored.model
     facts: Facts = {
@@ -152,7 +152,7 @@ def scores_outcome(scored: score.Scored) -> Outcome:
     )
 
 
-def _distances_png(scored: score.Scored) -> bytes:
+def _distances_png(scored: score.ScoreResult) -> bytes:
     """The distances d of the answers, alone or after the first demonstrations."""
     found = [np.empty(0, np.float32)]
     for squared, _, tokens in _scores(scored, PLOTTED_COLUMNS):
@@ -162,7 +162,7 @@ def _distances_png(scored: score.Scored) -> bytes:
     return histogram_png(np.concatenate(found), title, "d, from 0 (certain of every token) to 1")
 
 
-def _finite(scored: score.Scored) -> bool:
+def _finite(scored: score.ScoreResult) -> bool:
     """Whether all scores are finite with log-probabilities of at most 0."""
     return all(
         (np.isfinite(squared) & (squared >= 0) & np.isfinite(logprob) & (logprob <= 0)).all()
@@ -171,7 +171,7 @@ def _finite(scored: score.Scored) -> bool:
 
 
 def _scores(
-    scored: score.Scored, most: int | None = None
+    scored: score.ScoreResult, most: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """d^2, log-probability and tokens of all answers alone, or after one demonstration at a time.
 

@@ -102,14 +102,14 @@ def kernel_outcome(made: Result, version: str) -> Outcome:
     )
 
 
-def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
+def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
     """What is shown of a subset."""
-    choice, manifest, folder = chosen.choice, chosen.manifest, chosen.folder
+    inputs, manifest, folder = chosen.inputs, chosen.manifest, chosen.folder
     subset, balance = pl.read_parquet(folder / SUBSET), pl.read_parquet(folder / BALANCE)
     # What picks may be: the pool, and in the continual stage what is replayed from D_E.
-    records = choice.pool
-    if choice.existing is not None:
-        records = pl.concat([records, choice.existing], how="diagonal_relaxed")
+    records = inputs.pool
+    if inputs.existing is not None:
+        records = pl.concat([records, inputs.existing], how="diagonal_relaxed")
         records = records.unique("record_id", keep="first")
     details = manifest.details
     named = ("objective", "value", "value_random", "knee", "tokens")
@@ -125,7 +125,7 @@ def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
     tables = {"first picks": preview(shown, columns), "balance": balance.head(PREVIEW_ROWS)}
     if (folder / SUSPECTS).exists():
         suspects = pl.read_parquet(folder / SUSPECTS)
-        texts = suspects.join(choice.pool, on="record_id", how="left", maintain_order="left")
+        texts = suspects.join(inputs.pool, on="record_id", how="left", maintain_order="left")
         columns = ("record_id", "trust", "selected", "instruction", "input", "output")
         tables["suspected wrong records"] = preview(texts, columns)
     picks, n = subset["record_id"], subset.height
@@ -140,11 +140,11 @@ def subset_outcome(chosen: subset_stage.Chosen) -> Outcome:
         plots=plots,
         tables=tables,
         checks={
-            "budget": _budget_check(choice, manifest, subset.sort("rank")),
+            "budget": _budget_check(inputs, manifest, subset.sort("rank")),
             "known": Check(known == n, f"{known} of {n} are known records"),
             "unique": Check(different == n, f"{different} different records in {n} picks"),
             "trust": trust_check(diagnostics),
-            "balance": _balance_check(choice, balance, subset),
+            "balance": _balance_check(inputs, balance, subset),
         },
     )
 
@@ -157,29 +157,33 @@ def trust_check(diagnostics: Diagnostics) -> Check:
     return Check(not diagnostics.warnings, diagnostics.lines()[0], {"trust_difference": gap})
 
 
-def _balance_check(choice: subset_stage.Choice, table: pl.DataFrame, subset: pl.DataFrame) -> Check:
+def _balance_check(
+    inputs: subset_stage.SubsetInputs, table: pl.DataFrame, subset: pl.DataFrame
+) -> Check:
     """Whether every group of the pool is in the subset; it warns and stops nothing."""
     lost = vanished(table) if subset.height else ()
-    absent = [name for name in choice.arm.balance if name not in choice.pool.columns]
+    absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
     said = [line.removeprefix("warning: ") for line in lost]
-    said += [f"{choice.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
+    said += [f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
     groups = int(table["vanished"].sum()) if subset.height else 0
     compared = ", ".join(table["by"].unique(maintain_order=True))
     note = "; ".join(said) or f"every group is in the subset, by {compared}"
     return Check(not said, note, {"vanished": groups})
 
 
-def _budget_check(choice: subset_stage.Choice, manifest: Manifest, picks: pl.DataFrame) -> Check:
+def _budget_check(
+    inputs: subset_stage.SubsetInputs, manifest: Manifest, picks: pl.DataFrame
+) -> Check:
     """Whether the subset is what the budget buys, and keeps to the rules."""
-    arm, notes = choice.arm, manifest.details["notes"]
-    allowed = parse_budget(arm.budget, choice.pool.height)
+    arm, notes = inputs.arm, manifest.details["notes"]
+    allowed = parse_budget(arm.budget, inputs.pool.height)
     records, gains = picks["record_id"].to_list(), picks["gain"].to_list()
     whole = arm.traits.reference == "whole"
-    rules = arm.rules.rules(choice.pool)
-    wrong = () if whole else broken(records, gains, choice.pool, allowed, rules)
+    rules = arm.rules.rules(inputs.pool)
+    wrong = () if whole else broken(records, gains, inputs.pool, allowed, rules)
     short = picks.height < allowed.count and not (allowed.open_ended or notes)
     if allowed.tokens is not None:
-        cost = spent(choice.pool, records)
+        cost = spent(inputs.pool, records)
         note = f"{picks.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
     elif allowed.stop:
         note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"

@@ -10,7 +10,7 @@ from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.orchestration.partitions import version_and_arm
-from delift_pipeline.stages.adapter import Trained, make_adapter
+from delift_pipeline.stages.adapter import AdapterResult, make_adapter
 
 FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
 
@@ -33,7 +33,7 @@ def adapter(step: Step) -> Outcome:
     )
 
 
-def adapter_outcome(trained: Trained) -> Outcome:
+def adapter_outcome(trained: AdapterResult) -> Outcome:
     """What is shown of an adapter."""
     log, manifest = trained.log, trained.manifest
 

@@ -26,7 +26,7 @@ from delift_pipeline.selection.options import Stage
 
 if TYPE_CHECKING:
     from delift_pipeline.evaluation.judge.judges import Judge
-    from delift_pipeline.stages.judge import Panel
+    from delift_pipeline.stages.judge import JudgeSetup
 
 SMALL, SMALL_MODEL = "small-1500", Path(__file__).parent / "small_model"
 """The name and the files of a scorer with fewer and narrower layers than the demo model's.
@@ -75,11 +75,11 @@ class Jury:
         """
         from delift_pipeline.evaluation.judge.questions import questions_for
         from delift_pipeline.evaluation.judge.run import ask
-        from delift_pipeline.stages.judge import Panel
+        from delift_pipeline.stages.judge import JudgeSetup
 
-        panel = Panel(Home.at(folder / "home"), self.options, self.model)
+        setup = JudgeSetup(Home.at(folder / "home"), self.options, self.model)
         questions = questions_for(samples, self.options)
-        overall = ask(_judge(panel), questions, panel.folder).overall
+        overall = ask(_judge(setup), questions, setup.folder).overall
         if overall.failed:
             reason = f"{overall.failed} of {samples.height} questions to the judge failed"
             raise DeliftError(f"{reason}: start the experiment again, and it goes on from here")
@@ -88,9 +88,9 @@ class Jury:
 
 
 @lru_cache(maxsize=1)
-def _judge(panel: "Panel") -> "Judge":
+def _judge(setup: "JudgeSetup") -> "Judge":
     """The judge; one that runs here is loaded once a process."""
-    return panel.judge()
+    return setup.judge()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from delift_pipeline.stages.arms import Arms, load_arms
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker
-    from delift_pipeline.stages.judge import Panel
+    from delift_pipeline.stages.judge import JudgeSetup
 
 
 class StoreResource(dg.ConfigurableResource, use_attribute_docstrings=True):
@@ -193,7 +193,7 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     device: str = "auto"
     """Of a judge that runs here."""
 
-    def panel(self, home: Home) -> "Panel | None":
+    def judge_setup(self, home: Home) -> "JudgeSetup | None":
         """The judge for a home's answers, or None where there is none.
 
         Raises:
@@ -203,9 +203,9 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
             return None
         from delift_pipeline.core.validation import validated
         from delift_pipeline.evaluation.judge.questions import JudgeOptions
-        from delift_pipeline.stages.judge import Panel
+        from delift_pipeline.stages.judge import JudgeSetup
 
         given = self.model_dump(exclude={"endpoint", "device"})
         options = validated(JudgeOptions, given | {"endpoint": self.endpoint or None})
         here = {"model": self.model, "device": self.device}
-        return Panel(home, options, None if self.endpoint else read_options(here))
+        return JudgeSetup(home, options, None if self.endpoint else read_options(here))

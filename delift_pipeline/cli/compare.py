@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from delift_pipeline.evaluation.judge.run import Estimate
     from delift_pipeline.operations.compare import Comparison, Side
-    from delift_pipeline.stages.judge import JudgedSide
+    from delift_pipeline.stages.judge import JudgedAnswers
 
 
 def compare(
@@ -139,7 +139,12 @@ def judge(
     given = locals()  # its options have the names of the judge's fields
     from delift_pipeline.core.validation import validated
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
-    from delift_pipeline.stages.judge import Panel, Side, estimate_judging, judge_sides
+    from delift_pipeline.stages.judge import (
+        AnswerSet,
+        JudgeSetup,
+        estimate_judging,
+        judge_answer_sets,
+    )
 
     fields = JudgeOptions.model_fields.keys() & given.keys()
     options = validated(JudgeOptions, {name: given[name] for name in fields})
@@ -147,16 +152,18 @@ def judge(
         named = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
         raise Refused(f"{named} is for a judge that runs here", field="--endpoint")
     local = None if endpoint else flags.options(model)
-    panel, form = Panel(Home.at(home), options, local), f"write VERSION/ARM or VERSION/{BASE_MODEL}"
-    sides = [Side(*split_adapter(name, Fault(f"{name!r}: {form}", field="arm"))) for name in arms]
-    cost = estimate_judging(panel, sides)
+    setup = JudgeSetup(Home.at(home), options, local)
+    form = f"write VERSION/ARM or VERSION/{BASE_MODEL}"
+    faults = [Fault(f"{name!r}: {form}", field="arm") for name in arms]
+    answers = [AnswerSet(*split_adapter(*one)) for one in zip(arms, faults, strict=True)]
+    cost = estimate_judging(setup, answers)
     shown = shared.progress()
     if estimate:
         shared.print_json(vars(cost)) if as_json else print(_cost_line(cost))
         return
     shown.say(_cost_line(cost))
-    refuse_unwritable_folder(panel.home.root, "--home")
-    found = judge_sides(panel, sides, shown)
+    refuse_unwritable_folder(setup.home.root, "--home")
+    found = judge_answer_sets(setup, answers, shown)
     shared.print_json([one.as_json() for one in found]) if as_json else _print_scores(found)
 
 
@@ -168,7 +175,7 @@ def _cost_line(cost: "Estimate") -> str:
     )
 
 
-def _print_scores(found: "list[JudgedSide]") -> None:
+def _print_scores(found: "list[JudgedAnswers]") -> None:
     from rich.console import Console
 
     table = _arms_table(["score", "scored", "no score", "no reply", "minus first"])
@@ -177,5 +184,5 @@ def _print_scores(found: "list[JudgedSide]") -> None:
         mean = with_error(scores.mean, scores.se, 2, ascii_only=True)
         beside = with_error(gap.mean, gap.se, 2, sign=True, ascii_only=True) if gap else "-"
         counts = (scores.scored, scores.unparsable, scores.failed)
-        table.add_row(str(one.side), mean, *(f"{count:,}" for count in counts), beside)
+        table.add_row(str(one.answers), mean, *(f"{count:,}" for count in counts), beside)
     Console().print(table)

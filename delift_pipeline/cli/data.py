@@ -60,7 +60,7 @@ def ingest(
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.model_files import check_local_model
     from delift_pipeline.scoring.options import read_options
-    from delift_pipeline.stages.ahead import announce_reading
+    from delift_pipeline.stages.announce import announce_reading
 
     if model is not None:
         check_local_model(read_options({"model": model}, {"model": "--model"}))
@@ -183,7 +183,7 @@ def select(
     shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
     with _named_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), shared.progress())
-    shared.print_notes((*report.facts["notes"], *report.said))
+    shared.print_notes((*report.facts["notes"], *report.sentences))
     stream = shared.message_stream(request.out, why)
     shared.print_result(as_json, report.facts, report.text(), stream)
 

@@ -191,7 +191,7 @@ def read_input(
     """
     from delift_pipeline.records.left_out import left_out_notes
     from delift_pipeline.records.read import read_records
-    from delift_pipeline.stages.ahead import announce_reading
+    from delift_pipeline.stages.announce import announce_reading
 
     announce_reading([files], progress())
     mapping, chosen = column_mapping(column), ids_choice(ids)

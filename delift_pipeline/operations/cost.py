@@ -21,7 +21,7 @@ from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
 from delift_pipeline.stages.arms import Arm, Arms, load_arms
-from delift_pipeline.stages.plan import wanted_pairs
+from delift_pipeline.stages.plan import plan_inputs
 from delift_pipeline.stages.score import scorable_pairs, unscorable_of
 from delift_pipeline.stages.subset import refuse_inapplicable
 from delift_pipeline.training.log import read_training_log
@@ -218,7 +218,7 @@ def _blocks(
     left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
     """Pairs by block: counted where there is a plan of as many neighbours, else bounded."""
-    wanted = wanted_pairs(home, dataset, arms)
+    wanted = plan_inputs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
     folder = home.plan(dataset.version)
     plan, near = read_manifest(folder), None

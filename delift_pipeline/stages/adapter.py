@@ -1,4 +1,4 @@
-"""The stage behind `adapter`: the base model fine-tuned on an arm's subset."""
+"""The stage behind `adapter`: fine-tune the base model on an arm's subset."""
 
 import shutil
 from collections.abc import Iterator
@@ -30,10 +30,13 @@ CODE_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Trained(Result):
-    """A stored adapter, and its addresses in MLflow by title.
+class AdapterResult(Result):
+    """A stored adapter.
 
-    One that is found is byte for byte as it was checked when it was made.
+    A reused adapter has the same bytes as when it was trained and checked.
+
+    Attributes:
+        links: Addresses in MLflow by title.
     """
 
     log: TrainingLog
@@ -48,24 +51,24 @@ def make_adapter(
     tracker: Tracker | None,
     progress: Progress,
     run_id: str | None = None,
-) -> Trained:
-    """Fine-tune on the arm's subset, unless the same was done on the same records.
+) -> AdapterResult:
+    """Fine-tune on the arm's subset, unless the stored adapter comes from the same inputs.
 
-    The continual arm goes on from its parent's adapter where there is one.
+    A continual arm starts from an adapter of a parent version, if there is one.
 
     Raises:
-        Refused: there is no subset yet, or it holds no record that fits the window.
+        Refused: there is no subset yet, or none of its records fits the window.
         DeliftError: training failed.
     """
     dataset, folder = load_version(home, version), home.adapter(version, arm.name)
     subset = subset_manifest(home, version, arm.name)
     records = subset_records(home, dataset, arm.name)
     fingerprint, name = fingerprint_of(model).digest, portable_name(model.model)
-    start, started_from = _start(home, dataset, arm)
+    start, start_parents = _parent_adapter(home, dataset, arm)
     parents = {
         f"subset:{version}:{arm.name}": subset.content_hash,
         "model": fingerprint,
-        **started_from,
+        **start_parents,
     }
     settings = arm.model_dump(mode="json")
     request = {"training": arm.training.request, "seed": arm.seed, "dtype": model.dtype}
@@ -78,15 +81,14 @@ def make_adapter(
     if manifest is None:
         from delift_pipeline.training.run import train, untrained
 
-        kept = folder.with_name(f".checkpoints-{folder.name}")
-        checkpoints = kept if arm.training.checkpoint_every else None
-        with _tracking(run), replacing_folder(folder) as temporary:
-            made = (arm.seed, temporary)
+        checkpoints = folder.with_name(f".checkpoints-{folder.name}")
+        with _track_run(run), replacing_folder(folder) as temporary:
             if arm.traits.reference == "base":
-                log = untrained(arm.training, model, *made)
+                log = untrained(arm.training, model, arm.seed, temporary)
             else:
-                how = (start, progress, run and run.on_step, checkpoints)
-                log = train(arm.training, model, records, *made, *how)
+                resume = checkpoints if arm.training.checkpoint_every else None
+                how = (arm.seed, temporary, start, progress, run and run.on_step, resume)
+                log = train(arm.training, model, records, *how)
             artifact = f"adapter:{version}:{arm.name}"
             write_trained_on(temporary, artifact, records["record_id"], log.records_left_out, start)
             manifest = Manifest(
@@ -100,14 +102,14 @@ def make_adapter(
                     "steps": log.steps,
                     "trainable_parameters": log.trainable_parameters,
                 },
-                details={"method": log.method, "started_from": next(iter(started_from), None)},
+                details={"method": log.method, "started_from": next(iter(start_parents), None)},
                 request=request,
                 code_version=CODE_VERSION,
                 run_id=run_id,
             )
             manifest.write(temporary)
             write_card(temporary, dataset, arm.name, settings, name, records, manifest, subset, log)
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     log = read_training_log(folder)
     if run and not reused:
         run.trained(manifest, log)
@@ -116,23 +118,23 @@ def make_adapter(
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
         run.replay(manifest, log)
     links = links_of(folder, run.tracker) if run else {}
-    return Trained(home, folder, manifest, reused, log, links)
+    return AdapterResult(home, folder, manifest, reused, log, links)
 
 
 def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
-    """The manifest of an arm's subset.
+    """Return the manifest of an arm's subset.
 
     Raises:
-        Refused: it is not materialised yet.
+        Refused: the subset is not materialised yet.
     """
     reason = f"{version} has no subset of {arm} yet: materialise `subset` first"
     return required_manifest(home.subset(version, arm), reason, field="arm")
 
 
 def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFrame:
-    """The subset's records (`RECORD_SCHEMA`) in rank order.
+    """Return the subset's records (`RECORD_SCHEMA`) in rank order.
 
-    A record that is replayed and no longer in the pool is taken from the version it came with.
+    A replayed record that the pool does not hold is read from the version that holds it.
     """
     ranked = pl.read_parquet(home.subset(dataset.version, arm) / SUBSET, columns=["record_id"])
     known = dataset.pool
@@ -141,8 +143,13 @@ def subset_records(home: Home, dataset: DatasetVersion, arm: str) -> pl.DataFram
     return ranked.join(known, on="record_id", how="left", maintain_order="left")
 
 
-def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, dict[str, str]]:
-    """The parent's adapter that a continual arm goes on from: its own, else its kin's."""
+def _parent_adapter(
+    home: Home, dataset: DatasetVersion, arm: Arm
+) -> tuple[Path | None, dict[str, str]]:
+    """Return the adapter that a continual arm starts from, and its entry in the lineage.
+
+    It is the parent version's adapter of the same arm, else of its instruction-tuning arm.
+    """
     if arm.stage != "continual" or arm.traits.reference == "base":
         return None, {}
     for parent in dataset.parents:
@@ -155,8 +162,8 @@ def _start(home: Home, dataset: DatasetVersion, arm: Arm) -> tuple[Path | None, 
 
 
 @contextmanager
-def _tracking(run: TrackedArm | None) -> Iterator[None]:
-    """Begin an arm's run in MLflow; a failure closes it as failed."""
+def _track_run(run: TrackedArm | None) -> Iterator[None]:
+    """Begin an arm's run in MLflow, and mark it as failed if the work inside fails."""
     if run is not None:
         run.begin()
     try:
@@ -168,7 +175,7 @@ def _tracking(run: TrackedArm | None) -> Iterator[None]:
 
 
 def _is_intact(folder: Path, stored: Manifest) -> bool:
-    """Whether the weights are byte for byte those that were checked when they were made."""
+    """Whether the stored weights have the bytes that the manifest was written for."""
     try:
         return weights_hash(folder) == stored.content_hash
     except DeliftError:

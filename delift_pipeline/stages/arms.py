@@ -1,4 +1,4 @@
-"""Arms: one tracked experiment cell each (stage x selector x options), read from `arms.yaml`."""
+"""Arms: the tracked experiments of a home, read from `arms.yaml`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -35,13 +35,13 @@ SECTIONS = ("plan", "automation", "defaults", "selectors", "arms")
 COMPARISONS = tuple(
     name for name, one in SELECTORS.items() if one.traits.reference in ("random", "whole")
 )
-"""Selectors that every other arm's report is read beside, so they are made first."""
+"""Selectors of the reference arms `random` and `full`. They run first, for other reports to use."""
 
 
-def _check(check: Callable[..., object], *given: Any) -> None:
-    """Call what refuses values; pydantic takes a refusal as a `ValueError`."""
+def _call_check(check: Callable[..., object], *values: Any) -> None:
+    """Call a check, and raise its refusal as the `ValueError` that pydantic expects."""
     try:
-        check(*given)
+        check(*values)
     except Refused as refused:
         raise ValueError(refused.faults[0].reason) from refused
 
@@ -50,10 +50,10 @@ class PlanOptions(BaseModel):
     """How pairs are planned for a version.
 
     Attributes:
-        coverage: Overrides the versions' own: `neighbours`, `all`, or `auto` (all where an enabled
-            arm needs every pair and the pool is within dense_limit).
-        dense_limit: Largest pool for which every pair is scored when an arm needs it.
-        neighbours: Nearest prompts scored per record.
+        coverage: Which pairs to plan: `neighbours`, `all`, or `auto` (all if an enabled arm needs
+            every pair and the pool is within `dense_limit`). None uses the version's own value.
+        dense_limit: The largest pool for which `auto` plans every pair.
+        neighbours: How many near prompts are scored for each record.
         embedder: `tfidf`, `minilm`, or a sentence-transformers folder or hub id.
     """
 
@@ -66,24 +66,24 @@ class PlanOptions(BaseModel):
 
     @field_validator("embedder")
     @classmethod
-    def _needs_no_model(cls, embedder: str) -> str:
+    def _check_embedder(cls, embedder: str) -> str:
         if embedder == MODEL:
-            said = "pairs are planned without the model: choose tfidf or minilm here"
-            raise ValueError(said + ", and model in a selector's options")
+            reason = "pairs are planned without the model: choose tfidf or minilm here"
+            raise ValueError(reason + ", and model in a selector's options")
         return embedder
 
 
 class AutomationOptions(BaseModel):
-    """What the sensors may start by themselves, once they are switched on.
+    """What the sensors start by themselves once they are switched on.
 
     Attributes:
-        train: Train and evaluate the arms too, not only select.
-        seconds: Least time between two evaluations of a sensor.
-        retries: How often a step is tried again after a failure that may pass.
-        retry_seconds: Wait before the first retry, doubled before each further one.
-        isolate_steps: Each step of a run in a process of its own, whose memory is given back; false
-            saves some seconds a step.
-        webhook: An http(s) address that alerts are posted to; $DELIFT_ALERT_URL comes first.
+        train: Whether arms are also trained and evaluated, or only subsets are selected.
+        seconds: The least time between two evaluations of a sensor.
+        retries: How often a step is retried after a failure that may be temporary.
+        retry_seconds: The wait before the first retry. Each further wait is twice as long.
+        isolate_steps: Run each step in a process of its own, which frees its memory at the end.
+            False saves some seconds for each step.
+        webhook: The http(s) address that alerts are sent to, unless $DELIFT_ALERT_URL is set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,23 +97,24 @@ class AutomationOptions(BaseModel):
 
     @field_validator("webhook")
     @classmethod
-    def _can_be_posted_to(cls, webhook: str | None) -> str | None:
+    def _check_webhook(cls, webhook: str | None) -> str | None:
         if webhook is not None:
-            _check(checked_webhook, webhook)
+            _call_check(checked_webhook, webhook)
         return webhook
 
 
 class ArmSettings(BaseModel):
-    """What `arms.yaml` says of one arm.
+    """The settings of one arm in `arms.yaml`.
 
     Attributes:
-        enabled: False keeps a retired arm listed and asks for no more runs of it.
-        budget: Below 1 a share of the pool, an integer from 1 a count, `full` for all,
-            `20000tokens`, or `auto` (`auto:0.05`): as many as pay.
-        rules: Records pinned in or out, quotas and caps.
-        balance: Columns that the version keeps, to compare pool and subset by beside the usual.
-        seed: Seeds the selector (where it draws) and the training.
-        options: The selector's options, complete and validated by its own model.
+        enabled: False keeps an arm in the list but starts no more runs of it.
+        budget: A number below 1 is a share of the pool, an integer from 1 is a count. `full` takes
+            all records, `20000tokens` limits the tokens, and `auto` (or `auto:0.05`) stops when the
+            gains become small.
+        rules: Pinned and excluded records, quotas and caps.
+        balance: Further columns to compare pool and subset by. The version must keep them.
+        seed: The seed of random choices of the selector and of training.
+        options: All options of the selector, validated by the selector's own model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,34 +130,34 @@ class ArmSettings(BaseModel):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _means_something(cls, budget: BudgetText) -> BudgetText:
-        _check(parse_budget, budget, sys.maxsize)
+    def _check_budget(cls, budget: BudgetText) -> BudgetText:
+        _call_check(parse_budget, budget, sys.maxsize)
         return budget
 
 
 class Arm(ArmSettings):
-    """One arm: what is selected, how it is trained and how it is measured.
+    """One arm: what it selects, how it trains and how it is evaluated.
 
     Attributes:
-        name: `stage.selector[-variant]`; never renamed.
+        name: `stage.selector[-variant]`. Stored results use it, so an arm is never renamed.
     """
 
     name: str
 
     @model_validator(mode="after")
-    def _can_be_kept_to(self) -> "Arm":
-        ruled = (self.budget, self.rules.asked, sys.maxsize, self.options)
-        _check(refuse_impossible, self.selector, self.stage, *ruled)
+    def _check_budget_and_rules(self) -> "Arm":
+        settings = (self.budget, self.rules.asked, sys.maxsize, self.options)
+        _call_check(refuse_impossible, self.selector, self.stage, *settings)
         return self
 
     @property
     def traits(self) -> Traits:
-        """The traits of its selector."""
+        """The traits of the arm's selector."""
         return SELECTORS[self.selector].traits
 
     @property
     def stage(self) -> Stage:
-        """The part of the name before the first dot."""
+        """The fine-tuning stage: the part of the name before the first dot."""
         return cast(Stage, self.name.split(".", 1)[0])
 
     @property
@@ -167,7 +168,7 @@ class Arm(ArmSettings):
 
 @dataclass(frozen=True)
 class Arms:
-    """All arms and the options they share."""
+    """All arms of a home, and the options that they share."""
 
     plan: PlanOptions
     automation: AutomationOptions
@@ -178,14 +179,14 @@ class Arms:
 
     @property
     def names(self) -> list[str]:
-        """All names, enabled or not, in the file's order."""
+        """The names of all arms, enabled or not, in the order of the file."""
         return [arm.name for arm in self.arms]
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name.
+        """Return the arm of that name.
 
         Raises:
-            Refused: there is none; the sentence names those there are.
+            Refused: there is no such arm. The message lists the arms that exist.
         """
         if name in self.names:
             return self.arms[self.names.index(name)]
@@ -193,16 +194,16 @@ class Arms:
         raise Refused(reason, field="arm")
 
     def of_stages(self, stages: tuple[str, ...]) -> list[Arm]:
-        """Enabled arms of these stages, the comparisons (random, full) first."""
+        """Return the enabled arms of these stages, the reference arms random and full first."""
         chosen = [arm for arm in self.arms if arm.enabled and arm.stage in stages]
         return sorted(chosen, key=lambda arm: arm.selector not in COMPARISONS)
 
 
 def load_arms(home: Home | None = None) -> Arms:
-    """The arms of a home: its own `arms.yaml` over the shipped one.
+    """Load the arms of a home: the settings of its own `arms.yaml` replace the shipped ones.
 
     Raises:
-        Refused: every fault of the file at once, each with its field.
+        Refused: the file has faults. They are reported together, each with its field.
     """
     own = (home or Home.at()).arms_file
     if own.is_file():
@@ -211,34 +212,35 @@ def load_arms(home: Home | None = None) -> Arms:
 
 
 @cache
-def _shipped() -> dict[str, Any]:
-    """The shipped `arms.yaml`."""
+def _shipped_settings() -> dict[str, Any]:
+    """Return the settings of the shipped `arms.yaml`."""
     shipped = resources.files("delift_pipeline.defaults").joinpath("arms.yaml")
     return parse_yaml(shipped.read_text("utf-8"), "arms.yaml").value
 
 
 def read_arms(text: str, file: str) -> Arms:
-    """The arms of an `arms.yaml`; what it does not give is as in the shipped file.
+    """Read the arms of an `arms.yaml`. A setting that it lacks has the value of the shipped file.
 
     `plan`, `automation`, `defaults` and `selectors` inherit field by field. A file with an `arms:`
     block lists all arms of its home, and each inherits from the shipped arm of the same name. A
     file without that block keeps the shipped arms.
 
     Raises:
-        Refused: every fault at once.
+        Refused: the file has faults. They are reported together.
     """
-    reader, shipped = _ArmsReader(text, file), _shipped()
-    given = reader.given
-    plan = reader.validated(PlanOptions, _over(shipped["plan"], given["plan"]), "plan")
-    automation = _over(shipped["automation"], given["automation"])
-    automation = reader.validated(AutomationOptions, automation, "automation")
-    defaults = _with_training(shipped["defaults"], given["defaults"])
+    reader, shipped = _ArmsReader(text, file), _shipped_settings()
+    sections = reader.sections
+    plan = reader.validate(PlanOptions, _merge(shipped["plan"], sections["plan"]), "plan")
+    automation = _merge(shipped["automation"], sections["automation"])
+    automation = reader.validate(AutomationOptions, automation, "automation")
+    defaults = _merge_settings(shipped["defaults"], sections["defaults"])
     selectors = reader.selectors()
-    names = given["arms"] if reader.lists_arms else shipped["arms"]
+    names = sections["arms"] if reader.lists_arms else shipped["arms"]
     arms = [reader.arm(name, defaults, selectors) for name in names]
     if reader.faults:
         raise Refused(*sorted(dict.fromkeys(reader.faults), key=lambda fault: fault.line or 0))
-    assert plan is not None and automation is not None  # else there is a fault
+    # Invalid options are a fault, so these are valid here.
+    assert plan is not None and automation is not None
     return Arms(plan, automation, tuple(filter(None, arms)))
 
 
@@ -248,29 +250,32 @@ class _ArmsReader:
     def __init__(self, text: str, file: str) -> None:
         document = parse_yaml(text, file)
         self.file, self.lines, self.faults = file, document.lines, list(document.repeated)
-        given = self.mapping(document.value, "")
-        self.lists_arms = given.get("arms") is not None
-        self.given = {name: self.mapping(given.get(name), name) for name in SECTIONS}
-        for name in map(str, given):
+        settings = self.mapping(document.value, "")
+        self.lists_arms = settings.get("arms") is not None
+        self.sections = {name: self.mapping(settings.get(name), name) for name in SECTIONS}
+        for name in map(str, settings):
             if name not in SECTIONS:
                 self.refuse(unknown_name(name, list(SECTIONS)), name)
 
     def selectors(self) -> dict[str, dict[str, Any]]:
-        """The options of each selector that any file names; this file's are validated."""
-        options = dict(_shipped()["selectors"])
-        for name, given in self.given["selectors"].items():
+        """Return the options of each selector, and validate those that this file sets."""
+        options = dict(_shipped_settings()["selectors"])
+        for name, own in self.sections["selectors"].items():
             field = f"selectors.{name}"
             if name not in SELECTORS:
                 self.refuse(unknown_name(str(name), sorted(SELECTORS)), field)
                 continue
-            options[name] = _over(options.get(name, {}), self.mapping(given, field))
-            self.validated(SELECTORS[name].options_model, options[name], field)
+            options[name] = _merge(options.get(name, {}), self.mapping(own, field))
+            self.validate(SELECTORS[name].options_model, options[name], field)
         return options
 
     def arm(
         self, name: Any, defaults: dict[str, Any], selectors: dict[str, dict[str, Any]]
     ) -> Arm | None:
-        """One arm over the shipped arm of that name, over the defaults; None if it is faulty."""
+        """Return one arm, or None if it has a fault.
+
+        It inherits from the shipped arm of its name, and that from the defaults.
+        """
         field = f"arms.{name}"
         if not ARM_PATTERN.fullmatch(str(name)):
             stages = f"where stage is one of {', '.join(STAGES)}."
@@ -280,35 +285,35 @@ class _ArmsReader:
         if selector not in SELECTORS:
             reason = f"Its selector {unknown_name(selector, sorted(SELECTORS))}"
             return self.refuse(reason, field)
-        own = self.mapping(self.given["arms"].get(name), field)
-        settings = _with_training(_shipped()["arms"].get(name) or {}, own)
-        settings = _with_training(defaults, settings)
-        given = self.mapping(settings.get("options"), f"{field}.options")
-        options = self.validated(
+        own = self.mapping(self.sections["arms"].get(name), field)
+        settings = _merge_settings(_shipped_settings()["arms"].get(name) or {}, own)
+        settings = _merge_settings(defaults, settings)
+        own_options = self.mapping(settings.get("options"), f"{field}.options")
+        options = self.validate(
             SELECTORS[selector].options_model,
-            _over(selectors.get(selector, {}), given),
+            _merge(selectors.get(selector, {}), own_options),
             f"{field}.options",
             inherited_from=f"selectors.{selector}",
         )
         settings["options"] = options.model_dump(mode="json") if options else {}
-        sound = self.validated(ArmSettings, settings, field, inherited_from="defaults")
-        if sound is None or options is None:
+        valid = self.validate(ArmSettings, settings, field, inherited_from="defaults")
+        if valid is None or options is None:
             return None
-        return self.validated(Arm, settings | {"name": name}, field)
+        return self.validate(Arm, settings | {"name": name}, field)
 
     def mapping(self, value: Any, field: str) -> dict[str, Any]:
-        """A value that has to be a mapping; empty where nothing is given, or anything else."""
+        """Return a value that must be a mapping; an empty one if it is absent or a fault."""
         if value is not None and not isinstance(value, dict):
             self.refuse(f"This must be a mapping of names to values (got {value!r}).", field)
         return value if isinstance(value, dict) else {}
 
-    def validated(
+    def validate(
         self, model: type[T], value: Any, field: str, inherited_from: str = ""
     ) -> T | None:
-        """The value as its model, or None after its faults are collected.
+        """Return the value as a model, or collect its faults and return None.
 
-        A fault names the field that holds the value: the one below `field` if this file gives it,
-        else the one below `inherited_from`.
+        A fault names the field below `field` if this file sets it there, else the field below
+        `inherited_from`.
         """
         try:
             return model.model_validate(value)
@@ -322,11 +327,11 @@ class _ArmsReader:
             return None
 
     def refuse(self, reason: str, field: str) -> None:
-        """Collect one fault, with the line of the field or of what holds it."""
+        """Collect one fault, with the line of its field or of the nearest field around it."""
         self.faults.append(Fault(reason, self.file, self.line_of(field), field or None))
 
     def line_of(self, field: str, below: str = "") -> int | None:
-        """The line of a field, or of the nearest field around it that lies below another."""
+        """Return the line of a field, or of the nearest field around it that is inside `below`."""
         while field and field != below:
             if field in self.lines:
                 return self.lines[field]
@@ -338,11 +343,11 @@ def _selector_of(name: str) -> str:
     return name.split(".", 1)[1].split("-", 1)[0]
 
 
-def _with_training(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` over `base`, where training is told how long it takes only once.
+def _merge_settings(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Merge `settings` into `base`, so that the length of training is set only once.
 
-    `steps`, `epochs` and `preset` answer the same question, so that settings which give one of
-    them inherit none of them. A preset is a complete set of values and inherits nothing.
+    `steps` and `epochs` both set that length, so settings with one of them inherit neither. A
+    preset is a complete set of values, so settings with a preset inherit no training value.
     """
     own, inherited = settings.get("training"), base.get("training")
     if isinstance(own, dict) and isinstance(inherited, dict):
@@ -351,14 +356,14 @@ def _with_training(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
         elif own.get("steps") is not None or own.get("epochs") is not None:
             inherited = {k: v for k, v in inherited.items() if k not in ("steps", "epochs")}
         base = base | {"training": inherited}
-    return _over(base, settings)
+    return _merge(base, settings)
 
 
-def _over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` over `base`, mapping by mapping; an empty entry of a mapping says nothing."""
+def _merge(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Merge `settings` into `base`. An empty entry keeps the mapping of `base`."""
     result = dict(base)
     for key, value in settings.items():
         if isinstance(result.get(key), dict) and (value is None or isinstance(value, dict)):
-            value = _over(result[key], value or {})
+            value = _merge(result[key], value or {})
         result[key] = value
     return result

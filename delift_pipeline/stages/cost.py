@@ -1,4 +1,4 @@
-"""What records and pairs cost: tokens of a budget, and pairs that an arm lacks."""
+"""Costs of records and pairs: the tokens of records, and the pairs that an arm lacks."""
 
 import polars as pl
 
@@ -13,15 +13,15 @@ from delift_pipeline.scoring.report import duration_text, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.budget import TOKENS, BudgetText, parse_budget
 from delift_pipeline.stages.arms import Arm, load_arms
-from delift_pipeline.stages.plan import too_dear
+from delift_pipeline.stages.plan import reason_not_dense
 
-REDO = "pair_plan, in_context_logprobs and utility_kernel"
+STEPS_TO_REPEAT = "pair_plan, in_context_logprobs and utility_kernel"
 
 
 def cost_sentence(
     home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str, absent: list[str]
 ) -> str:
-    """Why an arm cannot be chosen without the `absent` kernel blocks, and what these would cost."""
+    """Say why an arm cannot select without the `absent` kernel blocks, and what these cost."""
     store = ScoreStore(home.scores(fingerprint))
 
     def cost(pairs: int, of: str = "") -> str:
@@ -29,14 +29,16 @@ def cost_sentence(
         time = f", about {duration_text(pairs / rate)} here" if rate and pairs else ""
         return f"needs {pairs:,} more pairs{of}{time}"
 
-    every = f"set coverage: all (plan.coverage in arms.yaml) and materialise {REDO} again"
+    every = (
+        f"set coverage: all (plan.coverage in arms.yaml) and materialise {STEPS_TO_REPEAT} again"
+    )
     if "self" in absent:
         plan = read_manifest(home.plan(dataset.version))
         planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
         return f"arm {arm.name} {cost(dataset.pool.height**2 - planned)}; {every}"
     if "replay" in absent:
         ids = tuple(existing_of(home, dataset, arm.name).records["record_id"])
-        if why := too_dear(dataset, len(ids), load_arms(home).plan):
+        if why := reason_not_dense(dataset, len(ids), load_arms(home).plan):
             more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs
             return (
                 f"arm {arm.name} replays from {len(ids):,} existing records, and "
@@ -45,19 +47,18 @@ def cost_sentence(
             )
     return (
         f"arm {arm.name} needs the {' and '.join(absent)} pairs of {dataset.version}, which were "
-        f"not planned: materialise {REDO} again (delift run --version {dataset.version} "
+        f"not planned: materialise {STEPS_TO_REPEAT} again (delift run --version {dataset.version} "
         f"--arm {arm.name})"
     )
 
 
 def with_token_counts(pool: pl.DataFrame, budget: BudgetText, model: ModelOptions) -> pl.DataFrame:
-    """The pool with a column `tokens`, where the budget is in tokens; else the pool as it is.
+    """Return the pool with a column `tokens` if the budget is in tokens, else the pool unchanged.
 
-    Instruction, input and output are counted with the model's tokenizer, without what a template
-    writes around them.
+    The model's tokenizer counts instruction, input and output, without the text of a template.
 
     Raises:
-        Refused: the budget means nothing, or the model has no tokenizer.
+        Refused: the budget is not valid, or the model has no tokenizer.
     """
     if parse_budget(budget, pool.height).tokens is None:
         return pool
@@ -67,6 +68,6 @@ def with_token_counts(pool: pl.DataFrame, budget: BudgetText, model: ModelOption
     tokenizer = load_tokenizer(model_folder(model), model)
     total = pl.Series(TOKENS, [0] * pool.height)
     for name in TEXT_FIELDS:
-        found = tokenizer(pool[name].fill_null("").to_list(), add_special_tokens=False)
-        total += pl.Series([len(ids) for ids in found["input_ids"]])
+        encoded = tokenizer(pool[name].fill_null("").to_list(), add_special_tokens=False)
+        total += pl.Series([len(ids) for ids in encoded["input_ids"]])
     return pool.with_columns(total.alias(TOKENS))

@@ -1,4 +1,4 @@
-"""The stage behind `raw_dataset`: a stored version, or one taken from the inbox."""
+"""The stage behind `raw_dataset`: open a stored version, or ingest one from the inbox."""
 
 from dataclasses import dataclass
 
@@ -12,24 +12,25 @@ CODE_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Dataset(Result):
+class DatasetResult(Result):
     """A stored dataset version.
 
     Attributes:
-        rejected: Why something else under its name in the inbox was rejected; None if nothing was.
+        rejected: Why another file of its name in the inbox was refused; None if there was none.
     """
 
     dataset: DatasetVersion
     rejected: Refused | None
 
 
-def open_dataset(home: Home, version: str) -> Dataset:
-    """The stored version, ingested from the inbox where it is not stored yet.
+def open_dataset(home: Home, version: str) -> DatasetResult:
+    """Return the stored version; ingest it from the inbox if it is not stored yet.
 
-    Something else under the name of a stored version is rejected, and the version stays as it is.
+    If the inbox holds something else under the name of a stored version, that is refused and the
+    stored version stays as it is.
 
     Raises:
-        Refused: it is neither stored nor in the inbox, or what is in the inbox is faulty.
+        Refused: the version is neither stored nor in the inbox, or its file there is faulty.
         DeliftError: the stored files are damaged.
     """
     stored, rejected = version in home.versions(), None
@@ -41,4 +42,4 @@ def open_dataset(home: Home, version: str) -> Dataset:
                 raise
             rejected = refused
     dataset = load_version(home, version)
-    return Dataset(home, home.dataset(version), dataset.manifest, stored, dataset, rejected)
+    return DatasetResult(home, home.dataset(version), dataset.manifest, stored, dataset, rejected)

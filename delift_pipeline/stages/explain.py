@@ -1,6 +1,7 @@
-"""Why a record was chosen or not: everything that is stored about it, and what its tokens say.
+"""Explain why a record was chosen or dropped.
 
-What is stored is a subset of a version, or the file of reasons that `delift select --why` wrote.
+The explanation is read from the stored subset of a version, or from the file of reasons that
+`delift select --why` wrote.
 """
 
 import json
@@ -32,7 +33,7 @@ from delift_pipeline.selection.trust import (
 from delift_pipeline.stages.arms import load_arms
 from delift_pipeline.stages.result import known_records, required_manifest
 from delift_pipeline.stages.score import unscorable_of
-from delift_pipeline.stages.suspects import kept_changes
+from delift_pipeline.stages.suspects import stored_token_changes
 
 NEIGHBOURS = 5
 REASON_KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
@@ -41,22 +42,23 @@ NO_REASONS = "is no line of reasons: write the file anew with delift select --wh
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one record under one arm.
+    """Everything that is known about one record under one arm.
 
     Attributes:
-        record: Its texts, task, source and source ids.
-        rank: From 0; None where dropped.
-        gain: What it added to the objective, None where nothing was maximised.
-        self_share: Share of the gain that is its own row.
+        record: The texts, task, source and source ids of the record.
+        rank: Its rank in the subset, from 0. None if it was dropped.
+        gain: What it added to the objective. None if the selector maximises none.
+        self_share: The share of the gain that comes from the record's own row of the kernel.
         replayed: Whether it was chosen from the existing records.
-        covers: Records it covers best, with their texts.
+        covers: The records that it covers best, with their texts.
         covered_by: The chosen record that covers it best, with its text, or None.
-        coverage: How well.
-        near_duplicates: The other records of its group, with their texts.
-        evidence: Trust, and the near prompts that speak most against it; None where not scored.
-        unscorable: Why it cannot be scored, and so not be chosen by its scores; None where it can.
-        tokens: Per neighbour each answer token's log-probability alone and after it, where a model
-            was given, or a report has kept them of a suspected record.
+        coverage: How well that record covers it.
+        near_duplicates: The other records of its group of near duplicates, with their texts.
+        evidence: Its trust, and the near prompts that disagree most. None if it is not scored.
+        unscorable: Why it cannot be scored, and so not be chosen by its scores. None if it can.
+        tokens: For each neighbour, the log-probability of each answer token alone and its change
+            after that neighbour. They come from the model, or from a stored report of a suspected
+            record. Empty without either.
     """
 
     version: str
@@ -80,14 +82,14 @@ class Explanation:
 def explain(
     home: Home, version: str, arm: str, record: str, model: ModelOptions | None = None
 ) -> Explanation:
-    """Explain one record of an arm's subset or of what it dropped.
+    """Explain why an arm chose or dropped one record.
 
-    `record` is a record_id, the beginning of one, or the file's own id. Where a model is given, the
-    answer's tokens are scored after the neighbours named.
+    `record` is a record_id, the beginning of one, or a source id. With a model, the answer's tokens
+    are scored after each of the neighbours in the evidence.
 
     Raises:
         Refused: there is no such version, arm, subset or record.
-        DeliftError: what is stored is damaged.
+        DeliftError: stored files are damaged.
     """
     dataset, folder = load_version(home, version), home.subset(version, arm)
     load_arms(home).arm(arm)
@@ -97,24 +99,24 @@ def explain(
     name = find_record(known, record, "no record of the version")
     texts = {row["record_id"]: row for row in known.iter_rows(named=True)}
 
-    def named(other: str) -> dict[str, str]:
+    def summary_of(other: str) -> dict[str, str]:
         own = texts[other]["source_ids"][0] if other in texts else other
         return {"record_id": other, "source_id": own, "text": text_of(texts, other)}
 
     reader = None if model is None else LanguageModel(model, home)
-    evidence = _evidence(home, version, manifest, dataset.pool, name, reader)
-    shown, changes = None, []
+    evidence = _read_evidence(home, version, manifest, dataset.pool, name, reader)
+    evidence_json, changes = None, []
     if evidence is not None:
         near = [
-            {**asdict(one), "disagrees": one.disagrees, **named(one.record_id)}
+            {**asdict(one), "disagrees": one.disagrees, **summary_of(one.record_id)}
             for one in evidence.neighbours
         ]
-        shown = {**evidence.as_json(), "neighbours": near}
+        evidence_json = {**evidence.as_json(), "neighbours": near}
         if reader is None:
-            changes = kept_changes(home, version, str(manifest.fingerprint)).get(name, [])
+            changes = stored_token_changes(home, version, str(manifest.fingerprint)).get(name, [])
         else:
-            wanted = {name: [one.record_id for one in evidence.neighbours]}
-            changes = token_changes(reader, texts, wanted)[name]
+            neighbours = {name: [one.record_id for one in evidence.neighbours]}
+            changes = token_changes(reader, texts, neighbours)[name]
     frames = [pl.read_parquet(folder / file) for file in (SUBSET, DROPPED)]
     own = pl.col("record_id") == name
     rows = (row for frame in frames for row in frame.filter(own).iter_rows(named=True))
@@ -126,32 +128,32 @@ def explain(
         arm,
         name,
         texts[name],
-        **_facts(next(rows, {}), alike, named),
-        evidence=shown,
+        **_facts(next(rows, {}), alike, summary_of),
+        evidence=evidence_json,
         unscorable=unscorable_of(home, version, manifest.fingerprint).get(name),
         tokens=[
-            {**change.as_json(), "source_id": named(change.record_id)["source_id"]}
+            {**change.as_json(), "source_id": summary_of(change.record_id)["source_id"]}
             for change in changes
         ],
     )
 
 
 def _facts(
-    row: Mapping[str, Any], alike: Iterable[str], named: Callable[[str], dict[str, str]]
+    row: Mapping[str, Any], alike: Iterable[str], summary_of: Callable[[str], dict[str, str]]
 ) -> dict[str, Any]:
-    """What a row of the chosen or the dropped records says; a target record has an empty one."""
+    """Return the fields of a row of chosen or dropped records. Target records have no row."""
     by = row.get("covered_by")
     return {
         "selected": "rank" in row,
-        "covers": [named(other) for other in row.get("covers") or ()],
-        "covered_by": None if by is None else named(by),
-        "near_duplicates": [named(other) for other in alike],
+        "covers": [summary_of(other) for other in row.get("covers") or ()],
+        "covered_by": None if by is None else summary_of(by),
+        "near_duplicates": [summary_of(other) for other in alike],
         "replayed": bool(row.get("replayed")),
         **{key: row.get(key) for key in ("rank", "gain", "self_share", "coverage")},
     }
 
 
-def _evidence(
+def _read_evidence(
     home: Home,
     version: str,
     manifest: Manifest,
@@ -159,56 +161,58 @@ def _evidence(
     name: str,
     reader: LanguageModel | None,
 ) -> Evidence | None:
-    """What near prompts say, from the kernel that the subset was chosen with."""
+    """Compute the record's trust from the kernel that the subset was chosen with."""
     if manifest.fingerprint is None:
         return None
-    asked = {}
+    trust_options = {}
     if traits_of(manifest.request["selector"]).weighs_trust:
         options = manifest.request["options"]
-        asked = {key: options[key] for key in ("embedder", "floor") if key in options}
-    if asked.get("embedder") == MODEL and reader is None:
-        said = "trust was read from the model's own embeddings here: name the model"
-        raise Refused(said, field="--model")
+        trust_options = {key: options[key] for key in ("embedder", "floor") if key in options}
+    if trust_options.get("embedder") == MODEL and reader is None:
+        reason = "trust was read from the model's own embeddings here: name the model"
+        raise Refused(reason, field="--model")
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
     except DeliftError:
         return None
-    return evidence_of(trust_of(block, pool, **asked, model=reader), name, NEIGHBOURS)
+    return evidence_of(trust_of(block, pool, **trust_options, model=reader), name, NEIGHBOURS)
 
 
 def explain_file(path: Path, record: str) -> Explanation:
-    """Explain one record of what `delift select --why` wrote; `record` as for `explain`.
+    """Explain one record of the file that `delift select --why` wrote.
+
+    `record` is a record_id, the beginning of one, or a source id.
 
     Raises:
-        Refused: the file cannot be read or holds something else, or not one record is meant.
+        Refused: the file is not a readable file of reasons, or `record` does not name one record.
     """
     known = {row["record_id"]: row for row in _read_reasons(path)}
     sources = [[row["source_id"]] for row in known.values()]
     ids = pl.DataFrame({"record_id": list(known), "source_ids": sources})
     row = known[find_record(ids, record, "no record of the file")]
 
-    def named(other: str) -> dict[str, str]:
-        found = known.get(other, {"source_id": other, "text": other})
-        return {"record_id": other, "source_id": found["source_id"], "text": found["text"]}
+    def summary_of(other: str) -> dict[str, str]:
+        row = known.get(other, {"source_id": other, "text": other})
+        return {"record_id": other, "source_id": row["source_id"], "text": row["text"]}
 
     suspected, evidence = row["suspected"] or (), None
     if row["trust"] is not None:
         neighbours = []
         for one in suspected:
             disagrees = (one["helps"] or 0.0) + (one["helped"] or 0.0) < 0
-            neighbours.append({**named(one["record_id"]), **one, "disagrees": disagrees})
-        low = row["trust"] < SUSPECTED_BELOW
-        evidence = {"trust": row["trust"], "suspected": low, "neighbours": neighbours}
+            neighbours.append({**summary_of(one["record_id"]), **one, "disagrees": disagrees})
+        is_low = row["trust"] < SUSPECTED_BELOW
+        evidence = {"trust": row["trust"], "suspected": is_low, "neighbours": neighbours}
     return Explanation(
         str(path),
         "delift select",
         row["record_id"],
         {"text": row["text"], "source_ids": [row["source_id"]]},
-        **_facts(row, row["near_duplicates"], named),
+        **_facts(row, row["near_duplicates"], summary_of),
         evidence=evidence,
         unscorable=row.get("unscorable"),
         tokens=[
-            {**one["tokens"], "source_id": named(one["record_id"])["source_id"]}
+            {**one["tokens"], "source_id": summary_of(one["record_id"])["source_id"]}
             for one in suspected
             if one.get("tokens")
         ],
@@ -217,7 +221,7 @@ def explain_file(path: Path, record: str) -> Explanation:
 
 def _read_reasons(path: Path) -> list[dict[str, Any]]:
     try:
-        # Not splitlines(), which also ends a line at characters that a text may hold.
+        # splitlines() would also split at characters that a record's text may hold.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error

@@ -1,4 +1,4 @@
-"""What `delift select` is asked for, what it reads, and what it answers."""
+"""The request of `delift select`, the records that it reads, and its report."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,26 +21,26 @@ from delift_pipeline.selection.run import unscorable_notes
 from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
 from delift_pipeline.selection.trust import evidence_of, text_of
 
-SHOWN_IDS = 5
+MOST_IDS = 5
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `delift select` was asked for.
+    """A request to choose records from files.
 
     Attributes:
-        file: The pool: a file, a folder of files, or several.
-        target: Examples of the task to choose for, or None.
-        existing: Records the model is trained on already, or None.
-        stage: None takes the one that fits what is given.
-        budget: A share, a count, `full`, tokens or `auto`, as typed.
-        mapping: Column by field.
-        skip_bad: Leave faulty rows out and list their faults beside `out`.
-        out: Where the chosen records go.
-        why: Where the reasons go, or None.
-        balance: Columns of the file to compare pool and subset by, beside task and source.
-        rules: Records pinned in or out (ids or files), quotas and caps.
-        ids: `ignore` drops the files' own ids.
+        file: The pool: a file, a folder of files, or several of these.
+        target: Example records of the task to choose for, or None.
+        existing: Records that the model was already trained on, or None.
+        stage: The fine-tuning stage. None takes the stage that fits the other files.
+        budget: A share, a count, a number of tokens, `full` or `auto`, as the user typed it.
+        mapping: The column of the file for each field.
+        skip_bad: Leave faulty rows out, and list their faults in a file next to `out`.
+        out: The file to write the chosen records to.
+        why: The file to write the reasons to, or None.
+        balance: Columns to compare pool and subset by, in addition to task and source.
+        rules: Pinned and excluded records (ids or files), quotas and caps.
+        ids: `ignore` drops the source ids of the files.
     """
 
     file: Inputs
@@ -62,13 +62,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Sets:
-    """The records to choose from and those they are chosen for.
+    """The records to choose from, and those they are chosen for.
 
     Attributes:
         read: The files by name (`file`, `target`, `existing`), to write chosen rows back unchanged.
-        pool: D; in the continual stage the file's records that are not among the existing ones.
-        target: D_T, or None.
-        existing: D_E, or None.
+        pool: The pool D. In the continual stage it leaves out records that exist already.
+        target: The target set D_T, or None.
+        existing: The existing records D_E, or None.
     """
 
     stage: Stage
@@ -78,41 +78,41 @@ class Sets:
     existing: pl.DataFrame | None
 
     @property
-    def whole(self) -> pl.DataFrame:
+    def pool_and_existing(self) -> pl.DataFrame:
         """D and D_E together."""
         return self.pool if self.existing is None else pl.concat([self.pool, self.existing])
 
     @property
-    def everything(self) -> pl.DataFrame:
+    def all_records(self) -> pl.DataFrame:
         """D, D_T and D_E together, each record once."""
         frames = [frame for frame in (self.pool, self.target, self.existing) if frame is not None]
         return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
 
     @property
     def left_out(self) -> int:
-        """Faulty rows left out of all files."""
+        """How many faulty rows of all files are left out."""
         return sum(file.left_out for file in self.read.values())
 
     @property
     def faults(self) -> list[Fault]:
-        """Why they were."""
+        """The faults of these rows."""
         return [fault for file in self.read.values() for fault in file.faults]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was chosen, at what cost.
+    """What was chosen, and what it cost.
 
     Attributes:
         facts: The report as one JSON document.
-        said: What is said of it besides; it follows from the numbers.
+        sentences: Further sentences for people, which follow from the numbers.
     """
 
     facts: dict[str, Any]
-    said: tuple[str, ...]
+    sentences: tuple[str, ...]
 
     def text(self) -> str:
-        """The report for people."""
+        """Return the report for people."""
         facts = self.facts
         lines = [
             f"{facts['selected']:,} of {facts['pool']:,} records ({facts['stage']}): {facts['out']}"
@@ -135,7 +135,7 @@ class Report:
         return "\n".join(lines)
 
 
-def report_of(
+def build_report(
     request: Request,
     sets: Sets,
     selection: Selection,
@@ -144,17 +144,17 @@ def report_of(
     fingerprint: str,
     seconds: float,
 ) -> Report:
-    """Put the report together.
+    """Build the report of a selection.
 
-    `table` compares pool and subset group by group; `scored` is None where no score was read.
+    `table` compares pool and subset group by group. `scored` is None if no score was read.
     """
     file, faults = sets.read["file"], sets.faults
-    listed = faults_path(request.out, first_input(request.file)) if faults else None
-    notes = left_out_notes(faults, sets.left_out, listed)
+    faults_file = faults_path(request.out, first_input(request.file)) if faults else None
+    notes = left_out_notes(faults, sets.left_out, faults_file)
     notes += dict.fromkeys(note for one in sets.read.values() for note in one.notes)
     if file.folded:
         record = file.frame.filter(pl.col("copies") > 1).row(0, named=True)
-        first, *others = record["source_ids"][: SHOWN_IDS + 1]
+        first, *others = record["source_ids"][: MOST_IDS + 1]
         example = f"{', '.join(others)} into {first}" if others else f"all rows with the id {first}"
         notes.append(
             f"{file.folded:,} of {file.read:,} rows repeat the prompt and answer of an earlier row "
@@ -184,7 +184,7 @@ def report_of(
         "folded": file.folded,
         "left_out": sets.left_out,
         "faults": fault_counts(faults),
-        "faults_file": str(listed) if listed else None,
+        "faults_file": str(faults_file) if faults_file else None,
         "unscorable": len(scored.unscorable) if scored else 0,
         "cuts": dict(scored.cuts) if scored else {},
         "seconds": round(seconds, 3),
@@ -195,33 +195,33 @@ def report_of(
         "diagnostics": diagnostics.as_json() if diagnostics else {},
         "balance": table.to_dicts(),
     }
-    said = (*(diagnostics.lines() if diagnostics else ()), *vanished(table))
-    return Report(facts, said)
+    sentences = (*(diagnostics.lines() if diagnostics else ()), *vanished(table))
+    return Report(facts, sentences)
 
 
 def reasons_text(
     selection: Selection,
     pool: pl.DataFrame,
-    whole: pl.DataFrame,
+    pool_and_existing: pl.DataFrame,
     reader: LanguageModel,
     unscorable: Mapping[str, str],
 ) -> str:
-    """One JSON line a record: the chosen in rank order, then the dropped in file order.
+    """Return one JSON line for each record: chosen records by rank, then dropped ones in order.
 
-    `suspected` holds the near prompts that speak most against a record with little trust, and is
-    null where nothing is suspected; of the `MOST_RECORDS` least trusted each of them says with
-    `tokens` what it does to the record's answer. In `near_duplicates` stand the other records of
-    its group. `unscorable` says why a record could not be scored, and is null where it could.
+    `suspected` holds the near prompts that disagree most with a suspected record, and is null for
+    other records. For the `MOST_RECORDS` least trusted records, `tokens` says how each near prompt
+    changes the tokens of the record's answer. `near_duplicates` holds the other records of its
+    group. `unscorable` says why a record cannot be scored, and is null if it can.
     """
     subset, dropped = subset_frames(selection, pool)
     rows = [*subset.iter_rows(named=True), *dropped.iter_rows(named=True)]
-    texts = {row["record_id"]: row for row in whole.iter_rows(named=True)}
+    texts = {row["record_id"]: row for row in pool_and_existing.iter_rows(named=True)}
     groups: dict[int, list[str]] = {}
     for record, group in selection.duplicates.items():
         groups.setdefault(group, []).append(record)
     trust, ids = selection.trust, [row["record_id"] for row in rows]
-    found = [] if trust is None else [evidence_of(trust, record) for record in ids]
-    suspects = {one.record_id: one for one in found if one is not None and one.suspected}
+    evidences = [] if trust is None else [evidence_of(trust, record) for record in ids]
+    suspects = {one.record_id: one for one in evidences if one is not None and one.suspected}
     least = sorted(suspects.values(), key=lambda one: (one.trust, one.record_id))[:MOST_RECORDS]
     disagreeing = {
         one.record_id: [near.record_id for near in one.neighbours if near.disagrees]

@@ -1,4 +1,4 @@
-"""Judge the stored answers of arms, side by side."""
+"""Let a judge score the stored answers of arms."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +24,8 @@ ROWS, FACTS, PAGE = "judged.parquet", "judged.json", "judged.html"
 
 
 @dataclass(frozen=True)
-class Side:
-    """One model's answers: `version` and an arm's name, or `initial` for the base model."""
+class AnswerSet:
+    """The answers of one model: a version with an arm's name, or `initial` for the base model."""
 
     version: str
     arm: str
@@ -35,25 +35,29 @@ class Side:
 
 
 @dataclass(frozen=True)
-class JudgedSide:
-    """A side, what the judge said of it, and that minus the first side's, paired by record."""
+class JudgedAnswers:
+    """A set of answers with its scores.
 
-    side: Side
+    Attributes:
+        minus_first: The scores minus those of the first set, paired by record. None for the first.
+    """
+
+    answers: AnswerSet
     judged: Judged
     minus_first: Difference | None
 
     def as_json(self) -> dict[str, Any]:
-        """All but the single replies."""
+        """Everything but the single replies."""
         gap = asdict(self.minus_first) if self.minus_first else None
-        return {"arm": str(self.side), **self.judged.as_json(), "minus_first": gap}
+        return {"arm": str(self.answers), **self.judged.as_json(), "minus_first": gap}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A judge, ready to be asked about a home's answers.
+class JudgeSetup:
+    """A judge for the answers of a home.
 
     Attributes:
-        model: How a local judge is loaded; None for an endpoint.
+        model: The model of a judge that runs here. None if the judge is at an endpoint.
     """
 
     home: Home
@@ -62,14 +66,14 @@ class Panel:
 
     @property
     def folder(self) -> Path:
-        """Where this judge's replies are kept: a local judge is known by its weights."""
+        """The folder of this judge's replies. The weights identify a judge that runs here."""
         from delift_pipeline.scoring.fingerprint import fingerprint_of
 
         model = {"model": fingerprint_of(self.model).digest} if self.model else {}
         return self.home.judgements(digest_json(self.options.identity | model)[:32])
 
     def judge(self) -> Judge:
-        """The judge itself; a local one is loaded here."""
+        """Return the judge. A judge that runs here is loaded now."""
         if self.model is None:
             return EndpointJudge(self.options)
         from delift_pipeline.scoring.model import load_model
@@ -77,45 +81,51 @@ class Panel:
         return LocalJudge(load_model(self.model), self.options)
 
 
-def estimate_judging(panel: Panel, sides: Sequence[Side]) -> Estimate:
-    """What judging the sides takes, earlier replies not counted."""
+def estimate_judging(setup: JudgeSetup, answer_sets: Sequence[AnswerSet]) -> Estimate:
+    """Estimate requests, tokens and price. Answers that were judged before cost nothing."""
     questions = [
-        one for side in sides for one in questions_for(_samples(panel.home, side), panel.options)
+        one
+        for answers in answer_sets
+        for one in questions_for(_samples(setup.home, answers), setup.options)
     ]
-    return estimate(questions, panel.folder, panel.options)
+    return estimate(questions, setup.folder, setup.options)
 
 
-def judge_sides(panel: Panel, sides: Sequence[Side], progress: Progress) -> list[JudgedSide]:
-    """Judge the stored answers of each side; what was judged before is not asked again.
+def judge_answer_sets(
+    setup: JudgeSetup, answer_sets: Sequence[AnswerSet], progress: Progress
+) -> list[JudgedAnswers]:
+    """Let the judge score stored answers. An answer that it scored before is not sent again.
 
-    Writes `judged.parquet` (one row a question), `judged.json` and `judged.html` under
+    Writes `judged.parquet` (one row for each question), `judged.json` and `judged.html` under
     `judgements/<judge>/<version>/<arm>/`.
 
     Raises:
-        Refused: a side has no report, or its report no generated answers.
+        Refused: an arm has no report, or its report has no generated answers.
     """
-    asked = {side: questions_for(_samples(panel.home, side), panel.options) for side in sides}
-    judge, folder = panel.judge(), panel.folder
-    found = {side: ask(judge, questions, folder, progress) for side, questions in asked.items()}
-    judged = []
-    for side, one in found.items():
-        gap = _gap(one, found[sides[0]]) if side != sides[0] else None
-        judged.append(JudgedSide(side, one, gap))
-        _write(panel, judged[-1])
-    return judged
+    first, questions = answer_sets[0], {}
+    for answers in answer_sets:
+        questions[answers] = questions_for(_samples(setup.home, answers), setup.options)
+    judge, folder = setup.judge(), setup.folder
+    scores = {answers: ask(judge, some, folder, progress) for answers, some in questions.items()}
+    results = []
+    for answers, one in scores.items():
+        gap = _difference(one, scores[first]) if answers != first else None
+        results.append(JudgedAnswers(answers, one, gap))
+        _write(setup, results[-1])
+    return results
 
 
 def judgement_facts(
-    panel: Panel | None, version: str, arm: str, progress: Progress
+    setup: JudgeSetup | None, version: str, arm: str, progress: Progress
 ) -> dict[str, float | int]:
-    """What the judge says of an arm's answers, to be shown beside its report.
+    """Return the judge's scores of an arm's answers, to show next to its report.
 
-    The report's own content and data version stay as they are: a judgement is an opinion about
-    it, kept in the judge's folder.
+    They are stored in the judge's folder, so the content and data version of the report stay
+    unchanged.
     """
-    if panel is None:
+    if setup is None:
         return {}
-    (one,) = judge_sides(panel, [Side(version, arm)], progress)
+    (one,) = judge_answer_sets(setup, [AnswerSet(version, arm)], progress)
     scores = one.judged.overall
     facts: dict[str, float | int] = {
         f"judge_{name}": getattr(scores, name) for name in ("scored", "unparsable", "failed")
@@ -125,21 +135,21 @@ def judgement_facts(
     return facts
 
 
-def _samples(home: Home, side: Side) -> pl.DataFrame:
-    if side.arm == BASE_MODEL:
-        reports = home.root / "reports" / checked_version(side.version)
+def _samples(home: Home, answers: AnswerSet) -> pl.DataFrame:
+    if answers.arm == BASE_MODEL:
+        reports = home.root / "reports" / checked_version(answers.version)
         paths = sorted(reports.glob(f"{BASE_MODEL}-*/{SAMPLES}"))
     else:
-        paths = [home.report(side.version, side.arm) / SAMPLES]
+        paths = [home.report(answers.version, answers.arm) / SAMPLES]
     if len(paths) > 1:
-        reason = f"{side} was measured with {len(paths)} models: judge an arm"
+        reason = f"{answers} was measured with {len(paths)} models: judge an arm"
         raise Refused(reason, field="arm")
     if not paths or not paths[0].is_file():
-        raise Refused(f"{side} has no report yet: evaluate it first", field="arm")
+        raise Refused(f"{answers} has no report yet: evaluate it first", field="arm")
     return pl.read_parquet(paths[0])
 
 
-def _gap(ours: Judged, theirs: Judged) -> Difference | None:
+def _difference(ours: Judged, theirs: Judged) -> Difference | None:
     both = record_means(ours.rows).join(record_means(theirs.rows), on="record_id", suffix="_theirs")
     if both.is_empty():
         return None
@@ -147,15 +157,15 @@ def _gap(ours: Judged, theirs: Judged) -> Difference | None:
     return Difference(mean, error, mean, both.height)
 
 
-def _write(panel: Panel, one: JudgedSide) -> None:
-    folder = panel.folder / one.side.version / one.side.arm
-    facts = {"judge": panel.options.identity, "mode": panel.options.mode, **one.as_json()}
+def _write(setup: JudgeSetup, one: JudgedAnswers) -> None:
+    folder = setup.folder / one.answers.version / one.answers.arm
+    facts = {"judge": setup.options.identity, "mode": setup.options.mode, **one.as_json()}
     write_parquet(folder / ROWS, one.judged.rows)
     write_json(folder / FACTS, facts)
     plots = []
     for name, scores in one.judged.dimensions.items():
-        shown = [Bar(score, n, None, f"{n:,}") for score, n in scores.distribution.items()]
-        drawn = svg(bars({"": shown}), "answers by score")
-        plots.append({"title": name.replace("_", " "), "svg": drawn})
-    page = render("judged.html.j2", title=f"{one.side} as judged", facts=facts, plots=plots)
+        counts = [Bar(score, n, None, f"{n:,}") for score, n in scores.distribution.items()]
+        plot = svg(bars({"": counts}), "answers by score")
+        plots.append({"title": name.replace("_", " "), "svg": plot})
+    page = render("judged.html.j2", title=f"{one.answers} as judged", facts=facts, plots=plots)
     write_text(folder / PAGE, page)

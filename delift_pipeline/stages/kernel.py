@@ -1,4 +1,4 @@
-"""The stage behind `utility_kernel`: scores become utilities, block by block."""
+"""The stage behind `utility_kernel`: compute utilities from scores, block by block."""
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import up_to_date
@@ -7,28 +7,28 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import neighbour_block, read_neighbours, read_plan
 from delift_pipeline.scoring.store import ScoreStore
-from delift_pipeline.stages.plan import planned_manifest
+from delift_pipeline.stages.plan import plan_manifest
 from delift_pipeline.stages.result import Result, required_manifest
 
 CODE_VERSION = "1"
 
 
 def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | None = None) -> Result:
-    """Build the version's kernel from the stored scores, unless it is there already.
+    """Build the version's kernel from stored scores, unless the stored kernel has the same inputs.
 
     Raises:
-        DeliftError: the plan or scores are missing.
+        DeliftError: the version has no pair plan or no scores.
     """
     fingerprint = fingerprint_of(model).digest
-    planned = planned_manifest(home, version)
-    scored = required_manifest(
+    pair_plan = plan_manifest(home, version)
+    scores = required_manifest(
         home.scored(version, fingerprint, "in_context"),
         f"{version} is not scored with this model: materialise in_context_logprobs",
     )
     request = {"fingerprint": fingerprint}
     parents = {
-        f"plan:{version}": planned.content_hash,
-        f"scores:{version}": scored.content_hash,
+        f"plan:{version}": pair_plan.content_hash,
+        f"scores:{version}": scores.content_hash,
     }
     folder = home.kernel(version, fingerprint)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
@@ -42,8 +42,8 @@ def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | Non
         fingerprint,
         ScoreStore(home.scores(fingerprint)),
         plan,
-        unscorable=scored.details["unscorable"],
-        # Where the plan holds every pair, the near ones become a block of their own.
+        unscorable=scores.details["unscorable"],
+        # A plan of every pair has no block of near pairs, which trust needs. Add it here.
         neighbours=neighbour_block(own.targets, near) if own and own.dense and near else None,
         parents=parents,
         request=request,

@@ -1,4 +1,4 @@
-"""The stage behind `leaderboard`: all reports in one table and one page."""
+"""The stage behind `leaderboard`: write all reports as one table and one page."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ CODE_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Leaderboard(Result):
-    """The stored leaderboard, as rows and as a table."""
+class LeaderboardResult(Result):
+    """The stored leaderboard, as rows and as a data frame."""
 
     rows: list[Row]
     frame: pl.DataFrame
 
 
-def make_leaderboard(home: Home, run_id: str | None = None) -> Leaderboard:
-    """Write `reports/leaderboard/` from the reports that are there."""
+def make_leaderboard(home: Home, run_id: str | None = None) -> LeaderboardResult:
+    """Write `reports/leaderboard/` from all stored reports."""
     rows = leaderboard.leaderboard_rows(home)
     page, frame = leaderboard.write_leaderboard(home, rows), leaderboard.leaderboard_frame(rows)
     manifest = Manifest(
@@ -34,4 +34,4 @@ def make_leaderboard(home: Home, run_id: str | None = None) -> Leaderboard:
         run_id=run_id,
     )
     manifest.write(home.leaderboard)
-    return Leaderboard(home, page, manifest, False, rows, frame)
+    return LeaderboardResult(home, page, manifest, False, rows, frame)

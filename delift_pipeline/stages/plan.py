@@ -1,4 +1,4 @@
-"""The stage behind `pair_plan`: which pairs the enabled arms of a version need."""
+"""The stage behind `pair_plan`: plan the pairs that the enabled arms of a version need."""
 
 from dataclasses import dataclass, field
 
@@ -21,17 +21,17 @@ CODE_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the enabled, applicable arms of a version read together.
+class PlanInputs:
+    """What the arms of a version read together: the enabled ones that apply to it.
 
     Attributes:
         self_pairs: `all` where an arm needs every pair and may have it, else `neighbours`; `none`
-            where no arm reads near pairs and they are not wanted for their own sake.
-        target_pairs: Whether D_T x D is wanted.
-        existing: D_E of all continual arms together; None where none is wanted.
-        replay: D_E of the arms that replay from it; None where none does, or may.
-        parents: Artifacts that D_E was read from -> hash.
-        notes: Sentences on arms whose pairs are not planned, and why.
+            where no arm reads near pairs and `near_for_trust` does not ask for them.
+        target_pairs: Whether an arm reads D_T x D.
+        existing: D_E of all continual arms together; None where no arm reads it.
+        replay: D_E of the arms that replay from it; None where no arm does, or may.
+        parents: The name of each artifact that D_E was read from, with its hash.
+        notes: One sentence for each arm whose pairs are not planned, with the reason.
     """
 
     self_pairs: SelfPairs
@@ -43,10 +43,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Planned(Result):
-    """A stored plan, and what the arms read that it was made for."""
+class PlanResult(Result):
+    """A stored pair plan, and the inputs it was made for."""
 
-    wanted: Wanted
+    inputs: PlanInputs
 
 
 def plan_pairs(
@@ -57,41 +57,41 @@ def plan_pairs(
     *,
     progress: Progress | None = None,
     near_for_trust: bool = True,
-) -> Planned:
+) -> PlanResult:
     """Plan the version's pairs, unless the same plan is stored.
 
-    It is made for the enabled arms that apply to the version. `near_for_trust` plans near pairs
-    where no arm reads them.
+    The plan serves the enabled arms that apply to the version. `near_for_trust` plans near pairs
+    for the trust of records, even if no arm reads them.
 
     Raises:
         Refused: the version is unknown or the embedder cannot be loaded.
     """
     dataset, folder = load_version(home, version), home.plan(version)
-    wanted = wanted_pairs(home, dataset, arms, near_for_trust)
-    existing, replay = wanted.existing, wanted.replay
+    inputs = plan_inputs(home, dataset, arms, near_for_trust)
+    existing, replay = inputs.existing, inputs.replay
     request = {
-        "self_pairs": wanted.self_pairs,
-        "target_pairs": wanted.target_pairs,
+        "self_pairs": inputs.self_pairs,
+        "target_pairs": inputs.target_pairs,
         "existing": digest_text(*existing["record_id"]) if existing is not None else None,
         "neighbours": arms.plan.neighbours,
         "embedder": arms.plan.embedder,
         **({"replay": digest_text(*replay["record_id"])} if replay is not None else {}),
     }
-    parents = {f"dataset:{version}": dataset.manifest.content_hash, **wanted.parents}
+    parents = {f"dataset:{version}": dataset.manifest.content_hash, **inputs.parents}
     if manifest := up_to_date(folder, request, parents, CODE_VERSION):
-        return Planned(home, folder, manifest, True, wanted)
+        return PlanResult(home, folder, manifest, True, inputs)
     neighbours = None
-    if wanted.self_pairs != "none":
+    if inputs.self_pairs != "none":
         embeddings = embed(prompt_texts(dataset.pool), arms.plan.embedder)
-        shown = progress or SilentProgress()
-        with tracked(shown, "near prompts", dataset.pool.height, "records") as meter:
+        bar = progress or SilentProgress()
+        with tracked(bar, "near prompts", dataset.pool.height, "records") as meter:
             neighbours = nearest(embeddings, arms.plan.neighbours, meter.advance)
     plan = build_plan(
         dataset.pool,
         dataset.target,
         existing,
-        self_pairs=wanted.self_pairs,
-        target_pairs=wanted.target_pairs,
+        self_pairs=inputs.self_pairs,
+        target_pairs=inputs.target_pairs,
         existing_pairs=existing is not None,
         neighbours=neighbours,
         existing_rows=dataset.new_records(home) if existing is not None else None,
@@ -107,29 +107,29 @@ def plan_pairs(
         code_version=CODE_VERSION,
         run_id=run_id,
     )
-    return Planned(home, folder, manifest, False, wanted)
+    return PlanResult(home, folder, manifest, False, inputs)
 
 
-def planned_manifest(home: Home, version: str) -> Manifest:
-    """The manifest of a version's plan.
+def plan_manifest(home: Home, version: str) -> Manifest:
+    """Return the manifest of a version's pair plan.
 
     Raises:
-        DeliftError: there is none yet.
+        DeliftError: the version has no plan yet.
     """
     reason = f"{version} has no pair plan yet: materialise pair_plan first"
     return required_manifest(home.plan(version), reason)
 
 
-def wanted_pairs(
+def plan_inputs(
     home: Home, dataset: DatasetVersion, arms: Arms, near_for_trust: bool = True
-) -> Wanted:
-    """Unite what the enabled arms that apply to a version read."""
+) -> PlanInputs:
+    """Collect what the enabled arms that apply to a version read."""
     needs = [
         (arm.name, needs_of(arm.selector, arm.stage, arm.options))
         for arm in arms.of_stages(dataset.stages())
     ]
     dense = [name for name, need in needs if need.self_pairs == "all"]
-    why = too_dear(dataset, dataset.pool.height, arms.plan)
+    why = reason_not_dense(dataset, dataset.pool.height, arms.plan)
     self_pairs: SelfPairs = "neighbours"
     if why is None and (dense or _coverage(dataset, arms.plan) == "all"):
         self_pairs, dense = "all", []
@@ -142,38 +142,39 @@ def wanted_pairs(
         if not (need.existing_pairs or need.replay_pairs):
             continue
         try:
-            found = existing_of(home, dataset, name)
+            existing_records = existing_of(home, dataset, name)
         except Refused as refused:
             notes.append(str(refused))
             continue
-        parents |= found.parents
-        existing += [found.records] * need.existing_pairs
+        parents |= existing_records.parents
+        records = existing_records.records
+        existing += [records] * need.existing_pairs
         if need.replay_pairs:
-            why = too_dear(dataset, found.records.height, arms.plan)
-            said = f"{name} replays, and pairs of existing records are not planned ({why})"
-            replay_notes += [said] if why else []
-            replay += [] if why else [found.records]
-    return Wanted(
+            why = reason_not_dense(dataset, records.height, arms.plan)
+            note = f"{name} replays, and pairs of existing records are not planned ({why})"
+            replay_notes += [note] if why else []
+            replay += [] if why else [records]
+    return PlanInputs(
         self_pairs=self_pairs,
         target_pairs=any(need.target_pairs for _, need in needs),
-        existing=_each_once(existing),
-        replay=_each_once(replay),
+        existing=_unique_records(existing),
+        replay=_unique_records(replay),
         parents=parents,
         notes=(*notes, *replay_notes),
     )
 
 
-def _each_once(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
+def _unique_records(frames: list[pl.DataFrame]) -> pl.DataFrame | None:
     return pl.concat(frames).unique("record_id", maintain_order=True) if frames else None
 
 
 def _coverage(dataset: DatasetVersion, plan: PlanOptions) -> str:
-    """Which pairs are scored: what the plan says, else what the version says."""
+    """Return which pairs are planned: the value of `arms.yaml`, else that of the version."""
     return plan.coverage or dataset.manifest.details["coverage"]
 
 
-def too_dear(dataset: DatasetVersion, n: int, plan: PlanOptions) -> str | None:
-    """Why every pair of n records is not planned though an arm needs it; None where it is."""
+def reason_not_dense(dataset: DatasetVersion, n: int, plan: PlanOptions) -> str | None:
+    """Say why not every pair of n records is planned for an arm that needs it; None if it is."""
     coverage = _coverage(dataset, plan)
     if coverage == "neighbours":
         return "coverage is neighbours"

@@ -1,4 +1,4 @@
-"""The stage behind `eval_report`: an arm on the held-out set, beside base, random and full."""
+"""The stage behind `eval_report`: evaluate an arm, and compare it with the reference arms."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +27,14 @@ from delift_pipeline.scoring.options import ModelOptions, portable_name
 from delift_pipeline.selection.run import BALANCE, SUBSET
 from delift_pipeline.stages.adapter import subset_manifest
 from delift_pipeline.stages.arms import COMPARISONS, Arm, load_arms
-from delift_pipeline.stages.measuring import (
+from delift_pipeline.stages.extra_evaluations import (
     EARLIER,
     IN_CONTEXT,
     Subject,
-    earlier_samples,
     earlier_versions,
-    forgetting_of,
-    in_context_of,
+    in_context_evaluation,
+    measure_forgetting,
+    samples_of_earlier,
 )
 from delift_pipeline.stages.report_tracking import refresh_card, track_report
 from delift_pipeline.stages.result import Result, required_manifest
@@ -45,14 +45,13 @@ CODE_VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An arm's evaluation and those it is read beside.
+class ArmEvaluations:
+    """An arm's evaluation, and those that it is compared with.
 
     Attributes:
-        beside: `initial`, `in_context` where it is asked for (the base model behind this arm's
-            nearest chosen records), and the stage's `random` and `full` arms (None: not evaluated
-            yet).
-        forgetting: The models and held-out sets of earlier versions (continual stage only).
+        beside: The evaluations of `initial`, of `in_context` if the arm asks for it, and of the
+            stage's `random` and `full` arms (None if they are not evaluated yet).
+        forgetting: The matrix of models and held-out sets. None outside the continual stage.
     """
 
     own: Evaluation
@@ -61,16 +60,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Reported(Result):
+class ReportResult(Result):
     """A stored report.
 
     Attributes:
         links: Addresses in MLflow by title.
-        leader: Who is champion now, in one sentence; None where that was settled before.
+        leader: One sentence on who is champion now. None if this report was logged before.
     """
 
     selector: str
-    measured: Measured
+    evaluations: ArmEvaluations
     links: dict[str, str]
     leader: str | None
 
@@ -83,15 +82,14 @@ def make_report(
     tracker: Tracker | None,
     progress: Progress,
     run_id: str | None = None,
-) -> Reported:
-    """Evaluate an arm's adapter on the held-out set, unless the same was done before.
+) -> ReportResult:
+    """Evaluate an arm's adapter on the held-out set, unless the stored report has the same inputs.
 
-    A continual arm's is evaluated on the held-out sets of all earlier versions as well.
-
-    The page is written anew where one of the evaluations it stands beside has changed.
+    A continual arm is also evaluated on the held-out sets of all earlier versions. The page is
+    written again if an evaluation that it is compared with has changed.
 
     Raises:
-        Refused: there is no adapter yet.
+        Refused: the arm has no adapter yet.
         DeliftError: no held-out record can be measured.
     """
     dataset, folder = load_version(home, version), home.report(version, arm.name)
@@ -116,19 +114,20 @@ def make_report(
         **{f"heldout:{one.version}": digest_frame(one.heldout) for one in earlier},
     }
     stored = up_to_date(folder, request, parents, CODE_VERSION)
-    found = read_evaluation(folder) if stored else None
-    own, kept = found or measure(heldout), folder if found else None
-    shown = in_context_of(subject, heldout, kept)
-    rest = earlier_samples(dataset, earlier, kept, measure)
-    forgetting = forgetting_of(subject, earlier, own, rest)
-    in_context = {IN_CONTEXT: shown} if shown else {}
-    beside = {BASE_MODEL: base, **in_context, **_comparisons(subject)}
+    stored_own = read_evaluation(folder) if stored else None
+    own, stored_folder = stored_own or measure(heldout), folder if stored_own else None
+    in_context = in_context_evaluation(subject, heldout, stored_folder)
+    rest = samples_of_earlier(dataset, earlier, stored_folder, measure)
+    forgetting = measure_forgetting(subject, earlier, own, rest)
+    beside: dict[str, Evaluation | None] = {BASE_MODEL: base}
+    beside |= {IN_CONTEXT: in_context} if in_context else {}
+    beside |= _reference_evaluations(subject)
     hashes = {name: other and other.content_hash for name, other in beside.items()}
     details: dict[str, Any] = {"beside": hashes}
     if forgetting is not None:
         details["forgetting"] = digest_json(forgetting.as_json())
     more = [digest_frame(rest)] if rest is not None else []
-    contents = [own.content_hash, *more, *([shown.content_hash] if shown else [])]
+    contents = [own.content_hash, *more, *([in_context.content_hash] if in_context else [])]
     manifest = Manifest(
         kind="report",
         content_hash=digest_json(contents) if contents[1:] else own.content_hash,
@@ -140,45 +139,47 @@ def make_report(
         code_version=CODE_VERSION,
         run_id=stored.run_id if stored else run_id,
     )
-    measured = Measured(own, beside, forgetting)
-    if found is None or stored is None or stored.details != details:
+    evaluations = ArmEvaluations(own, beside, forgetting)
+    if stored_own is None or stored is None or stored.details != details:
         suspects = suspects_of(home, dataset, arm, model, fingerprint, progress)
         with replacing_folder(folder) as temporary:
-            write_report(temporary, _report(subject, measured, suspects))
+            write_report(temporary, _report(subject, evaluations, suspects))
             if rest is not None:
                 write_parquet(temporary / EARLIER, rest)
-            if shown:
-                write_evaluation(temporary / IN_CONTEXT, shown, {"kind": IN_CONTEXT})
+            if in_context:
+                write_evaluation(temporary / IN_CONTEXT, in_context, {"kind": IN_CONTEXT})
             manifest.write(temporary)
         refresh_card(subject, own, beside)
     leader = track_report(subject, manifest, own, beside, tracker) if tracker else None
     links = links_of(trained, tracker) if tracker else {}
-    reused = found is not None
-    return Reported(home, folder, manifest, reused, arm.selector, measured, links, leader)
+    reused = stored_own is not None
+    return ReportResult(home, folder, manifest, reused, arm.selector, evaluations, links, leader)
 
 
-def _comparisons(subject: Subject) -> dict[str, Evaluation | None]:
-    """The stage's plain random and full arms, where they are evaluated with the same model."""
-    home, arm, found = subject.home, subject.arm, {}
+def _reference_evaluations(subject: Subject) -> dict[str, Evaluation | None]:
+    """Read the evaluations of the stage's random and full arms with the same model."""
+    home, arm, evaluations = subject.home, subject.arm, {}
     known = set(load_arms(home).names) - {arm.name}
     for selector in COMPARISONS:
         if (name := f"{arm.stage}.{selector}") in known:
             folder = home.report(subject.dataset.version, name)
             manifest = read_manifest(folder)
             same = manifest is not None and manifest.fingerprint == subject.fingerprint
-            found[selector] = read_evaluation(folder) if same else None
-    return found
+            evaluations[selector] = read_evaluation(folder) if same else None
+    return evaluations
 
 
-def _report(subject: Subject, measured: Measured, suspects: list[dict[str, Any]]) -> ArmReport:
+def _report(
+    subject: Subject, evaluations: ArmEvaluations, suspects: list[dict[str, Any]]
+) -> ArmReport:
     dataset, arm, adapter = subject.dataset, subject.arm, subject.adapter
     version, folder = dataset.version, subject.home.subset(dataset.version, arm.name)
     subset, log = (
         subset_manifest(subject.home, version, arm.name),
         read_training_log(subject.folder),
     )
-    named = ("objective", "value", "value_random", "knee", "tokens", "notes")
-    # Subsets of earlier releases have no balance.
+    details = ("objective", "value", "value_random", "knee", "tokens", "notes")
+    # Subsets that earlier releases stored have no balance.
     balance = pl.read_parquet(folder / BALANCE) if (folder / BALANCE).exists() else pl.DataFrame()
     return ArmReport(
         version=version,
@@ -191,13 +192,13 @@ def _report(subject: Subject, measured: Measured, suspects: list[dict[str, Any]]
         fingerprint=subject.fingerprint,
         pool=subset.counts["pool"],
         subset=pl.read_parquet(folder / SUBSET),
-        evaluation=measured.own,
-        beside=measured.beside,
+        evaluation=evaluations.own,
+        beside=evaluations.beside,
         asked={
             "selector": arm.options,
             **arm.model_dump(mode="json", include={"training", "evaluation"}),
         },
-        objective={key: subset.details[key] for key in named if subset.details.get(key)},
+        objective={key: subset.details[key] for key in details if subset.details.get(key)},
         training=log,
         lineage={
             f"dataset:{version}": dataset.manifest.content_hash,
@@ -208,9 +209,9 @@ def _report(subject: Subject, measured: Measured, suspects: list[dict[str, Any]]
             **({"dagster_run": adapter.run_id} if adapter.run_id else {}),
             **({"git_commit": adapter.git_commit} if adapter.git_commit else {}),
         },
-        seconds={"training": log.seconds, "evaluation": measured.own.seconds},
+        seconds={"training": log.seconds, "evaluation": evaluations.own.seconds},
         diagnostics=subset.details.get("diagnostics", {}),
         suspects=suspects,
         balance=balance.to_dicts(),
-        forgetting=measured.forgetting,
+        forgetting=evaluations.forgetting,
     )

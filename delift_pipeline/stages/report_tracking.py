@@ -1,4 +1,4 @@
-"""What an evaluation leaves outside its report: the model card, the MLflow run, the champion."""
+"""Record an evaluation outside its report: in the model card, in MLflow, and in the champion."""
 
 from collections.abc import Mapping
 
@@ -11,14 +11,14 @@ from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.stages.adapter import subset_manifest, subset_records
 from delift_pipeline.stages.arms import load_arms
-from delift_pipeline.stages.measuring import Subject
+from delift_pipeline.stages.extra_evaluations import Subject
 from delift_pipeline.training.log import read_training_log
 
 Beside = Mapping[str, Evaluation | None]
 
 
 def refresh_card(subject: Subject, own: Evaluation, beside: Beside) -> None:
-    """Write the adapter's model card anew, with what was measured."""
+    """Write the adapter's model card again, with the results of the evaluation."""
     home, dataset, arm, folder = subject.home, subject.dataset, subject.arm, subject.folder
     records = subset_records(home, dataset, arm.name)
     subset, log = subset_manifest(home, dataset.version, arm.name), read_training_log(folder)
@@ -29,10 +29,10 @@ def refresh_card(subject: Subject, own: Evaluation, beside: Beside) -> None:
 def track_report(
     subject: Subject, report: Manifest, own: Evaluation, beside: Beside, tracker: Tracker
 ) -> str | None:
-    """Log metrics, differences, report and card into the arm's MLflow run, and settle who leads.
+    """Log metrics, differences, report and card to the arm's MLflow run, and update the champion.
 
     Returns:
-        One sentence on who is champion; None where nothing was left to log.
+        One sentence on who is champion. None if all of this was logged before.
 
     Raises:
         DeliftError: MLflow cannot be used.

@@ -1,4 +1,4 @@
-"""What every stage returns, and what it reads from the stage before it."""
+"""The result that every stage returns, and the inputs that stages read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from delift_pipeline.records.stored import DatasetVersion, load_version
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage wrote or found.
+    """A stored artifact that a stage wrote, or found stored with the same inputs.
 
     Attributes:
-        reused: Whether it was found whole, so that nothing had to be done.
+        reused: Whether it was stored already, so that the stage had nothing to do.
     """
 
     home: Home
@@ -27,16 +27,16 @@ class Result:
 
     @property
     def path(self) -> str:
-        """The folder, relative to the home."""
+        """The path of the folder, relative to the home."""
         return self.folder.relative_to(self.home.root).as_posix()
 
 
 def required_manifest(folder: Path, reason: str, field: str | None = None) -> Manifest:
-    """The manifest in a folder.
+    """Return the manifest in a folder.
 
     Raises:
-        Refused: there is none, and the user's `field` asked for it.
-        DeliftError: there is none, and no field did.
+        Refused: there is none, and the user asked for it by `field`.
+        DeliftError: there is none, and `field` is None.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -45,7 +45,7 @@ def required_manifest(folder: Path, reason: str, field: str | None = None) -> Ma
 
 
 def known_records(home: Home, dataset: DatasetVersion) -> pl.DataFrame:
-    """The records of a version's pool, of its ancestors' pools and of its target set, each once."""
+    """Return all records of a version's pool, of its ancestors' pools and of its target set."""
     pools = [load_version(home, name).pool for name in ancestors(home, dataset)]
     frames = [dataset.pool, *pools, *([] if dataset.target is None else [dataset.target])]
     return pl.concat(frames).unique("record_id", keep="first", maintain_order=True)

@@ -1,4 +1,4 @@
-"""The stage behind `baseline_logprobs` and `in_context_logprobs`: score what is missing."""
+"""The stage behind `baseline_logprobs` and `in_context_logprobs`: compute missing scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from delift_pipeline.scoring.plan import PairBlock, PairPlan, read_plan
 from delift_pipeline.scoring.report import ScoreReport, pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.run import refuse_unscorable
-from delift_pipeline.stages.ahead import announce_scoring
-from delift_pipeline.stages.plan import planned_manifest
+from delift_pipeline.stages.announce import announce_scoring
+from delift_pipeline.stages.plan import plan_manifest
 from delift_pipeline.stages.result import Result, known_records
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ PARTS: tuple[Part, ...] = ("baseline", "in_context")
 
 
 @dataclass(frozen=True)
-class Scored(Result):
-    """The scores of a version, alone or in context.
+class ScoreResult(Result):
+    """The scores of a version: baseline or in-context.
 
     Attributes:
-        store: Where the scores are, with those of all other versions.
-        report: What was scored now; None where the manifest already said that all are there.
+        store: The store of these scores. It also holds those of other versions.
+        report: What was scored now. None if the manifest said that every score is stored.
     """
 
     part: Part
@@ -49,7 +49,7 @@ class Scored(Result):
 
     @property
     def unscorable(self) -> dict[str, str]:
-        """record_id -> why it cannot be scored."""
+        """Why records cannot be scored, by record_id."""
         return self.manifest.details["unscorable"]
 
 
@@ -63,35 +63,36 @@ def score_version(
     *,
     with_baseline: bool = False,
     encoded: "EncodedRecords | None" = None,
-) -> Scored:
-    """Score what is missing of a version's plan; a kill loses at most the shard in flight.
+) -> ScoreResult:
+    """Compute the missing scores of a version's plan. A kill loses at most one unfinished shard.
 
-    `part` is `baseline` for each answer alone, `in_context` for each planned pair; `with_baseline`
-    scores the baseline as well, with the model loaded once. `encoded` are the records of the plan,
-    where they are encoded already.
+    `part` is `baseline` for each answer alone, or `in_context` for each planned pair.
+    `with_baseline` scores both with one load of the model. `encoded` holds the records of the plan
+    if they are encoded already.
 
     Raises:
         Refused: no record of the pool can be scored, or the model cannot be used.
-        DeliftError: the version has no plan, or the model gives no numbers.
+        DeliftError: the version has no plan, or the model's output is not finite.
     """
     fingerprint = fingerprint_of(model).digest
     folder = home.scored(version, fingerprint, part)
     parents = {
-        f"plan:{version}": planned_manifest(home, version).content_hash,
+        f"plan:{version}": plan_manifest(home, version).content_hash,
         "model": fingerprint,
     }
     plan, store = read_plan(home.plan(version)), ScoreStore(home.scores(fingerprint))
     manifest = up_to_date(folder, {}, parents, CODE_VERSION)
     if manifest and not missing_scores(store, plan, part, manifest.details["unscorable"]):
-        wanted, shards = manifest.counts["wanted"], len(store.shards)
-        progress.say(f"all {wanted:,} scores found in {shards:,} shards")
-        return Scored(home, folder, manifest, True, part, model, plan, store, None)
+        planned, shards = manifest.counts["wanted"], len(store.shards)
+        progress.say(f"all {planned:,} scores found in {shards:,} shards")
+        return ScoreResult(home, folder, manifest, True, part, model, plan, store, None)
     from delift_pipeline.scoring.model import load_encoder
 
     dataset = load_version(home, version)
-    named = pl.DataFrame({"record_id": list(plan.records())})
-    known = known_records(home, dataset)
-    frame = named.join(known, on="record_id", how="inner", maintain_order="left")
+    ids = pl.DataFrame({"record_id": list(plan.records())})
+    frame = ids.join(
+        known_records(home, dataset), on="record_id", how="inner", maintain_order="left"
+    )
     if encoded is None:
         encoded = encode_records(load_encoder(model), frame, progress)
     refuse_unscorable(dataset.pool, encoded.unscorable, "records of the pool")
@@ -123,15 +124,15 @@ def score_version(
         run_id=run_id,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    # A plot of former scores must not outlive them, whenever this process ends.
+    # Delete the plot of the former scores before the manifest that replaces them is written.
     (folder / DISTANCES_PLOT).unlink(missing_ok=True)
     manifest.write(folder)
     reused = report.pairs_scored == 0
-    return Scored(home, folder, manifest, reused, part, model, plan, store, report)
+    return ScoreResult(home, folder, manifest, reused, part, model, plan, store, report)
 
 
 def unscorable_of(home: Home, version: str, fingerprint: str | None) -> dict[str, str]:
-    """record_id -> why it could not be scored; empty where the version is not scored."""
+    """Return why records cannot be scored, by record_id; empty if the version is not scored."""
     if fingerprint is None:
         return {}
     manifest = read_manifest(home.scored(version, fingerprint, "in_context"))
@@ -139,7 +140,7 @@ def unscorable_of(home: Home, version: str, fingerprint: str | None) -> dict[str
 
 
 def encode_records(encoder: "Encoder", frame: pl.DataFrame, progress: Progress) -> "EncodedRecords":
-    """Encode records, once what the user should know of the wording is said."""
+    """Encode records, and tell the user first what is special about their prompts."""
     for note in encoder.notes:
         progress.say(note)
     with tracked(progress, "tokenised", frame.height, "records") as meter:
@@ -156,14 +157,14 @@ def score_plan(
     parts: Sequence[Part] = PARTS,
     encoded: "EncodedRecords | None" = None,
 ) -> ScoreReport:
-    """Score what is missing of a plan; the model is loaded only where something is.
+    """Compute the missing scores of a plan. The model is loaded only if a score is missing.
 
-    `frame` holds all records that the plan names (`RECORD_SCHEMA`), `encoded` the same where they
+    `frame` holds all records of the plan (`RECORD_SCHEMA`), and `encoded` the same records if they
     are encoded already. The report is that of the last of `parts`.
 
     Raises:
         Refused: the model cannot be used, or the home cannot be written.
-        DeliftError: the model gives no numbers.
+        DeliftError: the model's output is not finite.
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
@@ -175,11 +176,11 @@ def score_plan(
         encoded = encode_records(load_encoder(options), frame, progress)
     missing = {part: missing_scores(store, plan, part, encoded.unscorable) for part in parts}
     if not any(missing.values()):
-        wanted, alone = Wanted(plan, encoded, store), parts[-1] == "baseline"
+        pairs, alone = Wanted(plan, encoded, store), parts[-1] == "baseline"
         return ScoreReport(
             pairs_scored=0,
-            pairs_reused=len(encoded.ids) if alone else wanted.pairs,
-            pairs_left_out=0 if alone else wanted.left_out,
+            pairs_reused=len(encoded.ids) if alone else pairs.pairs,
+            pairs_left_out=0 if alone else pairs.left_out,
             shards_found=len(store.shards),
             shards_written=0,
             seconds=0.0,
@@ -195,9 +196,9 @@ def score_plan(
         alone = "baseline" in parts
         return score_together(options, store, frame, encoded, plan, progress, baseline=alone)
     model = load_scorer(options)
-    # The graph scores the two parts in steps of their own, which show their rate as they run.
+    # In the graph each part is a step of its own, which shows its rate while it runs.
     if len(parts) > 1 and frame.height > LARGE:
-        # vLLM would have to be started for a trial.
+        # A trial with vLLM would start its engine just for that.
         if not rate and options.engine != "vllm":
             from delift_pipeline.scoring.engines import engine_for
 
@@ -213,19 +214,19 @@ def score_plan(
 def missing_scores(
     store: ScoreStore, plan: PairPlan, part: Part, unscorable: Mapping[str, str]
 ) -> int:
-    """How many scores of a plan are not in the store, without those that cannot be made."""
+    """Count the scores of a plan that are not stored, without those of unscorable records."""
     if part == "baseline":
         return int((store.baseline(scorable_records(plan, unscorable)).tokens == 0).sum())
     return sum(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
 
 
 def scorable_records(plan: PairPlan, unscorable: Mapping[str, str]) -> tuple[str, ...]:
-    """The records of a plan that can be scored."""
+    """Return the records of a plan that can be scored."""
     return tuple(record for record in plan.records() if record not in unscorable)
 
 
 def scorable_pairs(block: PairBlock, unscorable: Mapping[str, str]) -> int:
-    """Pairs of a block in which both records can be scored."""
+    """Count the pairs of a block in which both records can be scored."""
     good = np.array([record not in unscorable for record in block.targets], dtype=bool)
     return sum(
         int(good[block.targets_of(place)].sum())

@@ -1,4 +1,4 @@
-"""`delift score`: every pair of a file's records, as a table."""
+"""`delift score`: score every pair of a file's records."""
 
 import time
 from pathlib import Path
@@ -15,17 +15,17 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.store import ScoreStore
 from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
-from delift_pipeline.stages.ahead import announce_pairs
+from delift_pipeline.stages.announce import announce_pairs
 from delift_pipeline.stages.score import scorable_records, score_plan
 
 
 def score_file(
     home: Home, records: pl.DataFrame, options: ModelOptions, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Score all records against all and write one row a pair (`scoring.report.SCORE_SCHEMA`).
+    """Score every pair of records and write one row for each (`scoring.report.SCORE_SCHEMA`).
 
     Returns:
-        Counts, seconds, the fingerprint, and where the table is.
+        Counts, seconds, the fingerprint, and the path of the table.
 
     Raises:
         Refused: the model cannot be used, or no record can be scored.
@@ -35,19 +35,19 @@ def score_file(
     started, ids = time.monotonic(), tuple(records["record_id"])
     plan, fingerprint = PairPlan((PairBlock("self", ids, ids),)), fingerprint_of(options).digest
     announce_pairs(home, records, plan.pairs, options, progress)
-    found = score_plan(home, options, records, plan, progress)
-    refuse_unscorable(records, found.unscorable, "records of the file")
-    for note in unscorable_notes(records, found.unscorable, "records"):
+    report = score_plan(home, options, records, plan, progress)
+    refuse_unscorable(records, report.unscorable, "records of the file")
+    for note in unscorable_notes(records, report.unscorable, "records"):
         progress.say(note)
     with writing(out) as temporary:
-        scorable = scorable_records(plan, found.unscorable)
+        scorable = scorable_records(plan, report.unscorable)
         write_parquet(temporary, read_table(ScoreStore(home.scores(fingerprint)), scorable))
     return {
         "records": len(ids),
-        "unscorable": len(found.unscorable),
-        "pairs_scored": found.pairs_scored,
-        "pairs_reused": found.pairs_reused,
-        "cuts": found.cuts,
+        "unscorable": len(report.unscorable),
+        "pairs_scored": report.pairs_scored,
+        "pairs_reused": report.pairs_reused,
+        "cuts": report.cuts,
         "seconds": round(time.monotonic() - started, 3),
         "fingerprint": fingerprint,
         "out": str(out),

@@ -1,4 +1,4 @@
-"""`delift select`: the stages of the graph, run on files in a temporary home."""
+"""`delift select`: run the stages of the graph on files, in a temporary home."""
 
 import sys
 import tempfile
@@ -32,48 +32,48 @@ from delift_pipeline.selection.rules import Rules, records_named
 from delift_pipeline.selection.run import refuse_impossible, refuse_unscorable
 from delift_pipeline.selection.scored import replay_schedule
 from delift_pipeline.selection.selector import Needs
-from delift_pipeline.stages.ahead import announce_pairs, announce_reading
+from delift_pipeline.stages.announce import announce_pairs, announce_reading
 from delift_pipeline.stages.arms import Arm, PlanOptions, load_arms
 from delift_pipeline.stages.cost import with_token_counts
 from delift_pipeline.stages.file_selection import (
-    SHOWN_IDS,
+    MOST_IDS,
     Report,
     Request,
     Sets,
+    build_report,
     reasons_text,
-    report_of,
 )
 from delift_pipeline.stages.kernel import make_kernel
 from delift_pipeline.stages.plan import plan_pairs
 from delift_pipeline.stages.score import encode_records, score_version
-from delift_pipeline.stages.subset import make_subset, refuse_beyond_scored
+from delift_pipeline.stages.subset import make_subset, refuse_unreachable_budget
 
 FILE, EXISTING = "file", "existing"
-"""Versions of the temporary home: the files of the pool, and the records trained on already."""
+"""The versions in the temporary home: the files of the pool, and the existing records."""
 
 
 def select_file(home: Home, request: Request, model: ModelOptions, progress: Progress) -> Report:
-    """Choose records of a file and write them, in rank order, and perhaps the reasons.
+    """Choose records of files, and write them in rank order, with their reasons if asked for.
 
-    The files become a dataset version of a temporary home, which shares the scores of `home`.
+    The files become a dataset version in a temporary home, which shares the scores of `home`.
 
     Raises:
-        Refused: files, options or the model cannot be used; nothing is written.
+        Refused: files, options or the model cannot be used. Nothing is written then.
         DeliftError: scoring failed.
     """
     started = time.monotonic()
     announce_reading((request.file, request.target, request.existing), progress)
-    sets = _read(request)
+    sets = _read_files(request)
     file, pool = sets.read["file"], sets.pool
     columns = file_columns(pool, file, request.balance, "--balance")
     needs = needs_of(request.selector, sets.stage, request.options)
-    # Every pair of a file may be scored, however large it is.
+    # A selector that needs every pair gets it, however large the file is.
     arms = load_arms(home)
     plan = arms.plan.model_copy(update={"coverage": "auto", "dense_limit": sys.maxsize})
-    rules = _rules(request, pool)
-    named = dict.fromkeys(quota.column for quota in rules.quotas)
-    beyond = [name for name in named if name not in pool.columns]
-    kept = text_series(file_columns(pool, file, beyond, "--quota"))
+    rules = _record_rules(request, pool)
+    quota_columns = dict.fromkeys(quota.column for quota in rules.quotas)
+    further = [name for name in quota_columns if name not in pool.columns]
+    file_only = text_series(file_columns(pool, file, further, "--quota"))
     arm = Arm.model_construct(
         name=f"{sets.stage}.{request.selector}",
         budget=request.budget,
@@ -81,32 +81,32 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         options=dict(request.options),
         rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.ban}),
     )
-    # What cannot be kept to is refused before anything is scored.
-    counted, ruled = pool.with_columns(kept), rules != Rules()
+    # A budget or a rule that cannot be met is refused before anything is scored.
+    counted, has_rules = pool.with_columns(file_only), rules != Rules()
     allowed = refuse_impossible(
-        request.selector, sets.stage, request.budget, ruled, pool.height, request.options
+        request.selector, sets.stage, request.budget, has_rules, pool.height, request.options
     )
-    if ruled:
+    if has_rules:
         counted = with_token_counts(counted, arm.budget, model)
         _refuse_infeasible(rules, counted, allowed)
     reader = LanguageModel(model, home, progress)
     fingerprint, encoded, scored = reader.fingerprint, None, None
     if needs.scores:
-        pairs = _pairs_at_most(sets, needs, plan)
-        announce_pairs(home, sets.everything, pairs, model, progress)
-        encoded = encode_records(reader.encoder, sets.everything, progress)
+        pairs = _most_pairs(sets, needs, plan)
+        announce_pairs(home, sets.all_records, pairs, model, progress)
+        encoded = encode_records(reader.encoder, sets.all_records, progress)
         bad, what = encoded.unscorable, "records of the file"
-        share, replayable = refuse_beyond_scored(arm, pool, sets.existing, bad, what)
+        share, replayable = refuse_unreachable_budget(arm, pool, sets.existing, bad, what)
         if needs.target_pairs and sets.target is not None:
             refuse_unscorable(sets.target, bad, "target records")
-        if ruled:
+        if has_rules:
             scorable = sum(record not in bad for record in pool["record_id"])
             new = replay_schedule(allowed.count, share, scorable, replayable).new
             _refuse_infeasible(rules, counted, replace(allowed, count=new), bad)
     unscorable = encoded.unscorable if encoded is not None else {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Home(Path(scratch), shared=home)
-        _store(work, sets, needs, kept)
+        _store_versions(work, sets, needs, file_only)
         if needs.blocks:
             arms = replace(arms, plan=plan, arms=(arm,))
             plan_pairs(work, FILE, arms, progress=progress, near_for_trust=False)
@@ -116,25 +116,25 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
             make_kernel(work, FILE, model)
         chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
     selection = chosen.selection
-    assert selection is not None  # nothing is found in a temporary home
+    assert selection is not None  # a temporary home has no stored subset to reuse
     table = balance(pool, selection.ranking, columns)
-    _write(request, sets, selection, reader, unscorable)
+    _write_outputs(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
     report = scored.report if scored else None
-    return report_of(request, sets, selection, table, report, fingerprint, seconds)
+    return build_report(request, sets, selection, table, report, fingerprint, seconds)
 
 
-def _read(request: Request) -> Sets:
-    """Read all files, every fault of all of them at once."""
+def _read_files(request: Request) -> Sets:
+    """Read all files, and refuse them with the faults of all of them."""
     read, faults = read_parts(
         {"file": request.file, "target": request.target, "existing": request.existing},
         mapping=request.mapping,
         skip_bad=request.skip_bad,
         ids=request.ids,
     )
-    stage, wrong = _stage(request)
-    if faults or wrong:
-        raise Refused(*wrong, *faults)
+    stage, stage_faults = _stage_of(request)
+    if faults or stage_faults:
+        raise Refused(*stage_faults, *faults)
     pool, target, existing = (
         read[name].frame if name in read else None for name in ("file", "target", "existing")
     )
@@ -142,8 +142,8 @@ def _read(request: Request) -> Sets:
     if target is not None:
         shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
         if shared.height:
-            named = ", ".join(shared["source_ids"].list.first().head(SHOWN_IDS))
-            reason = f"shares {shared.height} records with the pool (first: {named}); take them out"
+            ids = ", ".join(shared["source_ids"].list.first().head(MOST_IDS))
+            reason = f"shares {shared.height} records with the pool (first: {ids}); take them out"
             raise Refused(reason, field="--target")
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
@@ -152,61 +152,62 @@ def _read(request: Request) -> Sets:
     return Sets(stage, read, pool, target, existing)
 
 
-def _stage(request: Request) -> tuple[Stage, list[Fault]]:
-    """The stage asked for, or the one that fits the files given, and what contradicts it."""
+def _stage_of(request: Request) -> tuple[Stage, list[Fault]]:
+    """Return the requested stage, or the one that fits the files, and the faults against it."""
     files = (
         ("task_specific", "target", request.target is not None),
         ("continual", "existing", request.existing is not None),
     )
-    fitting = ["instruction_tuning", *(needed for needed, _, given in files if given)]
+    fitting = ["instruction_tuning", *(needed for needed, _, is_present in files if is_present)]
     stage = request.stage or fitting[-1]
     if stage not in STAGES:
         reason = f"{stage!r} is no stage; there are: {', '.join(STAGES)}"
         return "instruction_tuning", [Fault(reason, field="--stage")]
     faults = []
-    for needed, name, given in files:
-        if stage == needed and not given:
+    for needed, name, is_present in files:
+        if stage == needed and not is_present:
             faults.append(Fault(f"the stage {stage} needs --{name} FILE", field="--stage"))
-        if stage != needed and given:
+        if stage != needed and is_present:
             reason = f"is read in the stage {needed} only, not in {stage}"
             faults.append(Fault(reason, field=f"--{name}"))
     return cast(Stage, stage), faults
 
 
-def _rules(request: Request, pool: pl.DataFrame) -> Rules:
-    """The rules in record_ids, where a pin or an exclusion may also be a file of records.
+def _record_rules(request: Request, pool: pl.DataFrame) -> Rules:
+    """Return the rules by record_id. The user may pin or exclude by id or by a file of records.
 
-    What is excluded by a file need not be in the pool: such a file often holds more.
+    A file of excluded records may hold records that are not in the pool.
 
     Raises:
-        Refused: a file cannot be read, or a record pinned in, or excluded by id, is not there.
+        Refused: a file cannot be read, or the pool lacks a record that is pinned or that is
+            excluded by its id.
     """
     ids: dict[str, tuple[str, ...]] = {}
     in_files: dict[str, list[str]] = {}
-    for name, given in (("pin", request.rules.pin), ("exclude", request.rules.exclude)):
-        files = [one for one in given if Path(one).is_file()]
-        ids[name] = tuple(one for one in given if one not in files)
+    for name, texts in (("pin", request.rules.pin), ("exclude", request.rules.exclude)):
+        files = [one for one in texts if Path(one).is_file()]
+        ids[name] = tuple(one for one in texts if one not in files)
         read = [read_records(Path(f), mapping=request.mapping, all_mapped=False) for f in files]
         in_files[name] = [record for one in read for record in one.frame["record_id"]]
-    named, known = request.rules.model_copy(update=ids).rules(pool), set(pool["record_id"])
+    by_id, known = request.rules.model_copy(update=ids).rules(pool), set(pool["record_id"])
     pinned = records_named(pool, in_files["pin"], "pin")
     banned = [record for record in in_files["exclude"] if record in known]
-    pin, ban = dict.fromkeys((*named.pin, *pinned)), dict.fromkeys((*named.ban, *banned))
-    return Rules(tuple(pin), tuple(ban), named.quotas)
+    pin, ban = dict.fromkeys((*by_id.pin, *pinned)), dict.fromkeys((*by_id.ban, *banned))
+    return Rules(tuple(pin), tuple(ban), by_id.quotas)
 
 
 def _refuse_infeasible(
     rules: Rules, pool: pl.DataFrame, budget: Budget, unscorable: Collection[str] = ()
 ) -> None:
-    """Refuse rules that no subset of the pool's scorable records keeps to."""
+    """Refuse rules that no subset of the pool's scorable records can meet."""
     ids = tuple(record for record in pool["record_id"] if record not in unscorable)
     Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)
 
 
-def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
-    """How many pairs are scored at most, before the near ones are found."""
+def _most_pairs(sets: Sets, needs: Needs, options: PlanOptions) -> int:
+    """Return how many pairs are scored at most. The near pairs are not known yet."""
     n, existing = sets.pool.height, 0 if sets.existing is None else sets.existing.height
-    whole = sets.whole.height if needs.existing_records else n
+    whole = sets.pool_and_existing.height if needs.existing_records else n
     near = whole * min(whole - 1, 2 * options.neighbours)
     pairs = {"none": 0, "neighbours": near, "all": n * n}[needs.self_pairs]
     if needs.target_pairs and sets.target is not None:
@@ -215,9 +216,12 @@ def _pairs_at_most(sets: Sets, needs: Needs, options: PlanOptions) -> int:
     return pairs + (existing * existing if needs.replay_pairs else 0)
 
 
-def _store(home: Home, sets: Sets, needs: Needs, kept: Sequence[pl.Series]) -> None:
-    """Store the records as a dataset version, the existing ones as its parent."""
-    pool = sets.whole if needs.existing_records else sets.pool
+def _store_versions(home: Home, sets: Sets, needs: Needs, columns: Sequence[pl.Series]) -> None:
+    """Store the records as a dataset version, and the existing records as its parent.
+
+    `columns` are columns of the file that quotas count by.
+    """
+    pool = sets.pool_and_existing if needs.existing_records else sets.pool
     versions = [(FILE, pool, sets.target, [])]
     if sets.existing is not None:
         versions = [(FILE, pool, sets.target, [EXISTING]), (EXISTING, sets.existing, None, [])]
@@ -228,14 +232,14 @@ def _store(home: Home, sets: Sets, needs: Needs, kept: Sequence[pl.Series]) -> N
         for part, frame in (*parts.items(), ("target", target)):
             if frame is not None:
                 write_parquet(folder / f"{part}.parquet", frame)
-        # A temporary home holds a version once, so that its name identifies it.
+        # A temporary home holds each version once, so its name can serve as its hash.
         Manifest(kind="dataset", content_hash=version, details=details).write(folder)
-    if kept:
-        columns = sets.pool.select("record_id").with_columns(kept)
-        write_parquet(home.dataset(FILE) / COLUMNS_FILE, columns)
+    if columns:
+        frame = sets.pool.select("record_id").with_columns(columns)
+        write_parquet(home.dataset(FILE) / COLUMNS_FILE, frame)
 
 
-def _write(
+def _write_outputs(
     request: Request,
     sets: Sets,
     selection: Selection,
@@ -244,7 +248,7 @@ def _write(
 ) -> None:
     file, source = sets.read["file"], first_input(request.file)
     if selection.replayed is not None:
-        # Where both files hold a record, the later place is the one that is looked up.
+        # A record that both files hold is looked up in the second one.
         other = sets.read["existing"]
         file = replace(
             file,
@@ -257,5 +261,5 @@ def _write(
     if sets.faults:
         write_faults(faults_path(request.out, source), sets.faults)
     if request.why is not None:
-        reasons = reasons_text(selection, sets.pool, sets.whole, reader, unscorable)
+        reasons = reasons_text(selection, sets.pool, sets.pool_and_existing, reader, unscorable)
         write_output(request.why, reasons.encode("utf-8"))

@@ -1,4 +1,4 @@
-"""The stage behind `subset`: the records an arm chooses, and why."""
+"""The stage behind `subset`: choose an arm's records, and store the reasons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,14 +42,14 @@ NOT_APPLICABLE = {
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What an arm chooses from on one version.
+class SubsetInputs:
+    """What an arm chooses from in one version.
 
     Attributes:
-        pool: D, in file order; in the continual stage the records in no parent.
-        existing: D_E (continual only).
-        fingerprint: The scoring fingerprint, where scores are read.
-        parents: Name of each artifact read -> its hash.
+        pool: The pool D in file order. In the continual stage it has only records of no parent.
+        existing: The existing records D_E, if the arm reads them.
+        fingerprint: The fingerprint of the model, if the arm reads scores or the model.
+        parents: The name of each artifact that is read, with its hash.
     """
 
     dataset: DatasetVersion
@@ -61,14 +61,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Chosen(Result):
+class SubsetResult(Result):
     """A stored subset, and what it was chosen from.
 
     Attributes:
-        selection: The ranking with its reasons; None where the subset was found.
+        selection: The ranking with its reasons. None if the subset was stored already.
     """
 
-    choice: Choice
+    inputs: SubsetInputs
     selection: Selection | None
 
 
@@ -80,54 +80,54 @@ def make_subset(
     run_id: str | None = None,
     reader: LanguageModel | None = None,
     unscorable: Mapping[str, str] | None = None,
-) -> Chosen:
-    """Choose the arm's subset, unless the same was chosen from the same records and blocks.
+) -> SubsetResult:
+    """Choose the arm's subset, unless the stored subset has the same inputs.
 
-    `reader` is `model` as a selector reads it, where progress is shown or devices are shared.
-    `unscorable` says by record_id why it cannot be scored; None reads it from the scores.
+    `reader` gives selectors access to the model; pass one to show progress or to share a device.
+    `unscorable` says why records cannot be scored, by record_id. None reads it from the scores.
 
     Raises:
-        Refused: the arm does not apply to this version, what it continues is missing, or it needs
-            pairs that are not planned (with their cost).
+        Refused: the arm does not apply to this version, the subset that it continues is missing,
+            or it needs pairs that are not planned. The message then states their cost.
         DeliftError: scores or kernel are damaged or missing.
     """
-    choice, folder = _choice(home, version, arm, model), home.subset(version, arm.name)
-    asked = (arm.selector, arm.budget, arm.seed, arm.options, arm.rules)
-    request = selection_request(arm.stage, *asked)
+    inputs, folder = _read_inputs(home, version, arm, model), home.subset(version, arm.name)
+    settings = (arm.selector, arm.budget, arm.seed, arm.options, arm.rules)
+    request = selection_request(arm.stage, *settings)
     if arm.balance:
         request["balance"] = list(arm.balance)
-    if manifest := up_to_date(folder, request, choice.parents, CODE_VERSION):
-        return Chosen(home, folder, manifest, True, choice, None)
+    if manifest := up_to_date(folder, request, inputs.parents, CODE_VERSION):
+        return SubsetResult(home, folder, manifest, True, inputs, None)
     if unscorable is None:
-        unscorable = unscorable_of(home, version, choice.fingerprint)
-    selection = _selection(home, choice, reader or LanguageModel(model, home), unscorable)
+        unscorable = unscorable_of(home, version, inputs.fingerprint)
+    selection = _select(home, inputs, reader or LanguageModel(model, home), unscorable)
     manifest = write_subset(
         folder,
         selection,
-        choice.pool,
+        inputs.pool,
         request=request,
-        parents=choice.parents,
-        fingerprint=choice.fingerprint,
+        parents=inputs.parents,
+        fingerprint=inputs.fingerprint,
         code_version=CODE_VERSION,
         run_id=run_id,
         balance_by=arm.balance,
     )
-    return Chosen(home, folder, manifest, False, choice, selection)
+    return SubsetResult(home, folder, manifest, False, inputs, selection)
 
 
 def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
-    """Refuse an arm whose stage the version has no data for.
+    """Refuse an arm if the version has no data for its stage.
 
     Raises:
-        Refused: it has none; the sentence says what is missing.
+        Refused: the data is missing. The message says which.
     """
     if arm.stage not in dataset.stages():
         reason = f"{arm.name} does not apply to {dataset.version}: {NOT_APPLICABLE[arm.stage]}"
         raise Refused(reason, field="arm")
 
 
-def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
-    """Gather what an arm chooses from, and refuse what cannot be chosen."""
+def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> SubsetInputs:
+    """Read what an arm chooses from, and refuse an arm that cannot choose from it."""
     dataset = load_version(home, version)
     refuse_inapplicable(dataset, arm)
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
@@ -136,8 +136,8 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
     needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, blocks, extra = None, dict[str, str](), dict[str, str]()
     if needs.reads_existing:
-        found = existing_of(home, dataset, arm.name)
-        existing, extra = found.records, dict(found.parents)
+        existing_records = existing_of(home, dataset, arm.name)
+        existing, extra = existing_records.records, dict(existing_records.parents)
     fingerprint = fingerprint_of(model).digest if needs.blocks or needs.model else None
     if needs.blocks and fingerprint:
         reason = f"{version} has no kernel for this model yet: materialise utility_kernel"
@@ -154,24 +154,24 @@ def _choice(home: Home, version: str, arm: Arm, model: ModelOptions) -> Choice:
             extra[f"model:{portable_name(name)}"] = other.digest
     parents = subset_parents(version, dataset.manifest.content_hash, blocks, extra)
     pool = with_token_counts(join_extra_columns(home, version, pool), arm.budget, model)
-    return Choice(dataset, arm, pool, existing, fingerprint, parents)
+    return SubsetInputs(dataset, arm, pool, existing, fingerprint, parents)
 
 
-def _selection(
-    home: Home, choice: Choice, reader: LanguageModel, unscorable: Mapping[str, str]
+def _select(
+    home: Home, inputs: SubsetInputs, reader: LanguageModel, unscorable: Mapping[str, str]
 ) -> Selection:
-    arm, dataset, existing = choice.arm, choice.dataset, choice.existing
+    arm, dataset, existing = inputs.arm, inputs.dataset, inputs.existing
     if needs_of(arm.selector, arm.stage, arm.options).scores:
-        refuse_beyond_scored(arm, choice.pool, existing, unscorable)
+        refuse_unreachable_budget(arm, inputs.pool, existing, unscorable)
 
     def block(name: str, form: UtilityForm) -> Block:
-        # A selector without scores has none in its lineage, but its picks are diagnosed by them.
-        fingerprint = choice.fingerprint or reader.fingerprint
+        # A selector without scores has no fingerprint, but scores still diagnose its subset.
+        fingerprint = inputs.fingerprint or reader.fingerprint
         return load_block(home, dataset.version, fingerprint, name, form)
 
-    inputs = SelectionInputs(
+    selection_inputs = SelectionInputs(
         stage=arm.stage,
-        pool=choice.pool,
+        pool=inputs.pool,
         block=block,
         existing=() if existing is None else tuple(existing["record_id"]),
         existing_records=existing,
@@ -181,29 +181,30 @@ def _selection(
         gradients=LowRankGradients(),
         unscorable=unscorable,
     )
-    rules = arm.rules.rules(choice.pool)
-    selection = select(inputs, arm.selector, arm.budget, arm.seed, arm.options, rules)
-    return diagnosed(inputs, selection, arm.seed)
+    rules = arm.rules.rules(inputs.pool)
+    settings = (arm.selector, arm.budget, arm.seed, arm.options, rules)
+    selection = select(selection_inputs, *settings)
+    return diagnosed(selection_inputs, selection, arm.seed)
 
 
-def refuse_beyond_scored(
+def refuse_unreachable_budget(
     arm: Arm,
     pool: pl.DataFrame,
     existing: pl.DataFrame | None,
     unscorable: Mapping[str, str],
     what: str = "records of the pool",
 ) -> tuple[float, int]:
-    """Refuse a budget above the number of records that the arm's selector can rank.
+    """Refuse a budget above the number of records that the arm's selector can rank by scores.
 
-    The arm's selector reads scores; `existing` is D_E, where the arm reads it. A refusal calls the
-    pool `what`.
+    `existing` holds the existing records D_E if the arm reads them. The message calls the pool
+    `what`.
 
     Returns:
-        The share of the picks that is replayed, and how many existing records may be.
+        The share of the picks that is replayed, and how many existing records can be replayed.
 
     Raises:
         Refused: no record can be scored, or fewer than the budget asks for.
     """
     refuse_unscorable(pool, unscorable, what)
-    asked = (arm.selector, arm.stage, arm.options, arm.budget)
-    return refuse_beyond_scorable(*asked, pool, existing, unscorable)
+    settings = (arm.selector, arm.stage, arm.options, arm.budget)
+    return refuse_beyond_scorable(*settings, pool, existing, unscorable)

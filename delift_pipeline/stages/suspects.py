@@ -1,7 +1,7 @@
-"""The suspected wrong records of a subset, with what near prompts do to their tokens.
+"""The suspected records of a subset, and how near prompts change the tokens of their answers.
 
-The token changes depend on the model and the records alone, so that they are kept beside the
-version's kernel and serve every arm's report.
+These token changes depend only on the model and the records. They are stored in the folder of the
+version's kernel, for the reports of all arms.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from delift_pipeline.stages.arms import Arm
 
 TOKENS = "token_changes.parquet"
 MOST_SUSPECTS = 20
-"""Suspected records that a report shows."""
+"""How many suspected records a report shows."""
 
 
 def suspects_of(
@@ -37,7 +37,7 @@ def suspects_of(
     fingerprint: str,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """The least trusted records, the near prompts that disagree, and the tokens that lose.
+    """Return the least trusted records with their near prompts and token changes.
 
     Returns:
         At most `MOST_SUSPECTS` rows {trust, selected, text, neighbours: [{text, tokens, change}]}.
@@ -47,25 +47,25 @@ def suspects_of(
         return []
     rows = pl.read_parquet(path).head(MOST_SUSPECTS).to_dicts()
     texts = {row["record_id"]: row for row in dataset.pool.iter_rows(named=True)}
-    kept = kept_changes(home, dataset.version, fingerprint)
-    known = {record: {one.record_id for one in changes} for record, changes in kept.items()}
+    stored = stored_token_changes(home, dataset.version, fingerprint)
+    known = {record: {one.record_id for one in changes} for record, changes in stored.items()}
     missing: dict[str, list[str]] = {}
     for row in rows:
-        # A record may be forgotten since.
+        # `delift forget` may have removed a record since the subset was stored.
         near = [one["record_id"] for one in row["neighbours"] if one["record_id"] in texts]
         if row["record_id"] in texts and not set(near) <= known.get(row["record_id"], set()):
             missing[row["record_id"]] = near
     if missing:
-        kept |= token_changes(LanguageModel(model, home, progress), texts, missing)
+        stored |= token_changes(LanguageModel(model, home, progress), texts, missing)
         folder = home.kernel(dataset.version, fingerprint)
         if folder.is_dir():
-            write_parquet(folder / TOKENS, as_frame(kept))
-    found = {(record, one.record_id): one for record, changes in kept.items() for one in changes}
+            write_parquet(folder / TOKENS, as_frame(stored))
+    pairs = {(record, one.record_id): one for record, changes in stored.items() for one in changes}
 
     def neighbour(record: str, near: str) -> dict[str, Any]:
-        change = found.get((record, near))
-        tokens, gained = (change.tokens, change.change) if change else ((), ())
-        return {"text": text_of(texts, near), "tokens": [*tokens], "change": [*gained]}
+        pair = pairs.get((record, near))
+        tokens, change = (pair.tokens, pair.change) if pair else ((), ())
+        return {"text": text_of(texts, near), "tokens": [*tokens], "change": [*change]}
 
     return [
         {
@@ -80,7 +80,9 @@ def suspects_of(
     ]
 
 
-def kept_changes(home: Home, version: str, fingerprint: str) -> dict[str, list[TokenChange]]:
-    """The token changes that reports have kept, by suspected record."""
+def stored_token_changes(
+    home: Home, version: str, fingerprint: str
+) -> dict[str, list[TokenChange]]:
+    """Read the token changes that reports have stored, by suspected record."""
     path = home.kernel(version, fingerprint) / TOKENS
     return from_frame(pl.read_parquet(path)) if path.is_file() else {}

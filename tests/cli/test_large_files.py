@@ -66,7 +66,7 @@ def test_a_small_file_is_read_without_announcement(tiny: Any, delift: Any, tmp_p
 def test_pairs_time_and_memory_are_said_before_scoring(
     tiny: Any, delift: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("core.progress", "stages.ahead", "stages.score"):
+    for place in ("core.progress", "stages.announce", "stages.score"):
         monkeypatch.setattr(f"delift_pipeline.{place}.LARGE", 20)
     file = write(tmp_path / "few.jsonl", 30)
     given = ("--home", tmp_path / "home", "--out", tmp_path / "out.jsonl", "--budget", 5)
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_the_reading_itself(
     def fail(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", str(many))
 
-    monkeypatch.setattr("delift_pipeline.stages.ahead._announcement", fail)
+    monkeypatch.setattr("delift_pipeline.stages.announce._announcement", fail)
     chosen = ("--model", tiny.model, "--home", tmp_path / "home", "--selector", "random")
     out = tmp_path / "out.jsonl"
     assert delift("select", many, *chosen, "--budget", 5, "--out", out).status == 0

@@ -1,4 +1,4 @@
-"""A home whose reports were written before a metric existed: it counts as not measured."""
+"""A home whose reports were written before a metric existed: it counts as not evaluations."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_a_report_is_made_again_from_what_is_stored(copied: Home, version: str, 
     outcome = make_report(copied, version, load_arms(copied).arm(arm), DEMO, None, SilentProgress())
     assert outcome.reused
     assert outcome.manifest.content_hash == before.content_hash
-    assert "exact_match" in outcome.measured.own.metrics
+    assert "exact_match" in outcome.evaluations.own.metrics
 
 
 def test_a_report_of_an_earlier_release_is_written_again_without_the_metric(copied: Home) -> None:

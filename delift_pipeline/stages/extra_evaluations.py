@@ -1,7 +1,7 @@
-"""What is measured of an arm's model beside its own held-out set.
+"""Further evaluations of an arm, in addition to its own held-out set.
 
-These are every earlier version's held-out set (what it still knows of them), and what the arm's
-subset is worth untrained: the base model behind its nearest chosen records.
+One measures forgetting, on the held-out sets of all earlier versions. The other, in context, gives
+the base model the nearest chosen records as demonstrations, without training.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,19 @@ from delift_pipeline.stages.adapter import subset_records
 from delift_pipeline.stages.arms import Arm
 
 EARLIER = "earlier.parquet"
-"""Beside a report: samples of records that only earlier versions hold out."""
+"""A file in the report's folder: samples of records that only earlier versions hold out."""
 IN_CONTEXT = "in_context"
-"""The in-context evaluation: its folder inside the report's, and its name on the page."""
+"""The name of the in-context evaluation: on the page, and of its folder inside the report's."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An arm's adapter (its manifest), which is evaluated, and the base model it was made from."""
+    """An arm whose adapter is evaluated, with the base model.
+
+    Attributes:
+        model: The base model that the adapter was trained from.
+        adapter: The adapter's manifest.
+    """
 
     home: Home
     dataset: DatasetVersion
@@ -45,24 +50,24 @@ class Subject:
         return self.home.adapter(self.dataset.version, self.arm.name)
 
     def base_evaluation(self, version: DatasetVersion) -> Evaluation:
-        """The base model's evaluation on a version's held-out set."""
+        """Evaluate the base model on a version's held-out set, or return the stored evaluation."""
         options, heldout = self.arm.evaluation, version.heldout
-        known = (self.home, version.version, self.model, self.fingerprint)
-        return base_evaluation(*known, heldout, options, self.progress)
+        subject = (self.home, version.version, self.model, self.fingerprint)
+        return base_evaluation(*subject, heldout, options, self.progress)
 
 
-def in_context_of(
+def in_context_evaluation(
     subject: Subject, heldout: pl.DataFrame, stored: Path | None
 ) -> Evaluation | None:
-    """The in-context evaluation of an arm's subset; None where the arm does not ask for it.
+    """Evaluate the base model with an arm's subset in context; None if the arm does not ask for it.
 
-    It is read from `stored`, the folder of a report that still holds, where there is one.
+    `stored` is the folder of a report that is still valid; the evaluation is read from there.
     """
     options = subject.arm.evaluation
     if not options.in_context:
         return None
-    if stored and (found := read_evaluation(stored / IN_CONTEXT)):
-        return found
+    if stored and (evaluation := read_evaluation(stored / IN_CONTEXT)):
+        return evaluation
     from delift_pipeline.evaluation.engines import load_trained
     from delift_pipeline.evaluation.run import evaluate_in_context
 
@@ -72,25 +77,25 @@ def in_context_of(
 
 
 def earlier_versions(home: Home, dataset: DatasetVersion, arm: Arm) -> list[DatasetVersion]:
-    """The versions whose held-out sets a continual arm is measured on as well, oldest first."""
+    """Return the earlier versions whose held-out sets measure a continual arm, oldest first."""
     if arm.stage != "continual":
         return []
     return [load_version(home, name) for name in reversed(ancestors(home, dataset))]
 
 
-def earlier_samples(
+def samples_of_earlier(
     dataset: DatasetVersion,
     earlier: list[DatasetVersion],
     stored: Path | None,
     measure: Callable[[pl.DataFrame], Evaluation],
 ) -> pl.DataFrame | None:
-    """Samples on the records that only earlier versions hold out; None where there are none.
+    """Return samples on the records that only earlier versions hold out; None without such records.
 
-    They are read from `stored`, the folder of a report that still holds, where there is one.
+    `stored` is the folder of a report that is still valid; the samples are read from there.
     """
     if not earlier:
         return None
-    known = _each_once([version.heldout for version in earlier])
+    known = _unique_records([version.heldout for version in earlier])
     rest = known.join(dataset.heldout, on="record_id", how="anti", maintain_order="left")
     if rest.is_empty():
         return None
@@ -99,34 +104,34 @@ def earlier_samples(
     return measure(rest).samples
 
 
-def forgetting_of(
+def measure_forgetting(
     subject: Subject, earlier: list[DatasetVersion], own: Evaluation, rest: pl.DataFrame | None
 ) -> Forgetting | None:
-    """The matrix of models and held-out sets of a continual arm; None in the other stages.
+    """Build the matrix of models and held-out sets of a continual arm; None in the other stages.
 
-    The rows of earlier versions are read from their reports of the same arm (of its
-    instruction-tuning kin where a version has no continual one), where those are there.
+    The row of an earlier version comes from its report of the same arm, else of the
+    instruction-tuning arm of the same selector. A version with neither has no row.
     """
     if not earlier:
         return None
     home, dataset, arm = subject.home, subject.dataset, subject.arm
     versions = [*earlier, dataset]
     base = [subject.base_evaluation(version).samples for version in versions]
-    rows = [Row(BASE_MODEL, None, _cells(_each_once(base), versions))]
+    rows = [Row(BASE_MODEL, None, _cells(_unique_records(base), versions))]
     whole = {name: cell.counts["records"] for name, cell in rows[0].cells.items()}
     for version in earlier:
         for name in (arm.name, kin_of(arm.name)):
             folder = home.report(version.version, name)
-            manifest, found = read_manifest(folder), read_evaluation(folder)
-            if manifest and found and manifest.fingerprint == subject.fingerprint:
+            manifest, earlier_own = read_manifest(folder), read_evaluation(folder)
+            if manifest and earlier_own and manifest.fingerprint == subject.fingerprint:
                 path = folder / EARLIER
                 more = [pl.read_parquet(path)] if path.is_file() else []
                 known = {version.version, *ancestors(home, version)}
                 sets = [one for one in versions if one.version in known]
-                cells = _cells(_each_once([found.samples, *more]), sets, whole)
+                cells = _cells(_unique_records([earlier_own.samples, *more]), sets, whole)
                 rows.append(Row(version.version, name, cells))
                 break
-    samples = own.samples if rest is None else _each_once([own.samples, rest])
+    samples = own.samples if rest is None else _unique_records([own.samples, rest])
     rows.append(Row(dataset.version, arm.name, _cells(samples, versions, whole)))
     return Forgetting([version.version for version in versions], rows)
 
@@ -134,17 +139,17 @@ def forgetting_of(
 def _cells(
     samples: pl.DataFrame, sets: list[DatasetVersion], whole: dict[str, int] | None = None
 ) -> dict[str, Evaluation]:
-    """The measurements on each held-out set, without sets of which only a part is measured.
+    """Return the evaluation on each held-out set, without sets that are measured only in part.
 
-    `whole` has the records of each set that can be measured; None takes what the samples have.
+    `whole` counts the records of each set that can be measured. None accepts any number.
     """
-    found = {one.version: evaluation_of(samples, one.heldout["record_id"]) for one in sets}
+    evaluations = {one.version: evaluation_of(samples, one.heldout["record_id"]) for one in sets}
     return {
         name: cell
-        for name, cell in found.items()
+        for name, cell in evaluations.items()
         if cell and (whole is None or cell.counts["records"] == whole.get(name))
     }
 
 
-def _each_once(frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _unique_records(frames: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal").unique("record_id", keep="first", maintain_order=True)

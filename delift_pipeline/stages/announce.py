@@ -1,4 +1,4 @@
-"""What reading a large file and scoring many records takes, said before it begins."""
+"""Say before long work begins how much time and memory it will take."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,29 +28,30 @@ from delift_pipeline.scoring.store import ScoreStore
 
 MIB = 2**20
 _BLOCK = 8 * MIB
-# Measured on 60,000 chat records of 387 MB and 100,000 short ones of 12 MB.
-_SECONDS_A_BYTE, _SECONDS_A_RECORD = 5e-8, 4e-5
-_BYTES_A_BYTE, _BYTES_A_RECORD = 4.6, 1200
+# Costs of reading per byte of text and per record, measured on 60,000 chat records of 387 MB and
+# on 100,000 short records of 12 MB.
+_READ_SECONDS_PER_BYTE, _READ_SECONDS_PER_RECORD = 5e-8, 4e-5
+_READ_MEMORY_PER_BYTE, _READ_MEMORY_PER_RECORD = 4.6, 1200
 _PROGRAM_BYTES = 100 * MIB
-# Text of this kind is packed about so much in a compressed file, and in Parquet.
-_PACKED = 4
-_TYPICAL_RECORD = 500
+# Text is about so many times larger than a compressed file or a Parquet file of it.
+_COMPRESSION = 4
+_TYPICAL_RECORD_BYTES = 500
 _BATCHES_GIB = 1.5
-"""What scoring takes over a model on a CPU where no limit is given."""
-# Measured on 100,000 records of 80 characters while they are tokenised.
-_SCORING_BYTES_A_RECORD, _SCORING_BYTES_A_CHARACTER = 2000, 100
+"""Memory that scoring on a CPU takes besides the model, where no limit is given."""
+# Memory of the tokens, measured on 100,000 records of 80 characters while they are tokenised.
+_TOKEN_MEMORY_PER_RECORD, _TOKEN_MEMORY_PER_CHARACTER = 2000, 100
 
 
 def announce_reading(parts: Iterable[Inputs | None], progress: Progress) -> None:
-    """Say of each large input how long reading it takes and how much memory."""
+    """Say for each large input how long it takes to read and how much memory that needs."""
     for inputs in parts:
         paths = [inputs] if isinstance(inputs, Path) else list(inputs or ())
-        # What cannot be read is refused by the reading itself, with everything else that is wrong.
+        # A file that cannot be read is refused later, together with all other faults.
         with suppress(OSError, Refused):
-            # Of a pipe nothing can be read twice.
+            # A pipe can be read only once, so it is not counted.
             files = [file for file in input_files(paths)[0] if file.is_file()]
-            if files and (said := _announcement(files)):
-                progress.say(said)
+            if files and (announcement := _announcement(files)):
+                progress.say(announcement)
 
 
 def _announcement(files: Sequence[Path]) -> str | None:
@@ -58,8 +59,8 @@ def _announcement(files: Sequence[Path]) -> str | None:
     size, records = sum(one for one, _ in counted), sum(one for _, one in counted)
     if records <= LARGE:
         return None
-    seconds = size * _SECONDS_A_BYTE + records * _SECONDS_A_RECORD
-    memory = size * _BYTES_A_BYTE + records * _BYTES_A_RECORD + _PROGRAM_BYTES
+    seconds = size * _READ_SECONDS_PER_BYTE + records * _READ_SECONDS_PER_RECORD
+    memory = size * _READ_MEMORY_PER_BYTE + records * _READ_MEMORY_PER_RECORD + _PROGRAM_BYTES
     stored = sum(file.stat().st_size for file in files)
     more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
     return (
@@ -69,13 +70,16 @@ def _announcement(files: Sequence[Path]) -> str | None:
 
 
 def _size_and_records(path: Path) -> tuple[float, float]:
-    """Bytes of text and records: counted in plain files by line, else estimated."""
+    """Return the bytes of text and the number of records of a file.
+
+    Records are counted where each has a line of its own, and estimated elsewhere.
+    """
     kind = file_kind(path)
     size = path.stat().st_size
     if kind.codec is not None or kind.format == "parquet":
-        return size * _PACKED, size * _PACKED / _TYPICAL_RECORD
+        return size * _COMPRESSION, size * _COMPRESSION / _TYPICAL_RECORD_BYTES
     if kind.format == "json":
-        return size, size / _TYPICAL_RECORD
+        return size, size / _TYPICAL_RECORD_BYTES
     with path.open("rb") as handle:
         lines = sum(block.count(b"\n") for block in iter(lambda: handle.read(_BLOCK), b""))
     return size, lines
@@ -84,19 +88,21 @@ def _size_and_records(path: Path) -> tuple[float, float]:
 def announce_pairs(
     home: Home, records: pl.DataFrame, pairs: int, model: ModelOptions, progress: Progress
 ) -> None:
-    """Say of many records how many pairs are scored at most, and what time and memory they take.
+    """Say for many records how many pairs are scored at most, and the time and memory they take.
 
-    The time follows from scores that are stored already; without any it is said once the model is
-    loaded and tried.
+    The time comes from the speed at which stored scores were made. Without such scores the time is
+    announced later, after the model is loaded and tried.
     """
     if records.height <= LARGE:
         return
     rate = stored_rate(ScoreStore(home.scores(fingerprint_of(model).digest)))
     time = f"about {duration_text(pairs / rate)}" if rate else "the time is said after a trial"
-    packed = {"4bit": NF4_BYTES, "8bit": INT8_BYTES}.get(model.load_in or "", BYTES[model.dtype])
-    weights = stored_parameters(weight_files(model_folder(model))) * packed
+    bytes_each = {"4bit": NF4_BYTES, "8bit": INT8_BYTES}.get(
+        model.load_in or "", BYTES[model.dtype]
+    )
+    weights = stored_parameters(weight_files(model_folder(model))) * bytes_each
     characters = sum(int(records[name].str.len_chars().sum()) for name in TEXT_FIELDS)
-    tokens = records.height * _SCORING_BYTES_A_RECORD + characters * _SCORING_BYTES_A_CHARACTER
+    tokens = records.height * _TOKEN_MEMORY_PER_RECORD + characters * _TOKEN_MEMORY_PER_CHARACTER
     memory = (weights + tokens) / GIB + (model.memory_limit or _BATCHES_GIB)
     progress.say(
         f"{records.height:,} records: at most {pairs:,} pairs to score, {time}, in about "
@@ -105,8 +111,8 @@ def announce_pairs(
 
 
 def announce_scoring(records: int, pairs: int, rate: float | None, progress: Progress) -> None:
-    """Say of many records how many pairs are about to be scored, and how long that takes."""
+    """Say for many records how many pairs will be scored, and how long that takes."""
     if records <= LARGE:
         return
-    known = rate and f"about {duration_text(pairs / rate)} at {rate:,.0f} pairs a second"
-    progress.say(f"{pairs:,} pairs to score, {known or 'how long is not known'}")
+    duration = rate and f"about {duration_text(pairs / rate)} at {rate:,.0f} pairs a second"
+    progress.say(f"{pairs:,} pairs to score, {duration or 'how long is not known'}")
