@@ -19,7 +19,7 @@ from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.batches import padded
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
-from delift_pipeline.training.batches import Example, answer_losses, collate, unwrapped
+from delift_pipeline.training.batches import Example, answer_losses, collate, unwrap_model
 
 if TYPE_CHECKING:
     from delift_pipeline.scoring.vllm_engine import VllmEngine
@@ -119,7 +119,7 @@ class TransformersAnswers(EvaluationEngine):
         )
         # `generate` fills what a configuration leaves open from the model's own, and many models
         # ship a repetition penalty or a temperature there, so the model's own is set aside.
-        owner = cast(Any, unwrapped(self._model))
+        owner = cast(Any, unwrap_model(self._model))
         own, owner.generation_config = owner.generation_config, config
         found: dict[int, Answer] = {}
         try:

@@ -79,12 +79,12 @@ def make_adapter(
     manifest = stored if stored and _is_intact(folder, stored) else None
     reused = manifest is not None
     if manifest is None:
-        from delift_pipeline.training.run import train, untrained
+        from delift_pipeline.training.run import train, write_untrained
 
         checkpoints = folder.with_name(f".checkpoints-{folder.name}")
         with _track_run(run), replacing_folder(folder) as temporary:
             if arm.traits.reference == "base":
-                log = untrained(arm.training, model, arm.seed, temporary)
+                log = write_untrained(arm.training, model, arm.seed, temporary)
             else:
                 resume = checkpoints if arm.training.checkpoint_every else None
                 how = (arm.seed, temporary, start, progress, run and run.on_step, resume)

@@ -94,17 +94,17 @@ def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     Logits are asked for at the positions that predict an answer token only: at a vocabulary of
     100,000 the others would take most of the memory.
     """
-    keep, where = torch.unique(batch.columns, return_inverse=True)
+    columns, column = torch.unique(batch.columns, return_inverse=True)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "logits_to_keep" in inspect.signature(type(unwrapped(model)).forward).parameters:
-        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+    if "logits_to_keep" in inspect.signature(type(unwrap_model(model)).forward).parameters:
+        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
     else:
-        logits = model(**inputs, use_cache=False).logits[:, keep]
-    picked = logits[batch.rows, where].float()
+        logits = model(**inputs, use_cache=False).logits[:, columns]
+    picked = logits[batch.rows, column].float()
     return functional.cross_entropy(picked, batch.labels, reduction="none")
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
     """The model under its adapters, if it has any."""
-    inner = getattr(model, "get_base_model", None)
-    return cast(torch.nn.Module, inner()) if callable(inner) else model
+    get_base_model = getattr(model, "get_base_model", None)
+    return cast(torch.nn.Module, get_base_model()) if callable(get_base_model) else model

@@ -37,8 +37,15 @@ from delift_pipeline.scoring.batches import length_batches
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import Batch, Example, answer_losses, encode_examples
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import MOMENTS, STATE, WEIGHTS, Run, load_weights, seeded
-from delift_pipeline.training.setup import Trainable, prepare
+from delift_pipeline.training.run import (
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    TrainingRun,
+    load_weights,
+    seed_torch,
+)
+from delift_pipeline.training.setup import Trainable, load_trainable
 
 
 class RecordGradients:
@@ -64,9 +71,10 @@ class RecordGradients:
         self.names, self._layers = tuple(layers), list(layers.values())
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         if not self.names or trained != set(self.names):
-            odd = sorted(trained - set(self.names))[:1] or ["nothing is trainable"]
+            name = next(iter(sorted(trained - set(self.names))), "nothing")
             raise DeliftError(
-                f"gradients of single records are made of adapters of linear layers only: {odd[0]}"
+                "gradients of single records need adapters on linear layers and nothing else that "
+                f"is trainable, but this model trains {name}"
             )
         sizes = (layer.weight.numel() for layer in self._layers)
         self._starts = [*accumulate(sizes, initial=0)]
@@ -86,16 +94,16 @@ class RecordGradients:
             losses = answer_losses(self.model, batch)
         answers = torch.bincount(batch.rows, minlength=rows)
         total = (losses / answers[batch.rows]).sum()
-        found = torch.autograd.grad(total, [outputs for _, _, outputs in calls])
+        output_gradients = torch.autograd.grad(total, [outputs for _, _, outputs in calls])
         gradients = torch.zeros(rows, self.size, device=losses.device)
-        for (number, inputs, _), at_output in zip(calls, found, strict=True):
+        for (number, inputs, _), output_gradient in zip(calls, output_gradients, strict=True):
             start, stop = self._starts[number : number + 2]
-            gradients[:, start:stop] += _weight_gradients(inputs, at_output, rows, width)
+            gradients[:, start:stop] += _weight_gradients(inputs, output_gradient, rows, width)
         return gradients
 
 
 def _weight_gradients(
-    inputs: torch.Tensor, at_output: torch.Tensor, rows: int, width: int
+    inputs: torch.Tensor, output_gradient: torch.Tensor, rows: int, width: int
 ) -> torch.Tensor:
     """sum_t g_nt x_nt^T, flattened, float32 [records, out * in].
 
@@ -108,7 +116,7 @@ def _weight_gradients(
             "single records cannot be told apart; name other layers in target_modules"
         )
     x = inputs.reshape(rows, width, -1).float()
-    g = at_output.reshape(rows, width, -1).float()
+    g = output_gradient.reshape(rows, width, -1).float()
     return torch.bmm(g.transpose(1, 2), x).flatten(1)
 
 
@@ -126,20 +134,21 @@ def gradient_batches(
         yield places.tolist()
 
 
-BITS = 64
+WORD_BITS = 64
 _GOLDEN, _FIRST, _SECOND = (
-    number - (1 << BITS) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+    number - (1 << WORD_BITS)
+    for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 """The constants of splitmix64 as signed integers."""
-ROWS = 2048
+SIGN_ROWS = 2048
 """Rows of signs made at a time: 64 MiB at 8,192 dimensions."""
 
 
 def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
     """Project rows, float32 [n, size], to float32 [n, dims]."""
     result = torch.zeros(len(vectors), dims, device=vectors.device)
-    for start in range(0, vectors.shape[1], ROWS):
-        part = vectors[:, start : start + ROWS]
+    for start in range(0, vectors.shape[1], SIGN_ROWS):
+        part = vectors[:, start : start + SIGN_ROWS]
         result += part @ signs(start, part.shape[1], dims, seed, vectors.device)
     return result / dims**0.5
 
@@ -150,34 +159,34 @@ def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> 
     Raises:
         Refused: `dims` is no multiple of 64.
     """
-    if dims < BITS or dims % BITS:
-        raise Refused(f"dims is {dims:,}: projections have a multiple of {BITS} dimensions")
+    if dims < WORD_BITS or dims % WORD_BITS:
+        raise Refused(f"dims is {dims:,}, which is not a multiple of {WORD_BITS}. Choose another")
     # 64 signs a number, int64 [rows, dims / 64].
-    words = dims // BITS
+    words = dims // WORD_BITS
     first = torch.arange(start, start + rows, dtype=torch.int64, device=device)[:, None]
     counters = first * words + torch.arange(words, dtype=torch.int64, device=device)
-    offset = _mixed(torch.tensor([seed], dtype=torch.int64, device=device))
+    offset = _mix_bits(torch.tensor([seed], dtype=torch.int64, device=device))
     # The eight signs of every byte, least bit first, float32 [256, 8].
-    bytes_ = torch.arange(256, device=device)[:, None]
-    table = ((bytes_ >> torch.arange(8, device=device)) & 1).float() * 2 - 1
-    found = _mixed(counters ^ offset).view(torch.uint8).int()
-    return torch.nn.functional.embedding(found, table).reshape(rows, dims)
+    byte_values = torch.arange(256, device=device)[:, None]
+    table = ((byte_values >> torch.arange(8, device=device)) & 1).float() * 2 - 1
+    sign_bytes = _mix_bits(counters ^ offset).view(torch.uint8).int()
+    return torch.nn.functional.embedding(sign_bytes, table).reshape(rows, dims)
 
 
-def _mixed(numbers: torch.Tensor) -> torch.Tensor:
+def _mix_bits(numbers: torch.Tensor) -> torch.Tensor:
     """The finaliser of splitmix64, in integers that wrap around."""
     x = numbers + _GOLDEN
-    x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    return x ^ _shifted(x, 31)
+    x = (x ^ _shift_right(x, 30)) * _FIRST
+    x = (x ^ _shift_right(x, 27)) * _SECOND
+    return x ^ _shift_right(x, 31)
 
 
-def _shifted(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+def _shift_right(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     """A shift to the right that fills with zeros, which torch has for no signed type."""
-    return (numbers >> bits) & ((1 << (BITS - bits)) - 1)
+    return (numbers >> bits) & ((1 << (WORD_BITS - bits)) - 1)
 
 
-FINISHED, PLACE = "checkpoints.json", "step-{:08d}"
+CHECKPOINT_LIST, CHECKPOINT_FOLDER = "checkpoints.json", "step-{:08d}"
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Those of torch's AdamW, which the warm-up runs with."""
 
@@ -248,20 +257,22 @@ class WarmUp:
     def trainable(self) -> Trainable:
         """The model under its adapters, as the warm-up starts with them."""
         self.claim()
-        with seeded(self.seed):
-            return prepare(self.options, self.model, None)
+        with seed_torch(self.seed):
+            return load_trainable(self.options, self.model, None)
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The checkpoints in order; trained first where they are not there."""
-        if not (self.folder / FINISHED).is_file():
+        if not (self.folder / CHECKPOINT_LIST).is_file():
             self._train()
+        entries = read_json(self.folder / CHECKPOINT_LIST)
+        steps = ((entry["step"], entry["learning_rate"]) for entry in entries)
         return tuple(
-            Checkpoint(self.folder / PLACE.format(one["step"]), one["step"], one["learning_rate"])
-            for one in read_json(self.folder / FINISHED)
+            Checkpoint(self.folder / CHECKPOINT_FOLDER.format(step), step, rate)
+            for step, rate in steps
         )
 
-    def at(self, checkpoint: Checkpoint) -> torch.nn.Module:
+    def model_at(self, checkpoint: Checkpoint) -> torch.nn.Module:
         """The model with a checkpoint's weights, in evaluation mode."""
         load_weights(checkpoint.folder, self.trainable.model)
         return self.trainable.model.eval()
@@ -273,8 +284,8 @@ class WarmUp:
             DeliftError: the checkpoint has none of a weight.
         """
         stored = load_file(checkpoint.folder / MOMENTS)
-        if lacking := [name for name in names if f"{name}/exp_avg" not in stored]:
-            raise DeliftError(f"{checkpoint.folder.name} has no moments of {lacking[0]}")
+        if missing := [name for name in names if f"{name}/exp_avg" not in stored]:
+            raise DeliftError(f"{checkpoint.folder.name} has no moments of {missing[0]}")
         device = self.trainable.device
         first, second = (
             torch.cat([stored[f"{name}/{kind}"].flatten() for name in names]).float().to(device)
@@ -289,20 +300,20 @@ class WarmUp:
         states = sorted(self.folder.glob(f"step-*/{STATE}"))
         key, last = digest_json(request), states[-1].parent if states else None
         with torch.random.fork_rng():
-            run = Run(self.options, self.seed, self.trainable, examples, key, last)
+            run = TrainingRun(self.options, self.seed, self.trainable, examples, key, last)
             # The steps at whose end an epoch is complete, each once.
             records, per_step = len(examples), self.options.records_per_step
             epochs = max(1, round(self.options.presentations(records) / records))
             ends = sorted({-(-records * epoch // per_step) for epoch in range(1, epochs + 1)})
 
-            def keep(step: int, _: Any) -> None:
+            def save_at_epoch_end(step: int, _: Any) -> None:
                 if step + 1 in ends:
-                    run.save(self.folder / PLACE.format(step + 1))
+                    run.save(self.folder / CHECKPOINT_FOLDER.format(step + 1))
 
-            run.go(self.progress, keep)
+            run.run_steps(self.progress, save_at_epoch_end)
         rates = run.done.learning_rates
         finished = [
             {"step": end, "learning_rate": sum(rates[start:end]) / (end - start)}
             for start, end in pairwise([0, *ends])
         ]
-        write_json(self.folder / FINISHED, finished)
+        write_json(self.folder / CHECKPOINT_LIST, finished)

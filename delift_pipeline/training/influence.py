@@ -118,25 +118,25 @@ class ProjectedGradients:
         from delift_pipeline.training.gradients import RecordGradients
 
         checkpoint = self.warm_up.checkpoints[number]
-        named = digest_json([METHOD, checkpoint.digest, self.dims, self.seed])
-        folder, made = checkpoint.folder.parent / f"features-{named}" / kind, None
+        key = digest_json([METHOD, checkpoint.digest, self.dims, self.seed])
+        folder, sources = checkpoint.folder.parent / f"features-{key}" / kind, None
         for start in range(0, len(examples), SHARD):
             part = examples[start : start + SHARD]
             path = folder / f"{digest_text(*(example.record_id for example in part))}.npy"
             if not path.is_file():
-                if made is None:
-                    gradients = RecordGradients(self.warm_up.at(checkpoint))
+                if sources is None:
+                    gradients = RecordGradients(self.warm_up.model_at(checkpoint))
                     adam = kind == "adam"
                     moments = self.warm_up.moments(checkpoint, gradients.names) if adam else None
-                    made = gradients, moments.update if moments else lambda found: found
-                features = projected(made[0], part, made[1], self.dims, self.seed)
+                    sources = gradients, moments.update if moments else lambda plain: plain
+                features = project_gradients(sources[0], part, sources[1], self.dims, self.seed)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.save(file, features, allow_pickle=False)
             yield slice(start, start + len(part)), np.load(path, allow_pickle=False)
             meter.advance(len(part))
 
 
-def projected(
+def project_gradients(
     gradients: "RecordGradients",
     examples: "Sequence[Example]",
     update: Update,
@@ -171,9 +171,9 @@ def projected(
         places.clear()
 
     for chosen in gradient_batches(examples, gradients.size, tokens, memory):
-        found = gradients(collate([examples[place] for place in chosen]).to(device))
+        batch_gradients = gradients(collate([examples[place] for place in chosen]).to(device))
         with torch.no_grad():
-            waiting.append(update(found))
+            waiting.append(update(batch_gradients))
         places += chosen
         if 4 * gradients.size * len(places) >= memory:
             flush()

@@ -99,21 +99,21 @@ class TrainingOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
-            return given
-        base = dict(PRESETS[given["preset"]])
-        if given.get("steps") is not None or given.get("epochs") is not None:
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+            return values
+        base = dict(PRESETS[values["preset"]])
+        if values.get("steps") is not None or values.get("epochs") is not None:
             base.pop("steps", None)
             base.pop("epochs", None)
         return base | {
             name: value
-            for name, value in given.items()
+            for name, value in values.items()
             if value is not None or name not in ("steps", "epochs")
         }
 
     @model_validator(mode="after")
-    def _one_measure_of_compute(self) -> "TrainingOptions":
+    def _check_compute(self) -> "TrainingOptions":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
@@ -121,8 +121,8 @@ class TrainingOptions(BaseModel):
     @property
     def request(self) -> dict[str, Any]:
         """What decides the weights: everything but how it was said and how memory is spared."""
-        spared = {"preset", "checkpoint_every", "gradient_checkpointing"}
-        return self.model_dump(mode="json", exclude=spared)
+        ignored = {"preset", "checkpoint_every", "gradient_checkpointing"}
+        return self.model_dump(mode="json", exclude=ignored)
 
     @property
     def records_per_step(self) -> int:
@@ -160,15 +160,15 @@ def step_records(options: TrainingOptions, records: int, seed: int) -> Iterator[
     is full even where the subset is smaller than a batch.
     """
     left, epoch = options.presentations(records), 0
-    waiting = np.empty(0, dtype=np.int64)
+    positions = np.empty(0, dtype=np.int64)
     while left > 0:
         size = min(options.records_per_step, left)
-        while len(waiting) < size:
-            waiting = np.concatenate([waiting, _epoch(records, seed, epoch)])
+        while len(positions) < size:
+            positions = np.concatenate([positions, _epoch_order(records, seed, epoch)])
             epoch += 1
-        yield waiting[:size]
-        waiting, left = waiting[size:], left - size
+        yield positions[:size]
+        positions, left = positions[size:], left - size
 
 
-def _epoch(records: int, seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(records: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(records)

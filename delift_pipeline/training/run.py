@@ -34,13 +34,13 @@ from delift_pipeline.training.batches import (
 )
 from delift_pipeline.training.log import TrainingLog, weights_hash, write_training_log
 from delift_pipeline.training.options import TrainingOptions, step_records
-from delift_pipeline.training.setup import Trainable, prepare
+from delift_pipeline.training.setup import Trainable, load_trainable
 
 WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
 
 
 @dataclass
-class Progressed:
+class TrainingProgress:
     """What training has done so far."""
 
     step: int = 0
@@ -67,7 +67,7 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after each step (from 0) with `loss` and `learning_rate`."""
 
 
-class Run:
+class TrainingRun:
     """The optimizer's steps over one set of examples.
 
     `folder` is where the state is kept every `checkpoint_every` steps; one of this very run (`key`)
@@ -87,7 +87,7 @@ class Run:
         self.examples, self.key, self.folder = examples, key, folder
         self.total = options.total_steps(len(examples))
         self.optimizer = _optimizer(options, trainable.model)
-        self.done, self.resumed_at = Progressed(), None
+        self.done, self.resumed_at = TrainingProgress(), None
         state = read_json(folder / STATE) if folder and (folder / STATE).is_file() else None
         if folder and state and state["key"] == key:
             load_weights(folder, trainable.model)
@@ -98,7 +98,7 @@ class Run:
                     for stored, tensor in moments.items()
                     if stored.rpartition("/")[0] == name
                 }
-            self.done = Progressed(**state["done"])
+            self.done = TrainingProgress(**state["done"])
             self.resumed_at = self.done.step
 
     def save(self, folder: Path) -> None:
@@ -115,7 +115,7 @@ class Run:
             save_file(moments, temporary / MOMENTS)
             write_json(temporary / STATE, {"key": self.key, "done": vars(self.done)})
 
-    def go(self, progress: Progress, on_step: OnStep | None) -> None:
+    def run_steps(self, progress: Progress, on_step: OnStep | None) -> None:
         """Do the steps that are left."""
         self.trainable.model.train()
         every = self.options.checkpoint_every
@@ -221,22 +221,22 @@ def train(
         DeliftError: the loss is not finite, or memory ran out.
     """
     if records.is_empty():
-        raise _nothing_to_train_on("the subset is empty: give a budget of at least one record")
-    with seeded(seed):
-        trainable = prepare(options, model_options, start)
+        raise _no_examples_error("the subset is empty: give a budget of at least one record")
+    with seed_torch(seed):
+        trainable = load_trainable(options, model_options, start)
         examples, encoded = encode_examples(trainable.encoder, records.sort("record_id"))
         if not examples:
-            raise _nothing_to_train_on(
+            raise _no_examples_error(
                 f"none of the subset's {len(encoded.unscorable):,} records can be trained on (the "
                 f"first: {next(iter(encoded.unscorable.values()))}); widen the window or choose "
                 "other records"
             )
         # Names the run, so that a checkpoint of another is not gone on from.
         ids = [example.record_id for example in examples]
-        before = None if start is None else weights_hash(start)
-        key = digest_json([options.request, seed, trainable.fingerprint, ids, before])
-        run = Run(options, seed, trainable, examples, key, checkpoints)
-        run.go(progress or SilentProgress(), on_step)
+        start_hash = None if start is None else weights_hash(start)
+        key = digest_json([options.request, seed, trainable.fingerprint, ids, start_hash])
+        run = TrainingRun(options, seed, trainable, examples, key, checkpoints)
+        run.run_steps(progress or SilentProgress(), on_step)
     trainable.save(out)
     return _write_log(
         out,
@@ -253,7 +253,7 @@ def train(
     )
 
 
-def untrained(
+def write_untrained(
     options: TrainingOptions, model_options: ModelOptions, seed: int, out: Path
 ) -> TrainingLog:
     """Write an adapter that changes nothing, or for full fine-tuning the model itself.
@@ -261,32 +261,35 @@ def untrained(
     A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's;
     the seed decides the first one.
     """
-    with seeded(seed):
-        trainable = prepare(options, model_options, None)
+    with seed_torch(seed):
+        trainable = load_trainable(options, model_options, None)
     trainable.save(out)
     facts = {"method": options.method, "epochs": 0.0, "records_used": 0, "seed": seed}
-    return _write_log(out, trainable.model, Progressed(), **facts)
+    return _write_log(out, trainable.model, TrainingProgress(), **facts)
 
 
-def _write_log(out: Path, model: torch.nn.Module, done: Progressed, **facts: Any) -> TrainingLog:
+def _write_log(
+    out: Path, model: torch.nn.Module, done: TrainingProgress, **facts: Any
+) -> TrainingLog:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    trained, every = sum(size for size, own in sizes if own), sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    total = sum(size for size, _ in sizes)
     if isinstance(model, PeftModel):
         # PEFT knows how many weights a packed 4-bit tensor holds.
-        trained, every = model.get_nb_trainable_parameters()
-    counts = {"trainable_parameters": trained, "parameters": every, "steps": done.step}
+        trained, total = model.get_nb_trainable_parameters()
+    counts = {"trainable_parameters": trained, "parameters": total, "steps": done.step}
     curves = {name: value for name, value in vars(done).items() if name != "step"}
     log = TrainingLog(**counts, **curves, **facts)
     write_training_log(out, log)
     return log
 
 
-def _nothing_to_train_on(why: str) -> Refused:
+def _no_examples_error(why: str) -> Refused:
     return Refused(f"nothing to train on: {why}", field="records")
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_torch(seed: int) -> Iterator[None]:
     """Seed torch inside, and leave the caller's random state as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -59,7 +59,9 @@ class Trainable:
     save: Save
 
 
-def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Trainable:
+def load_trainable(
+    options: TrainingOptions, model_options: ModelOptions, start: Path | None
+) -> Trainable:
     """Load the model afresh and make trainable what the method trains.
 
     A model that was evaluated before is never trained: on some CPUs bitsandbytes repacks its 4-bit
@@ -72,14 +74,16 @@ def prepare(options: TrainingOptions, model_options: ModelOptions, start: Path |
     if start is not None:
         _refuse_unfit_start(options, start)
     model_options = model_options.model_copy(update={"load_in": None})
-    load = _full if options.method == "full" else _adapted
+    load = _load_full if options.method == "full" else _load_with_adapter
     loaded, model, autocast, save = load(options, model_options, start)
     device = next(model.parameters()).device
     return Trainable(model, loaded.encoder, loaded.fingerprint.digest, device, autocast, save)
 
 
-def _adapted(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
-    loaded = (_load_quantised if options.method == "qlora" else load_model)(model_options)
+def _load_with_adapter(
+    options: TrainingOptions, model_options: ModelOptions, start: Path | None
+) -> Parts:
+    loaded = (_load_4bit if options.method == "qlora" else load_model)(model_options)
     base = cast(Any, loaded.model)
     base.config.use_cache = False
     if options.method == "qlora":
@@ -109,7 +113,7 @@ def _adapted(options: TrainingOptions, model_options: ModelOptions, start: Path 
     return loaded, model, nullcontext, save
 
 
-def _load_quantised(options: ModelOptions) -> LoadedModel:
+def _load_4bit(options: ModelOptions) -> LoadedModel:
     """Load a model with its linear weights in nf4, doubly quantised, computing in `dtype`.
 
     The scorer's loader is of no use here, since it evaluates the quantised model once.
@@ -134,9 +138,9 @@ def _load_quantised(options: ModelOptions) -> LoadedModel:
     )
 
 
-def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
-    begin = {} if start is None else {"model": str(start), "revision": None}
-    loaded = load_model(model_options.model_copy(update=begin))
+def _load_full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
+    start_model = {} if start is None else {"model": str(start), "revision": None}
+    loaded = load_model(model_options.model_copy(update=start_model))
     model = cast(Any, loaded.model)
     dtype = model.dtype
     # Steps are far smaller than the weights: in 16 bits most of them would round to nothing.
@@ -161,12 +165,12 @@ def _full(options: TrainingOptions, model_options: ModelOptions, start: Path | N
 
 def lora_config(options: TrainingOptions) -> LoraConfig:
     """PEFT's configuration of the adapters."""
-    named = options.target_modules
+    modules = options.target_modules
     return LoraConfig(
         r=options.rank,
         lora_alpha=cast(int, options.alpha),
         lora_dropout=options.dropout,
-        target_modules=named if isinstance(named, str) else list(named),
+        target_modules=modules if isinstance(modules, str) else list(modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -175,8 +179,8 @@ def lora_config(options: TrainingOptions) -> LoraConfig:
 def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
     config = start / ADAPTER_CONFIG
     if config.is_file() == (options.method == "full"):
-        held = "an adapter" if config.is_file() else "no adapter"
-        why = f"{start.name} holds {held}, which {options.method} cannot go on from"
+        content = "an adapter" if config.is_file() else "no adapter"
+        why = f"{start.name} holds {content}, which {options.method} cannot go on from"
         raise Refused(why, field="start")
     stored = read_json(config) if config.is_file() else {}
     for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-EVALUATED_AT_ONCE = 120
-PADDED = -100
+EVALUATION_BATCH = 120
+NO_LABEL = -100
 """A label that carries no loss, as torch has it."""
 
 Weights = list[dict[str, torch.Tensor]]
@@ -41,7 +41,7 @@ class Stack:
     Attributes:
         ids: int64 [R, records, width], padded on the right.
         at: int64 [R, answers], position in `records x width` that predicts an answer token.
-        labels: int64 [R, answers], `PADDED` on padding.
+        labels: int64 [R, answers], `NO_LABEL` on padding.
         rows: int64 [R, answers], the record of each answer token.
     """
 
@@ -51,20 +51,20 @@ class Stack:
     rows: torch.Tensor
 
 
-def stacked(batches: Sequence[Sequence[Example]]) -> Stack:
+def stack_batches(batches: Sequence[Sequence[Example]]) -> Stack:
     """Pad the batches of all runs to one shape."""
-    own = [collate(batch) for batch in batches]
-    records, longest = (max(part.input_ids.shape[side] for part in own) for side in (0, 1))
+    parts = [collate(batch) for batch in batches]
+    records, longest = (max(part.input_ids.shape[side] for part in parts) for side in (0, 1))
     # The last token of the longest example predicts nothing.
     width = longest - 1
-    ids = torch.zeros(len(own), records, longest, dtype=torch.int64)
-    for run, part in zip(ids, own, strict=True):
+    ids = torch.zeros(len(parts), records, longest, dtype=torch.int64)
+    for run, part in zip(ids, parts, strict=True):
         run[: part.input_ids.shape[0], : part.input_ids.shape[1]] = part.input_ids
     return Stack(
         ids[:, :, :width],
-        pad_sequence([part.rows * width + part.columns for part in own], batch_first=True),
-        pad_sequence([part.labels for part in own], batch_first=True, padding_value=PADDED),
-        pad_sequence([part.rows for part in own], batch_first=True),
+        pad_sequence([part.rows * width + part.columns for part in parts], batch_first=True),
+        pad_sequence([part.labels for part in parts], batch_first=True, padding_value=NO_LABEL),
+        pad_sequence([part.rows for part in parts], batch_first=True),
     )
 
 
@@ -156,11 +156,11 @@ class StackedLora:
         # Padding stands on the right, so that causality alone keeps it out of every answer.
         joined = torch.bmm(x, self._weight(layer, *ATTENTION[:3]))
         split = joined.view(self.runs * records, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key = (self._rotated(part, width) for part in split[:2])
+        query, key = (self._rotate(part, width) for part in split[:2])
         out = functional.scaled_dot_product_attention(query, key, split[2], is_causal=True)
         return out.permute(0, 2, 1, 3).reshape(self.runs, records * width, self.width)
 
-    def _rotated(self, part: torch.Tensor, width: int) -> torch.Tensor:
+    def _rotate(self, part: torch.Tensor, width: int) -> torch.Tensor:
         low, high = part.chunk(2, dim=-1)
         return part * self.cos[:width] + torch.cat([-high, low], dim=-1) * self.sin[:width]
 
@@ -177,8 +177,8 @@ def base_weights(model: "LlamaForCausalLM") -> Weights:
 def write_weights(model: "LlamaForCausalLM", weights: Weights, run: int) -> None:
     """Write one run's merged weights into a model of the base model's shape."""
     for layer, trained in zip(base_weights(model), weights, strict=True):
-        for name, own in layer.items():
-            own.copy_(trained[name][run])
+        for name, weight in layer.items():
+            weight.copy_(trained[name][run])
 
 
 def train(
@@ -202,7 +202,7 @@ def train(
         ]
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate_at(step, steps)
-        step_losses(lora, stacked(batches)).sum().backward()
+        step_losses(lora, stack_batches(batches)).sum().backward()
         _clip(lora.parameters, options.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -214,7 +214,7 @@ def step_losses(lora: StackedLora, stack: Stack) -> torch.Tensor:
     """Mean loss per answer token of each run, [R], in nats."""
     logits = lora.logits(stack).flatten(0, 1)
     losses = functional.cross_entropy(logits, stack.labels.flatten(), reduction="none")
-    return losses.view(lora.runs, -1).sum(1) / (stack.labels != PADDED).sum(1)
+    return losses.view(lora.runs, -1).sum(1) / (stack.labels != NO_LABEL).sum(1)
 
 
 def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
@@ -229,7 +229,7 @@ def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StackedResults:
     """How R runs answer n records.
 
     Attributes:
@@ -243,22 +243,22 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure(lora: StackedLora, examples: Sequence[Example]) -> Measured:
+def measure(lora: StackedLora, examples: Sequence[Example]) -> StackedResults:
     """Answer held-out records with every run."""
     exact = np.zeros((lora.runs, len(examples)), dtype=bool)
     loss = np.zeros((lora.runs, len(examples)))
-    for first in range(0, len(examples), EVALUATED_AT_ONCE):
-        part = examples[first : first + EVALUATED_AT_ONCE]
-        stack = stacked([part])
+    for first in range(0, len(examples), EVALUATION_BATCH):
+        part = examples[first : first + EVALUATION_BATCH]
+        stack = stack_batches([part])
         wide = Stack(*(t.expand(lora.runs, *t.shape[1:]) for t in vars(stack).values()))
         scores = lora.logits(wide).log_softmax(-1)
-        own = scores.gather(2, wide.labels[..., None])[..., 0]
+        label_scores = scores.gather(2, wide.labels[..., None])[..., 0]
         wrong = scores.argmax(-1) != wide.labels
-        rows, where = stack.rows[0], slice(first, first + len(part))
+        rows, columns = stack.rows[0], slice(first, first + len(part))
         sums, errors = (
             torch.zeros(lora.runs, len(part)).index_add_(1, rows, values)
-            for values in (-own, wrong.float())
+            for values in (-label_scores, wrong.float())
         )
-        exact[:, where] = (errors == 0).numpy()
-        loss[:, where] = (sums / torch.bincount(rows)).numpy()
-    return Measured(exact, loss)
+        exact[:, columns] = (errors == 0).numpy()
+        loss[:, columns] = (sums / torch.bincount(rows)).numpy()
+    return StackedResults(exact, loss)

@@ -261,9 +261,9 @@ def checkpoint_gradients(
     model: LanguageModel, folder: Path, options: LessOptions, pool: pl.DataFrame
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected plain gradients and projected steps of Adam, [records, dims] each."""
-    from delift_pipeline.training.setup import prepare
+    from delift_pipeline.training.setup import load_trainable
 
-    prepared = prepare(warm_up_options(options, 5), model.options, None)
+    prepared = load_trainable(warm_up_options(options, 5), model.options, None)
     stored = load_file(folder / "weights.safetensors")
     moments = load_file(folder / "moments.safetensors")
     named = [(n, p) for n, p in prepared.model.named_parameters() if p.requires_grad]

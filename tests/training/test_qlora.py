@@ -14,7 +14,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
 from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.run import train
-from delift_pipeline.training.setup import lora_config, prepare
+from delift_pipeline.training.setup import load_trainable, lora_config
 
 bnb = cast(Any, pytest.importorskip("bitsandbytes"))
 pytestmark = [pytest.mark.slow, pytest.mark.data]
@@ -54,7 +54,7 @@ def gradients(model: torch.nn.Module, examples: list[Example]) -> dict[str, torc
 def test_gradients_equal_those_on_dequantised_weights(
     model_options: ModelOptions, stories_records: pl.DataFrame
 ) -> None:
-    trainable = prepare(OPTIONS, model_options, None)
+    trainable = load_trainable(OPTIONS, model_options, None)
     examples, _ = encode_examples(trainable.encoder, stories_records)
     ours = {n: p for n, p in trainable.model.named_parameters() if p.requires_grad}
     for name, value in ours.items():

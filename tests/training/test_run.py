@@ -20,8 +20,8 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import answer_losses, collate, encode_examples
 from delift_pipeline.training.log import TrainingLog, read_training_log, weights_hash
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import Run, train
-from delift_pipeline.training.setup import prepare
+from delift_pipeline.training.run import TrainingRun, train
+from delift_pipeline.training.setup import load_trainable
 
 
 def run(
@@ -104,11 +104,11 @@ def test_accumulation_is_one_large_batch(
 def test_adapter_loads_with_peft_and_gives_the_logits_of_training(
     quick: TrainingOptions, tiny: ModelOptions, records: pl.DataFrame, tmp_path: Path
 ) -> None:
-    trainable = prepare(quick, tiny, None)
+    trainable = load_trainable(quick, tiny, None)
     examples, _ = encode_examples(trainable.encoder, records)
     from delift_pipeline.core.progress import SilentProgress
 
-    Run(quick, 0, trainable, examples).go(SilentProgress(), None)
+    TrainingRun(quick, 0, trainable, examples).run_steps(SilentProgress(), None)
     trainable.save(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32)
     reloaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()

@@ -14,12 +14,12 @@ from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
 from delift_pipeline.training.batches import encode_examples
 from delift_pipeline.training.options import TrainingOptions
-from delift_pipeline.training.run import Run
-from delift_pipeline.training.setup import prepare
+from delift_pipeline.training.run import TrainingRun
+from delift_pipeline.training.setup import load_trainable
 from delift_pipeline.training.stacked import (
     StackedLora,
     measure,
-    stacked,
+    stack_batches,
     step_losses,
     train,
     write_weights,
@@ -42,7 +42,7 @@ def one_thread():
 
 
 def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
-    trainable = prepare(OPTIONS, MODEL, None)
+    trainable = load_trainable(OPTIONS, MODEL, None)
     pool = draw("instruction_tuning", 700, 0.15, TINY).pool
     examples = encode_examples(trainable.encoder, pool)[0]
     base = cast(Any, trainable.model).base_model.model
@@ -52,8 +52,8 @@ def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
             module = base.model.layers[number].get_submodule(PROJECTIONS[name])
             with torch.no_grad():
                 pair[0].copy_(module.lora_A["default"].weight.t().expand(2, -1, -1))
-    other = Run(OPTIONS, 5, trainable, examples)
-    other.go(SilentProgress(), None)
+    other = TrainingRun(OPTIONS, 5, trainable, examples)
+    other.run_steps(SilentProgress(), None)
     losses = _losses(lora, examples, OPTIONS, seed=5)
     np.testing.assert_allclose(losses[:, 0], other.done.losses, rtol=2e-5)
     np.testing.assert_allclose(losses[:, 1], other.done.losses, rtol=2e-5)
@@ -109,8 +109,8 @@ def test_padding_changes_nothing() -> None:
     examples = encode_examples(loaded.encoder, draw("instruction_tuning", 700, 0, TINY).pool)[0]
     lora = StackedLora(cast(Any, loaded.model), [0, 1], OPTIONS)
     longest, shortest = max(examples, key=len), min(examples, key=len)
-    mixed = step_losses(lora, stacked([[longest, shortest], [shortest]]))
-    alone = step_losses(lora, stacked([[shortest]] * 2)).tolist()
+    mixed = step_losses(lora, stack_batches([[longest, shortest], [shortest]]))
+    alone = step_losses(lora, stack_batches([[shortest]] * 2)).tolist()
     assert mixed.tolist()[1] == pytest.approx(alone[1])
 
 
