@@ -1,1 +1,1 @@
-"""Fine-tuning on a subset: LoRA and full."""
+"""Fine-tuning of a model on a subset, with LoRA or QLoRA adapters or on all weights."""

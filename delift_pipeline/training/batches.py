@@ -1,7 +1,7 @@
-"""Encoded records as padded batches, and the loss on their answer tokens.
+"""Make padded batches of encoded records, and compute the loss on their answer tokens.
 
-Training and evaluation share these functions and the scoring encoder, so that all three see the
-same tokens: head, prompt and answer, the end-of-text token included, without a demonstration.
+Training and evaluation share these functions and the scoring encoder, so all three see the same
+tokens: head, prompt and answer with its end-of-text token, without a demonstration.
 """
 
 import inspect
@@ -56,14 +56,17 @@ class Batch:
     labels: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 def encode_examples(
     encoder: "Encoder", records: pl.DataFrame
 ) -> tuple[list[Example], "EncodedRecords"]:
-    """The scorable records' tokens in the frame's order, and the encoder's account of the rest."""
+    """Return the tokens of the scorable records in the frame's order, and all encoded records.
+
+    The encoded records say which records cannot be scored and which texts were cut.
+    """
     encoded = encoder.encode(records)
     head = np.asarray(encoder.head, dtype=np.int32)
     examples = [
@@ -74,12 +77,12 @@ def encode_examples(
 
 
 def target_cuts(encoded: "EncodedRecords") -> dict[str, int]:
-    """What was cut of the texts as they are used here; nothing here is shown as a demonstration."""
+    """Return how many texts of targets were cut, by kind; training uses no demonstrations."""
     return {kind: count for kind, count in encoded.cuts.items() if kind.startswith("target_")}
 
 
 def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
-    """Pad examples on the right and say where their answer tokens are predicted."""
+    """Pad examples on the right and mark the positions that predict their answer tokens."""
     ids, mask = padded([np.concatenate([e.prompt, e.answer]) for e in examples], padding)
     rows = [np.full(len(e.answer), row) for row, e in enumerate(examples)]
     columns = [np.arange(len(e.prompt) - 1, len(e) - 1) for e in examples]
@@ -89,10 +92,10 @@ def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
 
 
 def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Negative log-probability of every answer token, nats, float32, `[answer tokens]`.
+    """Return the negative log-probability of every answer token, nats, float32, `[answer tokens]`.
 
-    Logits are asked for at the positions that predict an answer token only: at a vocabulary of
-    100,000 the others would take most of the memory.
+    Logits are computed only at positions that predict an answer token. With a vocabulary of
+    100,000 tokens the others would take most of the memory.
     """
     columns, column = torch.unique(batch.columns, return_inverse=True)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -105,6 +108,6 @@ def answer_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The model under its adapters, if it has any."""
+    """Return the base model without its PEFT adapters; a model without adapters is returned."""
     get_base_model = getattr(model, "get_base_model", None)
     return cast(torch.nn.Module, get_base_model()) if callable(get_base_model) else model

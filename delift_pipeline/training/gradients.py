@@ -1,19 +1,19 @@
-"""Gradients of single records at the checkpoints of a short training, and their projection.
+"""Compute the gradients of single records at checkpoints of a short training, and project them.
 
 For a linear layer with input x and gradient g at its output, the gradient of record n's loss is
 
     dL_n / dW = sum_t g_nt x_nt^T
 
-and since no record's loss depends on another record's activations, one backward pass of the summed
-losses gives the g of all of them. Nothing of the size of the base model's weights is made.
+No record's loss depends on another record's activations, so one backward pass of the summed losses
+gives g for all records. No array as large as the base model's weights is needed.
 
-The projection is seeded and random, by signs that are never held:
+The projection uses a random matrix of signs, which is computed when needed and never stored:
 
     R[i, k] = +-1,   z = x R / sqrt(dims)
 
 It keeps inner products up to an error of about 1 / sqrt(dims) of the norms' product (Johnson and
 Lindenstrauss; Rademacher signs: Achlioptas 2003). Sign (i, k) is a bit of a hash of seed, i and
-k (splitmix64, Steele et al. 2014), so that every device, batch and restart sees the same matrix.
+k (splitmix64, Steele et al. 2014), so every device, batch and restart sees the same matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,18 +49,18 @@ from delift_pipeline.training.setup import Trainable, load_trainable
 
 
 class RecordGradients:
-    """Per-record gradients of a model's trainable linear weights.
+    """Computes per-record gradients of a model's trainable linear weights.
 
     Attributes:
-        names: The trainable weights, in the order of a gradient's parts.
-        size: Numbers in one gradient.
+        names: Names of the trainable weights, in the order of a gradient's parts.
+        size: How many numbers one gradient has.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Wrap a model in evaluation mode whose adapters are trainable.
 
         Raises:
-            DeliftError: something other than weights of linear layers is trainable.
+            DeliftError: nothing is trainable, or something other than weights of linear layers.
         """
         self.model = model
         layers = {
@@ -81,7 +81,7 @@ class RecordGradients:
         self.size = self._starts[-1]
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """The gradient of each record's mean loss per answer token, float32 [records, size]."""
+        """Return the gradient of each record's mean loss per token, float32 [records, size]."""
         rows, width = batch.input_ids.shape
         calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
@@ -105,15 +105,15 @@ class RecordGradients:
 def _weight_gradients(
     inputs: torch.Tensor, output_gradient: torch.Tensor, rows: int, width: int
 ) -> torch.Tensor:
-    """sum_t g_nt x_nt^T, flattened, float32 [records, out * in].
+    """Return sum_t g_nt x_nt^T of each record n, flattened, float32 [records, out * in].
 
     Raises:
-        DeliftError: the layer does not see records apart, as the experts of a mixture do not.
+        DeliftError: the layer mixes the tokens of several records, as a mixture of experts does.
     """
     if inputs.numel() // inputs.shape[-1] != rows * width:
         raise DeliftError(
-            "a layer mixes the tokens of several records (a mixture of experts), so gradients of "
-            "single records cannot be told apart; name other layers in target_modules"
+            "a layer mixes the tokens of several records (a mixture of experts), so the gradients "
+            "of single records cannot be separated. Name other layers in target_modules"
         )
     x = inputs.reshape(rows, width, -1).float()
     g = output_gradient.reshape(rows, width, -1).float()
@@ -123,10 +123,10 @@ def _weight_gradients(
 def gradient_batches(
     examples: Sequence[Example], size: int, tokens: int, memory: int
 ) -> Iterator[list[int]]:
-    """Places of examples of near lengths, longest first, within a token and a memory limit.
+    """Yield batches as indices of examples of similar length, longest first.
 
-    `tokens` counts padding, and a longer record goes alone; `memory` limits the bytes of the
-    gradients of a batch, of which one always fits.
+    A batch has at most `tokens` tokens, padding included, and its gradients take at most `memory`
+    bytes. A record that exceeds a limit gets a batch of its own.
     """
     most = max(1, memory // (4 * size))
     lengths = np.asarray([len(example) for example in examples], dtype=np.int64)
@@ -141,7 +141,7 @@ _GOLDEN, _FIRST, _SECOND = (
 )
 """The constants of splitmix64 as signed integers."""
 SIGN_ROWS = 2048
-"""Rows of signs made at a time: 64 MiB at 8,192 dimensions."""
+"""How many rows of signs are computed at a time: 64 MiB at 8,192 dimensions."""
 
 
 def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
@@ -154,19 +154,19 @@ def project(vectors: torch.Tensor, dims: int, seed: int) -> torch.Tensor:
 
 
 def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Rows `start` to `start + rows` of the matrix of signs, float32 [rows, dims].
+    """Return rows `start` to `start + rows` of the matrix of signs, float32 [rows, dims].
 
     Raises:
-        Refused: `dims` is no multiple of 64.
+        Refused: `dims` is not a multiple of 64.
     """
     if dims < WORD_BITS or dims % WORD_BITS:
         raise Refused(f"dims is {dims:,}, which is not a multiple of {WORD_BITS}. Choose another")
-    # 64 signs a number, int64 [rows, dims / 64].
+    # One int64 holds 64 signs: [rows, dims / 64].
     words = dims // WORD_BITS
     first = torch.arange(start, start + rows, dtype=torch.int64, device=device)[:, None]
     counters = first * words + torch.arange(words, dtype=torch.int64, device=device)
     offset = _mix_bits(torch.tensor([seed], dtype=torch.int64, device=device))
-    # The eight signs of every byte, least bit first, float32 [256, 8].
+    # A table with the eight signs of every byte value, lowest bit first: float32 [256, 8].
     byte_values = torch.arange(256, device=device)[:, None]
     table = ((byte_values >> torch.arange(8, device=device)) & 1).float() * 2 - 1
     sign_bytes = _mix_bits(counters ^ offset).view(torch.uint8).int()
@@ -174,7 +174,7 @@ def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> 
 
 
 def _mix_bits(numbers: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64, in integers that wrap around."""
+    """Apply the finaliser of splitmix64, in integers that wrap around."""
     x = numbers + _GOLDEN
     x = (x ^ _shift_right(x, 30)) * _FIRST
     x = (x ^ _shift_right(x, 27)) * _SECOND
@@ -182,22 +182,22 @@ def _mix_bits(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift to the right that fills with zeros, which torch has for no signed type."""
+    """Shift to the right and fill with zeros; torch's own shift repeats the sign bit."""
     return (numbers >> bits) & ((1 << (WORD_BITS - bits)) - 1)
 
 
 CHECKPOINT_LIST, CHECKPOINT_FOLDER = "checkpoints.json", "step-{:08d}"
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Those of torch's AdamW, which the warm-up runs with."""
+"""The defaults of torch's AdamW, with which the warm-up trains."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state at the end of an epoch.
+    """The stored training state at the end of an epoch.
 
     Attributes:
-        folder: Weights, moments and state (`training.run`).
-        learning_rate: Mean over the steps since the checkpoint before.
+        folder: Holds weights, moments and state (`training.run`).
+        learning_rate: Mean learning rate over the steps since the previous checkpoint.
     """
 
     folder: Path
@@ -206,13 +206,13 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of weights and moments: what gradients at this checkpoint depend on."""
+        """Digest of weights and moments, on which gradients at this checkpoint depend."""
         return digest_files(self.folder, [self.folder / WEIGHTS, self.folder / MOMENTS])
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's state, its parts in the order of the weights asked for.
+    """Adam's state of the requested weights, concatenated in their order.
 
     Attributes:
         first: Mean of the gradients, float32 [size].
@@ -224,12 +224,12 @@ class Moments:
     step: int
 
     def update(self, gradients: torch.Tensor) -> torch.Tensor:
-        """The direction that Adam would step in on each gradient alone.
+        """Return the direction in which Adam would step for each gradient alone.
 
         m' = b1 m + (1 - b1) g,  v' = b2 v + (1 - b2) g^2
         (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps),  t = step + 1
 
-        `gradients` is float32 [n, size], as the result is.
+        `gradients` and the result are float32 [n, size].
         """
         (b1, b2), count = BETAS, self.step + 1
         mean = (b1 * self.first + (1 - b1) * gradients) / (1 - b1**count)
@@ -239,9 +239,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Trains adapters on a few records and keeps a checkpoint at the end of every epoch.
+    """Trains adapters on a few records and stores a checkpoint at the end of every epoch.
 
-    A run that was killed goes on from its last checkpoint; a finished one is found. `claim` is
+    A killed run continues from its last checkpoint, and a finished run is not repeated. `claim` is
     called before weights are loaded.
     """
 
@@ -255,14 +255,14 @@ class WarmUp:
 
     @cached_property
     def trainable(self) -> Trainable:
-        """The model under its adapters, as the warm-up starts with them."""
+        """The model with fresh adapters, with which the warm-up starts."""
         self.claim()
         with seed_torch(self.seed):
             return load_trainable(self.options, self.model, None)
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints in order; trained first where they are not there."""
+        """The checkpoints in order; the warm-up runs first where they are missing."""
         if not (self.folder / CHECKPOINT_LIST).is_file():
             self._train()
         entries = read_json(self.folder / CHECKPOINT_LIST)
@@ -273,7 +273,7 @@ class WarmUp:
         )
 
     def model_at(self, checkpoint: Checkpoint) -> torch.nn.Module:
-        """The model with a checkpoint's weights, in evaluation mode."""
+        """Return the model with a checkpoint's weights, in evaluation mode."""
         load_weights(checkpoint.folder, self.trainable.model)
         return self.trainable.model.eval()
 
@@ -285,7 +285,8 @@ class WarmUp:
         """
         stored = load_file(checkpoint.folder / MOMENTS)
         if missing := [name for name in names if f"{name}/exp_avg" not in stored]:
-            raise DeliftError(f"{checkpoint.folder.name} has no moments of {missing[0]}")
+            where = f"checkpoint {checkpoint.folder.name} has no moments of {missing[0]}"
+            raise DeliftError(f"{where}. Delete {self.folder} and start again")
         device = self.trainable.device
         first, second = (
             torch.cat([stored[f"{name}/{kind}"].flatten() for name in names]).float().to(device)
@@ -301,7 +302,7 @@ class WarmUp:
         key, last = digest_json(request), states[-1].parent if states else None
         with torch.random.fork_rng():
             run = TrainingRun(self.options, self.seed, self.trainable, examples, key, last)
-            # The steps at whose end an epoch is complete, each once.
+            # The steps after which an epoch is complete; a step can complete several.
             records, per_step = len(examples), self.options.records_per_step
             epochs = max(1, round(self.options.presentations(records) / records))
             ends = sorted({-(-records * epoch // per_step) for epoch in range(1, epochs + 1)})

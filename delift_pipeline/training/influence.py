@@ -1,7 +1,8 @@
-"""Projected gradients of records at a checkpoint, kept in shards, and what they say of each other.
+"""Compute projected gradients of records at the checkpoints of a warm-up, and store them in shards.
 
-A shard is one file of 256 records, named by their ids under a folder named by the checkpoint's
-bytes and all that decides a gradient. A killed run starts again at the first shard missing.
+A shard is one file of 256 records. Its name is a hash of their ids, and its folder's name a hash of
+the checkpoint and of everything else that decides a gradient. A killed run continues at the first
+missing shard.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,21 +27,21 @@ if TYPE_CHECKING:
     from delift_pipeline.training.gradients import RecordGradients, WarmUp
 
 METHOD = 1
-"""Counted up when the meaning of a stored gradient changes."""
+"""Raise this number when the meaning of a stored gradient changes."""
 RECORDS_PER_STEP = 128
 RECORDS_PER_PASS = 8
 WARM_UP_RATIO = 0.03
 SHARD = 256
 CPU_TOKENS, GPU_TOKENS = 2048, 32768
 CPU_MEMORY = 512 << 20
-"""Bytes of gradients that wait for their projection."""
+"""How many bytes of gradients are collected before they are projected."""
 
 Update = Callable[["torch.Tensor"], "torch.Tensor"]
-"""Gradients [n, size] -> what is projected, of the same shape."""
+"""A function from gradients [n, size] to the vectors that are projected, of the same shape."""
 
 
 def warm_up_options(options: LessOptions, records: int) -> TrainingOptions:
-    """How the warm-up trains on so many records: a step is 128 of them, or all."""
+    """Return the options of a warm-up on `records` records: a step takes 128 of them, or all."""
     per_pass = min(RECORDS_PER_PASS, records)
     accumulation = -(-min(RECORDS_PER_STEP, records) // per_pass)
     steps = -(-records * options.epochs // (per_pass * accumulation))
@@ -61,10 +62,10 @@ def warm_up_options(options: LessOptions, records: int) -> TrainingOptions:
 
 
 class LowRankGradients:
-    """`selection.language_model.Gradients` with respect to LoRA adapters."""
+    """Implements `selection.language_model.Gradients` for LoRA adapters."""
 
     def examples(self, model: LanguageModel, records: pl.DataFrame) -> "list[Example]":
-        """The records whose answer fits the window, sorted by record_id."""
+        """Return the records whose answer fits the window, sorted by record_id."""
         from delift_pipeline.training.batches import encode_examples
 
         return encode_examples(model.encoder, records.sort("record_id"))[0]
@@ -72,7 +73,7 @@ class LowRankGradients:
     def warmed_up(
         self, model: LanguageModel, records: pl.DataFrame, seed: int, options: LessOptions
     ) -> "ProjectedGradients":
-        """Train adapters on records, unless they are kept from before."""
+        """Train adapters on records, unless an earlier run stored them."""
         from delift_pipeline.training.gradients import WarmUp
 
         training = warm_up_options(options, records.height)
@@ -86,7 +87,7 @@ class LowRankGradients:
 
 @dataclass(frozen=True)
 class ProjectedGradients:
-    """Unit features of records at the checkpoints of a warm-up, kept in shards."""
+    """Computes features of records, of unit length, at a warm-up's checkpoints; stores shards."""
 
     warm_up: "WarmUp" = field(repr=False)
     dims: int
@@ -98,14 +99,14 @@ class ProjectedGradients:
         return [checkpoint.learning_rate for checkpoint in self.warm_up.checkpoints]
 
     def plain(self, checkpoint: int, examples: "Sequence[Example]", meter: Meter) -> np.ndarray:
-        """Features of plain gradients, float32 [examples, dims]."""
+        """Return features of plain gradients, float32 [examples, dims]."""
         parts = [features for _, features in self._shards("plain", checkpoint, examples, meter)]
         return np.concatenate(parts).astype(np.float32)
 
     def steps(
         self, checkpoint: int, examples: "Sequence[Example]", meter: Meter
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Features of the steps that Adam would take, by places, float16 [part, dims]."""
+        """Yield a slice of the examples with features of Adam's steps, float16 [part, dims]."""
         return self._shards("adam", checkpoint, examples, meter)
 
     def _shards(
@@ -143,7 +144,7 @@ def project_gradients(
     dims: int,
     seed: int,
 ) -> np.ndarray:
-    """Projections of the updated gradients to unit length, float16 [examples, dims].
+    """Return the projected, updated gradients, scaled to length 1, float16 [examples, dims].
 
     Raises:
         DeliftError: a gradient is not finite.
@@ -162,10 +163,10 @@ def project_gradients(
     places: list[int] = []
 
     def flush() -> None:
-        # Many at once: the signs are made anew for every projection.
+        # Many gradients at once, because every projection computes the signs again.
         rows = torch.nn.functional.normalize(project(torch.cat(waiting), dims, seed), dim=1)
         if not torch.isfinite(rows).all():
-            raise DeliftError("a gradient is not finite; try dtype float32")
+            raise DeliftError("a gradient is not finite. Use dtype float32")
         result[places] = rows.half().cpu().numpy()
         waiting.clear()
         places.clear()

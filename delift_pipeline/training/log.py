@@ -1,4 +1,4 @@
-"""What one training run did, as plain data. Holds no torch."""
+"""The log of one training run, as plain data. This module does not import torch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ class TrainingLog(BaseModel):
     Attributes:
         method: `lora`, `qlora` or `full`.
         losses: Mean negative log-probability of an answer token in each step's batch, nats.
-        epochs: Passes over the records those steps make.
-        seconds: Wall time of the steps, model loading left out.
-        tokens: Tokens fed in all, prompts included, padding left out.
-        answer_tokens: Answer tokens among them, which alone carry loss.
+        epochs: How many passes over the records the steps make.
+        seconds: Wall time of the steps, without model loading.
+        tokens: All tokens that the model read, with prompts and without padding.
+        answer_tokens: Answer tokens among them, the only ones with a loss.
         parameters: Parameters of the model, adapters included.
-        records_left_out: Records whose answer does not fit the window: `record_id` -> why.
-        cuts: Texts cut to fit the window, by kind.
-        resumed_at: The step a checkpoint was resumed at, or None.
-        started_from: Name of the adapter or model folder training went on from, or None.
+        records_left_out: Records whose answer does not fit the window: `record_id` -> reason.
+        cuts: How many texts were cut to fit the window, by kind.
+        resumed_at: The step at which a killed run was resumed, or None.
+        started_from: Name of the adapter or model folder with which training started, or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,29 +51,29 @@ class TrainingLog(BaseModel):
 
     @property
     def first_loss(self) -> float:
-        """Mean loss over the first tenth of the steps; NaN where none was done."""
+        """Mean loss over the first tenth of the steps; NaN without steps."""
         tenth = self.losses[: max(1, len(self.losses) // 10)]
         return sum(tenth) / len(tenth) if tenth else float("nan")
 
     @property
     def last_loss(self) -> float:
-        """Mean loss over the last tenth of the steps; NaN where none was done."""
+        """Mean loss over the last tenth of the steps; NaN without steps."""
         tenth = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(tenth) / len(tenth) if tenth else float("nan")
 
     @property
     def loss_fell(self) -> bool:
-        """Whether the last tenth's mean loss is below the first tenth's, or nothing was trained."""
+        """Whether `last_loss` is below `first_loss`; also true without steps."""
         return not self.losses or self.last_loss < self.first_loss
 
     @property
     def means(self) -> dict[str, float | None]:
-        """`first_loss` and `last_loss`, None where no step was done."""
+        """`first_loss` and `last_loss` by name; None without steps."""
         means = {"first_loss": self.first_loss, "last_loss": self.last_loss}
         return {name: mean if self.losses else None for name, mean in means.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the curves, with the two means and whether the loss fell."""
+        """Return everything but the curves, with the two means and whether the loss fell."""
         facts = self.model_dump(mode="json", exclude={"losses", "learning_rates"})
         return facts | self.means | {"loss_fell": self.loss_fell}
 
@@ -93,18 +93,19 @@ def read_training_log(folder: Path) -> TrainingLog:
     try:
         return TrainingLog.model_validate(read_json(path))
     except (OSError, ValueError) as error:
-        raise DeliftError(f"{path}: no training log can be read ({error})") from error
+        reason = f"{path} is missing or damaged ({error}). Run the training again"
+        raise DeliftError(reason) from error
 
 
 def weights_hash(folder: Path) -> str:
-    """Digest of a trained folder's weights and configuration: its content hash.
+    """Return the digest of a trained folder's weights and configuration: its content hash.
 
-    The log is left out, since it holds times; the tokenizer is covered by the fingerprint.
+    The log is left out because it holds times. The fingerprint covers the tokenizer.
 
     Raises:
-        DeliftError: the folder holds no weights.
+        DeliftError: the folder has no weights.
     """
     files = [path for pattern in WEIGHT_FILES for path in folder.glob(pattern)]
     if not any(path.suffix == ".safetensors" for path in files):
-        raise DeliftError(f"{folder} holds no safetensors weights")
+        raise DeliftError(f"{folder} has no safetensors file. Run the training again")
     return digest_files(folder, files)

@@ -1,6 +1,6 @@
-"""What can be asked of training, and which records each step sees.
+"""The options of training, and which records each step uses.
 
-Holds no torch, so that arms are validated in milliseconds.
+This module does not import torch, so arms are validated in milliseconds.
 """
 
 import math
@@ -39,33 +39,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
     },
 }
-"""Named sets of values: `preset: NAME` takes them, and a value given beside it wins."""
+"""Named sets of values. `preset: NAME` selects one; a value that is set explicitly overrides it."""
 
 
 class TrainingOptions(BaseModel):
     """How a model is fine-tuned on a subset.
 
-    Compute is said in exactly one way: `steps` (the same work for every arm) or `epochs` (the same
-    passes over every arm's own records). The seed comes from the arm.
+    Exactly one option sets the amount of compute: `steps` (the same work for every arm) or `epochs`
+    (the same number of passes over every arm's own records). The seed comes from the arm.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: Literal["demo", "paper"] | None = Field(
-        default=None, description="Named set of values that the other fields override."
+        default=None, description="A named set of values, which the other options override."
     )
     method: Literal["lora", "qlora", "full"] = Field(
         default="lora",
-        description="lora: low-rank adapters; qlora: the same on a 4-bit base; full: every weight.",
+        description="lora: low-rank adapters; qlora: adapters on a 4-bit base; full: all weights.",
     )
     rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
     alpha: float = Field(
         default=32.0, gt=0, description="Adapters are scaled by alpha divided by rank."
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of an adapter.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before each adapter.")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear",
-        description="Layers that get an adapter: every linear one but the output head, or by name.",
+        description="Layers with an adapter: all linear ones but the output head, or these names.",
     )
     learning_rate: float = Field(default=2e-4, gt=0, description="Highest learning rate.")
     schedule: Literal["linear", "constant", "cosine"] = Field(
@@ -75,18 +75,20 @@ class TrainingOptions(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of the learning rate that linear and cosine end on.",
+        description="Last learning rate of linear and cosine, as a share of the highest.",
     )
-    warmup_steps: int = Field(default=10, ge=0, description="Steps of linear rise from zero.")
+    warmup_steps: int = Field(
+        default=10, ge=0, description="Steps in which the learning rate rises linearly from zero."
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, description="AdamW's decay of matrices; norms and biases have none."
     )
     gradient_clip: float | None = Field(
-        default=1.0, gt=0, description="Largest gradient norm; none for no limit."
+        default=1.0, gt=0, description="Largest gradient norm; null for no limit."
     )
     batch_size: int = Field(default=16, ge=1, description="Records in one forward pass.")
     accumulation: int = Field(
-        default=1, ge=1, description="Forward passes in one step; the loss is that of one batch."
+        default=1, ge=1, description="Forward passes in one optimizer step, which share one loss."
     )
     steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
     epochs: float | None = Field(default=None, gt=0, description="Passes over the records.")
@@ -94,7 +96,7 @@ class TrainingOptions(BaseModel):
         default=False, description="Recompute activations in the backward pass to save memory."
     )
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints that a killed run resumes from."
+        default=None, ge=1, description="Steps between checkpoints; a killed run resumes from one."
     )
 
     @model_validator(mode="before")
@@ -115,35 +117,35 @@ class TrainingOptions(BaseModel):
     @model_validator(mode="after")
     def _check_compute(self) -> "TrainingOptions":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            raise ValueError("set exactly one of steps and epochs")
         return self
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the weights: everything but how it was said and how memory is spared."""
+        """The options that decide the weights: all but the preset's name and memory settings."""
         ignored = {"preset", "checkpoint_every", "gradient_checkpointing"}
         return self.model_dump(mode="json", exclude=ignored)
 
     @property
     def records_per_step(self) -> int:
-        """Records that one optimizer step sees."""
+        """How many records one optimizer step uses."""
         return self.batch_size * self.accumulation
 
     def total_steps(self, records: int) -> int:
-        """Optimizer steps on `records` records: `steps`, or as many as `epochs` fill."""
+        """Return the number of optimizer steps on `records` records."""
         if self.steps is not None:
             return self.steps
         return math.ceil(self.presentations(records) / self.records_per_step)
 
     def presentations(self, records: int) -> int:
-        """How many records are shown in all, repeats counted."""
+        """Return how many records the model reads in all, repeats included."""
         if self.steps is not None:
             return self.steps * self.records_per_step
         assert self.epochs is not None
         return max(1, round(records * self.epochs))
 
     def learning_rate_at(self, step: int, total: int) -> float:
-        """The learning rate of a step (from 0) out of `total`."""
+        """Return the learning rate of a step (from 0) out of `total`."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -154,10 +156,10 @@ class TrainingOptions(BaseModel):
 
 
 def step_records(options: TrainingOptions, records: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the positions of the records of each step, `[records per step]`, int64.
+    """Yield the positions of each step's records, int64 `[records per step]`.
 
-    Epochs follow each other without a gap, each in its own permutation, so every step but the last
-    is full even where the subset is smaller than a batch.
+    Every epoch is a new permutation, and a step may take the end of one epoch and the start of the
+    next. So every step but the last is full, even if the subset is smaller than a batch.
     """
     left, epoch = options.presentations(records), 0
     positions = np.empty(0, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Fine-tune a model on a subset: seeded, answer-only loss, safetensors.
+"""Fine-tune a model on a subset, with a loss on the answer tokens only.
 
-A run's state on disk lets a killed run go on to the same weights: weights and AdamW's moments as
-safetensors, the rest as JSON. Batches and dropout are functions of seed and step, so nothing else
-has to be kept.
+A killed run resumes from its stored state and ends with the same weights. The state is the weights
+and AdamW's moments as safetensors, and the rest as JSON. Batches and dropout are functions of seed
+and step, so they need no state.
 """
 
 import math
@@ -41,7 +41,7 @@ WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.j
 
 @dataclass
 class TrainingProgress:
-    """What training has done so far."""
+    """The steps that were done so far, and their measurements."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class TrainingProgress:
 
 
 def load_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Give a model the trained weights of the state at `folder`."""
+    """Copy the trained weights of the state in `folder` into a model."""
     weights = load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name, value in _trainable(model).items():
@@ -68,10 +68,10 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 
 
 class TrainingRun:
-    """The optimizer's steps over one set of examples.
+    """Runs the optimizer's steps over one set of examples.
 
-    `folder` is where the state is kept every `checkpoint_every` steps; one of this very run (`key`)
-    found there is gone on from.
+    The state is stored in `folder` every `checkpoint_every` steps. If `folder` already has a state
+    of the same run (the same `key`), the run resumes from it.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TrainingRun:
             self.resumed_at = self.done.step
 
     def save(self, folder: Path) -> None:
-        """Replace the state at `folder`; a kill leaves the old one or the new one."""
+        """Replace the state in `folder`; a killed process leaves the old or the new state."""
         names = _trainable(self.trainable.model)
         weights = {name: value.detach().cpu().contiguous() for name, value in names.items()}
         moments = {
@@ -116,7 +116,7 @@ class TrainingRun:
             write_json(temporary / STATE, {"key": self.key, "done": vars(self.done)})
 
     def run_steps(self, progress: Progress, on_step: OnStep | None) -> None:
-        """Do the steps that are left."""
+        """Run the remaining steps."""
         self.trainable.model.train()
         every = self.options.checkpoint_every
         with progress.track("train", self.total, "steps") as meter:
@@ -134,7 +134,8 @@ class TrainingRun:
                     self.save(self.folder)
 
     def _step(self, step: int, positions: np.ndarray) -> tuple[float, float]:
-        # Near lengths share a forward pass; the step's loss does not depend on the split.
+        # Sorted by length, so forward passes need little padding. The split into forward passes
+        # does not change the step's loss.
         chosen = sorted((self.examples[i] for i in positions), key=len)
         torch.manual_seed(int(digest_json([self.seed, step])[:15], 16))
         rate = self.options.learning_rate_at(step, self.total)
@@ -151,7 +152,7 @@ class TrainingRun:
             if not is_memory_error(error):
                 raise
             raise DeliftError(
-                f"training ran out of memory at batch_size {self.options.batch_size}: lower "
+                f"training ran out of memory at batch_size {self.options.batch_size}. Lower "
                 "batch_size and raise accumulation, or set gradient_checkpointing"
             ) from error
         self.optimizer.zero_grad(set_to_none=True)
@@ -161,7 +162,7 @@ class TrainingRun:
         return loss, rate
 
     def _backward(self, step: int, chosen: list[Example]) -> float:
-        """Accumulate the gradient of the step's mean loss per answer token; returns that loss."""
+        """Accumulate the gradient of the step's mean loss per answer token, and return the loss."""
         answer_tokens = sum(len(example.answer) for example in chosen)
         total = 0.0
         for start in range(0, len(chosen), self.options.batch_size):
@@ -179,8 +180,8 @@ class TrainingRun:
     def _refuse_non_finite(self, value: float, what: str, step: int) -> None:
         if not math.isfinite(value):
             raise DeliftError(
-                f"the {what} is {value} at training step {step + 1} of {self.total}: lower "
-                "learning_rate, or give a gradient_clip"
+                f"the {what} is {value} at training step {step + 1} of {self.total}. Lower "
+                "learning_rate, or set gradient_clip"
             )
 
 
@@ -208,30 +209,31 @@ def train(
 ) -> TrainingLog:
     """Fine-tune on `records` and write the adapter, or the whole model, into `out`.
 
-    The loss is the mean negative log-probability of the answer tokens of one step's records, the
-    end-of-text token included, on the encoding that scoring uses. On a CPU the same arguments give
-    the same bytes, in whatever order the records come.
+    The loss is the mean negative log-probability of the answer tokens of one step's records, with
+    the end-of-text token, in the encoding that scoring uses. On a CPU the same arguments give the
+    same bytes, whatever the order of the records.
 
-    The seed decides initial adapter weights, batches and dropout; `start` is a folder to go on
-    from. `checkpoints` holds the state kept every `options.checkpoint_every` steps; a state of this
-    very run found there is gone on from.
+    The seed decides initial adapter weights, batches and dropout. `start` is a folder with the
+    adapter or model to start from. The state is stored in `checkpoints` every
+    `options.checkpoint_every` steps; if a state of the same run is there, training resumes from it.
 
     Raises:
-        Refused: no record can be trained on, or method, start and installed packages disagree.
+        Refused: no record can be used for training, `start` does not fit the method, or a package
+            that the method needs is not installed.
         DeliftError: the loss is not finite, or memory ran out.
     """
     if records.is_empty():
-        raise _no_examples_error("the subset is empty: give a budget of at least one record")
+        raise _no_examples_error("the subset is empty. Give a budget of at least one record")
     with seed_torch(seed):
         trainable = load_trainable(options, model_options, start)
         examples, encoded = encode_examples(trainable.encoder, records.sort("record_id"))
         if not examples:
             raise _no_examples_error(
-                f"none of the subset's {len(encoded.unscorable):,} records can be trained on (the "
-                f"first: {next(iter(encoded.unscorable.values()))}); widen the window or choose "
-                "other records"
+                f"none of the subset's {len(encoded.unscorable):,} records can be used (the first: "
+                f"{next(iter(encoded.unscorable.values()))}). Widen the window or choose other "
+                "records"
             )
-        # Names the run, so that a checkpoint of another is not gone on from.
+        # The key identifies the run, so it never resumes from another run's checkpoint.
         ids = [example.record_id for example in examples]
         start_hash = None if start is None else weights_hash(start)
         key = digest_json([options.request, seed, trainable.fingerprint, ids, start_hash])
@@ -256,10 +258,10 @@ def train(
 def write_untrained(
     options: TrainingOptions, model_options: ModelOptions, seed: int, out: Path
 ) -> TrainingLog:
-    """Write an adapter that changes nothing, or for full fine-tuning the model itself.
+    """Write an adapter that changes nothing, or the base model itself for full fine-tuning.
 
-    A fresh adapter's second matrix is zero, so that every output is bit for bit the base model's;
-    the seed decides the first one.
+    A fresh adapter's second matrix is zero, so every output equals the base model's bit for bit.
+    The seed decides the first matrix.
     """
     with seed_torch(seed):
         trainable = load_trainable(options, model_options, None)
@@ -275,7 +277,7 @@ def _write_log(
     trained = sum(size for size, is_trained in sizes if is_trained)
     total = sum(size for size, _ in sizes)
     if isinstance(model, PeftModel):
-        # PEFT knows how many weights a packed 4-bit tensor holds.
+        # PEFT counts the weights that are packed into 4-bit tensors.
         trained, total = model.get_nb_trainable_parameters()
     counts = {"trainable_parameters": trained, "parameters": total, "steps": done.step}
     curves = {name: value for name, value in vars(done).items() if name != "step"}
@@ -285,12 +287,12 @@ def _write_log(
 
 
 def _no_examples_error(why: str) -> Refused:
-    return Refused(f"nothing to train on: {why}", field="records")
+    return Refused(f"there is no record to train on: {why}", field="records")
 
 
 @contextmanager
 def seed_torch(seed: int) -> Iterator[None]:
-    """Seed torch inside, and leave the caller's random state as it was."""
+    """Seed torch inside the block, and restore the caller's random state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -1,6 +1,6 @@
-"""The model as a method trains it: under adapters, under adapters on a 4-bit base, or whole.
+"""Load a model for training: with LoRA adapters, with adapters on a 4-bit base, or as a whole.
 
-QLoRA's base is in 4 bits (Dettmers et al., arXiv 2305.14314).
+Adapters on a 4-bit base are QLoRA (Dettmers et al., arXiv 2305.14314).
 """
 
 from collections.abc import Callable
@@ -45,9 +45,9 @@ class Trainable:
     """A model ready for training.
 
     Attributes:
-        model: The model; what requires a gradient is trained.
+        model: The model, in which every weight that requires a gradient is trained.
         fingerprint: The base model's scoring fingerprint.
-        autocast: Context of a forward pass.
+        autocast: Returns the context for a forward pass.
         save: Writes the trained weights into a folder.
     """
 
@@ -62,11 +62,11 @@ class Trainable:
 def load_trainable(
     options: TrainingOptions, model_options: ModelOptions, start: Path | None
 ) -> Trainable:
-    """Load the model afresh and make trainable what the method trains.
+    """Load a new copy of the model and make the weights trainable that the method trains.
 
     A model that was evaluated before is never trained: on some CPUs bitsandbytes repacks its 4-bit
-    weights in evaluation, and gradients are silently wrong from then on. How the scorer's weights
-    are quantised (`load_in`) means nothing here: the method says what is trained on.
+    weights during evaluation, and later gradients are silently wrong. The scorer's quantisation
+    (`load_in`) is ignored here, because the method decides in which form the base is loaded.
 
     Raises:
         Refused: `start` does not fit the method, or qlora's package is not installed.
@@ -99,13 +99,13 @@ def _load_with_adapter(
         model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
 
     def save(out: Path) -> None:
-        # Equal weights give equal bytes, and no path of this machine is written.
+        # Equal weights must give equal bytes, so no path of this machine is written.
         model.peft_config["default"].base_model_name_or_path = portable_name(model_options.model)
-        # The vocabulary is never resized, and asking PEFT to find out would ask the hub.
+        # The vocabulary is never resized. Without this argument PEFT would ask the hub about it.
         model.save_pretrained(str(out), save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)
         config = read_json(out / ADAPTER_CONFIG)
-        # PEFT holds the module names in a set, whose order changes from process to process.
+        # PEFT keeps the module names in a set, whose order differs between processes.
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()
         write_json(out / ADAPTER_CONFIG, config)
@@ -114,9 +114,9 @@ def _load_with_adapter(
 
 
 def _load_4bit(options: ModelOptions) -> LoadedModel:
-    """Load a model with its linear weights in nf4, doubly quantised, computing in `dtype`.
+    """Load a model with linear weights in nf4, doubly quantised, that computes in `dtype`.
 
-    The scorer's loader is of no use here, since it evaluates the quantised model once.
+    The scorer's loader cannot be used because it evaluates the quantised model once.
     """
     refuse_without_bitsandbytes("qlora", "use method lora", "method")
     from transformers import AutoModelForCausalLM
@@ -143,7 +143,7 @@ def _load_full(options: TrainingOptions, model_options: ModelOptions, start: Pat
     loaded = load_model(model_options.model_copy(update=start_model))
     model = cast(Any, loaded.model)
     dtype = model.dtype
-    # Steps are far smaller than the weights: in 16 bits most of them would round to nothing.
+    # Steps are far smaller than the weights: in 16 bits most of them would be rounded away.
     model.to(dtype=torch.float32)
     model.requires_grad_(True)
     model.config.use_cache = False
@@ -164,7 +164,7 @@ def _load_full(options: TrainingOptions, model_options: ModelOptions, start: Pat
 
 
 def lora_config(options: TrainingOptions) -> LoraConfig:
-    """PEFT's configuration of the adapters."""
+    """Return PEFT's configuration of the adapters."""
     modules = options.target_modules
     return LoraConfig(
         r=options.rank,
@@ -179,11 +179,11 @@ def lora_config(options: TrainingOptions) -> LoraConfig:
 def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
     config = start / ADAPTER_CONFIG
     if config.is_file() == (options.method == "full"):
-        content = "an adapter" if config.is_file() else "no adapter"
-        why = f"{start.name} holds {content}, which {options.method} cannot go on from"
+        content = "is an adapter" if config.is_file() else "is not an adapter"
+        why = f"{start.name} {content}, so method {options.method} cannot start from it"
         raise Refused(why, field="start")
     stored = read_json(config) if config.is_file() else {}
     for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():
         if stored.get(name, value) != value:
-            why = f"{start.name} has {name} {stored[name]}, not {value:g}"
+            why = f"{start.name} has {name} {stored[name]}, not {value:g}. Use the same value"
             raise Refused(why, field="training")

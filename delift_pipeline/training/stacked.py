@@ -1,12 +1,12 @@
-"""Many small LoRA runs at once: their adapters are stacked and trained in one batch.
+"""Train many small LoRA runs at once: their adapters are stacked and trained in one batch.
 
-One run of the demo model leaves a processor mostly waiting for small operations. Here R runs share
-every operation: weights are [R, in, out], activations [R, records x tokens, width]. Each run has
-its own records, order, loss, gradient clipping and Adam state, so that it is the run that
-`delift_pipeline.training` would do alone with the same start; a test holds it to PEFT.
+The operations of one run of the demo model are so small that most of its time is overhead. Here R
+runs share every operation: weights are [R, in, out], activations [R, records x tokens, width]. Each
+run has its own records, order, loss, gradient clipping and Adam state, so it gives the result that
+`delift_pipeline.training` gives alone with the same start; a test compares it with PEFT.
 
-Only what the demo model is: a Llama without biases, with tied embeddings and as many key heads as
-query heads.
+Only the demo model's architecture is supported: a Llama without biases, with tied embeddings and
+as many key heads as query heads.
 """
 
 import math
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 EVALUATION_BATCH = 120
 NO_LABEL = -100
-"""A label that carries no loss, as torch has it."""
+"""The label of positions without a loss: torch's `ignore_index`."""
 
 Weights = list[dict[str, torch.Tensor]]
-"""Per layer and projection a matrix [in, out], or [R, in, out] where runs differ."""
+"""For each layer and projection a matrix [in, out], or [R, in, out] where the runs differ."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Stack:
 
     Attributes:
         ids: int64 [R, records, width], padded on the right.
-        at: int64 [R, answers], position in `records x width` that predicts an answer token.
+        at: int64 [R, answers], the position in `records x width` that predicts each answer token.
         labels: int64 [R, answers], `NO_LABEL` on padding.
         rows: int64 [R, answers], the record of each answer token.
     """
@@ -55,7 +55,7 @@ def stack_batches(batches: Sequence[Sequence[Example]]) -> Stack:
     """Pad the batches of all runs to one shape."""
     parts = [collate(batch) for batch in batches]
     records, longest = (max(part.input_ids.shape[side] for part in parts) for side in (0, 1))
-    # The last token of the longest example predicts nothing.
+    # The last token of the longest example predicts no token, so it is left out.
     width = longest - 1
     ids = torch.zeros(len(parts), records, longest, dtype=torch.int64)
     for run, part in zip(ids, parts, strict=True):
@@ -69,7 +69,7 @@ def stack_batches(batches: Sequence[Sequence[Example]]) -> Stack:
 
 
 class StackedLora:
-    """R adapters on one base model, or on R models of one shape."""
+    """R adapters on one base model, or on R models of the same shape."""
 
     def __init__(
         self,
@@ -78,9 +78,10 @@ class StackedLora:
         options: TrainingOptions,
         start: Weights | None = None,
     ) -> None:
-        """Draw the adapters as PEFT does: A uniform within 1 / sqrt(in), B zero.
+        """Draw the adapters as PEFT does: A uniform within +-1 / sqrt(in), B zero.
 
-        With `start` (as `merge` returns it) the runs begin from those weights, not the model's.
+        With `start` (the result of `merge`) the runs start from those weights instead of the
+        model's.
         """
         config: Any = model.config
         self.runs, self.scale = len(seeds), options.alpha / options.rank
@@ -115,7 +116,7 @@ class StackedLora:
         return [part for layer in self.adapters for pair in layer.values() for part in pair]
 
     def merge(self) -> Weights:
-        """Base and adapters as one; nothing is trained afterwards."""
+        """Merge the adapters into the base weights; training ends with this."""
         with torch.no_grad():
             self.merged_weights = [
                 {name: self._weight(number, name).detach() for name in layer}
@@ -124,7 +125,7 @@ class StackedLora:
         return self.merged_weights
 
     def _weight(self, layer: int, *names: str) -> torch.Tensor:
-        """The named matrices of a layer side by side."""
+        """Return a layer's matrices of these names, concatenated along their outputs."""
         if self.merged_weights is not None:
             parts = [self.merged_weights[layer][name] for name in names]
         else:
@@ -136,7 +137,7 @@ class StackedLora:
         return torch.cat(parts, dim=-1) if len(names) > 1 else parts[0]
 
     def logits(self, stack: Stack) -> torch.Tensor:
-        """Logits at the answer positions, float32 [R, answers, vocabulary]."""
+        """Return the logits at the answer positions, float32 [R, answers, vocabulary]."""
         runs, records, width = stack.ids.shape
         x = self.embedding[stack.ids].view(runs, records * width, self.width)
         for layer, (before, after) in enumerate(self.norms):
@@ -153,7 +154,7 @@ class StackedLora:
         return functional.rms_norm(x, (self.width,), weight, self.eps)
 
     def _attention(self, x: torch.Tensor, layer: int, records: int, width: int) -> torch.Tensor:
-        # Padding stands on the right, so that causality alone keeps it out of every answer.
+        # Padding is on the right, so the causal mask alone keeps it out of every answer.
         joined = torch.bmm(x, self._weight(layer, *ATTENTION[:3]))
         split = joined.view(self.runs * records, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = (self._rotate(part, width) for part in split[:2])
@@ -166,7 +167,7 @@ class StackedLora:
 
 
 def base_weights(model: "LlamaForCausalLM") -> Weights:
-    """The model's projections, transposed to [in, out]."""
+    """Return the model's projections, transposed to [in, out]."""
     parts = [*(("self_attn", name) for name in ATTENTION), *(("mlp", name) for name in MLP)]
     return [
         {name: getattr(getattr(layer, at), name).weight.detach().t() for at, name in parts}
@@ -188,9 +189,9 @@ def train(
     options: TrainingOptions,
     start: Weights | None = None,
 ) -> StackedLora:
-    """Train one adapter a set, all of them together; merged at the end.
+    """Train one adapter for each set of examples, all together, and merge them at the end.
 
-    A run's seed decides its adapter's start and its order.
+    A run's seed decides its adapter's initial weights and the order of its records.
     """
     lora = StackedLora(model, seeds, options, start)
     optimizer = torch.optim.AdamW(lora.parameters, lr=options.learning_rate, weight_decay=0.0)
@@ -211,7 +212,7 @@ def train(
 
 
 def step_losses(lora: StackedLora, stack: Stack) -> torch.Tensor:
-    """Mean loss per answer token of each run, [R], in nats."""
+    """Return each run's mean loss per answer token, [R], in nats."""
     logits = lora.logits(stack).flatten(0, 1)
     losses = functional.cross_entropy(logits, stack.labels.flatten(), reduction="none")
     return losses.view(lora.runs, -1).sum(1) / (stack.labels != NO_LABEL).sum(1)
@@ -230,11 +231,11 @@ def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
 
 @dataclass(frozen=True)
 class StackedResults:
-    """How R runs answer n records.
+    """The results of R runs on n records.
 
     Attributes:
-        exact: bool [R, n]: every answer token is the most probable one, which is what greedy
-            generation gives back.
+        exact: bool [R, n]: whether every answer token is the most probable one, so that greedy
+            generation gives exactly this answer.
         loss: float64 [R, n], mean loss per answer token in nats.
     """
 
@@ -244,7 +245,7 @@ class StackedResults:
 
 @torch.inference_mode()
 def measure(lora: StackedLora, examples: Sequence[Example]) -> StackedResults:
-    """Answer held-out records with every run."""
+    """Measure every run on held-out records."""
     exact = np.zeros((lora.runs, len(examples)), dtype=bool)
     loss = np.zeros((lora.runs, len(examples)))
     for first in range(0, len(examples), EVALUATION_BATCH):

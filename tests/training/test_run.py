@@ -185,7 +185,7 @@ def test_a_start_that_does_not_fit_is_refused(
 ) -> None:
     run(quick, tiny, records, tmp_path / "a")
     full = TrainingOptions(method="full", steps=2)
-    with pytest.raises(Refused, match="a holds an adapter, which full cannot go on from"):
+    with pytest.raises(Refused, match="an adapter"):
         run(full, tiny, records, tmp_path / "b", start=tmp_path / "a")
     with pytest.raises(Refused, match="a has r 4, not 8"):
         other = quick.model_copy(update={"rank": 8})
@@ -195,7 +195,7 @@ def test_a_start_that_does_not_fit_is_refused(
 def test_an_empty_subset_is_refused(
     quick: TrainingOptions, tiny: ModelOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="nothing to train on: the subset is empty"):
+    with pytest.raises(Refused, match="the subset is empty"):
         run(quick, tiny, pl.DataFrame(schema=RECORD_SCHEMA), tmp_path / "a")
 
 
@@ -208,7 +208,7 @@ def test_records_that_do_not_fit_are_left_out_and_counted(
     log = run(quick, tiny, pl.concat([records, long]), tmp_path / "a")
     assert log.records_used == 12
     assert list(log.records_left_out) == ["0" * 32]
-    with pytest.raises(Refused, match="none of the subset's 1 records can be trained on"):
+    with pytest.raises(Refused, match="none of the subset's 1 records"):
         run(quick, tiny, long, tmp_path / "b")
 
 
