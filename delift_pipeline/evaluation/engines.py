@@ -16,7 +16,7 @@ import torch
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.scoring.batches import padded
+from delift_pipeline.scoring.batches import pad_sequences
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.training.batches import Example, answer_losses, collate, unwrap_model
@@ -129,7 +129,7 @@ class TransformersAnswers(EvaluationEngine):
             ):
                 torch.manual_seed(self._options.seed)
                 for chosen in self._batches(prompts):
-                    ids, mask = padded([prompts[i] for i in chosen], padding, left=True)
+                    ids, mask = pad_sequences([prompts[i] for i in chosen], padding, left=True)
                     rows = cast(Any, self._model).generate(
                         input_ids=ids.to(self._device),
                         attention_mask=mask.to(self._device),

@@ -297,7 +297,7 @@ def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[s
             frames = (found for block in blocks for found in _block(place, block))
         elif kind == "scores" and depth == 1:
             store = ScoreStore(place)
-            pairs, frames = store.pairs_stored, _scores(store)
+            pairs, frames = store.pair_count, _scores(store)
         else:
             continue
         if pairs > limit:

@@ -22,7 +22,7 @@ def length_batches(lengths: np.ndarray, room: Callable[[int], int]) -> Iterator[
         order = order[size:]
 
 
-def padded(
+def pad_sequences(
     sequences: Sequence[np.ndarray], padding: int = 0, *, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids padded to one width, and 1 on tokens and 0 on padding; int64 [rows, longest]."""
@@ -77,24 +77,26 @@ class Targets:
         self.owners = np.repeat(np.arange(len(jobs)), [len(job) for job in jobs])
         self.ends = np.cumsum(records.answer_lengths[self.rows])
 
-    def same(self, other: "Targets") -> bool:
+    def equals(self, other: "Targets") -> bool:
         """Whether these are the same targets of the same jobs in flight."""
         pairs = ((self.rows, other.rows), (self.owners, other.owners))
         return self.records is other.records and all(np.array_equal(*pair) for pair in pairs)
 
-    def places(self, tokens: int, keys: int | None, reach: int) -> Iterator[np.ndarray]:
+    def batch_places(
+        self, tokens: int, keys: int | None, longest_prefix: int
+    ) -> Iterator[np.ndarray]:
         """Which targets go into one batch: at most so many tokens, padding included, or one target.
 
-        A batch has at most `keys` tokens with `reach` more, the longest prefix, for each target.
+        A batch has at most `keys` tokens, counting the longest prefix once for each target.
         """
 
         def room(longest: int) -> int:
             most = tokens // longest
-            return most if keys is None else min(most, keys // (longest + reach))
+            return most if keys is None else min(most, keys // (longest + longest_prefix))
 
         return length_batches(np.diff(self.records.target_starts)[self.rows] - 1, room)
 
-    def batch(self, chosen: np.ndarray) -> Batch:
+    def make_batch(self, chosen: np.ndarray) -> Batch:
         """The batch of the targets at the places `chosen`, made without a loop over tokens."""
         chosen = chosen[np.argsort(self.owners[chosen], kind="stable")]
         records, rows = self.records, self.rows[chosen]
@@ -106,68 +108,68 @@ class Targets:
         inside = columns < lengths[:, None]
         cells = np.where(inside, starts[:, None] + columns, 0)
         ids = np.where(inside, records.target_tokens[cells], 0)
-        line = np.repeat(np.arange(len(rows)), answers)
+        row_of = np.repeat(np.arange(len(rows)), answers)
         step = np.arange(answers.sum()) - np.repeat(np.cumsum(answers) - answers, answers)
-        positions = line * width + (prompts - 1)[line] + step
-        tokens = records.target_tokens[(starts + prompts)[line] + step]
+        positions = row_of * width + (prompts - 1)[row_of] + step
+        tokens = records.target_tokens[(starts + prompts)[row_of] + step]
         return Batch(
             torch.from_numpy(ids.astype(np.int64)),
             torch.from_numpy(positions.astype(np.int64)),
             torch.from_numpy(tokens.astype(np.int64)),
-            (self.ends[chosen] - answers)[line] + step,
+            (self.ends[chosen] - answers)[row_of] + step,
             self.owners[chosen],
             lengths,
         )
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedTargets:
     """Targets end to end without padding, and how to lay them out in rows.
 
     Attributes:
         ids: Input ids, int64 [tokens].
         steps: Each token's place in its target, int64 [tokens].
         answers: The true answer tokens, int64 [answers].
-        at: Tokens that predict an answer token, int64 [answers].
+        query_tokens: Tokens that predict an answer token, int64 [answers].
         rows: Targets.
         spread: Token of every cell of [rows * longest], padding repeats token 0.
         gather: Cell of every token [tokens].
-        asked: Token in `at` of every cell of [rows * most answers], padding repeats the first.
-        asked_back: Cell of every answer in it [answers].
+        answer_spread: Query token of every cell of [rows * most answers]; padding repeats token 0.
+        answer_gather: Cell of every answer in it [answers].
         mask: 0 or -inf, [rows, 1, most answers, longest]: what each answer's cell sees.
         owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
         segments: Where the tokens of each owner begin, and the end.
-        asked_segments: The same of answers.
+        answer_segments: The same of answers.
     """
 
     ids: torch.Tensor
     steps: torch.Tensor
     answers: torch.Tensor
-    at: torch.Tensor
+    query_tokens: torch.Tensor
     rows: int
     spread: torch.Tensor
     gather: torch.Tensor
-    asked: torch.Tensor
-    asked_back: torch.Tensor
+    answer_spread: torch.Tensor
+    answer_gather: torch.Tensor
     mask: torch.Tensor
     owners: list[int]
     segments: list[int]
-    asked_segments: list[int]
+    answer_segments: list[int]
 
 
-def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
+def pack(batch: Batch, device: torch.device, dtype: torch.dtype) -> PackedTargets:
     """Take the padding out of a batch."""
     rows, width = batch.ids.shape
     cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
     token_of = np.zeros(rows * width, dtype=np.int64)
     token_of[cells] = np.arange(len(cells))
     positions = batch.positions.numpy()
-    line, column = np.divmod(positions, width)
-    counts = np.bincount(line, minlength=rows)
+    row_of, column = np.divmod(positions, width)
+    counts = np.bincount(row_of, minlength=rows)
     most = int(counts.max())
-    back = line * most + np.arange(len(line)) - (np.cumsum(counts) - counts)[line]
-    asked, seen = np.zeros((2, rows * most), dtype=np.int64)
-    asked[back], seen[back] = np.arange(len(line)), column
+    back = row_of * most + np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of]
+    answer_spread, seen = np.zeros((2, rows * most), dtype=np.int64)
+    answer_spread[back], seen[back] = np.arange(len(row_of)), column
     unseen = torch.from_numpy(np.arange(width) > seen[:, None]).view(rows, 1, most, width)
     owners, first = np.unique(batch.owners, return_index=True)
 
@@ -177,18 +179,18 @@ def packed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Packed:
     def starts(sizes: np.ndarray) -> list[int]:
         return [*(np.cumsum(sizes) - sizes)[first].tolist(), int(sizes.sum())]
 
-    return Packed(
+    return PackedTargets(
         ids=batch.ids.reshape(-1)[torch.from_numpy(cells)].to(device),
         steps=put(cells % width),
         answers=batch.answers.to(device),
-        at=put(token_of[positions]),
+        query_tokens=put(token_of[positions]),
         rows=rows,
         spread=put(token_of),
         gather=put(cells),
-        asked=put(asked),
-        asked_back=put(back),
+        answer_spread=put(answer_spread),
+        answer_gather=put(back),
         mask=torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, -torch.inf).to(device),
         owners=owners.tolist(),
         segments=starts(batch.lengths),
-        asked_segments=starts(counts),
+        answer_segments=starts(counts),
     )

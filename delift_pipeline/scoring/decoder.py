@@ -28,7 +28,7 @@ class Decoder:
         self.model, self.config = model, model.config.get_text_config(decoder=True)
         self.body = model.base_model
         self.head = model.get_output_embeddings()
-        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        self._accepts_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self.logit_rows = 128
 
     @property
@@ -36,7 +36,7 @@ class Decoder:
         """Where input ids go."""
         return self.model.get_input_embeddings().weight.device  # pyright: ignore
 
-    def hidden(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
+    def hidden_states(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
         """Last hidden states [rows, tokens, width] of ids that follow what is in the cache.
 
         No attention mask is given: rows are padded on the right, so that under the causal mask no
@@ -46,22 +46,22 @@ class Decoder:
         inputs: dict[str, object] = {"input_ids": ids, "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
-        if self._takes_positions:
+        if self._accepts_positions:
             steps = torch.arange(seen, seen + ids.shape[1], device=ids.device)
             inputs["position_ids"] = steps.expand(ids.shape[0], -1)
         return self.body(**inputs).last_hidden_state
 
     def logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log p of `tokens` [n] given hidden states [n, width], float32, in chunks of logits."""
-        pieces = []
+        chunks = []
         for start in range(0, len(tokens), self.logit_rows):
             stop = start + self.logit_rows
-            logits = self._finished(self.head(hidden[start:stop]))  # pyright: ignore
-            found = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-            pieces.append(found.gather(1, tokens[start:stop, None])[:, 0])
-        return torch.cat(pieces)
+            logits = self._scale_logits(self.head(hidden[start:stop]))  # pyright: ignore
+            logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            chunks.append(logprobs.gather(1, tokens[start:stop, None])[:, 0])
+        return torch.cat(chunks)
 
-    def _finished(self, logits: torch.Tensor) -> torch.Tensor:
+    def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What some models do to their logits after the head."""
         if scale := getattr(self.config, "logit_scale", None):
             logits = logits * scale
@@ -87,25 +87,25 @@ class CachePath:
     def prefill(self, ids: torch.Tensor) -> DynamicCache:
         """Keys and values of a prefix, ids int64 [tokens]."""
         cache = DynamicCache(config=self.decoder.model.config)
-        self.decoder.hidden(ids[None], cache)
+        self.decoder.hidden_states(ids[None], cache)
         return cache
 
     def logprobs(self, batch: Batch, prefixes: Sequence[DynamicCache | None]) -> torch.Tensor:
         """Log p of every answer token of a batch, float32 [answers]; of one prefix."""
         (prefix,) = prefixes
         device = self.decoder.device
-        shared = None if prefix is None else expanded(prefix, batch.rows)
-        hidden = self.decoder.hidden(batch.ids.to(device), shared)
+        shared = None if prefix is None else expand_cache(prefix, batch.rows)
+        hidden = self.decoder.hidden_states(batch.ids.to(device), shared)
         chosen = hidden.flatten(0, 1).index_select(0, batch.positions.to(device))
         return self.decoder.logprobs(chosen, batch.answers.to(device))
 
 
-def shareable(cache: DynamicCache) -> bool:
-    """Whether every layer of a filled cache can serve several batches by `expanded`."""
+def is_shareable(cache: DynamicCache) -> bool:
+    """Whether every layer of a filled cache can serve several batches by `expand_cache`."""
     return all(type(layer) in _SHAREABLE for layer in cache.layers)
 
 
-def expanded(cache: DynamicCache, rows: int) -> DynamicCache:
+def expand_cache(cache: DynamicCache, rows: int) -> DynamicCache:
     """A cache of `rows` copies of a prefix, in the same memory.
 
     A forward pass puts new tensors into the layers of the cache it is given and leaves the old

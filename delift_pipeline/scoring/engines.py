@@ -9,7 +9,7 @@ import torch
 
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encode import EncodedRecords
-from delift_pipeline.scoring.decoder import CachePath, shareable
+from delift_pipeline.scoring.decoder import CachePath, is_shareable
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 from delift_pipeline.scoring.vllm_engine import VllmEngine
@@ -25,24 +25,24 @@ class NaiveEngine:
 
     name = "naive"
 
-    def __init__(self, model: "PreTrainedModel", why: str | None = None) -> None:
-        """Wrap a model; `why` says why no faster engine could be taken."""
-        self.model, self.why = model, why
+    def __init__(self, model: "PreTrainedModel", reason: str | None = None) -> None:
+        """Wrap a model; `reason` says why no faster engine could be taken."""
+        self.model, self.reason = model, reason
 
     @property
     def settings(self) -> dict[str, Any]:
         """The engine's name, and why it was taken where it was not asked for."""
-        return {"engine": self.name, **({"why_not_shared": self.why} if self.why else {})}
+        return {"engine": self.name, **({"why_not_shared": self.reason} if self.reason else {})}
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, pair by pair."""
-        found = []
+        results = []
         for job in jobs:
             texts = ((records.prompt(row), records.answer(row)) for row in job.rows.tolist())
             scored = [answer_logprobs(self.model, job.prefix, *text) for text in texts]
             logprobs = np.concatenate([np.empty(0, dtype=np.float32), *scored])
-            found.append(TokenScores(logprobs, records.answer_lengths[job.rows]))
-        return found
+            results.append(TokenScores(logprobs, records.answer_lengths[job.rows]))
+        return results
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     """The engine the options ask for, or the naive one where a shared prefix would be wrong.
 
     A short trial compares the two: a model with a kind of cache, position or head that the shared
-    path does not know is found here and never scored wrongly.
+    path does not know is detected here and never scored wrongly.
 
     Raises:
         Refused: not even one pair fits the memory limit.
@@ -94,17 +94,17 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
             memory_limit=options.memory_limit,
             in_flight=options.in_flight,
         )
-        reason = why_not_shareable(engine, model, window)
+        reason = reason_against_sharing(engine, model, window)
         if reason is None:
             return engine
         if isinstance(engine.path, CachePath):
             break
     line = f"{options.model}: {reason}; every pair is scored by a forward pass of its own"
     (progress or SilentProgress()).say(line)
-    return NaiveEngine(model, why=reason)
+    return NaiveEngine(model, reason=reason)
 
 
-def why_not_shareable(
+def reason_against_sharing(
     engine: TransformersEngine, model: "PreTrainedModel", window: int
 ) -> str | None:
     """Why a prefix's cache cannot serve several targets, or None where it can."""
@@ -121,15 +121,15 @@ def why_not_shareable(
     try:
         # Twice, because a cache that a pass has changed gives itself away the second time.
         with torch.inference_mode():
-            cache = engine.prefilled(job.prefix)
-        if isinstance(engine.path, CachePath) and (cache is None or not shareable(cache)):
+            cache = engine.prefill(job.prefix)
+        if isinstance(engine.path, CachePath) and (cache is None or not is_shareable(cache)):
             return "its cache cannot be shared"
-        found = engine.score(records, [job, job])[1].logprobs
+        logprobs = engine.score(records, [job, job])[1].logprobs
     except _TRIAL_FAULTS as error:
         return f"its cache cannot be shared ({type(error).__name__})"
     expected = NaiveEngine(model).score(records, [job])[0].logprobs
     bound = 1e-3 if model.dtype == torch.float32 else 0.25
-    if not np.allclose(found, expected, atol=bound):
+    if not np.allclose(logprobs, expected, atol=bound):
         return "sharing its cache changes its log-probabilities"
     return None
 

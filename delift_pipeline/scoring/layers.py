@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from delift_pipeline.scoring.batches import Batch, Packed, packed
+from delift_pipeline.scoring.batches import Batch, PackedTargets, pack
 from delift_pipeline.scoring.decoder import Decoder
 
 _aten = torch.ops.aten
 
 
-class Part(NamedTuple):
+class Attention(NamedTuple):
     """Attention over some of the keys.
 
     Attributes:
@@ -41,7 +41,7 @@ def attend(
     scale: float,
     causal: bool = False,
     mask: torch.Tensor | None = None,
-) -> Part:
+) -> Attention:
     """Attention with its log-sum-exp, by the fastest kernel of the device.
 
     Query, key and value are [batch, heads, tokens, width]. Causal: query t sees keys 0..t only.
@@ -49,31 +49,31 @@ def attend(
     """
     if query.device.type == "cpu":
         kernel = _aten._scaled_dot_product_flash_attention_for_cpu
-        return Part(*kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale))
+        return Attention(*kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scale))
     if query.device.type == "cuda" and mask is None:
         if query.dtype in (torch.bfloat16, torch.float16):
             kernel, between = _aten._scaled_dot_product_flash_attention, ()
         else:
             kernel, between = _aten._scaled_dot_product_efficient_attention, (None, True)
         out, lse, *_ = kernel(query, key, value, *between, 0.0, causal, scale=scale)
-        return Part(out, lse[..., : query.shape[2]])
-    return _plain(query, key, value, scale, causal, mask)
+        return Attention(out, lse[..., : query.shape[2]])
+    return _attend_with_matmul(query, key, value, scale, causal, mask)
 
 
-def _plain(
+def _attend_with_matmul(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float,
     causal: bool,
     mask: torch.Tensor | None,
-) -> Part:
+) -> Attention:
     scores = (query * scale) @ key.transpose(-1, -2)
     if causal:
         mask = torch.full_like(scores[0, 0], float("-inf")).triu(1)
     scores = (scores if mask is None else scores + mask).float()
     lse = torch.logsumexp(scores, dim=-1)
-    return Part((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
+    return Attention((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
 
 
 KNOWN_LAYERS = (
@@ -84,7 +84,7 @@ KNOWN_LAYERS = (
     "Phi3DecoderLayer",
 )
 
-PrefixKeys = list[tuple[torch.Tensor, torch.Tensor]]
+PrefixCache = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a prefix in every layer, [key heads, tokens, width] each."""
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values of tokens, [tokens, heads, width] each."""
@@ -92,7 +92,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines by which tokens' positions turn their heads, [tokens, 1, turned width]."""
 
 
-def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
+def reason_against_layers(decoder: Decoder, window: int | None) -> str | None:
     """Why a model's layers cannot be run one by one here, or None where they can.
 
     `window` is the most tokens in a sequence; None where that is not known.
@@ -108,8 +108,8 @@ def why_not_layered(decoder: Decoder, window: int | None) -> str | None:
     return None
 
 
-class Own(NamedTuple):
-    """Queries [queries, heads, width], and their attention to their own targets (`Part`)."""
+class TargetAttention(NamedTuple):
+    """Queries [queries, heads, width], and their attention to their own targets (`Attention`)."""
 
     query: torch.Tensor
     out: torch.Tensor
@@ -117,7 +117,7 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedBatch:
     """A batch with what does not depend on its prefixes.
 
     Attributes:
@@ -125,7 +125,7 @@ class Prepared:
         heads: The first layer's, not turned.
     """
 
-    targets: Packed
+    targets: PackedTargets
     hidden: torch.Tensor
     heads: Heads
 
@@ -142,37 +142,39 @@ class LayerPath:
     name = "layers"
 
     def __init__(self, decoder: Decoder) -> None:
-        """Take the layers of a model for which `why_not_layered` has nothing to say."""
+        """Take the layers of a model for which `reason_against_layers` has nothing to say."""
         self.decoder, self.body = decoder, decoder.body
         self.layers: list[Any] = list(self.body.layers)  # pyright: ignore
         attention = self.layers[0].self_attn
         self.width, self.heads = int(attention.head_dim), int(decoder.config.num_attention_heads)
         self.groups, self.scale = int(attention.num_key_value_groups), float(attention.scaling)
 
-    def prepare(self, batch: Batch) -> Prepared:
+    def prepare(self, batch: Batch) -> PreparedBatch:
         """A batch as this path reads it."""
-        targets = packed(batch, self.decoder.device, self.decoder.model.dtype)
+        targets = pack(batch, self.decoder.device, self.decoder.model.dtype)
         hidden: torch.Tensor = self.body.embed_tokens(targets.ids)  # pyright: ignore
-        at = targets.at if len(self.layers) == 1 else None
-        return Prepared(targets, hidden, self._heads(self.layers[0], hidden, at))
+        queries = targets.query_tokens if len(self.layers) == 1 else None
+        return PreparedBatch(targets, hidden, self._heads(self.layers[0], hidden, queries))
 
-    def prefill(self, ids: torch.Tensor) -> PrefixKeys:
+    def prefill(self, ids: torch.Tensor) -> PrefixCache:
         """Keys and values of a prefix, ids int64 [tokens]."""
         hidden: torch.Tensor = self.body.embed_tokens(ids)  # pyright: ignore
         angles = self._angles(torch.arange(len(ids), device=ids.device), hidden)
-        found: PrefixKeys = []
+        cache: PrefixCache = []
         for layer in self.layers:
             query, key, value = self._heads(layer, hidden)
-            heads = (_turned(query, angles), _turned(key, angles), value)
+            heads = (_rotate(query, angles), _rotate(key, angles), value)
             query, key, value = (part.transpose(0, 1).contiguous() for part in heads)
-            found.append((key, value))
-            if len(found) < len(self.layers):
-                keys = (self._repeated(part)[None] for part in (key, value))
+            cache.append((key, value))
+            if len(cache) < len(self.layers):
+                keys = (self._repeat_heads(part)[None] for part in (key, value))
                 part = attend(query[None], *keys, scale=self.scale, causal=True)
-                hidden = _after(layer, hidden, part.out[0].transpose(0, 1))
-        return found
+                hidden = _finish_layer(layer, hidden, part.out[0].transpose(0, 1))
+        return cache
 
-    def logprobs(self, batch: Prepared, prefixes: Sequence[PrefixKeys | None]) -> torch.Tensor:
+    def logprobs(
+        self, batch: PreparedBatch, prefixes: Sequence[PrefixCache | None]
+    ) -> torch.Tensor:
         """Log p of every answer token of a batch, float32 [answers]; prefixes by owner."""
         targets, hidden = batch.targets, batch.hidden
         before = [prefixes[owner] for owner in targets.owners]
@@ -181,12 +183,13 @@ class LayerPath:
         angles = self._angles(targets.steps + shift, hidden)
         for place, layer in enumerate(self.layers):
             last = place == len(self.layers) - 1
-            at = targets.at if last else None
-            heads = self._heads(layer, hidden, at) if place else batch.heads
-            own = self._own(heads, angles, targets, asked=last)
+            queries = targets.query_tokens if last else None
+            heads = self._heads(layer, hidden, queries) if place else batch.heads
+            own = self._attend_targets(heads, angles, targets, answers_only=last)
             keys = [prefix[place] if prefix else None for prefix in before]
-            mixed = self._joined(own, keys, targets.asked_segments if last else targets.segments)
-            hidden = _after(layer, hidden if at is None else hidden[at], mixed)
+            bounds = targets.answer_segments if last else targets.segments
+            attended = self._attend_prefixes(own, keys, bounds)
+            hidden = _finish_layer(layer, hidden if queries is None else hidden[queries], attended)
         return self.decoder.logprobs(self.body.norm(hidden), targets.answers)  # pyright: ignore
 
     def _angles(self, positions: torch.Tensor, like: torch.Tensor) -> Angles:
@@ -195,49 +198,53 @@ class LayerPath:
         low, high = sin[0].chunk(2, dim=-1)
         return cos[0][:, None], torch.cat([-low, high], dim=-1)[:, None]
 
-    def _heads(self, layer: Any, hidden: torch.Tensor, at: torch.Tensor | None = None) -> Heads:
+    def _heads(
+        self, layer: Any, hidden: torch.Tensor, query_tokens: torch.Tensor | None = None
+    ) -> Heads:
         """Queries, keys and values of tokens, [tokens, heads, width], not turned.
 
-        Queries are made of the tokens `at` only, where that is given.
+        Queries are made of the tokens `query_tokens` only, where that is given.
         """
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         if hasattr(attention, "qkv_proj"):
             inner = self.heads * self.width
             sizes = (inner, inner // self.groups, inner // self.groups)
             query, key, value = attention.qkv_proj(normed).split(sizes, dim=-1)
-            query = query if at is None else query[at]
+            query = query if query_tokens is None else query[query_tokens]
         else:
-            query = attention.q_proj(normed if at is None else normed[at])
+            query = attention.q_proj(normed if query_tokens is None else normed[query_tokens])
             key, value = attention.k_proj(normed), attention.v_proj(normed)
         query, key, value = (part.unflatten(-1, (-1, self.width)) for part in (query, key, value))
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
         return query, key, value
 
-    def _own(self, heads: Heads, angles: Angles, targets: Packed, *, asked: bool) -> Own:
-        """Attention of targets to themselves; where `asked`, of the tokens `at` alone."""
+    def _attend_targets(
+        self, heads: Heads, angles: Angles, targets: PackedTargets, *, answers_only: bool
+    ) -> TargetAttention:
+        """Attention of targets to themselves; with `answers_only` of their query tokens alone."""
         cos, sin = angles
         cells, back, mask = targets.spread, targets.gather, None
-        if asked:
-            cells, back, mask = targets.asked, targets.asked_back, targets.mask
-            cos, sin = cos[targets.at], sin[targets.at]
-        turned = _turned(heads[0], (cos, sin))
+        if answers_only:
+            cells, back, mask = targets.answer_spread, targets.answer_gather, targets.mask
+            cos, sin = cos[targets.query_tokens], sin[targets.query_tokens]
+        rotated = _rotate(heads[0], (cos, sin))
         query, key, value = (
             part.index_select(0, places).unflatten(0, (targets.rows, -1)).transpose(1, 2)
             for part, places in (
-                (turned, cells),
-                (_turned(heads[1], angles), targets.spread),
+                (rotated, cells),
+                (_rotate(heads[1], angles), targets.spread),
                 (heads[2], targets.spread),
             )
         )
-        keys = self._repeated(key), self._repeated(value)
-        own = attend(query, *keys, scale=self.scale, causal=not asked, mask=mask)
+        keys = self._repeat_heads(key), self._repeat_heads(value)
+        own = attend(query, *keys, scale=self.scale, causal=not answers_only, mask=mask)
         out, lse = (part.transpose(1, 2).flatten(0, 1).index_select(0, back) for part in own)
-        return Own(turned, out, lse)
+        return TargetAttention(rotated, out, lse)
 
-    def _joined(
+    def _attend_prefixes(
         self,
-        own: Own,
+        own: TargetAttention,
         keys: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
         bounds: Sequence[int],
     ) -> torch.Tensor:
@@ -251,7 +258,7 @@ class LayerPath:
         for (start, stop), prefix in zip(pairwise(bounds), keys, strict=True):
             query, out, lse = (part[start:stop] for part in own)
             if prefix is not None:
-                shared = (self._repeated(part)[None] for part in prefix)
+                shared = (self._repeat_heads(part)[None] for part in prefix)
                 first = attend(query.transpose(0, 1)[None], *shared, scale=self.scale)
                 before, before_lse = (part[0].transpose(0, 1) for part in first)
                 weight = torch.sigmoid(lse - before_lse)[..., None].to(out.dtype)
@@ -259,28 +266,28 @@ class LayerPath:
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _repeated(self, part: torch.Tensor) -> torch.Tensor:
+    def _repeat_heads(self, part: torch.Tensor) -> torch.Tensor:
         """Every key head [..., heads, tokens, width] once for each query head that reads it."""
         return part if self.groups == 1 else part.repeat_interleave(self.groups, dim=-3)
 
 
-def _turned(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
+def _rotate(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
     """Heads turned by their positions, in as much of their width as positions turn."""
     cos, sin = angles
     part, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     low, high = part.chunk(2, dim=-1)
-    found = torch.addcmul(part * cos, torch.cat([high, low], dim=-1), sin)
-    return torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
+    rotated = torch.addcmul(part * cos, torch.cat([high, low], dim=-1), sin)
+    return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
 
 
-def _after(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+def _finish_layer(layer: Any, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """What a layer does after attention, [tokens, model width]."""
-    hidden = layer.self_attn.o_proj(mixed.flatten(1)).add_(hidden)
+    hidden = layer.self_attn.o_proj(attended.flatten(1)).add_(hidden)
     mlp, normed = layer.mlp, layer.post_attention_layernorm(hidden)
     # The gated feed-forward block, with one array less than the model's own makes.
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
-        fed = mlp.activation_fn(gate).mul_(up)
+        activated = mlp.activation_fn(gate).mul_(up)
     else:
-        fed = mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed))
-    return mlp.down_proj(fed).add_(hidden)
+        activated = mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed))
+    return mlp.down_proj(activated).add_(hidden)

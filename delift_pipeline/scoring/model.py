@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """No progress bars and no tables of missing weights by transformers inside.
 
     They would break our own output and `--json`.
@@ -49,18 +49,18 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def refuse_without_bitsandbytes(asked: str, instead: str, field: str) -> None:
+def refuse_without_bitsandbytes(feature: str, instead: str, field: str) -> None:
     """Say how to install bitsandbytes where it is missing, and what (`instead`) does without.
 
     Raises:
         Refused: it is missing.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        why = f"{asked} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
+        why = f"{feature} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
         raise Refused(why, field=field)
 
 
-def quantisation(load_in: str, dtype: "torch.dtype") -> Any:
+def quantisation_config(load_in: str, dtype: "torch.dtype") -> Any:
     """How linear weights are loaded in `4bit` (nf4, doubly quantised) or `8bit` (LLM.int8).
 
     Both by bitsandbytes (Dettmers et al., arXiv 2305.14314 and 2208.07339).
@@ -158,7 +158,7 @@ def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerB
     """
     from transformers import AutoTokenizer
 
-    with refused_where_loading_fails(options, "the tokenizer"):
+    with refuse_if_loading_fails(options, "the tokenizer"):
         return AutoTokenizer.from_pretrained(
             folder, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
@@ -181,13 +181,13 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     device, dtype = resolve_device(options.device), getattr(torch, options.dtype)
-    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    placement: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
     if options.load_in:
         refuse_without_bitsandbytes(f"load_in {options.load_in}", "leave load_in out", "load_in")
-        placed = {"device_map": {"": device}, **placed}
-        placed["quantization_config"] = quantisation(options.load_in, dtype)
+        placement = {"device_map": {"": device}, **placement}
+        placement["quantization_config"] = quantisation_config(options.load_in, dtype)
     try:
-        with refused_where_loading_fails(options, "the model"), quiet_loading():
+        with refuse_if_loading_fails(options, "the model"), silence_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -195,17 +195,17 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
                 trust_remote_code=options.trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
-                **placed,
+                **placement,
             )  # pyright: ignore
         # Weights that are missing get random numbers and a warning: scores would mean nothing.
-        if lacking := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
+        if absent := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
             raise Refused(
-                f"{options.model}: {len(lacking)} weights are missing or have the wrong shape "
-                f"(first: {lacking[0]}); the files are incomplete or not a causal language model",
+                f"{options.model}: {len(absent)} weights are missing or have the wrong shape "
+                f"(first: {absent[0]}); the files are incomplete or not a causal language model",
                 field="model",
             )
         # Where a map or a quantiser has placed the weights they stay.
-        model = model if placed else model.to(device)
+        model = model if placement else model.to(device)
         model = model.eval().requires_grad_(False)
         if options.load_in:
             _check_quantised(model, options)
@@ -223,7 +223,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
 
 
 @contextmanager
-def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
+def refuse_if_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
     """Turn whatever the libraries raise while they load into one sentence.
 
     They raise many kinds of error for the same cause: files that do not fit together.
@@ -238,18 +238,18 @@ def refused_where_loading_fails(options: ModelOptions, what: str) -> Iterator[No
     except Exception as error:
         if is_memory_error(error):
             raise
-        reason = _loading_advice(error)
+        reason = _explain_loading_error(error)
         raise Refused(
             f"{options.model}: {what} could not be loaded: {reason}", field="model"
         ) from error
 
 
-def _loading_advice(error: Exception) -> str:
+def _explain_loading_error(error: Exception) -> str:
     """The error in one line, with what to do where that is known."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    if "trust_remote_code" in said:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
         return "it comes with code of its own; give --trust-remote-code if you trust its author"
-    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
@@ -263,7 +263,7 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
             raise
         raise Refused(
             f"{options.model} does not work in {options.load_in} on device {device} "
-            f"({_loading_advice(error)}); leave load_in out, or choose another device",
+            f"({_explain_loading_error(error)}); leave load_in out, or choose another device",
             field="load_in",
         ) from error
 
@@ -272,6 +272,6 @@ def _load_shape(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = options.trust_remote_code
-    with refused_where_loading_fails(options, "the model"), torch.device("meta"):
+    with refuse_if_loading_fails(options, "the model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust).eval()

@@ -40,12 +40,12 @@ TOKENIZER_JSON = (
     "added_tokens.json",
 )
 _JSON_FILES = (CONFIG, INDEX, "generation_config.json", *TOKENIZER_JSON)
-_READ = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
+_MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken"}
 _TOKENIZERS = ("tokeniz*", "vocab*", "*.model", "*.tiktoken", "tekken*", "spiece*")
 _ENCODER_HEAD = re.compile(
     "For(MaskedLM|(Sequence|Token)Classification|QuestionAnswering|MultipleChoice)$"
 )
-_AGAIN = "download or copy the folder again"
+_COPY_AGAIN = "download or copy the folder again"
 _GGUF = (
     "this is a GGUF model, which is not read; name the folder or hub id of the safetensors "
     "model that it was made of"
@@ -62,16 +62,16 @@ def check_model_folder(folder: Path, name: str) -> None:
         Refused: the sentence says what the folder is and what to do.
     """
     try:
-        found = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
-        state = tuple(sorted((one, stat.st_size, stat.st_mtime_ns) for one, stat in found))
-        reason = _fault(folder, state)
+        files = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
+        state = tuple(sorted((one, stat.st_size, stat.st_mtime_ns) for one, stat in files))
+        reason = _find_fault(folder, state)
     except OSError as error:
         at = Path(str(error.filename or folder)).name
-        raise _refused(name, f"{at} cannot be read ({error.strerror or error})") from error
+        raise _refusal(name, f"{at} cannot be read ({error.strerror or error})") from error
     except _BrokenFile as error:
-        raise _refused(name, f"{error}; {_AGAIN}") from error
+        raise _refusal(name, f"{error}; {_COPY_AGAIN}") from error
     if reason:
-        raise _refused(name, reason)
+        raise _refusal(name, reason)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -89,10 +89,10 @@ class _BrokenFile(Exception):
 
 
 @lru_cache(maxsize=16)
-def _fault(folder: Path, state: tuple[Any, ...]) -> str | None:
+def _find_fault(folder: Path, state: tuple[Any, ...]) -> str | None:
     """What is wrong with a folder; `state` makes the cache forget one that has changed."""
     files = [folder / one for one, _, _ in state]
-    pointers = [path for path in files if path.suffix in _READ and _is_pointer(path)]
+    pointers = [path for path in files if path.suffix in _MODEL_SUFFIXES and _is_pointer(path)]
     if pointers:
         size = pointers[0].stat().st_size
         more = f" (as are {len(pointers) - 1} more files)" if len(pointers) > 1 else ""
@@ -106,18 +106,19 @@ def _fault(folder: Path, state: tuple[Any, ...]) -> str | None:
             f"merge_and_unload, save_pretrained), or name {base}"
         )
     if not (folder / CONFIG).exists():
-        named_gguf = any(path.suffix == ".gguf" for path in files)
-        return _GGUF if named_gguf else f"no {CONFIG}, so this holds no model"
+        has_gguf = any(path.suffix == ".gguf" for path in files)
+        return _GGUF if has_gguf else f"no {CONFIG}, so this holds no model"
     read = {one: _read_json(folder / one) for one in _JSON_FILES if (folder / one).exists()}
     heads = read[CONFIG].get("architectures") or []
     if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
         why = "and cannot score answers; name a causal model"
         return f"this is an encoder ({heads[0]}) {why}"
     if INDEX in read:
-        places = read[INDEX].get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+        weight_map = read[INDEX].get("weight_map")
+        names: Any = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in names):
             raise _BrokenFile(f"{INDEX} names no weight files (weight_map)")
-        shards = sorted(set(places.values()))
+        shards = sorted(set(names))
         if absent := [shard for shard in shards if not (folder / shard).exists()]:
             counts = f"{len(absent)} of its {len(shards)} weight files"
             raise _BrokenFile(f"{counts} are missing (first: {absent[0]})")
@@ -129,8 +130,8 @@ def _fault(folder: Path, state: tuple[Any, ...]) -> str | None:
         )
     for path in weights:
         _check_weights(path)
-    named = any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern))
-    return None if named else "no tokenizer; add the tokenizer.json of this model"
+    has_tokenizer = any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern))
+    return None if has_tokenizer else "no tokenizer; add the tokenizer.json of this model"
 
 
 def _is_pointer(path: Path) -> bool:
@@ -142,15 +143,15 @@ def _is_pointer(path: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
         at = f"at line {error.lineno}, column {error.colno} ({error.msg})"
         raise _BrokenFile(f"{path.name} is broken JSON {at}") from error
     except UnicodeDecodeError as error:
         raise _BrokenFile(f"{path.name} is not UTF-8 text") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise _BrokenFile(f"{path.name} holds no JSON object")
-    return found
+    return content
 
 
 def _check_weights(path: Path) -> None:
@@ -161,18 +162,18 @@ def _check_weights(path: Path) -> None:
         header = handle.read(length) if 0 < length <= size - 8 else b""
     try:
         tensors = {one: at for one, at in json.loads(header).items() if one != "__metadata__"}
-        whole = 8 + length + max((at["data_offsets"][1] for at in tensors.values()), default=0)
+        expected = 8 + length + max((at["data_offsets"][1] for at in tensors.values()), default=0)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise _BrokenFile(
             f"{path.name} ({size:,} bytes) has no safetensors header: it is cut off or another "
             "kind of file"
         ) from error
-    if whole != size:
-        reason = f"{path.name} has {size:,} bytes where its header says {whole:,}"
+    if expected != size:
+        reason = f"{path.name} has {size:,} bytes where its header says {expected:,}"
         raise _BrokenFile(f"{reason}: the file is not whole")
 
 
-def _refused(name: str, reason: str) -> Refused:
+def _refusal(name: str, reason: str) -> Refused:
     return Refused(f"{name}: {reason}", field="model")
 
 
@@ -180,9 +181,9 @@ DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 """The packaged model, for which `demo` stands: weights, configuration, tokenizer."""
 LARGEST_DEFAULT_WINDOW = 2048
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 # Some repositories hold a second copy of the weights for another program.
-_UNWANTED = ("consolidated*", "original/*")
+_SECOND_COPIES = ("consolidated*", "original/*")
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -195,8 +196,8 @@ def model_folder(options: ModelOptions) -> Path:
     local = DEMO_MODEL if options.model == MODEL_DEMO else Path(options.model).expanduser()
     if local.is_file():
         file = "this is a file; name the folder of the model"
-        raise _refused(options.model, _GGUF if local.suffix == ".gguf" else file)
-    folder = local.resolve() if local.is_dir() else _from_hub(options)
+        raise _refusal(options.model, _GGUF if local.suffix == ".gguf" else file)
+    folder = local.resolve() if local.is_dir() else _download(options)
     check_model_folder(folder, options.model)
     return folder
 
@@ -207,29 +208,29 @@ def check_local_model(options: ModelOptions) -> None:
     Raises:
         Refused: there is no such folder, or it holds no whole model.
     """
-    if not _on_hub(options.model):
+    if not _is_hub_id(options.model):
         model_folder(options)
 
 
-def _on_hub(model: str) -> bool:
+def _is_hub_id(model: str) -> bool:
     """Whether the name can only be that of a model on the hub."""
     here = model == MODEL_DEMO or Path(model).expanduser().exists()
     return not here and bool(_HUB_ID.fullmatch(model)) and ".." not in model
 
 
-def _from_hub(options: ModelOptions) -> Path:
+def _download(options: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
 
-    if not _on_hub(options.model):
-        raise _refused(options.model, "no such folder")
-    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
+    if not _is_hub_id(options.model):
+        raise _refusal(options.model, "no such folder")
+    patterns = {"allow_patterns": list(_MODEL_FILES), "ignore_patterns": list(_SECOND_COPIES)}
     try:
         return Path(snapshot_download(options.model, revision=options.revision, **patterns))
     except Exception as error:
         # The hub client raises many kinds of error; to the user each means: the model is not here.
         reason = str(error).strip().splitlines()[0]
         why = f"no such folder, and the hub did not give it ({reason})"
-        raise _refused(options.model, why) from error
+        raise _refusal(options.model, why) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def _nearest(rows, by_word, indices, cosine, start, end):
             for other in range(text_of[word], text_of[word + 1]):
                 score[texts[other]] += value * shares[other]
         score[row] = 0.0
-        best, found = cosine[row], indices[row]
+        best, columns = cosine[row], indices[row]
         for j in range(count):
             # Half a decimal more than the least kept may still round to less.
             if score[j] <= best[m - 1] - 1.0 / SCALE:
@@ -41,9 +41,9 @@ def _nearest(rows, by_word, indices, cosine, start, end):
                 continue
             slot = m - 1
             while slot > 0 and best[slot - 1] < near:
-                best[slot], found[slot] = best[slot - 1], found[slot - 1]
+                best[slot], columns[slot] = best[slot - 1], columns[slot - 1]
                 slot -= 1
-            best[slot], found[slot] = near, j
+            best[slot], columns[slot] = near, j
 
 
 def nearest_by_words(
@@ -59,7 +59,7 @@ def nearest_by_words(
     """
     n = embeddings.shape[0]
     indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)
-    rows, by_word = _arrays(embeddings.tocsr()), _arrays(embeddings.tocsc())
+    rows, by_word = _matrix_arrays(embeddings.tocsr()), _matrix_arrays(embeddings.tocsc())
 
     def search(first: int) -> int:
         end = min(first + ROWS, n)
@@ -74,6 +74,6 @@ def nearest_by_words(
     return indices, cosine
 
 
-def _arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _matrix_arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     parts = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
     return *parts, matrix.data.astype(np.float32)

@@ -21,7 +21,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
     """
     from sentence_transformers import SentenceTransformer
 
-    from delift_pipeline.scoring.model import quiet_loading
+    from delift_pipeline.scoring.model import silence_transformers
 
     source, kwargs = name, {"use_safetensors": True}
     if name == "minilm":
@@ -29,7 +29,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
 
         source = str(get_model_path())
     try:
-        with quiet_loading():
+        with silence_transformers():
             return SentenceTransformer(source, device=device, model_kwargs=kwargs)
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
@@ -123,7 +123,7 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
         return Neighbours(*nearest_by_words(embeddings, m, advance))
     indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)
 
-    def keep(distances: np.ndarray, start: int) -> None:
+    def keep_nearest(distances: np.ndarray, start: int) -> None:
         """Fill rows `start...` of `indices` and `cosine` from one chunk of distances [rows, n]."""
         similar = np.round(1.0 - distances, COSINE_DECIMALS).astype(np.float32)
         rows = np.arange(len(similar))
@@ -140,7 +140,7 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
 
     if n > 1:
         chunks: Iterable[Any] = pairwise_distances_chunked(
-            embeddings, reduce_func=keep, metric="cosine", working_memory=_CHUNK_MIB
+            embeddings, reduce_func=keep_nearest, metric="cosine", working_memory=_CHUNK_MIB
         )
         for _ in chunks:
             pass

@@ -40,19 +40,19 @@ tells two apart in any case.
 """
 
 
-def expanded(given: dict[str, Any]) -> dict[str, Any]:
+def expand_preset(values: dict[str, Any]) -> dict[str, Any]:
     """Settings with `model: preset:NAME` replaced by what it stands for; given values win.
 
     Raises:
         KeyError: there is no such preset; its argument is the sentence.
     """
-    model = given.get("model")
+    model = values.get("model")
     if not isinstance(model, str) or not model.startswith(PREFIX):
-        return given
+        return values
     name = model.removeprefix(PREFIX).lower()
     if name not in PRESETS:
         raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
-    own = {k: v for k, v in given.items() if v is not None and k != "model"}
+    own = {k: v for k, v in values.items() if v is not None and k != "model"}
     settings = {**PRESETS[name], **own}
     if settings.get("engine") != "vllm" and "tensor_parallel_size" not in own:
         # Without vLLM the GPUs it would split the model over mean nothing.
@@ -116,57 +116,57 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _whole(
-        cls, given: Any, handler: ModelWrapValidatorHandler["ModelOptions"]
+    def _validate(
+        cls, values: Any, handler: ModelWrapValidatorHandler["ModelOptions"]
     ) -> "ModelOptions":
-        if not isinstance(given, Mapping):
-            return handler(given)
-        found, settings, faults = None, dict(given), list[tuple[str, str]]()
+        if not isinstance(values, Mapping):
+            return handler(values)
+        options, settings, faults = None, dict(values), list[tuple[str, str]]()
         try:
-            settings = expanded(settings)
+            settings = expand_preset(settings)
         except KeyError as error:
             faults.append(("model", str(error.args[0])))
         errors = list[InitErrorDetails]()
         try:
-            found = handler(settings)
+            options = handler(settings)
         except ValidationError as error:
             errors += cast(list[InitErrorDetails], error.errors())
         for field, reason in [*faults, *conflicts(settings)]:
             # The reason is given as a value, since braces in a template would be read as names.
             kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
             errors.append(InitErrorDetails(type=kind, loc=(field,), input=settings[field]))
-        if errors or found is None:
+        if errors or options is None:
             raise ValidationError.from_exception_data(cls.__name__, errors)
-        return found
+        return options
 
 
-def conflicts(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+def conflicts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings that exclude one another: the field and why, whatever else is wrong."""
 
-    def over_one(name: str) -> bool:
-        return isinstance(value := given.get(name), int) and value > 1
+    def exceeds_one(name: str) -> bool:
+        return isinstance(value := values.get(name), int) and value > 1
 
-    engine, device, faults = given.get("engine"), given.get("device") or "auto", []
+    engine, device, faults = values.get("engine"), values.get("device") or "auto", []
     if engine == "vllm":
         for field, why in (
             ("load_in", "engine vllm does not quantise weights when it loads them"),
             ("device_map", "engine vllm lays a model out by tensor_parallel_size"),
         ):
-            if given.get(field):
+            if values.get(field):
                 faults.append((field, f"{why}; take engine transformers, or leave it out"))
-    elif over_one("tensor_parallel_size"):
+    elif exceeds_one("tensor_parallel_size"):
         why = "tensor parallel is engine vllm's; engine transformers takes device_map"
         faults.append(("tensor_parallel_size", why))
-    if given.get("load_in") == "8bit" and given.get("dtype") != "float16":
+    if values.get("load_in") == "8bit" and values.get("dtype") != "float16":
         faults.append(("load_in", "8-bit weights are multiplied in float16; give dtype float16"))
-    if given.get("device_map") and device != "auto":
+    if values.get("device_map") and device != "auto":
         faults.append(("device_map", f"device {device} names one device; leave one of them out"))
-    if over_one("workers") and ":" in str(device):
+    if exceeds_one("workers") and ":" in str(device):
         faults.append(("device", "each worker has devices of its own; give auto, cpu or cuda"))
     return faults
 
 
-def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> ModelOptions:
+def read_options(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> ModelOptions:
     """Options from settings of which None is not given.
 
     `names` maps settings to what the user calls them, where that differs.
@@ -174,7 +174,7 @@ def read_options(given: Mapping[str, Any], names: Mapping[str, str] | None = Non
     Raises:
         Refused: one fault for each setting that is out of range or at odds with another.
     """
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in values.items() if value is not None}
     return validated(ModelOptions, settings, names=names)
 
 

@@ -112,12 +112,12 @@ def build_plan(
     if self_pairs == "all":
         blocks.append(PairBlock("self", ids, ids))
     elif self_pairs == "neighbours":
-        blocks.append(neighbour_block(ids, _given(neighbours, "self", "neighbours")))
+        blocks.append(neighbour_block(ids, _require(neighbours, "self", "neighbours")))
     if target_pairs:
-        blocks.append(PairBlock("target", _ids(_given(target, "target", "a target set")), ids))
+        blocks.append(PairBlock("target", _ids(_require(target, "target", "a target set")), ids))
     if existing_pairs:
         rows = ids if existing_rows is None else _ids(existing_rows)
-        columns = _ids(_given(existing, "existing", "what the parents trained on"))
+        columns = _ids(_require(existing, "existing", "what the parents trained on"))
         blocks.append(PairBlock("existing", rows, columns))
     if replay is not None:
         blocks.append(PairBlock("replay", _ids(replay), _ids(replay)))
@@ -148,7 +148,7 @@ def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
     return tuple(frame["record_id"].to_list())
 
 
-def _given(value: Any, block: str, what: str) -> Any:
+def _require(value: Any, block: str, what: str) -> Any:
     if value is None:
         raise Refused(f"the {block} pairs need {what}, which this version has not", field=block)
     return value
@@ -167,7 +167,7 @@ def write_plan(
     With the pool's neighbours, which are kept for later reading, `records.parquet` lists which
     records of the pool have none and why. The other arguments are the manifest's (`Manifest`).
     """
-    described = [
+    blocks = [
         {
             "name": block.name,
             "form": "dense" if block.dense else "csc",
@@ -185,7 +185,7 @@ def write_plan(
             if block.indptr is not None and block.indices is not None:
                 np.save(temporary / f"{block.name}.indptr.npy", block.indptr)
                 np.save(temporary / f"{block.name}.indices.npy", block.indices)
-        write_json(temporary / _BLOCKS, described)
+        write_json(temporary / _BLOCKS, blocks)
         alone = 0
         if neighbours is not None:
             np.save(temporary / "neighbours.npy", neighbours.indices)
@@ -200,7 +200,7 @@ def write_plan(
             kind="plan",
             content_hash=plan_hash(plan, neighbours),
             counts={"pairs": plan.pairs, "without_neighbours": alone},
-            details={"blocks": {block["name"]: block for block in described}},
+            details={"blocks": {block["name"]: block for block in blocks}},
             **others,
         )
         manifest.write(temporary)

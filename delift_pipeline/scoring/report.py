@@ -23,7 +23,7 @@ class ScoreReport:
     Attributes:
         pairs_reused: Wanted pairs that were there already, or that another writer scored meanwhile.
         pairs_left_out: Wanted pairs that involve an unscorable record.
-        shards_found: Shards in the store at the start.
+        shards_before: Shards in the store at the start.
         seconds: Wall time.
         halved: Batches halved for memory.
         cuts: Kind of cut -> records it was made in.
@@ -33,7 +33,7 @@ class ScoreReport:
     pairs_scored: int
     pairs_reused: int
     pairs_left_out: int
-    shards_found: int
+    shards_before: int
     shards_written: int
     seconds: float
     halved: int
@@ -65,10 +65,10 @@ def pairs_per_second(engine: Engine, records: "EncodedRecords", trials: int = 2)
     rng = np.random.default_rng(0)
     size = min(32, len(records))
     rows = np.sort(rng.choice(len(records), size, replace=False))
-    shown = rng.integers(0, len(records), trials + 1).tolist()
-    engine.score(records, [Job(records.prefix(shown[0]), rows)])
+    demonstrations = rng.integers(0, len(records), trials + 1).tolist()
+    engine.score(records, [Job(records.prefix(demonstrations[0]), rows)])
     started = time.perf_counter()
-    for row in shown[1:]:
+    for row in demonstrations[1:]:
         engine.score(records, [Job(records.prefix(row), rows)])
     return size * trials / max(time.perf_counter() - started, 1e-9)
 

@@ -17,7 +17,7 @@ from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.plan import PairPlan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.shards import BASELINE, ShardDraft
-from delift_pipeline.scoring.store import Leases, ScoreStore, Wanted
+from delift_pipeline.scoring.store import Leases, PairRequest, ScoreStore
 
 SHARD_SECONDS = 5.0
 """A shard closes after the demonstration with which it holds this much work."""
@@ -46,8 +46,8 @@ def score_baseline(
     Raises:
         DeliftError: the store is of another fingerprint, or the model gives no numbers.
     """
-    alone = records.ids if record_ids is None else record_ids
-    run = _Run(model, store, records, PairPlan(()), alone, shard_seconds)
+    baseline_ids = records.ids if record_ids is None else record_ids
+    run = _Run(model, store, records, PairPlan(()), baseline_ids, shard_seconds)
     return run.score("baseline", progress or SilentProgress(), engine)
 
 
@@ -84,21 +84,22 @@ class _Run:
         store: ScoreStore,
         records: EncodedRecords,
         plan: PairPlan,
-        alone: Sequence[str],
+        baseline_ids: Sequence[str],
         shard_seconds: float,
     ) -> None:
         self.started = time.monotonic()
-        store.describe(model.fingerprint)
+        store.ensure_manifest(model.fingerprint)
         store.refresh()
         self.model, self.store, self.records = model, store, records
-        self.wanted, self.shard_seconds = Wanted(plan, records, store, alone), shard_seconds
+        self.request = PairRequest(plan, records, store, baseline_ids)
+        self.shard_seconds = shard_seconds
         self.leases, self.draft = Leases(store.folder / "leases"), ShardDraft()
-        self.found, self.done = len(store.index.shards), Counter[str]()
+        self.shards_before, self.counts = len(store.index.shards), Counter[str]()
 
     def score(self, name: str, progress: Progress, engine: Engine | None) -> ScoreReport:
         """Score what is missing, if anything; what was scored before an error is kept as well."""
         self.settings: dict[str, Any] = {}
-        if missing := self.wanted.missing():
+        if missing := self.request.missing():
             self.engine = engine or engine_for(self.model, progress)
             self.settings = self.engine.settings
             with self.leases, progress.track(name, sum(missing.values()), "pairs") as self.meter:
@@ -108,67 +109,67 @@ class _Run:
                     self._flush()
             self.store.refresh()
         return ScoreReport(
-            pairs_scored=self.done["pairs"],
-            pairs_reused=self.wanted.pairs - self.done["pairs"],
-            pairs_left_out=self.wanted.left_out,
-            shards_found=self.found,
-            shards_written=self.done["shards"],
+            pairs_scored=self.counts["pairs"],
+            pairs_reused=self.request.pairs - self.counts["pairs"],
+            pairs_left_out=self.request.left_out,
+            shards_before=self.shards_before,
+            shards_written=self.counts["shards"],
             seconds=time.monotonic() - self.started,
-            halved=self.done["halved"],
+            halved=self.counts["halved"],
             engine=self.settings,
             cuts=self.records.cuts,
             unscorable=self.records.unscorable,
         )
 
-    def _score_missing(self, todo: list[int]) -> None:
-        while todo:
-            for lease, group in groupby(todo, key=_lease):
+    def _score_missing(self, remaining: list[int]) -> None:
+        while remaining:
+            for lease, group in groupby(remaining, key=_lease_name):
                 if self.leases.claim(lease):
-                    self._score_leased(group, lease)
+                    self._score_lease(group, lease)
             self._flush()
             self.leases.release()
             self.store.refresh()
-            todo = list(self.wanted.missing(todo))
-            if todo:
+            remaining = list(self.request.missing(remaining))
+            if remaining:
                 # The rest is under another writer's leases, which end when it is done or has died.
                 time.sleep(POLL_SECONDS)
 
-    def _score_leased(self, group: Iterable[int], lease: str) -> None:
+    def _score_lease(self, group: Iterable[int], lease: str) -> None:
         # Another writer may have scored these before the lease was free.
         self.store.refresh()
         in_flight = int(self.settings.get("in_flight", 1))
         # By id, so that a run that goes on after a kill puts the same demonstrations together.
-        for _, together in groupby(group, key=lambda number: number // in_flight):
-            asked = [
+        for _, numbers in groupby(group, key=lambda number: number // in_flight):
+            demonstrations = [
                 (number, ids)
-                for number in together
-                if len(ids := self.store.index.missing(number, self.wanted.targets(number)))
+                for number in numbers
+                if len(ids := self.store.index.missing(number, self.request.targets(number)))
             ]
-            parts = [asked]
-            if asked and lease == BASELINE_LEASE:
-                ids = asked[0][1]
+            parts = [demonstrations]
+            if demonstrations and lease == BASELINE_LEASE:
+                ids = demonstrations[0][1]
                 cuts = range(BASELINE_ROWS, len(ids), BASELINE_ROWS)
                 parts = [[(BASELINE, part)] for part in np.split(ids, cuts)]
             for part in filter(None, parts):
-                self._score_together(part)
+                self._score_demonstrations(part)
                 if self.draft.seconds >= self.shard_seconds:
                     self._flush()
                     self.leases.release(keep=lease)
 
-    def _score_together(self, asked: Sequence[tuple[int, np.ndarray]]) -> None:
+    def _score_demonstrations(self, demonstrations: Sequence[tuple[int, np.ndarray]]) -> None:
         """Score demonstrations on their targets' ascending ids; a shard never ends between them."""
         jobs = []
-        for number, ids in asked:
-            shown = [] if number == BASELINE else [int(self.wanted.rows[number])]
-            jobs.append(Job(self.records.prefix(*shown), self.wanted.rows[ids]))
+        for number, ids in demonstrations:
+            prefix_rows = [] if number == BASELINE else [int(self.request.rows[number])]
+            jobs.append(Job(self.records.prefix(*prefix_rows), self.request.rows[ids]))
         started = time.monotonic()
-        found = self.engine.score(self.records, jobs)
-        if not all(np.isfinite(scores.logprobs).all() for scores in found):
+        results = self.engine.score(self.records, jobs)
+        if not all(np.isfinite(scores.logprobs).all() for scores in results):
             raise DeliftError(
                 "the model gives log-probabilities that are not finite; try dtype float32"
             )
         self.draft.seconds += time.monotonic() - started
-        for (number, ids), scores in zip(asked, found, strict=True):
+        for (number, ids), scores in zip(demonstrations, results, strict=True):
             tokens = scores.lengths if number == BASELINE else None
             self.draft.add(number, ids, reduce_scores(scores), tokens)
             self.draft.halved += scores.halved
@@ -178,9 +179,9 @@ class _Run:
         """Close the shard in the making, if anything is in it."""
         if self.draft.demonstrations:
             self.store.write(self.draft, self.settings)
-            self.done.update(pairs=self.draft.pairs, shards=1, halved=self.draft.halved)
+            self.counts.update(pairs=self.draft.pairs, shards=1, halved=self.draft.halved)
             self.draft = ShardDraft()
 
 
-def _lease(number: int) -> str:
+def _lease_name(number: int) -> str:
     return BASELINE_LEASE if number == BASELINE else str(number // LEASE_SPAN)

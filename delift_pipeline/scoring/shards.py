@@ -34,7 +34,7 @@ from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.scoring.engine import PairScores
 
 
-def smallest(numbers: np.ndarray) -> np.ndarray:
+def to_smallest_type(numbers: np.ndarray) -> np.ndarray:
     """Non-negative numbers below 2^32 in the smallest unsigned type that holds them all."""
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
@@ -58,15 +58,15 @@ class IdSets:
     steps: np.ndarray
 
     @classmethod
-    def packed(cls, sets: list[np.ndarray]) -> "IdSets":
+    def pack(cls, sets: list[np.ndarray]) -> "IdSets":
         """Pack sets; each a strictly ascending, non-empty int array."""
-        sequences = [_shorter(ids.astype(np.int64)) for ids in sets]
+        sequences = [_shortest_form(ids.astype(np.int64)) for ids in sets]
         first = np.asarray([sequence[0] for sequence, _ in sequences], dtype=np.int32)
         forms = np.asarray([2 * len(sequence) + runs for sequence, runs in sequences])
         steps = [np.empty(0, dtype=np.int64), *(np.diff(sequence) for sequence, _ in sequences)]
-        return cls(first, smallest(forms), smallest(np.concatenate(steps)))
+        return cls(first, to_smallest_type(forms), to_smallest_type(np.concatenate(steps)))
 
-    def unpacked(self, place: int) -> np.ndarray:
+    def unpack(self, place: int) -> np.ndarray:
         """The ids of one set, ascending, int32."""
         begin, end = self._ends[place : place + 2]
         steps = self.steps[begin:end].astype(np.int64)
@@ -80,7 +80,7 @@ class IdSets:
         """How many ids each set has, int64 [sets]."""
         counts = (self.forms >> 1).astype(np.int64)
         for place in np.flatnonzero(self.forms & 1).tolist():
-            counts[place] = len(self.unpacked(place))
+            counts[place] = len(self.unpack(place))
         return counts
 
     @cached_property
@@ -89,7 +89,7 @@ class IdSets:
         return np.concatenate([[0], np.cumsum(lengths - 1)])
 
 
-def _shorter(ids: np.ndarray) -> tuple[np.ndarray, bool]:
+def _shortest_form(ids: np.ndarray) -> tuple[np.ndarray, bool]:
     breaks = np.flatnonzero(np.diff(ids) > 1)
     if 2 * (len(breaks) + 1) >= len(ids):
         return ids, False
@@ -140,7 +140,7 @@ def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None
 
     numbers: dict[bytes, int] = {}
     places = [numbers.setdefault(ids.tobytes(), len(numbers)) for ids in draft.targets]
-    sets = IdSets.packed([np.frombuffer(raw, dtype=np.int32) for raw in numbers])
+    sets = IdSets.pack([np.frombuffer(raw, dtype=np.int32) for raw in numbers])
     squared, logprob = map(np.concatenate, zip(*draft.scores, strict=True))
     arrays = {
         "demonstrations": np.asarray(draft.demonstrations, dtype=np.int32),
@@ -151,7 +151,7 @@ def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None
         "sum_logprob": logprob,
     }
     if len(numbers) < len(places):
-        arrays["sets"] = smallest(np.asarray(places))
+        arrays["sets"] = to_smallest_type(np.asarray(places))
     if draft.tokens:
         arrays["tokens"] = np.concatenate(draft.tokens).astype(np.int32)
     meta = {**settings, "halved": draft.halved, "seconds": round(draft.seconds, 3)}
@@ -162,8 +162,8 @@ def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None
 
 def checksum(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     """BLAKE2b-128 over the metadata (without the checksum) and every array."""
-    said = json.dumps({k: v for k, v in meta.items() if k != "checksum"}, sort_keys=True)
-    parts = [said.encode()]
+    text = json.dumps({k: v for k, v in meta.items() if k != "checksum"}, sort_keys=True)
+    parts = [text.encode()]
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         parts += [name.encode(), f"{array.dtype.name}{array.shape}".encode(), array.tobytes()]
@@ -201,7 +201,7 @@ class Shard:
 
     def targets(self, place: int) -> np.ndarray:
         """Ascending target ids of the demonstration at `place`, int32."""
-        return self._id_sets.unpacked(int(self._sets[place]))
+        return self._id_sets.unpack(int(self._sets[place]))
 
     def scores(self, place: int) -> PairScores:
         """Scores of the demonstration at `place`, in the order of `targets(place)`."""
@@ -211,7 +211,7 @@ class Shard:
         """Answer tokens of the targets at `place`, int32; baseline shards only."""
         return self._read(place, "tokens")[0]
 
-    def intact(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether every byte is as it was written."""
         with self._open() as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -223,7 +223,7 @@ class Shard:
             return [file.get_slice(name)[start:stop] for name in names]
 
 
-SETTLED_NANOSECONDS = 1_000_000_000
+TIMESTAMP_NANOSECONDS = 1_000_000_000
 
 
 class ShardIndex:
@@ -234,7 +234,7 @@ class ShardIndex:
         self.folder = folder
         self.shards: dict[str, Shard] = {}
         self._places: dict[int, list[tuple[Shard, int]]] = defaultdict(list)
-        self._listed = (0, 0)
+        self._last_listing = (0, 0)
 
     def refresh(self) -> None:
         """Take in shards that were added since, and forget all of it if one has gone.
@@ -243,11 +243,11 @@ class ShardIndex:
             DeliftError: a shard cannot be read.
         """
         if self.folder.is_dir():
-            listed, changed = self._listed
-            found = self.folder.stat().st_mtime_ns
-            self._listed = (time.time_ns(), found)
+            listed, changed = self._last_listing
+            modified = self.folder.stat().st_mtime_ns
+            self._last_listing = (time.time_ns(), modified)
             # Just after a change another one may carry the same time stamp.
-            if found == changed and listed - changed > SETTLED_NANOSECONDS:
+            if modified == changed and listed - changed > TIMESTAMP_NANOSECONDS:
                 return
         names = shard_names(self.folder)
         if not self.shards.keys() <= set(names):
@@ -271,14 +271,14 @@ class ShardIndex:
             return sets[0]
         return np.unique(np.concatenate([np.empty(0, dtype=np.int32), *sets]))
 
-    def missing(self, demonstration: int, wanted: np.ndarray) -> np.ndarray:
-        """Those of the ascending, distinct target ids `wanted` that are not scored yet, int32."""
+    def missing(self, demonstration: int, targets: np.ndarray) -> np.ndarray:
+        """Those of the ascending, distinct target ids `targets` that are not scored yet, int32."""
         present = self.present(demonstration)
         if not len(present):
-            return wanted
-        if np.array_equal(present, wanted):
-            return wanted[:0]
-        return np.setdiff1d(wanted, present, assume_unique=True)
+            return targets
+        if np.array_equal(present, targets):
+            return targets[:0]
+        return np.setdiff1d(targets, present, assume_unique=True)
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -51,8 +51,8 @@ class IdTable:
     def numbers(self, record_ids: Sequence[str]) -> np.ndarray:
         """The records' numbers, int32 [records]; `UNKNOWN` where a record has none."""
         self.refresh()
-        found = (self._numbers.get(record, UNKNOWN) for record in record_ids)
-        return np.fromiter(found, dtype=np.int32, count=len(record_ids))
+        numbers = (self._numbers.get(record, UNKNOWN) for record in record_ids)
+        return np.fromiter(numbers, dtype=np.int32, count=len(record_ids))
 
     def add(self, record_ids: Sequence[str]) -> np.ndarray:
         """The records' numbers, int32 [records], new ones for those that have none yet.
@@ -126,20 +126,22 @@ class ScoreStore:
         self.ids, self.index = IdTable(folder / "records.ids"), ShardIndex(folder / "shards")
         self._last: tuple[Sequence[str], np.ndarray] | None = None
 
-    def describe(self, fingerprint: Fingerprint) -> None:
+    def ensure_manifest(self, fingerprint: Fingerprint) -> None:
         """Write the manifest of a new store, or check that an old one is of this fingerprint.
 
         Raises:
             DeliftError: the store holds scores of another fingerprint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = read_manifest(self.folder)
+        stored = read_manifest(self.folder)
         digest, details = fingerprint.digest, fingerprint.parts
-        if found is None:
+        if stored is None:
             new = Manifest(kind="scores", content_hash=digest, fingerprint=digest, details=details)
             new.write(self.folder)
-        elif found.fingerprint != digest:
-            raise DeliftError(f"{self.folder} holds scores of {found.fingerprint}, not of {digest}")
+        elif stored.fingerprint != digest:
+            raise DeliftError(
+                f"{self.folder} holds scores of {stored.fingerprint}, not of {digest}"
+            )
 
     def refresh(self) -> None:
         """See what other writers have added."""
@@ -154,7 +156,7 @@ class ScoreStore:
         return [self.index.shards[name] for name in sorted(self.index.shards)]
 
     @property
-    def pairs_stored(self) -> int:
+    def pair_count(self) -> int:
         """Pairs in all shards, the baseline's not counted."""
         return sum(s.pairs for s in self.shards if BASELINE not in s.demonstrations)
 
@@ -168,7 +170,7 @@ class ScoreStore:
         """Scores of `targets` after `demonstration`."""
         numbers = self._numbers_of(targets)
         # The unknown have a number, too, which is in no shard.
-        return self._gathered(int(self.ids.numbers([demonstration])[0]), numbers)
+        return self._read_scores(int(self.ids.numbers([demonstration])[0]), numbers)
 
     def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> PairScores:
         """A dense block: both arrays float32 [targets, demonstrations], column-major."""
@@ -182,9 +184,9 @@ class ScoreStore:
         self.index.refresh()
         tokens = np.zeros(len(numbers), dtype=np.int32)
         for shard, place in self.index.places(BASELINE):
-            places, inside = _matched(shard.targets(place), numbers)
+            places, inside = _match(shard.targets(place), numbers)
             tokens[inside] = shard.tokens(place)[places]
-        return Baseline(*self._gathered(BASELINE, numbers), tokens)
+        return Baseline(*self._read_scores(BASELINE, numbers), tokens)
 
     def digest(self, block: PairBlock) -> str:
         """Digest of a block's pairs and their scores: equal scores give equal digests."""
@@ -193,19 +195,19 @@ class ScoreStore:
         names = digest_bytes(*(t.encode() for t in block.targets))
         for place, number in enumerate(self.ids.numbers(block.demonstrations)):
             rows = block.targets_of(place)
-            scores = self._gathered(int(number), numbers[rows])
+            scores = self._read_scores(int(number), numbers[rows])
             raw = digest_bytes(rows.tobytes(), *(values.tobytes() for values in scores))
             parts += [block.demonstrations[place].encode(), raw.encode()]
         return digest_bytes(names.encode(), *parts)
 
-    def _gathered(self, demonstration: int, numbers: np.ndarray) -> PairScores:
-        found = PairScores(*np.full((2, len(numbers)), np.nan, dtype=np.float32))
+    def _read_scores(self, demonstration: int, numbers: np.ndarray) -> PairScores:
+        result = PairScores(*np.full((2, len(numbers)), np.nan, dtype=np.float32))
         # The oldest shard is read last, so that its values stand.
         for shard, place in reversed(self.index.places(demonstration)):
-            places, inside = _matched(shard.targets(place), numbers)
-            for whole, scores in zip(found, shard.scores(place), strict=True):
-                whole[inside] = scores[places]
-        return found
+            places, inside = _match(shard.targets(place), numbers)
+            for values, scores in zip(result, shard.scores(place), strict=True):
+                values[inside] = scores[places]
+        return result
 
     def _numbers_of(self, targets: Sequence[str]) -> np.ndarray:
         # A kernel is read column by column with one and the same sequence of targets.
@@ -223,11 +225,11 @@ class ScoreStore:
     def _missing_block(self, block: PairBlock) -> PairBlock:
         targets, rows = self.ids.numbers(block.targets), dict[str, np.ndarray]()
         for place, number in enumerate(self.ids.numbers(block.demonstrations).tolist()):
-            wanted = block.targets_of(place)
-            found = wanted[~np.isin(targets[wanted], self.index.present(number))]
-            if len(found):
-                rows[block.demonstrations[place]] = found
-        if block.dense and all(len(found) == len(targets) for found in rows.values()):
+            planned = block.targets_of(place)
+            missing = planned[~np.isin(targets[planned], self.index.present(number))]
+            if len(missing):
+                rows[block.demonstrations[place]] = missing
+        if block.dense and all(len(missing) == len(targets) for missing in rows.values()):
             return PairBlock(block.name, block.targets, tuple(rows))
         indptr = np.cumsum([0, *map(len, rows.values())], dtype=np.int64)
         indices = np.concatenate([np.empty(0, np.int32), *rows.values()], dtype=np.int32)
@@ -238,7 +240,7 @@ class ScoreStore:
         bad = []
         for name in shard_names(self.index.folder):
             try:
-                if not Shard(self.index.folder / f"{name}{SUFFIX}").intact():
+                if not Shard(self.index.folder / f"{name}{SUFFIX}").is_intact():
                     bad.append(BadShard(name, "its checksum does not match its contents"))
             except (DeliftError, ValueError, KeyError) as error:
                 bad.append(BadShard(name, str(error)))
@@ -253,13 +255,13 @@ class ScoreStore:
         return moved
 
 
-def _matched(present: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the ascending `present` of those `wanted` that are there, and which those are."""
-    if len(present) == len(wanted) and np.array_equal(present, wanted):
-        everything = np.arange(len(wanted))
+def _match(present: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the ascending `present` of the `numbers` that it has, and which those are."""
+    if len(present) == len(numbers) and np.array_equal(present, numbers):
+        everything = np.arange(len(numbers))
         return everything, everything
-    places = np.minimum(np.searchsorted(present, wanted), max(len(present) - 1, 0))
-    inside = np.flatnonzero(present[places] == wanted) if len(present) else places[:0]
+    places = np.minimum(np.searchsorted(present, numbers), max(len(present) - 1, 0))
+    inside = np.flatnonzero(present[places] == numbers) if len(present) else places[:0]
     return places[inside], inside
 
 
@@ -273,7 +275,7 @@ class Leases:
     def __init__(self, folder: Path) -> None:
         """Prepare to take leases, whose files lie in `folder`."""
         self.folder = folder
-        self._held: dict[str, FileLock] = {}
+        self._locks: dict[str, FileLock] = {}
 
     def __enter__(self) -> "Leases":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -287,7 +289,7 @@ class Leases:
 
     def claim(self, key: str) -> bool:
         """Take a lease; False where another writer holds it."""
-        if key in self._held:
+        if key in self._locks:
             return True
         path = self.folder / f"{key}.lease"
         try:
@@ -296,18 +298,18 @@ class Leases:
             return False
         # For people who look: the lock alone counts.
         path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        self._held[key] = lock
+        self._locks[key] = lock
         return True
 
     def release(self, keep: str | None = None) -> None:
         """Give back every lease but `keep`."""
-        for key in self._held.keys() - {keep}:
+        for key in self._locks.keys() - {keep}:
             # Removed before it is unlocked: afterwards the file may be another writer's.
             (self.folder / f"{key}.lease").unlink(missing_ok=True)
-            self._held.pop(key).release()
+            self._locks.pop(key).release()
 
 
-class Wanted:
+class PairRequest:
     """The pairs a plan wants, without those of unscorable records.
 
     A demonstration that stands in several blocks is wanted once, with the union of its targets.
@@ -323,11 +325,11 @@ class Wanted:
         plan: PairPlan,
         records: EncodedRecords,
         store: ScoreStore,
-        alone: Sequence[str] = (),
+        baseline_ids: Sequence[str] = (),
     ) -> None:
         """Give every scorable record of the plan an id.
 
-        The records `alone` are wanted without a demonstration, under the id `BASELINE`.
+        The records `baseline_ids` are wanted without a demonstration, under the id `BASELINE`.
 
         Raises:
             DeliftError: the plan names a record that was not encoded.
@@ -338,7 +340,7 @@ class Wanted:
             raise DeliftError(
                 f"the plan names {len(unknown):,} records that were not given (first: {unknown[0]})"
             )
-        scorable = [record for record in (*mentioned, *alone) if record in records.rows]
+        scorable = [record for record in (*mentioned, *baseline_ids) if record in records.rows]
         numbers = store.ids.add(scorable)
         self.store = store
         self.rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
@@ -346,31 +348,31 @@ class Wanted:
         number = dict(zip(scorable, numbers.tolist(), strict=True))
         # The targets' ids of each demonstration in each block; a dense block has them once.
         self._targets: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.left_out = plan.pairs + len(alone)
+        self.left_out = plan.pairs + len(baseline_ids)
         for block in plan.blocks:
             targets = np.asarray([number.get(t, -1) for t in block.targets], dtype=np.int32)
             everything = np.unique(targets[targets >= 0])
             for place, demonstration in enumerate(block.demonstrations):
                 if demonstration in number:
-                    found = everything
+                    scored = everything
                     if not block.dense:
-                        found = targets[block.targets_of(place)]
-                        found = np.unique(found[found >= 0])
-                    self._targets[number[demonstration]].append(found)
-                    self.left_out -= len(found)
-        if ids := [number[record] for record in alone if record in number]:
+                        scored = targets[block.targets_of(place)]
+                        scored = np.unique(scored[scored >= 0])
+                    self._targets[number[demonstration]].append(scored)
+                    self.left_out -= len(scored)
+        if ids := [number[record] for record in baseline_ids if record in number]:
             self._targets[BASELINE].append(np.unique(np.asarray(ids, dtype=np.int32)))
             self.left_out -= len(ids)
         self.pairs = sum(len(self.targets(number)) for number in self._targets)
 
     def targets(self, demonstration: int) -> np.ndarray:
         """Ascending ids of the targets wanted after a demonstration, int32."""
-        found = self._targets[demonstration]
-        return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+        sets = self._targets[demonstration]
+        return sets[0] if len(sets) == 1 else np.unique(np.concatenate(sets))
 
     def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
         """Demonstration id -> targets that are not scored yet; those with none are left out."""
-        given = sorted(self._targets) if demonstrations is None else demonstrations
+        numbers = sorted(self._targets) if demonstrations is None else demonstrations
         missing = self.store.index.missing
-        counts = {number: len(missing(number, self.targets(number))) for number in given}
+        counts = {number: len(missing(number, self.targets(number))) for number in numbers}
         return {number: count for number, count in counts.items() if count}

@@ -17,15 +17,15 @@ from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder
 from delift_pipeline.scoring.engine import Job, TokenScores
-from delift_pipeline.scoring.layers import LayerPath, why_not_layered
+from delift_pipeline.scoring.layers import LayerPath, reason_against_layers
 from delift_pipeline.scoring.model_files import GIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LIMIT_CPU = 1.5
+CPU_LIMIT_GIB = 1.5
 """GiB over the loaded model where no limit is given."""
-SHARE_OF_GPU = 0.8
+GPU_SHARE = 0.8
 """Of the memory that is free on a GPU where no limit is given."""
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_NARROW = 4096
@@ -50,17 +50,17 @@ class MemoryPlan:
         limit: Bytes over the loaded model.
         tokens: Most target tokens, padding included, in one batch.
         keys: Most tokens, a prefix counted once for each target, in one batch; None for no bound.
-        reach: Longest prefix that is planned for.
+        longest_prefix: Longest prefix that is planned for.
         logit_rows: Answer tokens whose logits are made at a time.
-        spare: Bytes for batches that are kept.
+        spare_bytes: Bytes for batches that are kept.
     """
 
     limit: int
     tokens: int
     keys: int | None
-    reach: int
+    longest_prefix: int
     logit_rows: int
-    spare: int
+    spare_bytes: int
 
 
 def plan_memory(
@@ -82,53 +82,59 @@ def plan_memory(
     """
     config: Any = decoder.config
     gpu, itemsize = decoder.device.type == "cuda", decoder.model.dtype.itemsize
-    # Models without attention have no heads; their cache is found not to be shareable later.
+    # Models without attention have no heads; the trial of `engine_for` refuses their cache later.
     hidden, heads = int(config.hidden_size), getattr(config, "num_attention_heads", None) or 1
-    width = getattr(config, "head_dim", None) or hidden // heads
-    kept, inner = (getattr(config, "num_key_value_heads", None) or heads) * width, heads * width
-    sizes = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim"))
-    middle = next(filter(None, sizes), 4 * hidden)
+    head_width = getattr(config, "head_dim", None) or hidden // heads
+    key_width = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    query_width = heads * head_width
+    mlp_widths = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim"))
+    mlp_width = next(filter(None, mlp_widths), 4 * hidden)
     vocabulary = int(decoder.head.weight.shape[0])  # pyright: ignore
-    own = int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
-    window = window or min(own, LARGEST_WINDOW)
-    limit = int(GIB * (memory_limit or LIMIT_CPU))
+    model_window = int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
+    window = window or min(model_window, LARGEST_WINDOW)
+    limit = int(GIB * (memory_limit or CPU_LIMIT_GIB))
     if gpu and not memory_limit:
-        limit = int(SHARE_OF_GPU * torch.cuda.mem_get_info(decoder.device)[0])
-    reach, longest = window // 2, window - window // 2
+        limit = int(GPU_SHARE * torch.cuda.mem_get_info(decoder.device)[0])
+    longest_prefix, longest_target = window // 2, window - window // 2
 
-    # A chunk of logits: as they come, in float32, and their logarithms.
-    logits = vocabulary * (itemsize + 8.0)
-    rows = max((_LOGITS_GPU if gpu else _LOGITS_CPU) // vocabulary, _LEAST_LOGIT_ROWS)
-    rows = max(min(rows, int(limit / 4 / logits)), 1)
-    # One target token in the layer that takes most.
-    token = itemsize * (6 * hidden + max(9 * inner + 6 * kept, 4 * middle)) + 12 * hidden
-    # Scores that are written down in the last layer: where no kernel takes a mask, or the mask.
-    written = 12 * heads * (window // 2) if gpu else 140 * heads
-    # Without sharing the mask over prefix and target, as booleans and as numbers.
-    token += written if shared else (1 + itemsize) * window
-    each = SAFETY * token
-    # One token of a prefix in all layers, and in the layer that is read.
-    key = 2 * itemsize * (config.num_hidden_layers * kept + 2 * inner)
-    prefixes = key + 2 * itemsize * (in_flight - 1) * config.num_hidden_layers * kept
-    fixed = RESERVE + rows * logits + reach * (prefixes if shared else key)
-    one = longest * each + (0 if shared else window * key)
-    if memory_limit and fixed + one > limit:
+    # Bytes of one row of logits: in the model's format, in float32, and their logarithms.
+    row_bytes = vocabulary * (itemsize + 8.0)
+    logit_rows = max((_LOGITS_GPU if gpu else _LOGITS_CPU) // vocabulary, _LEAST_LOGIT_ROWS)
+    logit_rows = max(min(logit_rows, int(limit / 4 / row_bytes)), 1)
+    # Bytes of one target token in the part of a layer that takes most: attention or the MLP.
+    layer_width = max(9 * query_width + 6 * key_width, 4 * mlp_width)
+    token_bytes = itemsize * (6 * hidden + layer_width) + 12 * hidden
+    # On a GPU no kernel takes a mask, so the last layer stores its scores; on a CPU, the mask.
+    score_bytes = 12 * heads * (window // 2) if gpu else 140 * heads
+    # Without sharing: the mask over prefix and target, as booleans and as numbers.
+    token_bytes += score_bytes if shared else (1 + itemsize) * window
+    token_bytes *= SAFETY
+    # Bytes of one prefix token: its keys and values in all layers, and once more in the layer
+    # that reads them.
+    cache_bytes = 2 * itemsize * config.num_hidden_layers * key_width
+    key_bytes = cache_bytes + 4 * itemsize * query_width
+    prefix_bytes = key_bytes + (in_flight - 1) * cache_bytes
+    fixed = RESERVE + logit_rows * row_bytes
+    fixed += longest_prefix * (prefix_bytes if shared else key_bytes)
+    pair_bytes = longest_target * token_bytes + (0 if shared else window * key_bytes)
+    if memory_limit and fixed + pair_bytes > limit:
         raise Refused(
-            f"{memory_limit:g} GiB is less than the {(fixed + one) / GIB:.2f} GiB that one "
+            f"{memory_limit:g} GiB is less than the {(fixed + pair_bytes) / GIB:.2f} GiB that one "
             f"pair of {window:,} tokens can take; raise it, or take a smaller window",
             field="memory_limit",
         )
-    room = max(limit - fixed, one)
-    narrow = max(hidden, inner, middle) <= NARROW_LAYER
+    room = max(limit - fixed, pair_bytes)
+    narrow = max(hidden, query_width, mlp_width) <= NARROW_LAYER
     on_cpu = BATCH_TOKENS_NARROW if narrow else BATCH_TOKENS_CPU
-    wanted = batch_tokens or (BATCH_TOKENS_GPU if gpu else on_cpu)
+    most_tokens = batch_tokens or (BATCH_TOKENS_GPU if gpu else on_cpu)
     if shared:
-        tokens = min(wanted, int(room / each))
-        return MemoryPlan(limit, tokens, None, reach, rows, max(int(room - tokens * each) // 2, 0))
-    # Half for the targets and half for the copies of their prefix, what one leaves to the other.
-    tokens = max(min(wanted, int(room / 2 / each)), 1)
-    keys = max(int((room - tokens * each) / key), window)
-    return MemoryPlan(limit, tokens, keys, reach, rows, spare=0)
+        tokens = min(most_tokens, int(room / token_bytes))
+        spare = max(int(room - tokens * token_bytes) // 2, 0)
+        return MemoryPlan(limit, tokens, None, longest_prefix, logit_rows, spare)
+    # Half of the room is for the targets. The copies of their prefix get what the targets leave.
+    tokens = max(min(most_tokens, int(room / 2 / token_bytes)), 1)
+    keys = max(int((room - tokens * token_bytes) / key_bytes), window)
+    return MemoryPlan(limit, tokens, keys, longest_prefix, logit_rows, spare_bytes=0)
 
 
 IN_FLIGHT_GPU = 4
@@ -168,7 +174,7 @@ class TransformersEngine:
         # fresh pages would cost a tenth of the time (mallopt(3), M_MMAP_THRESHOLD).
         torch.empty(31 << 20, dtype=torch.uint8)
         self.decoder = Decoder(model)
-        self.why_not_layers = why_not_layers or why_not_layered(self.decoder, window)
+        self.why_not_layers = why_not_layers or reason_against_layers(self.decoder, window)
         shared = self.why_not_layers is None
         own = IN_FLIGHT_GPU if self.decoder.device.type == "cuda" else 1
         self.in_flight = (in_flight or own) if shared else 1
@@ -184,34 +190,34 @@ class TransformersEngine:
         self.path: LayerPath | CachePath = (LayerPath if shared else CachePath)(self.decoder)
         # In a dense block every demonstration has the same targets: their batches are kept.
         self._targets: Targets | None = None
-        self._kept: dict[bytes, tuple[Batch, Any]] = {}
-        self._room = 0
+        self._batches: dict[bytes, tuple[Batch, Any]] = {}
+        self._spare_bytes = 0
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options that decide batches, and why layers do not run one by one if they do not."""
-        found: dict[str, Any] = {"engine": self.name, "path": self.path.name}
-        found |= {"batch_tokens": self.plan.tokens, "in_flight": self.in_flight}
-        found |= {} if self.plan.keys is None else {"batch_keys": self.plan.keys}
-        return found | ({"why_not_layers": self.why_not_layers} if self.why_not_layers else {})
+        settings: dict[str, Any] = {"engine": self.name, "path": self.path.name}
+        settings |= {"batch_tokens": self.plan.tokens, "in_flight": self.in_flight}
+        settings |= {} if self.plan.keys is None else {"batch_keys": self.plan.keys}
+        return settings | ({"why_not_layers": self.why_not_layers} if self.why_not_layers else {})
 
     @torch.inference_mode()
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, each prefix once."""
         size = self.in_flight
         starts = range(0, len(jobs), size)
-        return [one for at in starts for one in self._group(records, jobs[at : at + size])]
+        return [one for at in starts for one in self._score_group(records, jobs[at : at + size])]
 
-    def _group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
+    def _score_group(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         targets = Targets(records, [job.rows for job in jobs])
         result = np.empty(int(records.answer_lengths[targets.rows].sum()), dtype=np.float32)
-        if self._targets is None or not targets.same(self._targets):
-            self._targets, self._kept, self._room = targets, {}, self.plan.spare
-        prefixes = [self.prefilled(job.prefix) for job in jobs]
-        reach = max(self.plan.reach, *(len(job.prefix) for job in jobs))
+        if self._targets is None or not targets.equals(self._targets):
+            self._targets, self._batches, self._spare_bytes = targets, {}, self.plan.spare_bytes
+        prefixes = [self.prefill(job.prefix) for job in jobs]
+        longest_prefix = max(self.plan.longest_prefix, *(len(job.prefix) for job in jobs))
         halved = sum(
             self._score_batch(result, targets, chosen, prefixes)
-            for chosen in targets.places(self.plan.tokens, self.plan.keys, reach)
+            for chosen in targets.batch_places(self.plan.tokens, self.plan.keys, longest_prefix)
         )
         lengths = [records.answer_lengths[job.rows] for job in jobs]
         pieces = np.split(result, np.cumsum([own.sum() for own in lengths])[:-1])
@@ -224,35 +230,35 @@ class TransformersEngine:
     ) -> int:
         """Write the scores of some targets into the result; how often it had to be halved."""
         try:
-            batch, ready = self._prepared(targets, chosen)
+            batch, ready = self._prepare_batch(targets, chosen)
             result[batch.places] = self.path.logprobs(ready, prefixes).cpu().numpy()
             return 0
         except (RuntimeError, MemoryError) as error:
             if not is_memory_error(error):
                 raise
             if len(chosen) < 2:
-                raise _too_large() from error
+                raise _too_large_error() from error
         # Outside the handler: its error holds the frames, and with them the tensors, of the pass.
-        self._kept, self._room = {}, 0
+        self._batches, self._spare_bytes = {}, 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         parts = np.split(chosen, [len(chosen) // 2])
         return 1 + sum(self._score_batch(result, targets, part, prefixes) for part in parts)
 
-    def _prepared(self, targets: Targets, chosen: np.ndarray) -> tuple[Batch, Any]:
+    def _prepare_batch(self, targets: Targets, chosen: np.ndarray) -> tuple[Batch, Any]:
         """Some targets as a batch and as the path reads it, kept while there is room."""
         key = chosen.tobytes()
-        if key not in self._kept:
-            batch = targets.batch(chosen)
-            made = (batch, self.path.prepare(batch))
-            size = batch.nbytes + made[1].nbytes
-            if size > self._room:
-                return made
-            self._room -= size
-            self._kept[key] = made
-        return self._kept[key]
+        if key not in self._batches:
+            batch = targets.make_batch(chosen)
+            entry = (batch, self.path.prepare(batch))
+            size = batch.nbytes + entry[1].nbytes
+            if size > self._spare_bytes:
+                return entry
+            self._spare_bytes -= size
+            self._batches[key] = entry
+        return self._batches[key]
 
-    def prefilled(self, prefix: np.ndarray) -> Any:
+    def prefill(self, prefix: np.ndarray) -> Any:
         """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`.
 
         Raises:
@@ -263,11 +269,11 @@ class TransformersEngine:
             return self.path.prefill(ids) if len(prefix) else None
         except (RuntimeError, MemoryError) as error:
             if is_memory_error(error):
-                raise _too_large() from error
+                raise _too_large_error() from error
             raise
 
 
-def _too_large() -> DeliftError:
+def _too_large_error() -> DeliftError:
     return DeliftError(
         "a single pair does not fit in memory; use a smaller window, dtype bfloat16 or a "
         "larger device"

@@ -20,7 +20,7 @@ from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
 
-TARGETS_IN_A_CALL = 1024
+TARGETS_PER_CALL = 1024
 """Targets handed to vLLM at once; it forms its own batches among them."""
 KV_GIB_ON_CPU = 1
 HOW_TO_INSTALL = (
@@ -29,9 +29,9 @@ HOW_TO_INSTALL = (
     "or take engine transformers, which is the faster one for scoring"
 )
 # The ranks that vLLM has buffers for.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # What vLLM reads from the environment; what the user has set stays.
-_SETTINGS = {
+_ENVIRONMENT = {
     # The engine's loop in this process: 5 s to start instead of 70, and one process to end.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # A full window and the one token that vLLM insists on making after it.
@@ -56,7 +56,7 @@ class VllmEngine:
             Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
         """
         refuse_without_vllm()
-        for name, value in _SETTINGS.items():
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if options.threads:
             # Without it vLLM binds a thread to every core.
@@ -73,8 +73,8 @@ class VllmEngine:
                 field="device",
             )
         self._lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
-        self._llm: Any = _started(folder, options, window, adapter)
-        _check_head(self._llm)
+        self._llm: Any = _load_llm(folder, options, window, adapter)
+        _check_head_size(self._llm)
         self._parallel, self._window = options.tensor_parallel_size, window
 
     @property
@@ -93,7 +93,7 @@ class VllmEngine:
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
         """Score jobs, one after another: a job's batches do not depend on its company."""
-        return [self._job(records, job) for job in jobs]
+        return [self._score_job(records, job) for job in jobs]
 
     def answer_logprobs(
         self, prompts: Sequence[list[int]], answers: Sequence[int]
@@ -108,10 +108,12 @@ class VllmEngine:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         # vLLM insists on one new token; with 0 it returns each prompt token's own value only.
-        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self._generated(prompts, [asked] * len(prompts))
+        sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+        )
+        outputs = self._generate(prompts, [sampling] * len(prompts))
         return [
-            answer_of(output.prompt_logprobs, ids, answer)
+            last_logprobs(output.prompt_logprobs, ids, answer)
             for output, ids, answer in zip(outputs, prompts, answers, strict=True)
         ]
 
@@ -127,8 +129,9 @@ class VllmEngine:
         """
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        asked = [SamplingParams(detokenize=False, **dict(one)) for one in samplings]
-        return [list(output.outputs[0].token_ids) for output in self._generated(prompts, asked)]
+        parameters = [SamplingParams(detokenize=False, **dict(one)) for one in samplings]
+        outputs = self._generate(prompts, parameters)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:
         """Give the weights and the cache back; the engine cannot score afterwards."""
@@ -142,10 +145,10 @@ class VllmEngine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _job(self, records: EncodedRecords, job: Job) -> TokenScores:
+    def _score_job(self, records: EncodedRecords, job: Job) -> TokenScores:
         parts = [np.empty(0, dtype=np.float32)]
-        for first in range(0, len(job.rows), TARGETS_IN_A_CALL):
-            rows = job.rows[first : first + TARGETS_IN_A_CALL]
+        for first in range(0, len(job.rows), TARGETS_PER_CALL):
+            rows = job.rows[first : first + TARGETS_PER_CALL]
             prompts = [
                 np.concatenate([job.prefix, records.prompt(row), records.answer(row)]).tolist()
                 for row in rows.tolist()
@@ -153,7 +156,7 @@ class VllmEngine:
             parts += self.answer_logprobs(prompts, records.answer_lengths[rows].tolist())
         return TokenScores(np.concatenate(parts), records.answer_lengths[job.rows])
 
-    def _generated(self, prompts: Sequence[list[int]], samplings: Sequence[Any]) -> list[Any]:
+    def _generate(self, prompts: Sequence[list[int]], samplings: Sequence[Any]) -> list[Any]:
         import torch
         from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
@@ -185,21 +188,21 @@ def refuse_without_vllm() -> None:
         raise Refused(HOW_TO_INSTALL, field="engine")
 
 
-def answer_of(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
+def last_logprobs(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
     """Log-probabilities of the last `answer` tokens of a prompt, float32.
 
     Raises:
         DeliftError: vLLM gave fewer positions than the prompt has.
     """
     if prompt_logprobs is None or len(prompt_logprobs) != len(ids):
-        given = 0 if prompt_logprobs is None else len(prompt_logprobs)
-        raise DeliftError(f"vLLM gave {given:,} log-probabilities for {len(ids):,} tokens")
+        count = 0 if prompt_logprobs is None else len(prompt_logprobs)
+        raise DeliftError(f"vLLM gave {count:,} log-probabilities for {len(ids):,} tokens")
     first = len(ids) - answer
-    found = [prompt_logprobs[place][ids[place]].logprob for place in range(first, len(ids))]
-    return np.asarray(found, dtype=np.float32)
+    logprobs = [prompt_logprobs[place][ids[place]].logprob for place in range(first, len(ids))]
+    return np.asarray(logprobs, dtype=np.float32)
 
 
-def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | None) -> Any:
+def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | None) -> Any:
     import torch
 
     own: dict[str, Any] = {}
@@ -207,9 +210,9 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
         own["max_num_batched_tokens"] = options.batch_tokens
     if adapter is not None:
         modules, rank = adapted_modules(adapter)
-        larger = [known for known in _RANKS if known >= rank]
+        larger = [known for known in _LORA_RANKS if known >= rank]
         if not larger:
-            raise Refused(f"vLLM takes ranks up to {_RANKS[-1]}, not {rank}", field="adapter")
+            raise Refused(f"vLLM takes ranks up to {_LORA_RANKS[-1]}, not {rank}", field="adapter")
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": larger[0]}
         # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
         own["lora_target_modules"] = modules
@@ -218,7 +221,7 @@ def _started(folder: Path, options: ModelOptions, window: int, adapter: Path | N
     try:
         # Prompts are given as ids: vLLM needs no tokenizer. Their prefixes would not be read from
         # the cache anyway, and without it a job's batches depend on the job alone.
-        with llvm_by_its_names():
+        with limit_llvm_names():
             from vllm import LLM  # pyright: ignore[reportMissingImports]
 
             return LLM(
@@ -275,7 +278,7 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
 # tells the heads that its CPU attention knows, or keeps it from changing the process it starts in.
 
 
-def _check_head(llm: Any) -> None:
+def _check_head_size(llm: Any) -> None:
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
     config = llm.llm_engine.model_config
@@ -293,7 +296,7 @@ def _check_head(llm: Any) -> None:
 
 
 @contextlib.contextmanager
-def llvm_by_its_names() -> Iterator[None]:
+def limit_llvm_names() -> Iterator[None]:
     """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
 
     vLLM asks everything that loaded modules hold for its `__dict__`; this library, which numba
@@ -304,12 +307,12 @@ def llvm_by_its_names() -> Iterator[None]:
     kind: Any = type(ffi.lib)
     own = kind.__getattr__
 
-    def found(library: Any, name: str) -> Any:
+    def get_symbol(library: Any, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return own(library, name)
 
-    kind.__getattr__ = found
+    kind.__getattr__ = get_symbol
     try:
         yield
     finally:

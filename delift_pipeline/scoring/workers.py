@@ -33,12 +33,12 @@ from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairPlan, read_plan, write_plan
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.scoring.store import ScoreStore, Wanted
+from delift_pipeline.scoring.store import PairRequest, ScoreStore
 
 MODULE = "delift_pipeline.scoring.workers"
-END_SECONDS = 10.0
+STOP_SECONDS = 10.0
 FAILED, REFUSED, ORPHANED = 1, 2, 3
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 JOB, RECORDS, PLAN = "job.json", "records.arrow", "plan"
 
 
@@ -65,7 +65,7 @@ class _Channel:
         yield Meter(lambda amount: self.send(name=name, advance=amount))
 
 
-def work(folder: Path, channel: _Channel) -> None:
+def run_job(folder: Path, channel: _Channel) -> None:
     """Score what this worker can lease of the job, until nothing is missing."""
     from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
@@ -83,13 +83,13 @@ def work(folder: Path, channel: _Channel) -> None:
 def main() -> int:
     """Do the job in the folder that is the one argument; the exit status."""
 
-    def end_with_the_starter() -> None:
+    def exit_with_parent() -> None:
         sys.stdin.buffer.read()
         os._exit(ORPHANED)
 
-    Thread(target=end_with_the_starter, daemon=True).start()
+    Thread(target=exit_with_parent, daemon=True).start()
     try:
-        work(Path(sys.argv[1]), _Channel())
+        run_job(Path(sys.argv[1]), _Channel())
     except DeliftError as error:
         print(error, file=sys.stderr)
         return REFUSED if isinstance(error, Refused) else FAILED
@@ -100,7 +100,7 @@ def main() -> int:
     return 0
 
 
-def score_together(
+def score_with_workers(
     options: ModelOptions,
     store: ScoreStore,
     frame: pl.DataFrame,
@@ -120,26 +120,26 @@ def score_together(
         DeliftError: workers ended early and pairs are missing.
     """
     started = time.monotonic()
-    store.describe(fingerprint_of(options))
-    wanted = Wanted(plan, records, store)
-    shards, missing = len(store.shards), sum(wanted.missing().values())
-    places = environments(options)
-    lock, said, reports = Lock(), set[str](), list[dict[str, Any]]()
+    store.ensure_manifest(fingerprint_of(options))
+    request = PairRequest(plan, records, store)
+    shards_before, missing = len(store.shards), sum(request.missing().values())
+    environments = worker_environments(options)
+    lock, messages, reports = Lock(), set[str](), list[dict[str, Any]]()
     with (
         tempfile.TemporaryDirectory(prefix="delift-workers-") as scratch,
         progress.track("pairs", missing, "pairs") as meter,
         ExitStack() as running,
     ):
 
-        def hear(document: dict[str, Any]) -> None:
+        def receive(document: dict[str, Any]) -> None:
             # Each worker is heard in a thread of its own.
             with lock:
                 if "report" in document:
                     reports.append(document["report"])
                 elif document.get("name") == "pairs":
                     meter.advance(int(document["advance"]))
-                elif "say" in document and document["say"] not in said:
-                    said.add(document["say"])
+                elif "say" in document and document["say"] not in messages:
+                    messages.add(document["say"])
                     progress.say(document["say"])
 
         folder = Path(scratch)
@@ -148,22 +148,25 @@ def score_together(
         settings = options.model_copy(update={"workers": 1}).model_dump(mode="json")
         job = {"options": settings, "store": str(store.folder.resolve()), "baseline": baseline}
         write_json(folder / JOB, job)
-        made = (Worker(f"{at} of {len(places)}", folder, own) for at, own in enumerate(places, 1))
-        workers = [running.enter_context(worker) for worker in made]
-        threads = [Thread(target=worker.follow, args=(hear,), daemon=True) for worker in workers]
+        workers = list[Worker]()
+        for number, variables in enumerate(environments, 1):
+            name = f"{number} of {len(environments)}"
+            workers.append(running.enter_context(Worker(name, folder, variables)))
+        receivers = [worker.forward_output for worker in workers]
+        threads = [Thread(target=run, args=(receive,), daemon=True) for run in receivers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         store.refresh()
-        if left := sum(wanted.missing().values()):
+        if left := sum(request.missing().values()):
             raise _failure(workers, left)
     return ScoreReport(
         pairs_scored=missing,
-        pairs_reused=wanted.pairs - missing,
-        pairs_left_out=wanted.left_out,
-        shards_found=shards,
-        shards_written=len(store.shards) - shards,
+        pairs_reused=request.pairs - missing,
+        pairs_left_out=request.left_out,
+        shards_before=shards_before,
+        shards_written=len(store.shards) - shards_before,
         seconds=time.monotonic() - started,
         halved=sum(report["halved"] for report in reports),
         engine=next((report["engine"] for report in reports if report["engine"]), {}),
@@ -172,7 +175,7 @@ def score_together(
     )
 
 
-def environments(options: ModelOptions) -> list[dict[str, str]]:
+def worker_environments(options: ModelOptions) -> list[dict[str, str]]:
     """What the environment of each worker has of its own: its GPUs, or its share of the CPUs.
 
     Raises:
@@ -183,28 +186,33 @@ def environments(options: ModelOptions) -> list[dict[str, str]]:
         import torch
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        named = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-        visible = named[:count] if named else [str(number) for number in range(count)]
+        listed = [name for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+        visible = listed[:count] if listed else [str(number) for number in range(count)]
     if not visible:
         threads = options.threads or max((os.cpu_count() or 1) // options.workers, 1)
-        own = {"OMP_NUM_THREADS": str(threads)}
-        return [own | ({VISIBLE: ""} if options.device == "cpu" else {})] * options.workers
-    spread = len(visible) // options.workers if options.device_map else 1
-    each = options.tensor_parallel_size if options.engine == "vllm" else max(spread, 1)
-    return [{VISIBLE: gpus} for gpus in pinned(options.workers, visible, each)]
+        variables = {"OMP_NUM_THREADS": str(threads)}
+        if options.device == "cpu":
+            variables[VISIBLE_GPUS] = ""
+        return [variables] * options.workers
+    if options.engine == "vllm":
+        gpus_each = options.tensor_parallel_size
+    else:
+        gpus_each = max(len(visible) // options.workers, 1) if options.device_map else 1
+    return [{VISIBLE_GPUS: gpus} for gpus in assign_gpus(options.workers, visible, gpus_each)]
 
 
-def pinned(workers: int, visible: Sequence[str], each: int) -> list[str]:
+def assign_gpus(workers: int, visible: Sequence[str], gpus_each: int) -> list[str]:
     """`each` of the visible GPUs for every worker, as CUDA_VISIBLE_DEVICES has them.
 
     Raises:
         Refused: there are not enough.
     """
-    if workers * each > len(visible):
-        needed = f"{workers} workers of {each} GPUs each need {workers * each:,}"
+    if workers * gpus_each > len(visible):
+        needed = f"{workers} workers of {gpus_each} GPUs each need {workers * gpus_each:,}"
         reason = f"{needed}, and {len(visible)} can be seen here; give fewer workers"
         raise Refused(reason, field="workers")
-    return [",".join(visible[at * each : (at + 1) * each]) for at in range(workers)]
+    starts = range(0, workers * gpus_each, gpus_each)
+    return [",".join(visible[start : start + gpus_each]) for start in starts]
 
 
 class Worker:
@@ -215,7 +223,7 @@ class Worker:
         status: Its exit status once it has ended.
     """
 
-    def __init__(self, name: str, folder: Path, place: Mapping[str, str]) -> None:
+    def __init__(self, name: str, folder: Path, variables: Mapping[str, str]) -> None:
         """Start a process on the job in a folder, with a few variables of its own."""
         self.name, self.status = name, 0
         self._log = folder / f"worker-{name.split()[0]}.log"
@@ -223,7 +231,7 @@ class Worker:
             self.process = subprocess.Popen(
                 # -P: a file in the current folder may be named as a module.
                 [sys.executable, "-P", "-m", MODULE, str(folder)],
-                env={**os.environ, **place},
+                env={**os.environ, **variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -236,12 +244,12 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Its standard input is the pipe by which it knows that it is still wanted.
+        # Its standard input is the pipe by which it knows that it is still needed.
         with self.process as process:
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(END_SECONDS)
+                    process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
 
@@ -252,30 +260,30 @@ class Worker:
         return [line for line in lines if line]
 
     @property
-    def last_words(self) -> str:
+    def last_error(self) -> str:
         """The last line of its standard error, or how it ended."""
-        said = self.errors
+        lines = self.errors
         if self.status < 0:
-            return f"signal {-self.status}" + (f" after it said: {said[-1]}" if said else "")
-        return (said or [f"exit status {self.status}"])[-1]
+            return f"signal {-self.status}" + (f" after it said: {lines[-1]}" if lines else "")
+        return (lines or [f"exit status {self.status}"])[-1]
 
-    def follow(self, hear: Callable[[dict[str, Any]], None]) -> None:
+    def forward_output(self, receive: Callable[[dict[str, Any]], None]) -> None:
         """Pass on every document of its standard output until it ends; say so if that is early."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             # A worker that is killed leaves half a line.
             if line.endswith("\n"):
-                hear(json.loads(line))
+                receive(json.loads(line))
         self.status = self.process.wait()
         if self.status:
-            hear({"say": f"worker {self.name} ended early: {self.last_words}"})
+            receive({"say": f"worker {self.name} ended early: {self.last_error}"})
 
 
 def _failure(workers: Sequence[Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
     if refused := next((worker for worker in early if worker.status == REFUSED), None):
         return Refused(*refused.errors)
-    words = early[-1].last_words if early else "nothing"
+    words = early[-1].last_error if early else "nothing"
     return DeliftError(
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "
         f"(the last said: {words}); run again to go on where they stopped"

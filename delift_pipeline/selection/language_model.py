@@ -126,7 +126,7 @@ def read(
     """
     import torch
 
-    from delift_pipeline.scoring.batches import length_batches, padded
+    from delift_pipeline.scoring.batches import length_batches, pad_sequences
     from delift_pipeline.scoring.decoder import Decoder
 
     decoder, progress = Decoder(model.loaded.model), model.progress
@@ -136,9 +136,9 @@ def read(
     found: dict[int, np.ndarray] = {}
     with progress.track(name, len(sequences), "records") as meter, torch.inference_mode():
         for rows in length_batches(lengths, lambda longest: limit // longest):
-            ids = padded([sequences[row] for row in rows])[0].to(decoder.device)
+            ids = pad_sequences([sequences[row] for row in rows])[0].to(decoder.device)
             sizes = torch.from_numpy(lengths[rows]).to(decoder.device)
-            values = reduce(decoder, decoder.hidden(ids, None), sizes).float().cpu().numpy()
+            values = reduce(decoder, decoder.hidden_states(ids, None), sizes).float().cpu().numpy()
             found.update(zip(rows.tolist(), values, strict=True))
             meter.advance(len(rows))
     return np.stack([found[row] for row in range(len(sequences))])

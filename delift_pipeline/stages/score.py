@@ -168,20 +168,20 @@ def score_plan(
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
-    from delift_pipeline.scoring.store import Wanted
-    from delift_pipeline.scoring.workers import score_together
+    from delift_pipeline.scoring.store import PairRequest
+    from delift_pipeline.scoring.workers import score_with_workers
 
     store = ScoreStore(home.scores(fingerprint_of(options).digest))
     if encoded is None:
         encoded = encode_records(load_encoder(options), frame, progress)
     missing = {part: missing_scores(store, plan, part, encoded.unscorable) for part in parts}
     if not any(missing.values()):
-        pairs, alone = Wanted(plan, encoded, store), parts[-1] == "baseline"
+        pairs, alone = PairRequest(plan, encoded, store), parts[-1] == "baseline"
         return ScoreReport(
             pairs_scored=0,
             pairs_reused=len(encoded.ids) if alone else pairs.pairs,
             pairs_left_out=0 if alone else pairs.left_out,
-            shards_found=len(store.shards),
+            shards_before=len(store.shards),
             shards_written=0,
             seconds=0.0,
             halved=0,
@@ -194,7 +194,7 @@ def score_plan(
     if parts[-1] == "in_context" and options.workers > 1:
         announce_scoring(frame.height, missing["in_context"], rate, progress)
         alone = "baseline" in parts
-        return score_together(options, store, frame, encoded, plan, progress, baseline=alone)
+        return score_with_workers(options, store, frame, encoded, plan, progress, baseline=alone)
     model = load_scorer(options)
     # In the graph each part is a step of its own, which shows its rate while it runs.
     if len(parts) > 1 and frame.height > LARGE:

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch.nn import functional
 
-from delift_pipeline.scoring.batches import padded
+from delift_pipeline.scoring.batches import pad_sequences
 
 if TYPE_CHECKING:
     from delift_pipeline.prompts.encode import EncodedRecords, Encoder
@@ -83,7 +83,7 @@ def target_cuts(encoded: "EncodedRecords") -> dict[str, int]:
 
 def collate(examples: Sequence[Example], padding: int = 0) -> Batch:
     """Pad examples on the right and mark the positions that predict their answer tokens."""
-    ids, mask = padded([np.concatenate([e.prompt, e.answer]) for e in examples], padding)
+    ids, mask = pad_sequences([np.concatenate([e.prompt, e.answer]) for e in examples], padding)
     rows = [np.full(len(e.answer), row) for row, e in enumerate(examples)]
     columns = [np.arange(len(e.prompt) - 1, len(e) - 1) for e in examples]
     labels = [e.answer.astype(np.int64) for e in examples]

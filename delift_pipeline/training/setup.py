@@ -20,11 +20,11 @@ from delift_pipeline.scoring.model import (
     load_encoder,
     load_model,
     load_tokenizer,
-    quantisation,
-    quiet_loading,
+    quantisation_config,
+    refuse_if_loading_fails,
     refuse_without_bitsandbytes,
-    refused_where_loading_fails,
     resolve_device,
+    silence_transformers,
 )
 from delift_pipeline.scoring.model_files import model_folder
 from delift_pipeline.scoring.options import ModelOptions, portable_name
@@ -122,11 +122,11 @@ def _load_4bit(options: ModelOptions) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     folder, compute = model_folder(options), getattr(torch, options.dtype)
-    with refused_where_loading_fails(options, "the model"), quiet_loading():
+    with refuse_if_loading_fails(options, "the model"), silence_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute,
-            quantization_config=quantisation("4bit", compute),
+            quantization_config=quantisation_config("4bit", compute),
             device_map={"": resolve_device(options.device)},
             use_safetensors=True,
             trust_remote_code=options.trust_remote_code,

@@ -127,7 +127,7 @@ def test_batches_are_made_anew_where_a_longer_prefix_leaves_less_room(
 ) -> None:
     records = llama.encoder.encode(made_up(20))
     engine = TransformersEngine(llama.model, why_not_layers="compared", window=256)
-    engine.plan = MemoryPlan(**{**vars(engine.plan), "keys": 600, "reach": 1})
+    engine.plan = MemoryPlan(**{**vars(engine.plan), "keys": 600, "longest_prefix": 1})
     sizes = list[int]()
     logprobs: Any = engine.path.logprobs
     engine.path.logprobs = lambda ready, prefixes: (  # pyright: ignore

@@ -12,8 +12,8 @@ import torch
 
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores, reduce_scores
-from delift_pipeline.scoring.engines import NaiveEngine, engine_for, why_not_shareable
-from delift_pipeline.scoring.layers import _plain, attend
+from delift_pipeline.scoring.engines import NaiveEngine, engine_for, reason_against_sharing
+from delift_pipeline.scoring.layers import _attend_with_matmul, attend
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
@@ -167,7 +167,7 @@ def test_a_batch_of_two_demonstrations_that_does_not_fit_is_halved(
 def test_attention_without_a_kernel_is_the_same(dtype: torch.dtype, causal: bool) -> None:
     query, key, value = (torch.randn(2, 3, 7, 16).to(dtype) for _ in range(3))
     fast = attend(query, key, value, scale=0.25, causal=causal)
-    plain = _plain(query, key, value, 0.25, causal, None)
+    plain = _attend_with_matmul(query, key, value, 0.25, causal, None)
     bound = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(fast.out, plain.out, atol=bound, rtol=0)
     torch.testing.assert_close(fast.lse, plain.lse, atol=bound, rtol=0)
@@ -201,9 +201,9 @@ def test_a_head_that_the_engine_does_not_know_is_found_before_it_is_scored_wrong
 ) -> None:
     loaded = model_of("gemma2")
     engine = TransformersEngine(loaded.model)
-    assert why_not_shareable(engine, loaded.model, 256) is None
-    engine.decoder._finished = lambda logits: logits  # pyright: ignore
-    assert "changes its log-probabilities" in str(why_not_shareable(engine, loaded.model, 256))
+    assert reason_against_sharing(engine, loaded.model, 256) is None
+    engine.decoder._scale_logits = lambda logits: logits  # pyright: ignore
+    assert "changes its log-probabilities" in str(reason_against_sharing(engine, loaded.model, 256))
 
 
 def test_logits_in_several_chunks_give_the_same_scores(llama: LoadedModel, made_up: Made) -> None:
@@ -319,7 +319,7 @@ def test_rotary_positions_that_change_with_the_length_are_not_shared(
     before = loaded.model.config.rope_parameters
     loaded.model.config.rope_parameters = rope
     try:
-        assert "length" in str(why_not_shareable(engine, loaded.model, 256))
-        assert why_not_shareable(engine, loaded.model, 128) is None
+        assert "length" in str(reason_against_sharing(engine, loaded.model, 256))
+        assert reason_against_sharing(engine, loaded.model, 128) is None
     finally:
         loaded.model.config.rope_parameters = before

@@ -126,7 +126,7 @@ def test_a_second_run_scores_nothing_and_needs_no_engine(
     again = ScoreStore(tmp_path)
     assert score_baseline(llama, again, records).pairs_scored == 0
     second = score_pairs(llama, again, records, sparse_plan(records, 5))
-    assert (second.pairs_scored, second.pairs_reused, second.shards_found) == (0, 60, 13)
+    assert (second.pairs_scored, second.pairs_reused, second.shards_before) == (0, 60, 13)
     assert second.engine == {}
 
 
@@ -301,7 +301,7 @@ def test_after_twenty_kills_nothing_is_lost_and_the_scores_are_the_same_bits(
     assert store.verify() == []
     assert_same(store, expected, llama.encoder.encode(frame).ids)
     # Shards close after every demonstration here: none was scored twice.
-    assert store.pairs_stored == 40 * 40
+    assert store.pair_count == 40 * 40
 
 
 def test_two_processes_share_one_plan(

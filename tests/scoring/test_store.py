@@ -83,10 +83,10 @@ def test_sets_of_ids_come_back_as_they_went_in() -> None:
         np.sort(rng.choice(100_000, 40, replace=False)),
         np.concatenate([np.arange(10), np.arange(20, 40), np.arange(41, 50)]),
     ]
-    packed = IdSets.packed(sets)
+    packed = IdSets.pack(sets)
     np.testing.assert_array_equal(packed.sizes(), [len(ids) for ids in sets])
     for place, ids in enumerate(sets):
-        np.testing.assert_array_equal(packed.unpacked(place), ids)
+        np.testing.assert_array_equal(packed.unpack(place), ids)
 
 
 def test_the_id_table_survives_a_torn_write_and_two_writers(tmp_path: Path) -> None:

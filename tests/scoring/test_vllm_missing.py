@@ -15,7 +15,7 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.scoring.vllm_engine import adapted_modules, answer_of, llvm_by_its_names
+from delift_pipeline.scoring.vllm_engine import adapted_modules, last_logprobs, limit_llvm_names
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_the_scoring_package_never_imports_vllm() -> None:
 def test_an_answers_log_probabilities_are_the_prompts_last() -> None:
     ids = [7, 3, 9]
     given = [None, *({token: SimpleNamespace(logprob=-0.5 * token)} for token in ids[1:])]
-    found = answer_of(given, ids, 2)
+    found = last_logprobs(given, ids, 2)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.asarray([-1.5, -4.5], dtype=np.float32))
     with pytest.raises(DeliftError, match="2 log-probabilities for 3 tokens"):
-        answer_of(given[:2], ids, 2)
+        last_logprobs(given[:2], ids, 2)
 
 
 def adapter(folder: Path, *names: str) -> Path:
@@ -109,11 +109,11 @@ def test_llvmlites_library_has_no_dict_while_vllm_asks_everything_for_one() -> N
     from llvmlite.binding import ffi
 
     library, symbol = ffi.lib, "LLVMPY_GetVersionInfo"
-    with llvm_by_its_names():
+    with limit_llvm_names():
         assert not hasattr(library, "__dict__")
         inside = getattr(library, symbol)
     assert inside is getattr(library, symbol)
     own = type(library).__getattr__
-    with pytest.raises(RuntimeError, match="failed"), llvm_by_its_names():
+    with pytest.raises(RuntimeError, match="failed"), limit_llvm_names():
         raise RuntimeError("vLLM failed")
     assert type(library).__getattr__ is own

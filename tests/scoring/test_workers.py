@@ -26,9 +26,9 @@ from delift_pipeline.scoring.workers import (
     MODULE,
     ORPHANED,
     Worker,
-    environments,
-    pinned,
-    score_together,
+    assign_gpus,
+    score_with_workers,
+    worker_environments,
 )
 
 COUNT = 48
@@ -47,7 +47,7 @@ class Work:
         settings = {"device": "cpu", "threads": 1, "workers": 2, **changes}
         options = self.model.options.model_copy(update=settings)
         say = LineProgress(self.said.append)
-        return score_together(
+        return score_with_workers(
             options, self.store, self.frame, self.records, self.plan, say, baseline=True
         )
 
@@ -55,7 +55,7 @@ class Work:
         alone, ids = ScoreStore(folder), self.records.ids
         score_baseline(self.model, alone, self.records)
         score_pairs(self.model, alone, self.records, self.plan)
-        assert self.store.pairs_stored == COUNT * COUNT
+        assert self.store.pair_count == COUNT * COUNT
         self.store.refresh()
         for mine, theirs in (
             (self.store.baseline(ids), alone.baseline(ids)),
@@ -152,7 +152,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(
     monkeypatch.chdir(tmp_path)
     with Worker("1 of 1", tmp_path, {}) as worker:
         worker.status = worker.process.wait(60)
-        last = worker.last_words
+        last = worker.last_error
     assert last.startswith("FileNotFoundError") and "job.json" in last
 
 
@@ -170,15 +170,16 @@ def test_an_error_in_a_worker_ends_it_with_a_traceback_and_status_1(tmp_path: Pa
 
 
 def test_workers_get_gpus_of_their_own_and_too_few_are_refused() -> None:
-    assert pinned(2, ["0", "1", "2", "3"], 2) == ["0,1", "2,3"]
-    assert pinned(2, ["GPU-a", "GPU-b", "GPU-c"], 1) == ["GPU-a", "GPU-b"]
+    assert assign_gpus(2, ["0", "1", "2", "3"], 2) == ["0,1", "2,3"]
+    assert assign_gpus(2, ["GPU-a", "GPU-b", "GPU-c"], 1) == ["GPU-a", "GPU-b"]
     with pytest.raises(Refused, match="3 workers of 2 GPUs each need 6, and 4 can be seen"):
-        pinned(3, ["0", "1", "2", "3"], 2)
+        assign_gpus(3, ["0", "1", "2", "3"], 2)
 
 
 def test_workers_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     options = ModelOptions(model="demo", device="cpu", workers=2)
-    assert environments(options) == [{"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": ""}] * 2
+    expected = {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": ""}
+    assert worker_environments(options) == [expected] * 2
     own = options.model_copy(update={"threads": 3})
-    assert environments(own)[0]["OMP_NUM_THREADS"] == "3"
+    assert worker_environments(own)[0]["OMP_NUM_THREADS"] == "3"

@@ -263,8 +263,8 @@ def test_nuggets_ranks_by_golden_score_and_finds_its_pairs_again(
     ids = sorted(pool["record_id"])
     keys = zip(-golden.round(DECIMALS), -mean.round(DECIMALS), ids, strict=True)
     assert found.ranking == tuple(record for *_, record in sorted(keys))
-    stored = inputs.language_model.scores.pairs_stored
+    stored = inputs.language_model.scores.pair_count
     assert stored == 8 * 4
     again = select(of(tiny, home, pool, target=target), "nuggets", 3, 0, {})
     assert again.ranking == found.ranking[:3]
-    assert inputs.language_model.scores.pairs_stored == stored
+    assert inputs.language_model.scores.pair_count == stored

@@ -83,7 +83,7 @@ def test_calls_in_chunks_give_the_same_scores_in_order(
     records = llama.encoder.encode(made_up(12))
     job = Job(records.prefix(1), np.random.default_rng(0).permutation(12))
     whole = engine.score(records, [job])[0]
-    monkeypatch.setattr(vllm_engine, "TARGETS_IN_A_CALL", 5)
+    monkeypatch.setattr(vllm_engine, "TARGETS_PER_CALL", 5)
     chunked = engine.score(records, [job])[0]
     np.testing.assert_allclose(chunked.logprobs, whole.logprobs, atol=BOUND)
 
