@@ -9,7 +9,7 @@ from assets.door import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import BASE_MODEL
-from delift_pipeline.core.plots import bars, png
+from delift_pipeline.core.plots import draw_bars, png
 from delift_pipeline.evaluation.leaderboard import PAGE, Row
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.report import Models, metric_bars
@@ -122,4 +122,4 @@ def _newest_arms(rows: list[Row]) -> dict[str, bytes]:
 
 
 def _bars_png(models: Models) -> bytes:
-    return png(bars(metric_bars(models)))
+    return png(draw_bars(metric_bars(models)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.atomic import replace_file
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.stages.result import Result
 
@@ -63,7 +63,7 @@ def kept_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
     """
     if not path.is_file():
         png = draw()
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(png)
     return path.read_bytes()
 

@@ -19,7 +19,7 @@ from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.validation import validated
+from delift_pipeline.core.validation import validate
 from delift_pipeline.evaluation.judge.questions import JudgeOptions
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions, read_options
 from delift_pipeline.selection.options import Stage
@@ -60,7 +60,7 @@ class Jury:
         Raises:
             Refused: a setting is out of range.
         """
-        options = validated(JudgeOptions, {"model": model, "endpoint": endpoint, **how})
+        options = validate(JudgeOptions, {"model": model, "endpoint": endpoint, **how})
         return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
 
     def scores(self, folder: Path, samples: pl.DataFrame) -> Mapping[str, float]:

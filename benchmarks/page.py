@@ -11,7 +11,7 @@ from benchmarks.experiments import Experiment
 from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_better
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.formatting import number, with_error
-from delift_pipeline.core.plots import Bar, Curve, bars, curves, svg
+from delift_pipeline.core.plots import Bar, Curve, draw_bars, draw_curves, svg
 from delift_pipeline.evaluation.report import render
 from delift_pipeline.selection.options import STAGES
 
@@ -79,7 +79,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
             }
             for row in first
         ],
-        "svg": svg(bars({"": [_bar(row) for row in first]}), _said(metrics[0])),
+        "svg": svg(draw_bars({"": [_bar(row) for row in first]}), _said(metrics[0])),
     }
 
 
@@ -115,7 +115,7 @@ def _prices(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ]
             if points:
                 title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
-                drawn = curves(points, spent, _said(metric), log_x=True)
+                drawn = draw_curves(points, spent, _said(metric), log_x=True)
                 plots.append({"title": title, "svg": svg(drawn, f"{_said(metric)} by {spent}")})
     return plots
 
@@ -141,7 +141,7 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
         ]
         metric = _said(place[3])
         title = f"{_said(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
-        plots.append({"title": title, "svg": svg(curves(shown, _said(across), metric), title)})
+        plots.append({"title": title, "svg": svg(draw_curves(shown, _said(across), metric), title)})
     return plots
 
 

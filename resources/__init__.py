@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.core.home import Home, model_at
+from delift_pipeline.core.home import Home, model_path
 from delift_pipeline.records.stored import version_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.stages.arms import Arms, load_arms
@@ -139,7 +139,7 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
             Refused: no model is named anywhere, or a setting is out of range.
         """
         own = version_manifest(home, version).details
-        kept = model_at(home, own["model"]) if own.get("model") and not self.model else None
+        kept = model_path(home, own["model"]) if own.get("model") and not self.model else None
         model = self.model or kept or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
@@ -201,11 +201,11 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         """
         if not self.model:
             return None
-        from delift_pipeline.core.validation import validated
+        from delift_pipeline.core.validation import validate
         from delift_pipeline.evaluation.judge.questions import JudgeOptions
         from delift_pipeline.stages.judge import JudgeSetup
 
         given = self.model_dump(exclude={"endpoint", "device"})
-        options = validated(JudgeOptions, given | {"endpoint": self.endpoint or None})
+        options = validate(JudgeOptions, given | {"endpoint": self.endpoint or None})
         here = {"model": self.model, "device": self.device}
         return JudgeSetup(home, options, None if self.endpoint else read_options(here))

@@ -137,7 +137,7 @@ def judge(
     Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """
     given = locals()  # its options have the names of the judge's fields
-    from delift_pipeline.core.validation import validated
+    from delift_pipeline.core.validation import validate
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
     from delift_pipeline.stages.judge import (
         AnswerSet,
@@ -147,7 +147,7 @@ def judge(
     )
 
     fields = JudgeOptions.model_fields.keys() & given.keys()
-    options = validated(JudgeOptions, {name: given[name] for name in fields})
+    options = validate(JudgeOptions, {name: given[name] for name in fields})
     if endpoint and flags.given():
         named = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
         raise Refused(f"{named} is for a judge that runs here", field="--endpoint")

@@ -14,7 +14,7 @@ from typer import Argument, Option
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.errors import Refused, fault_counts
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.validation import validated
+from delift_pipeline.core.validation import validate
 
 FILES: Any = Argument(
     ...,
@@ -175,7 +175,7 @@ def select(
         out=out or _default_out(files[0]),
         why=why,
         balance=tuple(balance or ()),
-        rules=validated(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
+        rules=validate(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
         ids=shared.ids_choice(ids),
     )
     listed = faults_path(request.out, files[0]) if skip_bad else None

@@ -256,11 +256,11 @@ def _own_model(
     """The model given, else the version's own with its template."""
     from dataclasses import replace
 
-    from delift_pipeline.core.home import model_at
+    from delift_pipeline.core.home import model_path
     from delift_pipeline.records.stored import version_manifest
 
     own = version_manifest(home, version).details
-    kept = model_at(home, own["model"]) if own.get("model") and not model else None
+    kept = model_path(home, own["model"]) if own.get("model") and not model else None
     named = model or kept or os.environ.get("DELIFT_MODEL")
     flags = replace(flags, template=flags.template or own.get("template"))
     return flags.options(named) if named else None

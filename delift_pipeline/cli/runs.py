@@ -19,7 +19,7 @@ from typer import Option
 
 from delift_pipeline.cli import options as shared
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.core.signals import SIGNALS, SignalWatch, exit_status
 
 DEMO_HOME = "delift_demo"
@@ -54,7 +54,7 @@ def run(
     place, started = shared.writable_home(home), time.monotonic()
     with interruptible(place):
         config = flags.resources(model)
-        if find_entry(place, checked_version(version)) is None:
+        if find_entry(place, check_version(version)) is None:
             version_manifest(place, version)  # refuses an unknown one before anything is written
         with GraphRuns.opened(place) as done:
             arms = done.run_version(version, arm or [], config)

@@ -20,7 +20,7 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success fsync it and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it takes the place of `path`, whole.
 
     The former folder is moved aside before the rename and removed after it; it comes back where
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -83,5 +83,5 @@ def read_json(path: Path) -> Any:
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a Parquet file atomically; equal frames give equal bytes."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         frame.write_parquet(temporary, compression="zstd", statistics=True)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function, **options: Any) -> Function:
+def compile_function(function: Function, **options: Any) -> Function:
     """Compile a function that runs without the interpreter lock.
 
     The machine code is kept on disk where some cache folder can be written. numba compiles again
@@ -23,6 +23,6 @@ def compiled(function: Function, **options: Any) -> Function:
         return compile_with(function, nogil=True, **options)
 
 
-def compiled_sum(function: Function) -> Function:
-    """`compiled` with sums in vector order, fixed by their length; NaN keeps its meaning."""
-    return compiled(function, fastmath={"reassoc", "nsz"})
+def compile_sum(function: Function) -> Function:
+    """Compile with sums in an order that their length alone decides; NaN keeps its meaning."""
+    return compile_function(function, fastmath={"reassoc", "nsz"})

@@ -80,24 +80,24 @@ def fault_count_lines(faults: Sequence[Fault]) -> list[str]:
 
 def first_faults(faults: Sequence[Fault]) -> list[Fault]:
     """The first faults of each kind, at most 20, in their order."""
-    shown, seen = list[Fault](), Counter[str]()
+    first, seen = list[Fault](), Counter[str]()
     for fault in faults:
         kind = fault_kind(fault)
         seen[kind] += 1
         if seen[kind] <= MOST_OF_A_KIND:
-            shown.append(fault)
-        if len(shown) == MOST_LINES:
+            first.append(fault)
+        if len(first) == MOST_LINES:
             break
-    return shown
+    return first
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:
     """The faults, one a line; of more than 20 the first of each kind, and how many there are."""
     if len(faults) <= MOST_LINES:
         return [str(fault) for fault in faults]
-    shown = first_faults(faults)
-    more = f"and {len(faults) - len(shown):,} more faults; by reason:"
-    return [*map(str, shown), more, *fault_count_lines(faults)]
+    first = first_faults(faults)
+    more = f"and {len(faults) - len(first):,} more faults; by reason:"
+    return [*map(str, first), more, *fault_count_lines(faults)]
 
 
 def may_pass(error: BaseException) -> bool:
@@ -164,8 +164,8 @@ def system_error(error: BaseException) -> OSError | None:
     """
     if isinstance(error, OSError):
         return error
-    found = _RUST_ERROR.search(str(error))
-    return OSError(int(found[1]), str(error)) if found else None
+    match = _RUST_ERROR.search(str(error))
+    return OSError(int(match[1]), str(error)) if match else None
 
 
 def system_sentence(error: OSError) -> str:

@@ -33,10 +33,10 @@ def with_error(
     ascii_only: bool = False,
 ) -> str:
     """A value and its standard error as `0.500 ± 0.204`; the value alone where it has none."""
-    shown = number(value, digits, sign=sign, ascii_only=ascii_only)
+    text = number(value, digits, sign=sign, ascii_only=ascii_only)
     if value is None or error is None:
-        return shown
-    return f"{shown} ± {number(error, digits, ascii_only=ascii_only)}"
+        return text
+    return f"{text} ± {number(error, digits, ascii_only=ascii_only)}"
 
 
 def verdict(mean: float, error: float, improvement: float) -> str:

@@ -25,33 +25,33 @@ BASE_MODEL = "initial"
 FINGERPRINT_PATTERN = re.compile(r"^[0-9a-f]{32}$")
 
 
-def checked_version(version: str) -> str:
+def check_version(version: str) -> str:
     """The version name, which can be a folder and a partition key; else it is refused."""
     words = (
         "version name: use lower-case letters, digits, '.', '_' and '-', at most 64, starting "
         "with a letter or digit"
     )
-    return _checked(version, NAME_PATTERN, "version", words)
+    return _check_name(version, NAME_PATTERN, "version", words)
 
 
-def checked_arm(arm: str) -> str:
+def check_arm(arm: str) -> str:
     """The arm name, which has the form `stage.selector[-variant]`; else it is refused."""
     words = "arm name: write stage.selector or stage.selector-variant"
-    return _checked(arm, ARM_PATTERN, "arm", words)
+    return _check_name(arm, ARM_PATTERN, "arm", words)
 
 
-def checked_fingerprint(fingerprint: str) -> str:
+def check_fingerprint(fingerprint: str) -> str:
     """The fingerprint, which is 32 hexadecimal characters; else it is refused."""
-    return _checked(fingerprint, FINGERPRINT_PATTERN, "fingerprint", "fingerprint")
+    return _check_name(fingerprint, FINGERPRINT_PATTERN, "fingerprint", "fingerprint")
 
 
-def _checked(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
+def _check_name(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
     if not pattern.fullmatch(name) or ".." in name:
         raise Refused(f"{name!r} is no {words}", field=field)
     return name
 
 
-class _Place:
+class _PathBelow:
     """A path below a home's root."""
 
     def __init__(self, path: str) -> None:
@@ -70,19 +70,19 @@ class Home:
 
     root: Path
     shared: "Home | None" = None
-    inbox = _Place("inbox")
+    inbox = _PathBelow("inbox")
     """Where new versions land."""
-    datasets = _Place("datasets")
+    datasets = _PathBelow("datasets")
     """The folder of all dataset versions."""
-    arms_file = _Place("arms.yaml")
+    arms_file = _PathBelow("arms.yaml")
     """The user's own arms, overriding the package default."""
-    catalog = _Place("catalog.duckdb")
+    catalog = _PathBelow("catalog.duckdb")
     """The derived DuckDB catalog."""
-    mlflow = _Place("mlflow")
+    mlflow = _PathBelow("mlflow")
     """MLflow's database and artifacts."""
-    dagster = _Place("dagster")
+    dagster = _PathBelow("dagster")
     """Dagster's instance folder (`DAGSTER_HOME`)."""
-    leaderboard = _Place("reports/leaderboard")
+    leaderboard = _PathBelow("reports/leaderboard")
     """The leaderboard's folder."""
 
     @classmethod
@@ -102,45 +102,45 @@ class Home:
 
     def dataset(self, version: str) -> Path:
         """`datasets/<version>`."""
-        return self.datasets / checked_version(version)
+        return self.datasets / check_version(version)
 
     def plan(self, version: str) -> Path:
         """`plans/<version>`."""
-        return self.root / "plans" / checked_version(version)
+        return self.root / "plans" / check_version(version)
 
     def scores(self, fingerprint: str) -> Path:
         """`scores/<fingerprint>`, of all versions."""
-        return (self.shared or self).root / "scores" / checked_fingerprint(fingerprint)
+        return (self.shared or self).root / "scores" / check_fingerprint(fingerprint)
 
-    def scored(self, version: str, fingerprint: str, part: str) -> Path:
+    def version_scores(self, version: str, fingerprint: str, part: str) -> Path:
         """`scores/<fingerprint>/versions/<version>/<part>`: what was scored for one version."""
-        folder = self.root / "scores" / checked_fingerprint(fingerprint) / "versions"
-        return folder / checked_version(version) / part
+        folder = self.root / "scores" / check_fingerprint(fingerprint) / "versions"
+        return folder / check_version(version) / part
 
     def kernel(self, version: str, fingerprint: str) -> Path:
         """`kernels/<version>/<fingerprint>`."""
-        return self.root / "kernels" / checked_version(version) / checked_fingerprint(fingerprint)
+        return self.root / "kernels" / check_version(version) / check_fingerprint(fingerprint)
 
     def subset(self, version: str, arm: str) -> Path:
         """`subsets/<version>/<arm>`."""
-        return self.root / "subsets" / checked_version(version) / checked_arm(arm)
+        return self.root / "subsets" / check_version(version) / check_arm(arm)
 
     def adapter(self, version: str, arm: str) -> Path:
         """`adapters/<version>/<arm>`."""
-        return self.root / "adapters" / checked_version(version) / checked_arm(arm)
+        return self.root / "adapters" / check_version(version) / check_arm(arm)
 
     def report(self, version: str, arm: str) -> Path:
         """`reports/<version>/<arm>`."""
-        return self.root / "reports" / checked_version(version) / checked_arm(arm)
+        return self.root / "reports" / check_version(version) / check_arm(arm)
 
     def base_report(self, version: str, fingerprint: str) -> Path:
         """`reports/<version>/initial-<fingerprint>`: the base model's metrics, for all arms."""
-        folder = f"{BASE_MODEL}-{checked_fingerprint(fingerprint)}"
-        return self.root / "reports" / checked_version(version) / folder
+        folder = f"{BASE_MODEL}-{check_fingerprint(fingerprint)}"
+        return self.root / "reports" / check_version(version) / folder
 
     def judgements(self, judge: str) -> Path:
         """`judgements/<judge>`: what one judge said, of all versions and arms."""
-        return self.root / "judgements" / checked_fingerprint(judge)
+        return self.root / "judgements" / check_fingerprint(judge)
 
     def versions(self) -> list[str]:
         """The names of all stored dataset versions, sorted."""
@@ -155,7 +155,7 @@ INSIDE, OUTSIDE = "home:", "local:"
 DIGITS = 8
 
 
-def named_model(home: Home, model: str) -> str:
+def portable_model_name(home: Home, model: str) -> str:
     """The name under which a version keeps its model; a folder's place is remembered.
 
     `model` is a folder, a hub id, `demo`, `preset:NAME`, or a name given here before.
@@ -171,13 +171,13 @@ def named_model(home: Home, model: str) -> str:
     path = home.root / MODELS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{MODELS_FILE}.lock")):
-        known = places(home)
+        known = outside_models(home)
         if known.get(name) != str(folder):
             write_json(path, known | {name: str(folder)})
     return name
 
 
-def model_at(home: Home, name: str) -> str:
+def model_path(home: Home, name: str) -> str:
     """What to load for a model as a version names it.
 
     Raises:
@@ -187,7 +187,7 @@ def model_at(home: Home, name: str) -> str:
         return str(home.root / name.removeprefix(INSIDE))
     if not name.startswith(OUTSIDE):
         return name
-    place = places(home).get(name)
+    place = outside_models(home).get(name)
     if place is None or not Path(place).is_dir():
         lies = f"lay at {place}, which is not there" if place else "is in no folder known here"
         reason = (
@@ -197,7 +197,7 @@ def model_at(home: Home, name: str) -> str:
     return place
 
 
-def places(home: Home) -> dict[str, str]:
+def outside_models(home: Home) -> dict[str, str]:
     """Name -> folder, of the model folders outside a home.
 
     Raises:

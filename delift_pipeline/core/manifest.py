@@ -88,8 +88,8 @@ def up_to_date(
     manifest = read_manifest(folder)
     if manifest is None or rebuild_reason(folder):
         return None
-    made = (manifest.request, manifest.parents, manifest.code_version)
-    return manifest if made == (request, parents, code_version) else None
+    stored = (manifest.request, manifest.parents, manifest.code_version)
+    return manifest if stored == (request, parents, code_version) else None
 
 
 def mark_for_rebuilding(folder: Path, reason: str) -> None:
@@ -106,11 +106,11 @@ def rebuild_reason(folder: Path) -> str | None:
 @lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide results, by name."""
-    found = {}
+    versions = {}
     for name in TRACKED_PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.core.atomic import replacing, temporary_path
+from delift_pipeline.core.atomic import replace_file, temporary_path
 from delift_pipeline.core.errors import DeliftError, Refused, system_error, system_sentence
 
 STANDARD_OUTPUT = Path("-")
@@ -30,7 +30,7 @@ def is_standard_output(path: Path) -> bool:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def open_output(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write; what it holds then reaches `path`.
 
     A file is replaced whole and keeps its access rights; a link stays, and what it names is
@@ -48,7 +48,7 @@ def writing(path: Path) -> Iterator[Path]:
                 _send(temporary, path)
         else:
             target = Path(os.path.realpath(path))
-            with replacing(target) as temporary:
+            with replace_file(target) as temporary:
                 yield temporary
                 if target.exists():
                     shutil.copymode(target, temporary)
@@ -63,8 +63,8 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a result where a user wants it; see `writing`."""
-    with writing(path) as temporary:
+    """Write a result where a user wants it; see `open_output`."""
+    with open_output(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -147,7 +147,7 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
         return False
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON can hold it.
 
     NaN and infinities become null, dates and times ISO 8601, bytes base64, decimals numbers.
@@ -158,9 +158,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, bytes | bytearray | memoryview):
@@ -171,15 +171,15 @@ def plain(value: Any) -> Any:
         # A number of many digits, such as an id, must not be rounded.
         return int(value) if value == value.to_integral_value() else float(value)
     if hasattr(value, "tolist"):  # of NumPy
-        return plain(value.tolist())
+        return json_value(value.tolist())
     return str(value)
 
 
 def json_text(value: Any, encoding: str = "utf-8") -> str:
     """A value as JSON on one line; characters that the encoding lacks are written as escapes."""
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return json.dumps(plain(value), allow_nan=False)
+        return json.dumps(json_value(value), allow_nan=False)
     return text

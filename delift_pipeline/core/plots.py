@@ -94,7 +94,7 @@ def svg(figure: "Figure", title: str) -> Markup:
     return Markup(f'<svg {box} role="img" aria-label="{escape(title)}">{drawn}</svg>')
 
 
-def bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
+def draw_bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
     """Horizontal bars from zero with their errors; one panel below the other.
 
     They are drawn in points and without axes: to make these takes longer than all the drawing.
@@ -106,21 +106,21 @@ def bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
     from matplotlib.patches import Rectangle
     from matplotlib.transforms import Affine2D
 
-    rows = sum(len(shown) + bool(title) for title, shown in panels.items())
+    rows = sum(len(group) + bool(title) for title, group in panels.items())
     figure = Figure(figsize=(WIDTH / 72, (ROW * rows + 8) / 72), dpi=100)
     points: dict[str, Any] = {"transform": Affine2D().scale(1 / 72) + figure.dpi_scale_trans}
     ink = COLOURS["ink"]
     text = points | {"va": "center", "fontsize": 11, "color": ink, "parse_math": False}
     middle = ROW * (rows + 0.5) + 4
-    for title, shown in panels.items():
+    for title, group in panels.items():
         if title:
             middle -= ROW
             figure.text(LABELS, middle, title, ha="left", **text)
-        ends = [bar.value + sign * (bar.error or 0.0) for bar in shown for sign in (-1, 1)]
+        ends = [bar.value + sign * (bar.error or 0.0) for bar in group for sign in (-1, 1)]
         low, high = min(0.0, *ends), max(0.0, *ends)
         scale = (WIDTH - LABELS - TEXTS) / ((high - low) or 1.0)
         zero = LABELS - low * scale
-        for bar in shown:
+        for bar in group:
             middle -= ROW
             length, colour = bar.value * scale or 1.0, COLOURS[bar.colour]
             figure.add_artist(Rectangle((zero, middle - 9), length, 18, color=colour, **points))
@@ -133,8 +133,8 @@ def bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
     return figure
 
 
-def curves(
-    shown: Sequence[Curve],
+def draw_curves(
+    curves: Sequence[Curve],
     x_title: str,
     y_title: str,
     *,
@@ -148,11 +148,11 @@ def curves(
     `marked` is a place that a vertical line marks, and what it is called.
     """
     figure, axes = _axes(x_title, y_title, title)
-    for curve in shown:
+    for curve in curves:
         errors = None if curve.errors is None else [error or 0.0 for error in curve.errors]
-        look: dict[str, Any] = {"fmt": curve.style, "label": curve.label, "clip_on": False}
-        look["color"] = COLOURS[curve.colour] if curve.colour else None
-        axes.errorbar(curve.x, curve.y, errors, **look)
+        style: dict[str, Any] = {"fmt": curve.style, "label": curve.label, "clip_on": False}
+        style["color"] = COLOURS[curve.colour] if curve.colour else None
+        axes.errorbar(curve.x, curve.y, errors, **style)
     if log_x:
         axes.set_xscale("log")
     if from_zero:
@@ -162,7 +162,7 @@ def curves(
         x, name = marked
         axes.axvline(x, color=COLOURS["soft"], linestyle=":", clip_on=False)
         axes.annotate(name, (x, 0.94), (4, 0), axes.get_xaxis_transform(), "offset points")
-    if any(curve.label for curve in shown):
+    if any(curve.label for curve in curves):
         axes.legend(frameon=False)
     return figure
 
@@ -190,23 +190,23 @@ def gain_curve_png(
     y_title = f"objective {objective}".strip()
     if gains is None or not len(gains):
         title = f"{selector} maximises no objective"
-        return png(curves([], "records selected", y_title, title=title))
+        return png(draw_curves([], "records selected", y_title, title=title))
     reached = np.concatenate([[0.0], np.nancumsum(gains)])
-    shown = [Curve(selector, range(len(reached)), reached.tolist(), colour="chosen")]
+    curves = [Curve(selector, range(len(reached)), reached.tolist(), colour="chosen")]
     if random is not None:
-        shown.append(Curve("random, same size", [len(gains)], [random], style="o"))
+        curves.append(Curve("random, same size", [len(gains)], [random], style="o"))
     marked = (knee, f"knee, {knee:,} records") if knee else None
-    return png(curves(shown, "records selected", y_title, marked=marked))
+    return png(draw_curves(curves, "records selected", y_title, marked=marked))
 
 
 def loss_curve_png(losses: Sequence[float]) -> bytes:
     """The training loss per step, with a running mean over a twentieth of the steps."""
     steps, y_title = range(1, len(losses) + 1), "nats per answer token"
-    shown = [Curve("", steps, losses, colour="plain")]
+    curves = [Curve("", steps, losses, colour="plain")]
     if (width := len(losses) // SMOOTHED_OVER) > 1:
         smooth = np.convolve(losses, np.full(width, 1 / width), mode="valid")
-        shown.append(Curve("", steps[width - 1 :], smooth.tolist(), colour="chosen"))
-    return png(curves(shown, "step", y_title, title="training loss", from_zero=True))
+        curves.append(Curve("", steps[width - 1 :], smooth.tolist(), colour="chosen"))
+    return png(draw_curves(curves, "step", y_title, title="training loss", from_zero=True))
 
 
 def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) -> bytes:
@@ -214,9 +214,9 @@ def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) 
 
     The picture is empty where none is finite. `label` is what the values are, with their unit.
     """
-    given = np.asarray(values, dtype=np.float64)
-    finite = given[np.isfinite(given)]
-    if left_out := given.size - finite.size:
+    array = np.asarray(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    if left_out := array.size - finite.size:
         title = f"{title} ({left_out:,} not finite)"
     figure, axes = _axes(label, "count", title)
     axes.hist(finite, bins=BINS, color=COLOURS["chosen"])

@@ -47,7 +47,9 @@ class SilentProgress:
         """Show nothing."""
 
 
-def tracked(progress: Progress, name: str, total: int, unit: str) -> AbstractContextManager[Meter]:
+def track_large(
+    progress: Progress, name: str, total: int, unit: str
+) -> AbstractContextManager[Meter]:
     """A context of work that is quick, and so not shown, up to `LARGE` units."""
     return (progress if total > LARGE else SilentProgress()).track(name, total, unit)
 
@@ -74,8 +76,8 @@ class LineProgress:
                 last = now
                 rate = done / max(now - started, 1e-9)
                 left = (total - done) / rate if rate else float("inf")
-                shown = f"{rate:,.1f} {unit}/s, {left:,.0f} s left"
-                self._say(f"{name}: {done:,}/{total:,} {unit}, {shown}")
+                speed = f"{rate:,.1f} {unit}/s, {left:,.0f} s left"
+                self._say(f"{name}: {done:,}/{total:,} {unit}, {speed}")
 
         yield Meter(advance)
         if done:

@@ -19,7 +19,7 @@ LONGEST_VALUE = 80
 _SPEAK_FOR_THEMSELVES = ("missing", "conflict", "value_error")
 
 
-def validated(
+def validate(
     model: type[Validated],
     value: Any,
     *,
@@ -62,8 +62,8 @@ def faults_of(
             reason = _unknown_field(item["loc"], model)
         elif item["type"] not in _SPEAK_FOR_THEMSELVES:
             value = repr(item["input"])
-            shown = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
-            reason = f"{reason} (got {shown})"
+            text = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+            reason = f"{reason} (got {text})"
         faults.append(Fault(reason, file, field=(names or {}).get(field, field)))
     return faults
 
@@ -89,11 +89,11 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The one model that a field's type names, such as `Options | None` or `list[Options]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = {model for part in get_args(annotation) if (model := _model_in(part))}
-    return found.pop() if len(found) == 1 else None
+    models = {model for part in get_args(annotation) if (model := _model_in(part))}
+    return models.pop() if len(models) == 1 else None
 
 
-def checked_webhook(url: str) -> str:
+def check_webhook(url: str) -> str:
     """The address, if alerts can be posted to it.
 
     Raises:

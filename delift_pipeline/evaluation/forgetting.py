@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.atomic import replace_folder
 from delift_pipeline.core.hashing import digest_frame
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, up_to_date
@@ -191,7 +191,7 @@ def base_evaluation(
             code_version=CODE_VERSION,
         )
         facts = {"kind": BASE_MODEL, "version": version, "fingerprint": fingerprint}
-        with replacing_folder(folder) as temporary:
+        with replace_folder(folder) as temporary:
             write_evaluation(temporary, evaluation, facts)
             manifest.write(temporary)
         return evaluation

@@ -35,7 +35,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.formatting import ABSENT, number, option_text, verdict, with_error
 from delift_pipeline.core.home import BASE_MODEL
-from delift_pipeline.core.plots import Bar, bars, curves, series, svg
+from delift_pipeline.core.plots import Bar, draw_bars, draw_curves, series, svg
 from delift_pipeline.evaluation.forgetting import Forgetting
 from delift_pipeline.evaluation.options import METRICS, MetricName
 from delift_pipeline.evaluation.result import (
@@ -196,7 +196,7 @@ def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[s
 def metric_plots(models: Models, names: Iterable[MetricName]) -> list[dict[str, Any]]:
     """The panels of `metric_bars` for a page, each as inline SVG with its title."""
     return [
-        {"title": title, "svg": svg(bars({"": shown}), title)}
+        {"title": title, "svg": svg(draw_bars({"": shown}), title)}
         for title, shown in metric_bars(models, names).items()
     ]
 
@@ -207,7 +207,7 @@ def _line_plot(
     """Values by their number, with zero on the axis; empty where there are none."""
     if not values:
         return ""
-    figure = curves(series(values), x_title, y_title, marked=marked, from_zero=True)
+    figure = draw_curves(series(values), x_title, y_title, marked=marked, from_zero=True)
     return svg(figure, f"{y_title} by {x_title}")
 
 

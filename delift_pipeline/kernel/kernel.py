@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.atomic import replace_folder
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
@@ -78,7 +78,7 @@ def build_kernel(
     own = plan.block("self")
     if neighbours is not None and own is not None and own.dense:
         blocks[NEIGHBOURS] = neighbours
-    with replacing_folder(home.kernel(version, fingerprint)) as folder:
+    with replace_folder(home.kernel(version, fingerprint)) as folder:
         entries = {
             name: _build_block(folder, name, block, reader, unscorable)
             for name, block in blocks.items()

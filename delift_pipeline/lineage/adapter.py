@@ -16,7 +16,7 @@ import polars.selectors as cs
 from delift_pipeline.core.atomic import write_parquet
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
-from delift_pipeline.core.home import Home, checked_arm, checked_version
+from delift_pipeline.core.home import Home, check_arm, check_version
 from delift_pipeline.core.manifest import read_manifest, rebuild_reason
 from delift_pipeline.lineage.artifacts import Artifact, causes, found, metrics_of
 from delift_pipeline.lineage.tracked import tracked
@@ -129,7 +129,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         Refused: the names are no names, or there is no such adapter.
         DeliftError: a manifest is damaged.
     """
-    adapter = found(home, f"adapter:{checked_version(version)}:{checked_arm(arm)}")
+    adapter = found(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
     if adapter is None:
         reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
         raise Refused(reason, field="--adapter")

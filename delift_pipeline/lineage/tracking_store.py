@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.atomic import replace_file
 from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def open_client(home: Home, uri: str | None) -> "MlflowClient":
             _follow_move(home)
         else:
             # A kill in between leaves no half store.
-            with replacing(database) as temporary:
+            with replace_file(database) as temporary:
                 _migrate(temporary, home.mlflow / ARTIFACTS)
         client = MlflowClient(local_uri(home), registry_uri=local_uri(home))
         client.search_experiments(max_results=1)  # Opens the database while the lock is held.

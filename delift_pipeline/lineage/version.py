@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
 from delift_pipeline.records.stored import DatasetVersion, load_version, version_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
@@ -120,7 +120,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
     Raises:
         Refused: there is no such version.
     """
-    manifest = version_manifest(home, checked_version(version))
+    manifest = version_manifest(home, check_version(version))
     changes = {parent: _change(home, parent, version) for parent in manifest.details["parents"]}
     return VersionLineage(
         version=version,

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.atomic import replace_file
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import MANIFEST, REBUILD, read_manifest, rebuild_reason
@@ -220,7 +220,7 @@ def _write(
     import duckdb
 
     folders = fresh["source"].to_list()
-    with replacing(home.catalog) as temporary:
+    with replace_file(home.catalog) as temporary:
         if copy:
             shutil.copyfile(home.catalog, temporary)
         # The files are small: further threads cost more than they save.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import polars as pl
 
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.core.home import Home, checked_arm, checked_version
+from delift_pipeline.core.home import Home, check_arm, check_version
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import Evaluation, differences, read_evaluation
@@ -56,7 +56,7 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
     faults += [Fault(f"{name} is named twice", field="ARM") for name in twice]
     measured: list[tuple[Evaluation, str | None]] = []
     for version, arm in arms:
-        folder = home.report(checked_version(version), checked_arm(arm))
+        folder = home.report(check_version(version), check_arm(arm))
         evaluation, manifest = read_evaluation(folder), read_manifest(folder)
         if evaluation is None or manifest is None:
             run = f"delift run --version {version} --arm {arm}"

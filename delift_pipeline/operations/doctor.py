@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.core.home import MODELS_FILE, Home, places
+from delift_pipeline.core.home import MODELS_FILE, Home, outside_models
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.lineage.artifacts import all_artifacts
 from delift_pipeline.operations.gc import collect
@@ -131,7 +131,7 @@ def _arms(home: Home) -> Iterator[Finding]:
 
 def _models(home: Home) -> Iterator[Finding]:
     """The model folders outside the home, where versions have any."""
-    known = places(home)
+    known = outside_models(home)
     gone = [name for name, place in known.items() if not Path(place).is_dir()]
     for name in gone:
         note = f"{name} lay at {known[name]}, which is not there"

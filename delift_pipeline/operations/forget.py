@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.atomic import replace_folder, write_parquet
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
@@ -209,7 +209,7 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) ->
         kept[EXTRA_COLUMNS] = columns.join(left, on="record_id", how="semi", maintain_order="left")
         details[f"{EXTRA_COLUMNS}_hash"] = extra_columns_hash(kept[EXTRA_COLUMNS])
     changed = {"details": details, "content_hash": version_hash(details), "counts": counts}
-    with replacing_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         for path in folder.iterdir():
             if path.name != MANIFEST and path.stem not in parts and path.is_file():
                 shutil.copy2(path, temporary / path.name)

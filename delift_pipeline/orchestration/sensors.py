@@ -21,7 +21,7 @@ from filelock import FileLock
 from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import json_text
-from delift_pipeline.core.validation import checked_webhook
+from delift_pipeline.core.validation import check_webhook
 from delift_pipeline.orchestration.dagster_internals import UNENDED, sensor_cursor
 from delift_pipeline.orchestration.jobs import arm_job, score_job, select_job
 from delift_pipeline.orchestration.partitions import (
@@ -95,7 +95,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _post(url: str, body: str) -> str | None:
     try:
         request = urllib.request.Request(
-            checked_webhook(url), body.encode(), {"Content-Type": "application/json"}
+            check_webhook(url), body.encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=WEBHOOK_SECONDS):
             return None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.validation import parse_yaml, read_text, validated
+from delift_pipeline.core.validation import parse_yaml, read_text, validate
 from delift_pipeline.prompts.chat import Dialogue
 from delift_pipeline.prompts.plain_text import Marker, PlainText
 
@@ -105,7 +105,7 @@ def load_template(name_or_path: str) -> Template:
         reason = f"no template {name_or_path!r}: use {', '.join(known)} or a YAML file"
         raise Refused(reason, field="template")
     text = read_text(path, name_or_path)
-    return validated(Template, parse_yaml(text, name_or_path).value, file=name_or_path)
+    return validate(Template, parse_yaml(text, name_or_path).value, file=name_or_path)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.home import Home, checked_version
+from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.core.manifest import Manifest, read_manifest
-from delift_pipeline.core.validation import parse_yaml, read_text, validated
+from delift_pipeline.core.validation import parse_yaml, read_text, validate
 from delift_pipeline.records.read import Ids
 from delift_pipeline.records.stored import PARTS, newest_versions, version_manifest
 from delift_pipeline.records.tables import CODECS, file_kind, formats_by_suffix
@@ -73,7 +73,7 @@ def read_version_file(folder: Path) -> VersionFile:
     if not path.is_file():
         return VersionFile()
     document = parse_yaml(read_text(path, VERSION_FILE), VERSION_FILE)
-    return validated(VersionFile, document.value or {}, file=VERSION_FILE)
+    return validate(VersionFile, document.value or {}, file=VERSION_FILE)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class InboxEntry:
             reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
         faults = [Fault(reason)] if reason else []
         try:
-            checked_version(self.version)
+            check_version(self.version)
         except Refused as refused:
             faults += refused.faults
         return [replace(fault, file=self.path.name) for fault in faults]
@@ -278,7 +278,7 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
         Refused: nothing there asks for this version and it is not stored, or what does is faulty.
     """
     home.inbox.mkdir(parents=True, exist_ok=True)
-    with FileLock(home.inbox / f".{checked_version(version)}.lock"):
+    with FileLock(home.inbox / f".{check_version(version)}.lock"):
         entry = find_entry(home, version)
         if entry is None:
             if stored := read_manifest(home.dataset(version)):

@@ -269,7 +269,7 @@ def write_records(
 
     The format follows the suffix of `path`, JSON Lines where it says nothing; `.gz` and `.zst`
     compress. From JSON Lines to JSON Lines the lines' own text is kept. What Parquet holds and text
-    formats do not is written as `core.output.plain` says; Parquet to Parquet keeps every type.
+    formats do not is written as `core.output.json_value` says; Parquet to Parquet keeps every type.
     Equal input gives equal bytes.
 
     Args:

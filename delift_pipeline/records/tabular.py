@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.errors import DeliftError, Fault
-from delift_pipeline.core.output import json_text, plain
+from delift_pipeline.core.output import json_text, json_value
 from delift_pipeline.records.formats import (
     BYTE_ORDER_MARK,
     Format,
@@ -117,7 +117,7 @@ def _parse_rows(text: str, separator: str, shifted: bool) -> Iterator[tuple[int,
 
 def csv_cell(value: Any) -> str:
     """A value as the text of a cell: nothing for None, JSON for what is no text."""
-    value = plain(value)
+    value = json_value(value)
     if value is None:
         return ""
     return value if isinstance(value, str) else json_text(value)

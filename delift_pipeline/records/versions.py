@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 from filelock import FileLock
 
-from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.atomic import replace_folder, write_parquet
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.hashing import digest_json, digest_text
-from delift_pipeline.core.home import Home, checked_version, named_model
+from delift_pipeline.core.home import Home, check_version, portable_model_name
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.extra_columns import extra_columns_hash, read_extra_columns
 from delift_pipeline.records.left_out import FAULTS_FILE, drop_forgotten, write_faults
@@ -68,7 +68,7 @@ def ingest(
         mapping: Column mapping of all three files, see `read_records`.
         coverage: Which pairs to score: `auto`, `neighbours` or `all`.
         existing: What continual selection compares with: the parents' `subset` or whole `pool`.
-        model: The scorer model, if the version has its own; kept as `named_model` names it.
+        model: The scorer model, if the version has its own; kept as `portable_model_name` names it.
         template: The prompt template, if the version has its own.
         keep: Further columns of the pool's file to keep as text, for balance reports and quotas.
         ids: `ignore` drops the files' own ids.
@@ -100,7 +100,7 @@ def ingest(
         **settings,
     }
     if model is not None:
-        request["model"] = named_model(home, model)
+        request["model"] = portable_model_name(home, model)
     counts = {part: frames[part].height if part in frames else 0 for part in PARTS}
     for name in ("read", "folded", "left_out"):
         counts[name] = sum(getattr(part, name) for part in files.values())
@@ -231,7 +231,7 @@ def _name_faults(
     faults = list[Fault]()
     for name in dict.fromkeys((version, *parents)):
         try:
-            checked_version(name)
+            check_version(name)
             if name in parents and name != version:
                 version_manifest(home, name)
         except Refused as refused:
@@ -265,7 +265,7 @@ def _store_version(
                 )
                 raise Refused(reason, field="version")
             return stored
-        with replacing_folder(home.dataset(version)) as folder:
+        with replace_folder(home.dataset(version)) as folder:
             for part, frame in frames.items():
                 write_parquet(folder / f"{part}.parquet", frame)
             if skipped:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.compiling import compiled
+from delift_pipeline.core.compiling import compile_function
 
 THREADS = 8
 """At most; each holds a number for every record."""
@@ -17,7 +17,7 @@ ROWS = 512
 """Rows that a thread searches at a time."""
 
 
-@compiled
+@compile_function
 def _nearest(rows, by_word, indices, cosine, start, end):
     """Fill rows start to end: walk the texts of each word, then keep the best in row order."""
     word_of, words, values = rows

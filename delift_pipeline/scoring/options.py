@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from delift_pipeline.core.validation import validated
+from delift_pipeline.core.validation import validate
 
 PREFIX = "preset:"
 
@@ -175,7 +175,7 @@ def read_options(values: Mapping[str, Any], names: Mapping[str, str] | None = No
         Refused: one fault for each setting that is out of range or at odds with another.
     """
     settings = {name: value for name, value in values.items() if value is not None}
-    return validated(ModelOptions, settings, names=names)
+    return validate(ModelOptions, settings, names=names)
 
 
 def portable_name(model: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.atomic import read_json, replacing_folder, write_json, write_parquet
+from delift_pipeline.core.atomic import read_json, replace_folder, write_json, write_parquet
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_bytes, digest_json, digest_text
 from delift_pipeline.core.manifest import Manifest
@@ -177,7 +177,7 @@ def write_plan(
         }
         for block in plan.blocks
     ]
-    with replacing_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         for block in plan.blocks:
             for role in ("targets", "demonstrations"):
                 frame = pl.DataFrame({"record_id": getattr(block, role)}, {"record_id": pl.String})

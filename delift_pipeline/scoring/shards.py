@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.atomic import replace_file
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_bytes
 from delift_pipeline.scoring.engine import PairScores
@@ -156,7 +156,7 @@ def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None
         arrays["tokens"] = np.concatenate(draft.tokens).astype(np.int32)
     meta = {**settings, "halved": draft.halved, "seconds": round(draft.seconds, 3)}
     meta["checksum"] = checksum(meta, arrays)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         save_file(arrays, temporary, metadata={_META: json.dumps(meta, sort_keys=True)})
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delift_pipeline.core.compiling import compiled, compiled_sum
+from delift_pipeline.core.compiling import compile_function, compile_sum
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
 ROWS_A_BLOCK = 256
@@ -69,7 +69,7 @@ def terms_of(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarray | No
     return Terms(state, cap, np.ones(len(state)) if weights is None else weights)
 
 
-@compiled_sum
+@compile_sum
 def _block_lift(values, low, state, cap, weights):
     """What values of the rows from `low` on add to what covers these rows."""
     # An unsigned index is never negative, and only then are these loops vectorised.
@@ -85,7 +85,7 @@ def _block_lift(values, low, state, cap, weights):
     return total
 
 
-@compiled
+@compile_function
 def lifts(kernel, terms, columns, out):
     """What each column adds to what covers the rows, into `out`."""
     state, cap, weights = terms.state, terms.cap, terms.weights
@@ -111,7 +111,7 @@ def lifts(kernel, terms, columns, out):
         out[number] = total
 
 
-@compiled
+@compile_function
 def _cover(kernel, terms, j):
     """Let column j cover its rows."""
     state, cap, dense = terms.state, terms.cap, len(kernel.indices) == 0
@@ -124,14 +124,14 @@ def _cover(kernel, terms, j):
         state[row] = max(state[row], value)
 
 
-@compiled
+@compile_function
 def cover_all(kernel, terms, picks):
     """Cover with every pick."""
     for j in picks:
         _cover(kernel, terms, j)
 
 
-@compiled
+@compile_function
 def _admits(limits, slots, j):
     """Whether column j may be picked when `slots` picks are left; once it may not, never again."""
     if limits.costs[j] > limits.left[0]:
@@ -146,7 +146,7 @@ def _admits(limits, slots, j):
     return True
 
 
-@compiled
+@compile_function
 def _spend(limits, j):
     """Count a pick."""
     limits.left[0] -= limits.costs[j]
@@ -156,7 +156,7 @@ def _spend(limits, j):
         limits.counts[d, group] += 1
 
 
-@compiled
+@compile_function
 def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
     """Lazy greedy from the state of `terms`, which is covered in place, as `limits` are counted.
 

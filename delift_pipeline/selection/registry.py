@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.core.validation import validated
+from delift_pipeline.core.validation import validate
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import DeftUcsSelector
@@ -101,7 +101,7 @@ def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
         Refused: the selector is unknown, or an option is unknown or out of range.
     """
     given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
-    return validated(selector_named(name).options_model, given)
+    return validate(selector_named(name).options_model, given)
 
 
 def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> float:

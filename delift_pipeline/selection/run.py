@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.atomic import replace_folder, write_parquet
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
@@ -240,7 +240,7 @@ def write_subset(
         run_id=run_id,
     )
     columns = {name: pool[name].to_list() for name in balance_by if name in pool.columns}
-    with replacing_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         write_parquet(temporary / SUBSET, subset)
         write_parquet(temporary / DROPPED, dropped)
         write_parquet(temporary / BALANCE, balance(pool, selection.ranking, columns))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from delift_pipeline.core.atomic import replacing_folder
+from delift_pipeline.core.atomic import replace_folder
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
@@ -82,7 +82,7 @@ def make_adapter(
         from delift_pipeline.training.run import train, write_untrained
 
         checkpoints = folder.with_name(f".checkpoints-{folder.name}")
-        with _track_run(run), replacing_folder(folder) as temporary:
+        with _track_run(run), replace_folder(folder) as temporary:
             if arm.traits.reference == "base":
                 log = write_untrained(arm.training, model, arm.seed, temporary)
             else:

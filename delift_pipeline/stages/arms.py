@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.home import ARM_PATTERN, Home
 from delift_pipeline.core.validation import (
-    checked_webhook,
+    check_webhook,
     faults_of,
     parse_yaml,
     read_text,
@@ -99,7 +99,7 @@ class AutomationOptions(BaseModel):
     @classmethod
     def _check_webhook(cls, webhook: str | None) -> str | None:
         if webhook is not None:
-            _call_check(checked_webhook, webhook)
+            _call_check(check_webhook, webhook)
         return webhook
 
 

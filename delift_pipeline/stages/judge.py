@@ -10,8 +10,8 @@ import polars as pl
 from delift_pipeline.core.atomic import write_json, write_parquet, write_text
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.core.home import BASE_MODEL, Home, checked_version
-from delift_pipeline.core.plots import Bar, bars, svg
+from delift_pipeline.core.home import BASE_MODEL, Home, check_version
+from delift_pipeline.core.plots import Bar, draw_bars, svg
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
@@ -137,7 +137,7 @@ def judgement_facts(
 
 def _samples(home: Home, answers: AnswerSet) -> pl.DataFrame:
     if answers.arm == BASE_MODEL:
-        reports = home.root / "reports" / checked_version(answers.version)
+        reports = home.root / "reports" / check_version(answers.version)
         paths = sorted(reports.glob(f"{BASE_MODEL}-*/{SAMPLES}"))
     else:
         paths = [home.report(answers.version, answers.arm) / SAMPLES]
@@ -165,7 +165,7 @@ def _write(setup: JudgeSetup, one: JudgedAnswers) -> None:
     plots = []
     for name, scores in one.judged.dimensions.items():
         counts = [Bar(score, n, None, f"{n:,}") for score, n in scores.distribution.items()]
-        plot = svg(bars({"": counts}), "answers by score")
+        plot = svg(draw_bars({"": counts}), "answers by score")
         plots.append({"title": name.replace("_", " "), "svg": plot})
     page = render("judged.html.j2", title=f"{one.answers} as judged", facts=facts, plots=plots)
     write_text(folder / PAGE, page)

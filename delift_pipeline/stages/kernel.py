@@ -22,7 +22,7 @@ def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | Non
     fingerprint = fingerprint_of(model).digest
     pair_plan = plan_manifest(home, version)
     scores = required_manifest(
-        home.scored(version, fingerprint, "in_context"),
+        home.version_scores(version, fingerprint, "in_context"),
         f"{version} is not scored with this model: materialise in_context_logprobs",
     )
     request = {"fingerprint": fingerprint}

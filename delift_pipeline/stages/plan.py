@@ -8,7 +8,7 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, up_to_date
-from delift_pipeline.core.progress import Progress, SilentProgress, tracked
+from delift_pipeline.core.progress import Progress, SilentProgress, track_large
 from delift_pipeline.lineage.version import existing_of
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
@@ -84,7 +84,7 @@ def plan_pairs(
     if inputs.self_pairs != "none":
         embeddings = embed(prompt_texts(dataset.pool), arms.plan.embedder)
         bar = progress or SilentProgress()
-        with tracked(bar, "near prompts", dataset.pool.height, "records") as meter:
+        with track_large(bar, "near prompts", dataset.pool.height, "records") as meter:
             neighbours = nearest(embeddings, arms.plan.neighbours, meter.advance)
     plan = build_plan(
         dataset.pool,

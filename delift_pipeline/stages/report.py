@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.atomic import replacing_folder, write_parquet
+from delift_pipeline.core.atomic import replace_folder, write_parquet
 from delift_pipeline.core.hashing import digest_frame, digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
@@ -142,7 +142,7 @@ def make_report(
     evaluations = ArmEvaluations(own, beside, forgetting)
     if stored_own is None or stored is None or stored.details != details:
         suspects = suspects_of(home, dataset, arm, model, fingerprint, progress)
-        with replacing_folder(folder) as temporary:
+        with replace_folder(folder) as temporary:
             write_report(temporary, _report(subject, evaluations, suspects))
             if rest is not None:
                 write_parquet(temporary / EARLIER, rest)

@@ -11,7 +11,7 @@ from delift_pipeline.core.hashing import digest_bytes, digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest, up_to_date
 from delift_pipeline.core.output import refuse_unwritable_folder
-from delift_pipeline.core.progress import LARGE, Progress, tracked
+from delift_pipeline.core.progress import LARGE, Progress, track_large
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
@@ -75,7 +75,7 @@ def score_version(
         DeliftError: the version has no plan, or the model's output is not finite.
     """
     fingerprint = fingerprint_of(model).digest
-    folder = home.scored(version, fingerprint, part)
+    folder = home.version_scores(version, fingerprint, part)
     parents = {
         f"plan:{version}": plan_manifest(home, version).content_hash,
         "model": fingerprint,
@@ -135,7 +135,7 @@ def unscorable_of(home: Home, version: str, fingerprint: str | None) -> dict[str
     """Return why records cannot be scored, by record_id; empty if the version is not scored."""
     if fingerprint is None:
         return {}
-    manifest = read_manifest(home.scored(version, fingerprint, "in_context"))
+    manifest = read_manifest(home.version_scores(version, fingerprint, "in_context"))
     return manifest.details["unscorable"] if manifest else {}
 
 
@@ -143,7 +143,7 @@ def encode_records(encoder: "Encoder", frame: pl.DataFrame, progress: Progress) 
     """Encode records, and tell the user first what is special about their prompts."""
     for note in encoder.notes:
         progress.say(note)
-    with tracked(progress, "tokenised", frame.height, "records") as meter:
+    with track_large(progress, "tokenised", frame.height, "records") as meter:
         return encoder.encode(frame, meter.advance)
 
 

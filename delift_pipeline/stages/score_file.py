@@ -8,7 +8,7 @@ import polars as pl
 
 from delift_pipeline.core.atomic import write_parquet
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.output import writing
+from delift_pipeline.core.output import open_output
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions
@@ -39,7 +39,7 @@ def score_file(
     refuse_unscorable(records, report.unscorable, "records of the file")
     for note in unscorable_notes(records, report.unscorable, "records"):
         progress.say(note)
-    with writing(out) as temporary:
+    with open_output(out) as temporary:
         scorable = scorable_records(plan, report.unscorable)
         write_parquet(temporary, read_table(ScoreStore(home.scores(fingerprint)), scorable))
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.atomic import replacing
+from delift_pipeline.core.atomic import replace_file
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.progress import Meter
@@ -131,7 +131,7 @@ class ProjectedGradients:
                     moments = self.warm_up.moments(checkpoint, gradients.names) if adam else None
                     sources = gradients, moments.update if moments else lambda plain: plain
                 features = project_gradients(sources[0], part, sources[1], self.dims, self.seed)
-                with replacing(path) as temporary, temporary.open("wb") as file:
+                with replace_file(path) as temporary, temporary.open("wb") as file:
                     np.save(file, features, allow_pickle=False)
             yield slice(start, start + len(part)), np.load(path, allow_pickle=False)
             meter.advance(len(part))

@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from delift_pipeline.core.atomic import read_json, replacing_folder, write_json
+from delift_pipeline.core.atomic import read_json, replace_folder, write_json
 from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.progress import Progress, SilentProgress
@@ -110,7 +110,7 @@ class TrainingRun:
             for name, value in names.items()
             for kind, tensor in self.optimizer.state[value].items()
         }
-        with replacing_folder(folder) as temporary:
+        with replace_folder(folder) as temporary:
             save_file(weights, temporary / WEIGHTS)
             save_file(moments, temporary / MOMENTS)
             write_json(temporary / STATE, {"key": self.key, "done": vars(self.done)})

@@ -5,8 +5,8 @@ import pytest
 
 from delift_pipeline.core.atomic import (
     read_json,
-    replacing,
-    replacing_folder,
+    replace_file,
+    replace_folder,
     write_json,
     write_parquet,
 )
@@ -15,7 +15,7 @@ from delift_pipeline.core.atomic import (
 def test_failed_write_leaves_the_former_file_and_no_rubbish(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("former")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replace_file(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "former"
@@ -24,9 +24,9 @@ def test_failed_write_leaves_the_former_file_and_no_rubbish(tmp_path: Path) -> N
 
 def test_failed_folder_leaves_the_former_folder(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with replacing_folder(folder) as temporary:
+    with replace_folder(folder) as temporary:
         (temporary / "x").write_text("1")
-    with pytest.raises(RuntimeError), replacing_folder(folder) as temporary:
+    with pytest.raises(RuntimeError), replace_folder(folder) as temporary:
         (temporary / "x").write_text("2")
         raise RuntimeError
     assert (folder / "x").read_text() == "1"
@@ -34,9 +34,9 @@ def test_failed_folder_leaves_the_former_folder(tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_take_its_place_leaves_the_former_one(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "it") as folder:
+    with replace_folder(tmp_path / "it") as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "it") as folder:
+    with pytest.raises(FileNotFoundError), replace_folder(tmp_path / "it") as folder:
         folder.rmdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["it", "a"]
 
@@ -44,7 +44,7 @@ def test_folder_that_cannot_take_its_place_leaves_the_former_one(tmp_path: Path)
 def test_folder_is_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for name in ("old", "new"):
-        with replacing_folder(folder) as temporary:
+        with replace_folder(folder) as temporary:
             (temporary / name).write_text(name)
     assert [p.name for p in folder.iterdir()] == ["new"]
 

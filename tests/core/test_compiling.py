@@ -9,11 +9,11 @@ import loops
 print(loops.twice(2), sum(loops.twice.stats.cache_hits.values()))
 """
 LOOPS = """
-from delift_pipeline.core.compiling import compiled
-@compiled
+from delift_pipeline.core.compiling import compile_function
+@compile_function
 def once(x):
     return x + {step}
-@compiled
+@compile_function
 def twice(x):
     return once(once(x))
 """

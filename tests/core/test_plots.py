@@ -9,8 +9,8 @@ from delift_pipeline.core.plots import (
     MOST_POINTS,
     Bar,
     Curve,
-    bars,
-    curves,
+    draw_bars,
+    draw_curves,
     gain_curve_png,
     histogram_png,
     png,
@@ -24,8 +24,8 @@ BARS = [Bar(SCRIPT, 1.0, 0.1, "1.000 ± 0.100", "chosen"), Bar("random", -0.5, N
 
 def test_a_marked_place_is_drawn_and_named() -> None:
     shown = series([3.0, 2.0, 1.0])
-    plain = svg(curves(shown, "records", "gain"), "gain by records")
-    figure = curves(shown, "records", "gain", marked=(2, "knee, 2 <records>"))
+    plain = svg(draw_curves(shown, "records", "gain"), "gain by records")
+    figure = draw_curves(shown, "records", "gain", marked=(2, "knee, 2 <records>"))
     marked = svg(figure, "gain by records")
     assert marked.count("<path") == plain.count("<path") + 1
     assert "knee, 2 &lt;records&gt;" in marked and "knee" not in plain
@@ -33,7 +33,7 @@ def test_a_marked_place_is_drawn_and_named() -> None:
 
 
 def test_texts_of_an_svg_are_escaped_texts_and_nothing_is_loaded() -> None:
-    drawn = svg(bars({"": BARS}), SCRIPT)
+    drawn = svg(draw_bars({"": BARS}), SCRIPT)
     assert "<script" not in drawn
     assert "&lt;script&gt;alert(1)&lt;/script&gt; $x$ &amp;" in drawn
     assert ">1.000 ± 0.100</text>" in drawn
@@ -43,7 +43,7 @@ def test_texts_of_an_svg_are_escaped_texts_and_nothing_is_loaded() -> None:
 
 
 def test_colours_of_an_svg_are_the_pages_where_it_has_any() -> None:
-    drawn = svg(bars({"": BARS}), "bars")
+    drawn = svg(draw_bars({"": BARS}), "bars")
     assert "var(--chosen, #0b6e66)" in drawn and "var(--plain, #9db4bd)" in drawn
 
 
@@ -59,9 +59,9 @@ def test_equal_figures_give_equal_pngs() -> None:
     def draw() -> list[bytes]:
         points = [Curve("a", [1, 10], [1.0, 2.0], [0.1, None]), Curve("b", [5], [1.0], style="o")]
         return [
-            png(bars({"answer loss": BARS, "exact match": BARS[:1]})),
-            png(bars({})),
-            png(curves(points, "x", "y", log_x=True)),
+            png(draw_bars({"answer loss": BARS, "exact match": BARS[:1]})),
+            png(draw_bars({})),
+            png(draw_curves(points, "x", "y", log_x=True)),
             gain_curve_png(np.array([3.0, 1.0]), "delift", "fl", 1, 2.0),
             gain_curve_png(None, "random", ""),
             histogram_png([1.0, float("nan")], "answers", "nats"),

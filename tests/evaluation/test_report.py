@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.core.home import Home
-from delift_pipeline.core.plots import bars, png
+from delift_pipeline.core.plots import draw_bars, png
 from delift_pipeline.evaluation.leaderboard import (
     ROW_SCHEMA,
     leaderboard_frame,
@@ -210,4 +210,4 @@ def test_score_bars_are_a_png() -> None:
         "1.000 ± 0.204",
         "1.500 ± 0.289",
     ]
-    assert png(bars(panels)).startswith(b"\x89PNG")
+    assert png(draw_bars(panels)).startswith(b"\x89PNG")

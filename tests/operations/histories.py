@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from delift_pipeline.core import atomic
-from delift_pipeline.core.atomic import replacing_folder, write_json, write_parquet
+from delift_pipeline.core.atomic import replace_folder, write_json, write_parquet
 from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
@@ -53,7 +53,7 @@ def add_version(home: Home, version: str, names: Sequence[str], parents: Sequenc
         details=about | settings | {f"{part}_hash": value for part, value in hashes.items()},
         request=about,
     )
-    with replacing_folder(home.dataset(version)) as folder:
+    with replace_folder(home.dataset(version)) as folder:
         write_parquet(folder / "pool.parquet", pool)
         write_parquet(folder / "heldout.parquet", heldout)
         manifest.write(folder)
@@ -90,7 +90,7 @@ def add_adapter(home: Home, version: str, arm: str, start: tuple[str, str] | Non
         "method": "lora",
         "started_from": f"adapter:{start[0]}:{start[1]}" if start else None,
     }
-    with replacing_folder(home.adapter(version, arm)) as folder:
+    with replace_folder(home.adapter(version, arm)) as folder:
         write_trained_on(folder, name, ranking, {}, before)
         write_json(folder / "tracking.json", {"run_id": digest, "link": "", "server": "home"})
         Manifest(kind="adapter", content_hash=digest, parents=parents, details=details).write(
@@ -107,7 +107,7 @@ def add_report(home: Home, version: str, arm: str) -> None:
     facts = {"kind": "arm", "version": version, "arm": arm, "stage": stage}
     facts |= {"selector": selector, "fingerprint": "0" * 32, "beside": {}}
     parents = {f"adapter:{version}:{arm}": manifest_hash(home.adapter(version, arm))}
-    with replacing_folder(home.report(version, arm)) as folder:
+    with replace_folder(home.report(version, arm)) as folder:
         write_evaluation(folder, evaluation, facts)
         Manifest(kind="report", content_hash=evaluation.content_hash, parents=parents).write(folder)
 

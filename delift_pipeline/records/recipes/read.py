@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from delift_pipeline.core.atomic import replacing_folder, write_text
+from delift_pipeline.core.atomic import replace_folder, write_text
 from delift_pipeline.core.errors import Fault, Refused
-from delift_pipeline.core.home import checked_version
+from delift_pipeline.core.home import check_version
 from delift_pipeline.core.output import write_output
 from delift_pipeline.records.inbox import VERSION_FILE
 from delift_pipeline.records.json_rows import JSON_LINES
@@ -153,7 +153,7 @@ def write_transfer(
     parents: list[str] = []
     for version, sets in versions.items():
         stated = {"dataset": transfer.name, "version": version, "parents": parents}
-        with replacing_folder(folder / checked_version(version)) as temporary:
+        with replace_folder(folder / check_version(version)) as temporary:
             for part, rows in sets.items():
                 write_rows(temporary / f"{part}.jsonl", draw_rows(rows, getattr(sizes, part), seed))
             write_text(temporary / VERSION_FILE, yaml.safe_dump(stated, sort_keys=False))
