@@ -50,7 +50,7 @@ def read_extra_columns(pool: pl.DataFrame, file: RecordsFile, names: Sequence[st
     Raises:
         Refused: a column is a field of every record already, or no row of the file has it.
     """
-    reason = "is a field that records have without being asked"
+    reason = "is always stored with a record: leave it out"
     if reserved := [name for name in names if name in RESERVED]:
         raise Refused(*(Fault(reason, field=f"--keep {name}") for name in reserved))
     columns = file_columns(pool, file, names, "--keep")

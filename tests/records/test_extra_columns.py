@@ -69,7 +69,7 @@ def test_other_values_of_a_kept_column_are_another_version(home: Home, tmp_path:
     ("keep", "said"),
     [
         ("colour", "--keep colour: no row of the file has this column; there are: instruction,"),
-        ("task", "--keep task: is a field that records have without being asked"),
+        ("task", "--keep task: is always stored with a record: leave it out"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(home: Home, tmp_path: Path, keep: str, said: str) -> None:
