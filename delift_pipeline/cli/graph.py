@@ -227,4 +227,4 @@ def runs(home: Home) -> Iterator["Finding"]:
     for note, todo in warnings:
         yield Finding("runs", "warning", note, todo)
     if not warnings:
-        yield Finding("runs", "ok", "none was interrupted, none waits for a pool")
+        yield Finding("runs", "ok", "no run was interrupted, and none waits for the GPU")

@@ -102,7 +102,7 @@ def _existing(home: Path | None, *, written: bool = False) -> Home:
 
 def verify(
     repair: bool = Option(
-        False, "--repair", help="Set damaged shards aside. The next run scores them again."
+        False, "--repair", help="Move damaged shards to `aside`. The next run scores them again."
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
@@ -115,7 +115,7 @@ def verify(
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     stores = [_checked(folder / one, repair) for one in names if FINGERPRINT_PATTERN.fullmatch(one)]
     bad = sum(len(store["bad"]) for store in stores)
-    done = "; set aside, its pairs are scored again" if repair else ""
+    done = "; moved, the next run scores its pairs again" if repair else ""
     lines = []
     for store in stores:
         name, damaged = store["fingerprint"], store["bad"]
@@ -123,7 +123,7 @@ def verify(
         lines += [f"{name}: {store['manifest']}"] if store["manifest"] else []
         lines += [f"{name}/{shard['shard']}: {shard['reason']}{done}" for shard in damaged]
     if bad and not repair:
-        lines.append("delift verify --repair sets damaged shards aside")
+        lines.append("delift verify --repair moves damaged shards to aside/")
     value = {"stores": stores, "bad": bad, "repaired": repair and bad > 0}
     shared.print_result(as_json, value, "\n".join(lines or ["no scores are stored here"]))
     if bad and not repair:

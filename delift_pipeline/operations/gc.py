@@ -95,7 +95,7 @@ def _temporary(home: Home, settled: float) -> Iterator[tuple[Path, str]]:
         names[:] = [n for n in names if not n.startswith(TEMPORARY_MARK) and n != "dagster"]
     for store in folders(home.root / "scores"):
         if (store / "aside").is_dir():
-            yield store / "aside", "damaged shards that were set aside"
+            yield store / "aside", "damaged shards that verify --repair moved"
 
 
 def _unnamed(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:

@@ -231,7 +231,7 @@ def test_doctor_names_runs_without_a_process_and_the_holder_that_others_wait_for
         return [one["note"] for one in found["findings"] if one["name"] == "runs"]
 
     run_id = hold_the_pool(home, other.pid)
-    assert notes() == ["none was interrupted, none waits for a pool"]
+    assert notes() == ["no run was interrupted, and none waits for the GPU"]
     with opened(home) as instance:
         claimed = instance.event_log_storage.claim_concurrency_slot(POOL, "waiting", "adapter")
         assert not claimed.is_claimed
