@@ -1,10 +1,10 @@
-"""A model's own chat template, taken apart: what it writes around texts, never the texts.
+"""Find out what a model's own chat template writes around the texts of a dialogue.
 
-The template (Jinja, as `tokenizer.apply_chat_template` reads it) is rendered around stand-ins and
-cut at them. Records are put in their places afterwards and are never rendered, so that no template
-can re-format them and nothing in them is read as a special token. A template that does not write a
-text as it is given, or writes a turn differently by its place among the turns, is refused. One that
-takes white space off both ends of a text is noticed, and the record's own is kept.
+The template (Jinja, as `tokenizer.apply_chat_template` reads it) is rendered with placeholders, and
+the result is split at them. The texts of records later replace the placeholders and are never
+rendered, so no template can change them and nothing in them is read as a special token. A template
+is refused if it changes a placeholder, or if what it writes for a turn depends on the turn's
+position. A template may strip white space from both ends of a text: the record keeps its own.
 """
 
 import json
@@ -20,118 +20,125 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 
-DATE = "26 Jul 2024"
-"""What a template that asks for today's date gets: scores must not change overnight."""
-FILE = "chat_template.jinja"
-# The second stand-in shows whether a template changes markup, quotes, case, blanks or letters.
-_PLAIN, _TRICKY = "{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd'
+TEMPLATE_DATE = "26 Jul 2024"
+"""The date that a template gets if it asks for today's: scores must not change overnight."""
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_PLACEHOLDERS = ("{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd')
+"""The second one shows whether a template changes markup, quotes, case, blanks or letters."""
 _ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class DialogueWording:
     """What a chat template writes around the texts of its turns.
 
     Attributes:
-        opening: Before the first user's text; in two parts around a system message.
-        system: The system message, or empty.
-        shown_middle: Between a user's text and its answer, in a demonstration.
-        shown_lead: White space in front of that answer that a generation would begin with.
-        between: Between a demonstration's answer and the next user's text.
-        middle: Between the last user's text and the answer that is scored.
-        lead: White space in front of that answer that a generation would begin with.
-        end: After the last answer.
-        trimmed: Roles whose texts the template takes white space off.
+        opening: What stands before the first user's text, in two parts around a system message.
+        system: The system message; it may be empty.
+        demonstration_middle: What stands between user text and answer in a demonstration.
+        demonstration_lead: White space before that answer that the model itself would generate.
+        between: What stands between a demonstration's answer and the next user's text.
+        middle: What stands between the last user's text and the answer that is scored.
+        lead: White space before the scored answer that the model itself would generate.
+        end: What stands after the last answer.
+        trimmed_roles: Roles from whose texts the template strips white space.
     """
 
     opening: tuple[str, str]
     system: str
-    shown_middle: str
-    shown_lead: str
+    demonstration_middle: str
+    demonstration_lead: str
     between: str
     middle: str
     lead: str
     end: str
-    trimmed: tuple[str, ...] = ()
+    trimmed_roles: tuple[str, ...] = ()
 
 
-def chat_source(folder: Path) -> str | None:
-    """The default chat template in a model's folder, as transformers finds it; None without one."""
-    if (folder / FILE).is_file():
-        return (folder / FILE).read_text("utf-8")
+def read_chat_template(folder: Path) -> str | None:
+    """Return the default chat template in a model's folder, as transformers finds it, or None."""
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        return (folder / CHAT_TEMPLATE_FILE).read_text("utf-8")
     path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
-    if isinstance(found, list):
-        return next((one["template"] for one in found if one["name"] == "default"), None)
-    return found
+    template = json.loads(path.read_text("utf-8")).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):
+        return next((t["template"] for t in template if t["name"] == "default"), None)
+    return template
 
 
-def chat_digest(source: str | None) -> str:
-    """Digest of what the wording follows from, for the fingerprint.
-
-    Raises:
-        Refused: there is no chat template.
-    """
-    return digest_json({"source": _present(source), "date": DATE})
-
-
-def take_apart(source: str | None, names: Mapping[str, Any], system: str = "") -> Dialogue:
-    """Find out what a chat template writes around texts.
-
-    Special tokens go by the names that templates use (`tokenizer.special_tokens_map`).
+def chat_template_digest(source: str | None) -> str:
+    """Return a digest of everything that decides the wording, for the fingerprint.
 
     Raises:
-        Refused: there is no template, it refuses such a dialogue, or it cannot be taken apart.
+        Refused: The model has no chat template.
     """
-    writer = _Writer(_present(source), names, system)
-    one, two, three = map(writer.around, (1, 2, 3))
+    return digest_json({"source": _require_source(source), "date": TEMPLATE_DATE})
+
+
+def parse_chat_template(
+    source: str | None, names: Mapping[str, Any], system: str = ""
+) -> DialogueWording:
+    """Return what a chat template writes around texts.
+
+    Args:
+        source: The template's Jinja source.
+        names: Special tokens by the names that templates use (`tokenizer.special_tokens_map`).
+        system: The system message; it may be empty.
+
+    Raises:
+        Refused: The model has no template, or its template cannot be used (see the module).
+    """
+    renderer = _PlaceholderRenderer(_require_source(source), names, system)
+    # Dialogues of one, two and three turns have to repeat the same words around their texts.
+    one, two, three = map(renderer.surroundings, (1, 2, 3))
     if one != [two[0], *two[-2:]] or three != [*two[:3], *two[1:]]:
-        raise _refused("writes a turn differently by its place among the turns")
+        raise _refusal("writes a turn differently by its place among the turns")
     opening, middle, end = one
-    texts = writer.texts(_PLAIN, 1)
-    generation = _cut(writer.render(texts[:1], add_generation_prompt=True), texts[:1])[1]
-    # White space between where a generation starts and the answer.
+    texts = renderer.placeholders(_PLACEHOLDERS[0], 1)
+    question = renderer.render(texts[:1], add_generation_prompt=True)
+    _, generation = _split_at_texts(question, texts[:1])
+    # The template may write white space after the place where the model starts to generate.
     rest = middle.removeprefix(generation)
     lead = rest if generation and middle.startswith(generation) and rest.isspace() else ""
-    shown_lead = lead if two[1] == middle else ""
-    before, _, after = opening.partition(writer.system) if system else (opening, "", "")
+    demonstration_lead = lead if two[1] == middle else ""
+    before, _, after = opening.partition(renderer.system) if system else (opening, "", "")
     padded = [f" \n{text}\n " for text in texts]
-    whole = writer.render(padded)
-    return Dialogue(
+    whole = renderer.render(padded)
+    return DialogueWording(
         opening=(before, after),
         system=system,
-        shown_middle=two[1].removesuffix(shown_lead),
-        shown_lead=shown_lead,
+        demonstration_middle=two[1].removesuffix(demonstration_lead),
+        demonstration_lead=demonstration_lead,
         between=two[2],
         middle=middle.removesuffix(lead),
         lead=lead,
         end=end,
-        trimmed=tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole),
+        trimmed_roles=tuple(r for r, text in zip(_ROLES, padded, strict=True) if text not in whole),
     )
 
 
-class _Writer:
-    """Renders dialogues of stand-ins and cuts them."""
+class _PlaceholderRenderer:
+    """Renders dialogues of placeholders and splits them."""
 
     def __init__(self, source: str, names: Mapping[str, Any], system: str) -> None:
         self._source, self._names = source, dict(names)
         self.system = "sysq0Zx" if system else ""
 
-    def around(self, turns: int) -> list[str]:
-        """What stands before, between and after the texts of a whole dialogue."""
-        texts = (self.texts(kind, turns) for kind in (_PLAIN, _TRICKY))
-        found, again = (_cut(self.render(own), own) for own in texts)
-        if found != again:
-            raise _refused("writes other words around other texts")
-        return found
+    def surroundings(self, turns: int) -> list[str]:
+        """Return what stands before, between and after the texts of a dialogue."""
+        texts = (self.placeholders(pattern, turns) for pattern in _PLACEHOLDERS)
+        plain, tricky = (_split_at_texts(self.render(own), own) for own in texts)
+        if plain != tricky:
+            raise _refusal("writes other words around other texts")
+        return plain
 
-    def texts(self, kind: str, turns: int) -> list[str]:
-        """Stand-ins for the texts of a dialogue."""
+    def placeholders(self, pattern: str, turns: int) -> list[str]:
+        """Return a different text for each message: user, assistant, user, assistant, ..."""
         pairs = product(map(str, range(turns)), _ROLES)
-        return [kind.replace("{role}", role).replace("{place}", place) for place, role in pairs]
+        return [pattern.replace("{role}", role).replace("{place}", place) for place, role in pairs]
 
     def render(self, texts: Sequence[str], add_generation_prompt: bool = False) -> str:
-        """The whole dialogue; with `add_generation_prompt` an answer is to follow."""
+        """Render a dialogue; with `add_generation_prompt` it ends where an answer begins."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         turns = [("system", self.system)] if self.system else []
@@ -141,38 +148,39 @@ class _Writer:
                 [[{"role": role, "content": text} for role, text in turns]],
                 chat_template=self._source,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=datetime.strptime(DATE, "%d %b %Y").strftime,
+                strftime_now=datetime.strptime(TEMPLATE_DATE, "%d %b %Y").strftime,
                 **self._names,
             )
         except TemplateSyntaxError as error:
-            raise _refused(f"cannot be read ({_first_line(error)})") from error
+            raise _refusal(f"cannot be read ({_first_line(error)})") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            asked = "a dialogue with a system message" if self.system else "a plain dialogue"
-            raise _refused(f"refuses {asked} ({_first_line(error)})") from error
+            dialogue = "a dialogue with a system message" if self.system else "a plain dialogue"
+            raise _refusal(f"refuses {dialogue} ({_first_line(error)})") from error
         if self.system and whole.count(self.system) != 1:
-            raise _refused("does not write the system message as it is given")
+            raise _refusal("does not write the system message as it is given")
         return whole
 
 
-def _cut(whole: str, texts: Sequence[str]) -> list[str]:
+def _split_at_texts(whole: str, texts: Sequence[str]) -> list[str]:
+    """Return what stands before, between and after the texts (one part more than texts)."""
     parts = []
     for text in texts:
-        before, found, whole = whole.partition(text)
-        if not found:
-            raise _refused("does not write a text as it is given")
+        before, separator, whole = whole.partition(text)
+        if not separator:
+            raise _refusal("does not write a text as it is given")
         parts.append(before)
     if any(text in whole for text in texts):
-        raise _refused("writes a text more than once")
+        raise _refusal("writes a text more than once")
     return [*parts, whole]
 
 
-def _present(source: str | None) -> str:
+def _require_source(source: str | None) -> str:
     if source is None:
-        raise _refused("", "this model has no chat template")
+        raise _refusal("", "this model has no chat template")
     return source
 
 
-def _refused(why: str, what: str = "the model's chat template ") -> Refused:
+def _refusal(why: str, what: str = "the model's chat template ") -> Refused:
     instead = "use plain, paper, or a YAML file of your own"
     return Refused(f"{what}{why}; {instead}", field="template")
 

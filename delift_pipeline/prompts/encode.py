@@ -1,4 +1,8 @@
-"""From records to the exact tokens that are scored, within caps that never look at the partner."""
+"""Encode records as the exact tokens that are scored.
+
+A record is cut to a fixed number of tokens for each role, target and demonstration. The cut never
+depends on the other record of a pair, so each record is tokenised once.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +14,16 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.prompts.chat import take_apart
-from delift_pipeline.prompts.plain_text import Marker, PlainText
+from delift_pipeline.prompts.chat import parse_chat_template
+from delift_pipeline.prompts.plain_text import PlainTextTokenizer, SpecialToken
 from delift_pipeline.prompts.template import (
     PROMPT_FIELDS,
     Piece,
-    Slot,
     Spans,
     Template,
-    Written,
-    wording_of,
+    TextSlot,
+    WrittenText,
+    make_wording,
     write,
 )
 
@@ -29,49 +33,49 @@ if TYPE_CHECKING:
 
 @dataclass
 class Segment:
-    """A text tokenised by itself.
+    """A text that was tokenised by itself.
 
     Attributes:
-        spans: Where the record's own fields lie in the text.
-        tokens: All its token ids, int32 [tokens].
-        offsets: Where each token's text lies, [start, stop) in characters, [tokens, 2].
-        foreign: Whether its text reads as a special token of this tokenizer.
-        removed: Ranges [start, stop) of tokens that were cut, in ascending order.
+        spans: The position of each of the record's fields in the text.
+        tokens: All token ids before any cut, int32 [tokens].
+        offsets: The characters [start, stop) of each token, int64 [tokens, 2].
+        reads_as_special: Whether a part of the text reads as a special token of this tokenizer.
+        cut_ranges: The ranges [start, stop) of tokens that were cut, in ascending order.
     """
 
     text: str
     spans: Spans
     tokens: np.ndarray
     offsets: np.ndarray
-    foreign: bool = False
-    removed: list[tuple[int, int]] = field(default_factory=list)
+    reads_as_special: bool = False
+    cut_ranges: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.tokens) - sum(stop - start for start, stop in self.removed)
+        return len(self.tokens) - sum(stop - start for start, stop in self.cut_ranges)
 
     @property
     def ids(self) -> np.ndarray:
-        """Token ids after the cuts, int32 [tokens]."""
-        if not self.removed:
+        """The token ids after the cuts, int32 [tokens]."""
+        if not self.cut_ranges:
             return self.tokens
         keep = np.ones(len(self.tokens), dtype=bool)
-        for start, stop in self.removed:
+        for start, stop in self.cut_ranges:
             keep[start:stop] = False
         return self.tokens[keep]
 
     @property
-    def shown(self) -> str:
+    def text_after_cuts(self) -> str:
         """The text without the characters of the tokens that were cut."""
         text = self.text
-        for start, stop in sorted(self.removed, reverse=True):
+        for start, stop in sorted(self.cut_ranges, reverse=True):
             text = text[: self.offsets[start, 0]] + text[self.offsets[stop - 1, 1] :]
         return text
 
     def cut_middle(self, tokens: int, *fields: str) -> int:
-        """Cut up to `tokens` tokens (1 or more) from the middle of fields and what is between them.
+        """Cut up to `tokens` tokens (at least 1) from the middle of the text of some fields.
 
-        Only tokens that lie wholly inside are cut, so the template's own words stay. Returns how
-        many tokens were cut.
+        The fields and what stands between them count as one text. Only tokens that lie wholly
+        inside it are cut, so the template's own words stay. Returns the number of tokens cut.
         """
         spans = [self.spans[name] for name in fields if name in self.spans]
         begin, end = min((a for a, _ in spans), default=0), max((b for _, b in spans), default=-1)
@@ -81,43 +85,52 @@ class Segment:
         start, stop = int(inside[0]), int(inside[-1]) + 1
         cut = min(tokens, stop - start)
         first = start + (stop - start - cut + 1) // 2
-        self.removed = sorted([*self.removed, (first, first + cut)])
+        self.cut_ranges = sorted([*self.cut_ranges, (first, first + cut)])
         return cut
 
 
-def tokenised(
-    plain: PlainText, written: Sequence[Written], after_marker: bool, own_blanks: bool
+def tokenise_texts(
+    plain: PlainTextTokenizer,
+    written: Sequence[WrittenText],
+    after_special: bool,
+    keep_blanks: bool,
 ) -> list[Segment]:
-    """Tokenise texts, the runs between their special tokens each as one.
+    """Tokenise texts; each run of text between two special tokens is tokenised as one.
 
-    `after_marker` says that a special token, or nothing, stands before each text; `own_blanks` that
-    the blank that a tokenizer puts after a special token is kept.
+    Args:
+        plain: The tokenizer that reads nothing in a text as a special token.
+        written: The texts with the positions of their special tokens.
+        after_special: Whether each text follows a special token or nothing.
+        keep_blanks: Whether to keep the blank that a tokenizer adds after a special token.
     """
-    # The texts between special tokens, by whether a blank before them is kept.
+    # Runs as (index of the text, first character, run), by whether an added blank is kept. All runs
+    # of a kind go to the tokenizer at once, for speed.
     runs: dict[bool, list[tuple[int, int, str]]] = {False: [], True: []}
-    for at, one in enumerate(written):
-        start, after = 0, after_marker
-        for begin, end in [*(marker[:2] for marker in one.markers), (len(one.text),) * 2]:
+    for index, one in enumerate(written):
+        start, after = 0, after_special
+        for begin, end in [*(token[:2] for token in one.special_tokens), (len(one.text),) * 2]:
             if begin > start:
-                runs[own_blanks and after].append((at, start, one.text[start:begin]))
+                runs[keep_blanks and after].append((index, start, one.text[start:begin]))
             start, after = end, True
-    # Of each text: where tokens start, their ids and their places.
-    parts = [[(begin, [own], [(begin, end)]) for begin, end, own in w.markers] for w in written]
-    foreign = [False] * len(written)
-    for blank, own in runs.items():
-        encodings = plain.encode([text for _, _, text in own], blank)
-        for (at, start, _), encoding in zip(own, encodings, strict=True):
-            places = encoding.offsets
+    # The parts of each text as (first character, token ids, offsets): first its special tokens.
+    parts = [[(a, [token], [(a, b)]) for a, b, token in one.special_tokens] for one in written]
+    special = [False] * len(written)
+    for blank, group in runs.items():
+        encodings = plain.encode([text for _, _, text in group], blank)
+        for (index, start, _), encoding in zip(group, encodings, strict=True):
+            offsets = encoding.offsets
             if start:
-                places = [(start + begin, start + end) for begin, end in places]
-            parts[at].append((start, encoding.ids, places))
-            foreign[at] |= not plain.markers.isdisjoint(encoding.ids)
+                offsets = [(start + begin, start + end) for begin, end in offsets]
+            parts[index].append((start, encoding.ids, offsets))
+            special[index] |= not plain.special_ids.isdisjoint(encoding.ids)
     segments = []
-    for one, own, odd in zip(written, parts, foreign, strict=True):
-        own.sort(key=lambda part: part[0])
-        ids = np.asarray([token for _, tokens, _ in own for token in tokens], dtype=np.int32)
-        offsets = np.asarray([place for _, _, places in own for place in places], dtype=np.int64)
-        segments.append(Segment(one.text, one.spans, ids, offsets.reshape(-1, 2), odd))
+    for one, own_parts, reads_as_special in zip(written, parts, special, strict=True):
+        own_parts.sort(key=lambda part: part[0])
+        ids = np.asarray([token for _, tokens, _ in own_parts for token in tokens], dtype=np.int32)
+        pairs = np.asarray(
+            [pair for _, _, offsets in own_parts for pair in offsets], dtype=np.int64
+        )
+        segments.append(Segment(one.text, one.spans, ids, pairs.reshape(-1, 2), reads_as_special))
     return segments
 
 
@@ -126,35 +139,35 @@ _EMPTY = {"instruction": "", "input": "", "output": ""}
 
 
 class Unscorable(str):
-    """Why a record is not scored: it does not fit, or its text is no plain text."""
+    """The reason why a record cannot be scored, as a sentence without its subject."""
 
 
 @dataclass
 class Example:
-    """One record, tokenised: its segments as a target and as a demonstration, within the caps."""
+    """One tokenised record: its segments as a target and as a demonstration, cut to the caps."""
 
     prompt: Segment
     answer: Segment
-    shown_prompt: Segment
-    shown_answer: Segment
+    demonstration_prompt: Segment
+    demonstration_answer: Segment
     cuts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """The scorable records of a frame as token ids, within the caps.
+    """The scorable records of a frame as token ids, cut to the caps.
 
     Attributes:
-        ids: record_ids of the scorable records, in the frame's order.
-        head: What precedes a target without demonstration, int32.
-        start: What precedes the first demonstration, int32.
-        target_tokens: Prompt and answer (closed by end-of-text) of every record, end to end, int32.
-        target_starts: Where each record's begin, int64 [records + 1].
-        prompt_lengths: Prompt tokens of each record, int32 [records].
-        demonstration_tokens: Every record as a demonstration, end to end, int32.
-        demonstration_starts: Where each begins, int64 [records + 1].
+        ids: The record ids of the scorable records, in the frame's order.
+        head: The tokens before a target without a demonstration, int32.
+        start: The tokens before the first demonstration, int32.
+        target_tokens: Prompt, answer and end-of-text of all records, one after another, int32.
+        target_starts: The position of each record in `target_tokens`, int64 [records + 1].
+        prompt_lengths: The number of prompt tokens of each record, int32 [records].
+        demonstration_tokens: All records as demonstrations, one after another, int32.
+        demonstration_starts: The position of each in `demonstration_tokens`, int64 [records + 1].
         unscorable: record_id -> why it can be neither target nor demonstration.
-        cuts: Kind of cut -> how many records it was made in.
+        cuts: Kind of cut -> in how many records it was made.
     """
 
     ids: tuple[str, ...]
@@ -178,7 +191,7 @@ class EncodedRecords:
 
     @cached_property
     def answer_lengths(self) -> np.ndarray:
-        """Scored tokens of each record (T_i, end-of-text included), int32 [records]."""
+        """The number of scored tokens of each record (T_i, with end-of-text), int32 [records]."""
         return (np.diff(self.target_starts) - self.prompt_lengths).astype(np.int32)
 
     def demonstration(self, row: int) -> np.ndarray:
@@ -197,7 +210,7 @@ class EncodedRecords:
         return self.target_tokens[start + self.prompt_lengths[row] : stop]
 
     def prefix(self, *demonstrations: int) -> np.ndarray:
-        """Everything before a target: `head`, or `start` and the demonstrations of those rows."""
+        """The tokens before a target: `head`, or `start` and the demonstrations of some rows."""
         if not demonstrations:
             return self.head
         return np.concatenate([self.start, *(self.demonstration(row) for row in demonstrations)])
@@ -207,13 +220,16 @@ class Encoder:
     """Turns records into token ids.
 
     Attributes:
-        window: Most tokens in one sequence.
+        window: The largest number of tokens in one sequence.
+        plain: The tokenizer, which reads nothing in a text as a special token.
+        wording: What the template writes around the texts of records.
         head: Ids before a target without demonstration: begin-of-text and the template's `alone`.
         start: Ids before the first demonstration: begin-of-text and the template's `lead`.
+        close: Ids after a demonstration's answer.
         eos: The id of the token that ends an answer: end-of-text, or a chat template's end of turn.
-        bos: The begin-of-text id, if the wording begins with it.
-        demonstration_cap: Most tokens of a demonstration; with `start`, half the window.
-        target_cap: Most tokens of a target's prompt and answer: the other half.
+        bos: The begin-of-text id in a list, or an empty list if the wording does not begin with it.
+        demonstration_cap: The largest length of a demonstration: half the window less `start`.
+        target_cap: The largest length of a target's prompt and answer: the other half.
     """
 
     def __init__(
@@ -223,38 +239,43 @@ class Encoder:
         window: int,
         chat: str | None = None,
     ) -> None:
-        """Prepare an encoder; `chat` is the model's own chat template, for a template that asks.
+        """Prepare an encoder.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            template: The prompt template.
+            window: The largest number of tokens in one sequence.
+            chat: The model's own chat template, which only templates with `chat: true` use.
 
         Raises:
-            Refused: the tokenizer has no end-of-text token or no fast backend, the chat template
-                cannot be used, or the window does not even hold the template's own words.
+            Refused: The tokenizer has no end-of-text token or no fast backend, the chat template
+                cannot be used, or the window is too small for the template's own words.
         """
         self.tokenizer, self.template, self.window = tokenizer, template, window
-        self.plain = PlainText(tokenizer)
+        self.plain = PlainTextTokenizer(tokenizer)
         own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
         if not isinstance(own_end, int):
             reason = "the tokenizer has no end-of-text token (eos_token), and an answer must end"
             raise Refused(reason, field="model")
-        bos = Marker(begin, str(tokenizer.decode([begin]))) if isinstance(begin, int) else None
+        bos = None
+        if isinstance(begin, int):
+            bos = SpecialToken(begin, str(tokenizer.decode([begin])))
         names = tokenizer.special_tokens_map
-        dialogue = take_apart(chat, names, template.system) if template.chat else None
-        self.wording = wording_of(template, self.plain, bos, dialogue)
-        self.eos = self.wording.end.id if self.wording.end else own_end
-        self.bos = [bos.id] if bos is not None and bos in self.wording.head else []
-        self.head, self.start = self._ids(self.wording.head), self._ids(self.wording.start)
-        ended = [self.eos] * template.demonstration.end_of_text
-        self.close: list[int] = [*self._ids(self.wording.close, False), *ended]
+        dialogue = parse_chat_template(chat, names, template.system) if template.chat else None
+        self.wording = wording = make_wording(template, self.plain, bos, dialogue)
+        self.eos = wording.end.id if wording.end else own_end
+        self.bos = [bos.id] if bos is not None and bos in wording.head else []
+        self.head, self.start = self._piece_ids(wording.head), self._piece_ids(wording.start)
+        last = [self.eos] * template.demonstration.end_of_text
+        self.close: list[int] = [*self._piece_ids(wording.close, False), *last]
         half = window // 2
         self.target_cap = window - half
         self.demonstration_cap = half - len(self.start)
-        # The template's own words, and one token of each text.
-        blank, wording, own = [{**_EMPTY, "input": " "}], self.wording, len(self.start)
-        prompt, answer, shown_prompt, shown_answer = (
-            len(self._segments(blank, slot)[0])
-            for slot in (wording.prompt, wording.answer, wording.shown_prompt, wording.shown_answer)
-        )
-        shown = shown_prompt + shown_answer + 2 + own + len(self.close)
-        needed = max(len(self.head) + 1, prompt + answer + 2, shown)
+        # Each half has to hold the template's own words and one token of each text.
+        blank = [{**_EMPTY, "input": " "}]
+        lengths = [len(self._tokenise_slot(blank, slot)[0]) for slot in wording.slots]
+        demonstration = len(self.start) + sum(lengths[2:]) + 2 + len(self.close)
+        needed = max(len(self.head) + 1, sum(lengths[:2]) + 2, demonstration)
         if needed > half:
             raise Refused(
                 f"a window of {window} tokens is too small: the template's own words take "
@@ -263,24 +284,24 @@ class Encoder:
             )
 
     @property
-    def marks(self) -> frozenset[int]:
-        """Ids of the special tokens that the wording uses."""
-        return frozenset({self.eos, *(marker.id for marker in self.wording.markers)})
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the special tokens that the wording uses."""
+        return frozenset({self.eos, *(token.id for token in self.wording.special_tokens)})
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the wording."""
+        """What the user should know about the wording."""
         return self.wording.notes
 
     def encode(
         self, frame: pl.DataFrame, advance: Callable[[int], None] = lambda _: None
     ) -> EncodedRecords:
-        """Tokenise records (`RECORD_SCHEMA`): the scorable ones, what was cut, what is unscorable.
+        """Encode a frame of records (`RECORD_SCHEMA`) and list those that cannot be scored.
 
-        `advance` gets the number of records done since its last call.
+        `advance` is called with the number of records that were encoded since its last call.
         """
         ids: list[str] = []
-        kept: list[Example] = []
+        examples: list[Example] = []
         unscorable: dict[str, str] = {}
         columns = frame.select("record_id", "instruction", "input", "output")
         for chunk in columns.iter_slices(_CHUNK):
@@ -290,65 +311,71 @@ class Encoder:
                     unscorable[record["record_id"]] = str(example)
                 else:
                     ids.append(record["record_id"])
-                    kept.append(example)
+                    examples.append(example)
             advance(chunk.height)
         end, close = _int32([self.eos]), _int32(self.close)
-        targets = [np.concatenate([e.prompt.ids, e.answer.ids, end]) for e in kept]
-        shown = [np.concatenate([e.shown_prompt.ids, e.shown_answer.ids, close]) for e in kept]
+        targets = [np.concatenate([e.prompt.ids, e.answer.ids, end]) for e in examples]
+        parts = ((e.demonstration_prompt.ids, e.demonstration_answer.ids) for e in examples)
+        demonstrations = [np.concatenate([prompt, answer, close]) for prompt, answer in parts]
         return EncodedRecords(
             ids=tuple(ids),
             head=_int32(self.head),
             start=_int32(self.start),
             target_tokens=np.concatenate([_int32([]), *targets]),
             target_starts=np.cumsum([0, *map(len, targets)], dtype=np.int64),
-            prompt_lengths=_int32([len(e.prompt) for e in kept]),
-            demonstration_tokens=np.concatenate([_int32([]), *shown]),
-            demonstration_starts=np.cumsum([0, *map(len, shown)], dtype=np.int64),
+            prompt_lengths=_int32([len(e.prompt) for e in examples]),
+            demonstration_tokens=np.concatenate([_int32([]), *demonstrations]),
+            demonstration_starts=np.cumsum([0, *map(len, demonstrations)], dtype=np.int64),
             unscorable=unscorable,
-            cuts=dict(Counter(cut for example in kept for cut in example.cuts)),
+            cuts=dict(Counter(cut for example in examples for cut in example.cuts)),
         )
 
     def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:
-        """Tokenise records and fit each into the caps."""
-        wording = self.wording
-        slots = (wording.prompt, wording.answer, wording.shown_prompt, wording.shown_answer)
-        made = {slot: self._segments(records, slot) for slot in slots}
-        rows = zip(*(made[slot] for slot in slots), strict=True)
-        return [self._fitted(Example(*segments)) for segments in rows]
+        """Tokenise records and cut each to the caps."""
+        slots = self.wording.slots
+        segments_of = {slot: self._tokenise_slot(records, slot) for slot in slots}
+        rows = zip(*(segments_of[slot] for slot in slots), strict=True)
+        return [self._fit(Example(*segments)) for segments in rows]
 
-    def _segments(self, records: Sequence[Mapping[str, Any]], slot: Slot) -> list[Segment]:
+    def _tokenise_slot(self, records: Sequence[Mapping[str, Any]], slot: TextSlot) -> list[Segment]:
         written = [write(slot.pieces, record) for record in records]
-        return tokenised(self.plain, written, slot.after_marker, self.template.chat)
+        return tokenise_texts(self.plain, written, slot.after_special, self.template.chat)
 
-    def _ids(self, parts: Piece, after_marker: bool = True) -> list[int]:
-        return self._segments([_EMPTY], Slot((parts,), after_marker))[0].ids.tolist()
+    def _piece_ids(self, parts: Piece, after_special: bool = True) -> list[int]:
+        return self._tokenise_slot([_EMPTY], TextSlot((parts,), after_special))[0].ids.tolist()
 
-    def _fitted(self, example: Example) -> Example | Unscorable:
-        if example.prompt.foreign or example.answer.foreign:
+    def _fit(self, example: Example) -> Example | Unscorable:
+        """Cut an example to the caps.
+
+        A target loses the middle of its input, then of its instruction, and never a part of its
+        answer, which is what is scored. A demonstration loses the middle of its prompt, then the
+        end of its answer.
+        """
+        if example.prompt.reads_as_special or example.answer.reads_as_special:
             return Unscorable("its text reads as a special token of this model's tokenizer")
-        # The demonstration is cut on its own copy: the caps of the two roles differ.
-        prompt = example.shown_prompt = replace(example.shown_prompt, removed=[])
-        shown = example.shown_answer = replace(example.shown_answer, removed=[])
-        answer = len(example.answer) + 1
-        over = len(example.prompt) + answer - self.target_cap
+        # A segment may serve both roles, whose caps differ, so the demonstration gets copies.
+        prompt = example.demonstration_prompt = replace(example.demonstration_prompt, cut_ranges=[])
+        answer = example.demonstration_answer = replace(example.demonstration_answer, cut_ranges=[])
+        answer_tokens = len(example.answer) + 1
+        excess = len(example.prompt) + answer_tokens - self.target_cap
         for name in ("input", "instruction"):
-            if over > 0 and (cut := example.prompt.cut_middle(over, name)):
+            if excess > 0 and (cut := example.prompt.cut_middle(excess, name)):
                 example.cuts.append(f"target_{name}")
-                over -= cut
-        if over > 0:
+                excess -= cut
+        if excess > 0:
             room = self.target_cap - len(example.prompt)
             return Unscorable(
-                f"its answer takes {answer:,} tokens and {room:,} fit beside the prompt's fixed "
-                f"words in half of the window of {self.window:,}"
+                f"its answer takes {answer_tokens:,} tokens and {room:,} fit beside the prompt's "
+                f"fixed words in half of the window of {self.window:,}"
             )
-        over = len(prompt) + len(shown) + len(self.close) - self.demonstration_cap
-        if over > 0 and (cut := prompt.cut_middle(over, *PROMPT_FIELDS)):
+        excess = len(prompt) + len(answer) + len(self.close) - self.demonstration_cap
+        if excess > 0 and (cut := prompt.cut_middle(excess, *PROMPT_FIELDS)):
             example.cuts.append("demonstration_prompt")
-            over -= cut
-        if over > 0:
+            excess -= cut
+        if excess > 0:
             example.cuts.append("demonstration_answer")
-            length = len(shown.tokens)
-            shown.removed.append((max(length - over, 0), length))
+            length = len(answer.tokens)
+            answer.cut_ranges.append((max(length - excess, 0), length))
         return example
 
 

@@ -1,9 +1,9 @@
-"""Tokenise text as plain text: nothing in it is read as a special token.
+"""Tokenise text as plain text, so that nothing in it is read as a special token.
 
-A model's tokenizer turns "</s>" in a text into the end-of-text token, and many put a blank before
-every text. Both are switched off in a copy: tokens that mark structure get names that no text
-holds, so that their surface falls apart into ordinary tokens, and a segment is tokenised exactly as
-it is written. Ids stay those of the model.
+A model's tokenizer turns "</s>" in a text into the end-of-text token, and many tokenizers add a
+blank before every text. A copy of the tokenizer does neither: its special tokens have names that
+occur in no text, so "</s>" becomes ordinary tokens, and a segment is tokenised exactly as it is
+written. The token ids stay those of the model.
 """
 
 import json
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_MARKER = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
+_SPECIAL_TOKEN = re.compile(r"^\s*[<\[].*[>\]]\s*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Marker:
-    """A special token where a template wants it.
+class SpecialToken:
+    """A special token that a template writes.
 
     Attributes:
-        takes_before: Whether it swallows white space before it.
-        takes_after: Whether it swallows white space after it.
+        surface: Its text, such as `</s>`.
+        strips_before: Whether the tokenizer drops white space before it.
+        strips_after: Whether the tokenizer drops white space after it.
     """
 
     id: int
     surface: str
-    takes_before: bool = False
-    takes_after: bool = False
+    strips_before: bool = False
+    strips_after: bool = False
 
 
-class PlainText:
+class PlainTextTokenizer:
     """Tokenises segments of text without special tokens.
 
     Attributes:
-        markers: Ids of the tokens that mark structure and that no text may produce.
+        special_ids: The ids of the special tokens, which no text of a record may produce.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Copy a tokenizer of transformers.
 
         Raises:
-            Refused: it has no `tokenizers` backend.
+            Refused: The tokenizer has no fast backend (`tokenizers`).
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -62,69 +63,73 @@ class PlainText:
             )
         self._state = backend.to_str()
         state = json.loads(self._state)
-        # The token for unknown text, unless it marks structure as well (GPT-2 has one for all).
+        # Ordinary text may give the token for unknown text. GPT-2 has one token for everything:
+        # there it also begins or ends a text, and so counts as special.
         unknown = tokenizer.unk_token
-        plain = None if unknown in (tokenizer.bos_token, tokenizer.eos_token) else unknown
-        self._surfaces = {
-            t["content"]: Marker(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
+        ordinary = None if unknown in (tokenizer.bos_token, tokenizer.eos_token) else unknown
+        self._special_tokens = {
+            t["content"]: SpecialToken(t["id"], t["content"], bool(t["lstrip"]), bool(t["rstrip"]))
             for t in state["added_tokens"]
-            if (t["special"] or _MARKER.match(t["content"])) and t["content"] != plain
+            if (t["special"] or _SPECIAL_TOKEN.match(t["content"])) and t["content"] != ordinary
         }
-        # Many models pad with the token for unknown text, which ordinary text may give.
+        # Many models pad with the token for unknown text, which is not special.
         pad = tokenizer.pad_token_id
-        named = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-        named += [] if pad == tokenizer.unk_token_id else [pad]
-        ids = [*(marker.id for marker in self._surfaces.values()), *named]
-        self.markers = frozenset(token for token in ids if isinstance(token, int))
-        self._backend = _rebuilt(state, self._surfaces, only_first=False)
+        ids = [token.id for token in self._special_tokens.values()]
+        ids += [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        ids += [] if pad == tokenizer.unk_token_id else [pad]
+        self.special_ids = frozenset(token for token in ids if isinstance(token, int))
+        self._backend = _rebuild_tokenizer(state, self._special_tokens, only_first=False)
 
-    def encode(self, texts: Sequence[str], after_marker: bool = False) -> "list[Encoding]":
-        """Tokenise texts, each on its own; encodings hold `ids` and `offsets` in characters.
+    def encode(self, texts: Sequence[str], after_special: bool = False) -> "list[Encoding]":
+        """Tokenise texts, each on its own; an encoding has `ids` and `offsets` in characters.
 
-        After a special token (`after_marker`) the blank that a tokenizer may put there is kept.
+        With `after_special` the blank that the tokenizer may add after a special token is kept.
         """
-        backend = self._after_marker if after_marker else self._backend
+        backend = self._backend_after_special if after_special else self._backend
         return backend.encode_batch(list(texts), add_special_tokens=False)
 
-    def marked(self, text: str) -> "tuple[str | Marker, ...]":
-        """A template's own words with the special tokens in them found, as the tokenizer would."""
-        if not self._surfaces:
+    def split_special_tokens(self, text: str) -> "tuple[str | SpecialToken, ...]":
+        """Split a template's own words at their special tokens, as the tokenizer would."""
+        if not self._special_tokens:
             return (text,) if text else ()
-        longest = sorted(self._surfaces, key=len, reverse=True)
-        pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
-        markers = [self._surfaces[surface] for surface in pieces[1::2]]
-        parts: list[str | Marker | None] = []
-        for own, before, after in zip(pieces[::2], [None, *markers], [*markers, None], strict=True):
-            own = own.lstrip() if before and before.takes_after else own
-            parts += [own.rstrip() if after and after.takes_before else own, after]
+        longest_first = sorted(self._special_tokens, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        tokens = [self._special_tokens[surface] for surface in pieces[1::2]]
+        parts: list[str | SpecialToken | None] = []
+        for words, before, after in zip(pieces[::2], [None, *tokens], [*tokens, None], strict=True):
+            words = words.lstrip() if before and before.strips_after else words
+            parts += [words.rstrip() if after and after.strips_before else words, after]
         return tuple(part for part in parts if part)
 
     @cached_property
-    def _after_marker(self) -> "Tokenizer":
-        return _rebuilt(json.loads(self._state), self._surfaces, only_first=True)
+    def _backend_after_special(self) -> "Tokenizer":
+        return _rebuild_tokenizer(json.loads(self._state), self._special_tokens, only_first=True)
 
     def ids(self, text: str) -> np.ndarray:
-        """Token ids of one text, int32 [tokens]."""
+        """Return the token ids of one text, int32 [tokens]."""
         return np.asarray(self.encode([text])[0].ids, dtype=np.int32)
 
 
-def _rebuilt(state: dict[str, Any], renamed: Iterable[str], only_first: bool) -> "Tokenizer":
+def _rebuild_tokenizer(
+    state: dict[str, Any], special: Iterable[str], only_first: bool
+) -> "Tokenizer":
+    """Build a tokenizer whose special tokens have secret names; see `_without_added_blanks`."""
     from tokenizers import Tokenizer
 
-    # The names change from run to run so that no data can hold them; ids do not depend on them.
+    # The names differ from run to run, so no data can hold them. Token ids do not depend on them.
     secret = uuid.uuid4().hex
-    names = {content: f"\ue000{secret}{place}" for place, content in enumerate(sorted(renamed))}
+    names = {content: f"\ue000{secret}{place}" for place, content in enumerate(sorted(special))}
     _rename_in_vocabulary(state["model"], names)
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     for stage in ("normalizer", "pre_tokenizer"):
-        state[stage] = _with_blanks(state[stage], only_first)
+        state[stage] = _without_added_blanks(state[stage], only_first)
     state["post_processor"] = state["truncation"] = state["padding"] = None
     return Tokenizer.from_str(json.dumps(state))
 
 
 def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Rename tokens of the vocabulary, except those that merges name."""
+    """Rename tokens of the vocabulary, except those that the merge rules use."""
     merged: set[str] = set()
     for merge in model.get("merges") or []:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
@@ -139,17 +144,17 @@ def _rename_in_vocabulary(model: dict[str, Any], names: dict[str, str]) -> None:
         model["vocab"] = [[free.get(token, token), score] for token, score in vocabulary]
 
 
-def _with_blanks(part: dict[str, Any] | None, only_first: bool) -> dict[str, Any] | None:
-    """A normalizer or pre-tokenizer that adds no blank to a text.
+def _without_added_blanks(part: dict[str, Any] | None, only_first: bool) -> dict[str, Any] | None:
+    """Return a normalizer or pre-tokenizer that adds no blank to a text.
 
-    With `only_first` every blank stays but one that is added to the first text of a sequence only,
-    for it is none after a special token.
+    With `only_first` only the blank before the first text of a sequence is removed, because the
+    tokenizer does not add that one after a special token.
     """
     if part is None or (part["type"] == "Prepend" and not only_first):
         return None
     if part["type"] == "Sequence":
         members = "normalizers" if "normalizers" in part else "pretokenizers"
-        changed = (_with_blanks(member, only_first) for member in part[members])
+        changed = (_without_added_blanks(member, only_first) for member in part[members])
         return {**part, members: list(filter(None, changed))}
     if part.get("prepend_scheme") == "first" or (part["type"] == "Metaspace" and not only_first):
         part = {**part, "prepend_scheme": "never"}

@@ -1,4 +1,4 @@
-"""Look inside: the exact text and token ids of a target after its demonstrations."""
+"""Show the exact text and token ids of a target after its demonstrations, for inspection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from delift_pipeline.prompts.template import Piece, write
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """What is scored.
+class RenderedPrompt:
+    """The text of one pair as the model reads it.
 
     Attributes:
-        text: The text, special tokens by their names, without what was cut.
-        token_ids: The ids the model reads.
-        answer_positions: Indices in `token_ids` of the scored tokens, end-of-text included.
+        text: The text without what was cut; special tokens are written by their names.
+        token_ids: The ids that the model reads.
+        answer_positions: The indices in `token_ids` of the scored tokens, with end-of-text.
     """
 
     text: str
@@ -26,42 +26,49 @@ class Rendered:
 
 def render(
     encoder: Encoder, target: Mapping[str, Any], *demonstrations: Mapping[str, Any]
-) -> Rendered:
-    """Write out a target and what is shown before it, in order, exactly as it is scored.
+) -> RenderedPrompt:
+    """Render a target after its demonstrations, in order, exactly as it is scored.
 
-    Records hold instruction, input and output; without demonstrations it is the baseline.
+    Each record needs `instruction`, `input` and `output`. Without demonstrations the result is the
+    prompt of the baseline log-probability.
 
     Raises:
-        Refused: one of them cannot be scored, or together they do not fit the window.
+        Refused: One of the records cannot be scored, or together they do not fit the window.
     """
-    asked = _example(encoder, target, "target")
+    scored = _encode_example(encoder, target, "target")
     eos = str(encoder.tokenizer.decode([encoder.eos]))
     wording = encoder.wording
-    begin = (wording.start, encoder.start) if demonstrations else (wording.head, encoder.head)
-    text, ids = _text(begin[0]), list(begin[1])
-    close = _text(wording.close) + (eos if encoder.template.demonstration.end_of_text else "")
+    if demonstrations:
+        text, ids = _write_piece(wording.start), list(encoder.start)
+    else:
+        text, ids = _write_piece(wording.head), list(encoder.head)
+    close = _write_piece(wording.close)
+    close += eos if encoder.template.demonstration.end_of_text else ""
     for record in demonstrations:
-        one = _example(encoder, record, "demonstration")
-        text += f"{one.shown_prompt.shown}{one.shown_answer.shown}{close}"
-        ids += [*one.shown_prompt.ids.tolist(), *one.shown_answer.ids.tolist(), *encoder.close]
-    text += f"{asked.prompt.shown}{asked.answer.shown}{eos}"
-    ids += asked.prompt.ids.tolist()
-    answer = len(ids)
-    ids += [*asked.answer.ids.tolist(), encoder.eos]
+        example = _encode_example(encoder, record, "demonstration")
+        for segment in (example.demonstration_prompt, example.demonstration_answer):
+            text += segment.text_after_cuts
+            ids += segment.ids.tolist()
+        text += close
+        ids += encoder.close
+    text += f"{scored.prompt.text_after_cuts}{scored.answer.text_after_cuts}{eos}"
+    ids += scored.prompt.ids.tolist()
+    answer_start = len(ids)
+    ids += [*scored.answer.ids.tolist(), encoder.eos]
     if len(ids) > encoder.window:
         raise Refused(
             f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens, more "
             f"than the window of {encoder.window:,}; show fewer",
             field="demonstration",
         )
-    return Rendered(text, ids, list(range(answer, len(ids))))
+    return RenderedPrompt(text, ids, list(range(answer_start, len(ids))))
 
 
-def _text(parts: Piece) -> str:
+def _write_piece(parts: Piece) -> str:
     return write([parts], {}).text
 
 
-def _example(encoder: Encoder, record: Mapping[str, Any], role: str) -> Example:
+def _encode_example(encoder: Encoder, record: Mapping[str, Any], role: str) -> Example:
     example = encoder.examples([record])[0]
     if isinstance(example, Unscorable):
         raise Refused(f"this record cannot be scored: {example}", field=role)

@@ -1,4 +1,4 @@
-"""Prompt templates as data, and made ready for one tokenizer."""
+"""Prompt templates: their definition in YAML, and their wording for one tokenizer."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,19 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.validation import parse_yaml, read_text, validate
-from delift_pipeline.prompts.chat import Dialogue
-from delift_pipeline.prompts.plain_text import Marker, PlainText
+from delift_pipeline.prompts.chat import DialogueWording
+from delift_pipeline.prompts.plain_text import PlainTextTokenizer, SpecialToken
 
 PROMPT_FIELDS = ("instruction", "input")
-FIELD = re.compile(r"\{([a-z_]+)\}")
-_SHIPPED = resources.files("delift_pipeline") / "defaults" / "templates"
+FIELD_PATTERN = re.compile(r"\{([a-z_]+)\}")
+_SHIPPED_TEMPLATES = resources.files("delift_pipeline") / "defaults" / "templates"
 
 Spans = dict[str, tuple[int, int]]
-"""Field -> where its text lies, [start, stop) in characters."""
+"""The position of each field's text: field -> [start, stop) in characters."""
 
 
 class Demonstration(BaseModel):
-    """How a demonstration is written; without pieces of its own, by those of the target."""
+    """How a demonstration is written. It uses the target's pieces where it has none of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,8 +37,8 @@ class Demonstration(BaseModel):
 class Template(BaseModel):
     """A prompt template; `defaults/templates/plain.yaml` explains most fields.
 
-    With `chat`, prompt and answer are the messages of the model's own chat template, after the
-    message `system`, if it is not empty.
+    With `chat`, prompt and answer become messages of the model's own chat template. They follow
+    the system message `system`, unless it is empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,10 +66,12 @@ class Template(BaseModel):
         }
         faults = []
         for name, (pieces, expected) in parts.items():
-            found = FIELD.findall("".join(pieces))
-            if sorted(found) != sorted(expected):
-                wanted = " and ".join(f"{{{field}}}" for field in expected) or "no field"
-                faults.append(f"{name} holds {found or 'no field'} where {wanted} must stand once")
+            fields = FIELD_PATTERN.findall("".join(pieces))
+            if sorted(fields) != sorted(expected):
+                expected_fields = " and ".join(f"{{{field}}}" for field in expected) or "no field"
+                faults.append(
+                    f"{name} holds {fields or 'no field'} where {expected_fields} must stand once"
+                )
         if self.system and not self.chat:
             faults.append("system is read where chat is true")
         for name in ("alone", "lead", "demonstration"):
@@ -81,14 +83,14 @@ class Template(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Digest of everything that decides the text; part of the fingerprint."""
+        """A digest of everything that decides the text; it is part of the fingerprint."""
         unused = set() if self.chat else {"chat", "system"}
         return digest_json(self.model_dump(mode="json", exclude=unused))
 
 
 def shipped_templates() -> list[str]:
-    """The names of the templates that come with the package."""
-    names = (Path(entry.name) for entry in _SHIPPED.iterdir())
+    """Return the names of the templates that come with the package."""
+    names = (Path(entry.name) for entry in _SHIPPED_TEMPLATES.iterdir())
     return sorted(name.stem for name in names if name.suffix == ".yaml")
 
 
@@ -96,11 +98,13 @@ def load_template(name_or_path: str) -> Template:
     """Load a shipped template by name, or any template from a YAML file.
 
     Raises:
-        Refused: there is no such template or it is not valid; every fault is named.
+        Refused: The template does not exist or is not valid; every fault is listed.
     """
     known = shipped_templates()
     shipped = name_or_path in known
-    path = Path(str(_SHIPPED / f"{name_or_path}.yaml") if shipped else name_or_path).expanduser()
+    path = Path(
+        str(_SHIPPED_TEMPLATES / f"{name_or_path}.yaml") if shipped else name_or_path
+    ).expanduser()
     if not path.is_file():
         reason = f"no template {name_or_path!r}: use {', '.join(known)} or a YAML file"
         raise Refused(reason, field="template")
@@ -110,82 +114,90 @@ def load_template(name_or_path: str) -> Template:
 
 @dataclass(frozen=True)
 class TextField:
-    """A place for a record's text."""
+    """The place of one of a record's fields in a piece."""
 
     name: str
 
 
-Part = str | Marker | TextField
+Part = str | SpecialToken | TextField
 Piece = tuple[Part, ...]
 
 
 @dataclass(frozen=True)
-class Slot:
-    """What is written for one role of a record.
+class TextSlot:
+    """What is written for a prompt or an answer.
 
     Attributes:
-        pieces: Written one after another; one with the field `input` is left out where that is
-            empty.
-        after_marker: Whether a special token stands before it, or nothing: some tokenizers put a
-            blank before a text there.
+        pieces: They are written one after another. A piece with the field `input` is left out for
+            records without an input.
+        after_special: Whether it follows a special token or nothing. Some tokenizers add a blank
+            before a text there.
     """
 
     pieces: tuple[Piece, ...]
-    after_marker: bool = False
+    after_special: bool = False
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Everything that is written for a pair but the records' own texts.
+    """Everything that is written for a pair, with places for the records' texts.
 
     Attributes:
-        head: Before a target without demonstration.
-        start: Before the first demonstration.
+        head: What stands before a target without a demonstration.
+        start: What stands before the first demonstration.
+        prompt: The target's prompt.
         answer: The target's answer, up to the token that ends it.
-        shown_prompt: A demonstration's prompt; `shown_answer` its answer.
-        close: After a demonstration's answer.
+        demonstration_prompt: A demonstration's prompt.
+        demonstration_answer: A demonstration's answer.
+        close: What stands after a demonstration's answer.
         end: The token that ends an answer and is scored; None for the tokenizer's end-of-text.
+        notes: What the user should know about the wording.
     """
 
     head: Piece
     start: Piece
-    prompt: Slot
-    answer: Slot
-    shown_prompt: Slot
-    shown_answer: Slot
+    prompt: TextSlot
+    answer: TextSlot
+    demonstration_prompt: TextSlot
+    demonstration_answer: TextSlot
     close: Piece
-    end: Marker | None = None
+    end: SpecialToken | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def markers(self) -> frozenset[Marker]:
-        """The special tokens in it."""
-        slots = (self.prompt, self.answer, self.shown_prompt, self.shown_answer)
-        pieces = [self.head, self.start, self.close, *(p for slot in slots for p in slot.pieces)]
-        return frozenset(part for piece in pieces for part in piece if isinstance(part, Marker))
+    def slots(self) -> tuple[TextSlot, TextSlot, TextSlot, TextSlot]:
+        """The prompt and answer of a target, and those of a demonstration."""
+        return self.prompt, self.answer, self.demonstration_prompt, self.demonstration_answer
+
+    @property
+    def special_tokens(self) -> frozenset[SpecialToken]:
+        """The special tokens of the wording."""
+        pieces = [piece for slot in self.slots for piece in slot.pieces]
+        parts = [part for piece in (self.head, self.start, self.close, *pieces) for part in piece]
+        return frozenset(part for part in parts if isinstance(part, SpecialToken))
 
 
 @dataclass(frozen=True)
-class Written:
-    """A record's text in a slot.
+class WrittenText:
+    """A slot that is filled with the text of a record.
 
     Attributes:
-        text: The whole, special tokens by their surface.
-        spans: Where each field's own text lies.
-        markers: (start, stop, id) of each special token in the text, in order.
+        text: The whole text, with special tokens by their surface.
+        spans: The position of each field's text.
+        special_tokens: (start, stop, id) of each special token in the text, in order.
     """
 
     text: str
     spans: Spans
-    markers: tuple[tuple[int, int, int], ...] = ()
+    special_tokens: tuple[tuple[int, int, int], ...] = ()
 
 
-def write(pieces: Iterable[Piece], record: Mapping[str, Any]) -> Written:
-    """Write pieces with a record's text in place of the fields.
+def write(pieces: Iterable[Piece], record: Mapping[str, Any]) -> WrittenText:
+    """Write pieces with the texts of a record in place of the fields.
 
-    The text of a record is copied, never read: braces and special tokens in it mean nothing.
+    Texts are copied and not interpreted: braces and special tokens in them mean nothing.
     """
-    text, spans, markers = "", Spans(), []
+    text, spans, special_tokens = "", Spans(), []
     for piece in pieces:
         if TextField("input") in piece and not record["input"]:
             continue
@@ -194,90 +206,102 @@ def write(pieces: Iterable[Piece], record: Mapping[str, Any]) -> Written:
             if isinstance(part, TextField):
                 text += record[part.name]
                 spans[part.name] = (start, len(text))
-            elif isinstance(part, Marker):
+            elif isinstance(part, SpecialToken):
                 text += part.surface
-                markers.append((start, len(text), part.id))
+                special_tokens.append((start, len(text), part.id))
             else:
                 text += part
-    return Written(text, spans, tuple(markers))
+    return WrittenText(text, spans, tuple(special_tokens))
 
 
-def pieces_of(written: Iterable[str]) -> tuple[Piece, ...]:
-    """A template's pieces with their fields found."""
-    # The odd parts are the names that the pattern captures.
-    split = ([TextField(p) if i % 2 else p for i, p in enumerate(FIELD.split(t))] for t in written)
-    return tuple(tuple(part for part in parts if part != "") for parts in split)
+def parse_pieces(written: Iterable[str]) -> tuple[Piece, ...]:
+    """Split a template's pieces, such as `"Input: {input}"`, into text and fields."""
+    pieces = []
+    for text in written:
+        # The odd parts are the field names that the pattern captures.
+        parts = enumerate(FIELD_PATTERN.split(text))
+        pieces.append(tuple(TextField(part) if i % 2 else part for i, part in parts if part))
+    return tuple(pieces)
 
 
-def wording_of(
-    template: Template, plain: PlainText, bos: Marker | None, dialogue: Dialogue | None
+def make_wording(
+    template: Template,
+    plain: PlainTextTokenizer,
+    bos: SpecialToken | None,
+    dialogue: DialogueWording | None,
 ) -> Wording:
-    """The wording of a template; for one that asks for it, of the chat template taken apart."""
+    """Return the wording of a template, or of the model's chat template if `dialogue` is given."""
     if dialogue is not None:
-        return _chat(template, plain, dialogue)
+        return _chat_wording(template, plain, dialogue)
     before: Piece = () if bos is None else (bos,)
-    shown = template.demonstration
+    demonstration = template.demonstration
     return Wording(
         head=(*before, template.alone),
         start=(*before, template.lead),
-        prompt=Slot(pieces_of(template.prompt)),
-        answer=Slot(pieces_of(template.answer)),
-        shown_prompt=Slot(pieces_of(shown.prompt or template.prompt)),
-        shown_answer=Slot(pieces_of(shown.answer or template.answer)),
-        close=(shown.close,),
+        prompt=TextSlot(parse_pieces(template.prompt)),
+        answer=TextSlot(parse_pieces(template.answer)),
+        demonstration_prompt=TextSlot(parse_pieces(demonstration.prompt or template.prompt)),
+        demonstration_answer=TextSlot(parse_pieces(demonstration.answer or template.answer)),
+        close=(demonstration.close,),
     )
 
 
-def _chat(template: Template, plain: PlainText, dialogue: Dialogue) -> Wording:
-    """A user's message holds the prompt pieces, the assistant's the answer pieces."""
+def _chat_wording(
+    template: Template, plain: PlainTextTokenizer, dialogue: DialogueWording
+) -> Wording:
+    """Return the wording of a chat: user messages are prompts, assistant messages are answers."""
     system = (dialogue.system,) if dialogue.system else ()
-    before, after = (plain.marked(text) for text in dialogue.opening)
-    opening, between = (*before, *system, *after), plain.marked(dialogue.between)
-    # What stands before every user's text and closes no answer belongs to its prompt, so that the
-    # two are tokenised as one run of text wherever the prompt stands.
-    _, rest = _to_marker(between)
-    ended = bool(rest) and isinstance(rest[0], Marker)
-    _, lead = _to_marker(_common_end(opening, rest[1:] if ended else rest))
-    head, between = _without_end(opening, lead), _without_end(between, lead)
-    shown_tail, close = _to_marker(between)
-    # Without a special token there is no text before it.
-    tail, rest = _to_marker(plain.marked(dialogue.end))
-    end = rest[0] if rest and isinstance(rest[0], Marker) else None
-    user, assistant = pieces_of(template.prompt), pieces_of(template.answer)
-    middle, white = _before_answer(plain, dialogue.middle, dialogue.lead)
-    shown, shown_white = _before_answer(plain, dialogue.shown_middle, dialogue.shown_lead)
-    first = _marked(head) and _marked(close)
+    before, after = (plain.split_special_tokens(text) for text in dialogue.opening)
+    opening, between = (*before, *system, *after), plain.split_special_tokens(dialogue.between)
+    # The words before a user's text that do not close an answer (`lead`) are a part of its prompt.
+    # So they are tokenised together with it wherever the prompt stands.
+    _, rest = _split_at_token(between)
+    closes_answer = bool(rest) and isinstance(rest[0], SpecialToken)
+    _, lead = _split_at_token(_common_end(opening, rest[1:] if closes_answer else rest))
+    head, between = _remove_end(opening, lead), _remove_end(between, lead)
+    last_words, close = _split_at_token(between)
+    # `tail` is empty if no special token ends an answer.
+    tail, rest = _split_at_token(plain.split_special_tokens(dialogue.end))
+    end = rest[0] if rest and isinstance(rest[0], SpecialToken) else None
+    user, assistant = parse_pieces(template.prompt), parse_pieces(template.answer)
+    middle, white = _split_before_answer(plain, dialogue.middle, dialogue.lead)
+    before_answer = dialogue.demonstration_middle, dialogue.demonstration_lead
+    other_middle, other_white = _split_before_answer(plain, *before_answer)
+    first = _follows_token(head) and _follows_token(close)
     return Wording(
         head=head,
         start=head,
-        prompt=Slot((lead, *user, middle), first),
-        answer=Slot((white, *assistant, tail), bool(middle) and _marked(middle)),
-        shown_prompt=Slot((lead, *user, shown), first),
-        shown_answer=Slot((shown_white, *assistant, shown_tail), bool(shown) and _marked(shown)),
+        prompt=TextSlot((lead, *user, middle), first),
+        answer=TextSlot((white, *assistant, tail), bool(middle) and _follows_token(middle)),
+        demonstration_prompt=TextSlot((lead, *user, other_middle), first),
+        demonstration_answer=TextSlot(
+            (other_white, *assistant, last_words),
+            bool(other_middle) and _follows_token(other_middle),
+        ),
         close=close,
         end=end,
         notes=tuple(
             f"the model's chat template takes white space off the ends of the {role}'s text; "
             "records are scored with their own"
-            for role in dialogue.trimmed
+            for role in dialogue.trimmed_roles
         ),
     )
 
 
-def _before_answer(plain: PlainText, middle: str, lead: str) -> tuple[Piece, Piece]:
-    """What stands before an answer, and the white space that belongs to it."""
-    parts = plain.marked(middle)
-    swallowed = bool(parts) and isinstance(parts[-1], Marker) and parts[-1].takes_after
-    return parts, (lead,) if lead and not swallowed else ()
+def _split_before_answer(plain: PlainTextTokenizer, middle: str, lead: str) -> tuple[Piece, Piece]:
+    """Return what stands before an answer, and the white space that belongs to the answer."""
+    parts = plain.split_special_tokens(middle)
+    strips = bool(parts) and isinstance(parts[-1], SpecialToken) and parts[-1].strips_after
+    return parts, (lead,) if lead and not strips else ()
 
 
 def _common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
-    """The parts that two sequences end on; of texts that differ, from a line or word they share."""
+    """Return the parts that both sequences end with, down to the last words of a text."""
     shared: list[Part] = []
     for one, other in zip(reversed(first), reversed(second), strict=False):
         if one != other:
             if isinstance(one, str) and isinstance(other, str):
-                # The longest shared end that begins with white space.
+                # Of two texts that differ, the longest common end that begins with white space.
                 ends = (one[blank.start() :] for blank in re.finditer(r"\s", one))
                 shared += [end for end in ends if other.endswith(end)][:1]
             break
@@ -285,22 +309,22 @@ def _common_end(first: Sequence[Part], second: Sequence[Part]) -> Piece:
     return tuple(reversed(shared))
 
 
-def _without_end(parts: Piece, end: Piece) -> Piece:
-    """Parts without those they end on, the first of which may be the end of a text."""
-    kept = list(parts[: len(parts) - len(end)])
-    if end and parts[len(kept)] != end[0]:
-        whole, shared = parts[len(kept)], end[0]
+def _remove_end(parts: Piece, end: Piece) -> Piece:
+    """Return parts without their end, whose first part may be only the end of a text."""
+    remaining = list(parts[: len(parts) - len(end)])
+    if end and parts[len(remaining)] != end[0]:
+        whole, shared = parts[len(remaining)], end[0]
         assert isinstance(whole, str) and isinstance(shared, str)
-        kept.append(whole.removesuffix(shared))
-    return tuple(kept)
+        remaining.append(whole.removesuffix(shared))
+    return tuple(remaining)
 
 
-def _to_marker(parts: Piece) -> tuple[Piece, Piece]:
-    """The text before the first special token, and the rest; all is rest where there is none."""
-    place = next((at for at, part in enumerate(parts) if isinstance(part, Marker)), 0)
+def _split_at_token(parts: Piece) -> tuple[Piece, Piece]:
+    """Return the parts before the first special token and the rest (all, if there is none)."""
+    place = next((at for at, part in enumerate(parts) if isinstance(part, SpecialToken)), 0)
     return parts[:place], parts[place:]
 
 
-def _marked(parts: Piece) -> bool:
-    """Whether a text after these parts follows a special token, or nothing."""
-    return not parts or isinstance(parts[-1], Marker)
+def _follows_token(parts: Piece) -> bool:
+    """Whether a text after these parts would follow a special token or nothing."""
+    return not parts or isinstance(parts[-1], SpecialToken)

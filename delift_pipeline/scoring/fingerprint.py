@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.prompts.chat import chat_digest, chat_source
+from delift_pipeline.prompts.chat import chat_template_digest, read_chat_template
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.model_files import (
     TOKENIZER_JSON,
@@ -62,7 +62,7 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
             "name": template.name,
             "version": template.version,
             "digest": template.digest,
-            **({"chat": chat_digest(chat_source(folder))} if template.chat else {}),
+            **({"chat": chat_template_digest(read_chat_template(folder))} if template.chat else {}),
         },
         "caps": {"window": window, "demonstration": window // 2, "target": window - window // 2},
         "dtype": options.dtype,

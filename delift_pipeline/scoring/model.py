@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
-from delift_pipeline.prompts.chat import chat_source
+from delift_pipeline.prompts.chat import read_chat_template
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
@@ -114,7 +114,7 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     model = (_load_shape if shape_only else _load_weights)(folder, options)
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
     # A marker beyond the model's rows does no harm where no prompt can hold it.
-    unused = encoder.plain.markers - encoder.marks
+    unused = encoder.plain.special_ids - encoder.special_ids
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
         raise Refused(
@@ -147,7 +147,7 @@ def load_encoder(options: ModelOptions) -> Encoder:
     folder = model_folder(options)
     tokenizer = load_tokenizer(folder, options)
     window = resolve_window(options, read_config(folder))
-    return Encoder(tokenizer, load_template(options.template), window, chat_source(folder))
+    return Encoder(tokenizer, load_template(options.template), window, read_chat_template(folder))
 
 
 def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerBase":

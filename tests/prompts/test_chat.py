@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.prompts.chat import DATE, take_apart
+from delift_pipeline.prompts.chat import TEMPLATE_DATE, parse_chat_template
 from delift_pipeline.prompts.encode import Encoder
-from delift_pipeline.prompts.render import Rendered, render
+from delift_pipeline.prompts.render import RenderedPrompt, render
 from delift_pipeline.prompts.template import Template, load_template
 
 Chat = Callable[[str], PreTrainedTokenizerFast]
@@ -46,7 +46,7 @@ def expected(tokenizer: Any, *records: dict[str, str]) -> list[int]:
             {"role": "assistant", "content": record["output"]},
         )
     ]
-    return tokenizer.apply_chat_template(turns, return_dict=False, date_string=DATE)
+    return tokenizer.apply_chat_template(turns, return_dict=False, date_string=TEMPLATE_DATE)
 
 
 @pytest.mark.parametrize("shown", [0, 1, 2, 3])
@@ -69,7 +69,7 @@ def test_the_prompt_ends_where_a_generation_would_start(chatty: PreTrainedTokeni
     rendered = render(encoder(chatty), RECORDS[0])
     turn = [{"role": "user", "content": message(RECORDS[0])}]
     start = chatty.apply_chat_template(
-        turn, add_generation_prompt=True, return_dict=False, date_string=DATE
+        turn, add_generation_prompt=True, return_dict=False, date_string=TEMPLATE_DATE
     )
     assert rendered.token_ids[: len(start)] == start
     between = rendered.token_ids[len(start) : rendered.answer_positions[0]]
@@ -77,7 +77,7 @@ def test_the_prompt_ends_where_a_generation_would_start(chatty: PreTrainedTokeni
     assert str(chatty.decode(between)) in ("", "<think>\n\n</think>\n\n")
 
 
-def tail_of(rendered: Rendered, head: list[int]) -> list[int]:
+def tail_of(rendered: RenderedPrompt, head: list[int]) -> list[int]:
     return rendered.token_ids[len(head) :]
 
 
@@ -102,8 +102,8 @@ def test_no_text_of_a_record_becomes_a_special_token(chatty: PreTrainedTokenizer
     harmless = {"instruction": "a", "input": "b", "output": "c"}
     nasty = dict.fromkeys(harmless, MARKS)
 
-    def marks(rendered: Rendered) -> list[int]:
-        return [one for one in rendered.token_ids if one in coder.plain.markers]
+    def marks(rendered: RenderedPrompt) -> list[int]:
+        return [one for one in rendered.token_ids if one in coder.plain.special_ids]
 
     assert marks(render(coder, nasty, nasty)) == marks(render(coder, harmless, harmless))
     assert render(coder, nasty).text.count(MARKS) == 3
@@ -189,20 +189,20 @@ def test_a_template_that_refuses_a_system_message_says_so_in_one_line(
 )
 def test_a_template_that_cannot_be_used_is_refused_in_one_line(source: str, why: str) -> None:
     with pytest.raises(Refused, match=why) as refused:
-        take_apart(source, {})
+        parse_chat_template(source, {})
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_template_that_asks_for_the_date_gets_a_fixed_one() -> None:
     source = "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert take_apart(source, {}).opening[0] == "26 July 2024"
+    assert parse_chat_template(source, {}).opening[0] == "26 July 2024"
 
 
 def test_a_block_that_marks_what_a_model_said_changes_nothing() -> None:
     body = "{{ m.content }}"
     plain = f"{{% for m in messages %}}{body}{{% endfor %}}"
     marked = plain.replace(body, f"{{% generation %}}{body}{{% endgeneration %}}")
-    assert take_apart(marked, {}) == take_apart(plain, {})
+    assert parse_chat_template(marked, {}) == parse_chat_template(plain, {})
 
 
 def test_several_demonstrations_that_do_not_fit_are_refused_with_the_count(

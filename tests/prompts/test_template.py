@@ -7,16 +7,16 @@ import pytest
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.prompts.template import (
     Template,
-    Written,
+    WrittenText,
     load_template,
-    pieces_of,
+    parse_pieces,
     shipped_templates,
     write,
 )
 
 
-def composed(pieces: tuple[str, ...], record: dict[str, str]) -> Written:
-    return write(pieces_of(pieces), record)
+def composed(pieces: tuple[str, ...], record: dict[str, str]) -> WrittenText:
+    return write(parse_pieces(pieces), record)
 
 
 RECORD = {"instruction": "Name {input} animals.", "input": "two\nof {them}", "output": "cat {0}"}
