@@ -1,4 +1,4 @@
-"""`delift bench`: is it fast, beside what others do, and is it worth it?"""
+"""`delift bench`: measure speed, and the quality of selectors."""
 
 import sys
 from importlib.util import find_spec
@@ -13,18 +13,18 @@ from delift_pipeline.cli.options import AS_JSON, check_outputs, print_json, prog
 from delift_pipeline.core.errors import Fault, Refused
 from delift_pipeline.core.output import refuse_unwritable_folder
 
-SHOWN = (
+COLUMNS = (
     *("n", "storage", "objective", "optimizer", "seconds", "times_a_read", "peak_rss_mib"),
     *("beyond_kernel_mib", "ratio_vs_submodlib", "ratio_vs_apricot", "same_ranking"),
 )
-"""Columns of the table of `delift bench selection`."""
+"""The columns of the table of `delift bench selection`."""
 DEFAULT_FOLDER = "delift_bench"
 
 app = typer.Typer(help="Measure speed, and compare the quality of selectors.", no_args_is_help=True)
 
 
 @app.command("quality")
-def quality(
+def bench_quality(
     experiment: str = Option(
         "selectors",
         help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
@@ -60,8 +60,8 @@ def quality(
 
     planned = load_experiments().plan(
         experiment,
-        only=[name.strip() for given in only or [] for name in given.split(",")],
-        seeds=_seeds(seeds),
+        only=[name.strip() for names in only or [] for name in names.split(",")],
+        seeds=_parse_seeds(seeds),
         quick=quick,
         model=model,
         judge=judge,
@@ -75,28 +75,28 @@ def quality(
     show_table(table, page, as_json)
 
 
-def _seeds(given: str | None) -> tuple[int, ...]:
-    """`500-502,510` as (500, 501, 502, 510).
+def _parse_seeds(text: str | None) -> tuple[int, ...]:
+    """Read `500-502,510` as (500, 501, 502, 510).
 
     Raises:
-        typer.BadParameter: it is written otherwise, or holds no pool.
+        typer.BadParameter: the text has another form, or holds no pool.
     """
-    if given is None:
+    if text is None:
         return ()
     seeds: list[int] = []
     try:
-        for part in given.split(","):
+        for part in text.split(","):
             first, _, last = part.partition("-")
             seeds += range(int(first), int(last or first) + 1)
     except ValueError as error:
-        raise typer.BadParameter(f"write --seeds 500-509 or 500,503, not {given}") from error
+        raise typer.BadParameter(f"write --seeds 500-509 or 500,503, not {text}") from error
     if not seeds:
-        raise typer.BadParameter(f"--seeds {given} holds no pool")
+        raise typer.BadParameter(f"--seeds {text} holds no pool")
     return tuple(dict.fromkeys(seeds))
 
 
 def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
-    """Print an experiment's table: as JSON, or one small table a stage, mode, budget and metric."""
+    """Print an experiment's table as JSON, or one table for each stage, mode, budget and metric."""
     if as_json:
         print_json({**table, "page": str(page)})
         return
@@ -111,18 +111,18 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
     for key, group in groupby(table["rows"], key=lambda row: tuple(row[name] for name in keys)):
         stage, wrong, mode, budget, metric = key
         title = f"{stage}: {metric}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}"
-        shown = Table("selector", title=title, title_justify="left")
+        printed = Table("selector", title=title, title_justify="left")
         for column in ("mean", "- random", "- tf-idf", "- delift", "wrong", "pairs"):
-            shown.add_column(column, justify="right")
+            printed.add_column(column, justify="right")
         for row in group:
-            shown.add_row(
+            printed.add_row(
                 row["selector"] + (" *" if row["within_error_of_best"] else ""),
                 with_error(row["mean"], row["se"], ascii_only=True),
                 *(difference_text(row, o, " not resolved") for o in ("random", "tfidf", "delift")),
                 f"{row['wrong_in_subset']:.0%}",
                 f"{row['pairs_per_record']:.1f}",
             )
-        console.print(shown)
+        console.print(printed)
     console.print("means over pools ± one standard error; differences paired by pool; * within one")
     console.print("standard error of the best; wrong: share of wrong answers in the subset; pairs:")
     console.print("scored pairs a record of the pool.")
@@ -131,7 +131,7 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
 
 
 @app.command("scoring")
-def scoring(
+def bench_scoring(
     shape: str = Option(
         "llama-10m", help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ..."
     ),
@@ -154,10 +154,10 @@ def scoring(
 
     from delift_pipeline.bench import scoring as bench
 
-    asked = {"--shape": ([shape], bench.SHAPES), "--length": (length or [], bench.LENGTHS)}
+    choices = {"--shape": ([shape], bench.SHAPES), "--length": (length or [], bench.LENGTHS)}
     faults = [
         Fault(f"no {field[2:]} {name!r}: use one of {', '.join(known)}", field=field)
-        for field, (names, known) in asked.items()
+        for field, (names, known) in choices.items()
         for name in names
         if name not in known
     ]
@@ -167,13 +167,13 @@ def scoring(
         print(bench.VLLM_ABSENT, file=sys.stderr)
     torch.set_num_threads(threads)
     sizes = bench.BenchSizes(repeats, targets, demonstrations, naive_batch)
-    found = bench.scoring_bench(
+    results = bench.scoring_bench(
         shape, device=device, lengths=length or bench.USUAL_LENGTHS, sizes=sizes
     )
     if as_json:
-        print_json(found)
+        print_json(results)
         return
-    for name, row in found.items():
+    for name, row in results.items():
         rates = row["pairs_per_second"].items()
         beside = f"{row['ratio_vs_vllm']:.2f} x vLLM, " if "ratio_vs_vllm" in row else ""
         speed = ", ".join(f"{method} {rate:,.1f}" for method, rate in rates)
@@ -185,7 +185,7 @@ def scoring(
 
 
 @app.command("selection")
-def selection(
+def bench_selection(
     full: bool = Option(False, "--full", help="Add ten million records (14 GiB, minutes)."),
     quick: bool = Option(
         False, "--quick", help="Small kernels only, to check that everything runs."
@@ -205,15 +205,15 @@ def selection(
     cases = chosen_cases(full, quick, only or ())
     if not cases:
         raise Refused(f"no case is called {', '.join(only or ())}", field="--only")
-    found = selection_bench(cases, repeats, lambda text: print(text, file=sys.stderr))
+    results = selection_bench(cases, repeats, lambda text: print(text, file=sys.stderr))
     if as_json:
-        print_json(found)
+        print_json(results)
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*(name.replace("_", " ") for name in SHOWN))
-    for row in found["rows"]:
-        cells = ("-" if row[name] is None else row[name] for name in SHOWN)
+    table = Table(*(name.replace("_", " ") for name in COLUMNS))
+    for row in results["rows"]:
+        cells = ("-" if row[name] is None else row[name] for name in COLUMNS)
         table.add_row(*(f"{one:,.3g}" if isinstance(one, float) else str(one) for one in cells))
     Console(width=140).print(table)

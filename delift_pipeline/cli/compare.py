@@ -1,6 +1,6 @@
-"""`delift compare` and `delift judge`: arms side by side, by metrics or by a judge's scores.
+"""`delift compare` and `delift judge`: compare arms by metrics, or by the scores of a judge.
 
-Both show paired differences with their standard errors. `compare --experiment` shows the contenders
+Both show paired differences with their standard errors. `compare --experiment` shows the selectors
 of an experiment's table instead.
 """
 
@@ -47,61 +47,61 @@ def compare(
     if experiment is not None:
         from delift_pipeline.bench.quality import stored_table
 
-        found = stored_table(out, experiment, arms or [])
-        show_table(found, out / f"{experiment}.html", as_json)
+        stored = stored_table(out, experiment, arms or [])
+        show_table(stored, out / f"{experiment}.html", as_json)
         return
     if not arms:
         raise Refused("name arms as V/ARM, or an experiment by --experiment", field="arms")
     from delift_pipeline.operations.compare import compare_arms
 
-    found = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
+    comparison = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
     if as_json:
-        shared.print_json(asdict(found))
+        shared.print_json(asdict(comparison))
         return
-    _print_comparison(found)
-    shared.print_notes(found.notes)
+    _print_comparison(comparison)
+    shared.print_notes(comparison.notes)
 
 
 def _arms_table(figures: list[str]) -> "Table":
-    """A table of arms with columns of figures."""
+    """Return an empty table with a column for the arm and one for each figure."""
     table = shared.plain_table()
     for heading in ("arm", *figures):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     return table
 
 
-def _print_comparison(found: "Comparison") -> None:
+def _print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
 
     from delift_pipeline.evaluation.options import METRICS
 
-    measured = {name for side in found.arms for name in side.metrics}
+    measured = {name for side in comparison.arms for name in side.metrics}
     metrics = {name: metric for name, metric in METRICS.items() if name in measured}
     columns = ["records", "shared", "held out"]
     columns += [name for one in metrics.values() for name in (one.heading, "- first")]
     table = _arms_table(columns)
-    for side in found.arms:
+    for side in comparison.arms:
         cells = [cell for name in metrics for cell in _cells(side, name)]
         counts = (side.records, side.shared, side.heldout)
         table.add_row(side.name, *("" if c is None else f"{c:,}" for c in counts), *cells)
     width = None if sys.stdout.isatty() else 400
     Console(width=width).print(table, markup=False)
     for better in ("lower", "higher"):
-        named = [metric.heading for metric in metrics.values() if metric.better == better]
-        if named:
-            print(f"{better} is better: {', '.join(named)}")
+        headings = [metric.heading for metric in metrics.values() if metric.better == better]
+        if headings:
+            print(f"{better} is better: {', '.join(headings)}")
 
 
 def _cells(side: "Side", metric: str) -> tuple[str, str]:
     value, error = side.metrics.get(metric), side.metrics.get(f"{metric}_se")
     gap = side.minus_first.get(metric)
-    shown = "" if value is None else with_error(value, error or 0.0, ascii_only=True)
+    mean = "" if value is None else with_error(value, error or 0.0, ascii_only=True)
     if gap is None:
-        return shown, ""
-    return shown, with_error(gap["mean"], gap["se"], sign=True, ascii_only=True)
+        return mean, ""
+    return mean, with_error(gap["mean"], gap["se"], sign=True, ascii_only=True)
 
 
-@shared.takes_model
+@shared.with_model_flags
 def judge(
     arms: list[str] = Argument(
         ..., help="VERSION/ARM or VERSION/initial; differences are from the first."
@@ -136,7 +136,7 @@ def judge(
 
     Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """
-    given = locals()  # its options have the names of the judge's fields
+    arguments = locals()  # The options have the names of the fields of JudgeOptions.
     from delift_pipeline.core.validation import validate
     from delift_pipeline.evaluation.judge.questions import JudgeOptions
     from delift_pipeline.stages.judge import (
@@ -146,25 +146,25 @@ def judge(
         judge_answer_sets,
     )
 
-    fields = JudgeOptions.model_fields.keys() & given.keys()
-    options = validate(JudgeOptions, {name: given[name] for name in fields})
-    if endpoint and flags.given():
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in flags.given())
-        raise Refused(f"{named} is for a judge that runs here", field="--endpoint")
+    fields = JudgeOptions.model_fields.keys() & arguments.keys()
+    options = validate(JudgeOptions, {name: arguments[name] for name in fields})
+    if endpoint and flags.values():
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in flags.values())
+        raise Refused(f"{names} is for a judge that runs here", field="--endpoint")
     local = None if endpoint else flags.options(model)
     setup = JudgeSetup(Home.at(home), options, local)
     form = f"write VERSION/ARM or VERSION/{BASE_MODEL}"
     faults = [Fault(f"{name!r}: {form}", field="arm") for name in arms]
     answers = [AnswerSet(*split_adapter(*one)) for one in zip(arms, faults, strict=True)]
     cost = estimate_judging(setup, answers)
-    shown = shared.progress()
+    progress = shared.progress()
     if estimate:
         shared.print_json(vars(cost)) if as_json else print(_cost_line(cost))
         return
-    shown.say(_cost_line(cost))
+    progress.say(_cost_line(cost))
     refuse_unwritable_folder(setup.home.root, "--home")
-    found = judge_answer_sets(setup, answers, shown)
-    shared.print_json([one.as_json() for one in found]) if as_json else _print_scores(found)
+    judged = judge_answer_sets(setup, answers, progress)
+    shared.print_json([one.as_json() for one in judged]) if as_json else _print_scores(judged)
 
 
 def _cost_line(cost: "Estimate") -> str:
@@ -175,14 +175,14 @@ def _cost_line(cost: "Estimate") -> str:
     )
 
 
-def _print_scores(found: "list[JudgedAnswers]") -> None:
+def _print_scores(judged: "list[JudgedAnswers]") -> None:
     from rich.console import Console
 
     table = _arms_table(["score", "scored", "no score", "no reply", "minus first"])
-    for one in found:
+    for one in judged:
         scores, gap = one.judged.overall, one.minus_first
         mean = with_error(scores.mean, scores.se, 2, ascii_only=True)
-        beside = with_error(gap.mean, gap.se, 2, sign=True, ascii_only=True) if gap else "-"
+        difference = with_error(gap.mean, gap.se, 2, sign=True, ascii_only=True) if gap else "-"
         counts = (scores.scored, scores.unparsable, scores.failed)
-        table.add_row(str(one.answers), mean, *(f"{count:,}" for count in counts), beside)
+        table.add_row(str(one.answers), mean, *(f"{count:,}" for count in counts), difference)
     Console().print(table)

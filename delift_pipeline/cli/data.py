@@ -1,4 +1,4 @@
-"""`delift ingest`, `select`, `score` and `prompt`: data in, the part worth training on out."""
+"""`delift ingest`, `select`, `score` and `prompt`: commands that read files of records."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -81,15 +81,15 @@ def ingest(
         model=model,
         template=template,
         keep=keep or (),
-        ids=shared.ids_choice(ids),
+        ids=shared.parse_ids_option(ids),
         say=partial(print, file=sys.stderr),
     )
-    counts, listed = manifest.counts, place.dataset(version) / FAULTS_FILE
-    faults = read_faults(listed)
-    shared.print_notes(left_out_notes(faults, counts["left_out"], listed))
+    counts, faults_file = manifest.counts, place.dataset(version) / FAULTS_FILE
+    faults = read_faults(faults_file)
+    shared.print_notes(left_out_notes(faults, counts["left_out"], faults_file))
     if counts.get("forgotten"):
         print(f"{counts['forgotten']:,} forgotten records were left out", file=sys.stderr)
-    skipped = {"faults": fault_counts(faults), "faults_file": str(listed)} if faults else {}
+    skipped = {"faults": fault_counts(faults), "faults_file": str(faults_file)} if faults else {}
     text = (
         f"{version}: {counts['pool']:,} records in the pool ({counts['new']:,} in no parent, "
         f"{counts['folded']:,} copies folded), {counts['heldout']:,} held out, "
@@ -98,7 +98,7 @@ def ingest(
     shared.print_result(as_json, {**manifest.model_dump(mode="json"), **skipped}, text)
 
 
-@shared.takes_model
+@shared.with_model_flags
 def select(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
@@ -158,9 +158,9 @@ def select(
     from delift_pipeline.stages.file_selection import Request
     from delift_pipeline.stages.select_file import select_file
 
-    options = shared.named_values(option, "--option NAME=VALUE")
-    given = {"quota": quota, "cap": cap, "pin": pin, "exclude": exclude}
-    rules = {name: texts or () for name, texts in given.items()}
+    options = shared.parse_assignments(option, "--option NAME=VALUE")
+    texts = {"quota": quota, "cap": cap, "pin": pin, "exclude": exclude}
+    rules = {name: values or () for name, values in texts.items()}
     request = Request(
         file=tuple(files),
         target=target,
@@ -176,12 +176,12 @@ def select(
         why=why,
         balance=tuple(balance or ()),
         rules=validate(RuleOptions, rules, names={name: f"--{name}" for name in rules}),
-        ids=shared.ids_choice(ids),
+        ids=shared.parse_ids_option(ids),
     )
-    listed = faults_path(request.out, files[0]) if skip_bad else None
-    outputs = {"--out": request.out, "--why": why, "--skip-bad": listed}
+    faults_file = faults_path(request.out, files[0]) if skip_bad else None
+    outputs = {"--out": request.out, "--why": why, "--skip-bad": faults_file}
     shared.check_outputs(outputs, read=(*files, target, existing), as_json=as_json)
-    with _named_as_options(request.options):
+    with _name_fields_as_options(request.options):
         report = select_file(Home.at(home), request, flags.options(model), shared.progress())
     shared.print_notes((*report.facts["notes"], *report.sentences))
     stream = shared.message_stream(request.out, why)
@@ -189,26 +189,26 @@ def select(
 
 
 @contextmanager
-def _named_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
-    """Name the fields of a refusal as the command line names them: `--pin`, `--option eta`."""
+def _name_fields_as_options(selector_options: Mapping[str, Any]) -> Iterator[None]:
+    """Name the fields of faults as the command line does, for example `--pin` or `--option eta`."""
     names = {name: f"--{name}" for name in ("budget", "selector", "pin", "exclude", "quota", "cap")}
     names |= {name: f"--option {name}" for name in selector_options}
     try:
         yield
     except Refused as refused:
-        named = [(one, names.get(one.field or "", one.field)) for one in refused.faults]
-        raise Refused(*(replace(one, field=name) for one, name in named)) from refused
+        faults = [replace(f, field=names.get(f.field or "", f.field)) for f in refused.faults]
+        raise Refused(*faults) from refused
 
 
 def _default_out(file: Path) -> Path:
-    """A file in the working directory, named after the first input."""
+    """Return a path in the working directory that is named after the first input."""
     from delift_pipeline.records.tables import STDIN_ARGUMENT, STDIN_PATH
 
     name = "stdin" if file in (STDIN_ARGUMENT, STDIN_PATH) else file.resolve().name
     return Path(f"{name.split('.')[0]}.selected.jsonl")
 
 
-@shared.takes_model
+@shared.with_model_flags
 def score(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
@@ -227,16 +227,16 @@ def score(
     from delift_pipeline.records.left_out import faults_path, write_faults
     from delift_pipeline.stages.score_file import score_file
 
-    listed = faults_path(out, files[0])
-    outputs = {"--out": out, "--skip-bad": listed if skip_bad else None}
+    faults_file = faults_path(out, files[0])
+    outputs = {"--out": out, "--skip-bad": faults_file if skip_bad else None}
     shared.check_outputs(outputs, read=files, as_json=as_json)
-    records = shared.read_input(files, column, skip_bad, ids, listed)
+    records = shared.read_input(files, column, skip_bad, ids, faults_file)
     options = flags.options(model)
     report = score_file(Home.at(home), records.frame, options, out, shared.progress())
     if records.faults:
-        write_faults(listed, records.faults)
-        counted = {"left_out": records.left_out, "faults": fault_counts(records.faults)}
-        report |= {**counted, "faults_file": str(listed)}
+        write_faults(faults_file, records.faults)
+        skipped = {"left_out": records.left_out, "faults": fault_counts(records.faults)}
+        report |= {**skipped, "faults_file": str(faults_file)}
     text = (
         f"{report['pairs_scored']:,} pairs scored, "
         f"{report['pairs_reused']:,} reused from the store, "
@@ -245,7 +245,7 @@ def score(
     shared.print_result(as_json, report, text, shared.message_stream(out))
 
 
-@shared.takes_model
+@shared.with_model_flags
 def prompt(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
@@ -268,9 +268,9 @@ def prompt(
     from delift_pipeline.scoring.model import load_encoder
 
     records = shared.read_input(files, column, skip_bad, ids).frame
-    named = [(target, "--target"), *((name, "--demonstration") for name in demonstration or ())]
-    found = [find_record(records, name, field=option, prefix=False) for name, option in named]
-    rows = [records.row(by_predicate=pl.col("record_id") == one, named=True) for one in found]
+    names = [(target, "--target"), *((name, "--demonstration") for name in demonstration or ())]
+    record_ids = [find_record(records, name, field=option, prefix=False) for name, option in names]
+    rows = [records.row(by_predicate=pl.col("record_id") == one, named=True) for one in record_ids]
     encoder = load_encoder(flags.options(model))
     rendered = render(encoder, *rows)
     shared.print_notes(encoder.notes)

@@ -1,4 +1,4 @@
-"""The graph's runs in this process, for `delift run` and `delift demo`, and interrupted ones."""
+"""Run the graph in this process, for `delift run` and `delift demo`, and close lost runs."""
 
 import logging
 import os
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from delift_pipeline.operations.doctor import Finding
 
-GONE = "its process is gone"
+PROCESS_GONE = "its process is gone"
 
 
 def prepare_dagster_home(home: Home) -> None:
-    """Write the default `dagster.yaml` into the home, where it has none yet."""
+    """Write the default `dagster.yaml` into the home, if it has none yet."""
     target = home.dagster / "dagster.yaml"
     if not target.is_file():
         text = resources.files("delift_pipeline.defaults").joinpath("dagster.yaml").read_text()
@@ -36,11 +36,11 @@ def prepare_dagster_home(home: Home) -> None:
 
 
 @contextmanager
-def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
-    """The home's Dagster instance; its versions are partitions in it.
+def open_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
+    """Open the home's Dagster instance, with the home's versions as partitions.
 
-    `DELIFT_HOME` and `DAGSTER_HOME` name this home for what runs inside, and afterwards what they
-    named before, so that one process can open several homes.
+    `DELIFT_HOME` and `DAGSTER_HOME` name this home while the instance is open. Afterwards they have
+    their former values, so that one process can open several homes.
     """
     prepare_dagster_home(home)
     from delift_pipeline.orchestration.dagster_internals import instance_at
@@ -54,10 +54,10 @@ def opened_instance(home: Home) -> Iterator["dg.DagsterInstance"]:
 
 
 def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -> list[Arm]:
-    """The named arms, or all enabled ones, that apply to a version; random and full first.
+    """Return the named arms, or all enabled arms that apply to a version; random and full first.
 
     Raises:
-        Refused: a named arm does not exist or does not apply.
+        Refused: a named arm does not exist, or does not apply to the version.
     """
     arms = load_arms(home)
     faults: list[Fault] = []
@@ -75,9 +75,13 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
 
 
 class GraphRuns:
-    """Runs of the graph's jobs in this process, and what they did.
+    """Runs the graph's jobs in this process, and records what they did.
 
-    `seconds` are wall seconds by job and partition; pairs went through the model or were found.
+    Attributes:
+        runs: The job, partition and run id of each run.
+        seconds: Wall time by job and partition.
+        pairs_scored: Pairs that the model scored.
+        pairs_reused: Pairs whose scores were stored before.
     """
 
     def __init__(self, home: Home, instance: "dg.DagsterInstance") -> None:
@@ -88,14 +92,14 @@ class GraphRuns:
 
     @classmethod
     @contextmanager
-    def opened(cls, home: Home) -> "Iterator[GraphRuns]":
-        """Open the home's instance; runs that lost their process are closed first."""
-        with opened_instance(home) as instance:
-            _close_interrupted(instance, served=is_served(home))
+    def open(cls, home: Home) -> "Iterator[GraphRuns]":
+        """Open the home's instance, and close runs whose process is gone."""
+        with open_instance(home) as instance:
+            _close_interrupted_runs(instance, served=is_served(home))
             yield cls(home, instance)
 
     def figures(self, started: float) -> dict[str, Any]:
-        """Pairs and seconds as the commands report them; the total is from a monotonic time on."""
+        """Return pairs and seconds for a command's report; `started` is a monotonic time."""
         total = round(time.monotonic() - started, 2)
         pairs = {"pairs_scored": self.pairs_scored, "pairs_reused": self.pairs_reused}
         return {**pairs, "seconds": {**self.seconds, "total": total}}
@@ -103,11 +107,11 @@ class GraphRuns:
     def run_version(
         self, version: str, names: Sequence[str], config: Mapping[str, Any]
     ) -> list[Arm]:
-        """Materialise one version up to its kernel, then its arms (all that apply, or the named).
+        """Materialise a version up to its kernel, then the named arms, or all that apply.
 
         Raises:
             Refused: the version is unknown, or a named arm does not apply to it.
-            DeliftError: a step failed; the message is the step's own.
+            DeliftError: a step failed. The message is that of the step.
         """
         from delift_pipeline.orchestration.partitions import dataset_version, partition_of
 
@@ -123,7 +127,7 @@ class GraphRuns:
         return arms
 
     def refresh_leaderboard(self) -> None:
-        """Rebuild the leaderboard."""
+        """Materialise the leaderboard."""
         self._execute("refresh_leaderboard", "", {})
 
     def _execute(self, job: str, partition: str, config: Mapping[str, Any]) -> None:
@@ -142,22 +146,22 @@ class GraphRuns:
         self.seconds[label] = round(time.monotonic() - started, 2)
         self.runs.append({"job": job, "partition": str(partition), "run_id": result.run_id})
         for event in result.get_asset_materialization_events():
-            made = event.step_materialization_data.materialization
-            if made.asset_key.path[-1] == "in_context_logprobs":
-                self.pairs_scored += int(str(made.metadata["pairs_scored"].value))
-                self.pairs_reused += int(str(made.metadata["pairs_reused"].value))
+            asset = event.step_materialization_data.materialization
+            if asset.asset_key.path[-1] == "in_context_logprobs":
+                self.pairs_scored += int(str(asset.metadata["pairs_scored"].value))
+                self.pairs_reused += int(str(asset.metadata["pairs_reused"].value))
         if not result.success:
-            raise _failure(result, label)
+            raise _failure_of(result, label)
 
 
-def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
-    """The first step's own words; the traceback is kept as a note, which `--debug` prints."""
+def _failure_of(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
+    """Return the error of the first failed step, with its traceback as a note for `--debug`."""
     error = DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")
     failures = [(event, event.step_failure_data) for event in result.get_step_failure_events()]
     for event, data in failures:
-        if (own := data.user_failure_data) is not None:
-            text = own.description or "failed"
-            error = Refused(text) if "faults" in (own.metadata or {}) else DeliftError(text)
+        if (failure := data.user_failure_data) is not None:
+            text = failure.description or "failed"
+            error = Refused(text) if "faults" in (failure.metadata or {}) else DeliftError(text)
             break
         if data.error is not None:
             cause = data.error.cause or data.error
@@ -169,38 +173,38 @@ def _failure(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     return error
 
 
-def serving_lock(home: Home, timeout: float = 0) -> FileLock:
-    """The lock that `delift ui` holds while it serves a home."""
+def server_lock(home: Home, timeout: float = 0) -> FileLock:
+    """Return the lock that `delift ui` holds while it serves a home."""
     return FileLock(home.dagster / ".serving.lock", timeout=timeout)
 
 
 def is_served(home: Home) -> bool:
-    """Whether a `delift ui` serves the home just now."""
+    """Whether a `delift ui` serves the home now."""
     try:
-        with serving_lock(home):
+        with server_lock(home):
             return False
     except Timeout:
         return True
 
 
-def close_without_process(home: Home, *, served: bool = False) -> None:
-    """Close a home's runs whose process is gone, and say so; see `close_interrupted`."""
-    with opened_instance(home) as instance:
-        _close_interrupted(instance, served=served)
+def close_runs_without_process(home: Home, *, served: bool = False) -> None:
+    """Close a home's runs whose process is gone, and tell the user; see `close_interrupted`."""
+    with open_instance(home) as instance:
+        _close_interrupted_runs(instance, served=served)
 
 
-def _close_interrupted(instance: "dg.DagsterInstance", *, served: bool) -> None:
+def _close_interrupted_runs(instance: "dg.DagsterInstance", *, served: bool) -> None:
     from delift_pipeline.orchestration.dagster_internals import close_interrupted
 
     for run_id in close_interrupted(instance, served=served):
-        note = f"run {run_id[:8]} was interrupted: {GONE}; what it finished is kept"
+        note = f"run {run_id[:8]} was interrupted: {PROCESS_GONE}; what it finished is kept"
         print(note, file=sys.stderr, flush=True)
 
 
 def runs(home: Home) -> Iterator["Finding"]:
-    """Runs whose process is gone, and runs that wait for a place in a pool; changes nothing."""
+    """Report runs whose process is gone, and runs that wait for a place in a pool."""
     if not ((home.dagster / "dagster.yaml").is_file() and os.access(home.dagster, os.W_OK)):
-        return  # Dagster cannot open its databases where it cannot write.
+        return  # Dagster opens its databases only if it can write to them.
     import dagster as dg
 
     from delift_pipeline.operations.doctor import Finding
@@ -213,12 +217,13 @@ def runs(home: Home) -> Iterator["Finding"]:
             gone = [run for run in gone if not internals.is_launched(run)]
         todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
         warnings = [
-            (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: {GONE}", todo) for run in gone
+            (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: {PROCESS_GONE}", todo)
+            for run in gone
         ]
         for pool, waiting, holders in queues:
-            places = {one: f"process {p.pid}" if p else GONE for one, p in holders.items()}
-            held = [f"run {run_id[:8]} ({place})" for run_id, place in places.items()]
-            names, by = ", ".join(one[:8] for one in waiting), " and ".join(held) or "no run"
+            places = {one: f"process {p.pid}" if p else PROCESS_GONE for one, p in holders.items()}
+            runs_there = [f"run {run_id[:8]} ({place})" for run_id, place in places.items()]
+            names, by = ", ".join(one[:8] for one in waiting), " and ".join(runs_there) or "no run"
             todo = "the next `delift run` or `delift ui` frees it"
             todo = "let it finish, or end its process" if any(holders.values()) else todo
             warnings.append(

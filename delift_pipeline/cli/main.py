@@ -1,4 +1,4 @@
-"""The `delift` program: exit status 0 done, 1 the work failed, 2 the input was refused."""
+"""The `delift` program. Exit status 0: done; 1: the work failed; 2: the input was refused."""
 
 import io
 import logging
@@ -11,7 +11,7 @@ from typer import Option
 
 from delift_pipeline import __version__
 from delift_pipeline.cli import bench, compare, data, lineage, operations, recipe, runs
-from delift_pipeline.cli.options import DEBUG_VARIABLE, debugging, environment
+from delift_pipeline.cli.options import DEBUG_VARIABLE, environment, is_debugging
 from delift_pipeline.core import errors
 from delift_pipeline.core.signals import exit_with
 
@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         print(f"delift {__version__}")
         raise typer.Exit
 
@@ -56,51 +56,51 @@ app.add_typer(bench.app, name="bench")
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with its status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Python processes that this one starts must not import from the current folder, where a file
-    # of the user's may be named as a module.
+    # Processes that this one starts must not import from the current folder: a file of the user may
+    # have the name of a module there.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    # It warns of an optional package for faster 4-bit weights even where none are used.
+    # bitsandbytes warns about an optional package even if no 4-bit weights are used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Characters that the terminal lacks are printed as escapes.
+            # Print characters that the terminal lacks as escapes.
             stream.reconfigure(errors="backslashreplace")
     exit_with(lambda: run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the program; the exit status instead of exceptions."""
-    given = sys.argv[1:] if arguments is None else arguments
-    # `--debug` may stand anywhere, and holds for this command.
-    end = given.index("--") if "--" in given else len(given)
-    rest = [one for one in given[:end] if one != DEBUG] + given[end:]
-    with environment({DEBUG_VARIABLE: "1"} if len(rest) < len(given) else {}):
+    """Run the program, and return its exit status instead of raising exceptions."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # The user may write `--debug` anywhere before `--`.
+    end = words.index("--") if "--" in words else len(words)
+    rest = [word for word in words[:end] if word != DEBUG] + words[end:]
+    with environment({DEBUG_VARIABLE: "1"} if len(rest) < len(words) else {}):
         try:
             status = app(args=rest, standalone_mode=False)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What reads our output, such as `head`, has ended. Python would report it at exit.
+            # The reader of our output, such as `head`, has ended. Python would report that at exit.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 1
         except (KeyboardInterrupt, typer.Abort):
             return 130
         except Exception as error:
-            if debugging():
+            if is_debugging():
                 traceback.print_exc()
-            status, lines = _answer_to(error)
+            status, lines = _exit_status_and_lines(error)
             for line in lines:
                 print(line, file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
-def _answer_to(error: Exception) -> tuple[int, list[str]]:
-    """The exit status for an error, and what the user reads of it."""
+def _exit_status_and_lines(error: Exception) -> tuple[int, list[str]]:
+    """Return the exit status for an error, and the lines to print."""
     if isinstance(error, errors.Refused):
         return 2, errors.fault_lines(error.faults)
     if isinstance(error, errors.DeliftError):
         return 1, [str(error)]
     if isinstance(error, typer.TyperException):
-        # A wrong command line; Typer's own exceptions, as it no longer builds on click's.
+        # The command line is wrong. Typer has exceptions of its own, which are not click's.
         return 2, [getattr(error, "format_message", error.__str__)()]
     if (refused := errors.system_error(error)) is not None:
         return 1, [errors.system_sentence(refused)]

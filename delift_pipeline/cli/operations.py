@@ -1,4 +1,4 @@
-"""`delift forget`, `doctor`, `gc`, `verify`, `query`, `catalog` and `plan`: a home's upkeep."""
+"""`delift forget`, `doctor`, `gc`, `verify`, `query`, `catalog` and `plan`: manage a home."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from delift_pipeline.operations.cost import Cost
     from delift_pipeline.scoring.options import ModelOptions
 
-ROWS_SHOWN = 100
+MOST_ROWS = 100
 
 
 def forget(
@@ -32,17 +32,17 @@ def forget(
 
     Example: delift forget ID --dry-run
     """
-    from delift_pipeline.operations.forget import forget as forgotten
+    from delift_pipeline.operations import forget as operation
 
-    found = forgotten(_existing(home, written=not dry_run), records, dry_run=dry_run)
-    done = "forgotten" if found.applied else "would be forgotten (--dry-run)"
-    marked = "marked for rebuilding" if found.applied else "would be marked"
-    lines = [f"{', '.join(found.records)}: {done}"]
-    lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in found.versions.items()]
-    lines += [f"  {marked}: {one['path']}" for one in found.artifacts]
-    lines += [f"  not cleaned, do it yourself: {line}" for line in found.beyond]
-    lines += [f"next: {run}" for run in found.runs]
-    shared.print_result(as_json, asdict(found), "\n".join(lines))
+    removal = operation.forget(_open_home(home, written=not dry_run), records, dry_run=dry_run)
+    done = "forgotten" if removal.applied else "would be forgotten (--dry-run)"
+    marked = "marked for rebuilding" if removal.applied else "would be marked"
+    lines = [f"{', '.join(removal.records)}: {done}"]
+    lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in removal.versions.items()]
+    lines += [f"  {marked}: {one['path']}" for one in removal.artifacts]
+    lines += [f"  not cleaned, do it yourself: {line}" for line in removal.beyond]
+    lines += [f"next: {run}" for run in removal.runs]
+    shared.print_result(as_json, asdict(removal), "\n".join(lines))
 
 
 def doctor(
@@ -80,18 +80,18 @@ def gc(
     """
     from delift_pipeline.operations.gc import collect
 
-    found = collect(_existing(home, written=apply), apply=apply)
-    lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in found.waste]
+    garbage = collect(_open_home(home, written=apply), apply=apply)
+    lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in garbage.waste]
     done = "removed" if apply else "can go (delift gc --apply removes it)"
-    lines.append(f"{found.bytes / 1e6:10,.1f} MB  in {len(found.waste):,} places {done}")
-    shared.print_result(as_json, asdict(found), "\n".join(lines))
+    lines.append(f"{garbage.bytes / 1e6:10,.1f} MB  in {len(garbage.waste):,} places {done}")
+    shared.print_result(as_json, asdict(garbage), "\n".join(lines))
 
 
-def _existing(home: Path | None, *, written: bool = False) -> Home:
-    """The home, if there is one and it can be written where that is needed.
+def _open_home(home: Path | None, *, written: bool = False) -> Home:
+    """Return the home. `written` says whether the command writes to it.
 
     Raises:
-        Refused: there is none, or nothing can be written there.
+        Refused: there is no home, or it cannot be written.
     """
     place = Home.at(home)
     if not place.root.is_dir():
@@ -113,7 +113,9 @@ def verify(
     """
     folder = Home.at(home).root / "scores"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    stores = [_checked(folder / one, repair) for one in names if FINGERPRINT_PATTERN.fullmatch(one)]
+    stores = [
+        _check_store(folder / one, repair) for one in names if FINGERPRINT_PATTERN.fullmatch(one)
+    ]
     bad = sum(len(store["bad"]) for store in stores)
     done = "; moved, the next run scores its pairs again" if repair else ""
     lines = []
@@ -130,7 +132,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _checked(folder: Path, repair: bool) -> dict[str, Any]:
+def _check_store(folder: Path, repair: bool) -> dict[str, Any]:
     from delift_pipeline.core.manifest import read_manifest
     from delift_pipeline.scoring.shards import shard_names
     from delift_pipeline.scoring.store import ScoreStore
@@ -165,7 +167,7 @@ def query(
 
     if as_csv and as_json:
         raise Refused("give --json or --csv, not both")
-    answer = run_query(_existing(home), sql)
+    answer = run_query(_open_home(home), sql)
     shared.print_notes(answer.left_out)
     if as_json:
         shared.print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
@@ -181,17 +183,17 @@ def query(
     table = shared.plain_table()
     for name in answer.columns:
         table.add_column(Text(name), overflow="fold")
-    for row in answer.rows[:ROWS_SHOWN]:
+    for row in answer.rows[:MOST_ROWS]:
         cells = (csv_cell(value) for value in row)
-        table.add_row(*(Text("".join(map(_visible, cell))) for cell in cells))
+        table.add_row(*(Text("".join(map(_escape_unprintable, cell))) for cell in cells))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
-    more = len(answer.rows) - ROWS_SHOWN
+    more = len(answer.rows) - MOST_ROWS
     if more > 0:
         print(f"and {more:,} more rows (--csv and --json give all)", file=sys.stderr)
 
 
-def _visible(letter: str) -> str:
-    """A character, or an escape for one that a terminal would obey."""
+def _escape_unprintable(letter: str) -> str:
+    """Return a character, or its escape if a terminal would obey it instead of printing it."""
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
 
 
@@ -202,15 +204,15 @@ def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> 
     """
     from delift_pipeline.operations.catalog import refresh_catalog
 
-    place = _existing(home, written=True)
-    made = refresh_catalog(place, anew=True)
+    place = _open_home(home, written=True)
+    result = refresh_catalog(place, anew=True)
     size = place.catalog.stat().st_size
-    value = {"path": place.catalog.name, "artifacts": made.sources, "bytes": size}
-    text = f"{place.catalog.name}: {made.sources:,} artifacts, {size / 1e6:,.1f} MB"
+    value = {"path": place.catalog.name, "artifacts": result.sources, "bytes": size}
+    text = f"{place.catalog.name}: {result.sources:,} artifacts, {size / 1e6:,.1f} MB"
     shared.print_result(as_json, value, text)
 
 
-@shared.takes_model
+@shared.with_model_flags
 def plan(
     files: list[Path] | None = Argument(
         None, metavar="FILE", help="Files of records, instead of a stored version."
@@ -242,28 +244,28 @@ def plan(
     if files:
         options = flags.options(model) if model else None
         read = shared.read_input(files, column, skip_bad, ids)
-        named = ", ".join(map(str, files))
-        found = cost_of_records(named, read.frame, place, names, options, measure=measure)
+        name = ", ".join(map(str, files))
+        cost = cost_of_records(name, read.frame, place, names, options, measure=measure)
     elif version is not None:
-        options = _own_model(place, version, model, flags)
-        found = cost_of(place, version, names, options, measure=measure)
-    shared.print_result(as_json, asdict(found), _cost_text(found))
+        options = _model_of_version(place, version, model, flags)
+        cost = cost_of(place, version, names, options, measure=measure)
+    shared.print_result(as_json, asdict(cost), _cost_text(cost))
 
 
-def _own_model(
+def _model_of_version(
     home: Home, version: str, model: str | None, flags: shared.ModelFlags
 ) -> "ModelOptions | None":
-    """The model given, else the version's own with its template."""
+    """Return the options of the given model, else of the version's own, with its template."""
     from dataclasses import replace
 
     from delift_pipeline.core.home import model_path
     from delift_pipeline.records.stored import version_manifest
 
     own = version_manifest(home, version).details
-    kept = model_path(home, own["model"]) if own.get("model") and not model else None
-    named = model or kept or os.environ.get("DELIFT_MODEL")
+    stored = model_path(home, own["model"]) if own.get("model") and not model else None
+    name = model or stored or os.environ.get("DELIFT_MODEL")
     flags = replace(flags, template=flags.template or own.get("template"))
-    return flags.options(named) if named else None
+    return flags.options(name) if name else None
 
 
 def _cost_text(cost: "Cost") -> str:

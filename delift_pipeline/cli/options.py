@@ -1,4 +1,4 @@
-"""Options that several commands share, and the group of those that say how a model is run."""
+"""Options that several commands share, and the group of options of a model."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from delift_pipeline.records.read import Ids, RecordsFile
     from delift_pipeline.scoring.options import ModelOptions
 
-# Options that commands share; a command gives them their type.
+# Options that commands share. Each command declares their type.
 HOME: Any = Option(None, "--home", envvar="DELIFT_HOME", help="The home directory [./delift_home].")
 AS_JSON: Any = Option(
     False, "--json", help="Print one JSON document on standard output and nothing else."
@@ -48,17 +48,17 @@ COLUMN: Any = Option(
 )
 
 DEBUG_VARIABLE = "DELIFT_DEBUG"
-"""Where it is set, an error is shown with its traceback."""
+"""If this environment variable is set, errors are printed with their traceback."""
 
 
-def debugging() -> bool:
-    """Whether the user wants tracebacks and every message."""
+def is_debugging() -> bool:
+    """Whether the user asked for tracebacks and all messages."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for what runs inside; afterwards they are as they were."""
+    """Set environment variables inside the block, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -71,15 +71,15 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def progress() -> Progress:
-    """A bar where standard error is a terminal, plain lines elsewhere."""
+    """Return a progress bar if standard error is a terminal, else plain progress lines."""
     return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 
-def ids_choice(ids: str) -> "Ids":
-    """What `--ids` says.
+def parse_ids_option(ids: str) -> "Ids":
+    """Return the value of `--ids`.
 
     Raises:
-        typer.BadParameter: it is neither of the choices.
+        typer.BadParameter: the value is neither `keep` nor `ignore`.
     """
     if ids in ("keep", "ignore"):
         return ids
@@ -98,7 +98,7 @@ def print_json(value: Any) -> None:
 
 
 def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = None) -> None:
-    """Print what a command found: one JSON document, or the text for people."""
+    """Print the result of a command: as one JSON document, or as text for people."""
     if as_json:
         print_json(value)
     else:
@@ -106,7 +106,7 @@ def print_result(as_json: bool, value: Any, text: str, stream: TextIO | None = N
 
 
 def plain_table() -> "Table":
-    """A table without borders."""
+    """Return an empty table without borders."""
     from rich.table import Table
 
     return Table(box=None, pad_edge=False)
@@ -115,38 +115,38 @@ def plain_table() -> "Table":
 def check_outputs(
     written: Mapping[str, Path | None], *, read: Iterable[Path | None] = (), as_json: bool = False
 ) -> None:
-    """Refuse output files that cannot be written, would replace an input, or join its folder.
+    """Refuse output files that cannot be written, replace an input, or are in an input folder.
 
-    Called before any work, since the work may take hours. With `as_json` a document takes
-    standard output.
+    Commands call this before any work, because the work may take hours. With `as_json`, the JSON
+    document uses standard output.
 
     Raises:
-        Refused: one fault for each such option.
+        Refused: an option names such a file. Each such option is one fault.
     """
-    taken = {os.path.realpath(one) for one in read if one not in (None, output.STANDARD_OUTPUT)}
-    folders = {path for path in taken if os.path.isdir(path)}
+    used = {os.path.realpath(one) for one in read if one not in (None, output.STANDARD_OUTPUT)}
+    folders = {path for path in used if os.path.isdir(path)}
     faults = []
     for option, path in written.items():
         if path is None:
             continue
         real, reason = os.path.realpath(path), output.reason_unwritable(path)
-        if real in taken:
+        if real in used:
             reason = f"{path} is read or written by this command already: choose another file"
         elif as_json and output.is_standard_output(path):
             reason = "standard output holds the document of --json already: name a file"
         elif not output.is_standard_output(path) and os.path.dirname(real) in folders:
             reason = f"{path} is in a folder that this command reads: choose another folder"
         faults += [Fault(reason, field=option)] if reason else []
-        taken.add(real)
+        used.add(real)
     if faults:
         raise Refused(*faults)
 
 
 def writable_home(path: Path | None) -> Home:
-    """The home, for a command that writes to it.
+    """Return the home for a command that writes to it.
 
     Raises:
-        Refused: nothing can be written there.
+        Refused: the home cannot be written.
     """
     home = Home.at(path)
     output.refuse_unwritable_folder(home.root, "--home")
@@ -154,21 +154,21 @@ def writable_home(path: Path | None) -> Home:
 
 
 def message_stream(*outputs: Path | None) -> TextIO:
-    """Where a command prints its summary: standard error where a result takes standard output."""
-    taken = any(path is not None and output.is_standard_output(path) for path in outputs)
-    return sys.stderr if taken else sys.stdout
+    """Return the stream for a summary: standard error if a result goes to standard output."""
+    is_used = any(path is not None and output.is_standard_output(path) for path in outputs)
+    return sys.stderr if is_used else sys.stdout
 
 
 def column_mapping(columns: list[str] | None) -> dict[str, str] | None:
-    """`["instruction=q"]` as `{"instruction": "q"}`."""
-    return named_values(columns, "--column FIELD=COLUMN") or None
+    """Read `["instruction=q"]` as `{"instruction": "q"}`."""
+    return parse_assignments(columns, "--column FIELD=COLUMN") or None
 
 
-def named_values(items: list[str] | None, form: str) -> dict[str, str]:
-    """`["a=b"]` as `{"a": "b"}`.
+def parse_assignments(items: list[str] | None, form: str) -> dict[str, str]:
+    """Read `["a=b"]` as `{"a": "b"}`.
 
     Raises:
-        typer.BadParameter: an item is not of that form, such as `--option NAME=VALUE`.
+        typer.BadParameter: an item has another form. `form` is the right one, for the message.
     """
     pairs = [item.partition("=") for item in items or ()]
     bad = [name or "?" for name, equals, value in pairs if not (name and equals and value)]
@@ -182,21 +182,21 @@ def read_input(
     column: list[str] | None,
     skip_bad: bool,
     ids: str,
-    listed: Path | None = None,
+    faults_file: Path | None = None,
 ) -> "RecordsFile":
-    """The records of files, read as the options of these names say.
+    """Read records from files. The arguments are the values of the options of their names.
 
-    What there is to know of their reading goes to standard error; it names the file that lists
-    every fault, if there is to be one.
+    Notes about the files go to standard error. They name `faults_file`, the file that will list
+    every fault, if there is one.
     """
     from delift_pipeline.records.left_out import left_out_notes
     from delift_pipeline.records.read import read_records
     from delift_pipeline.stages.announce import announce_reading
 
     announce_reading([files], progress())
-    mapping, chosen = column_mapping(column), ids_choice(ids)
+    mapping, chosen = column_mapping(column), parse_ids_option(ids)
     records = read_records(files, mapping=mapping, skip_bad=skip_bad, ids=chosen)
-    print_notes([*left_out_notes(records.faults, records.left_out, listed), *records.notes])
+    print_notes([*left_out_notes(records.faults, records.left_out, faults_file), *records.notes])
     return records
 
 
@@ -206,7 +206,7 @@ COMPUTE = {
     "tensor_parallel": "tensor_parallel_size",
     "gpu_memory": "gpu_memory_utilization",
 }
-"""Flags that belong to the compute resource, and what `ModelOptions` calls them."""
+"""Flags of the compute resource, with their names in `ModelOptions`."""
 
 
 def _flag(help: str) -> Any:
@@ -215,7 +215,7 @@ def _flag(help: str) -> Any:
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """What was given of the group; None where nothing was."""
+    """The group of options of a model. None stands for an option that the user did not set."""
 
     revision: str | None = _flag("The hub revision to load.")
     template: str | None = _flag(TEMPLATE_HELP)
@@ -241,45 +241,45 @@ class ModelFlags:
     )
 
     def options(self, model: str) -> "ModelOptions":
-        """The model's options, validated whole.
+        """Return the validated options of a model.
 
         Raises:
-            Refused: one fault for each option out of range or at odds with another.
+            Refused: an option is out of range or contradicts another. Each is one fault.
         """
         from delift_pipeline.scoring.options import read_options
 
-        given = {COMPUTE.get(name, name): value for name, value in self.given().items()}
+        values = {COMPUTE.get(name, name): value for name, value in self.values().items()}
         options = {COMPUTE.get(n, n): f"--{n.replace('_', '-')}" for n in ("model", *vars(self))}
-        return read_options({"model": model, **given}, options)
+        return read_options({"model": model, **values}, options)
 
-    def given(self) -> dict[str, Any]:
-        """What was given, by the names of the flags."""
-        # 0 is a value, and equal to False: it is refused where it makes no sense.
+    def values(self) -> dict[str, Any]:
+        """Return the flags that the user set, by name."""
+        # Compare with `is`, because 0 equals False but is a value that validation has to see.
         values = vars(self).items()
         return {name: value for name, value in values if value is not None and value is not False}
 
     def resources(self, model: str | None) -> dict[str, Any]:
-        """The run config of the `language_model` and `compute` resources.
+        """Return the run config of the `language_model` and `compute` resources.
 
         Raises:
             Refused: as `options`.
         """
         self.options(model or "the version's own")
-        given = self.given()
-        compute = {COMPUTE[name]: value for name, value in given.items() if name in COMPUTE}
-        own = {name: value for name, value in given.items() if name not in COMPUTE}
-        own |= {"model": model} if model else {}
-        config = {"language_model": own, "compute": compute}
+        flags = self.values().items()
+        compute = {COMPUTE[name]: value for name, value in flags if name in COMPUTE}
+        language_model = {name: value for name, value in flags if name not in COMPUTE}
+        language_model |= {"model": model} if model else {}
+        config = {"language_model": language_model, "compute": compute}
         return {name: {"config": values} for name, values in config.items() if values}
 
 
 NO_FLAGS = ModelFlags()
 
 
-def takes_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the whole group in the place of its parameter `flags`.
+def with_model_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `flags` by one option for each field of `ModelFlags`.
 
-    Typer reads a command's options from its signature and knows no groups of them.
+    Typer reads options from the signature of a command and has no groups of options.
     """
     kind, group = inspect.Parameter.KEYWORD_ONLY, {}
     for one in fields(ModelFlags):
@@ -291,10 +291,10 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
         options |= group if name == "flags" else {name: one.replace(kind=kind)}
 
     @wraps(command)
-    def with_flags(**given: Any) -> None:
-        flags = ModelFlags(**{name: given.pop(name) for name in group})
-        command(**given, flags=flags)
+    def run_command(**values: Any) -> None:
+        flags = ModelFlags(**{name: values.pop(name) for name in group})
+        command(**values, flags=flags)
 
-    with_flags.__signature__ = inspect.Signature(list(options.values()))  # pyright: ignore
-    with_flags.__annotations__ = {name: one.annotation for name, one in options.items()}
-    return with_flags
+    run_command.__signature__ = inspect.Signature(list(options.values()))  # pyright: ignore
+    run_command.__annotations__ = {name: one.annotation for name, one in options.items()}
+    return run_command

@@ -1,4 +1,4 @@
-"""`delift recipe`: a benchmark of the paper as a file or as versions, by its name."""
+"""`delift recipe`: convert a benchmark to a file, or a transfer experiment to versions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,29 +43,30 @@ def recipe(
     from delift_pipeline.records.recipes.table import TRANSFERS, find_recipe
 
     if name is None:
-        _list(as_json)
+        _print_list(as_json)
         return
     if out is None:
         raise Refused("say where to write", field="--out")
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
         sizes = PartSizes(limit or PartSizes.pool, target, heldout)
-        facts = _transfer(TRANSFERS[name], source or [], out, sizes, seed)
+        facts = _write_transfer(TRANSFERS[name], source or [], out, sizes, seed)
     else:
         shared.check_outputs({"--out": out}, as_json=as_json)
-        found = find_recipe(name)
+        benchmark = find_recipe(name)
         if source and len(source) > 1:
             raise Refused("a benchmark has one source", field="--source")
         place = source[0] if source else None
-        rows = benchmark_rows(found, place, split, limit=limit, seed=seed, revision=revision)
+        rows = benchmark_rows(benchmark, place, split, limit=limit, seed=seed, revision=revision)
         write_rows(out, rows)
-        about = f"{out}: {len(rows):,} records of {found.title} ({split})"
+        about = f"{out}: {len(rows):,} records of {benchmark.title} ({split})"
         facts = {"recipe": name, "records": len(rows), "file": str(out)}
-        facts |= {"metrics": list(found.metrics), "said": f"{about}; {_evaluation(found.metrics)}"}
+        metrics = benchmark.metrics
+        facts |= {"metrics": list(metrics), "said": f"{about}; {_metrics_setting(metrics)}"}
     shared.print_result(as_json, facts, facts["said"], shared.message_stream(out))
 
 
-def _transfer(
+def _write_transfer(
     transfer: "Transfer", source: list[str], out: Path, sizes: "PartSizes", seed: int
 ) -> dict[str, Any]:
     from delift_pipeline.records.recipes.read import write_transfer
@@ -79,34 +80,34 @@ def _transfer(
     versions = write_transfer(out, transfer, places, sizes, seed)
     metrics = find_recipe(transfer.goal).metrics
     lines = [str(out / version) for version in versions]
-    lines += [f"stage {transfer.stage}; {_evaluation(metrics)}", transfer.note]
+    lines += [f"stage {transfer.stage}; {_metrics_setting(metrics)}", transfer.note]
     facts = {"transfer": transfer.name, "stage": transfer.stage, "versions": versions}
     facts |= {"folder": str(out), "metrics": list(metrics), "note": transfer.note}
     return {**facts, "said": "\n".join(filter(None, lines))}
 
 
-def _evaluation(metrics: Sequence[str]) -> str:
+def _metrics_setting(metrics: Sequence[str]) -> str:
     return f"in arms.yaml: evaluation: {{metrics: [{', '.join(metrics)}]}}"
 
 
-def _list(as_json: bool) -> None:
+def _print_list(as_json: bool) -> None:
     from delift_pipeline.records.recipes.table import RECIPES, TRANSFERS
 
     columns = ("name", "kind", "title", "hub", "metrics", "note")
     recipes, transfers = RECIPES.values(), TRANSFERS.values()
-    listed = [(r.name, "benchmark", r.title, r.hub, list(r.metrics), r.note) for r in recipes]
-    listed += [
+    rows = [(r.name, "benchmark", r.title, r.hub, list(r.metrics), r.note) for r in recipes]
+    rows += [
         (t.name, f"transfer ({t.stage})", f"{t.pool} -> {t.goal}", None, [], t.note)
         for t in transfers
     ]
     if as_json:
-        shared.print_json([dict(zip(columns, row, strict=True)) for row in listed])
+        shared.print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     from rich.console import Console
 
     table = shared.plain_table()
     for heading in columns:
         table.add_column(heading, no_wrap=heading == "name")
-    for name, kind, title, hub, metrics, note in listed:
+    for name, kind, title, hub, metrics, note in rows:
         table.add_row(name, kind, title, hub or "-", " ".join(metrics), note)
     Console().print(table)

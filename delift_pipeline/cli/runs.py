@@ -1,4 +1,4 @@
-"""`delift run`, `delift demo` and `delift ui`: the graph without and with its user interface.
+"""`delift run`, `delift demo` and `delift ui`: run the graph, without or with a user interface.
 
 Runs in this process end within ten seconds of SIGINT or SIGTERM.
 """
@@ -23,13 +23,15 @@ from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.core.signals import SIGNALS, SignalWatch, exit_status
 
 DEMO_HOME = "delift_demo"
-TEMPLATE = "world"
-# The matrices of so small a model are not worth sharing between threads.
+DEMO_TEMPLATE = "world"
+# The matrices of the demo model are so small that more threads would slow it down.
 ONE_THREAD = {"compute": {"config": {"threads": 1}}}
-NOTE = "interrupted: what is finished is kept; run the same command again to go on from there"
+INTERRUPTED_NOTE = (
+    "interrupted: what is finished is kept; run the same command again to go on from there"
+)
 
 
-@shared.takes_model
+@shared.with_model_flags
 def run(
     version: str = Option(..., help="The dataset version to run."),
     arm: list[str] | None = Option(None, help="An arm to run; repeatable [all that apply]."),
@@ -52,20 +54,20 @@ def run(
     from delift_pipeline.records.stored import version_manifest
 
     place, started = shared.writable_home(home), time.monotonic()
-    with interruptible(place):
+    with end_on_signal(place):
         config = flags.resources(model)
         if find_entry(place, check_version(version)) is None:
-            version_manifest(place, version)  # refuses an unknown one before anything is written
-        with GraphRuns.opened(place) as done:
-            arms = done.run_version(version, arm or [], config)
-            done.refresh_leaderboard()
+            version_manifest(place, version)  # Refuses an unknown version before any writing.
+        with GraphRuns.open(place) as graph:
+            arms = graph.run_version(version, arm or [], config)
+            graph.refresh_leaderboard()
         rows = [row for row in leaderboard_rows(place) if row["version"] == version]
         if not as_json:
             print_leaderboard(rows, Console())
             return
-        found = {"version": version, "arms": [one.name for one in arms], "leaderboard": rows}
-        found |= {"runs": done.runs, **done.figures(started)}
-        shared.print_json(found)
+        facts = {"version": version, "arms": [one.name for one in arms], "leaderboard": rows}
+        facts |= {"runs": graph.runs, **graph.figures(started)}
+        shared.print_json(facts)
 
 
 def ui(
@@ -83,14 +85,14 @@ def ui(
 
 
 @contextmanager
-def interruptible(home: Home) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the work inside, which shows a bar on a terminal.
+def end_on_signal(home: Home) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the work inside. On a terminal the work shows a progress bar.
 
-    The work ends in order where it can. Where it does not within some seconds, or at a second
-    signal, the process ends all the same.
+    The work gets some seconds to end in order. After them, or at a second signal, the process ends
+    anyway.
 
     Raises:
-        typer.Exit: a signal came, or someone cancelled the run; the status is 130 or 143.
+        typer.Exit: a signal came, or the user cancelled the run. The status is 130 or 143.
     """
     if sys.stderr.isatty():
         os.environ["DELIFT_PROGRESS_BAR"] = "1"
@@ -99,26 +101,26 @@ def interruptible(home: Home) -> Iterator[None]:
         return
     previous = {sign: signal.signal(sign, signal.default_int_handler) for sign in SIGNALS}
     try:
-        with SignalWatch(before_exit=partial(_record_end, home)) as watch:
+        with SignalWatch(before_exit=partial(_cancel_runs, home)) as watch:
             try:
                 yield
             except BaseException as error:
-                # An interrupt inside a library may come out as an error of that library.
+                # A library may turn an interrupt into an error of its own.
                 if not isinstance(error, KeyboardInterrupt) and watch.received is None:
                     raise
-                # A repeated signal must not break this off. The watch still hears it.
+                # A repeated signal must not stop the clean-up. The watch still receives it.
                 for sign in SIGNALS:
                     signal.signal(sign, lambda *_: None)
-                _record_end(home)
+                _cancel_runs(home)
                 raise typer.Exit(exit_status(watch.wait(seconds=1.0))) from None
     finally:
         for sign, handler in previous.items():
             signal.signal(sign, handler)
 
 
-def _record_end(home: Home) -> None:
-    """Say what happens next, and cancel the runs of this process."""
-    print(NOTE, file=sys.stderr, flush=True)
+def _cancel_runs(home: Home) -> None:
+    """Tell the user what to do next, and cancel the runs of this process."""
+    print(INTERRUPTED_NOTE, file=sys.stderr, flush=True)
     if not (home.dagster / "dagster.yaml").is_file():
         return
     import dagster as dg
@@ -149,29 +151,29 @@ def demo(
     started = time.monotonic()
     place = shared.writable_home(home or Path(DEMO_HOME))
     print(f"the demo writes to {place.root}", file=sys.stderr)
-    with interruptible(place):
-        prepare(place)
+    with end_on_signal(place):
+        prepare_demo(place)
         arms = load_arms(place)
-        with GraphRuns.opened(place) as done:
+        with GraphRuns.open(place) as graph:
             others = [arm.name for arm in arms if arm.stage != "continual"]
-            done.run_version(FIRST_VERSION, others, ONE_THREAD)
+            graph.run_version(FIRST_VERSION, others, ONE_THREAD)
             continual = [arm.name for arm in arms if arm.stage == "continual"]
-            done.run_version(SECOND_VERSION, continual, ONE_THREAD)
-            done.refresh_leaderboard()
-    rows, page, figures = leaderboard_rows(place), place.leaderboard / PAGE, done.figures(started)
-    found = {"leaderboard": rows, "report": str(page), **figures}
+            graph.run_version(SECOND_VERSION, continual, ONE_THREAD)
+            graph.refresh_leaderboard()
+    rows, page, figures = leaderboard_rows(place), place.leaderboard / PAGE, graph.figures(started)
+    facts = {"leaderboard": rows, "report": str(page), **figures}
     if not as_json:
         print_leaderboard(rows, Console())
     text = (
-        f"{done.pairs_scored:,} pairs scored, {done.pairs_reused:,} reused from the store, "
+        f"{graph.pairs_scored:,} pairs scored, {graph.pairs_reused:,} reused from the store, "
         f"{figures['seconds']['total']:.0f} s\nreport: {page}\n"
         f"to look around: delift ui --home {place.root}"
     )
-    shared.print_result(as_json, found, text)
+    shared.print_result(as_json, facts, text)
 
 
-def prepare(home: Home) -> None:
-    """Write the demonstration's files and arms, and store both versions; again changes nothing."""
+def prepare_demo(home: Home) -> None:
+    """Write the demo's files and arms, and store its versions. A second call changes nothing."""
     from delift_pipeline.demo import verify_demo_model
     from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
     from delift_pipeline.records.versions import ingest
@@ -182,9 +184,9 @@ def prepare(home: Home) -> None:
     if not home.arms_file.is_file():
         arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
         write_text(home.arms_file, arms)
-    load_arms(home)  # A faulty file is refused before anything else is written.
+    load_arms(home)  # Refuses a faulty file before anything else is written.
     files = write_demo_files(home.root / "demo_files")
-    store = partial(ingest, home, model=MODEL_DEMO, template=TEMPLATE, dataset="demo")
+    store = partial(ingest, home, model=MODEL_DEMO, template=DEMO_TEMPLATE, dataset="demo")
     targets, first = files.first_target, files.first_heldout
     store(files.first_pool, version=FIRST_VERSION, target=targets, heldout=first)
     second, parents = files.second_heldout, (FIRST_VERSION,)

@@ -1,4 +1,4 @@
-"""`delift ui`: Dagster's webserver and daemon and MLflow's server, on 127.0.0.1, as one."""
+"""`delift ui`: run Dagster's webserver and daemon and MLflow's server together on 127.0.0.1."""
 
 import ctypes
 import os
@@ -15,8 +15,8 @@ from typing import NoReturn
 from filelock import Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from delift_pipeline.cli.graph import close_without_process, prepare_dagster_home, serving_lock
-from delift_pipeline.cli.options import debugging
+from delift_pipeline.cli.graph import close_runs_without_process, prepare_dagster_home, server_lock
+from delift_pipeline.cli.options import is_debugging
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
@@ -24,36 +24,36 @@ from delift_pipeline.core.home import Home
 ADDRESS = "127.0.0.1"
 READY_SECONDS = 120.0
 GRACE_SECONDS = 10.0
-GONE_SECONDS = 2.0
-"""How long the children of a server that ended may take; a parent may not ask for them."""
+KILL_SECONDS = 2.0
+"""How long to wait until the killed children of a server that ended are gone."""
 LOCK_SECONDS = 1.0
-"""How long another program may look whether the home is served."""
+"""How long to wait for another program that only checks whether the home is served."""
 CLOSE_EVERY_SECONDS = 10.0
 MODULE = "delift_pipeline.definitions"
 PR_SET_PDEATHSIG = 1
 DAEMON, MLFLOW = "daemon", "mlflow"
-# The program of this Python's own Dagster, wherever its scripts were installed.
+# Start the daemon of the Dagster that this Python imports, wherever its scripts are installed.
 START_DAEMON = (
     "from importlib.metadata import entry_points; "
     "[one] = entry_points(group='console_scripts', name='dagster-daemon'); one.load()()"
 )
 MOST_ENDS, ENDS_WITHIN_SECONDS = 5, 600.0
-"""A server that ends is started again, but not more often than this all in all."""
+"""A server that ends is started again, unless servers have ended more often than this."""
 
 
-class Stopped(BaseException):
-    """Someone asked the servers to end; no library may take it for an error of its own."""
+class StopRequest(BaseException):
+    """A signal asks the servers to end. It is a BaseException, so no library handles it."""
 
 
 def serve(home: Home, port: int, mlflow_port: int) -> None:
-    """Run the servers until interrupted; one that ends is started again. End them all.
+    """Run the servers until a signal comes, then end them all. A server that ends is restarted.
 
-    Runs that were at work when the servers ended last time, however they ended, are launched again
-    and go on with what they had not finished.
+    Runs that were active when the servers ended last time are launched again. They continue with
+    the work that they had not finished.
 
     Raises:
-        Refused: a port is taken or given to both servers, or the home is served already.
-        DeliftError: a server did not answer in time, or ended again and again.
+        Refused: a port is in use or given to both servers, or the home is served already.
+        DeliftError: a server did not answer in time, or ended too often.
     """
     if port == mlflow_port and not _remote_tracking():
         reason = f"{port} is Dagster's port already: give MLflow another one"
@@ -69,16 +69,16 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
         raise Refused(*faults)
     home.dagster.mkdir(parents=True, exist_ok=True)
     try:
-        with serving_lock(home, LOCK_SECONDS):
-            _prepare(home, port, mlflow_port)
-            _serve_prepared(home, port, mlflow_port)
+        with server_lock(home, LOCK_SECONDS):
+            _prepare_home(home, port, mlflow_port)
+            _run_servers(home, port, mlflow_port)
     except Timeout:
         reason = f"{home.root.name} is served by another `delift ui`: end that one first"
         raise Refused(reason, field="--home") from None
 
 
-def _prepare(home: Home, port: int, mlflow_port: int) -> None:
-    """Databases and partitions exist before several processes open them at once."""
+def _prepare_home(home: Home, port: int, mlflow_port: int) -> None:
+    """Create databases and partitions before several processes open them at the same time."""
     from delift_pipeline.lineage.tracking import Tracker
 
     remote = _remote_tracking()
@@ -87,25 +87,26 @@ def _prepare(home: Home, port: int, mlflow_port: int) -> None:
     else:
         os.environ["DELIFT_MLFLOW_URL"] = f"http://{ADDRESS}:{mlflow_port}"
     os.environ["DELIFT_DAGSTER_URL"] = f"http://{ADDRESS}:{port}"
-    # The servers read which home is theirs.
+    # The servers read these variables to find their home.
     os.environ["DELIFT_HOME"], os.environ["DAGSTER_HOME"] = str(home.root), str(home.dagster)
-    # MLflow's own job workers (model evaluation, labelling) are half a dozen processes nobody uses.
+    # MLflow's job workers (model evaluation, labelling) are several processes that nothing uses.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     set_log_level(home)
-    close_without_process(home)
+    close_runs_without_process(home)
     if not remote:
         Tracker(home)
 
 
 def set_log_level(home: Home) -> None:
-    """Runs print every event of theirs only where `--debug` asks for it.
+    """Set the log level of Dagster, so that runs print all of their events only with `--debug`.
 
-    A home made by an older version has no level yet. Any other level was set by hand and stays.
+    A home of an older release has no level yet. A level other than INFO and DEBUG is the user's
+    own and stays.
     """
     prepare_dagster_home(home)
     file = home.dagster / "dagster.yaml"
     before = file.read_text("utf-8")
-    level = "DEBUG" if debugging() else "INFO"
+    level = "DEBUG" if is_debugging() else "INFO"
     text = re.sub(r"(?m)^(  python_log_level:) (INFO|DEBUG)$", rf"\1 {level}", before)
     if "python_logs:" not in text:
         text += f"\npython_logs:\n  python_log_level: {level}\n"
@@ -114,13 +115,15 @@ def set_log_level(home: Home) -> None:
 
 
 def _remote_tracking() -> str | None:
-    """The tracking server that runs are logged to; None where the home has its own."""
+    """Return the address of the user's tracking server; None if the home has its own."""
     return os.environ.get("DELIFT_TRACKING_URI") or None
 
 
-def _serve_prepared(home: Home, port: int, mlflow_port: int) -> None:
-    servers = _Servers(home, commands(home, port, mlflow_port))
-    previous = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+def _run_servers(home: Home, port: int, mlflow_port: int) -> None:
+    servers = _Servers(home, server_commands(home, port, mlflow_port))
+    previous = {
+        sign: signal.signal(sign, _raise_stop_request) for sign in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         for name in servers.commands:
             servers.start(name)
@@ -128,9 +131,9 @@ def _serve_prepared(home: Home, port: int, mlflow_port: int) -> None:
         if MLFLOW in servers.commands:
             servers.await_answer(MLFLOW, mlflow_port)
         else:
-            _say(f"{MLFLOW}: {_remote_tracking()}")
+            _print_line(f"{MLFLOW}: {_remote_tracking()}")
         servers.watch()
-    except Stopped:
+    except StopRequest:
         pass
     finally:
         for sign in previous:
@@ -140,18 +143,18 @@ def _serve_prepared(home: Home, port: int, mlflow_port: int) -> None:
             signal.signal(sign, handler)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Stopped
+def _raise_stop_request(_signal: int, _frame: FrameType | None) -> None:
+    raise StopRequest
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
-    """The programs to start, by name; MLflow only where no tracking server is named."""
+def server_commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
+    """Return the command of each server; MLflow only without a tracking server of the user's."""
     python = [sys.executable, "-m"]
-    # Dagster imports from the working directory first, which is the current folder by default.
+    # Dagster imports from its working directory first. Its default is the user's current folder.
     location = ["-m", MODULE, "--working-directory", str(home.dagster)]
     programs = {
         "webserver": [
@@ -170,11 +173,11 @@ def commands(home: Home, port: int, mlflow_port: int) -> dict[str, list[str]]:
     return programs
 
 
-def environment(home: Home) -> dict[str, str]:
-    """The servers' environment: they import nothing from the user's current folder.
+def server_environment(home: Home) -> dict[str, str]:
+    """Return the servers' environment, in which they import nothing from the current folder.
 
-    Dagster takes the first place that Python imports from for the folder of the script, and leaves
-    it out. A folder without modules stands there, so that nothing of PYTHONPATH is left out.
+    Dagster drops the first entry of the import path, because it expects the folder of the script
+    there. So a folder without modules comes first, and all entries of PYTHONPATH remain.
     """
     path = [str(home.dagster), os.environ.get("PYTHONPATH", "")]
     safe = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(part for part in path if part)}
@@ -182,19 +185,19 @@ def environment(home: Home) -> dict[str, str]:
 
 
 class _Servers:
-    """The servers' processes, each in a session of its own to be ended with its children."""
+    """The processes of the servers, each in a session of its own, to end it with its children."""
 
     def __init__(self, home: Home, programs: dict[str, list[str]]) -> None:
         self.home, self.commands = home, programs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
-        """Start a server; on Linux it gets SIGTERM when this process is killed outright."""
+        """Start a server. On Linux it gets SIGTERM if this process is killed."""
         libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
         self._running[name] = subprocess.Popen(
             self.commands[name],
-            env=environment(self.home),
-            # MLflow's web server imports from the folder it is started in, whatever its options.
+            env=server_environment(self.home),
+            # MLflow's web server always imports from the folder that it is started in.
             cwd=self.home.mlflow if name == MLFLOW else None,
             start_new_session=True,
             stdout=sys.stderr,
@@ -202,53 +205,53 @@ class _Servers:
         )
 
     def await_answer(self, name: str, port: int) -> None:
-        """Wait until a port answers, and say where it is."""
+        """Wait until a port answers, and print its address."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
-            self._raise_if_ended()
+            self._check_running()
             try:
                 socket.create_connection((ADDRESS, port), timeout=1).close()
             except OSError:
                 time.sleep(0.2)
             else:
-                _say(f"{name}: http://{ADDRESS}:{port}")
+                _print_line(f"{name}: http://{ADDRESS}:{port}")
                 return
         raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
 
     def watch(self) -> NoReturn:
-        """Start again whatever ends, unless it has ended too often."""
+        """Restart each server that ends, unless servers ended too often."""
         ends: list[float] = []
-        closed = time.monotonic()
+        last_close = time.monotonic()
         while True:
-            if time.monotonic() - closed > CLOSE_EVERY_SECONDS:
-                # A `delift run` on this home may have been killed: runs would wait for its slot.
-                with suppress(SQLAlchemyError):  # a database that is locked just now
-                    close_without_process(self.home, served=True)
-                closed = time.monotonic()
+            if time.monotonic() - last_close > CLOSE_EVERY_SECONDS:
+                # If a `delift run` on this home was killed, other runs would wait for its place.
+                with suppress(SQLAlchemyError):  # The database may be locked: try again later.
+                    close_runs_without_process(self.home, served=True)
+                last_close = time.monotonic()
             for name in [name for name, one in self._running.items() if one.poll() is not None]:
-                # Its children would go on working at the same time as those of the new one.
-                deadline = time.monotonic() + GONE_SECONDS
+                # Kill its children, which would work at the same time as those of the new server.
+                deadline = time.monotonic() + KILL_SECONDS
                 self._signal(name, signal.SIGKILL)
                 while not self._signal(name, 0) and time.monotonic() < deadline:
                     time.sleep(0.05)
                 try:
                     if name == DAEMON:
-                        close_without_process(self.home)
-                except SQLAlchemyError:  # a database that is locked just now: try again
+                        close_runs_without_process(self.home)
+                except SQLAlchemyError:  # The database may be locked: try again.
                     continue
                 now = time.monotonic()
                 ends = [end for end in ends if now - end < ENDS_WITHIN_SECONDS] + [now]
                 if len(ends) > MOST_ENDS:
-                    self._raise_if_ended()
-                _say(f"the {name} server ended and is started again")
+                    self._check_running()
+                _print_line(f"the {name} server ended and is started again")
                 self.start(name)
             time.sleep(0.5)
 
     def end(self) -> None:
-        """End each server with its children: first asked, then killed.
+        """End each server with its children: first by SIGTERM, then by SIGKILL.
 
-        The daemon's children are the runs. They are killed at once: a run that is asked to end
-        counts as failed, one that is killed is launched again when the home is next served.
+        The daemon and its children, the runs, are killed at once. A run that gets SIGTERM counts as
+        failed; a killed run is launched again when the home is served the next time.
         """
         for name in self._running:
             self._signal(name, signal.SIGKILL if name == DAEMON else signal.SIGTERM)
@@ -260,13 +263,14 @@ class _Servers:
             self._signal(name, signal.SIGKILL)
             server.wait()
 
-    def _raise_if_ended(self) -> None:
+    def _check_running(self) -> None:
+        """Raise an error if a server has ended."""
         for name, server in self._running.items():
             if server.poll() is not None:
                 raise DeliftError(f"the {name} server ended with status {server.returncode}")
 
     def _signal(self, name: str, sign: int) -> bool:
-        """Signal the group of a server; whether nothing is left of it."""
+        """Signal the process group of a server. Return whether the group has no process left."""
         try:
             os.killpg(self._running[name].pid, sign)
         except ProcessLookupError:

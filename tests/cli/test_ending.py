@@ -16,7 +16,7 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from assets.outcome import Check, Outcome
-from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.cli.graph import open_instance
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
@@ -77,7 +77,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 
 def hold_the_pool(home: Home, pid: int) -> str:
     """A run of a process that holds the one place in the pool; its id."""
-    with opened_instance(home) as instance:
+    with open_instance(home) as instance:
         run = instance.create_run_for_job(
             defs.resolve_job_def("score_version"), status=dg.DagsterRunStatus.STARTED
         )

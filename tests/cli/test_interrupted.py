@@ -15,7 +15,7 @@ import pytest
 from dagster._core.events import EngineEventData
 from filelock import FileLock
 
-from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.cli.graph import open_instance
 from delift_pipeline.core.home import Home
 from delift_pipeline.definitions import defs
 from delift_pipeline.orchestration import dagster_internals
@@ -28,7 +28,7 @@ from delift_pipeline.orchestration.dagster_internals import (
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with opened_instance(Home.at(tmp_path / "home")) as opened:
+    with open_instance(Home.at(tmp_path / "home")) as opened:
         yield opened
 
 

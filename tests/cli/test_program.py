@@ -80,7 +80,7 @@ def catalog_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException],
         def fail(home: Any, **_: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(operations, "_existing", fail)
+        monkeypatch.setattr(operations, "_open_home", fail)
 
     return arrange
 

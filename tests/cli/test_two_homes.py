@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from delift_pipeline.cli.graph import opened_instance
+from delift_pipeline.cli.graph import open_instance
 from delift_pipeline.core.home import Home
 from delift_pipeline.demo.dataset import DemoFiles
 from delift_pipeline.graph import build_definitions
@@ -68,7 +68,7 @@ def test_an_opened_home_leaves_the_environment_as_it_was(
 ) -> None:
     monkeypatch.setenv("DELIFT_HOME", "another")
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    with opened_instance(Home.at(tmp_path / "home")):
+    with open_instance(Home.at(tmp_path / "home")):
         assert os.environ["DELIFT_HOME"] == str(tmp_path / "home")
         assert os.environ["DAGSTER_HOME"] == str(tmp_path / "home" / "dagster")
     assert os.environ["DELIFT_HOME"] == "another"

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from delift_pipeline.cli import serve
-from delift_pipeline.cli.serve import commands
+from delift_pipeline.cli.serve import server_commands
 from delift_pipeline.core.home import Home
 
 ASSETS = {
@@ -230,10 +230,10 @@ def test_the_servers_keep_what_the_user_has_on_the_path(
 ) -> None:
     home = Home.at(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("/mine", "/other")))
-    found = serve.environment(home)
+    found = serve.server_environment(home)
     assert found["PYTHONPATH"].split(os.pathsep) == [str(home.dagster), "/mine", "/other"]
     monkeypatch.delenv("PYTHONPATH")
-    assert serve.environment(home)["PYTHONPATH"] == str(home.dagster)
+    assert serve.server_environment(home)["PYTHONPATH"] == str(home.dagster)
 
 
 def test_with_a_tracking_server_none_is_started_here(
@@ -241,6 +241,6 @@ def test_with_a_tracking_server_none_is_started_here(
 ) -> None:
     home = Home.at(tmp_path)
     monkeypatch.delenv("DELIFT_TRACKING_URI", raising=False)
-    assert set(commands(home, 3000, 5000)) == {"webserver", "daemon", "mlflow"}
+    assert set(server_commands(home, 3000, 5000)) == {"webserver", "daemon", "mlflow"}
     monkeypatch.setenv("DELIFT_TRACKING_URI", "https://track.example")
-    assert set(commands(home, 3000, 5000)) == {"webserver", "daemon"}
+    assert set(server_commands(home, 3000, 5000)) == {"webserver", "daemon"}

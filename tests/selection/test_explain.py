@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delift_pipeline.cli.lineage import as_text
+from delift_pipeline.cli.lineage import explanation_text
 from delift_pipeline.cli.main import run
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
@@ -105,7 +105,7 @@ def test_trust_that_has_no_ground_says_so() -> None:
         VERSION, ARM, "r", {"text": "a -> b", "source_ids": ["r"]}, False,
         evidence={**lone, "neighbours": []},
     )  # fmt: skip
-    assert as_text(found).endswith("too far to be believed (weight 0.012)")
+    assert explanation_text(found).endswith("too far to be believed (weight 0.012)")
 
 
 def test_a_chosen_record_says_what_it_covers(chosen: Home, capsys) -> None:
