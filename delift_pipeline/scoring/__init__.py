@@ -1,1 +1,1 @@
-"""Teacher-forced log-probabilities of answers, alone and after a demonstration."""
+"""Score answers: their log-probabilities without and after a demonstration."""

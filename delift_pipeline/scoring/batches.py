@@ -1,4 +1,4 @@
-"""Batches of sequences of near lengths, padded; and those of scoring, of targets after prefixes."""
+"""Batches of sequences of similar length, and the batches of targets that engines score."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ from delift_pipeline.prompts.encode import EncodedRecords
 
 
 def length_batches(lengths: np.ndarray, room: Callable[[int], int]) -> Iterator[np.ndarray]:
-    """Places of sequences of near lengths (tokens, int [n]), longest first.
+    """Yield batches of sequences of similar length, longest first, as places in `lengths` [n].
 
-    A function of its arguments alone. `room` says how many sequences of a length fit into a batch;
-    at least one is taken.
+    `room` says how many sequences of a length fit into a batch; a batch has at least one.
     """
     order = np.argsort(-lengths, kind="stable")
     while len(order):
@@ -25,7 +24,7 @@ def length_batches(lengths: np.ndarray, room: Callable[[int], int]) -> Iterator[
 def pad_sequences(
     sequences: Sequence[np.ndarray], padding: int = 0, *, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids padded to one width, and 1 on tokens and 0 on padding; int64 [rows, longest]."""
+    """Pad sequences to one width: token ids and a mask (0 on padding), int64 [rows, longest]."""
     lengths = np.asarray([len(sequence) for sequence in sequences])
     columns = np.arange(lengths.max())
     columns = columns[::-1] if left else columns
@@ -39,15 +38,15 @@ def pad_sequences(
 class Batch:
     """Targets of similar length, padded on the right.
 
-    The last answer token is left out of the input: nothing is predicted after it.
+    The input leaves out the last answer token, because nothing is predicted after it.
 
     Attributes:
         ids: Input ids, int64 [rows, length].
-        positions: Where, in the flattened [rows * length] input, each answer token is predicted.
+        positions: Where in the flattened [rows * length] input each answer token is predicted.
         answers: The true answer tokens, int64 [answer tokens].
-        places: Where each answer token's result belongs in the job's flat result, int64.
-        owners: Which of the jobs in flight each target belongs to, ascending.
-        lengths: Input tokens of each, without padding, int64 [rows].
+        places: Where each answer token's result goes in the flat result of all jobs, int64.
+        owners: Number of the job in flight that each target belongs to, ascending, [rows].
+        lengths: Input tokens of each target, without padding, int64 [rows].
     """
 
     ids: torch.Tensor
@@ -59,20 +58,20 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many targets there are."""
+        """The number of targets."""
         return len(self.lengths)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """The bytes of all arrays."""
         return sum(array.nbytes for array in vars(self).values())
 
 
 class Targets:
-    """Targets of the jobs in flight, job after job, in the order of their results."""
+    """The targets of the jobs in flight, job after job, in the order of their results."""
 
     def __init__(self, records: EncodedRecords, jobs: Sequence[np.ndarray]) -> None:
-        """Take each job's rows in the encoded records."""
+        """Concatenate the jobs' targets; `jobs` has each job's rows in the encoded records."""
         self.records, self.rows = records, np.concatenate(jobs)
         self.owners = np.repeat(np.arange(len(jobs)), [len(job) for job in jobs])
         self.ends = np.cumsum(records.answer_lengths[self.rows])
@@ -85,9 +84,10 @@ class Targets:
     def batch_places(
         self, tokens: int, keys: int | None, longest_prefix: int
     ) -> Iterator[np.ndarray]:
-        """Which targets go into one batch: at most so many tokens, padding included, or one target.
+        """Yield the places of the targets of each batch.
 
-        A batch has at most `keys` tokens, counting the longest prefix once for each target.
+        A batch has at most `tokens` tokens, padding included, and at most `keys` tokens if the
+        longest prefix is counted with every target. It has at least one target.
         """
 
         def room(longest: int) -> int:
@@ -97,7 +97,7 @@ class Targets:
         return length_batches(np.diff(self.records.target_starts)[self.rows] - 1, room)
 
     def make_batch(self, chosen: np.ndarray) -> Batch:
-        """The batch of the targets at the places `chosen`, made without a loop over tokens."""
+        """Make the batch of the targets at the places `chosen`, without a loop over tokens."""
         chosen = chosen[np.argsort(self.owners[chosen], kind="stable")]
         records, rows = self.records, self.rows[chosen]
         starts, prompts = records.target_starts[rows], records.prompt_lengths[rows]
@@ -108,6 +108,7 @@ class Targets:
         inside = columns < lengths[:, None]
         cells = np.where(inside, starts[:, None] + columns, 0)
         ids = np.where(inside, records.target_tokens[cells], 0)
+        # For each answer token: its row in the batch, and its number in the answer.
         row_of = np.repeat(np.arange(len(rows)), answers)
         step = np.arange(answers.sum()) - np.repeat(np.cumsum(answers) - answers, answers)
         positions = row_of * width + (prompts - 1)[row_of] + step
@@ -124,22 +125,25 @@ class Targets:
 
 @dataclass(frozen=True)
 class PackedTargets:
-    """Targets end to end without padding, and how to lay them out in rows.
+    """Targets end to end without padding, and the indices that lay them out in rows.
+
+    Everything but attention works on the packed tokens. Attention needs rows: `spread` copies
+    packed tokens into the cells of rows, and `gather` takes them back.
 
     Attributes:
         ids: Input ids, int64 [tokens].
-        steps: Each token's place in its target, int64 [tokens].
+        steps: Each token's position in its target, int64 [tokens].
         answers: The true answer tokens, int64 [answers].
-        query_tokens: Tokens that predict an answer token, int64 [answers].
-        rows: Targets.
-        spread: Token of every cell of [rows * longest], padding repeats token 0.
-        gather: Cell of every token [tokens].
-        answer_spread: Query token of every cell of [rows * most answers]; padding repeats token 0.
-        answer_gather: Cell of every answer in it [answers].
-        mask: 0 or -inf, [rows, 1, most answers, longest]: what each answer's cell sees.
-        owners: Prefix of each segment, its place among the prefixes of the batch's jobs.
-        segments: Where the tokens of each owner begin, and the end.
-        answer_segments: The same of answers.
+        query_tokens: The tokens that predict an answer token, int64 [answers].
+        rows: The number of targets.
+        spread: The token in every cell of [rows * longest]; padding repeats token 0.
+        gather: The cell of every token, [tokens].
+        answer_spread: Like `spread` for the query tokens alone, [rows * most answers].
+        answer_gather: Like `gather` for the query tokens alone, [answers].
+        mask: 0 or -inf, [rows, 1, most answers, longest]: the tokens that each query token sees.
+        owners: The job of each segment, by its number among the jobs in flight.
+        segments: Where the tokens of each owner begin, and where the last ones end.
+        answer_segments: The same for the answers.
     """
 
     ids: torch.Tensor
@@ -158,13 +162,14 @@ class PackedTargets:
 
 
 def pack(batch: Batch, device: torch.device, dtype: torch.dtype) -> PackedTargets:
-    """Take the padding out of a batch."""
+    """Remove the padding of a batch and send the result to the device."""
     rows, width = batch.ids.shape
     cells = np.flatnonzero(np.arange(width) < batch.lengths[:, None])
     token_of = np.zeros(rows * width, dtype=np.int64)
     token_of[cells] = np.arange(len(cells))
     positions = batch.positions.numpy()
     row_of, column = np.divmod(positions, width)
+    # The query tokens in rows of their own: cells of [rows, most answers].
     counts = np.bincount(row_of, minlength=rows)
     most = int(counts.max())
     back = row_of * most + np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of]

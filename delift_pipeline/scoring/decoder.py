@@ -1,4 +1,4 @@
-"""One causal language model taken apart: body, cache, head, and what it does to its logits."""
+"""The parts of a causal language model (body, cache, head), and the general scoring path."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ class Decoder:
     """The parts of a model that scoring needs.
 
     Attributes:
-        logit_rows: Tokens whose logits are made at a time.
+        logit_rows: For how many tokens logits are computed at a time.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -33,14 +33,14 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where input ids go."""
+        """The device that reads the input ids."""
         return self.model.get_input_embeddings().weight.device  # pyright: ignore
 
     def hidden_states(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
-        """Last hidden states [rows, tokens, width] of ids that follow what is in the cache.
+        """Return the last hidden states [rows, tokens, width] of ids that follow the cache.
 
-        No attention mask is given: rows are padded on the right, so that under the causal mask no
-        real token ever sees padding, and the whole prefix is real.
+        The model gets no attention mask. Rows are padded on the right, so under the causal mask no
+        real token sees padding, and the prefix has no padding at all.
         """
         seen = 0 if cache is None else cache.get_seq_length()
         inputs: dict[str, object] = {"input_ids": ids, "use_cache": cache is not None}
@@ -52,7 +52,10 @@ class Decoder:
         return self.body(**inputs).last_hidden_state
 
     def logprobs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Log p of `tokens` [n] given hidden states [n, width], float32, in chunks of logits."""
+        """Return log p of `tokens` [n] from hidden states [n, width], float32 [n].
+
+        Logits are computed in chunks, because those of all tokens would take too much memory.
+        """
         chunks = []
         for start in range(0, len(tokens), self.logit_rows):
             stop = start + self.logit_rows
@@ -62,7 +65,7 @@ class Decoder:
         return torch.cat(chunks)
 
     def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some models do to their logits after the head."""
+        """Apply the scaling and the cap that some models have after the head."""
         if scale := getattr(self.config, "logit_scale", None):
             logits = logits * scale
         if divisor := getattr(self.config, "logits_scaling", None):
@@ -73,7 +76,7 @@ class Decoder:
 
 
 class CachePath:
-    """The general path: a prefix's cache, expanded for every batch; right for most decoders."""
+    """The general path: the model's own cache of a prefix, expanded for every batch."""
 
     name = "cache"
 
@@ -81,17 +84,17 @@ class CachePath:
         self.decoder = decoder
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch as this path reads it."""
+        """Return the batch unchanged."""
         return batch
 
     def prefill(self, ids: torch.Tensor) -> DynamicCache:
-        """Keys and values of a prefix, ids int64 [tokens]."""
+        """Compute the keys and values of a prefix; `ids` int64 [tokens]."""
         cache = DynamicCache(config=self.decoder.model.config)
         self.decoder.hidden_states(ids[None], cache)
         return cache
 
     def logprobs(self, batch: Batch, prefixes: Sequence[DynamicCache | None]) -> torch.Tensor:
-        """Log p of every answer token of a batch, float32 [answers]; of one prefix."""
+        """Return log p of every answer token of a batch after one prefix, float32 [answers]."""
         (prefix,) = prefixes
         device = self.decoder.device
         shared = None if prefix is None else expand_cache(prefix, batch.rows)
@@ -101,15 +104,15 @@ class CachePath:
 
 
 def is_shareable(cache: DynamicCache) -> bool:
-    """Whether every layer of a filled cache can serve several batches by `expand_cache`."""
+    """Whether `expand_cache` works for every layer of a filled cache."""
     return all(type(layer) in _SHAREABLE for layer in cache.layers)
 
 
 def expand_cache(cache: DynamicCache, rows: int) -> DynamicCache:
-    """A cache of `rows` copies of a prefix, in the same memory.
+    """Return a cache that repeats a prefix for `rows` rows without copying it.
 
-    A forward pass puts new tensors into the layers of the cache it is given and leaves the old
-    tensors alone; fresh layer objects around the prefix's own tensors keep the prefix clean.
+    A forward pass puts new tensors into the layer objects of its cache and does not write into the
+    old tensors. So new layer objects around the same tensors keep the prefix unchanged.
     """
     fresh, layers = copy.copy(cache), list[Any](map(copy.copy, cache.layers))
     fresh.layers = layers

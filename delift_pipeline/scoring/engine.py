@@ -1,4 +1,4 @@
-"""What every scoring engine offers, and the two numbers that are stored for a pair."""
+"""The interface of scoring engines, and the two numbers that are stored for a pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from delift_pipeline.prompts.encode import EncodedRecords
 
 @dataclass(frozen=True)
 class Job:
-    """One prefix and the targets scored after it.
+    """A prefix and the targets to score after it.
 
     Attributes:
-        prefix: What stands before every target, int32 [tokens]: `EncodedRecords.prefix(...)` of no
+        prefix: Tokens before every target, int32 [tokens]: `EncodedRecords.prefix(...)` of no
             demonstration, one or several.
         rows: Rows of the targets in the encoded records, int [targets].
     """
@@ -25,12 +25,12 @@ class Job:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Teacher-forced log-probabilities of one job's answers.
+    """Teacher-forced log-probabilities of the answers of one job.
 
     Attributes:
         logprobs: log p of every true answer token, in nats, float32, target after target.
-        lengths: Answer tokens of each target, int32 [targets].
-        halved: How many batches had to be halved for memory.
+        lengths: How many answer tokens each target has, int32 [targets].
+        halved: How many batches were halved because memory ran out.
     """
 
     logprobs: np.ndarray
@@ -39,22 +39,22 @@ class TokenScores:
 
 
 class Engine(Protocol):
-    """Scores answers after prefixes.
+    """An engine computes log-probabilities of answers after prefixes.
 
-    The result of a job is a function of the job and the engine's options alone, bit for bit. An
-    engine whose settings say `in_flight` above 1 makes batches of that many jobs of a call: there
-    the result is a function of those jobs together.
+    The result of a job depends on the job and the engine's options alone, bit for bit. An engine
+    whose settings say `in_flight` above 1 puts that many jobs of a call into common batches: then
+    the result depends on those jobs together.
     """
 
     name: str
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that decide batches; recorded with the scores."""
+        """The options that decide the batches; they are stored with the scores."""
         ...
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        """Score jobs, one result a job; several at once let an engine fill a large device.
+        """Score jobs and return one result for each; many jobs at once fill a large device.
 
         Raises:
             DeliftError: a single pair does not fit in memory, or the model gives no numbers.
@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 class PairScores(NamedTuple):
-    """Scores of several pairs; of those read from a store, NaN where absent.
+    """The scores of several pairs; a pair that a store does not have is NaN.
 
     Attributes:
         squared_distance: d^2 = ||1 - p||^2 / T, float32 [pairs], in [0, 1].
@@ -75,10 +75,10 @@ class PairScores(NamedTuple):
 
 
 def reduce_scores(scores: TokenScores) -> PairScores:
-    """Distance and summed log-probability of each target.
+    """Reduce token scores to the squared distance and summed log-probability of each target.
 
     The distance is that of DELIFT (arXiv 2411.04425): d = ||1 - p||_2 / sqrt(T) over the T answer
-    tokens. Sums are taken in float64, so that a score does not depend on the length of the job.
+    tokens. Sums are in float64, so a score does not depend on the length of the job.
     """
     logprobs, lengths = scores.logprobs.astype(np.float64), scores.lengths.astype(np.int64)
     if not len(lengths):

@@ -1,4 +1,4 @@
-"""The reference engine, and the choice of an engine after trying that a cache can be shared."""
+"""The reference engine, and the choice of an engine by a short trial on the model."""
 
 import weakref
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 class NaiveEngine:
-    """Scores each pair by itself; slow, and right for every causal language model."""
+    """Scores each pair by a pass of its own: slow, and right for every causal language model."""
 
     name = "naive"
 
     def __init__(self, model: "PreTrainedModel", reason: str | None = None) -> None:
-        """Wrap a model; `reason` says why no faster engine could be taken."""
+        """Wrap a model; `reason` says why no faster engine can be used."""
         self.model, self.reason = model, reason
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine's name, and why it was taken where it was not asked for."""
+        """The engine's name, and why it is used if the options name another one."""
         return {"engine": self.name, **({"why_not_shared": self.reason} if self.reason else {})}
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        """Score jobs, pair by pair."""
+        """Score jobs, one pair at a time."""
         results = []
         for job in jobs:
             texts = ((records.prompt(row), records.answer(row)) for row in job.rows.tolist())
@@ -49,7 +49,7 @@ class NaiveEngine:
 def answer_logprobs(
     model: "PreTrainedModel", prefix: np.ndarray, prompt: np.ndarray, answer: np.ndarray
 ) -> np.ndarray:
-    """Log-probability of each answer token after prefix and prompt, float32 [answer tokens]."""
+    """Return the log-probability of each answer token, float32 [answer tokens]."""
     ids = torch.from_numpy(np.concatenate([prefix, prompt, answer]).astype(np.int64))
     device = model.get_input_embeddings().weight.device  # pyright: ignore
     logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0].float()  # pyright: ignore
@@ -64,10 +64,10 @@ _vllm_engines: dict[int, VllmEngine] = {}
 
 
 def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engine:
-    """The engine the options ask for, or the naive one where a shared prefix would be wrong.
+    """Return the engine that the options name, or the naive one if sharing a prefix would be wrong.
 
-    A short trial compares the two: a model with a kind of cache, position or head that the shared
-    path does not know is detected here and never scored wrongly.
+    A short trial compares the two. So a model whose cache, positions or head the fast path does not
+    support is detected here and never scored wrongly.
 
     Raises:
         Refused: not even one pair fits the memory limit.
@@ -76,15 +76,15 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     if options.engine == "naive":
         return NaiveEngine(model)
     if options.engine == "vllm":
-        # vLLM reserves its memory when it starts: the baseline and the pairs share one engine. It
-        # is closed when the model is no longer used.
+        # vLLM reserves its memory when it starts, so the baseline and the pairs share one engine.
+        # It is closed when the model is no longer used.
         key = id(loaded)
         if key not in _vllm_engines:
             _vllm_engines[key] = VllmEngine(loaded.folder, options, window)
             weakref.finalize(loaded, lambda: _vllm_engines.pop(key).close())
         return _vllm_engines[key]
     reason = "its weights are quantised" if getattr(model, "is_quantized", False) else None
-    # Layer by layer, else by the model's own cache.
+    # The first try runs layer by layer, the second with the model's own cache.
     for _ in range(2):
         engine = TransformersEngine(
             model,
@@ -107,8 +107,8 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
 def reason_against_sharing(
     engine: TransformersEngine, model: "PreTrainedModel", window: int
 ) -> str | None:
-    """Why a prefix's cache cannot serve several targets, or None where it can."""
-    # A sequence within the window can be long enough to change its rotary positions.
+    """Return why several targets cannot share a prefix's cache, or None if they can."""
+    # Some rotary embeddings change once a sequence is longer than the model was trained on.
     config: Any = engine.decoder.config
     rope = getattr(config, "rope_parameters", None) or {}
     own = getattr(config, "original_max_position_embeddings", None) or 0
@@ -119,7 +119,7 @@ def reason_against_sharing(
     records = _trial_records(int(engine.decoder.config.vocab_size))
     job = Job(records.prefix(0), np.asarray([1, 2]))
     try:
-        # Twice, because a cache that a pass has changed gives itself away the second time.
+        # The job runs twice: if a pass has changed the shared cache, the second result is wrong.
         with torch.inference_mode():
             cache = engine.prefill(job.prefix)
         if isinstance(engine.path, CachePath) and (cache is None or not is_shareable(cache)):
@@ -135,7 +135,7 @@ def reason_against_sharing(
 
 
 def _trial_records(vocabulary: int) -> EncodedRecords:
-    """Three made-up records of 13, 9 and 6 tokens."""
+    """Return three artificial records of 13, 9 and 6 tokens."""
     ids = (np.arange(28) * 7919 % max(vocabulary - 8, 1) + 4).astype(np.int32)
     starts = np.asarray([0, 13, 22, 28], dtype=np.int64)
     return EncodedRecords(

@@ -1,6 +1,7 @@
-"""What scores depend on, as one digest; two runs share scores only where it is equal.
+"""The fingerprint: a digest of everything that scores depend on.
 
-Nothing here loads torch: a pipeline asks for the fingerprint long before it needs the model.
+Two runs share scores only if their fingerprints are equal. This module does not load torch, because
+the pipeline needs the fingerprint long before it needs the model.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ from delift_pipeline.scoring.model_files import (
 from delift_pipeline.scoring.options import ModelOptions
 
 SCORING_VERSION = 1
-"""Counted up when the meaning of a stored score changes."""
+"""Raise this number when the meaning of a stored score changes."""
 
 TOKENIZER_FILES = (*TOKENIZER_JSON, "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-# These change when a model is saved again and mean nothing for its scores.
+# These change when a model is saved again and have no effect on its scores.
 _IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _known_digests: dict[tuple[str, int, int], str] = {}
@@ -33,22 +34,22 @@ _known_digests: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The digest (32 hexadecimal characters) and what it covers."""
+    """The digest (32 hexadecimal characters) and the parts that it covers."""
 
     digest: str
     parts: dict[str, Any]
 
 
 def fingerprint_of(options: ModelOptions) -> Fingerprint:
-    """The fingerprint of scores made with these options.
+    """Return the fingerprint of scores with these options.
 
-    It covers the bytes of weights and tokenizer, the model's config, the prompt template (the
-    model's own chat template where that is used), the length caps, the number format of weights
-    and activations and the definition of a score; not the path, the device, the
-    engine or the batch size, which leave scores within the stated bounds.
+    It covers the bytes of weights and tokenizer, the model's config, the prompt template (and the
+    model's own chat template if that is used), the length limits, the number format and the
+    definition of a score. It does not cover the path, the device, the engine or the batch size:
+    they change scores only by rounding.
 
     Raises:
-        Refused: the model or the template cannot be used; the reason is given.
+        Refused: the model or the template cannot be used; the message says why.
     """
     folder = model_folder(options)
     config, template = read_config(folder), load_template(options.template)
@@ -73,9 +74,9 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; computed once per process and state of the file.
+    """Return the SHA-256 of a file's bytes; each state of a file is read once per process.
 
-    The hub's cache names large files by their SHA-256, which spares reading them.
+    The hub's cache names large files by their SHA-256, so those are not read at all.
     """
     real = path.resolve()
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):

@@ -1,11 +1,11 @@
-"""The fast path: the layers of a rotary decoder one by one, with nothing computed that is not read.
+"""The fast path: run the layers of a rotary decoder one by one and compute only what is read.
 
-Against a plain pass over prefix and target, all exact up to rounding:
-- the prefix's keys and values are computed once and never copied for the rows (`attend`);
-- padding exists only where tokens look at each other;
-- what the first layer's projections make of a target does not depend on the prefix and is kept;
-- the last layer runs at the positions that predict an answer token; of a prefix it only makes keys
-  and values.
+It saves work compared with a plain pass over prefix and target, and is exact up to rounding:
+- a prefix's keys and values are computed once and are not copied for each target (`attend`);
+- only attention works on padded rows;
+- a target's queries, keys and values in the first layer do not depend on the prefix and are reused;
+- the last layer runs only at the positions that predict an answer token, and computes only keys and
+  values of a prefix.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ _aten = torch.ops.aten
 
 
 class Attention(NamedTuple):
-    """Attention over some of the keys.
+    """The result of attention over a part of the keys.
 
     Attributes:
-        out: [batch, heads, queries, width].
-        lse: Log-sum-exp of the scores, float32 [batch, heads, queries].
+        out: The weighted values, [batch, heads, queries, width].
+        lse: The log-sum-exp of the scores, float32 [batch, heads, queries].
     """
 
     out: torch.Tensor
@@ -42,10 +42,10 @@ def attend(
     causal: bool = False,
     mask: torch.Tensor | None = None,
 ) -> Attention:
-    """Attention with its log-sum-exp, by the fastest kernel of the device.
+    """Compute attention and its log-sum-exp by the fastest kernel of the device.
 
-    Query, key and value are [batch, heads, tokens, width]. Causal: query t sees keys 0..t only.
-    Else `mask` is added to the scores, broadcastable to [batch, heads, queries, keys].
+    Query, key and value are [batch, heads, tokens, width]. With `causal`, query t sees keys 0..t
+    only; else `mask` is added to the scores: it broadcasts to [batch, heads, queries, keys].
     """
     if query.device.type == "cpu":
         kernel = _aten._scaled_dot_product_flash_attention_for_cpu
@@ -89,13 +89,13 @@ PrefixCache = list[tuple[torch.Tensor, torch.Tensor]]
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values of tokens, [tokens, heads, width] each."""
 Angles = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines by which tokens' positions turn their heads, [tokens, 1, turned width]."""
+"""Cosines and sines of the rotary embedding, [tokens, 1, rotated width] each."""
 
 
 def reason_against_layers(decoder: Decoder, window: int | None) -> str | None:
-    """Why a model's layers cannot be run one by one here, or None where they can.
+    """Return why a model's layers cannot be run one by one here, or None if they can.
 
-    `window` is the most tokens in a sequence; None where that is not known.
+    `window` is the most tokens in a sequence, or None if that is not known.
     """
     if len(set((getattr(decoder.model, "hf_device_map", None) or {}).values())) > 1:
         return "it lies on several devices"
@@ -109,7 +109,10 @@ def reason_against_layers(decoder: Decoder, window: int | None) -> str | None:
 
 
 class TargetAttention(NamedTuple):
-    """Queries [queries, heads, width], and their attention to their own targets (`Attention`)."""
+    """Queries, [queries, heads, width], and their attention to the tokens of their own target.
+
+    `out` and `lse` are those of `Attention`, but [queries, heads, ...].
+    """
 
     query: torch.Tensor
     out: torch.Tensor
@@ -118,11 +121,11 @@ class TargetAttention(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A batch with what does not depend on its prefixes.
+    """A batch with everything that does not depend on its prefixes.
 
     Attributes:
         hidden: Embeddings of the targets, [tokens, model width].
-        heads: The first layer's, not turned.
+        heads: Queries, keys and values of the first layer, before rotation.
     """
 
     targets: PackedTargets
@@ -131,7 +134,7 @@ class PreparedBatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of all tensors."""
         parts = chain(vars(self.targets).values(), self.heads, [self.hidden])
         return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
@@ -142,7 +145,7 @@ class LayerPath:
     name = "layers"
 
     def __init__(self, decoder: Decoder) -> None:
-        """Take the layers of a model for which `reason_against_layers` has nothing to say."""
+        """Take the layers of a model for which `reason_against_layers` returns None."""
         self.decoder, self.body = decoder, decoder.body
         self.layers: list[Any] = list(self.body.layers)  # pyright: ignore
         attention = self.layers[0].self_attn
@@ -150,14 +153,14 @@ class LayerPath:
         self.groups, self.scale = int(attention.num_key_value_groups), float(attention.scaling)
 
     def prepare(self, batch: Batch) -> PreparedBatch:
-        """A batch as this path reads it."""
+        """Pack a batch, and compute what does not depend on its prefixes."""
         targets = pack(batch, self.decoder.device, self.decoder.model.dtype)
         hidden: torch.Tensor = self.body.embed_tokens(targets.ids)  # pyright: ignore
         queries = targets.query_tokens if len(self.layers) == 1 else None
         return PreparedBatch(targets, hidden, self._heads(self.layers[0], hidden, queries))
 
     def prefill(self, ids: torch.Tensor) -> PrefixCache:
-        """Keys and values of a prefix, ids int64 [tokens]."""
+        """Compute the keys and values of a prefix in every layer; `ids` int64 [tokens]."""
         hidden: torch.Tensor = self.body.embed_tokens(ids)  # pyright: ignore
         angles = self._angles(torch.arange(len(ids), device=ids.device), hidden)
         cache: PrefixCache = []
@@ -166,6 +169,7 @@ class LayerPath:
             heads = (_rotate(query, angles), _rotate(key, angles), value)
             query, key, value = (part.transpose(0, 1).contiguous() for part in heads)
             cache.append((key, value))
+            # Nothing reads the output of the last layer.
             if len(cache) < len(self.layers):
                 keys = (self._repeat_heads(part)[None] for part in (key, value))
                 part = attend(query[None], *keys, scale=self.scale, causal=True)
@@ -175,9 +179,10 @@ class LayerPath:
     def logprobs(
         self, batch: PreparedBatch, prefixes: Sequence[PrefixCache | None]
     ) -> torch.Tensor:
-        """Log p of every answer token of a batch, float32 [answers]; prefixes by owner."""
+        """Return log p of every answer token, float32 [answers]; each job has a prefix or None."""
         targets, hidden = batch.targets, batch.hidden
         before = [prefixes[owner] for owner in targets.owners]
+        # A target's positions begin where its prefix ends.
         shifts = torch.tensor([prefix[0][0].shape[1] if prefix else 0 for prefix in before])
         shift = shifts.repeat_interleave(torch.tensor(targets.segments).diff()).to(hidden.device)
         angles = self._angles(targets.steps + shift, hidden)
@@ -193,7 +198,7 @@ class LayerPath:
         return self.decoder.logprobs(self.body.norm(hidden), targets.answers)  # pyright: ignore
 
     def _angles(self, positions: torch.Tensor, like: torch.Tensor) -> Angles:
-        """The angles of positions; the lower half of a head turns by minus the sine."""
+        """Return cosines and sines of positions; the lower half of the sines is negated."""
         cos, sin = self.body.rotary_emb(like[None], position_ids=positions[None])  # pyright: ignore
         low, high = sin[0].chunk(2, dim=-1)
         return cos[0][:, None], torch.cat([-low, high], dim=-1)[:, None]
@@ -201,9 +206,9 @@ class LayerPath:
     def _heads(
         self, layer: Any, hidden: torch.Tensor, query_tokens: torch.Tensor | None = None
     ) -> Heads:
-        """Queries, keys and values of tokens, [tokens, heads, width], not turned.
+        """Compute queries, keys and values of tokens, [tokens, heads, width], before rotation.
 
-        Queries are made of the tokens `query_tokens` only, where that is given.
+        With `query_tokens` only those tokens get queries.
         """
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         if hasattr(attention, "qkv_proj"):
@@ -222,13 +227,14 @@ class LayerPath:
     def _attend_targets(
         self, heads: Heads, angles: Angles, targets: PackedTargets, *, answers_only: bool
     ) -> TargetAttention:
-        """Attention of targets to themselves; with `answers_only` of their query tokens alone."""
+        """Compute each target's attention to itself; with `answers_only` of query tokens alone."""
         cos, sin = angles
         cells, back, mask = targets.spread, targets.gather, None
         if answers_only:
             cells, back, mask = targets.answer_spread, targets.answer_gather, targets.mask
             cos, sin = cos[targets.query_tokens], sin[targets.query_tokens]
         rotated = _rotate(heads[0], (cos, sin))
+        # From packed tokens to rows: [tokens, heads, width] -> [rows, heads, longest, width].
         query, key, value = (
             part.index_select(0, places).unflatten(0, (targets.rows, -1)).transpose(1, 2)
             for part, places in (
@@ -248,11 +254,11 @@ class LayerPath:
         keys: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
         bounds: Sequence[int],
     ) -> torch.Tensor:
-        """Attention to prefixes and to the own target together, [queries, heads, width].
+        """Merge attention to targets with attention to prefixes, [queries, heads, width].
 
-        Each segment of queries, between two of the `bounds`, has the keys of its prefix or None.
-        The two parts become one by their log-sum-exp, which is exact (arXiv 2402.05099). So many
-        rows share one copy of a prefix: its part is one product of all their queries with its keys.
+        Each segment of queries, between two of the `bounds`, has the keys of its prefix, or None.
+        The two parts are merged by their log-sum-exp, which is exact (arXiv 2402.05099). So all
+        queries of a segment share one copy of the prefix in one matrix product.
         """
         parts = []
         for (start, stop), prefix in zip(pairwise(bounds), keys, strict=True):
@@ -267,12 +273,12 @@ class LayerPath:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _repeat_heads(self, part: torch.Tensor) -> torch.Tensor:
-        """Every key head [..., heads, tokens, width] once for each query head that reads it."""
+        """Repeat key heads [..., heads, tokens, width] once for each query head that reads them."""
         return part if self.groups == 1 else part.repeat_interleave(self.groups, dim=-3)
 
 
 def _rotate(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """Heads turned by their positions, in as much of their width as positions turn."""
+    """Apply the rotary embedding to heads, [tokens, heads, width]; the rest of the width stays."""
     cos, sin = angles
     part, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
     low, high = part.chunk(2, dim=-1)
@@ -281,10 +287,10 @@ def _rotate(heads: torch.Tensor, angles: Angles) -> torch.Tensor:
 
 
 def _finish_layer(layer: Any, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """What a layer does after attention, [tokens, model width]."""
+    """Compute the rest of a layer after attention, [tokens, model width]."""
     hidden = layer.self_attn.o_proj(attended.flatten(1)).add_(hidden)
     mlp, normed = layer.mlp, layer.post_attention_layernorm(hidden)
-    # The gated feed-forward block, with one array less than the model's own makes.
+    # The gated MLP in place: one array less than the model's own code allocates.
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
         activated = mlp.activation_fn(gate).mul_(up)

@@ -1,4 +1,7 @@
-"""Load a language model to score with: safetensors only, no remote code unless asked for."""
+"""Load a language model to score with. It is read from safetensors files only.
+
+Code that comes with a model runs only with `trust_remote_code`.
+"""
 
 import importlib.util
 from collections.abc import Iterator
@@ -32,10 +35,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """No progress bars and no tables of missing weights by transformers inside.
-
-    They would break our own output and `--json`.
-    """
+    """Hide progress bars and tables of transformers, which would break our output and `--json`."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -50,10 +50,10 @@ def silence_transformers() -> Iterator[None]:
 
 
 def refuse_without_bitsandbytes(feature: str, instead: str, field: str) -> None:
-    """Say how to install bitsandbytes where it is missing, and what (`instead`) does without.
+    """Refuse a feature where bitsandbytes is missing; `instead` says what works without it.
 
     Raises:
-        Refused: it is missing.
+        Refused: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         why = f"{feature} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
@@ -61,9 +61,9 @@ def refuse_without_bitsandbytes(feature: str, instead: str, field: str) -> None:
 
 
 def quantisation_config(load_in: str, dtype: "torch.dtype") -> Any:
-    """How linear weights are loaded in `4bit` (nf4, doubly quantised) or `8bit` (LLM.int8).
+    """Return how bitsandbytes loads linear weights in `4bit` (nf4, quantised twice) or `8bit`.
 
-    Both by bitsandbytes (Dettmers et al., arXiv 2305.14314 and 2208.07339).
+    Sources: Dettmers et al., arXiv 2305.14314 (nf4) and 2208.07339 (LLM.int8).
     """
     from transformers import BitsAndBytesConfig
 
@@ -78,14 +78,16 @@ def quantisation_config(load_in: str, dtype: "torch.dtype") -> Any:
 
 
 LONGEST_REASON = 300
-"""Characters of a library's own words in a message."""
+"""The most characters of a library's error that our message repeats."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to score: in evaluation mode, on its device, without gradients.
+    """A model that is ready to score: in evaluation mode, on its device, without gradients.
 
-    The fingerprint is that of every score it makes; its files lie in `folder`.
+    Attributes:
+        fingerprint: The fingerprint of every score that the model gives.
+        folder: The folder with the model's files.
     """
 
     model: "PreTrainedModel"
@@ -97,15 +99,17 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the input ids go."""
+        """The device that reads the input ids."""
         return self.model.get_input_embeddings().weight.device  # pyright: ignore
 
 
 def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedModel:
-    """Load a model, its tokenizer and its prompt template; of the weights perhaps the shape alone.
+    """Load a model, its tokenizer and its prompt template.
+
+    With `shape_only` the model has the right shape and no weights.
 
     Raises:
-        Refused: the model cannot be used, and why.
+        Refused: the model cannot be used; the message says why.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -113,7 +117,7 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     encoder = load_encoder(options)
     model = (_load_shape if shape_only else _load_weights)(folder, options)
     rows = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
-    # A marker beyond the model's rows does no harm where no prompt can hold it.
+    # A special token beyond the model's rows does no harm if no prompt can contain it.
     unused = encoder.plain.special_ids - encoder.special_ids
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
@@ -126,12 +130,12 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
 
 
 def load_scorer(options: ModelOptions) -> LoadedModel:
-    """Load a model to score with; for engine vllm its shape alone.
+    """Load a model to score with; for engine vllm without weights.
 
-    vLLM loads the weights itself, and a second copy of a large model would not fit beside it.
+    vLLM loads the weights itself, and a second copy of a large model would not fit in memory.
 
     Raises:
-        Refused: the model cannot be used, and why; or vLLM is asked for and not installed.
+        Refused: the model cannot be used, or vLLM is not installed and the options name it.
     """
     if options.engine == "vllm":
         refuse_without_vllm()
@@ -139,10 +143,10 @@ def load_scorer(options: ModelOptions) -> LoadedModel:
 
 
 def load_encoder(options: ModelOptions) -> Encoder:
-    """The encoder alone, without the weights.
+    """Load what turns records into tokens, without the model's weights.
 
     Raises:
-        Refused: the model, its tokenizer or the template cannot be used, and why.
+        Refused: the model, its tokenizer or the template cannot be used; the message says why.
     """
     folder = model_folder(options)
     tokenizer = load_tokenizer(folder, options)
@@ -154,7 +158,7 @@ def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerB
     """Load a tokenizer from a model's folder.
 
     Raises:
-        Refused: there is none, or it cannot be read.
+        Refused: the folder has no tokenizer that can be read.
     """
     from transformers import AutoTokenizer
 
@@ -165,10 +169,10 @@ def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerB
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU.
+    """Return a device by its name; `auto` is the first GPU if there is one, else the CPU.
 
     Raises:
-        Refused: a GPU is asked for and there is none.
+        Refused: the name is that of a GPU and there is none.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -197,14 +201,14 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
                 output_loading_info=True,
                 **placement,
             )  # pyright: ignore
-        # Weights that are missing get random numbers and a warning: scores would mean nothing.
+        # transformers fills missing weights with random numbers: scores would mean nothing.
         if absent := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
             raise Refused(
                 f"{options.model}: {len(absent)} weights are missing or have the wrong shape "
                 f"(first: {absent[0]}); the files are incomplete or not a causal language model",
                 field="model",
             )
-        # Where a map or a quantiser has placed the weights they stay.
+        # A device map or a quantiser has already placed the weights; they must not be moved.
         model = model if placement else model.to(device)
         model = model.eval().requires_grad_(False)
         if options.load_in:
@@ -224,12 +228,12 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
 
 @contextmanager
 def refuse_if_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
-    """Turn whatever the libraries raise while they load into one sentence.
+    """Turn any error that the libraries raise while they load into a refusal in one sentence.
 
     They raise many kinds of error for the same cause: files that do not fit together.
 
     Raises:
-        Refused: it could not be loaded; a lack of memory is passed on.
+        Refused: loading failed for another reason than a lack of memory.
     """
     try:
         yield
@@ -245,7 +249,7 @@ def refuse_if_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
 
 
 def _explain_loading_error(error: Exception) -> str:
-    """The error in one line, with what to do where that is known."""
+    """Return the error in one line, with what to do if that is known."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
         return "it comes with code of its own; give --trust-remote-code if you trust its author"
@@ -253,7 +257,7 @@ def _explain_loading_error(error: Exception) -> str:
 
 
 def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
-    """Try one token: some layers load in few bits and cannot be multiplied on a device."""
+    """Try one token: some layers load in few bits but cannot compute on the device."""
     device: Any = model.get_input_embeddings().weight.device
     try:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Where a model's files lie, and what is wrong with them before anything is loaded."""
+"""Find a model's files and check them before anything is loaded."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BYTES = 4.127 / 8
-"""Of a weight in nf4, doubly quantised (Dettmers et al., arXiv 2305.14314); not of embeddings."""
+"""Bytes of a linear weight in nf4, quantised twice (Dettmers et al., arXiv 2305.14314)."""
 INT8_BYTES = 1.0
 
 
 def stored_parameters(files: Iterable[Path]) -> int:
-    """Numbers in safetensors files, read from their headers alone."""
+    """Count the parameters in safetensors files; only their headers are read."""
     total = 0
     for path in files:
         with path.open("rb") as handle:
@@ -53,13 +53,13 @@ _GGUF = (
 
 
 def check_model_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that holds no whole model of safetensors weights with a tokenizer.
+    """Refuse a folder without a complete model: safetensors weights, config and tokenizer.
 
-    What was examined once is not examined again until a file of the folder changes. `name` is what
-    the user calls it.
+    A folder is examined again only after one of its files has changed. `name` is what the user
+    calls it.
 
     Raises:
-        Refused: the sentence says what the folder is and what to do.
+        Refused: the folder has no complete model; the message says what it is and what to do.
     """
     try:
         files = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
@@ -85,12 +85,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class _BrokenFile(Exception):
-    """A file of a model that is not whole, and how."""
+    """A file of a model is damaged or missing."""
 
 
 @lru_cache(maxsize=16)
 def _find_fault(folder: Path, state: tuple[Any, ...]) -> str | None:
-    """What is wrong with a folder; `state` makes the cache forget one that has changed."""
+    """Return what is wrong with a folder, or None; a new `state` makes the cache look again."""
     files = [folder / one for one, _, _ in state]
     pointers = [path for path in files if path.suffix in _MODEL_SUFFIXES and _is_pointer(path)]
     if pointers:
@@ -155,7 +155,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    """Compare a safetensors file's size with what its header says."""
+    """Compare a safetensors file's size with the size that follows from its header."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -178,7 +178,7 @@ def _refusal(name: str, reason: str) -> Refused:
 
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
-"""The packaged model, for which `demo` stands: weights, configuration, tokenizer."""
+"""The folder of the model that comes with the package; users call it `demo`."""
 LARGEST_DEFAULT_WINDOW = 2048
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
@@ -188,10 +188,10 @@ _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
 
 
 def model_folder(options: ModelOptions) -> Path:
-    """The folder with the model's files, fetched from the hub where it has to be.
+    """Return the folder with the model's files; a hub model is downloaded if it is not here yet.
 
     Raises:
-        Refused: there is no such folder or hub model, or it holds no whole model.
+        Refused: there is no such folder or hub model, or the model is not complete.
     """
     local = DEMO_MODEL if options.model == MODEL_DEMO else Path(options.model).expanduser()
     if local.is_file():
@@ -206,14 +206,14 @@ def check_local_model(options: ModelOptions) -> None:
     """Refuse a local model that cannot be loaded; a hub id is not looked up.
 
     Raises:
-        Refused: there is no such folder, or it holds no whole model.
+        Refused: there is no such folder, or its model is not complete.
     """
     if not _is_hub_id(options.model):
         model_folder(options)
 
 
 def _is_hub_id(model: str) -> bool:
-    """Whether the name can only be that of a model on the hub."""
+    """Whether the name is a hub id and not a local path or `demo`."""
     here = model == MODEL_DEMO or Path(model).expanduser().exists()
     return not here and bool(_HUB_ID.fullmatch(model)) and ".." not in model
 
@@ -234,15 +234,15 @@ def _download(options: ModelOptions) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config as data."""
+    """Read a model's `config.json`."""
     return json.loads((folder / "config.json").read_text("utf-8"))
 
 
 def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
-    """Most tokens in one sequence; by default the model's limit, at most `LARGEST_DEFAULT_WINDOW`.
+    """Return the window: by default the model's limit, at most `LARGEST_DEFAULT_WINDOW`.
 
     Raises:
-        Refused: the window asked for is larger than the model's limit.
+        Refused: the options' window is larger than the model's limit.
     """
     text = config.get("text_config") or {}
     known = [part[name] for part in (config, text) for name in _LIMITS if part.get(name)]

@@ -1,4 +1,4 @@
-"""Nearest rows of a sparse matrix by an inverted index, compiled; imported for many texts."""
+"""Find nearest rows of a sparse matrix by an inverted index, with compiled code."""
 
 import os
 from collections.abc import Callable
@@ -10,16 +10,16 @@ import numpy as np
 from delift_pipeline.core.compiling import compile_function
 
 THREADS = 8
-"""At most; each holds a number for every record."""
+"""The most threads; each needs memory for one number per record."""
 SCALE = 1e6
-"""Cosines are compared in six decimals."""
+"""Cosines are compared after rounding to six decimals."""
 ROWS = 512
-"""Rows that a thread searches at a time."""
+"""How many rows a thread searches at a time."""
 
 
 @compile_function
 def _nearest(rows, by_word, indices, cosine, start, end):
-    """Fill rows start to end: walk the texts of each word, then keep the best in row order."""
+    """Fill rows start to end: add up the texts of each word, then keep the m best in row order."""
     word_of, words, values = rows
     text_of, texts, shares = by_word
     count, m = len(indices), indices.shape[1]
@@ -33,7 +33,7 @@ def _nearest(rows, by_word, indices, cosine, start, end):
         score[row] = 0.0
         best, columns = cosine[row], indices[row]
         for j in range(count):
-            # Half a decimal more than the least kept may still round to less.
+            # Scores that cannot exceed the smallest of the m best after rounding are skipped.
             if score[j] <= best[m - 1] - 1.0 / SCALE:
                 continue
             near = np.float32(min(np.round(score[j] * SCALE) / SCALE, 1.0))
@@ -49,13 +49,13 @@ def _nearest(rows, by_word, indices, cosine, start, end):
 def nearest_by_words(
     embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The m rows of greatest cosine with each row, ties by row number.
+    """Find the m rows with the greatest cosine to each row; ties go by row number.
 
-    Sums are made in float64, row by row, so that they depend on no block or thread. The embeddings
-    are a CSR matrix [n, d] with rows of length 1 or 0 and values at least 0.
+    Sums are in float64, row by row, so they do not depend on the number of threads. The embeddings
+    are a CSR matrix [n, d] with rows of length 1 or 0 and values of at least 0.
 
-    Returns int32 [n, m] rows, -1 where there are no more with a positive cosine; float32 [n, m]
-    cosines in six decimals, 0 there.
+    Returns the rows, int32 [n, m], -1 if no more have a positive cosine; and their cosines, float32
+    [n, m], rounded to six decimals, 0 for the same places.
     """
     n = embeddings.shape[0]
     indices, cosine = np.full((n, m), -1, np.int32), np.zeros((n, m), np.float32)

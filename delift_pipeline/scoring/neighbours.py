@@ -1,4 +1,4 @@
-"""Embeddings of prompts, by models from safetensors only, and their exact nearest neighbours."""
+"""Embed prompts and find their exact nearest neighbours; models are read from safetensors only."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
     """Load a sentence-transformers model: `minilm` (`embed`), a folder or a hub id.
 
     Raises:
-        Refused: it cannot be loaded, or has no safetensors weights.
+        Refused: the model cannot be loaded, or has no safetensors weights.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -37,11 +37,11 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
         raise Refused(reason, field="embedder") from error
 
 
-# Cosines are compared after rounding, so that a tie is a tie whatever order the products were
-# summed in; six decimals are the last that float32 embeddings carry.
+# Cosines are rounded before they are compared, so a tie does not depend on the order of the sum.
+# float32 embeddings are exact to about six decimals.
 COSINE_DECIMALS = 6
 _CHUNK_MIB = 128
-# Texts from which loading compiled code pays.
+# For fewer texts, loading the compiled code takes longer than it saves.
 _COMPILED_FROM = 4_000
 
 
@@ -50,8 +50,8 @@ class Neighbours:
     """The nearest other records of each record, nearest first.
 
     Attributes:
-        indices: int32 [n, m], row numbers; -1 where fewer than m others have a positive cosine.
-        cosine: float32 [n, m], in (0, 1], rounded to six decimals; 0 beside -1.
+        indices: int32 [n, m], row numbers; -1 if fewer than m others have a positive cosine.
+        cosine: float32 [n, m], in (0, 1], rounded to six decimals; 0 where the index is -1.
     """
 
     indices: np.ndarray = field(repr=False)
@@ -59,20 +59,20 @@ class Neighbours:
 
     @property
     def counts(self) -> np.ndarray:
-        """How many neighbours each record has, int32 [n]."""
+        """The number of neighbours of each record, int32 [n]."""
         return (self.indices >= 0).sum(axis=1, dtype=np.int32)
 
 
 def prompt_texts(frame: pl.DataFrame) -> list[str]:
-    """The text of each record's prompt, as embedded: instruction, then input where there is one."""
+    """Return the text that is embedded of each record: instruction, then input if there is one."""
     rows = frame.select("instruction", "input").iter_rows()
     return ["\n".join(filter(None, parts)) for parts in rows]
 
 
 def embed(texts: Sequence[str], embedder: str = "tfidf") -> Any:
-    """Unit embeddings of texts, float32 [n, d]; a text without any content gets a zero row.
+    """Embed texts as unit vectors, float32 [n, d]; a text without content gets a zero row.
 
-    The embedder is `tfidf` (words of these very texts, no model; gives a SciPy CSR matrix),
+    The embedder is `tfidf` (the words of these texts, without a model; returns a SciPy CSR matrix),
     `minilm` (all-MiniLM-L6-v2, from its installed package), or a sentence-transformers folder or
     hub id.
 
@@ -93,7 +93,7 @@ def _tfidf(texts: Sequence[str]) -> Any:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    kind: Any = np.float32  # the library is annotated for its default alone
+    kind: Any = np.float32  # scikit-learn's annotation allows float64 only
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", dtype=kind)
     words = vectorizer.build_analyzer()
     if not any(words(text) for text in texts):
@@ -102,12 +102,12 @@ def _tfidf(texts: Sequence[str]) -> Any:
 
 
 def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: None) -> Neighbours:
-    """The m nearest other rows of each row by cosine, exactly, ties by row number.
+    """Find the m nearest other rows of each row by cosine, exactly; ties go by row number.
 
-    A row is never its own neighbour, and a row without positive cosine to another has none. All
-    n x n cosines are computed: of many texts' words by an inverted index, else in chunks of bounded
-    memory. The embeddings are those of `embed`; rows keep m slots where n <= m; `advance` gets the
-    number of rows done since its last call.
+    A row is never its own neighbour, and its neighbours have a positive cosine. All n x n cosines
+    are computed: for the words of many texts by an inverted index, else in chunks of bounded
+    memory. The embeddings are those of `embed`. The result has m columns also if n <= m. `advance`
+    is called with the number of rows done since its last call.
 
     Raises:
         Refused: `m` is below 1.

@@ -1,4 +1,4 @@
-"""Which model scores, and how; free of torch so that configuration loads at once."""
+"""The options that name a model and how it scores; without torch, so they load quickly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,24 +27,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-3.2-3b": _preset("meta-llama/Llama-3.2-3B", "bfloat16", "paper"),
     "mistral-7b-v0.1": _preset("mistralai/Mistral-7B-v0.1", "bfloat16", "paper"),
     "opt-125m": _preset("facebook/opt-125m", "float32", "paper"),
-    # 145 GB of weights in 16 bits: two GPUs of 80 GB would leave next to nothing beside them.
+    # 145 GB of weights in 16 bits: two GPUs of 80 GB would have almost no memory left.
     "qwen2-72b-instruct": _preset("Qwen/Qwen2-72B-Instruct", "bfloat16", "chat")
     | {"engine": "vllm", "tensor_parallel_size": 4},
     # Its rotary positions change beyond 4,096 tokens, and the default window stays below.
     "phi-3-mini-128k-instruct": _preset("microsoft/Phi-3-mini-128k-instruct", "bfloat16", "chat"),
 }
-"""The models of the DELIFT paper (arXiv 2411.04425), by the names of `ModelOptions`.
+"""The models of the DELIFT paper (arXiv 2411.04425): name -> values of `ModelOptions`.
 
-Hub revisions are left open: `revision` pins one for work that must be repeated, and the fingerprint
-tells two apart in any case.
+Presets name no hub revision. Set `revision` for work that must be repeated exactly; the
+fingerprint differs between revisions in any case.
 """
 
 
 def expand_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings with `model: preset:NAME` replaced by what it stands for; given values win.
+    """Replace `model: preset:NAME` by the values of the preset; other values that are set win.
 
     Raises:
-        KeyError: there is no such preset; its argument is the sentence.
+        KeyError: there is no such preset; its argument is the message.
     """
     model = values.get("model")
     if not isinstance(model, str) or not model.startswith(PREFIX):
@@ -55,7 +55,7 @@ def expand_preset(values: dict[str, Any]) -> dict[str, Any]:
     own = {k: v for k, v in values.items() if v is not None and k != "model"}
     settings = {**PRESETS[name], **own}
     if settings.get("engine") != "vllm" and "tensor_parallel_size" not in own:
-        # Without vLLM the GPUs it would split the model over mean nothing.
+        # Only vLLM splits a model over this number of GPUs.
         settings.pop("tensor_parallel_size", None)
     return settings
 
@@ -69,7 +69,7 @@ class ModelOptions(BaseModel):
 
     `model`, `revision`, `template`, `window`, `dtype` and `load_in` decide the scores and, by
     content, the fingerprint. The others decide speed only. `model: preset:NAME` takes a named set
-    of values (`PRESETS`); a value given beside it wins. Every fault is reported at once.
+    of values (`PRESETS`), and values set next to it win. All faults are reported together.
 
     Attributes:
         model: A local folder, a hub id, `preset:NAME`, or `demo` for the model that comes with the
@@ -80,17 +80,17 @@ class ModelOptions(BaseModel):
         dtype: Number format of weights and activations.
         load_in: `4bit` (nf4) or `8bit` weights by bitsandbytes; None for those of `dtype`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        device_map: How one model is laid over several GPUs and memory; None for one device.
+        device_map: How accelerate spreads one model over GPUs and memory; None for one device.
         engine: `transformers`; `vllm`; or `naive` for the slow reference.
-        batch_tokens: Most target tokens, padding included, in one batch; None for the device's own.
-        memory_limit: Most memory that scoring takes over the loaded model, in GiB (engine
-            transformers); None for 1.5 on a CPU and four fifths of what is free on a GPU.
+        batch_tokens: Most target tokens, padding included, in one batch; None: device default.
+        memory_limit: Most memory that scoring takes in addition to the loaded model, in GiB
+            (engine transformers); None for 1.5 on a CPU and 80 % of what is free on a GPU.
         in_flight: Demonstrations that share batches (engine transformers); None for 1 on a CPU and
             4 on a GPU.
         threads: CPU threads for torch; None leaves torch's choice.
         trust_remote_code: Whether code that comes with the model may run.
         tensor_parallel_size: GPUs that vLLM splits the model over.
-        gpu_memory_utilization: Share of each GPU's memory that vLLM takes, all at its start.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM reserves when it starts.
         workers: Processes that score one plan together, each with GPUs of its own.
     """
 
@@ -132,7 +132,7 @@ class ModelOptions(BaseModel):
         except ValidationError as error:
             errors += cast(list[InitErrorDetails], error.errors())
         for field, reason in [*faults, *conflicts(settings)]:
-            # The reason is given as a value, since braces in a template would be read as names.
+            # The reason is passed as a value: in the template its braces would be placeholders.
             kind = PydanticCustomError("conflict", "{reason}", {"reason": reason})
             errors.append(InitErrorDetails(type=kind, loc=(field,), input=settings[field]))
         if errors or options is None:
@@ -141,7 +141,7 @@ class ModelOptions(BaseModel):
 
 
 def conflicts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings that exclude one another: the field and why, whatever else is wrong."""
+    """Find settings that exclude one another: (field, reason) each, whatever else is wrong."""
 
     def exceeds_one(name: str) -> bool:
         return isinstance(value := values.get(name), int) and value > 1
@@ -167,21 +167,21 @@ def conflicts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_options(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> ModelOptions:
-    """Options from settings of which None is not given.
+    """Make options from settings; those that are None keep their defaults.
 
     `names` maps settings to what the user calls them, where that differs.
 
     Raises:
-        Refused: one fault for each setting that is out of range or at odds with another.
+        Refused: one fault for each setting that is out of range or excludes another.
     """
     settings = {name: value for name, value in values.items() if value is not None}
     return validate(ModelOptions, settings, names=names)
 
 
 def portable_name(model: str) -> str:
-    """A hub id as given, a local folder by its last part: never a path of this machine.
+    """Return a hub id unchanged, and of a local folder the name without its path.
 
-    Which weights are meant is said by the fingerprint.
+    Stored files name no path of this machine. The fingerprint identifies the weights.
     """
     path = Path(model).expanduser()
     return path.resolve().name if path.is_absolute() or path.exists() else model

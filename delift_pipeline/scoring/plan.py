@@ -1,4 +1,4 @@
-"""Pair plans: which (target, demonstration) pairs an arm needs; built, written and read."""
+"""Build, write and read pair plans: the (target, demonstration) pairs that arms need."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,10 @@ BlockName = Literal["self", "target", "existing", "replay"]
 
 @dataclass(frozen=True)
 class PairBlock:
-    """One block of pairs, demonstration-major.
+    """One block of pairs: a dense rectangle, or compressed sparse columns.
 
-    `indptr` and `indices` are both None where every pair of the block is wanted; else
-    demonstration j is scored on the targets `indices[indptr[j]:indptr[j + 1]]`, sorted
-    (compressed sparse columns).
+    In a dense block `indptr` and `indices` are None. Else demonstration j has the targets
+    `indices[indptr[j]:indptr[j + 1]]`, sorted.
 
     Attributes:
         name: `self` (D x D), `target` (D_T x D), `existing` (D x D_E) or `replay` (D_E x D_E); rows
@@ -43,18 +42,18 @@ class PairBlock:
 
     @property
     def dense(self) -> bool:
-        """Whether every pair of the block is wanted."""
+        """Whether the block has every pair of its rows and columns."""
         return self.indptr is None
 
     @property
     def pairs(self) -> int:
-        """How many pairs are wanted."""
+        """The number of pairs."""
         if self.indices is None:
             return len(self.targets) * len(self.demonstrations)
         return len(self.indices)
 
     def targets_of(self, demonstration: int) -> np.ndarray:
-        """Row numbers (int32, sorted) wanted for column `demonstration`."""
+        """Return the rows of the pairs in column `demonstration`: sorted numbers, int32."""
         if self.indptr is None or self.indices is None:
             return np.arange(len(self.targets), dtype=np.int32)
         return self.indices[self.indptr[demonstration] : self.indptr[demonstration + 1]]
@@ -62,21 +61,21 @@ class PairBlock:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """The blocks of pairs a dataset version's arms need. A pair may stand in several blocks."""
+    """The blocks of pairs that a version's arms need. A pair may be in several blocks."""
 
     blocks: tuple[PairBlock, ...]
 
     @property
     def pairs(self) -> int:
-        """How many pairs are wanted, counted block by block."""
+        """The number of pairs, counted block by block."""
         return sum(block.pairs for block in self.blocks)
 
     def block(self, name: str) -> PairBlock | None:
-        """The block of that name, if the plan has it."""
+        """Return the block of that name, or None if the plan has no such block."""
         return next((block for block in self.blocks if block.name == name), None)
 
     def records(self) -> Iterator[str]:
-        """Every record_id the plan mentions, once, in order of first mention."""
+        """Iterate over the plan's record_ids, each once, in order of their first appearance."""
         ids = ((*block.targets, *block.demonstrations) for block in self.blocks)
         return iter(dict.fromkeys(chain.from_iterable(ids)))
 
@@ -98,15 +97,15 @@ def build_plan(
     existing_rows: pl.DataFrame | None = None,
     replay: pl.DataFrame | None = None,
 ) -> PairPlan:
-    """The pairs wanted, block by block (`PairBlock`) of D, D_T and D_E.
+    """Build the plan of a pool D, a target set D_T and existing records D_E, block by block.
 
-    Self pairs: `all` wants D x D with its diagonal; `neighbours` wants (i, j) and (j, i) wherever
-    one is a neighbour of the other, at most 2 m n pairs and no diagonal. `existing_rows` are the
-    rows of `existing` where they are fewer than the pool (the records in no parent, while another
-    stage selects from all of them); `replay` holds existing records that may be replayed.
+    Self pairs: `all` is D x D with its diagonal; `neighbours` has (i, j) and (j, i) wherever one is
+    a neighbour of the other, at most 2 m n pairs and no diagonal. `existing_rows` are the rows of
+    the block `existing` if they are fewer than the pool (records that are in no parent version,
+    while another stage selects from all). `replay` has the existing records that may be replayed.
 
     Raises:
-        Refused: a wanted block lacks its records or neighbours.
+        Refused: a block lacks its records or neighbours.
     """
     ids, blocks = _ids(pool), []
     if self_pairs == "all":
@@ -125,10 +124,10 @@ def build_plan(
 
 
 def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
-    """The `self` block of near pairs: both directions of each neighbourhood, united.
+    """Return the `self` block of near pairs: (i, j) and (j, i) for each neighbour j of i.
 
     Raises:
-        Refused: the neighbours were found for another number of records.
+        Refused: the neighbours belong to another number of records.
     """
     from scipy.sparse import csc_matrix
 
@@ -162,10 +161,10 @@ def write_plan(
     neighbours: Neighbours | None = None,
     **others: Any,
 ) -> Manifest:
-    """Write a plan's folder whole; equal plans give equal bytes (but for the manifest's date).
+    """Write a plan's folder; equal plans give equal bytes, except for the manifest's date.
 
-    With the pool's neighbours, which are kept for later reading, `records.parquet` lists which
-    records of the pool have none and why. The other arguments are the manifest's (`Manifest`).
+    The neighbours of the pool are stored with it, and `records.parquet` says which records have
+    none and why. The other arguments are fields of the `Manifest`.
     """
     blocks = [
         {
@@ -208,7 +207,7 @@ def write_plan(
 
 
 def plan_hash(plan: PairPlan, neighbours: Neighbours | None = None) -> str:
-    """The content hash of a plan and its neighbours."""
+    """Return the content hash of a plan and its neighbours."""
     parts = []
     for block in plan.blocks:
         arrays = [a.tobytes() for a in (block.indptr, block.indices) if a is not None]
@@ -220,10 +219,10 @@ def plan_hash(plan: PairPlan, neighbours: Neighbours | None = None) -> str:
 
 
 def read_plan(folder: Path) -> PairPlan:
-    """The plan in a folder.
+    """Read the plan in a folder.
 
     Raises:
-        DeliftError: there is none, or it is damaged.
+        DeliftError: the folder has no plan, or it is damaged.
     """
     try:
         entries = read_json(folder / _BLOCKS)
@@ -243,7 +242,7 @@ def _read_block(folder: Path, name: Any) -> PairBlock:
 
 
 def read_neighbours(folder: Path) -> Neighbours | None:
-    """The neighbours kept with a plan, or None where it was made without."""
+    """Read the neighbours that are stored with a plan, or return None if it has none."""
     if not (folder / "neighbours.npy").exists():
         return None
     return Neighbours(np.load(folder / "neighbours.npy"), np.load(folder / "cosine.npy"))

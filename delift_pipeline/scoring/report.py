@@ -1,4 +1,4 @@
-"""What a scoring run did, how fast pairs are scored, and every score as a table; free of torch."""
+"""Report a scoring run, measure the rate of scoring, and read scores as a table, without torch."""
 
 import time
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What a scoring run did.
+    """The counts of a scoring run.
 
     Attributes:
-        pairs_reused: Wanted pairs that were there already, or that another writer scored meanwhile.
-        pairs_left_out: Wanted pairs that involve an unscorable record.
+        pairs_reused: Requested pairs that the store had, or that another writer scored meanwhile.
+        pairs_left_out: Requested pairs that have an unscorable record.
         shards_before: Shards in the store at the start.
         seconds: Wall time.
-        halved: Batches halved for memory.
-        cuts: Kind of cut -> records it was made in.
-        unscorable: record_id -> why it is in no pair.
+        halved: How many batches were halved because memory ran out.
+        cuts: Kind of cut -> how many records were cut in this way.
+        unscorable: record_id -> why the record is in no pair.
     """
 
     pairs_scored: int
@@ -43,14 +43,14 @@ class ScoreReport:
 
     @property
     def pairs_per_second(self) -> float:
-        """Pairs scored in a second of this run."""
+        """Pairs per second of this run."""
         return self.pairs_scored / self.seconds if self.seconds > 0 else 0.0
 
 
 def stored_rate(store: ScoreStore) -> float | None:
-    """Pairs a second over all that the store has ever scored; None where it is empty.
+    """Return pairs per second over all shards of the store; None if it is empty.
 
-    Needs no model: every shard says how long its work took.
+    This needs no model, because every shard says how long its work took.
     """
     shards = [shard for shard in store.shards if BASELINE not in shard.demonstrations]
     seconds = sum(float(shard.meta["seconds"]) for shard in shards)
@@ -58,9 +58,9 @@ def stored_rate(store: ScoreStore) -> float | None:
 
 
 def pairs_per_second(engine: Engine, records: "EncodedRecords", trials: int = 2) -> float:
-    """Pairs a second in a short trial: `trials` demonstrations before a sample of the records.
+    """Measure pairs per second: `trials` demonstrations with a sample of up to 32 targets.
 
-    One more warms up. There is at least one record.
+    One more demonstration warms up. `records` must not be empty.
     """
     rng = np.random.default_rng(0)
     size = min(32, len(records))
@@ -74,7 +74,7 @@ def pairs_per_second(engine: Engine, records: "EncodedRecords", trials: int = 2)
 
 
 def duration_text(seconds: float) -> str:
-    """A duration in words: `20 seconds`, `4 minutes`, `3 hours`, `2 days`."""
+    """Return a duration in words: `20 seconds`, `4 minutes`, `3 hours`, `2 days`."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}s"
@@ -93,10 +93,10 @@ SCORE_SCHEMA = pl.Schema(
 
 
 def read_table(store: ScoreStore, record_ids: Sequence[str]) -> pl.DataFrame:
-    """The stored scores of all records against all, and of each without a demonstration.
+    """Read the scores of all pairs of the records, and of each without a demonstration.
 
-    One row a pair in `SCORE_SCHEMA`: the rows without demonstration first, then demonstration after
-    demonstration, targets in the order of the records.
+    The table has one row for each pair (`SCORE_SCHEMA`): first those without a demonstration, then
+    demonstration by demonstration, with targets in the order of the records.
     """
     alone = store.baseline(record_ids)
     columns = ((record, store.column(record, record_ids)) for record in record_ids)

@@ -1,4 +1,4 @@
-"""Score what is missing: the baseline, and the pairs of a plan."""
+"""Score the baseline and the pairs of a plan that a store does not have yet."""
 
 import time
 from collections import Counter
@@ -20,11 +20,11 @@ from delift_pipeline.scoring.shards import BASELINE, ShardDraft
 from delift_pipeline.scoring.store import Leases, PairRequest, ScoreStore
 
 SHARD_SECONDS = 5.0
-"""A shard closes after the demonstration with which it holds this much work."""
+"""A shard is written as soon as it has this much work."""
 LEASE_SPAN = 16
-"""Demonstrations with neighbouring ids that are leased together."""
+"""How many demonstrations with consecutive numbers one lease covers."""
 BASELINE_ROWS = 512
-"""Targets of the baseline between two moments at which a shard can close."""
+"""How many targets of the baseline are scored before a shard can be written."""
 BASELINE_LEASE = "baseline"
 POLL_SECONDS = 0.2
 
@@ -39,12 +39,12 @@ def score_baseline(
     engine: Engine | None = None,
     shard_seconds: float = SHARD_SECONDS,
 ) -> ScoreReport:
-    """Score answers without a demonstration, those of `record_ids` or all; only what is missing.
+    """Score the answers of `record_ids` (or all) without a demonstration, if they are missing.
 
-    `engine` is used instead of the one that the model's options ask for.
+    `engine` replaces the one that the model's options name.
 
     Raises:
-        DeliftError: the store is of another fingerprint, or the model gives no numbers.
+        DeliftError: the store has another fingerprint, or the model gives no numbers.
     """
     baseline_ids = records.ids if record_ids is None else record_ids
     run = _Run(model, store, records, PairPlan(()), baseline_ids, shard_seconds)
@@ -61,14 +61,14 @@ def score_pairs(
     engine: Engine | None = None,
     shard_seconds: float = SHARD_SECONDS,
 ) -> ScoreReport:
-    """Score the pairs of a plan that are not in the store; pairs of unscorable records left out.
+    """Score the pairs of a plan that are not in the store, except those of unscorable records.
 
-    Another process may score the same plan at the same time: each takes leases and scores what the
-    other does not. It returns when every pair of the plan is there. `engine` is used instead of the
-    one that the model's options ask for.
+    Other processes may score the same plan at the same time: they share the work by leases. This
+    returns when the store has every pair of the plan. `engine` replaces the one that the model's
+    options name.
 
     Raises:
-        DeliftError: the plan names a record that was not given, the store is of another
+        DeliftError: the plan names a record that is not in `records`, the store has another
             fingerprint, or the model gives no numbers.
     """
     run = _Run(model, store, records, plan, (), shard_seconds)
@@ -76,7 +76,7 @@ def score_pairs(
 
 
 class _Run:
-    """One run of scoring; a shard closes with `shard_seconds` of work in it."""
+    """One run of scoring. It writes a shard after `shard_seconds` of work."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Run:
         self.shards_before, self.counts = len(store.index.shards), Counter[str]()
 
     def score(self, name: str, progress: Progress, engine: Engine | None) -> ScoreReport:
-        """Score what is missing, if anything; what was scored before an error is kept as well."""
+        """Score what is missing; scores from before an error are written, too."""
         self.settings: dict[str, Any] = {}
         if missing := self.request.missing():
             self.engine = engine or engine_for(self.model, progress)
@@ -131,14 +131,14 @@ class _Run:
             self.store.refresh()
             remaining = list(self.request.missing(remaining))
             if remaining:
-                # The rest is under another writer's leases, which end when it is done or has died.
+                # Another writer has leased the rest. Its leases end when it is done or has died.
                 time.sleep(POLL_SECONDS)
 
     def _score_lease(self, group: Iterable[int], lease: str) -> None:
-        # Another writer may have scored these before the lease was free.
+        # Another writer may have scored this group before its lease was free.
         self.store.refresh()
         in_flight = int(self.settings.get("in_flight", 1))
-        # By id, so that a run that goes on after a kill puts the same demonstrations together.
+        # Groups go by number, so a run after a kill makes the same batches as the killed one.
         for _, numbers in groupby(group, key=lambda number: number // in_flight):
             demonstrations = [
                 (number, ids)
@@ -157,7 +157,7 @@ class _Run:
                     self.leases.release(keep=lease)
 
     def _score_demonstrations(self, demonstrations: Sequence[tuple[int, np.ndarray]]) -> None:
-        """Score demonstrations on their targets' ascending ids; a shard never ends between them."""
+        """Score (number, target numbers) of each demonstration; all go into the same shard."""
         jobs = []
         for number, ids in demonstrations:
             prefix_rows = [] if number == BASELINE else [int(self.request.rows[number])]
@@ -176,7 +176,7 @@ class _Run:
             self.meter.advance(len(ids))
 
     def _flush(self) -> None:
-        """Close the shard in the making, if anything is in it."""
+        """Write the draft as a shard, if it has any scores."""
         if self.draft.demonstrations:
             self.store.write(self.draft, self.settings)
             self.counts.update(pairs=self.draft.pairs, shards=1, halved=self.draft.halved)

@@ -1,21 +1,20 @@
-"""Shards: immutable files of scores, demonstration after demonstration.
+"""Shards: immutable files of scores.
 
 A shard is a safetensors file:
 
-    demonstrations      int32 [d]      ids; -1 stands for no demonstration (the baseline)
-    sets                unsigned [d]   which target set each demonstration has; left out where each
-                                       has its own, in order
-    set_first, set_forms, set_steps    the target sets, each stored once (`IdSets`)
+    demonstrations      int32 [d]      record numbers; -1 is no demonstration (the baseline)
+    sets                unsigned [d]   the target set of each demonstration; absent if each has its
+                                       own, in order
+    set_first, set_forms, set_steps    the different target sets (`IdSets`)
     squared_distance    float32 [pairs]
     sum_logprob         float32 [pairs]
     tokens              int32 [pairs]  answer tokens of the targets; baseline shards only
 
-The pairs lie demonstration after demonstration, targets in ascending order of id. The header's
-metadata holds, as JSON, the engine's settings, the batches halved for memory, the seconds of work
-and a checksum over everything else.
+Pairs are sorted by demonstration in the order of `demonstrations`, then by target number. The
+header's metadata has, as JSON, the engine's settings, how many batches were halved for lack of
+memory, the seconds of work and a checksum over everything else.
 
-The index that says where each demonstration's scores lie is made from the shards, so it can always
-be made again.
+`ShardIndex` finds the scores of a demonstration. It is built from the shards alone.
 """
 
 import json
@@ -35,22 +34,22 @@ from delift_pipeline.scoring.engine import PairScores
 
 
 def to_smallest_type(numbers: np.ndarray) -> np.ndarray:
-    """Non-negative numbers below 2^32 in the smallest unsigned type that holds them all."""
+    """Cast non-negative numbers below 2^32 to the smallest unsigned type that holds them all."""
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 @dataclass(frozen=True)
 class IdSets:
-    """Several sets of ids in few bytes: as runs or as a list, whichever has fewer numbers.
+    """Sets of record numbers in few bytes.
 
-    A set is a strictly ascending sequence: its ids, or, as runs, the ends start, stop, start, stop
-    of its stretches of consecutive ids. The sequence is kept as its first number and the steps to
-    the next ones.
+    A set becomes a strictly ascending sequence: its numbers, or its runs of consecutive numbers as
+    start, stop, start, stop, whichever is shorter. The sequence is stored as its first number and
+    the differences between neighbours.
 
     Attributes:
         first: First number of each sequence, int32 [sets].
-        forms: Twice the length of each sequence, plus 1 where it holds runs, unsigned [sets].
-        steps: The steps of all sequences, end to end, unsigned.
+        forms: Twice the length of each sequence, plus 1 if it has runs, unsigned [sets].
+        steps: The differences of all sequences, concatenated, unsigned.
     """
 
     first: np.ndarray
@@ -59,7 +58,7 @@ class IdSets:
 
     @classmethod
     def pack(cls, sets: list[np.ndarray]) -> "IdSets":
-        """Pack sets; each a strictly ascending, non-empty int array."""
+        """Pack sets; each is a strictly ascending, non-empty int array."""
         sequences = [_shortest_form(ids.astype(np.int64)) for ids in sets]
         first = np.asarray([sequence[0] for sequence, _ in sequences], dtype=np.int32)
         forms = np.asarray([2 * len(sequence) + runs for sequence, runs in sequences])
@@ -67,7 +66,7 @@ class IdSets:
         return cls(first, to_smallest_type(forms), to_smallest_type(np.concatenate(steps)))
 
     def unpack(self, place: int) -> np.ndarray:
-        """The ids of one set, ascending, int32."""
+        """Return the numbers of the set at `place`, ascending, int32."""
         begin, end = self._ends[place : place + 2]
         steps = self.steps[begin:end].astype(np.int64)
         sequence = np.concatenate([[0], np.cumsum(steps)]) + int(self.first[place])
@@ -77,7 +76,7 @@ class IdSets:
         return np.concatenate(stretches)
 
     def sizes(self) -> np.ndarray:
-        """How many ids each set has, int64 [sets]."""
+        """Return how many numbers each set has, int64 [sets]."""
         counts = (self.forms >> 1).astype(np.int64)
         for place in np.flatnonzero(self.forms & 1).tolist():
             counts[place] = len(self.unpack(place))
@@ -90,6 +89,7 @@ class IdSets:
 
 
 def _shortest_form(ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the sequence that stands for a set, and whether it has runs (`IdSets`)."""
     breaks = np.flatnonzero(np.diff(ids) > 1)
     if 2 * (len(breaks) + 1) >= len(ids):
         return ids, False
@@ -105,7 +105,7 @@ _META = "delift"
 
 @dataclass
 class ShardDraft:
-    """Scores that are to become a shard, with the seconds of work and the batches halved."""
+    """Scores that will become a shard, with the seconds of work and the count of halved batches."""
 
     demonstrations: list[int] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
@@ -121,7 +121,7 @@ class ShardDraft:
         scores: PairScores,
         tokens: np.ndarray | None = None,
     ) -> None:
-        """Add a demonstration's scores; `targets` ascending, `tokens` for the baseline only."""
+        """Add a demonstration's scores; `targets` ascend, and only the baseline has `tokens`."""
         self.demonstrations.append(demonstration)
         self.targets.append(targets)
         self.scores.append(scores)
@@ -130,12 +130,12 @@ class ShardDraft:
 
     @property
     def pairs(self) -> int:
-        """How many pairs it holds."""
+        """The number of pairs."""
         return sum(len(targets) for targets in self.targets)
 
 
 def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None:
-    """Write a shard: a temporary name, fsync, rename."""
+    """Write a shard under a temporary name, sync it to disk, and rename it."""
     from safetensors.numpy import save_file
 
     numbers: dict[bytes, int] = {}
@@ -161,7 +161,7 @@ def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None
 
 
 def checksum(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """BLAKE2b-128 over the metadata (without the checksum) and every array."""
+    """Return the BLAKE2b-128 of the metadata (without the checksum) and every array."""
     text = json.dumps({k: v for k, v in meta.items() if k != "checksum"}, sort_keys=True)
     parts = [text.encode()]
     for name in sorted(arrays):
@@ -171,13 +171,13 @@ def checksum(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 
 class Shard:
-    """One shard, read lazily: the layout stays in memory, values are read when asked for."""
+    """A shard on disk. Its layout is in memory; its scores are read when they are needed."""
 
     def __init__(self, path: Path) -> None:
         """Read a shard's header and layout.
 
         Raises:
-            DeliftError: it cannot be read.
+            DeliftError: the file cannot be read.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -200,19 +200,19 @@ class Shard:
         self.pairs = int(self._starts[-1])
 
     def targets(self, place: int) -> np.ndarray:
-        """Ascending target ids of the demonstration at `place`, int32."""
+        """Return the target numbers of the demonstration at `place`, ascending, int32."""
         return self._id_sets.unpack(int(self._sets[place]))
 
     def scores(self, place: int) -> PairScores:
-        """Scores of the demonstration at `place`, in the order of `targets(place)`."""
+        """Read the scores of the demonstration at `place`, in the order of `targets(place)`."""
         return PairScores(*self._read(place, "squared_distance", "sum_logprob"))
 
     def tokens(self, place: int) -> np.ndarray:
-        """Answer tokens of the targets at `place`, int32; baseline shards only."""
+        """Read the targets' answer token counts at `place`, int32; baseline shards only."""
         return self._read(place, "tokens")[0]
 
     def is_intact(self) -> bool:
-        """Whether every byte is as it was written."""
+        """Whether the contents still match the checksum."""
         with self._open() as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return checksum(self.meta, arrays) == self.meta.get("checksum")
@@ -224,20 +224,21 @@ class Shard:
 
 
 TIMESTAMP_NANOSECONDS = 1_000_000_000
+"""The coarsest time stamps that we expect of a file system."""
 
 
 class ShardIndex:
-    """Demonstration id -> where its scores lie, oldest shard first."""
+    """The index: demonstration number -> shards with its scores, oldest first."""
 
     def __init__(self, folder: Path) -> None:
-        """Index a folder of shards, which need not exist yet."""
+        """Prepare to index a folder of shards, which need not exist yet; see `refresh`."""
         self.folder = folder
         self.shards: dict[str, Shard] = {}
         self._places: dict[int, list[tuple[Shard, int]]] = defaultdict(list)
         self._last_listing = (0, 0)
 
     def refresh(self) -> None:
-        """Take in shards that were added since, and forget all of it if one has gone.
+        """Read shards that were added since; if one was removed, read all of them again.
 
         Raises:
             DeliftError: a shard cannot be read.
@@ -246,7 +247,7 @@ class ShardIndex:
             listed, changed = self._last_listing
             modified = self.folder.stat().st_mtime_ns
             self._last_listing = (time.time_ns(), modified)
-            # Just after a change another one may carry the same time stamp.
+            # Two changes shortly after one another may have the same time stamp.
             if modified == changed and listed - changed > TIMESTAMP_NANOSECONDS:
                 return
         names = shard_names(self.folder)
@@ -261,18 +262,18 @@ class ShardIndex:
                 entries.sort(key=lambda entry: entry[0].name)
 
     def places(self, demonstration: int) -> list[tuple[Shard, int]]:
-        """Where a demonstration's scores lie: shard and place there, oldest shard first."""
+        """Return the shards with a demonstration's scores and its places there, oldest first."""
         return self._places.get(demonstration, [])
 
     def present(self, demonstration: int) -> np.ndarray:
-        """Ascending ids of the targets that are scored after a demonstration, int32."""
+        """Return the targets that are scored after a demonstration: ascending numbers, int32."""
         sets = [shard.targets(place) for shard, place in self.places(demonstration)]
         if len(sets) == 1:
             return sets[0]
         return np.unique(np.concatenate([np.empty(0, dtype=np.int32), *sets]))
 
     def missing(self, demonstration: int, targets: np.ndarray) -> np.ndarray:
-        """Those of the ascending, distinct target ids `targets` that are not scored yet, int32."""
+        """Return those of `targets` (ascending numbers) that are not scored yet, int32."""
         present = self.present(demonstration)
         if not len(present):
             return targets
@@ -282,5 +283,5 @@ class ShardIndex:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Names of the shards in a folder, oldest first."""
+    """List the shards in a folder, oldest first."""
     return sorted(path.stem for path in folder.glob(f"[0-9]*{SUFFIX}"))

@@ -1,4 +1,4 @@
-"""The score store: every pair that was ever scored with one fingerprint, and never twice."""
+"""The score store: all pairs that were scored with one fingerprint, each once."""
 
 import json
 import os
@@ -32,32 +32,31 @@ from delift_pipeline.scoring.shards import (
 
 ID_BYTES = 16
 UNKNOWN = -2
-"""Stands for no number; -1 stands for the baseline in the shards."""
+"""The number of a record without a number. In shards -1 is the baseline."""
 
 
 class IdTable:
-    """Numbers for record_ids, in the order in which they first came.
+    """A file that numbers record_ids in the order in which they were added.
 
-    The file is the 16 raw bytes of each record_id, end to end; a record's number is its place. What
-    a kill leaves of an unfinished record_id is ignored by readers and overwritten by the next
-    writer.
+    It has the 16 raw bytes of each record_id, end to end; a record's number is its place. If a
+    writer is killed inside a record_id, readers ignore that part and the next writer overwrites it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a table; there need not be a file yet."""
+        """Prepare to read a table; its file need not exist yet."""
         self.path = path
         self._numbers: dict[str, int] = {}
 
     def numbers(self, record_ids: Sequence[str]) -> np.ndarray:
-        """The records' numbers, int32 [records]; `UNKNOWN` where a record has none."""
+        """Return the records' numbers, int32 [records]; `UNKNOWN` where a record has none."""
         self.refresh()
         numbers = (self._numbers.get(record, UNKNOWN) for record in record_ids)
         return np.fromiter(numbers, dtype=np.int32, count=len(record_ids))
 
     def add(self, record_ids: Sequence[str]) -> np.ndarray:
-        """The records' numbers, int32 [records], new ones for those that have none yet.
+        """Number the records that have no number yet, and return all numbers, int32 [records].
 
-        Nothing is written where all have one, so a table that cannot be written can be read.
+        If all have one, nothing is written: a store on a read-only disk stays usable.
         """
         if UNKNOWN not in (numbers := self.numbers(record_ids)):
             return numbers
@@ -74,12 +73,12 @@ class IdTable:
         return self.numbers(record_ids)
 
     def names(self) -> list[str]:
-        """Every record_id, in the order of the numbers."""
+        """Return all record_ids in the order of their numbers."""
         self.refresh()
         return list(self._numbers)
 
     def refresh(self) -> None:
-        """Read what others have appended."""
+        """Read what other writers have appended."""
         known = len(self._numbers) * ID_BYTES
         if not self.path.is_file() or self.path.stat().st_size < known + ID_BYTES:
             return
@@ -91,7 +90,7 @@ class IdTable:
 
 
 class Baseline(NamedTuple):
-    """Scores of targets without a demonstration, as `PairScores`; `tokens` is 0 where absent."""
+    """Scores without a demonstration, as in `PairScores`; `tokens` is 0 where there are none."""
 
     squared_distance: np.ndarray
     sum_logprob: np.ndarray
@@ -100,37 +99,36 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that is not as it was written, and why."""
+    """The name of a damaged shard, and what is wrong with it."""
 
     name: str
     reason: str
 
 
 class ScoreStore:
-    """The scores of one fingerprint, under one folder.
+    """The scores of one fingerprint, in one folder.
 
     manifest.json     the fingerprint's parts
-    records.ids       record_id -> id (`IdTable`)
+    records.ids       record_id -> number (`IdTable`)
     shards/           immutable files of scores (`shards`)
     leases/           who is scoring what (`Leases`)
-    aside/            shards found damaged
+    aside/            damaged shards
 
-    A score is kept by its target and one demonstration, or none. Those after several demonstrations
-    come from an engine's jobs and are not kept.
-    A pair that stands in several shards keeps the oldest one's value.
+    A score has a target and one demonstration, or none. Scores after several demonstrations are not
+    stored. If several shards have the same pair, the value of the oldest counts.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a store; the folder need not exist yet."""
+        """Prepare to use a store; its folder need not exist yet."""
         self.folder = folder
         self.ids, self.index = IdTable(folder / "records.ids"), ShardIndex(folder / "shards")
         self._last: tuple[Sequence[str], np.ndarray] | None = None
 
     def ensure_manifest(self, fingerprint: Fingerprint) -> None:
-        """Write the manifest of a new store, or check that an old one is of this fingerprint.
+        """Write the manifest of a new store, or check the fingerprint of an existing one.
 
         Raises:
-            DeliftError: the store holds scores of another fingerprint.
+            DeliftError: the store has scores of another fingerprint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         stored = read_manifest(self.folder)
@@ -144,42 +142,42 @@ class ScoreStore:
             )
 
     def refresh(self) -> None:
-        """See what other writers have added."""
+        """Read what other writers have added."""
         self._last = None
         self.ids.refresh()
         self.index.refresh()
 
     @property
     def shards(self) -> list[Shard]:
-        """Every shard, oldest first."""
+        """All shards, oldest first."""
         self.index.refresh()
         return [self.index.shards[name] for name in sorted(self.index.shards)]
 
     @property
     def pair_count(self) -> int:
-        """Pairs in all shards, the baseline's not counted."""
+        """The number of pairs in all shards, without the baseline."""
         return sum(s.pairs for s in self.shards if BASELINE not in s.demonstrations)
 
     def write(self, draft: ShardDraft, settings: dict[str, Any]) -> None:
-        """Make a draft a shard."""
+        """Write a draft as a new shard."""
         last = (shard_names(self.index.folder) or ["-1"])[-1]
         name = f"{int(last[:8]) + 1:08d}-{uuid.uuid4().hex[:8]}"
         write_shard(self.index.folder / f"{name}{SUFFIX}", draft, settings)
 
     def column(self, demonstration: str, targets: Sequence[str]) -> PairScores:
-        """Scores of `targets` after `demonstration`."""
+        """Read the scores of `targets` after `demonstration`."""
         numbers = self._numbers_of(targets)
-        # The unknown have a number, too, which is in no shard.
+        # No shard has the number `UNKNOWN`, so unknown records get NaN.
         return self._read_scores(int(self.ids.numbers([demonstration])[0]), numbers)
 
     def read_block(self, demonstrations: Sequence[str], targets: Sequence[str]) -> PairScores:
-        """A dense block: both arrays float32 [targets, demonstrations], column-major."""
+        """Read a dense block: both arrays float32 [targets, demonstrations], column-major."""
         columns = [self.column(demonstration, targets) for demonstration in demonstrations]
         arrays = np.asarray(columns, dtype=np.float32).reshape(len(columns), 2, len(targets))
         return PairScores(*(np.ascontiguousarray(arrays[:, part]).T for part in range(2)))
 
     def baseline(self, targets: Sequence[str]) -> Baseline:
-        """Scores of `targets` without a demonstration, and their answers' token counts."""
+        """Read the scores of `targets` without a demonstration, and their answer token counts."""
         numbers = self._numbers_of(targets)
         self.index.refresh()
         tokens = np.zeros(len(numbers), dtype=np.int32)
@@ -189,7 +187,7 @@ class ScoreStore:
         return Baseline(*self._read_scores(BASELINE, numbers), tokens)
 
     def digest(self, block: PairBlock) -> str:
-        """Digest of a block's pairs and their scores: equal scores give equal digests."""
+        """Return a digest of a block's pairs and scores: equal scores give equal digests."""
         parts: list[bytes] = []
         numbers = self._numbers_of(block.targets)
         names = digest_bytes(*(t.encode() for t in block.targets))
@@ -202,7 +200,7 @@ class ScoreStore:
 
     def _read_scores(self, demonstration: int, numbers: np.ndarray) -> PairScores:
         result = PairScores(*np.full((2, len(numbers)), np.nan, dtype=np.float32))
-        # The oldest shard is read last, so that its values stand.
+        # The oldest shard is read last, so its values win.
         for shard, place in reversed(self.index.places(demonstration)):
             places, inside = _match(shard.targets(place), numbers)
             for values, scores in zip(result, shard.scores(place), strict=True):
@@ -210,14 +208,14 @@ class ScoreStore:
         return result
 
     def _numbers_of(self, targets: Sequence[str]) -> np.ndarray:
-        # A kernel is read column by column with one and the same sequence of targets.
+        # A kernel reads many columns with the same targets, so their numbers are remembered.
         if self._last is None or self._last[0] is not targets or isinstance(targets, list):
             self.refresh()
             self._last = (targets, self.ids.numbers(targets))
         return self._last[1]
 
     def missing(self, plan: PairPlan) -> PairPlan:
-        """The pairs of a plan that are not scored yet; blocks with none are left out."""
+        """Return the pairs of a plan that are not scored yet; complete blocks are left out."""
         self.refresh()
         blocks = (self._missing_block(block) for block in plan.blocks)
         return PairPlan(tuple(block for block in blocks if block.pairs))
@@ -236,7 +234,7 @@ class ScoreStore:
         return PairBlock(block.name, block.targets, tuple(rows), indptr, indices)
 
     def verify(self) -> list[BadShard]:
-        """Read every byte of every shard; the ones that are not as they were written."""
+        """Read every byte of every shard and return the damaged ones."""
         bad = []
         for name in shard_names(self.index.folder):
             try:
@@ -247,7 +245,7 @@ class ScoreStore:
         return bad
 
     def set_aside(self, name: str) -> Path:
-        """Move a shard out of the store, so that its pairs are missing and are scored again."""
+        """Move a shard out of the store; then its pairs are missing and will be scored again."""
         aside = self.folder / "aside" / f"{name}{SUFFIX}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         moved = (self.index.folder / f"{name}{SUFFIX}").rename(aside)
@@ -256,7 +254,7 @@ class ScoreStore:
 
 
 def _match(present: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the ascending `present` of the `numbers` that it has, and which those are."""
+    """Find `numbers` in `present` (ascending): their places there, and which were found."""
     if len(present) == len(numbers) and np.array_equal(present, numbers):
         everything = np.arange(len(numbers))
         return everything, everything
@@ -266,14 +264,14 @@ def _match(present: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class Leases:
-    """Who is scoring which demonstrations, so that several writers share the work.
+    """The leases of one writer. Writers lease demonstrations, so that they can share the work.
 
-    A lease is a locked file. The system unlocks it when its holder ends, in whatever way it ends.
-    These are the leases of one writer; the context manager returns them all at the end.
+    A lease is a locked file. The system unlocks it when its owner ends, also after a kill. The
+    context manager releases all leases at its end.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Prepare to take leases, whose files lie in `folder`."""
+        """Prepare to take leases; their files are in `folder`."""
         self.folder = folder
         self._locks: dict[str, FileLock] = {}
 
@@ -282,13 +280,13 @@ class Leases:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Files of writers that died can be claimed, and are removed with the own ones.
+        # Leases of writers that died can be claimed, so their files are removed here, too.
         for path in self.folder.glob("*.lease"):
             self.claim(path.stem)
         self.release()
 
     def claim(self, key: str) -> bool:
-        """Take a lease; False where another writer holds it."""
+        """Take a lease, or return False if another writer has it."""
         if key in self._locks:
             return True
         path = self.folder / f"{key}.lease"
@@ -296,28 +294,28 @@ class Leases:
             (lock := FileLock(path)).acquire(blocking=False)
         except Timeout:
             return False
-        # For people who look: the lock alone counts.
+        # The content only tells people who scores; the lock is what counts.
         path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self._locks[key] = lock
         return True
 
     def release(self, keep: str | None = None) -> None:
-        """Give back every lease but `keep`."""
+        """Release every lease but `keep`."""
         for key in self._locks.keys() - {keep}:
-            # Removed before it is unlocked: afterwards the file may be another writer's.
+            # Remove the file before its lock is released: then it may be another writer's.
             (self.folder / f"{key}.lease").unlink(missing_ok=True)
             self._locks.pop(key).release()
 
 
 class PairRequest:
-    """The pairs a plan wants, without those of unscorable records.
+    """A request to score the pairs of a plan, without those of unscorable records.
 
-    A demonstration that stands in several blocks is wanted once, with the union of its targets.
+    A demonstration in several blocks appears once, with the union of its targets.
 
     Attributes:
-        rows: The row of each id in the encoded records, int64; -1 where it is no scorable record's.
-        left_out: Pairs of the plan that involve an unscorable record, counted block by block.
-        pairs: Pairs wanted; one that stands in several blocks counts once.
+        rows: Record number -> row in the encoded records, int64; -1 for other records.
+        left_out: How many pairs of the plan have an unscorable record, counted block by block.
+        pairs: How many pairs are requested; one in several blocks counts once.
     """
 
     def __init__(
@@ -327,9 +325,9 @@ class PairRequest:
         store: ScoreStore,
         baseline_ids: Sequence[str] = (),
     ) -> None:
-        """Give every scorable record of the plan an id.
+        """Number every scorable record of the plan.
 
-        The records `baseline_ids` are wanted without a demonstration, under the id `BASELINE`.
+        `baseline_ids` are scored without a demonstration, under the number `BASELINE`.
 
         Raises:
             DeliftError: the plan names a record that was not encoded.
@@ -346,7 +344,7 @@ class PairRequest:
         self.rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
         self.rows[numbers] = [records.rows[record] for record in scorable]
         number = dict(zip(scorable, numbers.tolist(), strict=True))
-        # The targets' ids of each demonstration in each block; a dense block has them once.
+        # Demonstration number -> target numbers in each block. A dense block makes them once.
         self._targets: dict[int, list[np.ndarray]] = defaultdict(list)
         self.left_out = plan.pairs + len(baseline_ids)
         for block in plan.blocks:
@@ -366,12 +364,12 @@ class PairRequest:
         self.pairs = sum(len(self.targets(number)) for number in self._targets)
 
     def targets(self, demonstration: int) -> np.ndarray:
-        """Ascending ids of the targets wanted after a demonstration, int32."""
+        """Return the targets to score after a demonstration: ascending numbers, int32."""
         sets = self._targets[demonstration]
         return sets[0] if len(sets) == 1 else np.unique(np.concatenate(sets))
 
     def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
-        """Demonstration id -> targets that are not scored yet; those with none are left out."""
+        """Count targets that are not scored yet: demonstration number -> count above 0."""
         numbers = sorted(self._targets) if demonstrations is None else demonstrations
         missing = self.store.index.missing
         counts = {number: len(missing(number, self.targets(number))) for number in numbers}

