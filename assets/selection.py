@@ -13,10 +13,10 @@ from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version, version_and_arm
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
-from delift_pipeline.selection.diagnostics import vanished
+from delift_pipeline.selection.diagnostics import vanished_group_warnings
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.result import Diagnostics
-from delift_pipeline.selection.rules import broken, spent
+from delift_pipeline.selection.rules import find_violations, token_cost
 from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
 from delift_pipeline.stages import subset as subset_stage
 from delift_pipeline.stages.kernel import make_kernel
@@ -161,7 +161,7 @@ def _balance_check(
     inputs: subset_stage.SubsetInputs, table: pl.DataFrame, subset: pl.DataFrame
 ) -> Check:
     """Whether every group of the pool is in the subset; it warns and stops nothing."""
-    lost = vanished(table) if subset.height else ()
+    lost = vanished_group_warnings(table) if subset.height else ()
     absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
     said = [line.removeprefix("warning: ") for line in lost]
     said += [f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
@@ -180,15 +180,15 @@ def _budget_check(
     records, gains = picks["record_id"].to_list(), picks["gain"].to_list()
     whole = arm.traits.reference == "whole"
     rules = arm.rules.rules(inputs.pool)
-    wrong = () if whole else broken(records, gains, inputs.pool, allowed, rules)
-    short = picks.height < allowed.count and not (allowed.open_ended or notes)
+    wrong = () if whole else find_violations(records, gains, inputs.pool, allowed, rules)
+    short = picks.height < allowed.count and not (allowed.is_open_ended or notes)
     if allowed.tokens is not None:
-        cost = spent(inputs.pool, records)
+        cost = token_cost(inputs.pool, records)
         note = f"{picks.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
     elif allowed.stop:
         note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"
     else:
         note = f"{picks.height} of {allowed.count} asked for"
-    asked = str(arm.budget) if allowed.open_ended else allowed.count
+    asked = str(arm.budget) if allowed.is_open_ended else allowed.count
     facts: Facts = {"selected": picks.height, "asked": asked}
     return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)

@@ -31,7 +31,7 @@ def example(heading: str) -> dict[str, Any]:
 def test_selector_is_chosen_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [type(selector) for selector in registry.SELECTORS.values()]
     own = example("Add a selector")["WordsSelector"]
-    monkeypatch.setattr(registry, "SELECTORS", registry.registered(*kinds, own))
+    monkeypatch.setattr(registry, "SELECTORS", registry.register(*kinds, own))
     pool = pl.DataFrame(
         {
             "record_id": ["a", "b", "c"],

@@ -277,10 +277,10 @@ def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
     points = _points(case.n, 0) if name in WITH_SIDE else np.zeros((0, 16))
     other = np.maximum(_points(SIDE, 1) @ points.T, 0)
     existing = np.ascontiguousarray(other.T) if name == "flcg" else None
-    made = partial(objectives.objective_named, name, kernel, other, existing, nu=0.5)
+    made = partial(objectives.build_objective, name, kernel, other, existing, nu=0.5)
     rank, budget, own = OPTIMIZERS[case.optimizer], int(case.budget * case.n), engine == "ours"
     if engine == "submodlib":
-        from delift_pipeline.selection.submodlib_engine import submodlib_greedy as rank
+        from delift_pipeline.selection.submodlib_optimizer import submodlib_greedy as rank
     if own:
         # A few picks load the compiled loops for this type of kernel.
         rank(made(), WARM_PICKS, np.arange(case.n))

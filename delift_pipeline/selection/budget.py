@@ -43,7 +43,7 @@ class Budget:
     stop: float = 0.0
 
     @property
-    def open_ended(self) -> bool:
+    def is_open_ended(self) -> bool:
         """Whether only the selection shows how many records it buys."""
         return self.tokens is not None or self.stop > 0
 
@@ -57,12 +57,12 @@ def parse_budget(budget: BudgetText, n: int) -> Budget:
     text = budget.strip() if isinstance(budget, str) else ""
     if tokens := _TOKENS.fullmatch(text):
         if (number := int(re.sub("[_,]", "", tokens[1]))) < 1:
-            raise _refused(budget)
+            raise _bad_budget(budget)
         return Budget(resolve_budget(FULL, n), tokens=number)
     if auto := _AUTO.fullmatch(text):
-        share = AUTO_SHARE if auto[1] is None else _number(auto[1])
+        share = AUTO_SHARE if auto[1] is None else _parse_number(auto[1])
         if not 0 < share < 1:
-            raise _refused(budget)
+            raise _bad_budget(budget)
         return Budget(resolve_budget(FULL, n), stop=float(share))
     return Budget(resolve_budget(budget, n))
 
@@ -80,14 +80,14 @@ def resolve_budget(budget: BudgetText, n: int) -> int:
         raise Refused("the pool is empty: nothing can be selected", field="budget")
     if is_full(budget):
         return n
-    number = _number(budget.strip()) if isinstance(budget, str) else budget
+    number = _parse_number(budget.strip()) if isinstance(budget, str) else budget
     if isinstance(number, bool) or not isinstance(number, float | int):
-        raise _refused(number)
+        raise _bad_budget(number)
     if 0 < number < 1:
         share = Decimal(repr(float(number))) * n
         return max(1, int(share.quantize(Decimal(1), rounding=ROUND_HALF_UP)))
     if not isinstance(number, int) or number < 1:
-        raise _refused(number)
+        raise _bad_budget(number)
     if number > n:
         raise Refused(f"{number:,} is above the pool's {n:,} records", field="budget")
     return number
@@ -98,18 +98,18 @@ def is_full(budget: BudgetText) -> bool:
     return isinstance(budget, str) and budget.strip().lower() == FULL
 
 
-def _number(text: str) -> float | int:
+def _parse_number(text: str) -> float | int:
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
-    raise _refused(text)
+    raise _bad_budget(text)
 
 
-def _refused(budget: object) -> Refused:
+def _bad_budget(budget: object) -> Refused:
     return Refused(f"{budget!r} is no budget: {_MEANING}", field="budget")
 
 
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 TOKENS = "tokens"
 
 
@@ -123,4 +123,4 @@ def token_costs(pool: pl.DataFrame) -> np.ndarray:
         return np.maximum(pool[TOKENS].fill_null(1).cast(pl.Float64).to_numpy(), 1)
     texts = pl.col("instruction", "input", "output").fill_null("").str.len_bytes()
     size = pool.select(pl.sum_horizontal(texts).cast(pl.Float64)).to_series().to_numpy()
-    return np.maximum(np.ceil(size / BYTES_A_TOKEN), 1)
+    return np.maximum(np.ceil(size / BYTES_PER_TOKEN), 1)

@@ -13,8 +13,8 @@ import numpy as np
 from delift_pipeline.core.compiling import compile_function, compile_sum
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
-ROWS_A_BLOCK = 256
-TOGETHER = 4
+ROWS_PER_BLOCK = 256
+COLUMNS_TOGETHER = 4
 """Columns that are read side by side."""
 
 
@@ -40,7 +40,7 @@ class Terms(NamedTuple):
     weights: np.ndarray
 
 
-def kernel_of(matrix: Columns) -> Kernel | None:
+def compiled_kernel(matrix: Columns) -> Kernel | None:
     """The kernel for the compiled loops, or None where it is of a kind that they do not read."""
     if isinstance(matrix, SparseColumns):
         data = matrix.data.astype(np.float32) if matrix.data.dtype == np.float16 else matrix.data
@@ -50,8 +50,8 @@ def kernel_of(matrix: Columns) -> Kernel | None:
     values, (rows, n) = np.asarray(matrix.matrix), matrix.shape
     if values.dtype == np.float16 or not values.flags.f_contiguous:
         return None
-    indptr, nothing = np.arange(n + 1, dtype=np.int64) * rows, np.zeros(0, np.int32)
-    return Kernel(*map(_read_only, (indptr, nothing, values.reshape(-1, order="F"))))
+    indptr, no_indices = np.arange(n + 1, dtype=np.int64) * rows, np.zeros(0, np.int32)
+    return Kernel(*map(_read_only, (indptr, no_indices, values.reshape(-1, order="F"))))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def terms_of(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarray | None) -> Terms:
+def objective_terms(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarray | None) -> Terms:
     """The objective's arrays; they are shared, not copied."""
     if cap is None and weights is None:
         return Terms(state, np.zeros(0), np.zeros(0))
@@ -86,16 +86,16 @@ def _block_lift(values, low, state, cap, weights):
 
 
 @compile_function
-def lifts(kernel, terms, columns, out):
+def compute_lifts(kernel, terms, columns, out):
     """What each column adds to what covers the rows, into `out`."""
     state, cap, weights = terms.state, terms.cap, terms.weights
     out[: len(columns)] = 0.0
     if len(kernel.indices) == 0:
         # Memory serves a few columns side by side faster than one after the other.
-        for first in range(0, len(columns), TOGETHER):
-            for low in range(0, len(state), ROWS_A_BLOCK):
-                high = min(low + ROWS_A_BLOCK, len(state))
-                for place in range(first, min(first + TOGETHER, len(columns))):
+        for first in range(0, len(columns), COLUMNS_TOGETHER):
+            for low in range(0, len(state), ROWS_PER_BLOCK):
+                high = min(low + ROWS_PER_BLOCK, len(state))
+                for place in range(first, min(first + COLUMNS_TOGETHER, len(columns))):
                     start = kernel.indptr[columns[place]]
                     values = kernel.data[start + low : start + high]
                     out[place] += _block_lift(values, low, state, cap, weights)
@@ -112,7 +112,7 @@ def lifts(kernel, terms, columns, out):
 
 
 @compile_function
-def _cover(kernel, terms, j):
+def _cover_rows(kernel, terms, j):
     """Let column j cover its rows."""
     state, cap, dense = terms.state, terms.cap, len(kernel.indices) == 0
     start, end = kernel.indptr[j], kernel.indptr[j + 1]
@@ -128,11 +128,11 @@ def _cover(kernel, terms, j):
 def cover_all(kernel, terms, picks):
     """Cover with every pick."""
     for j in picks:
-        _cover(kernel, terms, j)
+        _cover_rows(kernel, terms, j)
 
 
 @compile_function
-def _admits(limits, slots, j):
+def _is_admissible(limits, slots, j):
     """Whether column j may be picked when `slots` picks are left; once it may not, never again."""
     if limits.costs[j] > limits.left[0]:
         return False
@@ -140,24 +140,24 @@ def _admits(limits, slots, j):
         group = limits.groups[d, j]
         if limits.counts[d, group] >= limits.high[d, group]:
             return False
-        owed = limits.wanted[d] >= slots
+        owed = limits.owed[d] >= slots
         if owed and limits.counts[d, group] >= limits.low[d, group]:
             return False
     return True
 
 
 @compile_function
-def _spend(limits, j):
+def _count_pick(limits, j):
     """Count a pick."""
     limits.left[0] -= limits.costs[j]
     for d in range(limits.groups.shape[0]):
         group = limits.groups[d, j]
-        limits.wanted[d] -= limits.counts[d, group] < limits.low[d, group]
+        limits.owed[d] -= limits.counts[d, group] < limits.low[d, group]
         limits.counts[d, group] += 1
 
 
 @compile_function
-def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
+def run_lazy_greedy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
     """Lazy greedy from the state of `terms`, which is covered in place, as `limits` are counted.
 
     `candidates` are int64 [m], columns in the order that ties are broken in, and `first` float64
@@ -171,36 +171,36 @@ def lazy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
     heapq.heapify(heap)
     gain_of = first.copy()
     # The number of picks made when a gain was computed, and when its key in the heap was renewed.
-    known, ranked = np.zeros(len(first), np.int32), np.zeros(len(first), np.int32)
-    few, found = np.empty(TOGETHER, np.int64), np.empty(TOGETHER)
-    made, computed = 0, len(first)
-    while made < len(picks) and len(heap) > 0:
+    computed_at, keyed_at = np.zeros(len(first), np.int32), np.zeros(len(first), np.int32)
+    stale, lifts = np.empty(COLUMNS_TOGETHER, np.int64), np.empty(COLUMNS_TOGETHER)
+    picked, computed = 0, len(first)
+    while picked < len(picks) and len(heap) > 0:
         place = heap[0][1]
         j = candidates[place]
-        if not _admits(limits, len(picks) - made, j):
+        if not _is_admissible(limits, len(picks) - picked, j):
             heapq.heappop(heap)
             continue
-        if known[place] != made:
+        if computed_at[place] != picked:
             count = 0
-            for _, other in heap[:TOGETHER]:
-                if known[other] != made:
-                    few[count] = other
-                    known[other] = made
+            for _, other in heap[:COLUMNS_TOGETHER]:
+                if computed_at[other] != picked:
+                    stale[count] = other
+                    computed_at[other] = picked
                     count += 1
-            lifts(kernel, terms, candidates[few[:count]], found)
+            compute_lifts(kernel, terms, candidates[stale[:count]], lifts)
             for i in range(count):
-                gain_of[few[i]] = found[i] + bonus[candidates[few[i]]]
+                gain_of[stale[i]] = lifts[i] + bonus[candidates[stale[i]]]
             computed += count
-        if ranked[place] != made:
-            ranked[place] = made
+        if keyed_at[place] != picked:
+            keyed_at[place] = picked
             heapq.heapreplace(heap, (-gain_of[place] / limits.scale[j], place))
             continue
         heapq.heappop(heap)
         gain = gain_of[place]
-        if made > 0 and gain < stop * gains[0]:
+        if picked > 0 and gain < stop * gains[0]:
             break
-        picks[made], gains[made] = j, gain
-        made += 1
-        _cover(kernel, terms, j)
-        _spend(limits, j)
-    return made, computed
+        picks[picked], gains[picked] = j, gain
+        picked += 1
+        _cover_rows(kernel, terms, j)
+        _count_pick(limits, j)
+    return picked, computed

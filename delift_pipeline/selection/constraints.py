@@ -38,7 +38,7 @@ class Constraints:
 
     Attributes:
         pinned: Candidates that are in, ranked before all others.
-        banned: Candidates that are out.
+        excluded: Candidates that are out.
         groupings: Quotas.
         costs: float64 [n] above 0, or None where every record costs the same.
         capacity: What the subset may cost, or None.
@@ -46,14 +46,14 @@ class Constraints:
     """
 
     pinned: tuple[int, ...] = ()
-    banned: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
     groupings: tuple[Grouping, ...] = ()
     costs: np.ndarray | None = field(default=None, repr=False)
     capacity: float | None = None
     stop: float = 0.0
 
     @property
-    def open_ended(self) -> bool:
+    def is_open_ended(self) -> bool:
         """Whether fewer picks than the budget are a right answer."""
         return self.capacity is not None or self.stop > 0
 
@@ -69,7 +69,7 @@ class Limits(NamedTuple):
         low: int64 [d, g], picks wanted of each group.
         high: int64 [d, g], picks allowed.
         counts: int64 [d, g], picks made.
-        wanted: int64 [d], picks still owed to groups below their `low`.
+        owed: int64 [d], picks still owed to groups below their `low`.
     """
 
     costs: np.ndarray
@@ -79,10 +79,10 @@ class Limits(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     counts: np.ndarray
-    wanted: np.ndarray
+    owed: np.ndarray
 
 
-class Tracker:
+class ConstraintTracker:
     """Which candidates may still be picked; one that may not now may not later.
 
     Args:
@@ -96,8 +96,8 @@ class Tracker:
     """
 
     def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
-        self.stop, self.slots, self._open_ended = constraints.stop, budget, constraints.open_ended
-        groupings = constraints.groupings
+        self.stop, self.slots, groupings = constraints.stop, budget, constraints.groupings
+        self._is_open_ended = constraints.is_open_ended
         costs = np.ones(n) if constraints.costs is None else constraints.costs
         if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
             raise Refused(f"costs must be {n:,} finite numbers above 0")
@@ -115,77 +115,77 @@ class Tracker:
         for grouping in groupings:
             _check_feasible(grouping, constraints, n, budget)
 
-    def admissible(self, candidates: np.ndarray) -> np.ndarray:
+    def admissible_mask(self, candidates: np.ndarray) -> np.ndarray:
         """Which of the candidates may be picked next, bool."""
         limits = self.limits
         allowed = limits.costs[candidates] <= limits.left[0]
         for d, of in enumerate(limits.groups):
             groups = of[candidates]
             allowed &= (limits.counts[d] < limits.high[d])[groups]
-            if limits.wanted[d] >= self.slots:
+            if limits.owed[d] >= self.slots:
                 allowed &= (limits.counts[d] < limits.low[d])[groups]
         return allowed
 
-    def spend(self, j: int) -> None:
+    def count_pick(self, j: int) -> None:
         """Count a pick."""
         limits = self.limits
         self.slots -= 1
         limits.left[0] -= limits.costs[j]
         for d, group in enumerate(limits.groups[:, j]):
-            limits.wanted[d] -= limits.counts[d, group] < limits.low[d, group]
+            limits.owed[d] -= limits.counts[d, group] < limits.low[d, group]
             limits.counts[d, group] += 1
 
-    def check_done(self, made: int) -> None:
+    def check_complete(self, picked: int) -> None:
         """Refuse a ranking that stopped before its budget or short of a quota.
 
         Raises:
             Refused: the constraints, each possible, are not possible together.
         """
-        short = made > 0 and bool((self.limits.wanted > 0).any())
-        if short or (self.slots > 0 and not self._open_ended):
-            said = f"cannot be kept together: after {made:,} records no other may be picked"
+        short = picked > 0 and bool((self.limits.owed > 0).any())
+        if short or (self.slots > 0 and not self._is_open_ended):
+            reason = f"cannot be kept together: after {picked:,} records no other may be picked"
             raise Refused(
-                f"the constraints {said}; widen a quota or lower the budget", field="quota"
+                f"the constraints {reason}; widen a quota or lower the budget", field="quota"
             )
 
 
 def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndarray) -> None:
-    pinned, banned = set(constraints.pinned), set(constraints.banned)
-    if not all(0 <= j < n for j in pinned | banned):
+    pinned, excluded = set(constraints.pinned), set(constraints.excluded)
+    if not all(0 <= j < n for j in pinned | excluded):
         raise Refused(f"a pinned record is none of the {n:,} candidates")
-    if both := pinned & banned:
+    if both := pinned & excluded:
         raise Refused(f"{len(both):,} records are pinned both in and out", field="pin")
     if len(pinned) > budget:
-        said = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
-        raise Refused(said, field="pin")
-    if budget > (left := n - len(banned)) and not constraints.open_ended:
-        said = (
-            f"{len(banned):,} of {n:,} records are excluded. The {left:,} that are left are fewer "
-            f"than the budget of {budget:,}: exclude fewer records, or lower the budget"
+        reason = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
+        raise Refused(reason, field="pin")
+    if budget > (left := n - len(excluded)) and not constraints.is_open_ended:
+        reason = (
+            f"{len(excluded):,} of {n:,} records are excluded. The {left:,} that are left are "
+            f"fewer than the budget of {budget:,}: exclude fewer records, or lower the budget"
         )
-        raise Refused(said, field="exclude")
-    spent = float(costs[list(pinned)].sum())
-    if constraints.capacity is not None and spent > constraints.capacity:
-        said = f"the records pinned in cost {spent:,.0f}, above {constraints.capacity:,.0f}"
-        raise Refused(said, field="budget")
+        raise Refused(reason, field="exclude")
+    cost = float(costs[list(pinned)].sum())
+    if constraints.capacity is not None and cost > constraints.capacity:
+        reason = f"the records pinned in cost {cost:,.0f}, above {constraints.capacity:,.0f}"
+        raise Refused(reason, field="budget")
 
 
 def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget: int) -> None:
     size, free = len(grouping.groups), np.ones(n, bool)
-    free[list(constraints.banned)] = False
-    there = np.bincount(grouping.of[free], minlength=size)
+    free[list(constraints.excluded)] = False
+    available = np.bincount(grouping.of[free], minlength=size)
     pinned = np.bincount(grouping.of[list(constraints.pinned)], minlength=size)
     low, high = grouping.low, grouping.high
-    for group in np.flatnonzero((pinned > high) | (low > high) | (low > there)):
-        asked = f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records"
-        found = f"{pinned[group]:,} pinned in and {there[group]:,} that may be picked"
-        raise _refused(grouping, f"{asked}, with {found}")
+    for group in np.flatnonzero((pinned > high) | (low > high) | (low > available)):
+        quota = f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records"
+        counts = f"{pinned[group]:,} pinned in and {available[group]:,} that may be picked"
+        raise _bad_quota(grouping, f"{quota}, with {counts}")
     if (least := int(np.maximum(low, pinned).sum())) > budget:
-        raise _refused(grouping, f"at least {least:,} records, and the budget is {budget:,}")
-    most = int(np.minimum(high, there).sum())
-    if most < budget and not constraints.open_ended:
-        raise _refused(grouping, f"at most {most:,} records, and the budget is {budget:,}")
+        raise _bad_quota(grouping, f"at least {least:,} records, and the budget is {budget:,}")
+    most = int(np.minimum(high, available).sum())
+    if most < budget and not constraints.is_open_ended:
+        raise _bad_quota(grouping, f"at most {most:,} records, and the budget is {budget:,}")
 
 
-def _refused(grouping: Grouping, said: str) -> Refused:
-    return Refused(f"the quota on {grouping.name} allows no subset: {said}", field="quota")
+def _bad_quota(grouping: Grouping, reason: str) -> Refused:
+    return Refused(f"the quota on {grouping.name} allows no subset: {reason}", field="quota")

@@ -30,7 +30,7 @@ COVERAGE_LIMIT = 20_000
 RANDOM_DRAWS = 20
 
 
-def diagnosed(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
+def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
     """The selection with its diagnostics, and trust and near duplicates where there are any."""
     trust = selection.trust
     if trust is None:
@@ -57,11 +57,11 @@ def _trust_numbers(
         return {}
     known, numbers = trust.by_id, {}
     for name, records in (("picks", ranking), ("pool", pool)):
-        found = np.array([known[record] for record in records if record in known])
-        if not len(found):
+        values = np.array([known[record] for record in records if record in known])
+        if not len(values):
             return {}
-        numbers[f"trust_{name}"] = float(found.mean())
-        numbers[f"suspected_{name}"] = float((found < SUSPECTED_BELOW).mean())
+        numbers[f"trust_{name}"] = float(values.mean())
+        numbers[f"suspected_{name}"] = float((values < SUSPECTED_BELOW).mean())
     return numbers
 
 
@@ -69,12 +69,12 @@ def _coverage_numbers(similar: Similarities, picks: list[str], seed: int) -> dic
     random, n = np.random.default_rng(seed), len(similar.ids)
     chosen = np.flatnonzero(pl.Series(similar.ids).is_in(picks).to_numpy())
     draws = (random.permutation(n)[: len(picks)] for _ in range(RANDOM_DRAWS))
-    covered = []
+    means = []
     for part in (chosen, *draws):
         best = similar.matrix[:, part].max(axis=1)
         best = best if isinstance(best, np.ndarray) else best.toarray()
-        covered.append(float(best.mean()))
-    return {"coverage": covered[0], "coverage_random": float(np.mean(covered[1:]))}
+        means.append(float(best.mean()))
+    return {"coverage": means[0], "coverage_random": float(np.mean(means[1:]))}
 
 
 _SHARES = ("pool_share", "subset_share", "shift")
@@ -92,7 +92,7 @@ COLUMNS = ("task", "source")
 _QUARTERS = ("shortest quarter", "second quarter", "third quarter", "longest quarter")
 
 
-def balance(
+def balance_table(
     pool: pl.DataFrame,
     ranking: Sequence[str],
     columns: Mapping[str, Sequence[object]] | None = None,
@@ -111,26 +111,26 @@ def balance(
     texts = ["\n".join(filter(None, parts)) for parts in rows]
     groupings: dict[str, Sequence[object]] = {
         **{name: pool[name].to_list() for name in COLUMNS if name in pool.columns},
-        "length": lengths(texts),
-        "script": [script(text) for text in texts],
+        "length": length_quarters(texts),
+        "script": [main_script(text) for text in texts],
         **(columns or {}),
     }
-    return pl.concat([_groups(name, values, chosen) for name, values in groupings.items()])
+    return pl.concat([_group_rows(name, values, chosen) for name, values in groupings.items()])
 
 
-def vanished(table: pl.DataFrame) -> tuple[str, ...]:
+def vanished_group_warnings(table: pl.DataFrame) -> tuple[str, ...]:
     """One warning for each grouping that lost groups."""
     lines = []
     for (name,), part in table.filter(pl.col("vanished")).group_by("by", maintain_order=True):
         rows = part.select("group", "pool").head(NAMED).rows()
-        named = ", ".join(f"{group} ({count:,})" for group, count in rows)
+        names = ", ".join(f"{group} ({count:,})" for group, count in rows)
         more = "" if part.height <= NAMED else f" and {part.height - NAMED:,} more"
         lost, verb = ("1 group", "is") if part.height == 1 else (f"{part.height:,} groups", "are")
-        lines.append(f"warning: {lost} by {name} {verb} not in the subset: {named}{more}")
+        lines.append(f"warning: {lost} by {name} {verb} not in the subset: {names}{more}")
     return tuple(lines)
 
 
-def _groups(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.DataFrame:
+def _group_rows(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.DataFrame:
     names = ["(none)" if value is None or value == "" else str(value) for value in values]
     counted = pl.DataFrame({"group": names, "chosen": chosen}).group_by("group")
     table = counted.agg(pool=pl.len(), subset=pl.col("chosen").sum())
@@ -142,7 +142,7 @@ def _groups(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.DataF
     return table.with_columns(shift=shift).select(BALANCE_SCHEMA.names()).cast(BALANCE_SCHEMA)
 
 
-def lengths(texts: Sequence[str]) -> list[str]:
+def length_quarters(texts: Sequence[str]) -> list[str]:
     """The quarter of the pool that each text's length in characters falls in."""
     if not texts:
         return []
@@ -151,8 +151,8 @@ def lengths(texts: Sequence[str]) -> list[str]:
     return [_QUARTERS[quarter] for quarter in quarters]
 
 
-def script(text: str) -> str:
+def main_script(text: str) -> str:
     """The script that most letters of a text are in, by their Unicode names; `none` without any."""
     letters = filter(str.isalpha, text[:LETTERS_READ])
-    found = Counter(unicodedata.name(one, "unknown").split(" ", 1)[0].lower() for one in letters)
-    return max(found, key=lambda name: (found[name], name)) if found else "none"
+    counts = Counter(unicodedata.name(one, "unknown").split(" ", 1)[0].lower() for one in letters)
+    return max(counts, key=lambda name: (counts[name], name)) if counts else "none"

@@ -18,10 +18,10 @@ from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, 
 from delift_pipeline.selection.language_model import (
     LanguageModel,
     begin_of_text,
-    position_weighted,
-    read,
+    cut_middle,
+    position_weighted_mean,
+    reduce_hidden_states,
     text_tokens,
-    without_middle,
 )
 from delift_pipeline.selection.options import EmbeddingOptions, TrustedOptions
 
@@ -46,22 +46,22 @@ class Similarities:
     ids: tuple[str, ...]
     matrix: Any = field(repr=False)
 
-    def part(self, rows: Sequence[str], columns: Sequence[str]) -> Any:
+    def submatrix(self, rows: Sequence[str], columns: Sequence[str]) -> Any:
         """The cosines of some records with some others: a dense array or a CSC matrix.
 
         Raises:
             KeyError: a record was not embedded.
         """
         place = {record: number for number, record in enumerate(self.ids)}
-        across, down = (
+        at_rows, at_columns = (
             np.array([place[record] for record in ids], dtype=np.int64) for ids in (rows, columns)
         )
         if isinstance(self.matrix, np.ndarray):
-            return self.matrix[np.ix_(across, down)]
-        return self.matrix[across][:, down].tocsc()
+            return self.matrix[np.ix_(at_rows, at_columns)]
+        return self.matrix[at_rows][:, at_columns].tocsc()
 
 
-def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -> Any:
+def embed_texts(texts: Sequence[str], embedder: str, model: LanguageModel | None) -> Any:
     """Unit embeddings of texts, float32 [texts, d]; a text without content gets a zero row.
 
     They are a SciPy CSR matrix for `tfidf`, else an array. The embedder is `model`, for which alone
@@ -74,8 +74,8 @@ def embedded(texts: Sequence[str], embedder: str, model: LanguageModel | None) -
     if embedder != MODEL:
         return embed(texts, embedder)
     if model is None:
-        said = "no language model is read here: choose tfidf, minilm or a sentence-transformers one"
-        raise Refused(said, field="embedder")
+        reason = "no language model is read here: choose tfidf, minilm or a sentence-transformers"
+        raise Refused(f"{reason} one", field="embedder")
     return hidden_states(texts, model, "embeddings")
 
 
@@ -87,13 +87,13 @@ def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.n
     begin = begin_of_text(model.encoder)
     room = model.encoder.window - len(begin)
     tokens = text_tokens(model.encoder, texts)
-    there = [row for row, ids in enumerate(tokens) if len(ids)]
-    if not there:
+    filled = [row for row, ids in enumerate(tokens) if len(ids)]
+    if not filled:
         return np.zeros((len(texts), 1), np.float32)
-    sequences = [np.concatenate([begin, without_middle(tokens[row], room)]) for row in there]
-    states = read(model, sequences, position_weighted, name)
+    sequences = [np.concatenate([begin, cut_middle(tokens[row], room)]) for row in filled]
+    states = reduce_hidden_states(model, sequences, position_weighted_mean, name)
     embeddings = np.zeros((len(texts), states.shape[1]), np.float32)
-    embeddings[there] = states
+    embeddings[filled] = states
     return embeddings
 
 
@@ -121,7 +121,7 @@ def similarities(
     """
     ordered = frame.sort("record_id")
     ids, n = tuple(ordered["record_id"]), ordered.height
-    embeddings = embedded(record_texts(ordered), embedder, model)
+    embeddings = embed_texts(record_texts(ordered), embedder, model)
     if n <= dense_limit:
         product = embeddings @ embeddings.T
         cosines = product if isinstance(product, np.ndarray) else product.toarray()
@@ -130,11 +130,11 @@ def similarities(
         return Similarities(ids, cosines)
     from scipy.sparse import csr_matrix, eye
 
-    found = nearest(embeddings, neighbours)
-    rows, slots = np.nonzero(found.indices >= 0)
-    near = csr_matrix((found.cosine[rows, slots], (rows, found.indices[rows, slots])), shape=(n, n))
-    both = near.maximum(near.T) + eye(n, format="csr")
-    return Similarities(ids, both.astype(np.float32).tocsr())
+    near = nearest(embeddings, neighbours)
+    rows, slots = np.nonzero(near.indices >= 0)
+    one_way = csr_matrix((near.cosine[rows, slots], (rows, near.indices[rows, slots])), (n, n))
+    both_ways = one_way.maximum(one_way.T) + eye(n, format="csr")
+    return Similarities(ids, both_ways.astype(np.float32).tocsr())
 
 
 def coverage_similarities(

@@ -30,7 +30,7 @@ GRADIENTS = "gradients"
 """Folder beside the scores of a fingerprint for what gradient selectors keep."""
 
 
-def _nothing() -> None:
+def _claim_nothing() -> None:
     """Devices are not shared."""
 
 
@@ -49,7 +49,7 @@ class LanguageModel:
     options: ModelOptions
     home: Home
     progress: Progress = field(default_factory=SilentProgress, repr=False)
-    claim: Callable[[], object] = field(default=_nothing, repr=False)
+    claim: Callable[[], object] = field(default=_claim_nothing, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,7 +68,7 @@ class LanguageModel:
         return load_encoder(self.options)
 
     @cached_property
-    def loaded(self) -> "LoadedModel":
+    def loaded_model(self) -> "LoadedModel":
         """The model with its weights, in evaluation mode.
 
         Hidden states and single logits are read from it, which vLLM does not give; so it is loaded
@@ -92,7 +92,7 @@ class LanguageModel:
         from delift_pipeline.scoring.model import load_scorer
 
         if self.options.engine != "vllm":
-            return self.loaded
+            return self.loaded_model
         self.claim()
         return load_scorer(self.options)
 
@@ -106,13 +106,13 @@ class LanguageModel:
         """Where gradients of this model are kept; deleting it costs time and nothing else."""
         return self.home.scores(self.fingerprint) / GRADIENTS
 
-    def named(self, model: str) -> "LanguageModel":
+    def with_model(self, model: str) -> "LanguageModel":
         """Another model, run in the same way."""
         options = self.options.model_copy(update={"model": model, "revision": None})
         return LanguageModel(options, self.home, self.progress, self.claim)
 
 
-def read(
+def reduce_hidden_states(
     model: LanguageModel, sequences: Sequence[np.ndarray], reduce: Callable[..., Any], name: str
 ) -> np.ndarray:
     """One value a sequence, made from its hidden states on the model's device.
@@ -129,19 +129,19 @@ def read(
     from delift_pipeline.scoring.batches import length_batches, pad_sequences
     from delift_pipeline.scoring.decoder import Decoder
 
-    decoder, progress = Decoder(model.loaded.model), model.progress
+    decoder, progress = Decoder(model.loaded_model.model), model.progress
     on_cpu = decoder.device.type == "cpu"
     limit = model.options.batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
     lengths = np.array([len(sequence) for sequence in sequences])
-    found: dict[int, np.ndarray] = {}
+    values_of: dict[int, np.ndarray] = {}
     with progress.track(name, len(sequences), "records") as meter, torch.inference_mode():
         for rows in length_batches(lengths, lambda longest: limit // longest):
             ids = pad_sequences([sequences[row] for row in rows])[0].to(decoder.device)
             sizes = torch.from_numpy(lengths[rows]).to(decoder.device)
             values = reduce(decoder, decoder.hidden_states(ids, None), sizes).float().cpu().numpy()
-            found.update(zip(rows.tolist(), values, strict=True))
+            values_of.update(zip(rows.tolist(), values, strict=True))
             meter.advance(len(rows))
-    return np.stack([found[row] for row in range(len(sequences))])
+    return np.stack([values_of[row] for row in range(len(sequences))])
 
 
 def text_tokens(encoder: "Encoder", texts: Sequence[str]) -> list[np.ndarray]:
@@ -155,7 +155,7 @@ def begin_of_text(encoder: "Encoder") -> np.ndarray:
     return np.asarray([begin] if isinstance(begin, int) else [], dtype=np.int32)
 
 
-def without_middle(tokens: np.ndarray, room: int) -> np.ndarray:
+def cut_middle(tokens: np.ndarray, room: int) -> np.ndarray:
     """The tokens, cut in the middle where there are more than `room`, both ends kept."""
     if len(tokens) <= room:
         return tokens
@@ -163,7 +163,7 @@ def without_middle(tokens: np.ndarray, room: int) -> np.ndarray:
     return np.concatenate([tokens[:first], tokens[len(tokens) - (room - first) :]])
 
 
-def position_weighted(decoder: Any, hidden: Any, lengths: Any) -> Any:
+def position_weighted_mean(decoder: Any, hidden: Any, lengths: Any) -> Any:
     """Mean of the hidden states weighted by position, [rows, width] of unit length.
 
     The weight of the t-th token (from 1) is t / (1 + ... + T): under a causal mask later tokens
@@ -195,11 +195,13 @@ class Checkpoints(Protocol):
         """Mean learning rate of each checkpoint's epoch."""
         ...
 
-    def plain(self, checkpoint: int, examples: Sequence[Any], meter: Meter) -> np.ndarray:
+    def gradient_features(
+        self, checkpoint: int, examples: Sequence[Any], meter: Meter
+    ) -> np.ndarray:
         """Features of plain gradients, float32 [examples, dims]."""
         ...
 
-    def steps(
+    def step_features(
         self, checkpoint: int, examples: Sequence[Any], meter: Meter
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Features of the steps that Adam would take, by places, float16 [part, dims]."""
@@ -213,7 +215,7 @@ class Gradients(Protocol):
         """The records whose answer fits the window, sorted by record_id."""
         ...
 
-    def warmed_up(
+    def warm_up(
         self, model: LanguageModel, records: pl.DataFrame, seed: int, options: Any
     ) -> Checkpoints:
         """Train adapters on records, unless they are kept from before.

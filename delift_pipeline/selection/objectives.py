@@ -69,44 +69,44 @@ class Coverage:
         weights: np.ndarray | None = None,
         bonus: np.ndarray | None = None,
     ) -> None:
-        self.kernel, self.engine = checked_kernel(kernel), None
+        self.kernel, self.compiled = check_kernel(kernel), None
         rows, self.n = self.kernel.shape
         if rows and self.n and max(self.kernel.stored, COLUMN_COST * self.n) >= COMPILED_FROM:
-            from delift_pipeline.selection.compiled import kernel_of
+            from delift_pipeline.selection.compiled import compiled_kernel
 
             # None where the compiled loops do not read such a kernel.
-            self.engine = kernel_of(self.kernel)
-        self.floor = _vector(floor, rows, "floor", 0.0)
-        self.cap = None if cap is None else np.maximum(_vector(cap, rows, "cap"), self.floor)
-        self.weights = None if weights is None else _vector(weights, rows, "weights")
-        self.bonus = _vector(bonus, self.n, "bonus", 0.0)
+            self.compiled = compiled_kernel(self.kernel)
+        self.floor = _as_vector(floor, rows, "floor", 0.0)
+        self.cap = None if cap is None else np.maximum(_as_vector(cap, rows, "cap"), self.floor)
+        self.weights = None if weights is None else _as_vector(weights, rows, "weights")
+        self.bonus = _as_vector(bonus, self.n, "bonus", 0.0)
         self.reset()
 
     def reset(self) -> None:
         """Choose nothing."""
         self.state, self._bonuses = self.floor.copy(), 0.0
-        if self.engine is not None:
-            from delift_pipeline.selection.compiled import terms_of
+        if self.compiled is not None:
+            from delift_pipeline.selection.compiled import objective_terms
 
-            self.terms = terms_of(self.state, self.cap, self.weights)
+            self.terms = objective_terms(self.state, self.cap, self.weights)
 
     def gain(self, j: int) -> float:
         """How much adding column j would raise the value."""
-        if self.engine is not None:
+        if self.compiled is not None:
             return float(self.gains(np.array([j]))[0])
-        where, capped = self._capped(j)
+        where, capped = self._capped_values(j)
         lift = np.maximum(capped - self.state[where], 0)
         lift = lift if self.weights is None else lift * self.weights[where]
         return float(lift.sum()) + float(self.bonus[j])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
         """`gain` of several columns, float64."""
-        if self.engine is None:
+        if self.compiled is None:
             return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
-        from delift_pipeline.selection.compiled import lifts
+        from delift_pipeline.selection.compiled import compute_lifts
 
         candidates, out = np.asarray(candidates, dtype=np.int64), np.empty(len(candidates))
-        lifts(self.engine, self.terms, candidates, out)
+        compute_lifts(self.compiled, self.terms, candidates, out)
         return out + self.bonus[candidates]
 
     def add(self, j: int) -> None:
@@ -117,15 +117,15 @@ class Coverage:
         """Take several columns into the chosen set, in order."""
         picks = np.asarray(picks, dtype=np.int64)
         self.add_bonuses(picks)
-        if self.engine is not None:
+        if self.compiled is not None:
             from delift_pipeline.selection.compiled import cover_all
 
-            return cover_all(self.engine, self.terms, picks)
+            return cover_all(self.compiled, self.terms, picks)
         for j in picks:
-            where, capped = self._capped(int(j))
+            where, capped = self._capped_values(int(j))
             self.state[where] = np.maximum(self.state[where], capped)
 
-    def _capped(self, j: int) -> tuple[Any, np.ndarray]:
+    def _capped_values(self, j: int) -> tuple[Any, np.ndarray]:
         """The rows of column j and its values up to the cap."""
         rows, values = self.kernel.column(j)
         where = slice(None) if rows is None else rows
@@ -169,7 +169,7 @@ class FLMI(Coverage):
     def __init__(
         self, kernel: Any, target: Any, eta: float = 1.0, weights: np.ndarray | None = None
     ) -> None:
-        self.target, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
+        self.target, self.eta = check_kernel(target, "target kernel"), check_factor(eta, "eta")
         super().__init__(kernel, bonus=self.eta * column_maxima(self.target), weights=weights)
 
 
@@ -185,7 +185,7 @@ class FL1MI(Coverage):
     name = "fl1mi"
 
     def __init__(self, kernel: Any, target: Any, eta: float = 1.0) -> None:
-        self.target, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
+        self.target, self.eta = check_kernel(target, "target kernel"), check_factor(eta, "eta")
         super().__init__(kernel, cap=self.eta * column_maxima(self.target))
 
 
@@ -199,7 +199,7 @@ class FL2MI(Coverage):
     name = "fl2mi"
 
     def __init__(self, target: Any, eta: float = 1.0, weights: np.ndarray | None = None) -> None:
-        kernel, self.eta = checked_kernel(target, "target kernel"), checked_factor(eta, "eta")
+        kernel, self.eta = check_kernel(target, "target kernel"), check_factor(eta, "eta")
         super().__init__(kernel, bonus=self.eta * column_maxima(kernel), weights=weights)
 
 
@@ -216,8 +216,8 @@ class FLCG(Coverage):
     def __init__(
         self, kernel: Any, existing: Any, nu: float = 1.0, weights: np.ndarray | None = None
     ) -> None:
-        self.existing = checked_kernel(existing, "kernel of existing records")
-        self.nu = checked_factor(nu, "nu")
+        self.existing = check_kernel(existing, "kernel of existing records")
+        self.nu = check_factor(nu, "nu")
         super().__init__(kernel, floor=self.nu * row_maxima(self.existing), weights=weights)
 
 
@@ -234,7 +234,7 @@ class TensorCoverage(Coverage):
         import torch
 
         self.__dict__.update(objective.__dict__)
-        self.name, self.engine, self._block = objective.name, None, block
+        self.name, self.compiled, self._block = objective.name, None, block
         try:
             self._device = torch.device(device)
             # Columns of the kernel are rows here, side by side in memory.
@@ -268,7 +268,7 @@ class TensorCoverage(Coverage):
         return np.concatenate(lifts) + self.bonus[candidates]
 
 
-def objective_named(
+def build_objective(
     name: ObjectiveName,
     own: Any,
     target: Any = None,
@@ -294,7 +294,7 @@ def objective_named(
             return FacilityLocation(own)
 
 
-def checked_factor(value: float, called: str) -> float:
+def check_factor(value: float, called: str) -> float:
     """A factor of an objective.
 
     Raises:
@@ -314,14 +314,14 @@ def evaluate(objective: Coverage, subset: Iterable[int]) -> float:
     return value
 
 
-def objective_of_random(objective: Coverage, k: int, seed: int, draws: int = 20) -> float:
+def mean_random_value(objective: Coverage, k: int, seed: int, draws: int = 20) -> float:
     """Mean value of `draws` random subsets of size k, drawn with `seed`."""
     random = np.random.default_rng(seed)
     subsets = (random.permutation(objective.n)[:k] for _ in range(draws))
     return float(np.mean([evaluate(objective, subset) for subset in subsets]))
 
 
-def checked_kernel(kernel: Any, called: str = "kernel") -> Columns:
+def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
     """The kernel, ready to be read, every value of it finite and at least 0.
 
     Raises:
@@ -346,7 +346,7 @@ def _all_usable(values: np.ndarray) -> bool:
     return not values.size or bool(values.min() >= 0 and values.max() < np.inf)
 
 
-def _vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
+def _as_vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
     if values is None and default is not None:
         return np.full(length, default)
     vector = np.asarray(values, dtype=np.float64)

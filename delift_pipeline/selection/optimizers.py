@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.selection.constraints import Constraints, Tracker
+from delift_pipeline.selection.constraints import Constraints, ConstraintTracker
 from delift_pipeline.selection.objectives import BLOCK, Coverage, TensorCoverage
 
 
@@ -53,36 +53,37 @@ class Optimizer(Protocol):
 
 
 # One greedy run over candidates in tie order, at most `budget` picks, counted by the tracker.
-Phase = Callable[[Coverage, np.ndarray, int, Tracker], Ranking]
+Phase = Callable[[Coverage, np.ndarray, int, ConstraintTracker], Ranking]
 
 
-def order_of(ids: Sequence[str]) -> np.ndarray:
+def tie_order_of(ids: Sequence[str]) -> np.ndarray:
     """Place of each id in the sorted order of all, int64; what ties are broken by."""
     order = np.empty(len(ids), dtype=np.int64)
     order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
     return order
 
 
-def in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
+def take_in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
     """The first candidates of an order, int [n], that keep to the constraints, pinned ones first.
 
     Raises:
         Refused: the budget or the constraints are not possible.
     """
     constraints = constraints or Constraints()
-    tracker, pinned = Tracker(constraints, len(order), budget), np.isin(order, constraints.pinned)
+    tracker = ConstraintTracker(constraints, len(order), budget)
+    pinned = np.isin(order, constraints.pinned)
     picks = order[pinned].tolist()
     for j in picks:
-        tracker.spend(j)
-    for j in order[~pinned & ~np.isin(order, constraints.banned)].tolist():
-        if len(picks) < budget and tracker.admissible(np.array([j]))[0]:
-            tracker.spend(j)
+        tracker.count_pick(j)
+    for j in order[~pinned & ~np.isin(order, constraints.excluded)].tolist():
+        if len(picks) < budget and tracker.admissible_mask(np.array([j]))[0]:
+            tracker.count_pick(j)
             picks.append(j)
-    tracker.check_done(len(picks))
+    tracker.check_complete(len(picks))
     return np.array(picks, dtype=np.int64)
 
 
-def ranked(
+def rank_greedily(
     objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
@@ -103,11 +104,11 @@ def ranked(
     if len(tie_order) != objective.n:
         raise Refused(f"{len(tie_order):,} ids were given for {objective.n:,} candidates")
     constraints = constraints or Constraints()
-    plain = _kept_to(objective, budget, tie_order, constraints, phase(objective), scaled=False)
+    plain = _rank_once(objective, budget, tie_order, constraints, phase(objective), scaled=False)
     if constraints.costs is None:
         return plain
     value = objective.value
-    scaled = _kept_to(objective, budget, tie_order, constraints, phase(objective), scaled=True)
+    scaled = _rank_once(objective, budget, tie_order, constraints, phase(objective), scaled=True)
     if objective.value >= value:
         return scaled
     objective.reset()
@@ -115,10 +116,10 @@ def ranked(
     return plain
 
 
-naive_greedy: Optimizer = functools.partial(ranked, phase=lambda objective: sampling(objective.n))
+naive_greedy: Optimizer = functools.partial(rank_greedily, phase=lambda f: sampling_phase(f.n))
 """Look at every candidate in every step: n gains a pick; the oracle for the others."""
 
-lazy_greedy: Optimizer = functools.partial(ranked, phase=lambda _: _lazy_phase)
+lazy_greedy: Optimizer = functools.partial(rank_greedily, phase=lambda _: _lazy_phase)
 """The same ranking as `naive_greedy` with few gains computed (Minoux 1978).
 
 A gain never grows, so a candidate whose former gain is below the best fresh one need not be looked
@@ -146,9 +147,9 @@ def stochastic_greedy(
     size = max(1, math.ceil(sample * objective.n))
 
     def phase(_: Coverage) -> Phase:
-        return sampling(16 if lazily else size, np.random.default_rng(seed), size)
+        return sampling_phase(16 if lazily else size, np.random.default_rng(seed), size)
 
-    return ranked(objective, budget, tie_order, constraints, phase=phase)
+    return rank_greedily(objective, budget, tie_order, constraints, phase=phase)
 
 
 lazier_than_lazy_greedy = functools.partial(stochastic_greedy, lazily=True)
@@ -177,15 +178,16 @@ def blocked_greedy(
     Raises:
         Refused: the budget or the constraints are not possible, or the device is not there.
     """
-    there = objective if device is None else TensorCoverage(objective, device, block)
-    ranking = ranked(there, budget, tie_order, constraints, phase=lambda _: sampling(block))
-    if there is not objective:
+    on_device = objective if device is None else TensorCoverage(objective, device, block)
+    phase = sampling_phase(block)
+    ranking = rank_greedily(on_device, budget, tie_order, constraints, phase=lambda _: phase)
+    if on_device is not objective:
         objective.reset()
         objective.add_all(ranking.picks)
     return ranking
 
 
-def _kept_to(
+def _rank_once(
     objective: Coverage,
     budget: int,
     tie_order: np.ndarray,
@@ -194,20 +196,19 @@ def _kept_to(
     scaled: bool,
 ) -> Ranking:
     """One ranking: pinned records first, then the rest."""
-    tracker = Tracker(constraints, objective.n, budget, scaled)
+    tracker = ConstraintTracker(constraints, objective.n, budget, scaled)
     objective.reset()
     order, free = np.argsort(tie_order, kind="stable"), np.ones(objective.n, bool)
-    free[list(constraints.pinned) + list(constraints.banned)] = False
+    free[list(constraints.pinned) + list(constraints.excluded)] = False
     pins = Ranking(np.zeros(0, np.int64), np.zeros(0))
     if constraints.pinned:
         chosen = order[np.isin(order, constraints.pinned)]
-        pins = phase(
-            objective, chosen, len(chosen), Tracker(Constraints(), objective.n, len(chosen))
-        )
+        free_tracker = ConstraintTracker(Constraints(), objective.n, len(chosen))
+        pins = phase(objective, chosen, len(chosen), free_tracker)
         for j in pins.picks:
-            tracker.spend(int(j))
+            tracker.count_pick(int(j))
     rest = phase(objective, order[free[order]], budget - len(pins.picks), tracker)
-    tracker.check_done(len(pins.picks) + len(rest.picks))
+    tracker.check_complete(len(pins.picks) + len(rest.picks))
     return Ranking(
         np.concatenate([pins.picks, rest.picks]),
         np.concatenate([pins.gains, rest.gains]),
@@ -216,39 +217,39 @@ def _kept_to(
 
 
 def _lazy_phase(
-    objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
+    objective: Coverage, candidates: np.ndarray, budget: int, tracker: ConstraintTracker
 ) -> Ranking:
-    if objective.engine is not None:
-        from delift_pipeline.selection.compiled import lazy
+    if objective.compiled is not None:
+        from delift_pipeline.selection.compiled import run_lazy_greedy
 
         size, limits = min(budget, len(candidates)), tracker.limits
         first, picks, gains = objective.gains(candidates), np.empty(size, np.int64), np.empty(size)
-        inputs = objective.engine, objective.terms, objective.bonus, limits, tracker.stop
-        made, computed = lazy(*inputs, candidates, first, picks, gains)
-        objective.add_bonuses(picks[:made])
-        tracker.slots -= made
-        return Ranking(picks[:made].copy(), gains[:made].copy(), computed)
+        inputs = objective.compiled, objective.terms, objective.bonus, limits, tracker.stop
+        picked, computed = run_lazy_greedy(*inputs, candidates, first, picks, gains)
+        objective.add_bonuses(picks[:picked])
+        tracker.slots -= picked
+        return Ranking(picks[:picked].copy(), gains[:picked].copy(), computed)
     scale = tracker.limits.scale
     first = objective.gains(candidates) / scale[candidates]
     heap = [(-float(key), place, 0) for place, key in enumerate(first)]
     heapq.heapify(heap)
     picks, gains, computed = [], [], len(candidates)
     while heap and len(picks) < budget:
-        _, place, seen = heap[0]
+        _, place, computed_at = heap[0]
         j = int(candidates[place])
-        if not tracker.admissible(np.array([j]))[0]:
+        if not tracker.admissible_mask(np.array([j]))[0]:
             heapq.heappop(heap)
-        elif seen < len(picks):
+        elif computed_at < len(picks):
             computed += 1
             heapq.heapreplace(heap, (-objective.gain(j) / scale[j], place, len(picks)))
-        elif not _take(objective, j, picks, gains, tracker):
+        elif not _pick(objective, j, picks, gains, tracker):
             break
         else:
             heapq.heappop(heap)
-    return _ranking(picks, gains, computed)
+    return _as_ranking(picks, gains, computed)
 
 
-def sampling(block: int, random: np.random.Generator | None = None, size: int = 0) -> Phase:
+def sampling_phase(block: int, random: np.random.Generator | None = None, size: int = 0) -> Phase:
     """A phase that looks at `size` candidates drawn in each step; without `random`, at all of them.
 
     Gains are computed by the `block`, those with the greatest former gains first, and twice as many
@@ -257,12 +258,12 @@ def sampling(block: int, random: np.random.Generator | None = None, size: int = 
     """
 
     def phase(
-        objective: Coverage, candidates: np.ndarray, budget: int, tracker: Tracker
+        objective: Coverage, candidates: np.ndarray, budget: int, tracker: ConstraintTracker
     ) -> Ranking:
         bounds = np.full(objective.n, np.inf)
         left, picks, gains, computed = candidates, [], [], 0
         while len(picks) < budget:
-            left = left[tracker.admissible(left)]
+            left = left[tracker.admissible_mask(left)]
             if not len(left):
                 break
             drawn = np.arange(len(left))
@@ -270,12 +271,12 @@ def sampling(block: int, random: np.random.Generator | None = None, size: int = 
                 # In tie order, so that the first of equals is taken.
                 some = min(size, len(left))
                 drawn = np.sort(random.choice(len(left), size=some, replace=False))
-            best, looked = _best_of(objective, left[drawn], tracker.limits.scale, bounds, block)
-            computed += looked
-            if not _take(objective, int(left[drawn[best]]), picks, gains, tracker):
+            best, count = _best_of(objective, left[drawn], tracker.limits.scale, bounds, block)
+            computed += count
+            if not _pick(objective, int(left[drawn[best]]), picks, gains, tracker):
                 break
             left = np.delete(left, drawn[best])
-        return _ranking(picks, gains, computed)
+        return _as_ranking(picks, gains, computed)
 
     return phase
 
@@ -284,32 +285,32 @@ def _best_of(
     objective: Coverage, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, block: int
 ) -> tuple[int, int]:
     """Place of the best of a sample, the first of equals, and how many gains were computed."""
-    former, fresh, looked = bounds[sample], np.full(len(sample), -np.inf), 0
-    while looked < len(sample) and former.max() >= fresh.max():
-        size = min(block, len(sample) - looked)
+    former, fresh, count = bounds[sample], np.full(len(sample), -np.inf), 0
+    while count < len(sample) and former.max() >= fresh.max():
+        size = min(block, len(sample) - count)
         part = np.sort(np.argpartition(-former, size - 1)[:size])
         columns = sample[part]
         fresh[part] = bounds[columns] = objective.gains(columns) / scale[columns]
         former[part] = -np.inf
-        looked, block = looked + size, 2 * block
-    return int(np.argmax(fresh)), looked
+        count, block = count + size, 2 * block
+    return int(np.argmax(fresh)), count
 
 
-def _take(
-    objective: Coverage, j: int, picks: list[int], gains: list[float], tracker: Tracker
+def _pick(
+    objective: Coverage, j: int, picks: list[int], gains: list[float], tracker: ConstraintTracker
 ) -> bool:
     """Pick j, unless its gain is under the share of the first at which to stop."""
     gain = objective.gain(j)
     if picks and gain < tracker.stop * gains[0]:
         return False
     objective.add(j)
-    tracker.spend(j)
+    tracker.count_pick(j)
     picks.append(j)
     gains.append(gain)
     return True
 
 
-def _ranking(picks: list[int], gains: list[float], computed: int) -> Ranking:
+def _as_ranking(picks: list[int], gains: list[float], computed: int) -> Ranking:
     return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64), computed)
 
 

@@ -26,23 +26,25 @@ from delift_pipeline.selection.selectors.reference import (
 from delift_pipeline.selection.selectors.selectit import SelectItSelector
 
 
-def registered(*selectors: type[Selector]) -> dict[str, Selector]:
+def register(*selectors: type[Selector]) -> dict[str, Selector]:
     """Selectors by name, each complete.
 
     Raises:
         TypeError: one lacks its name, options, traits or `select`, its name is taken, or its traits
             contradict its options or what it says that it needs.
     """
-    found: dict[str, Selector] = {}
+    selector_of: dict[str, Selector] = {}
     for kind in selectors:
         selector = kind()
-        if fault := _fault(selector) or ("its name is taken" if selector.name in found else None):
+        fault = _registration_fault(selector)
+        if fault or selector.name in selector_of:
+            fault = fault or "its name is taken"
             raise TypeError(f"the selector {kind.__name__} cannot be registered: {fault}")
-        found[selector.name] = selector
-    return found
+        selector_of[selector.name] = selector
+    return selector_of
 
 
-def _fault(selector: Selector) -> str | None:
+def _registration_fault(selector: Selector) -> str | None:
     """What a selector lacks or contradicts itself in."""
     kinds = {"name": str, "options_model": type(BaseModel), "traits": Traits}
     for attribute, kind in kinds.items():
@@ -60,7 +62,7 @@ def _fault(selector: Selector) -> str | None:
     return None
 
 
-SELECTORS: dict[str, Selector] = registered(
+SELECTORS: dict[str, Selector] = register(
     DeliftTrustedSelector,
     DeliftSelector,
     DeliftSeSelector,
@@ -82,7 +84,7 @@ def traits_of(name: str) -> Traits:
     return SELECTORS[name].traits if name in SELECTORS else Traits()
 
 
-def selector_named(name: str) -> Selector:
+def get_selector(name: str) -> Selector:
     """The selector of that name.
 
     Raises:
@@ -100,8 +102,8 @@ def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
     Raises:
         Refused: the selector is unknown, or an option is unknown or out of range.
     """
-    given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
-    return validate(selector_named(name).options_model, given)
+    plain = values.model_dump() if isinstance(values, BaseModel) else dict(values)
+    return validate(get_selector(name).options_model, plain)
 
 
 def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> float:
@@ -120,4 +122,4 @@ def needs_of(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> 
     Raises:
         Refused: the selector is unknown, or an option is unknown or out of range.
     """
-    return selector_named(name).needs(stage, options_of(name, values))
+    return get_selector(name).needs(stage, options_of(name, values))

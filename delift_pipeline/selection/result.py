@@ -182,16 +182,16 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
         where no selected record covers it, trust where no near pairs were scored, near_duplicates
         (the number of a group) where there are none.
     """
-    replayed = {} if selection.replayed is None else _sources(selection.replayed)
+    replayed = {} if selection.replayed is None else _source_ids(selection.replayed)
     trust = {} if selection.trust is None else selection.trust.by_id
-    ranking, reasons, sources = selection.ranking, selection.reasons, _sources(pool)
+    ranking, reasons, sources = selection.ranking, selection.reasons, _source_ids(pool)
     gains = [None] * len(ranking) if selection.gains is None else selection.gains.tolist()
-    named, selected = replayed | sources, set(ranking)
+    source_of, selected = replayed | sources, set(ranking)
 
     def columns(records: Sequence[str]) -> dict[str, Any]:
         return {
             "record_id": records,
-            "source_id": [named[record] for record in records],
+            "source_id": [source_of[record] for record in records],
             "trust": [trust.get(record) for record in records],
             "near_duplicates": [selection.duplicates.get(record) for record in records],
         }
@@ -211,6 +211,6 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
     return pl.DataFrame(subset, SUBSET_SCHEMA), pl.DataFrame(dropped, DROPPED_SCHEMA)
 
 
-def _sources(frame: pl.DataFrame) -> dict[str, str | None]:
+def _source_ids(frame: pl.DataFrame) -> dict[str, str | None]:
     """record_id -> the file's own id of its first copy."""
     return dict(zip(frame["record_id"], frame["source_ids"].list.first(), strict=True))

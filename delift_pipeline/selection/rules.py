@@ -55,12 +55,12 @@ class Quota:
         Raises:
             Refused: it is not written as a quota.
         """
-        found = _QUOTA.fullmatch(text.strip())
-        if found is None or not (found[3] or found[4]):
+        match = _QUOTA.fullmatch(text.strip())
+        if match is None or not (match[3] or match[4]):
             raise Refused(f"{text!r} is no quota: {_FORM}", field="quota")
-        low = _end(found[3], text) if found[3] else 0
-        high = _end(found[4], text) if found[4] else None
-        return cls(found[1].strip(), found[2], low, high)
+        low = _parse_end(match[3], text) if match[3] else 0
+        high = _parse_end(match[4], text) if match[4] else None
+        return cls(match[1].strip(), match[2], low, high)
 
     def __str__(self) -> str:
         where = self.column if self.value is None else f"{self.column}={self.value}"
@@ -74,7 +74,7 @@ class Quota:
         return low, math.floor(high * budget + 1e-9) if isinstance(high, float) else high
 
 
-def _end(text: str, quota: str) -> float | int:
+def _parse_end(text: str, quota: str) -> float | int:
     try:
         number = int(text) if text.isdigit() else float(text)
     except ValueError as error:
@@ -92,10 +92,10 @@ class Rules:
     """
 
     pin: tuple[str, ...] = ()
-    ban: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     quotas: tuple[Quota, ...] = ()
 
-    def resolved(self, pool: pl.DataFrame, ids: Sequence[str], budget: Budget) -> Constraints:
+    def resolve(self, pool: pl.DataFrame, ids: Sequence[str], budget: Budget) -> Constraints:
         """The rules in candidate numbers; `ids` are the candidates, in the objective's order.
 
         Raises:
@@ -103,47 +103,47 @@ class Rules:
                 count.
         """
         number, known = {record: j for j, record in enumerate(ids)}, set(pool["record_id"])
-        wanted = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
-        frame = wanted.join(pool, on="record_id", how="left", maintain_order="left")
+        frame = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
+        frame = frame.join(pool, on="record_id", how="left", maintain_order="left")
         columns = dict.fromkeys(quota.column for quota in self.quotas)
-        self._refuse_unranked(pool, frame, budget)
-        banned = [record for record in self.ban if record in number or record not in known]
+        self._refuse_unrankable(pool, frame, budget)
+        excluded = [record for record in self.exclude if record in number or record not in known]
         return Constraints(
-            pinned=_numbers(self.pin, number, pool, "pin"),
-            banned=_numbers(banned, number, pool, "exclude"),
-            groupings=tuple(self._grouping(frame, column, budget) for column in columns),
+            pinned=_candidate_numbers(self.pin, number, pool, "pin"),
+            excluded=_candidate_numbers(excluded, number, pool, "exclude"),
+            groupings=tuple(self._build_grouping(frame, column, budget) for column in columns),
             costs=None if budget.tokens is None else token_costs(frame),
             capacity=budget.tokens,
             stop=budget.stop,
         )
 
-    def _refuse_unranked(self, pool: pl.DataFrame, frame: pl.DataFrame, budget: Budget) -> None:
+    def _refuse_unrankable(self, pool: pl.DataFrame, frame: pl.DataFrame, budget: Budget) -> None:
         """Refuse a least count of a group that has records, none of which can be ranked."""
         for quota in self.quotas:
             least, _ = quota.counts(budget.count)
             if not least or quota.column not in frame.columns:
                 continue
-            there, ranked = (set(_names(one[quota.column])) for one in (pool, frame))
-            wanted = there if quota.value is None else there & {quota.value}
-            if lost := sorted(wanted - ranked):
-                said = f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}"
+            in_pool, rankable = (set(_group_names(one[quota.column])) for one in (pool, frame))
+            groups = in_pool if quota.value is None else in_pool & {quota.value}
+            if lost := sorted(groups - rankable):
+                reason = f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}"
                 why = "whose records have no scores and cannot be ranked"
                 form = f"name the other values one by one ({quota.column}=VALUE:LOW..)"
-                raise Refused(f"{said}, {why}: {form}", field="quota")
+                raise Refused(f"{reason}, {why}: {form}", field="quota")
 
-    def _grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
+    def _build_grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         if column not in frame.columns:
-            said = f"the pool has no column {column}; there are {', '.join(sorted(frame.columns))}"
-            raise Refused(said, field="quota")
-        values = _names(frame[column])
+            names = ", ".join(sorted(frame.columns))
+            raise Refused(f"the pool has no column {column}; there are {names}", field="quota")
+        values = _group_names(frame[column])
         number = {name: place for place, name in enumerate(sorted(set(values)))}
         names = tuple(number)
         low, high = np.zeros(len(names), np.int64), np.full(len(names), frame.height)
         for quota in (quota for quota in self.quotas if quota.column == column):
             shares = isinstance(quota.low, float) or isinstance(quota.high, float)
-            if budget.open_ended and (shares or quota.low):
-                said = "shares and least counts need a budget in records, not in tokens or auto"
-                raise Refused(said, field="quota")
+            if budget.is_open_ended and (shares or quota.low):
+                reason = "shares and least counts need a budget in records, not in tokens or auto"
+                raise Refused(reason, field="quota")
             least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
@@ -154,11 +154,11 @@ class Rules:
         return Grouping(column, names, np.array([number[v] for v in values]), low, high)
 
 
-def _names(column: pl.Series) -> pl.Series:
+def _group_names(column: pl.Series) -> pl.Series:
     return column.cast(pl.String).fill_null("")
 
 
-def _numbers(
+def _candidate_numbers(
     records: Sequence[str], number: dict[str, int], pool: pl.DataFrame, field: str
 ) -> tuple[int, ...]:
     """Candidate numbers of records, each once."""
@@ -166,8 +166,8 @@ def _numbers(
     if absent:
         known = absent[0] in set(pool["record_id"])
         why = "have no scores and cannot be ranked" if known else "are not in the pool"
-        said = f"{len(absent):,} records {why} (first: {display_ids(pool, absent[:1])[0]})"
-        raise Refused(said, field=field)
+        first = display_ids(pool, absent[:1])[0]
+        raise Refused(f"{len(absent):,} records {why} (first: {first})", field=field)
     return tuple(dict.fromkeys(number[record] for record in records))
 
 
@@ -187,7 +187,7 @@ class RuleOptions(BaseModel):
 
     @field_validator("quota", "cap")
     @classmethod
-    def _written_well(cls, written: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _check_form(cls, written: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         try:
             for text in written:
                 (parse_cap if info.field_name == "cap" else Quota.parse)(text)
@@ -196,7 +196,7 @@ class RuleOptions(BaseModel):
         return written
 
     @property
-    def asked(self) -> bool:
+    def has_rules(self) -> bool:
         """Whether anything is asked at all."""
         return self != RuleOptions()
 
@@ -211,8 +211,10 @@ class RuleOptions(BaseModel):
         Raises:
             Refused: a record that is named is not in the pool, or its id fits several.
         """
-        pin, ban = (records_named(pool, getattr(self, name), name) for name in ("pin", "exclude"))
-        return Rules(pin, ban, self.quotas)
+        pin, exclude = (
+            resolve_record_ids(pool, getattr(self, name), name) for name in ("pin", "exclude")
+        )
+        return Rules(pin, exclude, self.quotas)
 
 
 def parse_cap(text: str) -> Quota:
@@ -221,14 +223,14 @@ def parse_cap(text: str) -> Quota:
     Raises:
         Refused: it is not written as a cap.
     """
-    found = _CAP.fullmatch(text.strip())
+    match = _CAP.fullmatch(text.strip())
     try:
-        return Quota.parse(f"{found[1]}:..{found[2]}" if found else "")
+        return Quota.parse(f"{match[1]}:..{match[2]}" if match else "")
     except Refused as refused:
         raise Refused(f"{text!r} is no cap: {_CAP_FORM}", field="cap") from refused
 
 
-def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
+def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
     """The record_ids meant by record_ids or the file's own ids, each once.
 
     A fault names the option `field`.
@@ -236,28 +238,28 @@ def records_named(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple
     Raises:
         Refused: one fault for the names that are no record's, and one for those that fit several.
     """
-    found = match_records(pool, names)
-    absent = [name for name in names if not found[name]]
-    several = [name for name in names if len(found[name]) > 1]
+    ids_of = match_records(pool, names)
+    absent = [name for name in names if not ids_of[name]]
+    several = [name for name in names if len(ids_of[name]) > 1]
     faults = []
-    for wrong, said in (
+    for wrong, reason in (
         (absent, "not in the pool: name records by record_id or by the file's own id"),
         (several, "the id of several records: name them by record_id"),
     ):
-        shown = ", ".join(map(repr, wrong[:NAMED])) + (", ..." if len(wrong) > NAMED else "")
+        listed = ", ".join(map(repr, wrong[:NAMED])) + (", ..." if len(wrong) > NAMED else "")
         verb = "is" if len(wrong) == 1 else "are"
-        faults += [Fault(f"{shown} {verb} {said}", field=field)] if wrong else []
+        faults += [Fault(f"{listed} {verb} {reason}", field=field)] if wrong else []
     if faults:
         raise Refused(*faults)
-    return tuple(dict.fromkeys(record for ids in found.values() for record in ids))
+    return tuple(dict.fromkeys(record for ids in ids_of.values() for record in ids))
 
 
-def spent(pool: pl.DataFrame, records: Sequence[str]) -> int:
+def token_cost(pool: pl.DataFrame, records: Sequence[str]) -> int:
     """What records of a pool cost in tokens."""
     return int(token_costs(pool.filter(pl.col("record_id").is_in(list(records)))).sum())
 
 
-def broken(
+def find_violations(
     records: Sequence[str],
     gains: Sequence[float | None],
     pool: pl.DataFrame,
@@ -271,7 +273,7 @@ def broken(
     lines, chosen = [], set(records)
     if len(records) > budget.count:
         lines.append(f"{len(records):,} records are above the budget of {budget.count:,}")
-    if budget.tokens is not None and (cost := spent(pool, records)) > budget.tokens:
+    if budget.tokens is not None and (cost := token_cost(pool, records)) > budget.tokens:
         lines.append(f"{cost:,} tokens are above the budget of {budget.tokens:,}")
     pairs = zip(records, gains, strict=True)
     free = [gain for record, gain in pairs if record not in rules.pin and gain is not None]
@@ -279,13 +281,13 @@ def broken(
         lines.append(f"a gain of {min(free):.3g} is under {budget.stop:g} of the first, {free[0]}")
     if absent := set(rules.pin) & set(pool["record_id"]) - chosen:
         lines.append(f"{len(absent):,} records pinned in are not in the subset")
-    if present := set(rules.ban) & chosen:
+    if present := set(rules.exclude) & chosen:
         lines.append(f"{len(present):,} excluded records are in the subset")
     picks = pool.filter(pl.col("record_id").is_in(list(records)))
     for quota in rules.quotas:
-        there, picked = (Counter(_names(frame[quota.column])) for frame in (pool, picks))
+        in_pool, picked = (Counter(_group_names(frame[quota.column])) for frame in (pool, picks))
         low, high = quota.counts(picks.height)
-        for group in sorted(there) if quota.value is None else [quota.value]:
+        for group in sorted(in_pool) if quota.value is None else [quota.value]:
             size = picked[group]
             if size < low or (high is not None and size > high):
                 lines.append(f"{size:,} records of {quota.column} {group!r}, asked {quota}")

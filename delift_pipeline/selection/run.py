@@ -14,20 +14,20 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.selection.budget import Budget, BudgetText, is_full, parse_budget
-from delift_pipeline.selection.diagnostics import balance
+from delift_pipeline.selection.diagnostics import balance_table
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.ranking import replay_schedule
 from delift_pipeline.selection.registry import (
+    get_selector,
     needs_of,
     options_of,
     replay_share,
-    selector_named,
     traits_of,
 )
 from delift_pipeline.selection.result import Selection, subset_frames
-from delift_pipeline.selection.rules import RuleOptions, Rules, broken, spent
-from delift_pipeline.selection.scored import replay_schedule
-from delift_pipeline.selection.selector import SelectionInputs, unscorable_in
+from delift_pipeline.selection.rules import RuleOptions, Rules, find_violations, token_cost
+from delift_pipeline.selection.selector import SelectionInputs, count_unscorable
 from delift_pipeline.selection.trust import suspects_frame
 
 SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
@@ -50,35 +50,35 @@ def select(
         Refused: the selector, an option, the budget or a rule is not possible.
         DeliftError: scores that the selector reads are missing.
     """
-    checked = options_of(selector, options)
+    options = options_of(selector, options)
     rules, n = rules or inputs.rules, inputs.pool.height
-    allowed = refuse_impossible(selector, inputs.stage, budget, rules != Rules(), n, checked)
-    asked = replace(inputs, rules=rules, allowance=allowed)
-    selection = selector_named(selector).select(asked, allowed.count, seed, checked)
+    allowed = check_budget(selector, inputs.stage, budget, rules != Rules(), n, options)
+    inputs = replace(inputs, rules=rules, allowance=allowed)
+    selection = get_selector(selector).select(inputs, allowed.count, seed, options)
     if traits_of(selector).reference != "whole":
         # The selector may know nothing of a budget or of rules.
-        found = selection.gains
-        found = np.full(len(selection.ranking), np.nan) if found is None else found
-        gains = [None if np.isnan(gain) else gain for gain in found.tolist()]
+        gains = [None] * len(selection.ranking)
+        if selection.gains is not None:
+            gains = [None if np.isnan(gain) else gain for gain in selection.gains.tolist()]
         if allowed.stop and all(gain is None for gain in gains):
-            said = f"{selection.selector} has no gains to stop at; give a count"
-            raise Refused(said, field="budget")
-        if wrong := broken(selection.ranking, gains, inputs.pool, allowed, rules):
-            said = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
-            raise Refused(said, field="budget")
+            reason = f"{selection.selector} has no gains to stop at; give a count"
+            raise Refused(reason, field="budget")
+        if wrong := find_violations(selection.ranking, gains, inputs.pool, allowed, rules):
+            reason = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
+            raise Refused(reason, field="budget")
     details = dict(selection.details)
     if allowed.tokens is not None:
-        details["tokens"] = spent(inputs.pool, selection.ranking)
+        details["tokens"] = token_cost(inputs.pool, selection.ranking)
     if selection.gains is not None and len(selection.gains):
         details["knee"] = knee_of(selection.gains[~np.isnan(selection.gains)])
     return replace(selection, details=details)
 
 
-def refuse_impossible(
+def check_budget(
     selector: str,
     stage: Stage,
     budget: float | int | str,
-    ruled: bool,
+    has_rules: bool,
     n: int,
     options: Mapping[str, Any] | BaseModel,
 ) -> Budget:
@@ -87,15 +87,15 @@ def refuse_impossible(
     Raises:
         Refused: the budget means nothing, or the selector cannot keep to it or to rules.
     """
-    allowed, reference = parse_budget(budget, n), selector_named(selector).traits.reference
-    if reference == "whole" and (ruled or allowed.open_ended):
-        said = f"{selector} takes every record; choose another selector"
-        raise Refused(said, field="budget")
+    allowed, reference = parse_budget(budget, n), get_selector(selector).traits.reference
+    if reference == "whole" and (has_rules or allowed.is_open_ended):
+        reason = f"{selector} takes every record; choose another selector"
+        raise Refused(reason, field="budget")
     if reference == "random" and allowed.stop:
         raise Refused(f"{selector} has no gains to stop at; give a count", field="budget")
-    if allowed.open_ended and replay_share(selector, stage, options):
-        said = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
-        raise Refused(f"{said}, or set replay to 0", field="budget")
+    if allowed.is_open_ended and replay_share(selector, stage, options):
+        reason = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        raise Refused(f"{reason}, or set replay to 0", field="budget")
     return allowed
 
 
@@ -110,17 +110,17 @@ def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what
     Raises:
         Refused: none can be scored; the sentence says why the first cannot.
     """
-    count, first = unscorable_in(records, unscorable)
+    count, first = count_unscorable(records, unscorable)
     if count and count == records.height:
-        said = f"none of the {count:,} {what} can be scored (first: {first}); {ADVICE}"
-        raise Refused(said, field="window")
+        reason = f"none of the {count:,} {what} can be scored (first: {first}); {ADVICE}"
+        raise Refused(reason, field="window")
 
 
 def unscorable_notes(
     records: pl.DataFrame, unscorable: Mapping[str, str], what: str
 ) -> tuple[str, ...]:
     """How many of these records cannot be scored and why the first cannot, if any."""
-    count, first = unscorable_in(records, unscorable)
+    count, first = count_unscorable(records, unscorable)
     return (f"{count:,} {what} cannot be scored (first: {first})",) if count else ()
 
 
@@ -147,9 +147,9 @@ def refuse_beyond_scorable(
     if stage == "continual" and existing is not None:
         share, replayable = replay_share(selector, stage, options), existing.height
         if needs_of(selector, stage, options).replay_pairs:
-            replayable -= unscorable_in(existing, unscorable)[0]
-    allowed, (bad, first) = parse_budget(budget, pool.height), unscorable_in(pool, unscorable)
-    if bad and not allowed.open_ended and not is_full(budget):
+            replayable -= count_unscorable(existing, unscorable)[0]
+    allowed, (bad, first) = parse_budget(budget, pool.height), count_unscorable(pool, unscorable)
+    if bad and not allowed.is_open_ended and not is_full(budget):
         scorable = pool.height - bad
         possible = len(replay_schedule(allowed.count, share, scorable, replayable).replays)
         if possible < allowed.count:
@@ -183,7 +183,7 @@ def selection_request(
         "budget": budget,
         "seed": seed,
         "options": options_of(selector, options).model_dump(mode="json"),
-        **({"rules": rules.model_dump(mode="json")} if rules and rules.asked else {}),
+        **({"rules": rules.model_dump(mode="json")} if rules and rules.has_rules else {}),
     }
 
 
@@ -243,7 +243,7 @@ def write_subset(
     with replace_folder(folder) as temporary:
         write_parquet(temporary / SUBSET, subset)
         write_parquet(temporary / DROPPED, dropped)
-        write_parquet(temporary / BALANCE, balance(pool, selection.ranking, columns))
+        write_parquet(temporary / BALANCE, balance_table(pool, selection.ranking, columns))
         if (trust := selection.trust) is not None:
             write_parquet(temporary / SUSPECTS, suspects_frame(trust, selection.ranking, pool))
         manifest.write(temporary)

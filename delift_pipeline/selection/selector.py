@@ -83,13 +83,12 @@ class Needs:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the kernel blocks read."""
-        named = {"neighbours": "neighbours", "all": "self"}.get(self.self_pairs)
-        wanted = [named] if named else []
-        wanted += ["target"] * self.target_pairs + ["existing"] * self.existing_pairs
-        return (*wanted, *(["replay"] * self.replay_pairs))
+        names = {"none": [], "neighbours": ["neighbours"], "all": ["self"]}[self.self_pairs]
+        names += ["target"] * self.target_pairs + ["existing"] * self.existing_pairs
+        return (*names, *(["replay"] * self.replay_pairs))
 
 
-def unscorable_in(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple[int, str]:
+def count_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple[int, str]:
     """How many records cannot be scored; the first one's own id and why, if there is any."""
     bad = [record for record in records["record_id"] if record in unscorable]
     if not bad:
@@ -97,7 +96,7 @@ def unscorable_in(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple
     return len(bad), f"{display_ids(records, bad[:1])[0]}: {unscorable[bad[0]]}"
 
 
-def _no_block(name: str, form: UtilityForm) -> Block:
+def _refuse_block(name: str, form: UtilityForm) -> Block:
     raise LookupError(f"no kernel was given, and the block {name} ({form}) is wanted")
 
 
@@ -124,7 +123,7 @@ class SelectionInputs:
 
     stage: Stage
     pool: pl.DataFrame
-    block: BlockLoader = field(default=_no_block, repr=False)
+    block: BlockLoader = field(default=_refuse_block, repr=False)
     existing: tuple[str, ...] = ()
     existing_records: pl.DataFrame | None = field(default=None, repr=False)
     target: pl.DataFrame | None = field(default=None, repr=False)
@@ -146,9 +145,9 @@ class SelectionInputs:
             Refused: a rule names what is not there.
         """
         allowance = self.allowance or Budget(count)
-        if self.rules == Rules() and not allowance.open_ended:
+        if self.rules == Rules() and not allowance.is_open_ended:
             return None
-        return self.rules.resolved(self.pool, candidates, replace(allowance, count=count))
+        return self.rules.resolve(self.pool, candidates, replace(allowance, count=count))
 
     @property
     def language_model(self) -> LanguageModel:
@@ -180,7 +179,7 @@ class SelectionInputs:
         if not (missing := self.pool.height - ranked):
             return ()
         note = f"{missing:,} records have no scores and cannot be ranked by {selector}"
-        _, first = unscorable_in(self.pool, self.unscorable)
+        _, first = count_unscorable(self.pool, self.unscorable)
         return (f"{note} (first: {first})" if first else note,)
 
     def records_of(self, ids: Sequence[str]) -> pl.DataFrame:
@@ -195,17 +194,17 @@ class Selector(ABC):
         name: The registry's name.
         options_model: The pydantic model of its options.
         traits: What holds of it at every stage and under all options.
-        always: What it reads, where neither the stage nor an option decides that.
+        default_needs: What it reads, where neither the stage nor an option decides that.
     """
 
-    always: ClassVar[Needs] = Needs()
+    default_needs: ClassVar[Needs] = Needs()
     name: ClassVar[str]
     options_model: ClassVar[type[BaseModel]]
     traits: ClassVar[Traits]
 
     def needs(self, stage: Stage, options: Any) -> Needs:
-        """Which scores are read at a stage under these options; `always` unless overridden."""
-        return self.always
+        """Return what is read at a stage under these options: `default_needs` unless overridden."""
+        return self.default_needs
 
     @abstractmethod
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:

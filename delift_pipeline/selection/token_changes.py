@@ -56,7 +56,7 @@ class TokenChange:
 def token_changes(
     reader: LanguageModel,
     texts: Mapping[str, Mapping[str, Any]],
-    wanted: Mapping[str, Sequence[str]],
+    demonstrations: Mapping[str, Sequence[str]],
 ) -> dict[str, list[TokenChange]]:
     """The tokens of records' answers, alone and after each of the demonstrations `wanted`.
 
@@ -70,13 +70,15 @@ def token_changes(
     Raises:
         Refused: the model cannot be used.
     """
-    if not any(wanted.values()):
-        return {record: [] for record in wanted}
-    ids = dict.fromkeys(name for record, near in wanted.items() for name in (record, *near))
+    if not any(demonstrations.values()):
+        return {record: [] for record in demonstrations}
+    ids = dict.fromkeys(one for record, near in demonstrations.items() for one in (record, *near))
     encoded = reader.encoder.encode(pl.DataFrame([texts[record] for record in ids]))
     return {
-        record: _changes(reader.loaded, encoded, record, near) if record in encoded.rows else []
-        for record, near in wanted.items()
+        record: _changes(reader.loaded_model, encoded, record, near)
+        if record in encoded.rows
+        else []
+        for record, near in demonstrations.items()
     }
 
 
@@ -87,26 +89,26 @@ def _changes(
     from delift_pipeline.scoring.engines import NaiveEngine
 
     row = pl.Series([encoded.rows[record]]).to_numpy()
-    shown = [other for other in near if other in encoded.rows]
-    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in shown)]
+    fitting = [other for other in near if other in encoded.rows]
+    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in fitting)]
     jobs = [Job(prefix, row) for prefix in prefixes]
     scores = NaiveEngine(loaded.model).score(encoded, jobs)
     alone, *after = ([round(float(x), DECIMALS) for x in one.logprobs] for one in scores)
     answer = encoded.answer(encoded.rows[record]).tolist()
     tokens = [str(loaded.encoder.tokenizer.decode([token])) for token in answer]
-    pairs = zip(shown, after, strict=True)
+    pairs = zip(fitting, after, strict=True)
     return [TokenChange(other, tokens, alone, logprobs) for other, logprobs in pairs]
 
 
-def as_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:
+def changes_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:
     """Changes as a table (`TOKENS_SCHEMA`)."""
-    rows = [(record, *vars(one).values()) for record, found in changes.items() for one in found]
+    rows = [(record, *vars(one).values()) for record, several in changes.items() for one in several]
     return pl.DataFrame(rows, schema=TOKENS_SCHEMA, orient="row")
 
 
-def from_frame(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
-    """Changes by record, as `as_frame` wrote them."""
-    found: dict[str, list[TokenChange]] = {}
+def read_changes(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
+    """Changes by record, as `changes_frame` wrote them."""
+    changes: dict[str, list[TokenChange]] = {}
     for record, *change in frame.select(TOKENS_SCHEMA.names()).iter_rows():
-        found.setdefault(record, []).append(TokenChange(*change))
-    return found
+        changes.setdefault(record, []).append(TokenChange(*change))
+    return changes

@@ -24,7 +24,7 @@ import polars as pl
 from delift_pipeline.kernel.block import Block, duplicate_groups
 from delift_pipeline.kernel.columns import to_sparse
 from delift_pipeline.scoring.neighbours import prompt_texts
-from delift_pipeline.selection.embedding import Similarities, cosines_at, embedded
+from delift_pipeline.selection.embedding import Similarities, cosines_at, embed_texts
 from delift_pipeline.selection.language_model import LanguageModel
 
 WEIGHT_POWER = 4
@@ -99,14 +99,14 @@ def trust_of(
     utilities = csc_matrix((stored.data, stored.indices, stored.indptr), shape=(n, n))
     # Prompts of records without scores still count for the words of tf-idf.
     scored = np.flatnonzero(ordered["record_id"].is_in(list(block.rows)).to_numpy())
-    embeddings = embedded(prompt_texts(ordered), embedder, model)[scored]
+    embeddings = embed_texts(prompt_texts(ordered), embedder, model)[scored]
     group_of = duplicate_groups(ordered[scored])
     groups = np.array([group_of[record] for record in block.rows], dtype=np.int64)
     # All scored pairs but those of a record with itself and its copies.
     pattern = csc_matrix((np.ones(len(stored.data)), stored.indices, stored.indptr), shape=(n, n))
     pairs = (pattern + pattern.T).tocoo()
-    kept = groups[pairs.row] != groups[pairs.col]
-    rows, columns = pairs.row[kept], pairs.col[kept]
+    others = groups[pairs.row] != groups[pairs.col]
+    rows, columns = pairs.row[others], pairs.col[others]
     cosines = cosines_at(embeddings, rows, columns)
     weights = csc_matrix((cosines**WEIGHT_POWER, (rows, columns)), shape=(n, n))
     helped = weights.multiply(utilities + utilities.T)
@@ -174,37 +174,36 @@ class Evidence:
     neighbours: tuple[Neighbour, ...] = ()
 
     @property
-    def suspected(self) -> bool:
+    def is_suspected(self) -> bool:
         """Whether the record is called a suspected wrong one."""
         return self.trust < SUSPECTED_BELOW
 
     def as_json(self) -> dict[str, Any]:
         """The evidence as plain data."""
-        return {**asdict(self), "suspected": self.suspected}
+        return {**asdict(self), "suspected": self.is_suspected}
 
 
-def evidence_of(trust: Trust, record: str, named: int = NAMED_NEIGHBOURS) -> Evidence | None:
-    """What near prompts say of a record, the `named` ones that weigh most against it first.
+def evidence_of(trust: Trust, record: str, count: int = NAMED_NEIGHBOURS) -> Evidence | None:
+    """What near prompts say of a record, the `count` ones that weigh most against it first.
 
     None where it was not scored.
     """
     if (j := trust.places.get(record)) is None:
         return None
     near = slice(*trust.weights.indptr[j : j + 2])
-    neighbours, said = [], []
+    neighbours, votes = [], []
     for i, weight in zip(trust.weights.indices[near], trust.weights.data[near], strict=True):
-        helps, helped = _scored(trust.utilities, i, j), _scored(trust.utilities, j, i)
+        helps, helped = _utility_at(trust.utilities, i, j), _utility_at(trust.utilities, j, i)
         similarity = float(weight) ** (1 / WEIGHT_POWER)
         neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
-        said.append(weight * ((helps or 0) + (helped or 0)))
+        votes.append(weight * ((helps or 0) + (helped or 0)))
     measures = ("trust", "agreement", "relative", "weight")
     numbers = {name: float(getattr(trust, name)[j]) for name in measures}
-    order = np.argsort(said, kind="stable")[:named]
-    named_first = tuple(neighbours[int(place)] for place in order)
-    return Evidence(record, **numbers, neighbours=named_first)
+    order = np.argsort(votes, kind="stable")[:count]
+    return Evidence(record, **numbers, neighbours=tuple(neighbours[int(i)] for i in order))
 
 
-def _scored(utilities: Any, i: int, j: int) -> float | None:
+def _utility_at(utilities: Any, i: int, j: int) -> float | None:
     """U_ij, or None where the pair was not scored."""
     start, end = utilities.indptr[j : j + 2]
     place = np.flatnonzero(utilities.indices[start:end] == i)
@@ -216,8 +215,8 @@ def suspects_frame(trust: Trust, selected: Collection[str], pool: pl.DataFrame) 
     known, chosen = set(pool["record_id"]), set(selected)
     low = [one for one in trust.ids if trust.by_id[one] < SUSPECTED_BELOW and one in known]
     low.sort(key=trust.by_id.__getitem__)
-    found = filter(None, (evidence_of(trust, record) for record in low))
-    rows = [{**asdict(one), "selected": one.record_id in chosen} for one in found]
+    evidence = filter(None, (evidence_of(trust, record) for record in low))
+    rows = [{**asdict(one), "selected": one.record_id in chosen} for one in evidence]
     return pl.DataFrame(rows, schema=SUSPECT_SCHEMA)
 
 
@@ -240,7 +239,7 @@ def near_duplicates(similar: Similarities, threshold: float = NEAR_DUPLICATE) ->
     }
 
 
-def text_of(records: Mapping[str, Mapping[str, Any]], record: str, length: int = 200) -> str:
+def record_line(records: Mapping[str, Mapping[str, Any]], record: str, length: int = 200) -> str:
     """A record on one line, `prompt -> answer`, shortened; its id where its text is not known."""
     if (row := records.get(record)) is None:
         return record

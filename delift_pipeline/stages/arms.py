@@ -24,7 +24,7 @@ from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.rules import RuleOptions
-from delift_pipeline.selection.run import refuse_impossible
+from delift_pipeline.selection.run import check_budget
 from delift_pipeline.selection.selector import Traits
 from delift_pipeline.training.options import TrainingOptions
 
@@ -146,8 +146,8 @@ class Arm(ArmSettings):
 
     @model_validator(mode="after")
     def _check_budget_and_rules(self) -> "Arm":
-        settings = (self.budget, self.rules.asked, sys.maxsize, self.options)
-        _call_check(refuse_impossible, self.selector, self.stage, *settings)
+        settings = (self.budget, self.rules.has_rules, sys.maxsize, self.options)
+        _call_check(check_budget, self.selector, self.stage, *settings)
         return self
 
     @property

@@ -27,7 +27,7 @@ from delift_pipeline.selection.trust import (
     SUSPECTED_BELOW,
     Evidence,
     evidence_of,
-    text_of,
+    record_line,
     trust_of,
 )
 from delift_pipeline.stages.arms import load_arms
@@ -101,7 +101,7 @@ def explain(
 
     def summary_of(other: str) -> dict[str, str]:
         own = texts[other]["source_ids"][0] if other in texts else other
-        return {"record_id": other, "source_id": own, "text": text_of(texts, other)}
+        return {"record_id": other, "source_id": own, "text": record_line(texts, other)}
 
     reader = None if model is None else LanguageModel(model, home)
     evidence = _read_evidence(home, version, manifest, dataset.pool, name, reader)

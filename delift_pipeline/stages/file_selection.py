@@ -12,14 +12,14 @@ from delift_pipeline.core.output import json_text
 from delift_pipeline.records.left_out import faults_path, left_out_notes
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, first_input
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.selection.diagnostics import vanished
+from delift_pipeline.selection.diagnostics import vanished_group_warnings
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import RuleOptions
 from delift_pipeline.selection.run import unscorable_notes
 from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
-from delift_pipeline.selection.trust import evidence_of, text_of
+from delift_pipeline.selection.trust import evidence_of, record_line
 
 MOST_IDS = 5
 
@@ -195,7 +195,7 @@ def build_report(
         "diagnostics": diagnostics.as_json() if diagnostics else {},
         "balance": table.to_dicts(),
     }
-    sentences = (*(diagnostics.lines() if diagnostics else ()), *vanished(table))
+    sentences = (*(diagnostics.lines() if diagnostics else ()), *vanished_group_warnings(table))
     return Report(facts, sentences)
 
 
@@ -221,7 +221,7 @@ def reasons_text(
         groups.setdefault(group, []).append(record)
     trust, ids = selection.trust, [row["record_id"] for row in rows]
     evidences = [] if trust is None else [evidence_of(trust, record) for record in ids]
-    suspects = {one.record_id: one for one in evidences if one is not None and one.suspected}
+    suspects = {one.record_id: one for one in evidences if one is not None and one.is_suspected}
     least = sorted(suspects.values(), key=lambda one: (one.trust, one.record_id))[:MOST_RECORDS]
     disagreeing = {
         one.record_id: [near.record_id for near in one.neighbours if near.disagrees]
@@ -233,13 +233,13 @@ def reasons_text(
         others, evidence = groups.get(row["near_duplicates"], ()), suspects.get(name)
         tokens = {one.record_id: one.as_json() for one in changes.get(name, ())}
         row["near_duplicates"] = [record for record in others if record != name]
-        row["text"] = text_of(texts, name)
+        row["text"] = record_line(texts, name)
         row["unscorable"] = unscorable.get(name)
         row["suspected"] = evidence and [
             {
                 **asdict(near),
                 "disagrees": near.disagrees,
-                "text": text_of(texts, near.record_id),
+                "text": record_line(texts, near.record_id),
                 "tokens": tokens.get(near.record_id),
             }
             for near in evidence.neighbours

@@ -22,15 +22,15 @@ from delift_pipeline.records.left_out import faults_path, write_faults
 from delift_pipeline.records.read import first_input, read_parts, read_records, write_records
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.budget import Budget
-from delift_pipeline.selection.constraints import Tracker
-from delift_pipeline.selection.diagnostics import balance
+from delift_pipeline.selection.constraints import ConstraintTracker
+from delift_pipeline.selection.diagnostics import balance_table
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
+from delift_pipeline.selection.ranking import replay_schedule
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.rules import Rules, records_named
-from delift_pipeline.selection.run import refuse_impossible, refuse_unscorable
-from delift_pipeline.selection.scored import replay_schedule
+from delift_pipeline.selection.rules import Rules, resolve_record_ids
+from delift_pipeline.selection.run import check_budget, refuse_unscorable
 from delift_pipeline.selection.selector import Needs
 from delift_pipeline.stages.announce import announce_pairs, announce_reading
 from delift_pipeline.stages.arms import Arm, PlanOptions, load_arms
@@ -79,11 +79,11 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         budget=request.budget,
         seed=request.seed,
         options=dict(request.options),
-        rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.ban}),
+        rules=request.rules.model_copy(update={"pin": rules.pin, "exclude": rules.exclude}),
     )
     # A budget or a rule that cannot be met is refused before anything is scored.
     counted, has_rules = pool.with_columns(file_only), rules != Rules()
-    allowed = refuse_impossible(
+    allowed = check_budget(
         request.selector, sets.stage, request.budget, has_rules, pool.height, request.options
     )
     if has_rules:
@@ -101,7 +101,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
             refuse_unscorable(sets.target, bad, "target records")
         if has_rules:
             scorable = sum(record not in bad for record in pool["record_id"])
-            new = replay_schedule(allowed.count, share, scorable, replayable).new
+            new = replay_schedule(allowed.count, share, scorable, replayable).new_count
             _refuse_infeasible(rules, counted, replace(allowed, count=new), bad)
     unscorable = encoded.unscorable if encoded is not None else {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
     selection = chosen.selection
     assert selection is not None  # a temporary home has no stored subset to reuse
-    table = balance(pool, selection.ranking, columns)
+    table = balance_table(pool, selection.ranking, columns)
     _write_outputs(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
     report = scored.report if scored else None
@@ -190,9 +190,9 @@ def _record_rules(request: Request, pool: pl.DataFrame) -> Rules:
         read = [read_records(Path(f), mapping=request.mapping, all_mapped=False) for f in files]
         in_files[name] = [record for one in read for record in one.frame["record_id"]]
     by_id, known = request.rules.model_copy(update=ids).rules(pool), set(pool["record_id"])
-    pinned = records_named(pool, in_files["pin"], "pin")
+    pinned = resolve_record_ids(pool, in_files["pin"], "pin")
     banned = [record for record in in_files["exclude"] if record in known]
-    pin, ban = dict.fromkeys((*by_id.pin, *pinned)), dict.fromkeys((*by_id.ban, *banned))
+    pin, ban = dict.fromkeys((*by_id.pin, *pinned)), dict.fromkeys((*by_id.exclude, *banned))
     return Rules(tuple(pin), tuple(ban), by_id.quotas)
 
 
@@ -201,7 +201,7 @@ def _refuse_infeasible(
 ) -> None:
     """Refuse rules that no subset of the pool's scorable records can meet."""
     ids = tuple(record for record in pool["record_id"] if record not in unscorable)
-    Tracker(rules.resolved(pool, ids, budget), len(ids), budget.count)
+    ConstraintTracker(rules.resolve(pool, ids, budget), len(ids), budget.count)
 
 
 def _most_pairs(sets: Sets, needs: Needs, options: PlanOptions) -> int:

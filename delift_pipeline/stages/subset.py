@@ -15,7 +15,7 @@ from delift_pipeline.records.extra_columns import join_extra_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
-from delift_pipeline.selection.diagnostics import diagnosed
+from delift_pipeline.selection.diagnostics import add_diagnostics
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
@@ -184,7 +184,7 @@ def _select(
     rules = arm.rules.rules(inputs.pool)
     settings = (arm.selector, arm.budget, arm.seed, arm.options, rules)
     selection = select(selection_inputs, *settings)
-    return diagnosed(selection_inputs, selection, arm.seed)
+    return add_diagnostics(selection_inputs, selection, arm.seed)
 
 
 def refuse_unreachable_budget(

@@ -17,11 +17,11 @@ from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.run import SUSPECTS
 from delift_pipeline.selection.token_changes import (
     TokenChange,
-    as_frame,
-    from_frame,
+    changes_frame,
+    read_changes,
     token_changes,
 )
-from delift_pipeline.selection.trust import text_of
+from delift_pipeline.selection.trust import record_line
 from delift_pipeline.stages.arms import Arm
 
 TOKENS = "token_changes.parquet"
@@ -59,19 +59,19 @@ def suspects_of(
         stored |= token_changes(LanguageModel(model, home, progress), texts, missing)
         folder = home.kernel(dataset.version, fingerprint)
         if folder.is_dir():
-            write_parquet(folder / TOKENS, as_frame(stored))
+            write_parquet(folder / TOKENS, changes_frame(stored))
     pairs = {(record, one.record_id): one for record, changes in stored.items() for one in changes}
 
     def neighbour(record: str, near: str) -> dict[str, Any]:
         pair = pairs.get((record, near))
         tokens, change = (pair.tokens, pair.change) if pair else ((), ())
-        return {"text": text_of(texts, near), "tokens": [*tokens], "change": [*change]}
+        return {"text": record_line(texts, near), "tokens": [*tokens], "change": [*change]}
 
     return [
         {
             "trust": row["trust"],
             "selected": row["selected"],
-            "text": text_of(texts, row["record_id"]),
+            "text": record_line(texts, row["record_id"]),
             "neighbours": [
                 neighbour(row["record_id"], one["record_id"]) for one in row["neighbours"]
             ],
@@ -85,4 +85,4 @@ def stored_token_changes(
 ) -> dict[str, list[TokenChange]]:
     """Read the token changes that reports have stored, by suspected record."""
     path = home.kernel(version, fingerprint) / TOKENS
-    return from_frame(pl.read_parquet(path)) if path.is_file() else {}
+    return read_changes(pl.read_parquet(path)) if path.is_file() else {}

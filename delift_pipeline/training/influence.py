@@ -70,7 +70,7 @@ class LowRankGradients:
 
         return encode_examples(model.encoder, records.sort("record_id"))[0]
 
-    def warmed_up(
+    def warm_up(
         self, model: LanguageModel, records: pl.DataFrame, seed: int, options: LessOptions
     ) -> "ProjectedGradients":
         """Train adapters on records, unless an earlier run stored them."""
@@ -98,12 +98,14 @@ class ProjectedGradients:
         """Mean learning rate of each checkpoint's epoch."""
         return [checkpoint.learning_rate for checkpoint in self.warm_up.checkpoints]
 
-    def plain(self, checkpoint: int, examples: "Sequence[Example]", meter: Meter) -> np.ndarray:
+    def gradient_features(
+        self, checkpoint: int, examples: "Sequence[Example]", meter: Meter
+    ) -> np.ndarray:
         """Return features of plain gradients, float32 [examples, dims]."""
         parts = [features for _, features in self._shards("plain", checkpoint, examples, meter)]
         return np.concatenate(parts).astype(np.float32)
 
-    def steps(
+    def step_features(
         self, checkpoint: int, examples: "Sequence[Example]", meter: Meter
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield a slice of the examples with features of Adam's steps, float16 [part, dims]."""

@@ -73,7 +73,7 @@ def test_every_optimizer_keeps_quotas_and_pins(instance, compiled: bool) -> None
         ranking = optimizer(objective, budget, np.arange(len(kernel)), constraints)
         picks = ranking.picks.tolist()
         assert len(set(picks)) == budget
-        assert set(constraints.pinned) <= set(picks) and not set(constraints.banned) & set(picks)
+        assert set(constraints.pinned) <= set(picks) and not set(constraints.excluded) & set(picks)
         counts = np.bincount(grouping.of[picks], minlength=len(grouping.groups))
         assert (grouping.low <= counts).all() and (counts <= grouping.high).all()
         assert objective.value == pytest.approx(ranking.gains.sum())
@@ -146,10 +146,10 @@ def quota(low: list[int], high: list[int]) -> Grouping:
 @pytest.mark.parametrize(
     ("constraints", "sentence"),
     [
-        (Constraints(pinned=(0,), banned=(0,)), "pinned both in and out"),
+        (Constraints(pinned=(0,), excluded=(0,)), "pinned both in and out"),
         (Constraints(pinned=(0, 1, 2)), "pinned in, above the budget"),
         (Constraints(pinned=(7,)), "none of the 3 candidates"),
-        (Constraints(banned=(0, 1)), "exclude: 2 of 3 records are excluded"),
+        (Constraints(excluded=(0, 1)), "exclude: 2 of 3 records are excluded"),
         (Constraints(groupings=(quota([0, 0], [1, 0]),)), "at most 1 records, and the budget is 2"),
         (Constraints(groupings=(quota([2, 1], [3, 3]),)), "at least 3 records, and the budget"),
         (Constraints(groupings=(quota([0, 2], [3, 3]),)), "b asks for 2 to 3"),
@@ -242,13 +242,13 @@ def test_tokens_are_counted_or_believed() -> None:
 
 def test_rules_become_candidate_numbers() -> None:
     quotas = (Quota.parse("task:0.1..0.5"), Quota.parse("task=t:1.."))
-    found = Rules(("c",), ("f", "a"), quotas).resolved(pool(), list("cbdef"), Budget(4))
-    assert (found.pinned, found.banned) == ((0,), (4,))
+    found = Rules(("c",), ("f", "a"), quotas).resolve(pool(), list("cbdef"), Budget(4))
+    assert (found.pinned, found.excluded) == ((0,), (4,))
     grouping = found.groupings[0]
     assert grouping.groups == ("", "m", "t")
     assert grouping.of.tolist() == [1, 1, 2, 2, 0]
     assert (grouping.low.tolist(), grouping.high.tolist()) == ([1, 1, 1], [2, 2, 2])
-    priced = Rules().resolved(pool(), list("ba"), Budget(6, tokens=5))
+    priced = Rules().resolve(pool(), list("ba"), Budget(6, tokens=5))
     assert priced.costs is not None
     assert (priced.costs.tolist(), priced.capacity) == ([4, 3], 5)
 
@@ -256,9 +256,9 @@ def test_rules_become_candidate_numbers() -> None:
 def test_a_least_count_of_records_without_scores_is_refused_and_named() -> None:
     frame = pl.DataFrame({"record_id": list("abcd"), "task": ["x", "x", "y", "z"]})
     with pytest.raises(Refused, match=r"asks at least 1 of task 'z', whose records have no scores"):
-        Rules(quotas=(Quota("task", None, 0.25, 1.0),)).resolved(frame, list("abc"), Budget(3))
+        Rules(quotas=(Quota("task", None, 0.25, 1.0),)).resolve(frame, list("abc"), Budget(3))
     kept = (Quota("task", "y", 1), Quota("task", None, 0, 2))
-    (grouping,) = Rules(quotas=kept).resolved(frame, list("abc"), Budget(3)).groupings
+    (grouping,) = Rules(quotas=kept).resolve(frame, list("abc"), Budget(3)).groupings
     assert grouping.low.tolist() == [0, 1]
 
 
@@ -282,4 +282,4 @@ def test_quotas_that_mean_nothing_are_refused(text: str) -> None:
 )
 def test_rules_that_do_not_fit_the_pool_are_refused(rules, budget, sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
-        rules.resolved(pool(), list("abcdef"), budget)
+        rules.resolve(pool(), list("abcdef"), budget)

@@ -7,7 +7,13 @@ import pytest
 from assets.selection import trust_check
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
-from delift_pipeline.selection.diagnostics import balance, diagnosed, lengths, script, vanished
+from delift_pipeline.selection.diagnostics import (
+    add_diagnostics,
+    balance_table,
+    length_quarters,
+    main_script,
+    vanished_group_warnings,
+)
 from delift_pipeline.selection.embedding import similarities
 from delift_pipeline.selection.objectives import Coverage
 from delift_pipeline.selection.result import Diagnostics, self_shares, subset_frames
@@ -16,8 +22,8 @@ from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import (
     evidence_of,
     near_duplicates,
+    record_line,
     suspects_frame,
-    text_of,
     trust_of,
 )
 
@@ -64,11 +70,11 @@ def test_a_planted_wrong_record_is_named_with_the_neighbours_that_disagree() -> 
     assert all(one["helps"] == one["helped"] == pytest.approx(-0.3) for one in neighbours)
     evidence, right = evidence_of(trust, WRONG), evidence_of(trust, "f")
     assert evidence is not None and right is not None and evidence_of(trust, "z") is None
-    assert evidence.suspected and all(one.disagrees for one in evidence.neighbours)
-    assert not right.suspected and not any(one.disagrees for one in right.neighbours)
+    assert evidence.is_suspected and all(one.disagrees for one in evidence.neighbours)
+    assert not right.is_suspected and not any(one.disagrees for one in right.neighbours)
     texts = {row["record_id"]: row for row in pool().iter_rows(named=True)}
-    assert text_of(texts, "a") == "code of cat 0 -> one" and text_of(texts, "z") == "z"
-    assert text_of(texts, "a", 5) == "code…"
+    assert record_line(texts, "a") == "code of cat 0 -> one" and record_line(texts, "z") == "z"
+    assert record_line(texts, "a", 5) == "code…"
 
 
 def test_trusted_selection_leaves_the_wrong_record_to_the_last() -> None:
@@ -79,7 +85,7 @@ def test_trusted_selection_leaves_the_wrong_record_to_the_last() -> None:
 @pytest.mark.parametrize("selector", ["delift_trusted", "random", "delift_se", "full"])
 def test_every_selection_is_diagnosed(selector: str) -> None:
     options = {"embedder": "tfidf"} if selector == "delift_se" else {}
-    found = diagnosed(inputs(), select(inputs(), selector, 4, 0, options))
+    found = add_diagnostics(inputs(), select(inputs(), selector, 4, 0, options))
     numbers, trust = found.diagnostics, trust_of(near(), pool())
     assert numbers is not None and numbers.coverage is not None
     assert numbers.trust_picks == pytest.approx(trust.of(found.ranking).mean())
@@ -111,7 +117,7 @@ def test_the_warning_and_the_check_are_silent_below_a_difference_of_a_hundredth(
 
 def test_without_near_pairs_trust_is_not_known() -> None:
     blind = SelectionInputs("instruction_tuning", pool())
-    found = diagnosed(blind, select(blind, "random", 4, 0, {}))
+    found = add_diagnostics(blind, select(blind, "random", 4, 0, {}))
     assert found.trust is None and found.diagnostics is not None
     assert found.diagnostics.trust_difference is None
     assert found.diagnostics.coverage is not None
@@ -140,13 +146,13 @@ def test_self_shares() -> None:
 
 
 def test_the_balance_names_groups_that_vanish() -> None:
-    table = balance(pool(), ["a", "b", "e", "replayed"], {"colour": ["red"] * 7 + [None]})
+    table = balance_table(pool(), ["a", "b", "e", "replayed"], {"colour": ["red"] * 7 + [None]})
     tasks = table.filter(pl.col("by") == "task").rows_by_key("group", named=True, unique=True)
     assert tasks["rare"]["vanished"] and not tasks["cats"]["vanished"]
     assert tasks["cats"]["shift"] == pytest.approx(2 / 3 - 1 / 2)
     assert table.filter(pl.col("by") == "colour")["group"].to_list() == ["red", "(none)"]
     assert set(table["by"]) == {"task", "source", "length", "script", "colour"}
-    lines = vanished(table)
+    lines = vanished_group_warnings(table)
     assert any("1 group by task is not in the subset: rare (1)" in line for line in lines)
     for _, part in table.group_by("by"):
         assert part["pool_share"].sum() == pytest.approx(1)
@@ -154,13 +160,16 @@ def test_the_balance_names_groups_that_vanish() -> None:
 
 
 def test_scripts_and_lengths() -> None:
-    assert [script(t) for t in ("abc é", "где кот", "你好 a", "123 !", "")] == [
+    assert [main_script(t) for t in ("abc é", "где кот", "你好 a", "123 !", "")] == [
         "latin",
         "cyrillic",
         "cjk",
         "none",
         "none",
     ]
-    assert lengths([]) == []
-    assert lengths(["a", "bb", "ccc", "dddd"])[0::3] == ["shortest quarter", "longest quarter"]
-    assert set(lengths(["same"] * 5)) == {"shortest quarter"}
+    assert length_quarters([]) == []
+    assert length_quarters(["a", "bb", "ccc", "dddd"])[0::3] == [
+        "shortest quarter",
+        "longest quarter",
+    ]
+    assert set(length_quarters(["same"] * 5)) == {"shortest quarter"}

@@ -17,7 +17,7 @@ from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import build_plan
-from delift_pipeline.selection.diagnostics import diagnosed
+from delift_pipeline.selection.diagnostics import add_diagnostics
 from delift_pipeline.selection.run import select, selection_request, write_subset
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.stages.arms import load_arms
@@ -71,7 +71,7 @@ def chosen(home: Home, tmp_path: Path) -> Home:
     inputs = SelectionInputs(
         "instruction_tuning", frame, lambda n, f: load_block(home, VERSION, PRINT, n, f)
     )
-    selection = diagnosed(inputs, select(inputs, "delift_trusted", 3, 0, {}))
+    selection = add_diagnostics(inputs, select(inputs, "delift_trusted", 3, 0, {}))
     request = selection_request("instruction_tuning", "delift_trusted", 3, 0, {})
     write_subset(
         home.subset(VERSION, ARM), selection, frame, request=request, parents={}, fingerprint=PRINT

@@ -18,7 +18,7 @@ from delift_pipeline.selection.objectives import (
     Coverage,
     FacilityLocation,
     evaluate,
-    objective_of_random,
+    mean_random_value,
 )
 
 ROWS, N, TARGETS, EXISTING = 5, 6, 3, 2
@@ -190,8 +190,8 @@ def test_wrong_shapes_and_factors_are_one_sentence(build, sentence: str) -> None
 def test_random_subsets_are_averaged_with_a_seed() -> None:
     kernel = np.random.default_rng(1).random((6, 6))
     objective = FacilityLocation(kernel)
-    mean = objective_of_random(objective, 2, seed=3, draws=400)
+    mean = mean_random_value(objective, 2, seed=3, draws=400)
     pairs = [evaluate(objective, pair) for pair in itertools.combinations(range(6), 2)]
     assert mean == pytest.approx(np.mean(pairs), rel=0.05)
-    assert mean == objective_of_random(objective, 2, seed=3, draws=400)
+    assert mean == mean_random_value(objective, 2, seed=3, draws=400)
     assert objective.value == 0

@@ -24,8 +24,8 @@ from delift_pipeline.selection.objectives import (
 from delift_pipeline.selection.optimizers import (
     lazy_greedy,
     naive_greedy,
-    order_of,
     stochastic_greedy,
+    tie_order_of,
 )
 
 BOUND = 1 - 1 / math.e
@@ -77,9 +77,9 @@ def test_rankings_do_not_depend_on_the_order_of_the_file(kernel, data: st.DataOb
     ids = names(n)
     moved = data.draw(st.permutations(range(n)))
     rows_moved = data.draw(st.permutations(range(rows)))
-    plain = lazy_greedy(FacilityLocation(kernel), n, order_of(ids))
+    plain = lazy_greedy(FacilityLocation(kernel), n, tie_order_of(ids))
     moved_ids = [ids[j] for j in moved]
-    other = lazy_greedy(FacilityLocation(kernel[rows_moved][:, moved]), n, order_of(moved_ids))
+    other = lazy_greedy(FacilityLocation(kernel[rows_moved][:, moved]), n, tie_order_of(moved_ids))
     assert [moved_ids[j] for j in other.picks] == [ids[j] for j in plain.picks]
     assert other.gains.tolist() == plain.gains.tolist()
 
@@ -142,7 +142,7 @@ class TestEveryOptimizer:
     def test_one_candidate_and_equal_candidates(self, optimizer) -> None:
         alone = optimizer(FacilityLocation(np.array([[0.5]])), 1, np.arange(1))
         assert (alone.picks.tolist(), alone.gains.tolist()) == ([0], [0.5])
-        equal = optimizer(FacilityLocation(np.full((4, 4), 0.5)), 4, order_of(list("dbca")))
+        equal = optimizer(FacilityLocation(np.full((4, 4), 0.5)), 4, tie_order_of(list("dbca")))
         assert equal.gains.tolist() == [2.0, 0.0, 0.0, 0.0]
         if optimizer in (naive_greedy, lazy_greedy):
             assert equal.picks.tolist() == [3, 1, 2, 0]

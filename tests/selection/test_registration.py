@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from delift_pipeline.selection import registry
 from delift_pipeline.selection.options import NoOptions, Stage
-from delift_pipeline.selection.registry import SELECTORS, registered
+from delift_pipeline.selection.ranking import rank_by_score
+from delift_pipeline.selection.registry import SELECTORS, register
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
@@ -41,7 +41,7 @@ class WordsSelector(Selector):
         """Rank the whole pool."""
         texts = inputs.pool[options.of].to_list()
         counts = np.array([len(set(text.split())) for text in texts])
-        return by_score(self.name, inputs, tuple(inputs.pool["record_id"]), counts, budget)
+        return rank_by_score(self.name, inputs, tuple(inputs.pool["record_id"]), counts, budget)
 
 
 POOL = pl.DataFrame(
@@ -58,7 +58,7 @@ POOL = pl.DataFrame(
 
 def test_a_registered_selector_is_chosen_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [type(selector) for selector in SELECTORS.values()]
-    monkeypatch.setattr(registry, "SELECTORS", registered(*kinds, WordsSelector))
+    monkeypatch.setattr(registry, "SELECTORS", register(*kinds, WordsSelector))
     inputs = SelectionInputs("instruction_tuning", POOL)
     found = select(inputs, "words", 2, 0, {})
     assert found.ranking == ("c", "b")
@@ -128,7 +128,7 @@ def test_what_a_selector_lacks_is_named_when_it_is_registered(
 ) -> None:
     kinds = [type(selector) for selector in SELECTORS.values()]
     with pytest.raises(TypeError, match=f"{kind.__name__} cannot be registered: .*{fault}"):
-        registered(*kinds, kind)
+        register(*kinds, kind)
 
 
 def test_a_selector_that_selects_nothing_cannot_be_made() -> None:
@@ -138,7 +138,7 @@ def test_a_selector_that_selects_nothing_cannot_be_made() -> None:
         traits = Traits()
 
     with pytest.raises(TypeError, match="select"):
-        registered(Idle)
+        register(Idle)
 
 
 def test_the_reference_arms_are_known_by_their_traits() -> None:

@@ -10,10 +10,10 @@ from delift_pipeline.selection.rules import (
     Quota,
     RuleOptions,
     Rules,
-    broken,
+    find_violations,
     parse_cap,
-    records_named,
-    spent,
+    resolve_record_ids,
+    token_cost,
 )
 
 POOL = pl.DataFrame(
@@ -44,9 +44,9 @@ def test_what_is_no_cap_is_refused(text: str) -> None:
 
 
 def test_records_are_named_by_either_id() -> None:
-    assert records_named(POOL, ["3", "a", "1"], "pin") == ("b", "a")
+    assert resolve_record_ids(POOL, ["3", "a", "1"], "pin") == ("b", "a")
     with pytest.raises(Refused) as refused:
-        records_named(POOL, ["9", "4", "8"], "pin")
+        resolve_record_ids(POOL, ["9", "4", "8"], "pin")
     absent, several = refused.value.faults
     assert absent.reason.startswith("'9', '8' are not in the pool")
     assert several.reason.startswith("'4' is the id of several records")
@@ -66,19 +66,19 @@ def ranked(*records: str, gains: tuple[float | None, ...] | None = None) -> Rank
         (ranked("c", "d"), Budget(4, tokens=11), Rules(), "12 tokens are above the budget of 11"),
         (ranked("a", "b", gains=(1.0, 0.1)), Budget(4, stop=0.2), Rules(), "under 0.2 of the"),
         (ranked("a"), Budget(1), Rules(pin=("b",)), "1 records pinned in are not in"),
-        (ranked("a"), Budget(1), Rules(ban=("a",)), "1 excluded records are in"),
+        (ranked("a"), Budget(1), Rules(exclude=("a",)), "1 excluded records are in"),
         (ranked("a", "b"), Budget(2), Rules(quotas=(parse_cap("source:1"),)), "2 records of"),
         (ranked("a"), Budget(1), Rules(quotas=(Quota("source", "book", 1),)), "0 records of"),
         (ranked("a", "c"), Budget(2), Rules(quotas=(Quota("source", None, 1),)), "0 records of"),
     ],
 )
 def test_what_is_broken_is_said(found: Ranked, budget: Budget, rules: Rules, said: str) -> None:
-    (sentence,) = broken(*found, budget, rules)
+    (sentence,) = find_violations(*found, budget, rules)
     assert said in sentence
 
 
 def test_what_is_kept_is_not_complained_of() -> None:
     everything = Rules(("d",), ("b",), (parse_cap("source:0.5"), Quota("source", "book", 1)))
     found = ranked("d", "c", gains=(0.01, 5.0))
-    assert broken(*found, Budget(2, tokens=12, stop=0.5), everything) == ()
-    assert spent(POOL, ["d", "c"]) == 12
+    assert find_violations(*found, Budget(2, tokens=12, stop=0.5), everything) == ()
+    assert token_cost(POOL, ["d", "c"]) == 12

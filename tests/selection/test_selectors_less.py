@@ -16,8 +16,8 @@ from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.ranking import WARM_UP, draw_share, target_set
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import WARM_UP, drawn, target_set
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.selectors.less import LessOptions, mean_cosines
 from delift_pipeline.training.batches import Example, answer_losses, collate, encode_examples
@@ -362,7 +362,7 @@ def test_a_killed_warm_up_goes_on_from_its_last_checkpoint(
 def test_warm_up_and_targets_are_different_draws(records: pl.DataFrame) -> None:
     given = SelectionInputs("instruction_tuning", records)
     targets = set(target_set(given, 0, 0.25).ids)
-    warm = set(drawn(records, 0.25, [0, WARM_UP])["record_id"])
+    warm = set(draw_share(records, 0.25, [0, WARM_UP])["record_id"])
     assert len(targets) == len(warm) == 3
     assert targets != warm
 

@@ -15,8 +15,8 @@ from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.ranking import DECIMALS, target_set
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import DECIMALS, target_set
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.selectors.ifd import difficulties
 from delift_pipeline.selection.selectors.nuggets import golden_scores, one_shot_gains

@@ -18,17 +18,17 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.ranking import rank_by_score, target_set
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import by_score, target_set
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 from delift_pipeline.selection.selectors.deft_ucs import (
     DeftUcsOptions,
-    clustered,
-    ranked_by_clusters,
-    with_base,
+    cluster_records,
+    mix_in_base,
+    rank_by_clusters,
 )
 from delift_pipeline.stages.arms import read_arms
 from delift_pipeline.training.options import TrainingOptions
@@ -100,7 +100,7 @@ def test_scores_that_are_not_finite_are_refused(records: pl.DataFrame) -> None:
     ids = tuple(records["record_id"])
     scores = np.full(len(ids), np.nan)
     with pytest.raises(DeliftError, match="not finite"):
-        by_score("less", of(records), ids, scores, 3)
+        rank_by_score("less", of(records), ids, scores, 3)
 
 
 def test_auto_stops_where_a_score_falls_below_its_share_of_the_first(
@@ -116,10 +116,10 @@ def test_auto_stops_where_a_score_falls_below_its_share_of_the_first(
 def test_targets_are_the_target_set_or_a_seeded_share_of_the_pool(records: pl.DataFrame) -> None:
     pool, target = records.head(8), records.tail(4)
     found = target_set(SelectionInputs("task_specific", pool, target=target), 0)
-    assert not found.drawn and set(found.ids) == set(target["record_id"])
+    assert not found.from_pool and set(found.ids) == set(target["record_id"])
     # A version's target set is not read in another stage.
     other = target_set(SelectionInputs("instruction_tuning", pool, target=target), 0, 0.5)
-    assert other.drawn and len(other.ids) == 4
+    assert other.from_pool and len(other.ids) == 4
     assert set(other.ids) <= set(pool["record_id"])
     again = target_set(SelectionInputs("instruction_tuning", pool.reverse()), 0, 0.5)
     assert again.ids == other.ids
@@ -150,7 +150,7 @@ def test_deft_ucs_returns_asked_for_global_unique_records() -> None:
 
 def test_deft_ucs_distance_is_one_minus_the_cosine_to_the_centroid(records: pl.DataFrame) -> None:
     embeddings = embed(record_texts(records), "tfidf")
-    labels, distances = clustered(embeddings, 3, 0)
+    labels, distances = cluster_records(embeddings, 3, 0)
     dense = embeddings.toarray().astype(np.float64)
     for cluster in range(3):
         members = np.flatnonzero(labels == cluster)
@@ -173,7 +173,7 @@ def test_deft_ucs_takes_the_nearest_and_farthest_of_each_cluster(
     labels = np.unique(clusters, return_inverse=True)[1]
     distances = np.array(data.draw(st.permutations(range(len(labels))))) / 100
     options = DeftUcsOptions.model_validate({"easy": easy, "parts": parts})
-    order = ranked_by_clusters(labels, distances, options)
+    order = rank_by_clusters(labels, distances, options)
     assert sorted(order.tolist()) == list(range(len(labels)))
     taken = order[: data.draw(st.integers(1, len(labels)))]
     sizes, counts = np.bincount(labels), np.bincount(labels[taken], minlength=labels.max() + 1)
@@ -193,14 +193,14 @@ def test_deft_ucs_takes_the_nearest_and_farthest_of_each_cluster(
 
 def test_deft_ucs_mixes_the_asked_share_of_random_records_in() -> None:
     order = np.arange(100)
-    mixed = with_base(order, 0.3, 0)
+    mixed = mix_in_base(order, 0.3, 0)
     assert sorted(mixed.tolist()) == order.tolist()
     out_of_turn = sum(b < a for a, b in pairwise(mixed))
     assert out_of_turn > 10
     # The others come in their old order.
     rest = [r for r in mixed[:40] if r < 28]
     assert set(range(20)) <= set(mixed[:40]) and len(rest) >= 20
-    np.testing.assert_array_equal(with_base(order, 0.0, 0), order)
+    np.testing.assert_array_equal(mix_in_base(order, 0.0, 0), order)
 
 
 def test_the_arms_of_the_documentation_are_valid() -> None:
@@ -218,7 +218,7 @@ def test_the_selector_that_the_documentation_adds_works(records: pl.DataFrame) -
     names: dict[str, Any] = {
         "pl": pl,
         "BaseModel": BaseModel,
-        "by_score": by_score,
+        "by_score": rank_by_score,
         "NoOptions": NoOptions,
         "Selection": Selection,
         "SelectionInputs": SelectionInputs,

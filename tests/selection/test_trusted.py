@@ -14,10 +14,10 @@ from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.scoring.neighbours import embed, prompt_texts
 from delift_pipeline.selection.embedding import record_texts, similarities
 from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.ranking import interleave, replay_schedule
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
-from delift_pipeline.selection.scored import interleaved, replay_schedule
 from delift_pipeline.selection.selector import Needs, SelectionInputs
 from delift_pipeline.selection.trust import trust_of
 
@@ -239,12 +239,12 @@ def test_needs_and_options() -> None:
 
 
 def test_replay_is_spread_evenly_and_runs_out_gracefully() -> None:
-    assert replay_schedule(72, 0.2, 1000, 1000).replayed == 14
+    assert replay_schedule(72, 0.2, 1000, 1000).replay_count == 14
     assert replay_schedule(5, 0.2, 10, 10).replays == (False, False, True, False, False)
-    assert replay_schedule(10, 0.5, 10, 2).replayed == 2
-    assert replay_schedule(10, 0.5, 3, 100).new == 3
-    assert replay_schedule(4, 0, 10, 10).replayed == 0
-    assert interleaved(replay_schedule(3, 0.5, 5, 5), "ab", "xy"[:2]) == ("x", "a", "y")
+    assert replay_schedule(10, 0.5, 10, 2).replay_count == 2
+    assert replay_schedule(10, 0.5, 3, 100).new_count == 3
+    assert replay_schedule(4, 0, 10, 10).replay_count == 0
+    assert interleave(replay_schedule(3, 0.5, 5, 5), "ab", "xy"[:2]) == ("x", "a", "y")
 
 
 def test_embedding_similarity_has_the_papers_objectives() -> None:

@@ -19,8 +19,8 @@ from pydantic import Field
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.ranking import rank_by_order, refuse_auto
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_order, refuse_auto
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 STARTS = 10
@@ -64,13 +64,13 @@ class DeftUcsSelector(Selector):
         ordered = inputs.pool.sort("record_id")
         ids = tuple(ordered["record_id"])
         embeddings = embed(record_texts(ordered), options.embedder)
-        clusters, distances = clustered(embeddings, options.clusters, seed)
-        order = with_base(ranked_by_clusters(clusters, distances, options), options.base, seed)
+        clusters, distances = cluster_records(embeddings, options.clusters, seed)
+        order = mix_in_base(rank_by_clusters(clusters, distances, options), options.base, seed)
         details = {"cluster_sizes": np.bincount(clusters).tolist()}
-        return by_order(self.name, inputs, ids, order, budget, details=details)
+        return rank_by_order(self.name, inputs, ids, order, budget, details=details)
 
 
-def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def cluster_records(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The cluster of each record, int64 [n], and its cosine distance to the centroid, float [n].
 
     `embeddings` are float [n, d] of unit (or zero) length, an array or a CSR matrix, and `count` is
@@ -95,7 +95,7 @@ def clustered(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.nd
     return labels, np.round(1 - cosines, COSINE_DECIMALS)
 
 
-def ranked_by_clusters(
+def rank_by_clusters(
     clusters: np.ndarray, distances: np.ndarray, options: DeftUcsOptions
 ) -> np.ndarray:
     """All records in order: clusters take turns, and within a cluster easy and hard ones do.
@@ -104,29 +104,29 @@ def ranked_by_clusters(
     every prefix is as near to the wanted parts as whole records allow; an exhausted cluster's turns
     fall to the others. `clusters` are int [n], `distances` float [n] to the own centroid.
     """
-    turns = []
+    places = []
     for cluster in range(int(clusters.max()) + 1):
         members = np.flatnonzero(clusters == cluster)
         near = deque(members[np.argsort(distances[members], kind="stable")].tolist())
         weight = 1.0 if options.parts == "equal" else float(len(members))
-        for taken in range(len(near)):
-            record = near.popleft() if due(options.easy, taken) else near.pop()
-            turns.append(((2 * taken + 1) / weight, cluster, record))
-    return np.array([record for _, _, record in sorted(turns)], dtype=np.int64)
+        for number in range(len(near)):
+            record = near.popleft() if is_due(options.easy, number) else near.pop()
+            places.append(((2 * number + 1) / weight, cluster, record))
+    return np.array([record for _, _, record in sorted(places)], dtype=np.int64)
 
 
-def due(share: float, place: int) -> bool:
+def is_due(share: float, place: int) -> bool:
     """Whether the rounded count of a share of the places, counted from 0, rises at this one."""
     return int(share * (place + 1) + 0.5) > int(share * place + 0.5)
 
 
-def with_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
+def mix_in_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
     """The order with random records mixed in, so that a share of every prefix is random."""
     if not share:
         return order
     random = iter(np.random.default_rng(seed).permutation(order).tolist())
     chosen, mixed = iter(order.tolist()), {}
     for place in range(len(order)):
-        record = next(r for r in (random if due(share, place) else chosen) if r not in mixed)
+        record = next(r for r in (random if is_due(share, place) else chosen) if r not in mixed)
         mixed[record] = None
     return np.array(list(mixed), dtype=np.int64)

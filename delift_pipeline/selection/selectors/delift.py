@@ -9,7 +9,7 @@ import numpy as np
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, Similarity, common_affine, duplicate_groups
 from delift_pipeline.kernel.columns import Columns, materialise
-from delift_pipeline.selection.objectives import FacilityLocation, objective_named
+from delift_pipeline.selection.objectives import FacilityLocation, build_objective
 from delift_pipeline.selection.optimizers import (
     Optimizer,
     blocked_greedy,
@@ -18,10 +18,10 @@ from delift_pipeline.selection.optimizers import (
     stochastic_greedy,
 )
 from delift_pipeline.selection.options import SelectorOptions, Stage, objective_at
+from delift_pipeline.selection.ranking import Maximisation, maximise
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.submodlib_engine import submodlib_greedy
+from delift_pipeline.selection.submodlib_optimizer import submodlib_greedy
 
 _SELF_BLOCKS = ("self", "neighbours")
 
@@ -70,7 +70,7 @@ class DeliftSelector(Selector):
         if not candidates:
             raise DeliftError("no record of the pool has scores, so delift cannot rank any")
         kernels, details = _kernels(blocks, inputs, options)
-        objective = objective_named(
+        objective = build_objective(
             objective_at(inputs.stage, options.objective),
             kernels.get("self"),
             kernels.get("target"),
@@ -79,16 +79,16 @@ class DeliftSelector(Selector):
             nu=options.nu,
         )
         name = next(name for name in (*_SELF_BLOCKS, "target") if name in blocks)
-        parts = [Part(objective, blocks[name].rows, candidates)]
+        parts = [Maximisation(objective, blocks[name].rows, candidates)]
         if "replay" in blocks:
             old = blocks["replay"]
-            parts.append(Part(FacilityLocation(kernels["replay"]), old.rows, old.columns))
+            parts.append(Maximisation(FacilityLocation(kernels["replay"]), old.rows, old.columns))
         greedy = _optimizer(options, seed)
-        found = maximised(self.name, inputs, parts, greedy, budget, seed, options.replay)
+        selection = maximise(self.name, inputs, parts, greedy, budget, seed, options.replay)
         return replace(
-            found,
+            selection,
             blocks={name: block.hash for name, block in blocks.items()},
-            details=details | found.details,
+            details=details | selection.details,
         )
 
 

@@ -12,11 +12,11 @@ import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.embedding import MODEL, coverage_similarities
-from delift_pipeline.selection.objectives import objective_named, objective_of_random
+from delift_pipeline.selection.objectives import build_objective, mean_random_value
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
+from delift_pipeline.selection.ranking import Maximisation, maximise
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
@@ -57,11 +57,12 @@ class DeliftSeSelector(Selector):
             frame = both.unique("record_id", keep="first", maintain_order=True)
         similar = coverage_similarities(frame, options, inputs.model)
         existing = sorted(inputs.existing) if name == "flcg" else ()
-        kernels = (similar.part(*part) for part in ((ids, ids), (target, ids), (ids, existing)))
-        objective = objective_named(name, *kernels, eta=options.eta, nu=options.nu)
-        part = Part(objective, target if name == "fl2mi" else ids, ids)
-        found = maximised(self.name, inputs, [part], lazy_greedy, budget, seed)
-        if len(found.ranking) == budget:
-            return found
+        sides = (ids, ids), (target, ids), (ids, existing)
+        kernels = (similar.submatrix(rows, columns) for rows, columns in sides)
+        objective = build_objective(name, *kernels, eta=options.eta, nu=options.nu)
+        part = Maximisation(objective, target if name == "fl2mi" else ids, ids)
+        selection = maximise(self.name, inputs, [part], lazy_greedy, budget, seed)
+        if len(selection.ranking) == budget:
+            return selection
         # Tokens and `auto` end sooner; the random subsets are still of the budget's size.
-        return replace(found, value_random=objective_of_random(objective, budget, seed))
+        return replace(selection, value_random=mean_random_value(objective, budget, seed))

@@ -24,8 +24,8 @@ from delift_pipeline.selection.embedding import MODEL, Similarities, coverage_si
 from delift_pipeline.selection.objectives import FL2MI, FLCG, FacilityLocation
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import Stage, TrustedOptions
+from delift_pipeline.selection.ranking import Maximisation, maximise
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import Part, maximised
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 from delift_pipeline.selection.trust import Trust, trust_of
 
@@ -71,41 +71,40 @@ class DeliftTrustedSelector(Selector):
             block = target.restrict(target.rows, candidates)
             weights = trust.of(candidates).astype(np.float32)
             helps = FL2MI(np.maximum(to_dense(block.matrix), 0) * weights, options.eta)
-            parts = [Part(helps, block.rows, block.columns, shares=True)]
+            parts = [Maximisation(helps, block.rows, block.columns, shares=True)]
         else:
             parts = _coverage_parts(inputs, candidates, trust, options)
-        found = maximised(self.name, inputs, parts, lazy_greedy, budget, seed, options.replay)
+        selection = maximise(self.name, inputs, parts, lazy_greedy, budget, seed, options.replay)
         replayed = {"replayed": 0} if inputs.stage == "continual" else {}
         return replace(
-            found,
-            objective=f"{PREFIX}{found.objective}",
+            selection,
+            objective=f"{PREFIX}{selection.objective}",
             blocks=blocks,
-            details={**replayed, **found.details},
+            details={**replayed, **selection.details},
             trust=trust,
         )
 
 
 def _coverage_parts(
     inputs: SelectionInputs, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
-) -> list[Part]:
+) -> list[Maximisation]:
     """Coverage of the pool; in the continual stage what E leaves, and coverage of E for replay."""
     similar = coverage_similarities(inputs.records, options, inputs.model)
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
     if inputs.stage != "continual" or not existing:
-        return [Part(FacilityLocation(own, weights), candidates, candidates, shares=True)]
-    held = _kernel(similar, trust, candidates, existing)
-    new = FLCG(own, held, options.nu, weights)
+        return [Maximisation(FacilityLocation(own, weights), candidates, candidates, shares=True)]
+    new = FLCG(own, _kernel(similar, trust, candidates, existing), options.nu, weights)
     replay = FacilityLocation(_kernel(similar, trust, existing, existing), trust.of(existing))
     both = (new, candidates), (replay, existing)
-    return [Part(objective, ids, ids, shares=True) for objective, ids in both]
+    return [Maximisation(objective, ids, ids, shares=True) for objective, ids in both]
 
 
 def _kernel(
     similar: Similarities, trust: Trust, rows: tuple[str, ...], columns: tuple[str, ...]
 ) -> Columns:
     """c_j S_ij, dense in column order or CSC."""
-    part, factors = similar.part(rows, columns), trust.of(columns).astype(np.float32)
+    part, factors = similar.submatrix(rows, columns), trust.of(columns).astype(np.float32)
     if isinstance(part, np.ndarray):
         return as_columns(part * factors)
     from scipy.sparse import diags

@@ -20,8 +20,8 @@ import polars as pl
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.selection.language_model import LanguageModel, begin_of_text
 from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.ranking import DECIMALS, rank_by_score
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import DECIMALS, by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 ROWS = 1024
@@ -45,7 +45,7 @@ class IfdSelector(Selector):
     name = "ifd"
     options_model = IfdOptions
     traits = Traits(reads_model=True)
-    always = Needs(model=True, answers=True)
+    default_needs = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: IfdOptions
@@ -67,9 +67,9 @@ class IfdSelector(Selector):
         if options.above_one == "drop":
             if not helped.any():
                 raise DeliftError("the instruction helps with no answer, so ifd cannot rank any")
-            kept = np.flatnonzero(helped)
-            ids, scores = tuple(ids[row] for row in kept), scores[kept]
-        return by_score(self.name, inputs, ids, scores, budget, notes=notes)
+            rows = np.flatnonzero(helped)
+            ids, scores = tuple(ids[row] for row in rows), scores[rows]
+        return rank_by_score(self.name, inputs, ids, scores, budget, notes=notes)
 
 
 def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
@@ -99,10 +99,10 @@ def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, .
             parts = [np.zeros(0)]
             for start in range(0, len(records), ROWS):
                 rows = np.arange(start, min(start + ROWS, len(records)))
-                found = engine.score(records, [Job(prefix, rows)])[0]
-                starts = np.cumsum([0, *found.lengths[:-1]], dtype=np.int64)
-                sums = np.add.reduceat(found.logprobs.astype(np.float64), starts)
-                parts.append(sums / found.lengths)
+                scores = engine.score(records, [Job(prefix, rows)])[0]
+                starts = np.cumsum([0, *scores.lengths[:-1]], dtype=np.int64)
+                sums = np.add.reduceat(scores.logprobs.astype(np.float64), starts)
+                parts.append(sums / scores.lengths)
                 meter.advance(len(rows))
             means[name] = np.concatenate(parts)
     return encoded.ids, np.exp(means["alone"] - means["instructed"])

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.ranking import rank_by_score
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
@@ -48,4 +48,4 @@ class LengthSelector(Selector):
             encodings = inputs.language_model.encoder.plain.encode(answers)
             lengths = [len(encoding) for encoding in encodings]
         ids = tuple(inputs.pool["record_id"])
-        return by_score(self.name, inputs, ids, np.array(lengths), budget)
+        return rank_by_score(self.name, inputs, ids, np.array(lengths), budget)

@@ -25,15 +25,15 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.progress import Meter
 from delift_pipeline.selection.language_model import Checkpoints, Example
 from delift_pipeline.selection.options import NoOptions
-from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import (
+from delift_pipeline.selection.ranking import (
     TARGET_SHARE,
     WARM_UP,
-    by_score,
-    drawn,
+    draw_share,
+    rank_by_score,
     target_set,
     tasks_of,
 )
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
@@ -69,7 +69,7 @@ class LessSelector(Selector):
     name = "less"
     options_model = LessOptions
     traits = Traits(reads_model=True)
-    always = Needs(model=True, answers=True)
+    default_needs = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: LessOptions
@@ -84,42 +84,42 @@ class LessSelector(Selector):
         if gradients is None:
             raise DeliftError("less reads gradients, and none were given")
         pool = gradients.examples(model, inputs.pool)
-        wanted = gradients.examples(model, targets.records)
-        if not wanted or not pool:
-            what = "record of the pool" if wanted else "target"
+        aims = gradients.examples(model, targets.records)
+        if not aims or not pool:
+            what = "record of the pool" if aims else "target"
             raise DeliftError(f"no {what} fits the window, so less cannot rank any")
         ids = tuple(example.record_id for example in pool)
         fitting = inputs.pool.filter(pl.col("record_id").is_in(ids))
-        chosen = drawn(fitting, options.warmup_share, [seed, WARM_UP])
-        checkpoints = gradients.warmed_up(model, chosen, seed, options)
-        count = len(checkpoints.learning_rates) * (len(pool) + len(wanted))
+        chosen = draw_share(fitting, options.warmup_share, [seed, WARM_UP])
+        checkpoints = gradients.warm_up(model, chosen, seed, options)
+        count = len(checkpoints.learning_rates) * (len(pool) + len(aims))
         with model.progress.track("gradients", count, "records") as meter:
-            influence = influences(checkpoints, pool, targets.records, wanted, meter)
+            influence = influences(checkpoints, pool, targets.records, aims, meter)
         best = influence.max(axis=1)
-        return by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
+        return rank_by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
 
 
 def influences(
     checkpoints: Checkpoints,
     pool: Sequence[Example],
     targets: pl.DataFrame,
-    wanted: Sequence[Example],
+    aims: Sequence[Example],
     meter: Meter,
 ) -> np.ndarray:
     """I_j by task, float64 [pool, tasks].
 
-    `pool` and `wanted` are the records of the pool and the targets that fit, sorted by record_id.
+    `pool` and `aims` are the records of the pool and the targets that fit, sorted by record_id.
     """
-    places = {example.record_id: place for place, example in enumerate(wanted)}
+    places = {example.record_id: place for place, example in enumerate(aims)}
     itself = np.array([places.get(example.record_id, -1) for example in pool])
     known = targets.sort("record_id").filter(pl.col("record_id").is_in(list(places)))
     groups = list(tasks_of(known).values())
     total = np.zeros((len(pool), len(groups)))
     rates = np.array(checkpoints.learning_rates)
     for number, weight in enumerate(rates / rates.sum()):
-        aims = checkpoints.plain(number, wanted, meter)
-        for part, features in checkpoints.steps(number, pool, meter):
-            total[part] += weight * mean_cosines(features, aims, groups, itself[part])
+        of_targets = checkpoints.gradient_features(number, aims, meter)
+        for part, features in checkpoints.step_features(number, pool, meter):
+            total[part] += weight * mean_cosines(features, of_targets, groups, itself[part])
     return total
 
 

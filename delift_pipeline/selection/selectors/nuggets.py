@@ -17,8 +17,8 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.ranking import TARGET_SHARE, rank_by_score, target_set
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import TARGET_SHARE, by_score, target_set
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 
@@ -38,7 +38,7 @@ class NuggetsSelector(Selector):
     name = "nuggets"
     options_model = NuggetsOptions
     traits = Traits(reads_model=True)
-    always = Needs(model=True, answers=True)
+    default_needs = Needs(model=True, answers=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: NuggetsOptions
@@ -51,7 +51,7 @@ class NuggetsSelector(Selector):
         anchors = target_set(inputs, seed, options.target_share)
         ids, gains = one_shot_gains(inputs.language_model, inputs.pool, anchors.records)
         golden, mean = golden_scores(gains)
-        return by_score(self.name, inputs, ids, golden, budget, ties=mean, notes=anchors.notes)
+        return rank_by_score(self.name, inputs, ids, golden, budget, ties=mean, notes=anchors.notes)
 
 
 def one_shot_gains(
@@ -70,8 +70,8 @@ def one_shot_gains(
 
     both = pl.concat([pool, anchors], how="diagonal_relaxed").unique("record_id", keep="first")
     encoded = model.encoder.encode(both.sort("record_id"))
-    scorable, wanted = set(encoded.ids), set(anchors["record_id"])
-    rows = tuple(record for record in encoded.ids if record in wanted)
+    scorable, anchor_ids = set(encoded.ids), set(anchors["record_id"])
+    rows = tuple(record for record in encoded.ids if record in anchor_ids)
     if not rows:
         raise DeliftError("no record of the anchor set fits the window, so nuggets cannot rank any")
     columns = tuple(record for record in sorted(pool["record_id"]) if record in scorable)
@@ -81,8 +81,8 @@ def one_shot_gains(
         score_baseline(scorer, store, encoded, model.progress, record_ids=rows)
         score_pairs(scorer, store, encoded, PairPlan((block,)), model.progress)
     alone = store.baseline(rows)
-    shown = store.read_block(columns, rows).sum_logprob.astype(np.float64)
-    gains = (shown - alone.sum_logprob[:, None]) / alone.tokens[:, None]
+    after = store.read_block(columns, rows).sum_logprob.astype(np.float64)
+    gains = (after - alone.sum_logprob[:, None]) / alone.tokens[:, None]
     gains[np.array(rows)[:, None] == np.array(columns)] = np.nan
     return columns, gains
 

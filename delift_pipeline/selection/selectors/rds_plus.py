@@ -19,16 +19,16 @@ from pydantic import Field
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS
 from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.options import NoOptions
-from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import (
+from delift_pipeline.selection.ranking import (
     TARGET_SHARE,
     TargetSet,
-    by_order,
-    by_score,
+    rank_by_order,
+    rank_by_score,
     refuse_auto,
     target_set,
     tasks_of,
 )
+from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 _CHUNK = 4096
@@ -52,7 +52,7 @@ class RdsPlusSelector(Selector):
     name = "rds_plus"
     options_model = RdsPlusOptions
     traits = Traits(reads_model=True)
-    always = Needs(model=True)
+    default_needs = Needs(model=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: RdsPlusOptions
@@ -68,10 +68,10 @@ class RdsPlusSelector(Selector):
         scores = similarity_by_task(inputs, pool, targets)
         if scores.shape[1] == 1 or options.tasks == "max":
             best = scores.max(axis=1)
-            return by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
+            return rank_by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
         refuse_auto(self.name, inputs)
         order = round_robin(scores)
-        return by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
+        return rank_by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
 
 
 def similarity_by_task(
@@ -83,14 +83,14 @@ def similarity_by_task(
     """
     both = pl.concat([pool, targets.records], how="diagonal_relaxed")
     states = hidden_states(record_texts(both), inputs.language_model, "hidden states")
-    own, wanted = states[: pool.height], states[pool.height :]
+    own, of_targets = states[: pool.height], states[pool.height :]
     places = {record: place for place, record in enumerate(targets.ids)}
     itself = np.array([places.get(record, -1) for record in pool["record_id"]])
     groups = list(tasks_of(targets.records).values())
     best = np.empty((pool.height, len(groups)))
     for start in range(0, pool.height, _CHUNK):
         part = slice(start, start + _CHUNK)
-        cosines = np.round(own[part] @ wanted.T, COSINE_DECIMALS)
+        cosines = np.round(own[part] @ of_targets.T, COSINE_DECIMALS)
         rows = np.flatnonzero(itself[part] >= 0)
         cosines[rows, itself[part][rows]] = -1
         for task, members in enumerate(groups):
@@ -103,8 +103,8 @@ def round_robin(scores: np.ndarray) -> np.ndarray:
 
     `scores` are float [n, tasks]; of equal ones the smaller number comes first.
     """
-    lines = itertools.cycle(iter(np.argsort(-one, kind="stable").tolist()) for one in scores.T)
-    taken: dict[int, None] = {}
-    while len(taken) < len(scores):
-        taken[next(record for record in next(lines) if record not in taken)] = None
-    return np.array(list(taken), dtype=np.int64)
+    queues = itertools.cycle(iter(np.argsort(-one, kind="stable").tolist()) for one in scores.T)
+    order: dict[int, None] = {}
+    while len(order) < len(scores):
+        order[next(record for record in next(queues) if record not in order)] = None
+    return np.array(list(order), dtype=np.int64)

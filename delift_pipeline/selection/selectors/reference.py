@@ -6,9 +6,9 @@ import numpy as np
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.selection.options import NoOptions
+from delift_pipeline.selection.ranking import rank_by_order
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
-from delift_pipeline.selection.scored import by_order
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
@@ -26,7 +26,7 @@ class RandomSelector(Selector):
         """The first `budget` records of the permutation drawn with `seed`."""
         ids = sorted(inputs.pool["record_id"])
         order = np.random.default_rng(seed).permutation(len(ids))
-        return by_order(self.name, inputs, ids, order, budget)
+        return rank_by_order(self.name, inputs, ids, order, budget)
 
 
 class FullSelector(Selector):
@@ -62,6 +62,6 @@ class InitialSelector(Selector):
             Refused: records are pinned, or quotas set, which an empty subset cannot keep.
         """
         if inputs.rules != Rules():
-            said = "initial takes no record, so nothing can be pinned; choose another selector"
-            raise Refused(said, field="selector")
+            reason = "initial takes no record, so nothing can be pinned; choose another selector"
+            raise Refused(reason, field="selector")
         return Selection(self.name, (), notes=("initial takes no record: it is the base model",))

@@ -23,13 +23,13 @@ from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.language_model import (
     LanguageModel,
     begin_of_text,
-    read,
+    cut_middle,
+    reduce_hidden_states,
     text_tokens,
-    without_middle,
 )
 from delift_pipeline.selection.options import NoOptions, Stage
+from delift_pipeline.selection.ranking import rank_by_score
 from delift_pipeline.selection.result import Selection
-from delift_pipeline.selection.scored import by_score
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 if TYPE_CHECKING:
@@ -97,12 +97,12 @@ class SelectItSelector(Selector):
         scores, sizes = [], []
         for name in (None, *options.models):
             # One model after the other: a further one is let go before the next is loaded.
-            model = own if name is None else own.named(name)
+            model = own if name is None else own.with_model(name)
             rated = token_scores(rating_probabilities(model, pool, prompts))
             scores.append(sentence_scores(rated, options.alpha))
-            sizes.append(sum(weight.numel() for weight in model.loaded.model.parameters()))
+            sizes.append(sum(weight.numel() for weight in model.loaded_model.model.parameters()))
         ids = tuple(pool["record_id"])
-        return by_score(self.name, inputs, ids, model_scores(scores, sizes), budget)
+        return rank_by_score(self.name, inputs, ids, model_scores(scores, sizes), budget)
 
 
 def token_scores(probabilities: np.ndarray) -> np.ndarray:
@@ -145,17 +145,19 @@ def rating_probabilities(
         if room < 1:
             reason = f"a window of {encoder.window} tokens does not hold the rating prompt"
             raise Refused(f"{reason} of selectit", field="window")
-        parts = ([lead, without_middle(row, room), tail] for row in rows)
+        parts = ([lead, cut_middle(row, room), tail] for row in rows)
         return [np.concatenate(part).astype(np.int32) for part in parts]
 
-    def after_the_last(decoder: Any, hidden: Any, lengths: Any) -> torch.Tensor:
+    def rating_logprobs(decoder: Any, hidden: Any, lengths: Any) -> torch.Tensor:
         """Log-probabilities of the ratings after the last token of each sequence."""
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
-        each, wanted = last.repeat_interleave(len(ids), dim=0), ids.to(hidden.device)
-        return decoder.logprobs(each, wanted.repeat(len(last))).reshape(len(last), len(ids))
+        each, tokens = last.repeat_interleave(len(ids), dim=0), ids.to(hidden.device)
+        return decoder.logprobs(each, tokens.repeat(len(last))).reshape(len(last), len(ids))
 
     logits = [
-        read(model, sequences(prompt), after_the_last, f"rating {number} of {len(prompts)}")
+        reduce_hidden_states(
+            model, sequences(prompt), rating_logprobs, f"rating {number} of {len(prompts)}"
+        )
         for number, prompt in enumerate(prompts, 1)
     ]
     shifted = np.stack(logits).astype(np.float64)

@@ -13,8 +13,8 @@ from delift_pipeline.selection.objectives import (
     FacilityLocation,
     evaluate,
 )
-from delift_pipeline.selection.optimizers import lazy_greedy, order_of
-from delift_pipeline.selection.submodlib_engine import submodlib_greedy
+from delift_pipeline.selection.optimizers import lazy_greedy, tie_order_of
+from delift_pipeline.selection.submodlib_optimizer import submodlib_greedy
 
 KINDS = ("fl", "rectangular fl", "flmi", "fl1mi", "fl2mi", "flcg")
 SEEDS = range(200)
@@ -92,7 +92,7 @@ def test_a_budget_of_everything_is_completed() -> None:
     assert sorted(ranking.picks.tolist()) == list(range(objective.n))
     everything = evaluate(objective, range(objective.n))
     assert ranking.gains.sum() == pytest.approx(everything, rel=1e-6)
-    alone = submodlib_greedy(FacilityLocation(np.array([[0.25]])), 1, order_of(["a"]))
+    alone = submodlib_greedy(FacilityLocation(np.array([[0.25]])), 1, tie_order_of(["a"]))
     assert (alone.picks.tolist(), alone.gains.tolist()) == ([0], [0.25])
 
 

@@ -18,8 +18,8 @@ import polars as pl
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.constraints import Constraints
-from delift_pipeline.selection.objectives import Coverage, objective_of_random
-from delift_pipeline.selection.optimizers import Optimizer, in_order, order_of
+from delift_pipeline.selection.objectives import Coverage, mean_random_value
+from delift_pipeline.selection.optimizers import Optimizer, take_in_order, tie_order_of
 from delift_pipeline.selection.result import Reasons, Selection, self_shares
 from delift_pipeline.selection.selector import SelectionInputs
 
@@ -28,7 +28,7 @@ DECIMALS = 6
 """Scores are compared after rounding: further decimals depend on the order of sums."""
 
 
-def by_score(
+def rank_by_score(
     selector: str,
     inputs: SelectionInputs,
     ids: Sequence[str],
@@ -57,7 +57,7 @@ def by_score(
     order = np.array([number for *_, number in sorted(keys)], dtype=np.int64)
     count = min(budget, len(ids))
     constraints = inputs.constraints(ids, count)
-    picks = _worth(in_order(order, count, constraints), rounded, constraints)
+    picks = _cut_off(take_in_order(order, count, constraints), rounded, constraints)
     short = f"the ranking has {len(ids):,} records, fewer than the {budget:,} of the budget"
     return Selection(
         selector=selector,
@@ -74,36 +74,36 @@ def by_score(
     )
 
 
-def by_order(
+def rank_by_order(
     selector: str,
     inputs: SelectionInputs,
     ids: Sequence[str],
     order: np.ndarray,
     budget: int,
-    **said: Any,
+    **fields: Any,
 ) -> Selection:
     """The candidates `ids` in an order, int [ids], as far as budget and rules allow; no gains.
 
-    `said` are further fields of the selection.
+    `fields` are further fields of the selection.
     """
-    picks = in_order(order, budget, inputs.constraints(ids, budget))
-    return Selection(selector, tuple(ids[int(j)] for j in picks), **said)
+    picks = take_in_order(order, budget, inputs.constraints(ids, budget))
+    return Selection(selector, tuple(ids[int(j)] for j in picks), **fields)
 
 
 def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     """Refuse the budget `auto`, which stops by gains, for a ranking that has none."""
     if inputs.allowance is not None and inputs.allowance.stop:
-        said = f"{selector} has no gains to stop at; give a share or a count"
-        raise Refused(said, field="budget")
+        reason = f"{selector} has no gains to stop at; give a share or a count"
+        raise Refused(reason, field="budget")
 
 
-def _worth(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:
+def _cut_off(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:
     """The picks down to where a budget of `auto` stops; pinned ones stay."""
     if constraints is None or not constraints.stop or not len(picks):
         return picks
-    kept = np.isin(picks, constraints.pinned)
+    pinned = np.isin(picks, constraints.pinned)
     enough = scores[picks] >= constraints.stop * scores[picks[0]]
-    return picks[kept | np.logical_and.accumulate(enough | kept)]
+    return picks[pinned | np.logical_and.accumulate(enough | pinned)]
 
 
 TARGET_SHARE = 0.05
@@ -116,7 +116,7 @@ class TargetSet:
     """The targets, sorted by record_id, and whether they were drawn from the pool."""
 
     records: pl.DataFrame = field(repr=False)
-    drawn: bool
+    from_pool: bool
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ class TargetSet:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to say of them."""
-        if not self.drawn:
+        if not self.from_pool:
             return ()
         count = self.records.height
         return (f"the stage has no target set; {count:,} records of the pool stand for it",)
@@ -144,11 +144,11 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
     if inputs.stage == "task_specific":
         if inputs.target is None:
             raise DeliftError("the target set's records were not given")
-        return TargetSet(inputs.target.sort("record_id"), drawn=False)
-    return TargetSet(drawn(inputs.pool, share, [seed, TARGETS]), drawn=True)
+        return TargetSet(inputs.target.sort("record_id"), from_pool=False)
+    return TargetSet(draw_share(inputs.pool, share, [seed, TARGETS]), from_pool=True)
 
 
-def drawn(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.DataFrame:
+def draw_share(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.DataFrame:
     """A seeded share of the pool, sorted by record_id; the order of the file does not matter.
 
     The share is rounded half up, to at least one record; 1 is all. `seeds` are the arm's seed and a
@@ -177,7 +177,7 @@ class Pick(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class Maximisation:
     """One maximisation: an objective and what its rows and columns are.
 
     Attributes:
@@ -192,14 +192,14 @@ class Part:
     columns: tuple[str, ...] = field(repr=False)
     shares: bool = False
 
-    def ranked(
+    def rank(
         self, greedy: Optimizer, count: int, constraints: Constraints | None
     ) -> tuple[list[Pick], dict[str, tuple[str, float]]]:
         """The first `count` picks; by target the pick that covers it best and how well.
 
         A target that no pick covers with a positive value is covered by none.
         """
-        ranking = greedy(self.objective, count, order_of(self.columns), constraints)
+        ranking = greedy(self.objective, count, tie_order_of(self.columns), constraints)
         picks, shares = ranking.picks.tolist(), itertools.repeat(None)
         if self.shares:
             own = {record: row for row, record in enumerate(self.rows)}
@@ -215,14 +215,14 @@ class Part:
             self.rows[row]: (self.columns[owner[row]], float(best[row]))
             for row in np.flatnonzero(owner >= 0)
         }
-        named = (self.columns[j] for j in picks)
-        return list(map(Pick, named, ranking.gains.tolist(), shares)), covered
+        records = (self.columns[j] for j in picks)
+        return list(map(Pick, records, ranking.gains.tolist(), shares)), covered
 
 
-def maximised(
+def maximise(
     selector: str,
     inputs: SelectionInputs,
-    parts: Sequence[Part],
+    parts: Sequence[Maximisation],
     greedy: Optimizer,
     budget: int,
     seed: int,
@@ -236,16 +236,17 @@ def maximised(
     first = parts[0]
     replayable = len(parts[1].columns) if len(parts) > 1 else 0
     schedule = replay_schedule(budget, share, len(first.columns), replayable)
-    constraints = inputs.constraints(first.columns, schedule.new)
-    new, covered = first.ranked(greedy, schedule.new, constraints)
+    constraints = inputs.constraints(first.columns, schedule.new_count)
+    new, covered = first.rank(greedy, schedule.new_count, constraints)
     picks, replayed = new, None
     notes = [*inputs.unranked_notes(selector, len(first.columns))]
-    if schedule.replayed:
-        notes.append(f"{schedule.replayed:,} of the picks are replayed from the existing records")
-        old, of_old = parts[1].ranked(greedy, schedule.replayed, None)
-        replayed, covered = inputs.records_of([pick.record for pick in old]), of_old | covered
+    if count := schedule.replay_count:
+        notes.append(f"{count:,} of the picks are replayed from the existing records")
+        old, covered_by_old = parts[1].rank(greedy, count, None)
+        replayed = inputs.records_of([pick.record for pick in old])
+        covered = covered_by_old | covered
         # A replayed pick serves another objective, so that it has no gain here.
-        picks = interleaved(schedule, new, [pick._replace(gain=float("nan")) for pick in old])
+        picks = interleave(schedule, new, [pick._replace(gain=float("nan")) for pick in old])
     if (places := len(schedule.replays)) < budget:
         notes.append(f"the ranking has {places:,} records, fewer than the {budget:,} of the budget")
     covers = {pick.record: [] for pick in picks}
@@ -262,8 +263,8 @@ def maximised(
         ),
         objective=first.objective.name,
         value=float(np.array([pick.gain for pick in new]).sum()),
-        value_random=objective_of_random(first.objective, len(new), seed),
-        details={"replayed": schedule.replayed} if replayable else {},
+        value_random=mean_random_value(first.objective, len(new), seed),
+        details={"replayed": schedule.replay_count} if replayable else {},
         notes=tuple(notes),
         self_shares=tuple(pick.share for pick in picks),
         replayed=replayed,
@@ -271,23 +272,23 @@ def maximised(
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ReplaySchedule:
     """Which places of a ranking are replayed records: one bool a place."""
 
     replays: tuple[bool, ...]
 
     @property
-    def replayed(self) -> int:
+    def replay_count(self) -> int:
         """How many places are replayed records."""
         return sum(self.replays)
 
     @property
-    def new(self) -> int:
+    def new_count(self) -> int:
         """How many places are new records."""
-        return len(self.replays) - self.replayed
+        return len(self.replays) - self.replay_count
 
 
-def replay_schedule(budget: int, share: float, new: int, replayable: int) -> Schedule:
+def replay_schedule(budget: int, share: float, new: int, replayable: int) -> ReplaySchedule:
     """Spread the replay: of the first p places, `share * p` rounded half up are replayed.
 
     A place whose kind is used up goes to the other kind, new records first; the schedule ends where
@@ -302,10 +303,10 @@ def replay_schedule(budget: int, share: float, new: int, replayable: int) -> Sch
             break
         places.append(due)
         replayed += due
-    return Schedule(tuple(places))
+    return ReplaySchedule(tuple(places))
 
 
-def interleaved(schedule: Schedule, new: Sequence[T], replayed: Sequence[T]) -> tuple[T, ...]:
+def interleave(schedule: ReplaySchedule, new: Sequence[T], replayed: Sequence[T]) -> tuple[T, ...]:
     """The items of both kinds in the order of the schedule."""
     fresh, old = iter(new), iter(replayed)
     return tuple(next(old) if due else next(fresh) for due in schedule.replays)

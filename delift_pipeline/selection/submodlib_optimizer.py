@@ -31,7 +31,7 @@ def submodlib_greedy(
         raise Refused("submodlib keeps to no constraints; choose another optimizer")
     if budget < 0 or budget > objective.n:
         raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
-    function = _function(objective)
+    function = _submodlib_function(objective)
     # It refuses a budget of n, whose last pick is whatever remains.
     picked = function.maximize(
         min(budget, objective.n - 1), optimizer="LazyGreedy", show_progress=False
@@ -45,12 +45,12 @@ def submodlib_greedy(
     return Ranking(np.array(picks, dtype=np.int64), np.array(gains, dtype=np.float64))
 
 
-def _function(objective: objectives.Coverage) -> Any:
+def _submodlib_function(objective: objectives.Coverage) -> Any:
     import submodlib
 
     # Its factors are annotated as int, though any number will do.
     library: Any = submodlib
-    n, kernel = objective.n, _rows(objective.kernel)
+    n, kernel = objective.n, _row_major(objective.kernel)
     if objective.weights is not None:
         raise Refused("submodlib has no weights per target; choose another optimizer")
     if isinstance(objective, objectives.FL1MI | objectives.FLCG) and len(kernel) != n:
@@ -63,7 +63,7 @@ def _function(objective: objectives.Coverage) -> Any:
             shape = {"mode": "dense", "separate_rep": True, "n_rep": len(kernel)}
             return library.FacilityLocationFunction(n, **shape, sijs=kernel)
         case objectives.FL1MI():
-            query = np.ascontiguousarray(_rows(objective.target).T)
+            query = np.ascontiguousarray(_row_major(objective.target).T)
             factors = {"query_sijs": query, "magnificationEta": objective.eta}
             mutual = library.FacilityLocationMutualInformationFunction
             return mutual(n, query.shape[1], data_sijs=kernel, **factors)
@@ -72,12 +72,12 @@ def _function(objective: objectives.Coverage) -> Any:
             mutual = library.FacilityLocationVariantMutualInformationFunction
             return mutual(n, query.shape[1], query_sijs=query, queryDiversityEta=objective.eta)
         case objectives.FLCG():
-            private = _rows(objective.existing)
+            private = _row_major(objective.existing)
             factors = {"private_sijs": private, "privacyHardness": objective.nu}
             conditional = library.FacilityLocationConditionalGainFunction
             return conditional(n, private.shape[1], data_sijs=kernel, **factors)
     raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
 
 
-def _rows(kernel: Columns) -> np.ndarray:
+def _row_major(kernel: Columns) -> np.ndarray:
     return np.ascontiguousarray(to_dense(kernel), dtype=np.float32)

@@ -52,7 +52,7 @@ def make(kind: str, kernel: Columns, rng: np.random.Generator, compiled: bool) -
         "fl2mi": lambda: FL2MI(target, 0.5),
         "flcg": lambda: FLCG(kernel, existing, 0.8),
     }[kind]()
-    assert (built.engine is not None) == compiled
+    assert (built.compiled is not None) == compiled
     return built
 
 
@@ -205,5 +205,5 @@ def test_a_memory_map_is_not_copied_and_its_range_is_found(tmp_path) -> None:
     np.save(tmp_path / "s.npy", np.asfortranarray(mapped + 0.5))
     helpful = np.load(tmp_path / "s.npy", mmap_mode="r")
     objective = FacilityLocation(helpful)
-    assert objective.engine is not None
-    assert np.shares_memory(objective.engine.data, helpful)
+    assert objective.compiled is not None
+    assert np.shares_memory(objective.compiled.data, helpful)
