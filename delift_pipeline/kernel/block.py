@@ -28,7 +28,7 @@ class Block:
         columns: record_ids of the demonstrations.
         matrix: float32 [rows, columns]; pairs that were not scored are absent (sparse).
         hash: The block's content hash, part of the lineage of what is selected from it.
-        unscorable: record_ids that could not be scored and stand in no block.
+        unscorable: record_ids that cannot be scored. They have no row and no column.
     """
 
     name: str
@@ -39,10 +39,12 @@ class Block:
     unscorable: frozenset[str] = frozenset()
 
     def restrict(self, rows: Sequence[str], columns: Sequence[str]) -> "Block":
-        """The block of these targets and demonstrations, in this order, unscorable ones left out.
+        """Return the block of these targets and demonstrations, in this order.
+
+        Unscorable records are left out.
 
         Raises:
-            DeliftError: a record is neither in the block nor known to be unscorable.
+            DeliftError: A record is neither in the block nor known to be unscorable.
         """
         row_ids, row_numbers = self._find_ids(rows, self.rows, "targets")
         column_ids, column_numbers = self._find_ids(columns, self.columns, "demonstrations")
@@ -52,6 +54,7 @@ class Block:
     def _find_ids(
         self, requested: Sequence[str], present: Sequence[str], role: str
     ) -> tuple[tuple[str, ...], np.ndarray]:
+        """Return the requested ids that are present, and their row or column numbers, int64."""
         number_of = {record: number for number, record in enumerate(present)}
         absent = [r for r in requested if r not in number_of and r not in self.unscorable]
         if absent:
@@ -64,19 +67,19 @@ class Block:
 
 
 class RowScaledColumns(DerivedColumns):
-    """A matrix with each row multiplied by a factor, applied as columns are read."""
+    """A matrix whose rows are multiplied by factors, float [rows], when a column is read."""
 
     def __init__(self, source: Columns, factors: np.ndarray) -> None:
         self.source, self.factors = source, factors.astype(np.float32)
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
-        """Column j, scaled."""
+        """Return column j, scaled."""
         rows, values = self.source.column(j)
         return rows, values * (self.factors if rows is None else self.factors[rows])
 
     def transform_sparse(self, source: SparseColumns) -> SparseColumns:
-        """Compressed columns, scaled."""
+        """Scale compressed columns."""
         data = np.asarray(source.data) * self.factors[source.indices]
         return SparseColumns(source.indptr, source.indices, data, source.shape[0])
 
@@ -85,15 +88,15 @@ class RowScaledColumns(DerivedColumns):
 class AffineMap:
     """similarity = (utility - low) / (high - low), one map for all blocks of a selection.
 
-    Scaling each block by itself would compare utilities in different units, in FLCG's difference
-    above all.
+    If each block had its own map, utilities of two blocks could not be compared. FLCG, for example,
+    subtracts values of one block from those of another.
     """
 
     low: float
     high: float
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Scaled values, float32 at least; all 0 where the utilities do not differ."""
+        """Return the scaled values, float32 at least. All are 0 if no utility differs."""
         values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
         if self.high <= self.low:
             return np.zeros_like(values)
@@ -101,13 +104,16 @@ class AffineMap:
 
 
 class Similarity(DerivedColumns):
-    """max(U, 0), or max(affine(U), 0), with masked pairs at 0; computed as columns are read.
+    """max(U, 0), or max(affine(U), 0) with a map, and 0 for masked pairs.
+
+    A column is computed when it is read.
 
     Args:
         source: Signed utilities [rows, columns]; absent pairs stay absent (similarity 0).
-        affine: The min-max map, or None to clip alone.
-        groups: (row groups, column groups), int arrays: a pair in one group is masked, so that
-            neither a record nor an exact copy of it is its own demonstration. None masks nothing.
+        affine: The min-max map, or None if utilities are only clipped at 0.
+        groups: (row groups, column groups), int arrays. A pair whose row and column are in the same
+            group is masked, so neither a record nor an exact copy of it demonstrates itself. None
+            masks nothing.
     """
 
     def __init__(
@@ -123,20 +129,20 @@ class Similarity(DerivedColumns):
         self.shape, self.stored = source.shape, source.stored
 
     def column(self, j: int) -> Column:
-        """Column j of the similarity."""
+        """Return column j of the similarity."""
         rows, values = self.source.column(j)
         scaled = np.maximum(values if self.affine is None else self.affine(values), 0)
         scaled[self._masked_positions(j, rows)] = 0
         return rows, scaled
 
     def _masked_positions(self, j: int, rows: np.ndarray | None) -> np.ndarray:
-        """Positions in column j that are masked, int."""
+        """Return which positions of column j are masked, int64."""
         group = None if self._groups is None else int(self._groups[1][j])
         members = np.array(self._rows_of_group.get(group, []), dtype=np.int64)
         return members if rows is None else np.flatnonzero(np.isin(rows, members))
 
     def transform_sparse(self, source: SparseColumns) -> SparseColumns:
-        """The similarity of compressed columns."""
+        """Return the similarity of compressed columns."""
         data = np.asarray(source.data)
         data = np.maximum(data if self.affine is None else self.affine(data), 0)
         if self._groups is not None:
@@ -145,7 +151,7 @@ class Similarity(DerivedColumns):
         return SparseColumns(source.indptr, source.indices, data, source.shape[0])
 
     def range(self) -> tuple[float, float]:
-        """Least and greatest utility that is not masked, (inf, -inf) where there is none."""
+        """Return the least and the greatest utility of unmasked pairs; (inf, -inf) without any."""
         low, high = np.inf, -np.inf
         for j, (rows, values) in enumerate(each_column(self.source)):
             masked = self._masked_positions(j, rows)
@@ -156,7 +162,7 @@ class Similarity(DerivedColumns):
 
 
 def common_affine(blocks: Iterable[Similarity]) -> AffineMap:
-    """The one min-max map of several blocks, from their unmasked utilities."""
+    """Return the min-max map that several blocks share, from their unmasked utilities."""
     ranges = [block.range() for block in blocks]
     low = min((low for low, _ in ranges), default=np.inf)
     high = max((high for _, high in ranges), default=-np.inf)
@@ -164,10 +170,10 @@ def common_affine(blocks: Iterable[Similarity]) -> AffineMap:
 
 
 def duplicate_groups(frame: pl.DataFrame) -> dict[str, int]:
-    """record_id -> group; records share one where prompt and answer are the same text.
+    """Return record_id -> group. Records with the same prompt and answer share a group.
 
-    Identical records fold into one when they are read, so groups of two arise where only the split
-    between instruction and input, or white space at the ends, differs.
+    Identical records fold into one when they are read. So two records share a group only if they
+    differ in the split between instruction and input, or in white space at the ends.
     """
     prompt = pl.concat_str("instruction", "input", separator="\n", ignore_nulls=True)
     text = pl.struct(prompt.str.strip_chars(), pl.col("output").str.strip_chars())

@@ -1,7 +1,7 @@
 """Matrices read column by column: dense or compressed sparse, in memory or mapped from a file.
 
-Greedy maximisation asks what adding one demonstration does to every target, which is one column of
-a kernel. Everything that selects reads kernels through this interface alone.
+Greedy maximisation needs the effect of one demonstration on every target, which is one column of a
+kernel. All selection code reads kernels through this interface.
 """
 
 from abc import ABC, abstractmethod
@@ -13,15 +13,16 @@ import numpy as np
 from delift_pipeline.core.errors import Refused
 
 FLOATS = (np.float16, np.float32, np.float64)
-# Dense kernels below this are copied once into memory, in the order they are read; larger ones are
-# read from where they lie.
+# Dense kernels up to this size are copied once into memory, column after column. Larger ones are
+# computed from their file each time they are read.
 MATERIALISE_BYTES = 1 << 30
 
+# The sorted row numbers of the stored values, or None for all rows; and the values.
 Column = tuple[np.ndarray | None, np.ndarray]
 
 
 class Columns(Protocol):
-    """A matrix that hands out columns.
+    """A matrix that is read column by column.
 
     Attributes:
         shape: (rows, columns).
@@ -32,7 +33,7 @@ class Columns(Protocol):
     stored: int
 
     def column(self, j: int) -> Column:
-        """Column j, not to be written to: (sorted row numbers, or None for all rows; values)."""
+        """Return column j: sorted row numbers, or None for all rows, and values. Only read them."""
         ...
 
 
@@ -44,7 +45,7 @@ class DenseColumns:
         self.shape = (matrix.shape[0], matrix.shape[1])
 
     def column(self, j: int) -> Column:
-        """Column j, all rows."""
+        """Return column j with all rows."""
         return None, np.asarray(self.matrix[:, j])
 
 
@@ -65,23 +66,23 @@ class SparseColumns:
         self.shape, self.stored = (rows, len(indptr) - 1), len(data)
 
     def column(self, j: int) -> Column:
-        """Column j, its stored rows."""
+        """Return the stored rows of column j."""
         part = slice(int(self.indptr[j]), int(self.indptr[j + 1]))
         return np.asarray(self.indices[part]), np.asarray(self.data[part])
 
 
 class DerivedColumns(ABC):
-    """A matrix that is computed from another as its columns are read."""
+    """A matrix that is computed from another one when its columns are read."""
 
     source: Columns
 
     @abstractmethod
     def transform_sparse(self, source: SparseColumns) -> SparseColumns:
-        """The whole matrix, made of the source's columns, which are not written to."""
+        """Return the whole matrix from the source's columns, which stay unchanged."""
 
 
 class RestrictedColumns(DerivedColumns):
-    """Some rows and columns of a matrix, in a given order; nothing is copied beforehand.
+    """Some rows and columns of a matrix, in a given order, without a copy of it.
 
     Args:
         source: The matrix.
@@ -104,7 +105,7 @@ class RestrictedColumns(DerivedColumns):
         self.stored = min(source.stored, len(row_numbers) * len(self.columns))
 
     def column(self, j: int) -> Column:
-        """Column j of the restriction."""
+        """Return column j of the chosen rows."""
         rows, values = self.source.column(int(self.columns[j]))
         if self.rows is None:
             return rows, values
@@ -116,7 +117,7 @@ class RestrictedColumns(DerivedColumns):
         return places[order], values[order]
 
     def transform_sparse(self, source: SparseColumns) -> SparseColumns:
-        """These rows and columns of compressed ones."""
+        """Return the chosen rows and columns of compressed columns."""
         from scipy import sparse
 
         parts: Any = (source.data, source.indices, source.indptr)
@@ -128,12 +129,12 @@ class RestrictedColumns(DerivedColumns):
 
 
 def as_columns(kernel: Any) -> Columns:
-    """A kernel given as array, memory map, SciPy sparse matrix or `Columns`, ready to be read.
+    """Return an array, memory map, SciPy sparse matrix or `Columns` as `Columns`.
 
-    A row-ordered array in memory is copied once into column order; a memory map is left as it is.
+    A row-ordered array in memory is copied once into column order. A memory map is not copied.
 
     Raises:
-        Refused: it is no matrix of floats.
+        Refused: The kernel is not a matrix of floats.
     """
     if hasattr(kernel, "column"):
         return kernel
@@ -154,12 +155,12 @@ def as_columns(kernel: Any) -> Columns:
 
 
 def each_column(matrix: Columns) -> Iterator[Column]:
-    """All columns in order."""
+    """Yield all columns in order."""
     return (matrix.column(j) for j in range(matrix.shape[1]))
 
 
 def column_maxima(matrix: Columns) -> np.ndarray:
-    """The greatest value of each column, float64 [columns]; absent entries count as 0."""
+    """Return the greatest value of each column, float64 [columns]; absent entries count as 0."""
     n_rows = matrix.shape[0]
     if isinstance(matrix, DenseColumns) and n_rows:
         return matrix.matrix.max(axis=0).astype(np.float64)
@@ -171,7 +172,7 @@ def column_maxima(matrix: Columns) -> np.ndarray:
 
 
 def row_maxima(matrix: Columns) -> np.ndarray:
-    """The greatest value of each row and 0, float64 [rows]; absent entries count as 0."""
+    """Return the greatest value of each row, at least 0, float64 [rows]."""
     if isinstance(matrix, DenseColumns):
         return matrix.matrix.max(axis=1, initial=0).astype(np.float64)
     best = np.zeros(matrix.shape[0])
@@ -182,9 +183,9 @@ def row_maxima(matrix: Columns) -> np.ndarray:
 
 
 def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
-    """The matrix averaged down to at most `max_side` cells a side, float64 [down, across].
+    """Average a matrix over cells, at most `max_side` a side, float64 [down, across].
 
-    Absent entries count as 0.
+    Absent entries count as 0. The result is small enough to plot.
     """
     rows, columns = matrix.shape
     if not rows or not columns:
@@ -201,7 +202,7 @@ def cell_means(matrix: Columns, max_side: int = 200) -> np.ndarray:
 
 
 def to_dense(matrix: Columns) -> np.ndarray:
-    """The whole matrix as a column-ordered array, float32, absent entries 0."""
+    """Return the matrix as a column-ordered float32 array; absent entries are 0."""
     dense = np.zeros(matrix.shape, dtype=np.float32, order="F")
     for j, (rows, values) in enumerate(each_column(matrix)):
         dense[slice(None) if rows is None else rows, j] = values
@@ -209,7 +210,7 @@ def to_dense(matrix: Columns) -> np.ndarray:
 
 
 def to_sparse(matrix: Columns) -> SparseColumns:
-    """The stored entries as compressed columns; columns that are compressed are not copied."""
+    """Return the stored entries as compressed columns. Compressed columns are not copied."""
     if isinstance(matrix, SparseColumns):
         return matrix
     if isinstance(matrix, DerivedColumns):
@@ -220,7 +221,7 @@ def to_sparse(matrix: Columns) -> SparseColumns:
 
 
 def materialise(matrix: Columns, limit: int = MATERIALISE_BYTES) -> Columns:
-    """A sparse matrix, or a dense one below `limit` bytes, computed once and held in memory."""
+    """Compute a matrix once and keep it in memory, unless it is dense and above `limit` bytes."""
     cells = matrix.shape[0] * matrix.shape[1]
     if matrix.stored < cells:
         return to_sparse(matrix)

@@ -3,9 +3,9 @@
     U_ij    = d(i | nothing) - d(i | demonstration j)                     in [-1, 1]
     UKL_ij  = sum_t log p(y_it | j, x_i, y_i<t) - log p(y_it | x_i, y_i<t)  (and its per-token mean)
 
-Rows are targets and columns demonstrations, stored column after column. Both forms come from the
-same scores. A kernel is built by streaming columns from the score store, so that it need never fit
-into memory.
+Rows are targets, columns are demonstrations, and values are stored column after column. Both forms
+come from the same scores. Columns are streamed from the score store, so a kernel may be larger than
+the memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,14 +34,17 @@ NEIGHBOURS = "neighbours"
 
 
 class ScoreReader(Protocol):
-    """Where scores are read from; the score store is one."""
+    """A source of scores, such as the score store."""
 
     def column(self, demonstration: str, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(squared distances, summed log-probabilities), float32 [targets], NaN where absent."""
+        """Return squared distances and summed log-probabilities, float32 [targets].
+
+        They are NaN for pairs without scores.
+        """
         ...
 
     def baseline(self, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same without a demonstration, and the answers' token counts, int32 [targets]."""
+        """Return both without a demonstration, and the answers' token counts, int32 [targets]."""
         ...
 
 
@@ -59,19 +62,19 @@ def build_kernel(
     code_version: str = "1",
     run_id: str | None = None,
 ) -> Manifest:
-    """Write `kernels/<version>/<fingerprint>` whole, one block of the plan after another.
+    """Write all blocks of a plan to `kernels/<version>/<fingerprint>`, or nothing if one fails.
 
-    Records that are `unscorable`, by record_id, for a reason, stand in no row and no column.
-    `neighbours` are near pairs of the pool: where the plan's `self` block holds every pair they are
-    written beside it as the block `neighbours`, so that what is selected from near pairs does not
-    change when another arm has all pairs scored.
+    `unscorable` gives the reason by record_id; these records get no row and no column. `neighbours`
+    are near pairs of the pool. If the plan's `self` block holds all pairs, the near pairs are also
+    written as the block `neighbours`. So a selection from near pairs stays the same when another
+    arm has all pairs scored.
 
     Returns:
-        The manifest: `details["blocks"]` has hash, form, rows, columns, pairs, share_positive, low
+        The manifest. `details["blocks"]` has hash, form, rows, columns, pairs, share_positive, low
         and high of each block (statistics of the distance form without the diagonal).
 
     Raises:
-        DeliftError: scores of the plan are missing or not finite.
+        DeliftError: Scores of the plan are missing or not finite.
     """
     unscorable = dict(unscorable or {})
     blocks: dict[str, PairBlock] = {block.name: block for block in plan.blocks}
@@ -107,7 +110,7 @@ def _build_block(
     reader: ScoreReader,
     unscorable: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write one block; returns its manifest entry."""
+    """Write one block and return its manifest entry."""
     rows = tuple(record for record in block.targets if record not in unscorable)
     squared, logprob, tokens = reader.baseline(rows)
     _refuse_missing(squared, logprob, f"baseline scores of the block {name}", "the baseline")
@@ -142,11 +145,12 @@ def _index_of(
     tokens: np.ndarray,
     unscorable: Mapping[str, str],
 ) -> BlockIndex:
-    """The block's index without unscorable records."""
+    """Return the block's index without unscorable records."""
     numbers = [j for j, record in enumerate(block.demonstrations) if record not in unscorable]
     columns = tuple(block.demonstrations[j] for j in numbers)
     if block.dense:
         return BlockIndex(name, rows, columns, tokens)
+    # The row number of each target after unscorable ones are removed; -1 for those.
     scorable = np.array([record not in unscorable for record in block.targets], dtype=bool)
     place = np.where(scorable, np.cumsum(scorable) - 1, -1)
     parts = [place[block.targets_of(j)] for j in numbers]
@@ -158,10 +162,10 @@ def _index_of(
 
 
 def block_names(manifest: Manifest) -> dict[str, str]:
-    """Block names a selector may ask for -> names they are stored under.
+    """Return block names that a selector can read -> names that they are stored under.
 
-    `neighbours` is the `self` block itself where only near pairs were scored; then there is no
-    `self` to ask for.
+    If only near pairs were scored, they are stored as `self` and read as `neighbours`, and there is
+    no block `self` to read.
     """
     stored: dict[str, Any] = manifest.details["blocks"]
     near = "self" in stored and stored["self"]["form"] == "csc"
@@ -169,7 +173,7 @@ def block_names(manifest: Manifest) -> dict[str, str]:
 
 
 def block_hashes(manifest: Manifest) -> dict[str, str]:
-    """Block names a selector may ask for -> content hashes."""
+    """Return block names that a selector can read -> content hashes."""
     stored = manifest.details["blocks"]
     return {name: stored[under]["hash"] for name, under in block_names(manifest).items()}
 
@@ -177,14 +181,14 @@ def block_hashes(manifest: Manifest) -> dict[str, str]:
 def load_block(
     home: Home, version: str, fingerprint: str, name: str, form: UtilityForm = "distance"
 ) -> Block:
-    """A block of a stored kernel; its values stay in the file until they are read.
+    """Open a block of a stored kernel. Its values stay in the file until they are read.
 
-    It is `self` (every pair), `neighbours` (near pairs), `target`, `existing` or `replay`, in the
-    form `distance`, `kl`, or `kl_mean` (per answer token of the target).
+    `name` is `self` (all pairs), `neighbours` (near pairs), `target`, `existing` or `replay`.
+    `form` is `distance`, `kl`, or `kl_mean` (per answer token of the target).
 
     Raises:
-        DeliftError: there is no kernel, or it is damaged.
-        Refused: the kernel has no such block.
+        DeliftError: There is no kernel, or it is damaged.
+        Refused: The kernel does not have this block.
     """
     folder = home.kernel(version, fingerprint)
     manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""The files of one kernel block: written and hashed column by column, read as memory maps."""
+"""Files of one kernel block: they are written and hashed column by column, read as memory maps."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.hashing import DIGEST_BYTES, digest_bytes, digest_json, digest_text
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
-# The two stored forms of utility and their files; the per-token mean follows from `kl`.
+# The two stored forms of utility and their files. The per-token mean is computed from `kl`.
 FORMS = DISTANCE, KL = "distance", "kl"
 _DENSE_FILE = {DISTANCE: "{}.npy", KL: "{}.kl.npy"}
 _SPARSE_FILE = {DISTANCE: "{}.csc/data.npy", KL: "{}.csc/kl.npy"}
@@ -22,15 +22,15 @@ _SPARSE_FILE = {DISTANCE: "{}.csc/data.npy", KL: "{}.csc/kl.npy"}
 
 @dataclass(frozen=True)
 class BlockIndex:
-    """What a block's columns hold.
+    """Ids, token counts and the stored pairs of a block.
 
     Attributes:
         name: The block's name.
         rows: record_ids of the targets.
         columns: record_ids of the demonstrations.
         tokens: int32 [rows], scored answer tokens of each target.
-        pattern: Of compressed sparse columns, `indptr` int64 [columns + 1] and `indices` int32
-            [pairs]; None where every pair is held.
+        pattern: `indptr` int64 [columns + 1] and `indices` int32 [pairs] of compressed sparse
+            columns; None if every pair is stored.
     """
 
     name: str
@@ -41,25 +41,25 @@ class BlockIndex:
 
     @property
     def form(self) -> str:
-        """`dense` or `csc`."""
+        """Return `dense` or `csc`."""
         return "dense" if self.pattern is None else "csc"
 
     def targets_of(self, j: int) -> np.ndarray | None:
-        """Row numbers held in column j; None for all."""
+        """Return the row numbers that column j stores; None for all."""
         if self.pattern is None:
             return None
         indptr, indices = self.pattern
         return indices[indptr[j] : indptr[j + 1]]
 
     def digest(self) -> str:
-        """Digest of ids, token counts and pattern; the name is no part of the content."""
+        """Return the digest of ids, token counts and pattern. It does not depend on the name."""
         arrays = [array.tobytes() for array in self.pattern or ()]
         ids = [digest_text(*self.rows), digest_text(*self.columns)]
         return digest_json([self.form, *ids, digest_bytes(self.tokens.tobytes(), *arrays)])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the arrays of values: [rows, columns], or [pairs]."""
+        """Return the shape of the arrays of values: [rows, columns], or [pairs]."""
         if self.pattern is None:
             return (len(self.rows), len(self.columns))
         return (len(self.pattern[1]),)
@@ -68,15 +68,15 @@ class BlockIndex:
 def write_block(
     folder: Path, index: BlockIndex, columns: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, Any]:
-    """Write and hash a block; a column is in memory only while it is written.
+    """Write and hash a block, with one column in memory at a time.
 
     Args:
-        folder: Where.
-        index: What the columns hold.
-        columns: Of each demonstration in order, utilities of both forms, float [targets].
+        folder: The folder of the kernel.
+        index: Ids, token counts and stored pairs of the block.
+        columns: For each demonstration in order, its utilities in both forms, float [targets].
 
     Returns:
-        The block's manifest entry; its statistics leave out a record as its own demonstration.
+        The block's manifest entry. Its statistics leave out the utility of a record for itself.
     """
     for side, ids in (("rows", index.rows), ("columns", index.columns)):
         write_json(folder / f"{index.name}.{side}.json", list(ids))
@@ -125,7 +125,7 @@ def read_index(folder: Path, name: str) -> BlockIndex:
     """Read a block's ids, token counts and pattern.
 
     Raises:
-        DeliftError: a file is missing or damaged.
+        DeliftError: A file is missing or damaged.
     """
     try:
         rows, columns = (
@@ -142,10 +142,10 @@ def read_index(folder: Path, name: str) -> BlockIndex:
 
 
 def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
-    """The block's values as columns over memory maps.
+    """Open the block's values as columns over memory maps.
 
     Raises:
-        DeliftError: the file is missing, damaged or of another shape.
+        DeliftError: The file is missing, damaged or of another shape.
     """
     path = _file_of(folder, index, form)
     try:
@@ -162,7 +162,7 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
 
 
 def _memory_map(path: Path) -> np.ndarray:
-    """A file's array as a memory map; an empty one, which cannot be mapped, as an array."""
+    """Open a file's array as a memory map. An empty array, which cannot be mapped, is read."""
     try:
         return np.load(path, mmap_mode="r")
     except ValueError:

@@ -1,8 +1,8 @@
-"""How many records a budget buys.
+"""How many records a budget allows.
 
-Beside shares, counts and `full` there are two budgets whose number of records only the selection
-itself shows: `20000tokens`, what the subset may cost, and `auto` (`auto:0.05`), which stops where
-the gain of a pick falls under a share of the first pick's.
+A budget is a share, a count or `full`, or it has no fixed number of records: `20000tokens` limits
+the tokens of the subset, and `auto` (`auto:0.05`) stops when the gain of a pick falls below a share
+of the first gain.
 """
 
 import re
@@ -30,12 +30,12 @@ _MEANING = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What a budget allows.
+    """The limits that a budget sets.
 
     Attributes:
-        count: Records at most.
-        tokens: What they may cost together, or None.
-        stop: Share of the first gain under which nothing more is picked; 0 picks on.
+        count: The most records.
+        tokens: The most tokens of all records together, or None.
+        stop: Selection stops at a gain below this share of the first gain; 0 never stops it.
     """
 
     count: int
@@ -44,15 +44,15 @@ class Budget:
 
     @property
     def is_open_ended(self) -> bool:
-        """Whether only the selection shows how many records it buys."""
+        """Whether the number of records is known only after the selection."""
         return self.tokens is not None or self.stop > 0
 
 
 def parse_budget(budget: BudgetText, n: int) -> Budget:
-    """What a budget of any kind allows from a pool of n.
+    """Return the limits that a budget of any kind sets for a pool of n records.
 
     Raises:
-        Refused: the pool is empty, or the budget is none of these.
+        Refused: The pool is empty, or the budget has none of the known forms.
     """
     text = budget.strip() if isinstance(budget, str) else ""
     if tokens := _TOKENS.fullmatch(text):
@@ -68,13 +68,13 @@ def parse_budget(budget: BudgetText, n: int) -> Budget:
 
 
 def resolve_budget(budget: BudgetText, n: int) -> int:
-    """How many records a share above 0 and below 1, a count from 1 to n or `full` buys of n.
+    """Return how many of n records a share above 0 and below 1, a count from 1 to n or `full` is.
 
-    A share is taken of the whole pool after folding (unscorable records counted), rounded half up
-    on its decimal digits, at least 1. Texts are read like numbers.
+    A share is taken of the whole pool after folding, with its unscorable records. It is rounded
+    half up on its decimal digits, and is at least 1 record. Texts are read like numbers.
 
     Raises:
-        Refused: the pool is empty, the budget is no such value, or it is above n.
+        Refused: The pool is empty, the budget is not such a value, or it is above n.
     """
     if n < 1:
         raise Refused("the pool is empty: nothing can be selected", field="budget")
@@ -114,10 +114,10 @@ TOKENS = "tokens"
 
 
 def token_costs(pool: pl.DataFrame) -> np.ndarray:
-    """Tokens of each record, float64 [n], at least 1.
+    """Return the tokens of each record, float64 [n], at least 1.
 
-    A column `tokens` is believed; without one, a token is taken for every 4 bytes of prompt and
-    answer in UTF-8, which is near for English under most tokenizers and generous elsewhere.
+    A column `tokens` is taken as it is. Without one, 4 bytes of prompt and answer in UTF-8 count as
+    one token. That is close for English with most tokenizers, and too few for most other languages.
     """
     if TOKENS in pool.columns:
         return np.maximum(pool[TOKENS].fill_null(1).cast(pl.Float64).to_numpy(), 1)

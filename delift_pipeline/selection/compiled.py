@@ -1,8 +1,8 @@
-"""Gains and lazy greedy over large kernels, compiled; imported when a kernel is large enough.
+"""Compiled loops for gains and lazy greedy over large kernels.
 
-All columns of a kernel lie one behind the other in memory or in a mapped file, and nothing is
-copied. A sum over the same rows runs in the same order wherever it is computed, so that a gain
-computed again is never greater, to the last bit, and every optimizer sees the same gains.
+The columns of a kernel are read one after another from memory or from a mapped file, without a
+copy. All functions here sum over rows in the same order. So a gain that is computed again is never
+greater, to the last bit, and every optimizer sees the same gains.
 """
 
 import heapq
@@ -15,15 +15,15 @@ from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
 ROWS_PER_BLOCK = 256
 COLUMNS_TOGETHER = 4
-"""Columns that are read side by side."""
+"""How many columns are read at once."""
 
 
 class Kernel(NamedTuple):
-    """A kernel as the compiled loops read it.
+    """The arrays of a kernel for the compiled loops.
 
     Attributes:
         indptr: int64 [n + 1], where each column starts.
-        indices: int32, row of each value; empty where every column holds all rows.
+        indices: int32, row of each value; empty if every column holds all rows.
         data: float32 or float64, values.
     """
 
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The objective: float64 [rows] each; `cap` and `weights` are empty where there are none."""
+    """The arrays of an objective, float64 [rows]; `cap` and `weights` are empty if not used."""
 
     state: np.ndarray
     cap: np.ndarray
@@ -41,7 +41,7 @@ class Terms(NamedTuple):
 
 
 def compiled_kernel(matrix: Columns) -> Kernel | None:
-    """The kernel for the compiled loops, or None where it is of a kind that they do not read."""
+    """Return the kernel for the compiled loops, or None if they cannot read this kind of matrix."""
     if isinstance(matrix, SparseColumns):
         data = matrix.data.astype(np.float32) if matrix.data.dtype == np.float16 else matrix.data
         return Kernel(*map(_read_only, (matrix.indptr.astype(np.int64), matrix.indices, data)))
@@ -55,14 +55,14 @@ def compiled_kernel(matrix: Columns) -> Kernel | None:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """One type of array for the compiled loops, whatever was given: contiguous and read only."""
+    """Return a contiguous read-only view, so that numba compiles for one type of array."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
 
 
 def objective_terms(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarray | None) -> Terms:
-    """The objective's arrays; they are shared, not copied."""
+    """Return the objective's arrays, shared and not copied."""
     if cap is None and weights is None:
         return Terms(state, np.zeros(0), np.zeros(0))
     cap = np.full(len(state), np.inf) if cap is None else cap
@@ -71,7 +71,7 @@ def objective_terms(state: np.ndarray, cap: np.ndarray | None, weights: np.ndarr
 
 @compile_sum
 def _block_lift(values, low, state, cap, weights):
-    """What values of the rows from `low` on add to what covers these rows."""
+    """Sum how much the values of the rows from `low` on exceed the state of these rows."""
     # An unsigned index is never negative, and only then are these loops vectorised.
     first, total = np.uint64(low), 0.0
     if len(cap) == 0:
@@ -87,11 +87,11 @@ def _block_lift(values, low, state, cap, weights):
 
 @compile_function
 def compute_lifts(kernel, terms, columns, out):
-    """What each column adds to what covers the rows, into `out`."""
+    """Write into `out`, float64 [columns], how much each column raises the state of all rows."""
     state, cap, weights = terms.state, terms.cap, terms.weights
     out[: len(columns)] = 0.0
     if len(kernel.indices) == 0:
-        # Memory serves a few columns side by side faster than one after the other.
+        # A block of rows of a few columns fits the cache, which is faster than column by column.
         for first in range(0, len(columns), COLUMNS_TOGETHER):
             for low in range(0, len(state), ROWS_PER_BLOCK):
                 high = min(low + ROWS_PER_BLOCK, len(state))
@@ -113,7 +113,7 @@ def compute_lifts(kernel, terms, columns, out):
 
 @compile_function
 def _cover_rows(kernel, terms, j):
-    """Let column j cover its rows."""
+    """Raise the state of each row to its value in column j, at most to its cap."""
     state, cap, dense = terms.state, terms.cap, len(kernel.indices) == 0
     start, end = kernel.indptr[j], kernel.indptr[j + 1]
     for place in range(start, end):
@@ -126,14 +126,14 @@ def _cover_rows(kernel, terms, j):
 
 @compile_function
 def cover_all(kernel, terms, picks):
-    """Cover with every pick."""
+    """Raise the state of the rows by every pick."""
     for j in picks:
         _cover_rows(kernel, terms, j)
 
 
 @compile_function
 def _is_admissible(limits, slots, j):
-    """Whether column j may be picked when `slots` picks are left; once it may not, never again."""
+    """Whether column j may be picked with `slots` picks left. Once it may not, it never may."""
     if limits.costs[j] > limits.left[0]:
         return False
     for d in range(limits.groups.shape[0]):
@@ -158,19 +158,19 @@ def _count_pick(limits, j):
 
 @compile_function
 def run_lazy_greedy(kernel, terms, bonus, limits, stop, candidates, first, picks, gains):
-    """Lazy greedy from the state of `terms`, which is covered in place, as `limits` are counted.
+    """Run lazy greedy, updating the state of `terms` and the counts of `limits` in place.
 
-    `candidates` are int64 [m], columns in the order that ties are broken in, and `first` float64
-    [m] their gains in that state. Nothing is picked under the share `stop` of the first gain.
-    `picks`, int64 [budget], and `gains`, float64 [budget], are filled.
+    `candidates`, int64 [m], are columns in the order that breaks ties, and `first`, float64 [m],
+    their gains in the present state. It stops at a gain below the share `stop` of the first gain.
+    The results are written into `picks`, int64 [budget], and `gains`, float64 [budget].
 
     Returns:
-        How many picks were made, and how many gains were computed.
+        The number of picks, and the number of gains that were computed.
     """
     heap = [(-first[place] / limits.scale[candidates[place]], place) for place in range(len(first))]
     heapq.heapify(heap)
     gain_of = first.copy()
-    # The number of picks made when a gain was computed, and when its key in the heap was renewed.
+    # How many picks there were when a gain was computed, and when its key in the heap was renewed.
     computed_at, keyed_at = np.zeros(len(first), np.int32), np.zeros(len(first), np.int32)
     stale, lifts = np.empty(COLUMNS_TOGETHER, np.int64), np.empty(COLUMNS_TOGETHER)
     picked, computed = 0, len(first)

@@ -1,10 +1,9 @@
-"""What a subset must hold, must not hold, and may cost; every optimizer keeps to it.
+"""Constraints on a subset: pinned and excluded records, quotas and costs. All optimizers obey them.
 
-Quotas on one grouping are a partition matroid (with least counts, the sets that can still be
-completed: El Halabi et al. 2020), on which greedy reaches 1/2 of the best for a monotone submodular
-objective (Fisher, Nemhauser and Wolsey 1978); on p groupings at once it reaches 1/(p + 1) where
-only greatest counts are set. Records pinned in come first, so that this holds for what is chosen
-beside them.
+Quotas on one grouping are a partition matroid. (With least counts, they are the sets that can still
+be completed: El Halabi et al. 2020.) There, greedy reaches 1/2 of the best value of a monotone
+submodular objective (Fisher, Nemhauser and Wolsey 1978). With p groupings that set only greatest
+counts it reaches 1/(p + 1). Pinned records come first, so these bounds hold for all other picks.
 """
 
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ from delift_pipeline.core.errors import Refused
 
 @dataclass(frozen=True)
 class Grouping:
-    """Quotas on the named groups of one partition, such as `task`.
+    """Quotas on the groups of one partition, such as `task`.
 
     Attributes:
         of: int64 [n], the group of each candidate.
-        low: int64 [groups], picks wanted of each at least.
-        high: int64 [groups], picks allowed of each.
+        low: int64 [groups], the fewest picks of each group.
+        high: int64 [groups], the most picks of each group.
     """
 
     name: str
@@ -34,15 +33,15 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Everything that a subset keeps to, in candidate numbers.
+    """All constraints on a subset, in candidate numbers.
 
     Attributes:
-        pinned: Candidates that are in, ranked before all others.
-        excluded: Candidates that are out.
+        pinned: Candidates that must be in; they are ranked before all others.
+        excluded: Candidates that must not be in.
         groupings: Quotas.
-        costs: float64 [n] above 0, or None where every record costs the same.
-        capacity: What the subset may cost, or None.
-        stop: Share of the first gain under which nothing more is picked; 0 picks on.
+        costs: float64 [n] above 0, or None if every record costs the same.
+        capacity: The most that the subset may cost, or None.
+        stop: Selection stops at a gain below this share of the first gain; 0 never stops it.
     """
 
     pinned: tuple[int, ...] = ()
@@ -54,22 +53,22 @@ class Constraints:
 
     @property
     def is_open_ended(self) -> bool:
-        """Whether fewer picks than the budget are a right answer."""
+        """Whether a ranking may have fewer picks than the budget."""
         return self.capacity is not None or self.stop > 0
 
 
 class Limits(NamedTuple):
-    """Constraints as arrays that compiled loops read and count in.
+    """Constraints and counts as arrays, which compiled loops read and update.
 
     Attributes:
-        costs: float64 [n], what each candidate takes of `left`.
+        costs: float64 [n], the cost of each candidate.
         scale: float64 [n], above 0: candidates are compared by gain / scale.
-        left: float64 [1], what may still be spent.
+        left: float64 [1], the cost that is still allowed.
         groups: int64 [d, n], group of each candidate in each of d partitions.
-        low: int64 [d, g], picks wanted of each group.
-        high: int64 [d, g], picks allowed.
-        counts: int64 [d, g], picks made.
-        owed: int64 [d], picks still owed to groups below their `low`.
+        low: int64 [d, g], the fewest picks of each group.
+        high: int64 [d, g], the most picks of each group.
+        counts: int64 [d, g], the picks so far.
+        owed: int64 [d], how many picks groups still need to reach their `low`.
     """
 
     costs: np.ndarray
@@ -83,16 +82,16 @@ class Limits(NamedTuple):
 
 
 class ConstraintTracker:
-    """Which candidates may still be picked; one that may not now may not later.
+    """Tracks which candidates may still be picked. One that may not be picked never may again.
 
     Args:
-        constraints: What is kept to.
+        constraints: The constraints.
         n: Number of candidates.
-        budget: Picks to be made, pinned ones included.
-        scaled: Whether candidates are compared by gain a unit of cost.
+        budget: Number of picks, pinned ones included.
+        scaled: Whether candidates are compared by gain per unit of cost.
 
     Raises:
-        Refused: no set of that size keeps to the constraints.
+        Refused: No set of that size fulfils the constraints.
     """
 
     def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
@@ -116,7 +115,7 @@ class ConstraintTracker:
             _check_feasible(grouping, constraints, n, budget)
 
     def admissible_mask(self, candidates: np.ndarray) -> np.ndarray:
-        """Which of the candidates may be picked next, bool."""
+        """Return which of the candidates may be picked next, bool [candidates]."""
         limits = self.limits
         allowed = limits.costs[candidates] <= limits.left[0]
         for d, of in enumerate(limits.groups):
@@ -127,7 +126,7 @@ class ConstraintTracker:
         return allowed
 
     def count_pick(self, j: int) -> None:
-        """Count a pick."""
+        """Subtract the cost of a pick and count it in its groups."""
         limits = self.limits
         self.slots -= 1
         limits.left[0] -= limits.costs[j]
@@ -136,10 +135,10 @@ class ConstraintTracker:
             limits.counts[d, group] += 1
 
     def check_complete(self, picked: int) -> None:
-        """Refuse a ranking that stopped before its budget or short of a quota.
+        """Refuse a ranking that stopped before its budget or without filling a quota.
 
         Raises:
-            Refused: the constraints, each possible, are not possible together.
+            Refused: Each constraint is possible, but they are not possible together.
         """
         short = picked > 0 and bool((self.limits.owed > 0).any())
         if short or (self.slots > 0 and not self._is_open_ended):

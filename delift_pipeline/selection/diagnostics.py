@@ -1,13 +1,13 @@
-"""What a selection looks like beside its pool and beside random ones, without any training.
+"""Compare a selection with its pool and with random selections, without any training.
 
-Of the label-free numbers that were compared, two went with how well a subset trained, over eight
-selectors on a synthetic world: the trust of the picks against the pool's (correlation .93 to .97
-under wrong answers) and embedding coverage against random (.69 to .85). Neither says in which pool
-a selector wins. Picks that are trusted less than their pool are a reliable warning.
+In experiments with eight selectors on synthetic data, two numbers that need no labels predicted how
+well a subset trains: trust of the picks minus trust of the pool (correlation .93 to .97 with wrong
+answers), and embedding coverage against random subsets (.69 to .85). Neither predicts in which pool
+a selector wins. A subset with less trust than its pool is a reliable warning.
 
 The balance compares pool and subset group by group: tasks, sources, lengths (quarters of the pool
-by characters), scripts of the letters, and any column named. A group that vanishes is a warning, so
-that it is seen before a model is trained.
+by characters), scripts of the letters, and further columns. A group without a pick gives a warning,
+so that the user sees it before a model is trained.
 """
 
 import unicodedata
@@ -26,15 +26,15 @@ from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import SUSPECTED_BELOW, Trust, near_duplicates, trust_of
 
 COVERAGE_LIMIT = 20_000
-"""Above this many records embedding coverage is not computed: it compares all with all."""
+"""Above this many records embedding coverage is not computed, since it compares all pairs."""
 RANDOM_DRAWS = 20
 
 
 def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
-    """The selection with its diagnostics, and trust and near duplicates where there are any."""
+    """Return the selection with diagnostics, and with trust and near duplicates if known."""
     trust = selection.trust
     if trust is None:
-        # Near pairs may have been scored for another arm, or never.
+        # The selector did not read near pairs, but another arm may have had them scored.
         with suppress(DeliftError, LookupError):
             trust = trust_of(inputs.block("neighbours", "distance"), inputs.neighbourhood)
     pool = tuple(inputs.pool["record_id"])
@@ -85,7 +85,7 @@ BALANCE_SCHEMA = pl.Schema(
     | {"vanished": pl.Boolean()}
 )
 MOST_GROUPS = 50
-"""A column with more groups is not one to balance by; its largest groups are shown."""
+"""Only the largest groups of a column are compared."""
 LETTERS_READ = 500
 NAMED = 5
 COLUMNS = ("task", "source")
@@ -97,14 +97,14 @@ def balance_table(
     ranking: Sequence[str],
     columns: Mapping[str, Sequence[object]] | None = None,
 ) -> pl.DataFrame:
-    """Compare a subset with its pool, of which `task` and `source` are read where they are there.
+    """Compare a subset with its pool by length, script, and `task` and `source` if it has them.
 
     Chosen records that are not in the pool (replayed ones) do not count. `columns` are further
-    groupings by name: one value a record, aligned with `pool`.
+    groupings by name: one value per record, in the order of `pool`.
 
     Returns:
-        One row a group (`BALANCE_SCHEMA`), largest groups of the pool first; shift is the share of
-        the subset minus the share of the pool.
+        One row per group (`BALANCE_SCHEMA`), largest groups of the pool first. `shift` is the share
+        of the subset minus the share of the pool.
     """
     chosen = pool["record_id"].is_in(list(ranking)).to_numpy()
     rows = pool.select("instruction", "input", "output").iter_rows()
@@ -119,7 +119,7 @@ def balance_table(
 
 
 def vanished_group_warnings(table: pl.DataFrame) -> tuple[str, ...]:
-    """One warning for each grouping that lost groups."""
+    """Return one warning for each grouping that has groups without a pick."""
     lines = []
     for (name,), part in table.filter(pl.col("vanished")).group_by("by", maintain_order=True):
         rows = part.select("group", "pool").head(NAMED).rows()
@@ -143,7 +143,7 @@ def _group_rows(name: str, values: Sequence[object], chosen: np.ndarray) -> pl.D
 
 
 def length_quarters(texts: Sequence[str]) -> list[str]:
-    """The quarter of the pool that each text's length in characters falls in."""
+    """Return the quarter of the pool that each text belongs to by its length in characters."""
     if not texts:
         return []
     sizes = [len(text) for text in texts]
@@ -152,7 +152,7 @@ def length_quarters(texts: Sequence[str]) -> list[str]:
 
 
 def main_script(text: str) -> str:
-    """The script that most letters of a text are in, by their Unicode names; `none` without any."""
+    """Return the script of most letters of a text, by their Unicode names; `none` without any."""
     letters = filter(str.isalpha, text[:LETTERS_READ])
     counts = Counter(unicodedata.name(one, "unknown").split(" ", 1)[0].lower() for one in letters)
     return max(counts, key=lambda name: (counts[name], name)) if counts else "none"

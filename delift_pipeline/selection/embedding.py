@@ -1,9 +1,9 @@
-"""Similarity of whole records by their embeddings: what coverage is measured with.
+"""Similarity of whole records by their embeddings, which measures coverage.
 
     S_ij = max(cos(e_i, e_j), 0),  S_ii = 1        e_i = embedding of prompt and answer of record i
 
-Cosines are rounded to six decimals and records are embedded in order of record_id, so that neither
-the order of a file nor the order of a sum decides what is chosen.
+Cosines are rounded to six decimals, and records are embedded in order of record_id. So the choice
+depends neither on the order of the file nor on the order of a sum.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from delift_pipeline.selection.language_model import (
 from delift_pipeline.selection.options import EmbeddingOptions, TrustedOptions
 
 MODEL = "model"
-"""The embedder that is the language model itself."""
+"""The name of the embedder that reads the language model's own hidden states."""
 DENSE_LIMIT = 4000
-"""Up to this many records every cosine is kept (64 MB); beyond, the nearest of each record."""
+"""Up to this many records every cosine is kept (64 MB); beyond it, the nearest of each record."""
 NEAREST = 100
 CHUNK = 1 << 16
-"""Pairs whose embeddings are multiplied at once."""
+"""How many pairs of embeddings are multiplied at once."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Similarities:
     matrix: Any = field(repr=False)
 
     def submatrix(self, rows: Sequence[str], columns: Sequence[str]) -> Any:
-        """The cosines of some records with some others: a dense array or a CSC matrix.
+        """Return the cosines of some records with others, as a dense array or a CSC matrix.
 
         Raises:
-            KeyError: a record was not embedded.
+            KeyError: A record was not embedded.
         """
         place = {record: number for number, record in enumerate(self.ids)}
         at_rows, at_columns = (
@@ -62,14 +62,14 @@ class Similarities:
 
 
 def embed_texts(texts: Sequence[str], embedder: str, model: LanguageModel | None) -> Any:
-    """Unit embeddings of texts, float32 [texts, d]; a text without content gets a zero row.
+    """Return unit embeddings of texts, float32 [texts, d]; an empty text has a zero row.
 
-    They are a SciPy CSR matrix for `tfidf`, else an array. The embedder is `model`, for which alone
-    the language model is read, or what `scoring.neighbours.embed` reads. Under `model` an embedding
-    is the mean of the last layer's hidden states weighted by position (Muennighoff 2022).
+    The result is a SciPy CSR matrix for `tfidf`, and an array otherwise. `embedder` is `model` or a
+    name that `scoring.neighbours.embed` accepts. With `model`, an embedding is the mean of the last
+    layer's hidden states of the language model, weighted by position (Muennighoff 2022).
 
     Raises:
-        Refused: the embedder or the model cannot be loaded, or there is no model.
+        Refused: The embedder or the model cannot be loaded, or there is no model.
     """
     if embedder != MODEL:
         return embed(texts, embedder)
@@ -80,9 +80,9 @@ def embed_texts(texts: Sequence[str], embedder: str, model: LanguageModel | None
 
 
 def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.ndarray:
-    """Position-weighted hidden states of texts, float32 [texts, width] of length 1 or 0.
+    """Return position-weighted means of hidden states, float32 [texts, width] of length 1 or 0.
 
-    Texts beyond the window are cut in their middle. `name` is what the progress is called.
+    Texts longer than the window lose their middle. `name` is the label of the progress display.
     """
     begin = begin_of_text(model.encoder)
     room = model.encoder.window - len(begin)
@@ -98,7 +98,7 @@ def hidden_states(texts: Sequence[str], model: LanguageModel, name: str) -> np.n
 
 
 def record_texts(frame: pl.DataFrame) -> list[str]:
-    """Prompt and answer of each record, as embedded for coverage."""
+    """Return prompt and answer of each record as one text, which is embedded for coverage."""
     pairs = zip(prompt_texts(frame), frame["output"], strict=True)
     return [f"{prompt}\n{answer}" for prompt, answer in pairs]
 
@@ -111,13 +111,13 @@ def similarities(
     neighbours: int = NEAREST,
     model: LanguageModel | None = None,
 ) -> Similarities:
-    """Embed n records and compare all with all, or each with its nearest where there are many.
+    """Embed records and compute their cosines, of all pairs or of nearest neighbours.
 
-    Up to `dense_limit` records every cosine is kept. Beyond it a pair counts where one is among the
-    `neighbours` nearest of the other, and all other pairs are 0.
+    Up to `dense_limit` records every cosine is kept. Beyond it, a cosine is kept if one record is
+    among the `neighbours` nearest of the other, and all others are 0.
 
     Raises:
-        Refused: the embedder cannot be loaded.
+        Refused: The embedder cannot be loaded.
     """
     ordered = frame.sort("record_id")
     ids, n = tuple(ordered["record_id"]), ordered.height
@@ -140,13 +140,13 @@ def similarities(
 def coverage_similarities(
     frame: pl.DataFrame, options: EmbeddingOptions | TrustedOptions, model: LanguageModel | None
 ) -> Similarities:
-    """`similarities` of records, embedded and cut off as a selector's options say."""
+    """Return `similarities` of records with the embedder and limits of a selector's options."""
     limits = {"dense_limit": options.dense_limit, "neighbours": options.coverage_neighbours}
     return similarities(frame, options.embedder, **limits, model=model)
 
 
 def cosines_at(embeddings: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Non-negative cosines of given pairs of rows, float64 [pairs], rounded to six decimals."""
+    """Return non-negative cosines of pairs of rows, float64 [pairs], rounded to six decimals."""
     cosines = np.zeros(len(rows))
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)

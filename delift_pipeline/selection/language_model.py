@@ -1,8 +1,8 @@
-"""The language model that a selector reads, loaded once when it is first used; its gradients.
+"""The language model that a selector reads, loaded when it is first used, and its gradients.
 
-A selector that needs a model says so in its `Needs`; it is then given one of these, whether an arm
-of a version or a file is chosen from. Torch is not imported before the weights are wanted.
-Gradients are an interface here; `training.influence` computes them.
+A selector that sets `model` in its `Needs` receives a `LanguageModel`, both for an arm of a version
+and for a file. Torch is imported only when the weights are loaded. The gradients here are only an
+interface, which `training.influence` implements.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,23 +27,22 @@ if TYPE_CHECKING:
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_GPU = 65536
 GRADIENTS = "gradients"
-"""Folder beside the scores of a fingerprint for what gradient selectors keep."""
+"""Folder in the scores of a fingerprint where gradient selectors store their results."""
 
 
 def _claim_nothing() -> None:
-    """Devices are not shared."""
+    """Wait for no device, because none is shared."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model, its tokenizer, and where what it computed is kept.
+    """A model with its tokenizer, and with the folders for its scores and gradients.
 
     Attributes:
-        options: Which model, and how it is run.
-        home: Where scores and gradients are kept, by fingerprint.
-        progress: Where progress is shown.
-        claim: Called before any weights are loaded, each time; where devices are shared it waits
-            for one.
+        options: The model, and how to run it.
+        home: The home that stores scores and gradients, by fingerprint.
+        progress: The progress display.
+        claim: Called each time before weights are loaded. If devices are shared, it waits for one.
     """
 
     options: ModelOptions
@@ -53,15 +52,15 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The digest of all that decides what the model computes."""
+        """Return the digest of everything that decides what the model computes."""
         return fingerprint_of(self.options).digest
 
     @cached_property
     def encoder(self) -> "Encoder":
-        """The tokenizer with the prompt template, without the weights.
+        """Return the tokenizer with the prompt template; no weights are loaded.
 
         Raises:
-            Refused: the model, its tokenizer or the template cannot be used.
+            Refused: The model, its tokenizer or the template cannot be used.
         """
         from delift_pipeline.scoring.model import load_encoder
 
@@ -69,13 +68,13 @@ class LanguageModel:
 
     @cached_property
     def loaded_model(self) -> "LoadedModel":
-        """The model with its weights, in evaluation mode.
+        """Load the model with its weights, in evaluation mode.
 
-        Hidden states and single logits are read from it, which vLLM does not give; so it is loaded
-        by transformers whatever engine scores.
+        Selectors read hidden states and single logits, which vLLM does not give. So transformers
+        loads the model even if vLLM scores.
 
         Raises:
-            Refused: the model cannot be used.
+            Refused: The model cannot be used.
         """
         from delift_pipeline.scoring.model import load_model
 
@@ -84,10 +83,12 @@ class LanguageModel:
 
     @property
     def scorer(self) -> "LoadedModel":
-        """The model for `scoring.engines.engine_for`; for vLLM, which loads weights, its shape.
+        """Return the model for `scoring.engines.engine_for`, without weights for vLLM.
+
+        vLLM loads the weights itself.
 
         Raises:
-            Refused: the model cannot be used, or vLLM is asked for and not installed.
+            Refused: The model cannot be used, or vLLM is chosen and not installed.
         """
         from delift_pipeline.scoring.model import load_scorer
 
@@ -98,16 +99,16 @@ class LanguageModel:
 
     @property
     def scores(self) -> ScoreStore:
-        """The pair scores made with this model so far."""
+        """Return the store of this model's pair scores."""
         return ScoreStore(self.home.scores(self.fingerprint))
 
     @property
     def gradients(self) -> Path:
-        """Where gradients of this model are kept; deleting it costs time and nothing else."""
+        """Return the folder of this model's gradients. It can be deleted and computed again."""
         return self.home.scores(self.fingerprint) / GRADIENTS
 
     def with_model(self, model: str) -> "LanguageModel":
-        """Another model, run in the same way."""
+        """Return another model that runs with the same options."""
         options = self.options.model_copy(update={"model": model, "revision": None})
         return LanguageModel(options, self.home, self.progress, self.claim)
 
@@ -115,14 +116,15 @@ class LanguageModel:
 def reduce_hidden_states(
     model: LanguageModel, sequences: Sequence[np.ndarray], reduce: Callable[..., Any], name: str
 ) -> np.ndarray:
-    """One value a sequence, made from its hidden states on the model's device.
+    """Compute one value per sequence from its hidden states on the model's device.
 
-    Sequences of near lengths share a forward pass; batches are a function of the lengths alone. The
-    sequences are token ids, int32, none empty. `reduce` makes values [rows, ...] of the decoder,
-    hidden states [rows, tokens, width] and lengths [rows]; `name` is what the progress is called.
+    Sequences of similar length share a forward pass, and only the lengths decide the batches.
+    `sequences` are token ids, int32, none empty. `reduce` receives the decoder, hidden states
+    [rows, tokens, width] and lengths [rows], and returns values [rows, ...]. `name` is the label of
+    the progress display.
 
     Returns:
-        float32 [sequences, ...], in the order given.
+        float32 [sequences, ...], in the order of `sequences`.
     """
     import torch
 
@@ -145,18 +147,18 @@ def reduce_hidden_states(
 
 
 def text_tokens(encoder: "Encoder", texts: Sequence[str]) -> list[np.ndarray]:
-    """Texts as plain text, whole, without template and markers."""
+    """Return the token ids of whole texts, without template and markers."""
     return [np.asarray(one.ids, dtype=np.int32) for one in encoder.plain.encode(list(texts))]
 
 
 def begin_of_text(encoder: "Encoder") -> np.ndarray:
-    """The begin-of-text token, where the model has one, int32 [0 or 1]."""
+    """Return the begin-of-text token if the model has one, int32 [0 or 1]."""
     begin = encoder.tokenizer.bos_token_id
     return np.asarray([begin] if isinstance(begin, int) else [], dtype=np.int32)
 
 
 def cut_middle(tokens: np.ndarray, room: int) -> np.ndarray:
-    """The tokens, cut in the middle where there are more than `room`, both ends kept."""
+    """Return at most `room` tokens: if there are more, both ends without the middle."""
     if len(tokens) <= room:
         return tokens
     first = (room + 1) // 2
@@ -164,10 +166,10 @@ def cut_middle(tokens: np.ndarray, room: int) -> np.ndarray:
 
 
 def position_weighted_mean(decoder: Any, hidden: Any, lengths: Any) -> Any:
-    """Mean of the hidden states weighted by position, [rows, width] of unit length.
+    """Return the mean of the hidden states weighted by position, [rows, width] of unit length.
 
-    The weight of the t-th token (from 1) is t / (1 + ... + T): under a causal mask later tokens
-    have read more (SGPT, Muennighoff 2022).
+    The weight of the t-th of T tokens is t / (1 + ... + T), because under a causal mask later
+    tokens have read more (SGPT, Muennighoff 2022).
     """
     import torch
 
@@ -183,43 +185,43 @@ class Example(Protocol):
 
     @property
     def record_id(self) -> str:
-        """The record."""
+        """Return the record_id."""
         ...
 
 
 class Checkpoints(Protocol):
-    """The checkpoints of a warm-up, and unit features of gradients at each of them."""
+    """The checkpoints of a warm-up, with unit features of gradients at each of them."""
 
     @property
     def learning_rates(self) -> Sequence[float]:
-        """Mean learning rate of each checkpoint's epoch."""
+        """Return the mean learning rate of each checkpoint's epoch."""
         ...
 
     def gradient_features(
         self, checkpoint: int, examples: Sequence[Any], meter: Meter
     ) -> np.ndarray:
-        """Features of plain gradients, float32 [examples, dims]."""
+        """Return features of plain gradients, float32 [examples, dims]."""
         ...
 
     def step_features(
         self, checkpoint: int, examples: Sequence[Any], meter: Meter
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Features of the steps that Adam would take, by places, float16 [part, dims]."""
+        """Yield positions and features of the steps that Adam would take, float16 [part, dims]."""
         ...
 
 
 class Gradients(Protocol):
-    """Warm-ups of a model."""
+    """Gradients of a model after a short warm-up."""
 
     def examples(self, model: LanguageModel, records: pl.DataFrame) -> Sequence[Example]:
-        """The records whose answer fits the window, sorted by record_id."""
+        """Return the records whose answer fits the window, sorted by record_id."""
         ...
 
     def warm_up(
         self, model: LanguageModel, records: pl.DataFrame, seed: int, options: Any
     ) -> Checkpoints:
-        """Train adapters on records, unless they are kept from before.
+        """Train adapters on records, or reuse stored ones.
 
-        `seed` decides the warm-up and the projection of gradients; `options` are those of `less`.
+        `seed` decides the warm-up and the projection of gradients. `options` are those of `less`.
         """
         ...

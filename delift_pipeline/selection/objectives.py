@@ -1,17 +1,18 @@
 """Monotone submodular objectives over utility kernels: coverage of rows by the chosen columns.
 
-Each row i has a state x_i, the best value chosen so far, and a column's gain is a sum of lifts:
+Each row i has a state x_i, the best value of the columns chosen so far. A column's gain is a sum of
+lifts:
 
     lift_i(j) = w_i max(min(s_ij, cap_i) - x_i, 0)
 
-Since no lift grows as x moves, the objective is submodular; since none is negative, monotone; and
-greedy maximisation reaches 1 - 1/e of the best subset of any size (Nemhauser, Wolsey and Fisher
-1978). Kernels may be dense (any memory order, memory maps), sparse or any `Columns`, rectangular,
-and hold finite values of at least 0: a negative or missing value is refused.
+No lift grows when x grows, so the objective is submodular. No lift is negative, so it is monotone.
+Greedy maximisation therefore reaches 1 - 1/e of the best subset of any size (Nemhauser, Wolsey and
+Fisher 1978). Kernels may be dense (any memory order, memory maps), sparse or any `Columns`, and
+rectangular. A negative or missing value is refused.
 
-Small kernels are read by NumPy, so that a handful of records pays for no compilation, and larger
-ones by compiled loops. Both sum in an order that the length alone decides, and subtraction rounds
-monotonically: a gain computed again later is never greater, to the last bit.
+NumPy reads small kernels, which saves the time to compile, and compiled loops read larger ones.
+Both sum in an order that only the length decides, and subtraction rounds monotonically. So a gain
+that is computed again later is never greater, to the last bit.
 """
 
 from collections.abc import Iterable
@@ -32,9 +33,9 @@ from delift_pipeline.kernel.columns import (
 from delift_pipeline.selection.options import ObjectiveName
 
 COMPILED_FROM = 1_000_000
-"""Stored values from which compiled loops pay."""
+"""From this many stored values on, compiled loops are used."""
 COLUMN_COST = 50
-"""A column costs NumPy about as much as so many values."""
+"""NumPy's fixed cost of one column, as a number of values."""
 BLOCK = 256
 
 
@@ -46,16 +47,16 @@ class Coverage:
     Args:
         kernel: Similarities s [rows, n], finite and at least 0.
         floor: float [rows], at least 0; None is 0.
-        cap: float [rows], at least the floor; None is no cap.
+        cap: float [rows], raised to the floor where it is less; None is no cap.
         weights: float [rows], at least 0; None is 1.
         bonus: float [n], at least 0; None is 0.
 
     Attributes:
-        state: float64 [rows], x of the form above, for the columns chosen so far.
-        floor: float64 [rows], what is covered before any column is chosen.
+        state: float64 [rows], x above, for the columns chosen so far.
+        floor: float64 [rows], the state before any column is chosen.
 
     Raises:
-        Refused: a value is missing, infinite or negative, or a shape does not fit.
+        Refused: A value is missing, infinite or negative, or a shape does not fit.
     """
 
     name = "coverage"
@@ -74,7 +75,7 @@ class Coverage:
         if rows and self.n and max(self.kernel.stored, COLUMN_COST * self.n) >= COMPILED_FROM:
             from delift_pipeline.selection.compiled import compiled_kernel
 
-            # None where the compiled loops do not read such a kernel.
+            # None if the compiled loops cannot read this kind of kernel.
             self.compiled = compiled_kernel(self.kernel)
         self.floor = _as_vector(floor, rows, "floor", 0.0)
         self.cap = None if cap is None else np.maximum(_as_vector(cap, rows, "cap"), self.floor)
@@ -83,7 +84,7 @@ class Coverage:
         self.reset()
 
     def reset(self) -> None:
-        """Choose nothing."""
+        """Start again with no column chosen."""
         self.state, self._bonuses = self.floor.copy(), 0.0
         if self.compiled is not None:
             from delift_pipeline.selection.compiled import objective_terms
@@ -91,7 +92,7 @@ class Coverage:
             self.terms = objective_terms(self.state, self.cap, self.weights)
 
     def gain(self, j: int) -> float:
-        """How much adding column j would raise the value."""
+        """Return how much column j would raise the value."""
         if self.compiled is not None:
             return float(self.gains(np.array([j]))[0])
         where, capped = self._capped_values(j)
@@ -100,7 +101,7 @@ class Coverage:
         return float(lift.sum()) + float(self.bonus[j])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """`gain` of several columns, float64."""
+        """Return `gain` of several columns, float64."""
         if self.compiled is None:
             return np.array([self.gain(int(j)) for j in candidates], dtype=np.float64)
         from delift_pipeline.selection.compiled import compute_lifts
@@ -110,11 +111,11 @@ class Coverage:
         return out + self.bonus[candidates]
 
     def add(self, j: int) -> None:
-        """Take column j into the chosen set."""
+        """Add column j to the chosen set."""
         self.add_all(np.array([j]))
 
     def add_all(self, picks: np.ndarray) -> None:
-        """Take several columns into the chosen set, in order."""
+        """Add several columns to the chosen set, in order."""
         picks = np.asarray(picks, dtype=np.int64)
         self.add_bonuses(picks)
         if self.compiled is not None:
@@ -126,28 +127,28 @@ class Coverage:
             self.state[where] = np.maximum(self.state[where], capped)
 
     def _capped_values(self, j: int) -> tuple[Any, np.ndarray]:
-        """The rows of column j and its values up to the cap."""
+        """Return the rows of column j and its values, at most the cap."""
         rows, values = self.kernel.column(j)
         where = slice(None) if rows is None else rows
         return where, values if self.cap is None else np.minimum(values, self.cap[where])
 
     def add_bonuses(self, picks: np.ndarray) -> None:
-        """Count the bonuses of columns that cover their rows already."""
+        """Add the bonuses of columns whose rows the state already includes."""
         for j in picks:
             self._bonuses += float(self.bonus[j])
 
     @property
     def value(self) -> float:
-        """The value of the chosen set."""
+        """Return the value of the chosen set."""
         lift = self.state - self.floor
         return float((lift if self.weights is None else lift * self.weights).sum()) + self._bonuses
 
 
 class FacilityLocation(Coverage):
-    """FL(A) = sum_i max_{j in A} s_ij: every target is helped by its best demonstration.
+    """FL(A) = sum_i max_{j in A} s_ij: each target counts with its best chosen demonstration.
 
-    Assumes s [targets, n] and the weights of the targets, if any, to be at least 0. Source: the
-    paper's instruction-tuning stage; Mirchandani and Francis 1990.
+    s [targets, n] and the weights of the targets, if any, must be at least 0. Source: the paper's
+    instruction-tuning stage; Mirchandani and Francis 1990.
     """
 
     name = "fl"
@@ -159,9 +160,9 @@ class FacilityLocation(Coverage):
 class FLMI(Coverage):
     """FLMI(A; T) = sum_{i in D} max_{j in A} s_ij + eta sum_{j in A} max_{t in T} s_tj.
 
-    Facility location on s [D, n], its rows perhaps weighted, plus each pick's greatest help to a
-    target-set record, s [T, n]. Assumes s >= 0 and eta >= 0. Source: the paper's task-specific
-    stage as printed (its published code maximises FL1MI instead).
+    Facility location on s [D, n], with optional weights of its rows, plus each pick's greatest
+    utility for a target-set record, s [T, n]. s and eta must be at least 0. Source: the paper's
+    task-specific stage as printed (its published code maximises FL1MI instead).
     """
 
     name = "flmi"
@@ -176,10 +177,10 @@ class FLMI(Coverage):
 class FL1MI(Coverage):
     """FL1MI(A; T) = sum_{i in D} min(max_{j in A} s_ij, eta max_{t in T} s_ti).
 
-    Covering record i pays up to its own relevance to the target set and no further. submodlib reads
-    the relevance as s_it; here it is s_ti [T, D], how much record i helps target t, because those
-    are the pairs that are scored. Assumes s >= 0, eta >= 0. Source: submodlib's
-    FacilityLocationMutualInformation (Kaushal et al. 2021), which the paper's code calls.
+    Record i counts at most with its own relevance to the target set. submodlib reads the relevance
+    as s_it. Here it is s_ti [T, D], how much record i helps target t, because these pairs are
+    scored. s and eta must be at least 0. Source: submodlib's FacilityLocationMutualInformation
+    (Kaushal et al. 2021), which the paper's code calls.
     """
 
     name = "fl1mi"
@@ -192,8 +193,8 @@ class FL1MI(Coverage):
 class FL2MI(Coverage):
     """FL2MI(A; T) = sum_{t in T} max_{j in A} s_tj + eta sum_{j in A} max_{t in T} s_tj.
 
-    Only pairs with the target set are read, s [T, n]. Assumes s >= 0, eta >= 0. Source: submodlib's
-    FacilityLocationVariantMutualInformation (Kaushal et al. 2021), called FLQMI elsewhere.
+    It reads only pairs with the target set, s [T, n]. s and eta must be at least 0. Source:
+    submodlib's FacilityLocationVariantMutualInformation (Kaushal et al. 2021), also called FLQMI.
     """
 
     name = "fl2mi"
@@ -206,9 +207,9 @@ class FL2MI(Coverage):
 class FLCG(Coverage):
     """FLCG(A | E) = sum_{i in D} max(max_{j in A} s_ij - nu max_{e in E} s_ie, 0).
 
-    Only what the existing records, s [D, E], leave uncovered counts. Assumes s >= 0 and nu >= 0.
-    Source: the paper's continual stage; submodlib's FacilityLocationConditionalGain (Kaushal et al.
-    2022).
+    Only coverage beyond that of the existing records, s [D, E], counts. s and nu must be at least
+    0. Source: the paper's continual stage; submodlib's FacilityLocationConditionalGain (Kaushal et
+    al. 2022).
     """
 
     name = "flcg"
@@ -222,12 +223,12 @@ class FLCG(Coverage):
 
 
 class TensorCoverage(Coverage):
-    """A coverage objective on a torch device: gains of a block of columns in one operation.
+    """A coverage objective on a torch device, which computes gains of a block of columns at once.
 
-    The objective is left as it is. Shorter blocks are padded, so that all sums run alike.
+    The original objective does not change. Shorter blocks are padded, so all sums have one order.
 
     Raises:
-        Refused: the device is not there.
+        Refused: The device cannot be used.
     """
 
     def __init__(self, objective: Coverage, device: str, block: int = BLOCK) -> None:
@@ -237,18 +238,18 @@ class TensorCoverage(Coverage):
         self.name, self.compiled, self._block = objective.name, None, block
         try:
             self._device = torch.device(device)
-            # Columns of the kernel are rows here, side by side in memory.
+            # The kernel is transposed: each of its columns is contiguous in memory.
             self._kernel = torch.from_numpy(to_dense(objective.kernel).T).to(self._device)
         except RuntimeError as error:
             raise Refused(f"the device {device} cannot be used: {error}") from error
         self.reset()
 
     def gain(self, j: int) -> float:
-        """How much adding column j would raise the value."""
+        """Return how much column j would raise the value."""
         return float(self.gains(np.array([j]))[0])
 
     def gains(self, candidates: np.ndarray) -> np.ndarray:
-        """`gain` of several columns, float64."""
+        """Return `gain` of several columns, float64."""
         import torch
 
         state = torch.from_numpy(self.state).to(self._device)
@@ -277,7 +278,7 @@ def build_objective(
     eta: float = 1.0,
     nu: float = 1.0,
 ) -> Coverage:
-    """The objective of that name, made of those of the kernels that it reads.
+    """Build an objective by its name from the kernels that it reads.
 
     They are `own` s [D, n], which fl2mi does not read, `target` s [T, n] and `existing` s [D, E].
     """
@@ -295,10 +296,10 @@ def build_objective(
 
 
 def check_factor(value: float, called: str) -> float:
-    """A factor of an objective.
+    """Return a factor of an objective.
 
     Raises:
-        Refused: it is negative or not finite.
+        Refused: It is negative or not finite.
     """
     if not (np.isfinite(value) and value >= 0):
         raise Refused(f"{called} is {value}; it must be a finite number of at least 0")
@@ -306,7 +307,7 @@ def check_factor(value: float, called: str) -> float:
 
 
 def evaluate(objective: Coverage, subset: Iterable[int]) -> float:
-    """The value of a subset; the objective's own chosen set is emptied."""
+    """Return the value of a subset. Afterwards no column of the objective is chosen."""
     objective.reset()
     objective.add_all(np.fromiter(subset, dtype=np.int64))
     value = objective.value
@@ -315,17 +316,17 @@ def evaluate(objective: Coverage, subset: Iterable[int]) -> float:
 
 
 def mean_random_value(objective: Coverage, k: int, seed: int, draws: int = 20) -> float:
-    """Mean value of `draws` random subsets of size k, drawn with `seed`."""
+    """Return the mean value of `draws` random subsets of size k, drawn with `seed`."""
     random = np.random.default_rng(seed)
     subsets = (random.permutation(objective.n)[:k] for _ in range(draws))
     return float(np.mean([evaluate(objective, subset) for subset in subsets]))
 
 
 def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
-    """The kernel, ready to be read, every value of it finite and at least 0.
+    """Return the kernel as `Columns` after a check that all values are finite and at least 0.
 
     Raises:
-        Refused: it is not, with the first column at fault.
+        Refused: A value is not; the message names the first such column.
     """
     columns = as_columns(kernel)
     stored = getattr(columns, "matrix" if isinstance(columns, DenseColumns) else "data", None)
@@ -342,11 +343,12 @@ def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
 
 
 def _all_usable(values: np.ndarray) -> bool:
-    # NaN makes both comparisons false, and infinity the second one.
+    # NaN makes both comparisons false, and infinity makes the second one false.
     return not values.size or bool(values.min() >= 0 and values.max() < np.inf)
 
 
 def _as_vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
+    """Return values, or the default, as float64 [length], all finite and at least 0."""
     if values is None and default is not None:
         return np.full(length, default)
     vector = np.asarray(values, dtype=np.float64)

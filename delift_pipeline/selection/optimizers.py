@@ -1,12 +1,13 @@
 """Greedy maximisation of any objective, under any constraints.
 
-All optimizers break ties by gain, then by `tie_order` (the order of record_ids), pick no column
-twice, and give a ranking whose prefixes are the answers for smaller budgets; quotas counted in
-shares, least counts and costs bind a ranking to its budget.
+All optimizers pick the greatest gain, and among equal gains the first in `tie_order` (the order of
+record_ids). A prefix of a ranking is the ranking for a smaller budget, unless quotas in shares,
+least counts or costs depend on the budget.
 
-Under a cost budget the ranking by gain and the one by gain a unit of cost are both made and the
-better is kept: 1/2 (1 - 1/e) of the best subset of that cost (Leskovec et al. 2007), while either
-alone can be arbitrarily bad. The gains of the second kind do not fall, its gains a unit of cost do.
+For a budget of costs, one ranking by gain and one by gain per unit of cost are computed, and the
+better one is returned. It reaches 1/2 (1 - 1/e) of the best subset of that cost (Leskovec et al.
+2007), while each alone can be arbitrarily bad. In the second ranking, gains per unit of cost fall
+from pick to pick, and gains may rise.
 """
 
 import functools
@@ -29,8 +30,8 @@ class Ranking:
 
     Attributes:
         picks: int64 [k], column numbers.
-        gains: float64 [k], what each pick added.
-        computed: How many gains were computed on the way.
+        gains: float64 [k], how much each pick added to the objective.
+        computed: How many gains were computed in total.
     """
 
     picks: np.ndarray = field(repr=False)
@@ -39,7 +40,7 @@ class Ranking:
 
 
 class Optimizer(Protocol):
-    """Ranks columns: optimizer(objective, budget, tie_order, constraints)."""
+    """An algorithm that ranks the columns of an objective."""
 
     def __call__(
         self,
@@ -48,26 +49,26 @@ class Optimizer(Protocol):
         tie_order: np.ndarray,
         constraints: Constraints | None = None,
     ) -> Ranking:
-        """The ranking; the objective is left with its picks chosen."""
+        """Return the ranking. Afterwards its picks are chosen in the objective."""
         ...
 
 
-# One greedy run over candidates in tie order, at most `budget` picks, counted by the tracker.
+# One greedy run: (objective, candidates in tie order, most picks, tracker of the constraints).
 Phase = Callable[[Coverage, np.ndarray, int, ConstraintTracker], Ranking]
 
 
 def tie_order_of(ids: Sequence[str]) -> np.ndarray:
-    """Place of each id in the sorted order of all, int64; what ties are broken by."""
+    """Return the position of each id in the sorted order of all, int64. It breaks ties."""
     order = np.empty(len(ids), dtype=np.int64)
     order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
     return order
 
 
 def take_in_order(order: np.ndarray, budget: int, constraints: Constraints | None) -> np.ndarray:
-    """The first candidates of an order, int [n], that keep to the constraints, pinned ones first.
+    """Pick candidates in an order, int [n], as constraints allow. Pinned ones come first.
 
     Raises:
-        Refused: the budget or the constraints are not possible.
+        Refused: The budget or the constraints are not possible.
     """
     constraints = constraints or Constraints()
     tracker = ConstraintTracker(constraints, len(order), budget)
@@ -91,13 +92,13 @@ def rank_greedily(
     *,
     phase: Callable[[Coverage], Phase],
 ) -> Ranking:
-    """Rank under constraints with one kind of greedy run; the better of two under a cost budget.
+    """Rank under constraints with one kind of greedy run. With costs, return the better of two.
 
-    The objective is left with the picks chosen. The budget counts pinned records too, `tie_order`
-    is int [n], and `phase` makes the greedy run, anew for each ranking.
+    Afterwards the picks are chosen in the objective. The budget includes pinned records,
+    `tie_order` is int [n], and `phase` returns a new greedy run for each ranking.
 
     Raises:
-        Refused: the budget or the constraints are not possible.
+        Refused: The budget or the constraints are not possible.
     """
     if budget < 0 or budget > objective.n:
         raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
@@ -117,13 +118,13 @@ def rank_greedily(
 
 
 naive_greedy: Optimizer = functools.partial(rank_greedily, phase=lambda f: sampling_phase(f.n))
-"""Look at every candidate in every step: n gains a pick; the oracle for the others."""
+"""Computes the gains of all candidates in every step. Tests compare the others with it."""
 
 lazy_greedy: Optimizer = functools.partial(rank_greedily, phase=lambda _: _lazy_phase)
-"""The same ranking as `naive_greedy` with few gains computed (Minoux 1978).
+"""Returns the ranking of `naive_greedy` but computes few gains (Minoux 1978).
 
-A gain never grows, so a candidate whose former gain is below the best fresh one need not be looked
-at again.
+A gain never grows. So the gain of a candidate is not computed again while the former one is below
+the best new gain.
 """
 
 
@@ -137,12 +138,12 @@ def stochastic_greedy(
     sample: float = 0.1,
     lazily: bool = False,
 ) -> Ranking:
-    """Look at a fresh random sample of the candidates in each step (Mirzasoleiman et al. 2015).
+    """Pick the best of a new random sample of candidates in each step (Mirzasoleiman et al. 2015).
 
-    The sample is a share of the ground set and not of the budget, so that a smaller budget is a
-    prefix. With s = ceil(sample * n) candidates a step, a budget k reaches 1 - 1/e - exp(-s k / n)
-    of the best in expectation. Gains may rise from one pick to the next, since a better candidate
-    may be met later.
+    The sample is a share of all candidates and not of the budget, so a smaller budget gives a
+    prefix. With s = ceil(sample * n) candidates per step, a budget k reaches 1 - 1/e - exp(-s k/n)
+    of the best in expectation. Gains may rise from one pick to the next, because a later sample may
+    have a better candidate.
     """
     size = max(1, math.ceil(sample * objective.n))
 
@@ -153,10 +154,10 @@ def stochastic_greedy(
 
 
 lazier_than_lazy_greedy = functools.partial(stochastic_greedy, lazily=True)
-"""The ranking of `stochastic_greedy` with fewer gains computed (Mirzasoleiman et al. 2015).
+"""Returns the ranking of `stochastic_greedy` but computes fewer gains (Mirzasoleiman et al. 2015).
 
-Within each sample, candidates are looked at from the greatest former gain down until none left
-could be better than the best one seen.
+In each sample, gains are computed from the greatest former gain down, until no other candidate can
+be better than the best so far.
 """
 
 
@@ -169,14 +170,14 @@ def blocked_greedy(
     block: int = BLOCK,
     device: str | None = None,
 ) -> Ranking:
-    """The ranking of `lazy_greedy`, gains computed by the block for processors with many lanes.
+    """Return the ranking of `lazy_greedy`, with gains computed in blocks, for example on a GPU.
 
-    The memory of `device`, a torch device such as `cuda`, holds the kernel; None computes where the
-    objective does. Gains of a device may differ from others in their last digits, and so may picks
-    whose gains do not differ by more.
+    `device` is a torch device such as `cuda`, whose memory must hold the kernel. None computes with
+    the objective itself. On a device, gains may differ in their last digits, and so may picks with
+    almost equal gains.
 
     Raises:
-        Refused: the budget or the constraints are not possible, or the device is not there.
+        Refused: The budget or the constraints are not possible, or the device cannot be used.
     """
     on_device = objective if device is None else TensorCoverage(objective, device, block)
     phase = sampling_phase(block)
@@ -195,7 +196,7 @@ def _rank_once(
     phase: Phase,
     scaled: bool,
 ) -> Ranking:
-    """One ranking: pinned records first, then the rest."""
+    """Rank pinned records first, then all others."""
     tracker = ConstraintTracker(constraints, objective.n, budget, scaled)
     objective.reset()
     order, free = np.argsort(tie_order, kind="stable"), np.ones(objective.n, bool)
@@ -250,11 +251,10 @@ def _lazy_phase(
 
 
 def sampling_phase(block: int, random: np.random.Generator | None = None, size: int = 0) -> Phase:
-    """A phase that looks at `size` candidates drawn in each step; without `random`, at all of them.
+    """Return a greedy run on `size` random candidates per step, or on all without `random`.
 
-    Gains are computed by the `block`, those with the greatest former gains first, and twice as many
-    the next time in a step. A step ends where no former gain left could be the best, which changes
-    no pick.
+    Gains are computed in blocks that double within a step, the greatest former gains first. A step
+    ends when no other former gain is greater than the best new gain, which does not change a pick.
     """
 
     def phase(
@@ -268,7 +268,7 @@ def sampling_phase(block: int, random: np.random.Generator | None = None, size: 
                 break
             drawn = np.arange(len(left))
             if random is not None:
-                # In tie order, so that the first of equals is taken.
+                # The sample is in tie order, so the first of equal gains is picked.
                 some = min(size, len(left))
                 drawn = np.sort(random.choice(len(left), size=some, replace=False))
             best, count = _best_of(objective, left[drawn], tracker.limits.scale, bounds, block)
@@ -284,7 +284,7 @@ def sampling_phase(block: int, random: np.random.Generator | None = None, size: 
 def _best_of(
     objective: Coverage, sample: np.ndarray, scale: np.ndarray, bounds: np.ndarray, block: int
 ) -> tuple[int, int]:
-    """Place of the best of a sample, the first of equals, and how many gains were computed."""
+    """Return the position of the best of a sample, and how many gains were computed."""
     former, fresh, count = bounds[sample], np.full(len(sample), -np.inf), 0
     while count < len(sample) and former.max() >= fresh.max():
         size = min(block, len(sample) - count)
@@ -299,7 +299,7 @@ def _best_of(
 def _pick(
     objective: Coverage, j: int, picks: list[int], gains: list[float], tracker: ConstraintTracker
 ) -> bool:
-    """Pick j, unless its gain is under the share of the first at which to stop."""
+    """Pick j and return True, or return False if its gain is below the share that stops."""
     gain = objective.gain(j)
     if picks and gain < tracker.stop * gains[0]:
         return False
@@ -315,10 +315,10 @@ def _as_ranking(picks: list[int], gains: list[float], computed: int) -> Ranking:
 
 
 def knee_of(gains: Any) -> int:
-    """How many picks stand at the knee of the gain curve, at least 1 where there is any.
+    """Return the number of picks at the knee of the gain curve, at least 1 if there are any.
 
-    The point of the curve of summed gains that lies farthest above the straight line from its start
-    to its end (Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
+    The knee is the point of the curve of summed gains that is farthest above the straight line from
+    its start to its end (Satopaa et al. 2011, "Finding a Kneedle in a Haystack").
     """
     summed = np.cumsum(np.asarray(gains, dtype=np.float64))
     if len(summed) and summed[-1] <= 0:

@@ -1,4 +1,4 @@
-"""What can be set on a selector, validated whole; no arrays are touched here."""
+"""Options of selectors, validated by pydantic before any work starts."""
 
 from typing import Literal
 
@@ -27,14 +27,14 @@ ONLY_STAGE: dict[ObjectiveName, Stage] = {
     "fl2mi": "task_specific",
     "flcg": "continual",
 }
-"""Objectives that read what only one stage has."""
+"""Objectives that read data of one stage, which the other stages do not have."""
 
 
 def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
-    """The objective that is maximised at a stage: the one named, else the stage's own.
+    """Return the objective to maximise at a stage: the named one, or the stage's default.
 
     Raises:
-        Refused: the one named needs a target set or existing records that the stage has not.
+        Refused: The named one needs a target set or existing records, which the stage lacks.
     """
     objective = named or STAGE_OBJECTIVE[stage]
     if (only := ONLY_STAGE.get(objective, stage)) != stage:
@@ -44,7 +44,7 @@ def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
 
 
 class NoOptions(BaseModel):
-    """The options of a selector that has none; the base of all others."""
+    """The options of a selector without options, and the base class of all others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,18 +55,18 @@ class SelectorOptions(NoOptions):
     Attributes:
         utility: `distance` (d without minus d with the demonstration), `kl` (summed log-probability
             gain) or `kl_mean` (the same per answer token).
-        scaling: `clip` keeps max(U, 0); `min_max` maps the least and greatest utility of all blocks
-            read to 0 and 1 (the published behaviour).
-        diagonal: `mask` hides a record, and exact copies of it, as its own demonstration; `keep`
-            leaves them (the published behaviour).
-        objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
+        scaling: `clip` uses max(U, 0). `min_max` maps the least and the greatest utility of all
+            blocks to 0 and 1 (as in the published code).
+        diagonal: `mask` sets the utility of a record, or an exact copy, for itself to 0. `keep`
+            keeps it (as in the published code).
+        objective: None takes the stage's default: `fl`, `flmi` or `flcg`.
         eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
         nu: Weight of what the existing records already cover (flcg).
         optimizer: `lazy`, `naive`, `stochastic`, `lazier` (its lazy form), `blocked`, or
             `submodlib` to cross-check.
-        sample: Share of the candidates that `stochastic` and `lazier` look at in each step.
-        pairs: `all` reads every pair of the pool, `neighbours` only near ones.
-        replay: Share of the picks replayed from the existing records (continual); the paper's
+        sample: Share of the candidates that `stochastic` and `lazier` compare in each step.
+        pairs: `all` reads every pair of the pool, `neighbours` only near pairs.
+        replay: Share of the picks replayed from the existing records (continual). The paper's
             method replays none.
     """
 
@@ -83,19 +83,19 @@ class SelectorOptions(NoOptions):
 
 
 class TrustedOptions(NoOptions):
-    """The options of `delift_trusted`; the defaults are those that were compared and measured.
+    """The options of `delift_trusted`; the experiments in docs/results.md use the defaults.
 
     Attributes:
         embedder: Of prompts (trust) and of whole records (coverage): `tfidf`, `minilm`, `model`
             (the language model's own hidden states), or a sentence-transformers folder or hub id.
-        floor: Least sum of neighbour weights (fourth powers of cosines) for which near prompts are
-            believed; a record below it has trust 1. The default is one prompt of cosine .47. Not
-            tuned: it only keeps records without near prompts from an arbitrary trust.
+        floor: A record whose neighbour weights (fourth powers of cosines) sum to less has trust 1,
+            because too few near prompts can judge it. The default is one prompt of cosine .47. It
+            was not tuned.
         eta: Weight of each pick's own relevance to the target set (task-specific).
-        nu: Weight of what the existing records already cover (continual).
+        nu: Weight of the coverage that the existing records already give (continual).
         replay: Share of the picks replayed from the existing records (continual).
         dense_limit: Up to this many records every similarity is kept.
-        coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
+        coverage_neighbours: Beyond it, how many nearest records of each; all others count as 0.
     """
 
     embedder: str = Field(default="tfidf", min_length=1)
@@ -108,16 +108,16 @@ class TrustedOptions(NoOptions):
 
 
 class EmbeddingOptions(NoOptions):
-    """The options of `delift_se`: the paper's objectives on embedding similarity, no model asked.
+    """The options of `delift_se`: the paper's objectives on the similarity of embeddings.
 
     Attributes:
         embedder: Of whole records: `minilm`, `tfidf`, `model` (the language model's own hidden
             states), or a sentence-transformers folder or hub id.
-        objective: None takes the stage's own: `fl`, `flmi` or `flcg`.
+        objective: None takes the stage's default: `fl`, `flmi` or `flcg`.
         eta: Weight of relevance to the target set (flmi, fl1mi, fl2mi).
-        nu: Weight of what the existing records already cover (flcg).
+        nu: Weight of the coverage that the existing records already give (flcg).
         dense_limit: Up to this many records every similarity is kept.
-        coverage_neighbours: Beyond it, how many nearest records of each are; the others count 0.
+        coverage_neighbours: Beyond it, how many nearest records of each; all others count as 0.
     """
 
     embedder: str = Field(default="minilm", min_length=1)

@@ -1,10 +1,10 @@
-"""From numbers to a selection: rankings by score, by a given order, and by maximisation.
+"""Build a selection from scores, from an order of the records, or by maximising an objective.
 
     f(A) = sum_{j in A} score_j
 
-is modular, so that the ranking by score is the greedy one and a score is its marginal gain. Equal
-scores are ranked by record_id. A maximisation ranks new records alone, or mixes its picks with a
-share of replayed ones.
+is modular, so the ranking by score is the greedy one, and a record's score is its marginal gain.
+Equal scores are ranked by record_id. A maximisation ranks new records, and may add a share of
+replayed records.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from delift_pipeline.selection.selector import SelectionInputs
 
 T = TypeVar("T")
 DECIMALS = 6
-"""Scores are compared after rounding: further decimals depend on the order of sums."""
+"""Scores are rounded before a comparison, because later decimals depend on the order of sums."""
 
 
 def rank_by_score(
@@ -40,12 +40,12 @@ def rank_by_score(
 ) -> Selection:
     """Rank the records that have a score, `ids`, by `scores`, float [ids].
 
-    `ties`, float [ids], decides among equal scores before the record_id does. Where fewer records
-    have a score than the budget asks for, fewer are ranked. `notes` go before those that say so.
+    `ties`, float [ids], decides among equal scores before the record_id does. If fewer records have
+    a score than the budget allows, fewer are ranked, and a note after `notes` says so.
 
     Raises:
-        DeliftError: no record has a score, or a score is not finite.
-        Refused: a rule or quota cannot be kept.
+        DeliftError: No record has a score, or a score is not finite.
+        Refused: A rule or quota cannot be obeyed.
     """
     if not len(ids):
         raise DeliftError(f"no record of the pool has scores, so {selector} cannot rank any")
@@ -82,23 +82,23 @@ def rank_by_order(
     budget: int,
     **fields: Any,
 ) -> Selection:
-    """The candidates `ids` in an order, int [ids], as far as budget and rules allow; no gains.
+    """Select the candidates `ids` in an order, int [ids], as budget and rules allow.
 
-    `fields` are further fields of the selection.
+    The selection has no gains. `fields` are further fields of it.
     """
     picks = take_in_order(order, budget, inputs.constraints(ids, budget))
     return Selection(selector, tuple(ids[int(j)] for j in picks), **fields)
 
 
 def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
-    """Refuse the budget `auto`, which stops by gains, for a ranking that has none."""
+    """Refuse the budget `auto`, which stops at a small gain, for a ranking without gains."""
     if inputs.allowance is not None and inputs.allowance.stop:
         reason = f"{selector} has no gains to stop at; give a share or a count"
         raise Refused(reason, field="budget")
 
 
 def _cut_off(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:
-    """The picks down to where a budget of `auto` stops; pinned ones stay."""
+    """Return the picks up to where a budget of `auto` stops. Pinned ones stay."""
     if constraints is None or not constraints.stop or not len(picks):
         return picks
     pinned = np.isin(picks, constraints.pinned)
@@ -108,24 +108,24 @@ def _cut_off(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | N
 
 TARGET_SHARE = 0.05
 TARGETS, WARM_UP = 1, 2
-"""What is drawn with one seed."""
+"""Second part of the seed, so that two draws of one arm differ."""
 
 
 @dataclass(frozen=True)
 class TargetSet:
-    """The targets, sorted by record_id, and whether they were drawn from the pool."""
+    """The targets, sorted by record_id, and whether they are a sample of the pool."""
 
     records: pl.DataFrame = field(repr=False)
     from_pool: bool
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Their record_ids."""
+        """Return their record_ids."""
         return tuple(self.records["record_id"])
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to say of them."""
+        """Return a note if the targets are a sample of the pool."""
         if not self.from_pool:
             return ()
         count = self.records.height
@@ -133,13 +133,13 @@ class TargetSet:
 
 
 def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) -> TargetSet:
-    """D_T in the task-specific stage, elsewhere a seeded share of the pool.
+    """Return D_T in the task-specific stage, and a seeded share of the pool in other stages.
 
-    Held-out records are never among them: a selection does not even see them. A drawn target stays
-    a candidate, and selectors leave out what it says of itself.
+    A selection has no access to held-out records, so they are never targets. A target from the pool
+    stays a candidate, and selectors ignore its score with itself.
 
     Raises:
-        DeliftError: the stage has a target set and its records were not given.
+        DeliftError: The stage has a target set, and its records are missing.
     """
     if inputs.stage == "task_specific":
         if inputs.target is None:
@@ -149,10 +149,10 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
 
 
 def draw_share(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.DataFrame:
-    """A seeded share of the pool, sorted by record_id; the order of the file does not matter.
+    """Draw a random share of the pool, sorted by record_id, whatever the order of the file.
 
-    The share is rounded half up, to at least one record; 1 is all. `seeds` are the arm's seed and a
-    number of what is drawn, so that two draws differ.
+    The share is rounded half up, to at least one record; 1 is all. `seeds` are the arm's seed and
+    `TARGETS` or `WARM_UP`.
     """
     ordered = pool.sort("record_id")
     count = resolve_budget(share if share < 1 else "full", ordered.height)
@@ -161,7 +161,7 @@ def draw_share(pool: pl.DataFrame, share: float, seeds: Sequence[int]) -> pl.Dat
 
 
 def tasks_of(records: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Task -> places of its records, int64; tasks sorted, those without one under an empty name."""
+    """Return task -> positions of its records, int64, sorted. Records without one have task ""."""
     if "task" not in records.columns:
         return {"": np.arange(records.height)}
     names = np.array([task or "" for task in records["task"]])
@@ -169,7 +169,7 @@ def tasks_of(records: pl.DataFrame) -> dict[str, np.ndarray]:
 
 
 class Pick(NamedTuple):
-    """A record_id, its gain, and the share of the gain that is the record's own row, if known."""
+    """A record_id, its gain, and the share of the gain from the record's own row, if known."""
 
     record: str
     gain: float
@@ -178,13 +178,13 @@ class Pick(NamedTuple):
 
 @dataclass(frozen=True)
 class Maximisation:
-    """One maximisation: an objective and what its rows and columns are.
+    """An objective to maximise, with the records of its rows and columns.
 
     Attributes:
         objective: The objective, whose kernel is [rows, columns].
         rows: record_ids of the targets.
         columns: record_ids of the candidates.
-        shares: Whether the share of each gain that is the record's own row is computed.
+        shares: Whether to compute the share of each gain from the record's own row.
     """
 
     objective: Coverage
@@ -195,9 +195,9 @@ class Maximisation:
     def rank(
         self, greedy: Optimizer, count: int, constraints: Constraints | None
     ) -> tuple[list[Pick], dict[str, tuple[str, float]]]:
-        """The first `count` picks; by target the pick that covers it best and how well.
+        """Return the first `count` picks, and target -> the pick that covers it best and its value.
 
-        A target that no pick covers with a positive value is covered by none.
+        A target is left out if no pick has a positive value for it.
         """
         ranking = greedy(self.objective, count, tie_order_of(self.columns), constraints)
         picks, shares = ranking.picks.tolist(), itertools.repeat(None)
@@ -228,10 +228,10 @@ def maximise(
     seed: int,
     share: float = 0.0,
 ) -> Selection:
-    """The ranking of the first part, with a share of the picks from the second one, if any.
+    """Maximise the first part, and replay a share of the picks from the second part, if any.
 
-    The second part has the existing records that may be replayed. `seed` decides the random subsets
-    that the value is compared with.
+    The candidates of the second part are existing records. `seed` draws the random subsets for
+    `value_random`.
     """
     first = parts[0]
     replayable = len(parts[1].columns) if len(parts) > 1 else 0
@@ -245,7 +245,7 @@ def maximise(
         old, covered_by_old = parts[1].rank(greedy, count, None)
         replayed = inputs.records_of([pick.record for pick in old])
         covered = covered_by_old | covered
-        # A replayed pick serves another objective, so that it has no gain here.
+        # A replayed pick was chosen by another objective, so it has no gain of this one.
         picks = interleave(schedule, new, [pick._replace(gain=float("nan")) for pick in old])
     if (places := len(schedule.replays)) < budget:
         notes.append(f"the ranking has {places:,} records, fewer than the {budget:,} of the budget")
@@ -273,27 +273,27 @@ def maximise(
 
 @dataclass(frozen=True)
 class ReplaySchedule:
-    """Which places of a ranking are replayed records: one bool a place."""
+    """Which places of a ranking are for replayed records, one bool per place."""
 
     replays: tuple[bool, ...]
 
     @property
     def replay_count(self) -> int:
-        """How many places are replayed records."""
+        """Return how many places are for replayed records."""
         return sum(self.replays)
 
     @property
     def new_count(self) -> int:
-        """How many places are new records."""
+        """Return how many places are for new records."""
         return len(self.replays) - self.replay_count
 
 
 def replay_schedule(budget: int, share: float, new: int, replayable: int) -> ReplaySchedule:
-    """Spread the replay: of the first p places, `share * p` rounded half up are replayed.
+    """Spread replayed records evenly: `share * p`, rounded half up, of the first p places.
 
-    A place whose kind is used up goes to the other kind, new records first; the schedule ends where
-    no new record is left, so that a smaller budget is always a prefix. There are `new` candidates
-    and `replayable` existing records.
+    There are `new` candidates and `replayable` existing records. When all existing records are
+    used, new ones fill their places. The schedule ends when a new record is due and none is left,
+    so a smaller budget is always a prefix.
     """
     places: list[bool] = []
     replayed = 0
@@ -307,6 +307,6 @@ def replay_schedule(budget: int, share: float, new: int, replayable: int) -> Rep
 
 
 def interleave(schedule: ReplaySchedule, new: Sequence[T], replayed: Sequence[T]) -> tuple[T, ...]:
-    """The items of both kinds in the order of the schedule."""
+    """Return the items of both kinds in the order of the schedule."""
     fresh, old = iter(new), iter(replayed)
     return tuple(next(old) if due else next(fresh) for due in schedule.replays)

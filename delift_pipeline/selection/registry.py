@@ -1,4 +1,4 @@
-"""The selectors by name."""
+"""All selectors by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,11 +27,11 @@ from delift_pipeline.selection.selectors.selectit import SelectItSelector
 
 
 def register(*selectors: type[Selector]) -> dict[str, Selector]:
-    """Selectors by name, each complete.
+    """Return selectors by name, after a check that each is complete.
 
     Raises:
-        TypeError: one lacks its name, options, traits or `select`, its name is taken, or its traits
-            contradict its options or what it says that it needs.
+        TypeError: One lacks its name, options, traits or `select`, its name is taken, or its traits
+            contradict its options or its needs.
     """
     selector_of: dict[str, Selector] = {}
     for kind in selectors:
@@ -45,7 +45,7 @@ def register(*selectors: type[Selector]) -> dict[str, Selector]:
 
 
 def _registration_fault(selector: Selector) -> str | None:
-    """What a selector lacks or contradicts itself in."""
+    """Return what a selector lacks or where it contradicts itself, or None."""
     kinds = {"name": str, "options_model": type(BaseModel), "traits": Traits}
     for attribute, kind in kinds.items():
         if not isinstance(getattr(selector, attribute, None), kind):
@@ -80,15 +80,15 @@ SELECTORS: dict[str, Selector] = register(
 
 
 def traits_of(name: str) -> Traits:
-    """The traits of the selector of that name; none for one that stored files alone know."""
+    """Return a selector's traits, or default ones for a name that only old files contain."""
     return SELECTORS[name].traits if name in SELECTORS else Traits()
 
 
 def get_selector(name: str) -> Selector:
-    """The selector of that name.
+    """Return the selector with this name.
 
     Raises:
-        Refused: there is none; the fault names those there are.
+        Refused: There is none; the fault lists all selectors.
     """
     if name not in SELECTORS:
         known = ", ".join(sorted(SELECTORS))
@@ -97,29 +97,29 @@ def get_selector(name: str) -> Selector:
 
 
 def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
-    """The validated options of the selector of that name.
+    """Return the validated options of the selector with this name.
 
     Raises:
-        Refused: the selector is unknown, or an option is unknown or out of range.
+        Refused: The selector is unknown, or an option is unknown or out of range.
     """
     plain = values.model_dump() if isinstance(values, BaseModel) else dict(values)
     return validate(get_selector(name).options_model, plain)
 
 
 def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> float:
-    """The share of picks that the selector of that name replays from existing records.
+    """Return the share of picks that a selector replays from existing records.
 
     Raises:
-        Refused: the selector is unknown, or an option is unknown or out of range.
+        Refused: The selector is unknown, or an option is unknown or out of range.
     """
     options: Any = options_of(name, values)
     return options.replay if stage == "continual" and SELECTORS[name].traits.replays else 0.0
 
 
 def needs_of(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> Needs:
-    """Which scores the selector of that name reads at a stage under these options.
+    """Return what a selector reads at a stage with these options.
 
     Raises:
-        Refused: the selector is unknown, or an option is unknown or out of range.
+        Refused: The selector is unknown, or an option is unknown or out of range.
     """
     return get_selector(name).needs(stage, options_of(name, values))

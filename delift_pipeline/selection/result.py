@@ -1,4 +1,4 @@
-"""A ranking, why each record is in it, and why the others are not."""
+"""The result of a selection: a ranking, the reasons for it, and its diagnostics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -30,12 +30,12 @@ DROPPED_SCHEMA: dict[str, Any] = {
     "near_duplicates": pl.UInt32,
 }
 TRUST_MARGIN = 0.01
-"""Picks and pool are trusted alike where their mean trust differs by no more than this."""
+"""Picks get a warning if their mean trust is below the pool's by more than this."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Numbers of one selection; None where what they need is not there.
+    """Numbers that compare a selection with its pool; None if they cannot be computed.
 
     Attributes:
         trust_picks: Mean trust of the picks that were scored.
@@ -43,7 +43,7 @@ class Diagnostics:
         suspected_picks: Share of the picks with trust below 1/2.
         suspected_pool: Share of the pool with trust below 1/2.
         coverage: Mean over the pool of the best cosine (tf-idf, prompt and answer) to a pick.
-        coverage_random: The same for random subsets of this size.
+        coverage_random: The mean of this number over random subsets of the same size.
     """
 
     trust_picks: float | None = None
@@ -55,14 +55,14 @@ class Diagnostics:
 
     @property
     def trust_difference(self) -> float | None:
-        """Trust of the picks minus trust of the pool."""
+        """Return the trust of the picks minus the trust of the pool."""
         if self.trust_picks is None or self.trust_pool is None:
             return None
         return self.trust_picks - self.trust_pool
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be looked at before training: picks less trusted by `TRUST_MARGIN`."""
+        """Return a warning if the picks have less trust than the pool by over `TRUST_MARGIN`."""
         gap = self.trust_difference
         if gap is None or gap >= -TRUST_MARGIN:
             return ()
@@ -72,7 +72,7 @@ class Diagnostics:
         )
 
     def lines(self) -> tuple[str, ...]:
-        """The diagnostics for people, warnings last."""
+        """Return the diagnostics as sentences, warnings last."""
         lines = []
         if self.trust_picks is not None:
             lines.append(
@@ -89,22 +89,22 @@ class Diagnostics:
 
     @classmethod
     def from_json(cls, values: Mapping[str, float | None]) -> "Diagnostics":
-        """Diagnostics as `as_json` gave them; what is not there is not known."""
+        """Read what `as_json` returned; a missing number is None."""
         return cls(**{field.name: values.get(field.name) for field in fields(cls)})
 
     def as_json(self) -> dict[str, float | None]:
-        """All numbers by name."""
+        """Return all numbers by name."""
         return {**asdict(self), "trust_difference": self.trust_difference}
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """Who covers whom in the final subset.
+    """Which selected record covers which target.
 
     Attributes:
-        covers: For each selected record, the targets whose best cover it is.
+        covers: For each selected record, the targets that it covers best.
         covered_by: Target -> the selected record that covers it best, the better-ranked of equals.
-        coverage: Target -> how well, the kernel's value of that pair, above 0.
+        coverage: Target -> the kernel's value of that pair, above 0.
     """
 
     covers: tuple[tuple[str, ...], ...] = ()
@@ -114,26 +114,25 @@ class Reasons:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector chose.
+    """The result of a selector.
 
     Attributes:
-        selector: Its name.
-        ranking: record_ids, best first; a smaller budget is a prefix.
-        gains: float64 [selected], the objective's marginal gain at each pick; None where nothing
-            was maximised.
-        reasons: Who covers whom.
+        selector: The selector's name.
+        ranking: record_ids, best first. A prefix is the ranking for a smaller budget.
+        gains: float64 [selected], the gain of each pick; None if the selector has no objective.
+        reasons: Which selected record covers which target.
         objective: Name of the objective, or None.
         value: The objective's value of the whole subset, or None.
         value_random: Mean value of random subsets of the same size, or None.
-        blocks: Kernel blocks read -> their hashes.
-        details: What else decides the result and is worth recording (the scaling map).
-        notes: Sentences for the user: what could not be ranked, and why the ranking is shorter.
-        trust: Trust of the scored records, where near pairs were read.
-        self_shares: For each selected record the share of its gain that is its own row; None where
-            it covers no row of its own. Empty where nothing was maximised.
-        replayed: Selected records that are no part of the pool (continual only).
+        blocks: Kernel blocks that were read -> their hashes.
+        details: Further values for the manifest, such as the scaling map.
+        notes: Sentences for the user, such as which records could not be ranked.
+        trust: Trust of the scored records, if near pairs were read.
+        self_shares: For each selected record the share of its gain that is its own row; None if it
+            has no row. Empty if no objective was maximised.
+        replayed: Selected records that are not in the pool (continual only).
         duplicates: record_id -> number of its group of near duplicates.
-        diagnostics: The selection beside its pool and beside random ones.
+        diagnostics: Numbers that compare the selection with its pool and with random ones.
     """
 
     selector: str
@@ -156,10 +155,10 @@ class Selection:
 def self_shares(
     objective: Coverage, picks: Sequence[int], own_rows: Sequence[int], gains: np.ndarray
 ) -> tuple[float | None, ...]:
-    """How much of each pick's gain is its own row: near 1 it stands for nobody but itself.
+    """Return which share of each pick's gain is its own row. Near 1, it represents only itself.
 
-    `picks` are column numbers in rank order, and `own_rows` the rows of the same records, -1 where
-    there is none. A share is None without an own row or without gain.
+    `picks` are column numbers in rank order, and `own_rows` are the rows of the same records, or
+    -1. A share is None if the record has no row or the pick no gain.
     """
     best, weights = objective.floor.copy(), objective.weights
     shares: list[float | None] = []
@@ -174,13 +173,13 @@ def self_shares(
 
 
 def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The selected and the dropped records of a pool, as tables.
+    """Return the selected and the dropped records of a pool as tables.
 
     Returns:
-        The subset in rank order (`SUBSET_SCHEMA`) and the dropped in file order (`DROPPED_SCHEMA`).
-        Gain is null where nothing was maximised and for replayed records, covered_by and coverage
-        where no selected record covers it, trust where no near pairs were scored, near_duplicates
-        (the number of a group) where there are none.
+        The subset in rank order (`SUBSET_SCHEMA`) and the dropped records in file order
+        (`DROPPED_SCHEMA`). `gain` is null without an objective and for replayed records,
+        `covered_by` and `coverage` if no selected record covers the record, `trust` if its near
+        pairs were not scored, and `near_duplicates` (the number of a group) if it has none.
     """
     replayed = {} if selection.replayed is None else _source_ids(selection.replayed)
     trust = {} if selection.trust is None else selection.trust.by_id
@@ -212,5 +211,5 @@ def subset_frames(selection: Selection, pool: pl.DataFrame) -> tuple[pl.DataFram
 
 
 def _source_ids(frame: pl.DataFrame) -> dict[str, str | None]:
-    """record_id -> the file's own id of its first copy."""
+    """Return record_id -> the source id of its first copy."""
     return dict(zip(frame["record_id"], frame["source_ids"].list.first(), strict=True))

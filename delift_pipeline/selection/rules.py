@@ -1,10 +1,10 @@
-"""Pins, exclusions, quotas and caps as they are written in `arms.yaml` and on the command line.
+"""Pins, exclusions, quotas and caps as users write them in `arms.yaml` and on the command line.
 
-Whether a subset keeps to its budget and rules is counted from the subset itself. Nothing that the
-optimizer counted is read, so that it holds whatever ranked the records.
+`find_violations` counts from the finished subset whether it obeys its budget and rules. It does not
+trust the counts of the optimizer, so it is valid for every selector.
 
-A quota is `COLUMN:LOW..HIGH` for every value of a column, or `COLUMN=VALUE:LOW..HIGH` for one of
-them. Either end may be left out; an end below 1 with a point in it is a share of the budget, a
+A quota is `COLUMN:LOW..HIGH` for each value of a column, or `COLUMN=VALUE:LOW..HIGH` for one value.
+Either end may be left out. An end below 1 with a decimal point is a share of the budget, and a
 whole number is a count: `task:0.1..0.4`, `source:..500`, `task=math:0.2..`.
 """
 
@@ -34,13 +34,13 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Quota:
-    """How many records of a group, from least to greatest.
+    """The least and the greatest number of records of a group.
 
     Attributes:
         column: The pool's column.
-        value: The one value meant, or None for each.
-        low: At least; a float is a share of the budget, an int a count.
-        high: At most, or None.
+        value: The value that the quota is for, or None for each value.
+        low: The least number; a float is a share of the budget, an int a count.
+        high: The greatest number, or None.
     """
 
     column: str
@@ -50,10 +50,10 @@ class Quota:
 
     @classmethod
     def parse(cls, text: str) -> "Quota":
-        """A quota as written.
+        """Read a quota from its text.
 
         Raises:
-            Refused: it is not written as a quota.
+            Refused: The text does not have the form of a quota.
         """
         match = _QUOTA.fullmatch(text.strip())
         if match is None or not (match[3] or match[4]):
@@ -67,9 +67,9 @@ class Quota:
         return f"{where}:{self.low}..{'' if self.high is None else self.high}"
 
     def counts(self, budget: int) -> tuple[int, int | None]:
-        """Both ends as counts under a budget: a least share rounded up, a greatest down."""
+        """Return both ends as counts for a budget: `low` is rounded up, `high` down."""
         low, high = self.low, self.high
-        # 1e-9 forgives shares that a float cannot hold.
+        # 1e-9 allows for the rounding of shares such as 0.1 in binary.
         low = low if isinstance(low, int) else math.ceil(low * budget - 1e-9)
         return low, math.floor(high * budget + 1e-9) if isinstance(high, float) else high
 
@@ -86,7 +86,7 @@ def _parse_end(text: str, quota: str) -> float | int:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a user asks of a subset beside its size: record_ids that are in or out, and quotas.
+    """The rules of a subset: record_ids that must or must not be in it, and quotas.
 
     A cap on every source is `Quota("source", high=...)`.
     """
@@ -96,11 +96,11 @@ class Rules:
     quotas: tuple[Quota, ...] = ()
 
     def resolve(self, pool: pl.DataFrame, ids: Sequence[str], budget: Budget) -> Constraints:
-        """The rules in candidate numbers; `ids` are the candidates, in the objective's order.
+        """Return the rules in candidate numbers. `ids` are the candidates in the objective's order.
 
         Raises:
-            Refused: a record or column is not there, or shares are asked of a budget that has no
-                count.
+            Refused: A record or column does not exist, or a quota has a share or a least count and
+                the budget is in tokens or `auto`.
         """
         number, known = {record: j for j, record in enumerate(ids)}, set(pool["record_id"])
         frame = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
@@ -118,7 +118,7 @@ class Rules:
         )
 
     def _refuse_unrankable(self, pool: pl.DataFrame, frame: pl.DataFrame, budget: Budget) -> None:
-        """Refuse a least count of a group that has records, none of which can be ranked."""
+        """Refuse a least count for a group if none of its records can be ranked."""
         for quota in self.quotas:
             least, _ = quota.counts(budget.count)
             if not least or quota.column not in frame.columns:
@@ -132,6 +132,7 @@ class Rules:
                 raise Refused(f"{reason}, {why}: {form}", field="quota")
 
     def _build_grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
+        """Combine all quotas and caps on one column."""
         if column not in frame.columns:
             names = ", ".join(sorted(frame.columns))
             raise Refused(f"the pool has no column {column}; there are {names}", field="quota")
@@ -148,7 +149,7 @@ class Rules:
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
                     raise Refused(f"no record has {column} {name!r}", field="quota")
-                # A column may be named by a quota and by a cap: the narrower end counts.
+                # A column can have several quotas and caps; the strictest end of each counts.
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
         return Grouping(column, names, np.array([number[v] for v in values]), low, high)
@@ -161,7 +162,7 @@ def _group_names(column: pl.Series) -> pl.Series:
 def _candidate_numbers(
     records: Sequence[str], number: dict[str, int], pool: pl.DataFrame, field: str
 ) -> tuple[int, ...]:
-    """Candidate numbers of records, each once."""
+    """Return the candidate numbers of records, each once; a fault has the field `field`."""
     absent = [record for record in records if record not in number]
     if absent:
         known = absent[0] in set(pool["record_id"])
@@ -172,17 +173,17 @@ def _candidate_numbers(
 
 
 class RuleOptions(BaseModel):
-    """What is asked of a subset beside its size, as a user writes it."""
+    """The rules of a subset as a user writes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pin: tuple[str, ...] = Field(default=(), description="Records that are in, by their ids.")
-    exclude: tuple[str, ...] = Field(default=(), description="Records that are out, by their ids.")
+    pin: tuple[str, ...] = Field(default=(), description="Ids of records that must be in.")
+    exclude: tuple[str, ...] = Field(default=(), description="Ids of records that must not be in.")
     quota: tuple[str, ...] = Field(
         default=(), description="COLUMN:LOW..HIGH or COLUMN=VALUE:LOW..HIGH, e.g. task:0.1..0.4."
     )
     cap: tuple[str, ...] = Field(
-        default=(), description="COLUMN:MOST, at most so many of each value, e.g. source:500."
+        default=(), description="COLUMN:MOST, the most records of each value, e.g. source:500."
     )
 
     @field_validator("quota", "cap")
@@ -197,19 +198,19 @@ class RuleOptions(BaseModel):
 
     @property
     def has_rules(self) -> bool:
-        """Whether anything is asked at all."""
+        """Whether there is any rule."""
         return self != RuleOptions()
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
-        """Quotas and caps."""
+        """Return quotas and caps."""
         return (*map(Quota.parse, self.quota), *map(parse_cap, self.cap))
 
     def rules(self, pool: pl.DataFrame) -> Rules:
-        """The rules in record_ids of a pool.
+        """Return the rules with the record_ids of a pool.
 
         Raises:
-            Refused: a record that is named is not in the pool, or its id fits several.
+            Refused: An id is not in the pool, or several records have it.
         """
         pin, exclude = (
             resolve_record_ids(pool, getattr(self, name), name) for name in ("pin", "exclude")
@@ -218,10 +219,10 @@ class RuleOptions(BaseModel):
 
 
 def parse_cap(text: str) -> Quota:
-    """A cap as written: `source:500`, `source=web:500`, `task:0.5`.
+    """Read a cap from its text: `source:500`, `source=web:500` or `task:0.5`.
 
     Raises:
-        Refused: it is not written as a cap.
+        Refused: The text does not have the form of a cap.
     """
     match = _CAP.fullmatch(text.strip())
     try:
@@ -231,12 +232,12 @@ def parse_cap(text: str) -> Quota:
 
 
 def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
-    """The record_ids meant by record_ids or the file's own ids, each once.
+    """Return the record_ids for names that are record_ids or source ids, each once.
 
-    A fault names the option `field`.
+    A fault has the field `field`.
 
     Raises:
-        Refused: one fault for the names that are no record's, and one for those that fit several.
+        Refused: One fault lists the names that no record has, and one those of several records.
     """
     ids_of = match_records(pool, names)
     absent = [name for name in names if not ids_of[name]]
@@ -255,7 +256,7 @@ def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> 
 
 
 def token_cost(pool: pl.DataFrame, records: Sequence[str]) -> int:
-    """What records of a pool cost in tokens."""
+    """Return how many tokens some records of a pool have together."""
     return int(token_costs(pool.filter(pl.col("record_id").is_in(list(records)))).sum())
 
 
@@ -266,9 +267,9 @@ def find_violations(
     budget: Budget,
     rules: Rules,
 ) -> tuple[str, ...]:
-    """One sentence for each part of the budget or of the rules that a subset breaks.
+    """Return one sentence for each part of the budget or the rules that a subset violates.
 
-    The subset's records are in rank order; a gain is None where there is none.
+    `records` are in rank order. A gain is None if the pick has none.
     """
     lines, chosen = [], set(records)
     if len(records) > budget.count:

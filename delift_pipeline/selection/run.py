@@ -1,4 +1,4 @@
-"""Select and keep what was selected: the one door for the asset and the command line."""
+"""Run a selection and store its subset, for both the asset and the command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,13 +42,13 @@ def select(
     options: Mapping[str, Any] | BaseModel,
     rules: Rules | None = None,
 ) -> Selection:
-    """Rank the records of a pool under a budget, see `parse_budget`.
+    """Rank the records of a pool with a budget, see `parse_budget`.
 
-    `seed` decides everything random. `rules` stand in the place of those of `inputs`.
+    `seed` decides everything random. `rules` replace those of `inputs`.
 
     Raises:
-        Refused: the selector, an option, the budget or a rule is not possible.
-        DeliftError: scores that the selector reads are missing.
+        Refused: The selector, an option, the budget or a rule is not possible.
+        DeliftError: Scores that the selector reads are missing.
     """
     options = options_of(selector, options)
     rules, n = rules or inputs.rules, inputs.pool.height
@@ -56,7 +56,7 @@ def select(
     inputs = replace(inputs, rules=rules, allowance=allowed)
     selection = get_selector(selector).select(inputs, allowed.count, seed, options)
     if traits_of(selector).reference != "whole":
-        # The selector may know nothing of a budget or of rules.
+        # A selector may ignore budgets in tokens or rules, so its result is checked here.
         gains = [None] * len(selection.ranking)
         if selection.gains is not None:
             gains = [None if np.isnan(gain) else gain for gain in selection.gains.tolist()]
@@ -82,10 +82,10 @@ def check_budget(
     n: int,
     options: Mapping[str, Any] | BaseModel,
 ) -> Budget:
-    """What a budget allows, unless the selector has no way to keep to it.
+    """Return the limits that a budget sets, after a check that the selector can obey them.
 
     Raises:
-        Refused: the budget means nothing, or the selector cannot keep to it or to rules.
+        Refused: The budget is not valid, or the selector cannot obey it or any rules.
     """
     allowed, reference = parse_budget(budget, n), get_selector(selector).traits.reference
     if reference == "whole" and (has_rules or allowed.is_open_ended):
@@ -103,12 +103,12 @@ ADVICE = "raise the window, shorten the answers, or choose a selector that needs
 
 
 def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what: str) -> None:
-    """Refuse records, called `what`, of which none can be scored.
+    """Refuse records if none can be scored. `what` names them in the message.
 
-    `unscorable` says by record_id why one cannot, here and below.
+    `unscorable` gives the reason by record_id, here and below.
 
     Raises:
-        Refused: none can be scored; the sentence says why the first cannot.
+        Refused: None can be scored; the message has the reason for the first.
     """
     count, first = count_unscorable(records, unscorable)
     if count and count == records.height:
@@ -119,7 +119,7 @@ def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what
 def unscorable_notes(
     records: pl.DataFrame, unscorable: Mapping[str, str], what: str
 ) -> tuple[str, ...]:
-    """How many of these records cannot be scored and why the first cannot, if any."""
+    """Return a note on how many records cannot be scored and why the first cannot, if any."""
     count, first = count_unscorable(records, unscorable)
     return (f"{count:,} {what} cannot be scored (first: {first})",) if count else ()
 
@@ -135,13 +135,13 @@ def refuse_beyond_scorable(
 ) -> tuple[float, int]:
     """Refuse a budget above the number of records that can be ranked.
 
-    `full`, tokens and `auto` take as many as there are.
+    The budgets `full`, tokens and `auto` take at most the records that there are.
 
     Returns:
-        The share of the picks that the selector replays, and how many existing records may be.
+        The share of the picks that the selector replays, and how many existing records can be.
 
     Raises:
-        Refused: the sentence says how many can be scored, and why the first other one cannot.
+        Refused: The budget is too large; the message says why the first record is unscorable.
     """
     share, replayable = 0.0, 0
     if stage == "continual" and existing is not None:
@@ -170,12 +170,10 @@ def selection_request(
     options: Mapping[str, Any] | BaseModel,
     rules: RuleOptions | None = None,
 ) -> dict[str, Any]:
-    """What was asked for, as the subset's manifest records it; defaults are spelled out.
-
-    Rules stand in it where there are any.
+    """Return the request of a selection for its manifest, with all defaults, and rules if any.
 
     Raises:
-        Refused: the selector or an option is not possible.
+        Refused: The selector or an option is not possible.
     """
     return {
         "stage": stage,
@@ -190,9 +188,9 @@ def selection_request(
 def subset_parents(
     version: str, pool_hash: str, blocks: Mapping[str, str], extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What a subset is made of: the version's records and the kernel blocks read, nothing else.
+    """Return the parents of a subset: the version's records and the kernel blocks that were read.
 
-    `blocks` are block -> hash, and `extra` other parents, as the parent's subset that gave D_E.
+    `blocks` are block -> hash. `extra` are other parents, such as the subset that gave D_E.
     """
     kernels = {f"kernel:{version}:{name}": value for name, value in blocks.items()}
     return {f"dataset:{version}": pool_hash, **kernels, **(extra or {})}
@@ -210,14 +208,14 @@ def write_subset(
     run_id: str | None = None,
     balance_by: Sequence[str] = (),
 ) -> Manifest:
-    """Write the chosen, the dropped and the suspected records, the balance and the manifest, whole.
+    """Write a subset with its dropped and suspected records, its balance and its manifest.
 
-    The files are `subset.parquet`, `dropped.parquet`, `suspects.parquet` (where near pairs were
+    The files are `subset.parquet`, `dropped.parquet`, `suspects.parquet` (if near pairs were
     scored) and `balance.parquet`, also by the columns `balance_by`. They replace a former subset.
 
-    The content hash covers the records and their order, which is all that training reads: a gain
-    that moves in its last digit trains nothing again. `fingerprint` is that of the scores that were
-    read, if any.
+    The content hash covers the records and their order, because training reads nothing else. So a
+    gain that changes in its last digit does not repeat a training. `fingerprint` is that of the
+    scores that were read, if any.
     """
     subset, dropped = subset_frames(selection, pool)
     manifest = Manifest(

@@ -1,4 +1,4 @@
-"""What a selector is given and what it promises."""
+"""The interface of a selector: its traits, its needs and its inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,17 +24,16 @@ BlockLoader = Callable[[str, UtilityForm], Block]
 
 @dataclass(frozen=True)
 class Traits:
-    """What holds of a selector at every stage and under all options.
+    """Properties of a selector that hold for all stages and options.
 
     Attributes:
         reads_scores: Whether it may read scores of pairs.
         reads_model: Whether it may read the language model itself.
-        takes_embedder: Whether its option `embedder` names what embeds texts.
-        replays: Whether its option `replay` is a share of picks from D_E (continual).
-        weighs_trust: Whether it weighs records by their trust, read as its options say.
-        reference: Which reference arm it makes, that others are compared with: `base` (nothing is
-            selected, and the model stays as it is), `random`, or `whole` (every record, whatever
-            the budget). None: it is a method of its own.
+        takes_embedder: Whether it has an option `embedder`.
+        replays: Whether it has an option `replay`, the share of picks from D_E (continual).
+        weighs_trust: Whether it weighs records by their trust.
+        reference: The kind of reference arm, if it is one: `base` (it selects nothing, and the
+            model stays as it is), `random`, or `whole` (every record, whatever the budget).
     """
 
     reads_scores: bool = False
@@ -47,18 +46,18 @@ class Traits:
 
 @dataclass(frozen=True)
 class Needs:
-    """Which scores a selector reads at a stage.
+    """What a selector reads at a stage: D is the pool, D_T the target set, D_E existing records.
 
     Attributes:
-        self_pairs: `all` of D x D, the `neighbours` only, or `none`.
-        target_pairs: Whether D_T x D is read.
-        existing_pairs: Whether D x D_E is read.
-        existing_records: Whether D_E itself is read, without scores (the pairs imply it).
-        replay_pairs: Whether D_E x D_E is read, to replay some of D_E.
-        model: Whether the language model itself is read, beyond pair scores.
-        answers: Whether a record whose answer does not fit the window cannot be ranked, though no
-            block is read.
-        other_models: Further models that are read, by folder or hub id.
+        self_pairs: `all` pairs of D x D, only `neighbours`, or `none`.
+        target_pairs: Whether it reads D_T x D.
+        existing_pairs: Whether it reads D x D_E.
+        existing_records: Whether it reads the records of D_E without scores.
+        replay_pairs: Whether it reads D_E x D_E, to replay some of D_E.
+        model: Whether it reads the language model itself, beyond pair scores.
+        answers: Whether it cannot rank a record whose answer does not fit the window, although it
+            reads no block.
+        other_models: Further models that it reads, by folder or hub id.
     """
 
     self_pairs: Literal["none", "neighbours", "all"] = "none"
@@ -77,19 +76,19 @@ class Needs:
 
     @property
     def scores(self) -> bool:
-        """Whether only records that can be scored can be ranked."""
+        """Whether it can rank only records that can be scored."""
         return self.answers or bool(self.blocks)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the kernel blocks read."""
+        """Return the names of the kernel blocks that it reads."""
         names = {"none": [], "neighbours": ["neighbours"], "all": ["self"]}[self.self_pairs]
         names += ["target"] * self.target_pairs + ["existing"] * self.existing_pairs
         return (*names, *(["replay"] * self.replay_pairs))
 
 
 def count_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tuple[int, str]:
-    """How many records cannot be scored; the first one's own id and why, if there is any."""
+    """Return how many records cannot be scored, and the first one's source id and reason."""
     bad = [record for record in records["record_id"] if record in unscorable]
     if not bad:
         return 0, ""
@@ -102,23 +101,23 @@ def _refuse_block(name: str, form: UtilityForm) -> Block:
 
 @dataclass(frozen=True)
 class SelectionInputs:
-    """What a selector chooses from.
+    """The data that a selector chooses from.
 
     Attributes:
-        stage: The training stage.
-        pool: D, in file order; in the continual stage the records in no parent.
+        stage: The fine-tuning stage.
+        pool: D, in file order. In the continual stage, the records that no parent has.
         block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`, `replay`)
             and form.
-        existing: record_ids of D_E, what this arm's parents trained on (continual only).
-        existing_records: The records of D_E, where a selector reads their texts.
-        target: The records of D_T, where a selector reads their texts.
-        whole: All records that the block `neighbours` spans (a version's whole pool, while the
-            continual stage chooses from the new ones); None: the pool.
-        rules: Pins and quotas.
-        allowance: A budget in tokens or `auto`; None where the count is all there is to it.
-        model: The language model, where the selector needs one.
-        gradients: Gradients of that model, where the selector needs them.
-        unscorable: record_id -> why it cannot be scored, as far as that is known.
+        existing: record_ids of D_E (continual only).
+        existing_records: The records of D_E, if the selector reads their texts.
+        target: The records of D_T, if the selector reads their texts.
+        whole: All records of the block `neighbours`. In the continual stage it is the version's
+            whole pool, of which `pool` has only the new records. None: the pool.
+        rules: Pins, exclusions and quotas.
+        allowance: The limits of a budget in tokens or `auto`; None for a plain count.
+        model: The language model, if the selector needs one.
+        gradients: Gradients of that model, if the selector needs them.
+        unscorable: record_id -> why it cannot be scored, for records known to be unscorable.
     """
 
     stage: Stage
@@ -135,14 +134,14 @@ class SelectionInputs:
     unscorable: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
-        """What an optimizer must keep to, or None.
+        """Return the constraints for an optimizer, or None.
 
         Args:
             candidates: record_ids in the order of the objective's columns.
-            count: Picks asked for, what shares are taken of.
+            count: The number of picks. Shares in quotas are shares of it.
 
         Raises:
-            Refused: a rule names what is not there.
+            Refused: A rule names a record or column that does not exist.
         """
         allowance = self.allowance or Budget(count)
         if self.rules == Rules() and not allowance.is_open_ended:
@@ -151,10 +150,10 @@ class SelectionInputs:
 
     @property
     def language_model(self) -> LanguageModel:
-        """The language model.
+        """Return the language model.
 
         Raises:
-            DeliftError: none was given.
+            DeliftError: There is none.
         """
         if self.model is None:
             raise DeliftError("the selector reads a language model, and none was given")
@@ -162,12 +161,12 @@ class SelectionInputs:
 
     @property
     def neighbourhood(self) -> pl.DataFrame:
-        """The records that the block `neighbours` spans."""
+        """Return all records of the block `neighbours`."""
         return self.pool if self.whole is None else self.whole
 
     @property
     def records(self) -> pl.DataFrame:
-        """All records whose texts may be read but for the target set, each once."""
+        """Return pool, neighbourhood and existing records, each once."""
         frames = [self.pool, self.neighbourhood]
         if self.existing_records is not None:
             frames.append(self.existing_records)
@@ -175,7 +174,7 @@ class SelectionInputs:
         return united.unique("record_id", keep="first", maintain_order=True)
 
     def unranked_notes(self, selector: str, ranked: int) -> tuple[str, ...]:
-        """How many records of the pool a selector cannot rank, and why the first one; if any."""
+        """Return a note on how many records a selector cannot rank and why the first, if any."""
         if not (missing := self.pool.height - ranked):
             return ()
         note = f"{missing:,} records have no scores and cannot be ranked by {selector}"
@@ -183,18 +182,18 @@ class SelectionInputs:
         return (f"{note} (first: {first})" if first else note,)
 
     def records_of(self, ids: Sequence[str]) -> pl.DataFrame:
-        """The records of these record_ids."""
+        """Return the records with these record_ids."""
         return self.records.filter(pl.col("record_id").is_in(ids))
 
 
 class Selector(ABC):
-    """Turns a pool into a ranking.
+    """A method that ranks the records of a pool.
 
     Attributes:
-        name: The registry's name.
+        name: The name in the registry.
         options_model: The pydantic model of its options.
-        traits: What holds of it at every stage and under all options.
-        default_needs: What it reads, where neither the stage nor an option decides that.
+        traits: Properties that hold for all stages and options.
+        default_needs: What it reads, if that does not depend on stage and options.
     """
 
     default_needs: ClassVar[Needs] = Needs()
@@ -208,4 +207,4 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
-        """Rank `budget` records (fewer where fewer can be ranked, and the notes say so)."""
+        """Rank `budget` records. If fewer can be ranked, the selection's notes say so."""

@@ -1,8 +1,7 @@
-"""submodlib as a cross-check of our own optimizers.
+"""The library submodlib as a check of our own optimizers.
 
-Everything is handed over as row-ordered float32 arrays: it reads column-ordered and strided ones as
-other matrices without a word. It holds dense kernels in memory several times over, so it is for
-small pools.
+It receives row-ordered float32 arrays, because it silently misreads column-ordered and strided
+ones. It keeps several copies of a dense kernel in memory, so use it only for small pools.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ def submodlib_greedy(
     tie_order: np.ndarray,
     constraints: Constraints | None = None,
 ) -> Ranking:
-    """Lazy greedy by submodlib on the same objective; its ties fall as they fall.
+    """Run submodlib's lazy greedy on the same objective. It breaks ties in an order of its own.
 
     Raises:
         Refused: submodlib has no such function, the budget is above n, or there are constraints.
@@ -32,7 +31,7 @@ def submodlib_greedy(
     if budget < 0 or budget > objective.n:
         raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
     function = _submodlib_function(objective)
-    # It refuses a budget of n, whose last pick is whatever remains.
+    # It refuses a budget of n, so the last candidate is added below.
     picked = function.maximize(
         min(budget, objective.n - 1), optimizer="LazyGreedy", show_progress=False
     )
@@ -48,7 +47,7 @@ def submodlib_greedy(
 def _submodlib_function(objective: objectives.Coverage) -> Any:
     import submodlib
 
-    # Its factors are annotated as int, though any number will do.
+    # Its factors are annotated as int, but any number works.
     library: Any = submodlib
     n, kernel = objective.n, _row_major(objective.kernel)
     if objective.weights is not None:
@@ -58,7 +57,7 @@ def _submodlib_function(objective: objectives.Coverage) -> Any:
     match objective:
         case objectives.FacilityLocation() | objectives.FLMI():
             if isinstance(objective, objectives.FLMI):
-                # It has no such function; but a bonus is one more row that only its column covers.
+                # It has no FLMI, but a bonus equals one more row with a value in one column.
                 kernel = np.vstack([kernel, np.diag(objective.bonus)]).astype(np.float32)
             shape = {"mode": "dense", "separate_rep": True, "n_rep": len(kernel)}
             return library.FacilityLocationFunction(n, **shape, sijs=kernel)

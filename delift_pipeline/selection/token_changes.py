@@ -1,7 +1,7 @@
-"""What near prompts do to the tokens of an answer, as evidence against it.
+"""How near prompts change the log-probability of each answer token, as evidence against an answer.
 
-Of a suspected record each answer token's log-probability is computed alone and after a neighbour as
-the demonstration. Tokens that lose are those that the neighbour speaks against.
+For a suspected record, each answer token is scored alone and after a neighbour as demonstration. A
+token that becomes less likely contradicts the neighbour's answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from delift_pipeline.scoring.model import LoadedModel
 
 MOST_RECORDS = 50
-"""Records whose tokens are looked at unasked, the least trusted first."""
+"""For how many suspected records tokens are scored by default, the least trusted first."""
 DECIMALS = 4
 
 TOKENS_SCHEMA = pl.Schema(
@@ -29,12 +29,13 @@ TOKENS_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class TokenChange:
-    """A record's answer after one demonstration, whose `record_id` this is.
+    """The log-probabilities of a record's answer tokens after one demonstration.
 
     Attributes:
+        record_id: The demonstration.
         tokens: The answer's tokens as text, the end-of-text token included.
-        alone: Log-probability of each without a demonstration, in nats.
-        after: The same after the demonstration.
+        alone: Log-probability of each token without a demonstration, in nats.
+        after: Log-probability of each token after the demonstration.
     """
 
     record_id: str
@@ -44,12 +45,12 @@ class TokenChange:
 
     @property
     def change(self) -> list[float]:
-        """What each token gains by the demonstration; negative where it loses."""
+        """Return `after` minus `alone` for each token; negative for tokens that get less likely."""
         pairs = zip(self.after, self.alone, strict=True)
         return [round(after - alone, DECIMALS) for after, alone in pairs]
 
     def as_json(self) -> dict[str, Any]:
-        """The change as plain data."""
+        """Return all fields and the change as plain data."""
         return {**asdict(self), "change": self.change}
 
 
@@ -58,17 +59,17 @@ def token_changes(
     texts: Mapping[str, Mapping[str, Any]],
     demonstrations: Mapping[str, Sequence[str]],
 ) -> dict[str, list[TokenChange]]:
-    """The tokens of records' answers, alone and after each of the demonstrations `wanted`.
+    """Score the answer tokens of records alone and after each of their demonstrations.
 
-    `texts` are rows of a frame of records by record_id, for all that are named. The model is not
-    loaded where nothing is wanted.
+    `texts` are rows of a frame of records by record_id, and `demonstrations` record_ids by target.
+    The model is not loaded if there are no demonstrations.
 
     Returns:
-        The changes of every record wanted; records that do not fit the window have none, and are
+        The changes of every target. A record that does not fit the window has none, and serves as
         no demonstration.
 
     Raises:
-        Refused: the model cannot be used.
+        Refused: The model cannot be used.
     """
     if not any(demonstrations.values()):
         return {record: [] for record in demonstrations}
@@ -101,13 +102,13 @@ def _changes(
 
 
 def changes_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:
-    """Changes as a table (`TOKENS_SCHEMA`)."""
+    """Return changes as a table (`TOKENS_SCHEMA`)."""
     rows = [(record, *vars(one).values()) for record, several in changes.items() for one in several]
     return pl.DataFrame(rows, schema=TOKENS_SCHEMA, orient="row")
 
 
 def read_changes(frame: pl.DataFrame) -> dict[str, list[TokenChange]]:
-    """Changes by record, as `changes_frame` wrote them."""
+    """Read changes by record from a table of `changes_frame`."""
     changes: dict[str, list[TokenChange]] = {}
     for record, *change in frame.select(TOKENS_SCHEMA.names()).iter_rows():
         changes.setdefault(record, []).append(TokenChange(*change))

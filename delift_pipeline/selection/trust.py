@@ -1,16 +1,16 @@
-"""How far each record can be trusted: do near prompts agree with its answer?
+"""Trust of each record: do the answers of near prompts agree with its answer?
 
     w_ij = s_ij^4,  s_ij = max(cos of the prompts of i and j, 0),  w_ii = 0
     t_j  = sum_i w_ij (U_ij + U_ji) / sum_i w_ij (|U_ij| + |U_ji|)     agreement, in [-1, 1]
     r_j  = t_j - sum_i w_ij t_i / sum_i w_ij                           relative to the surroundings
     c_j  = min(1, max(0, 1 + 2 min(r_j, 0)))                           trust, in [0, 1]
 
-Sums run over the near pairs that were scored. A record that helps near prompts and is helped by
-them is trusted; one that hurts them, and is hurt, more than is usual around it, is not. The second
-step spares whole tasks that the model cannot learn from a demonstration. Where sum_i w_ij is below
-a floor there are no near prompts to ask, and trust is 1. Exact copies of a record do not vouch for
-it. Errors that near prompts share are not found. Measured on a synthetic world: area under the
-curve of wrong against right records .875 (standard error .012, 10 pools, 20 neighbours).
+Sums run over the near pairs that were scored. A record is trusted if it helps near prompts and they
+help it. It is not trusted if they hurt each other more than is usual around it. Because r is
+relative, whole tasks that the model cannot learn from a demonstration keep their trust. If
+sum_i w_ij is below a floor, there are too few near prompts, and trust is 1. Exact copies of a
+record do not count. An error that near prompts share is not found. Measured on synthetic data: area
+under the curve of wrong against right records .875 (standard error .012, 10 pools, 20 neighbours).
 """
 
 from collections.abc import Collection, Mapping
@@ -30,14 +30,14 @@ from delift_pipeline.selection.language_model import LanguageModel
 WEIGHT_POWER = 4
 SHARPNESS = 2.0
 SUSPECTED_BELOW = 0.5
-"""A record with less trust is called a suspected wrong one: r below -1/4."""
+"""A record with less trust is suspected to be wrong: r is below -1/4."""
 DEFAULT_FLOOR = 0.05
-"""Below one prompt of cosine .47, or twenty of .22, trust is 1."""
+"""The weight of one prompt of cosine .47, or of twenty of .22; below it, trust is 1."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Trust of scored records, and the pairs it was read from.
+    """Trust of scored records, and the pairs that it is computed from.
 
     Attributes:
         ids: n record_ids.
@@ -46,7 +46,7 @@ class Trust:
         relative: r, float64 [n].
         weight: Sum of the weights of near prompts, float64 [n].
         weights: w, SciPy CSC [n, n], symmetric.
-        utilities: U where scored, SciPy CSC [n, n]; row helped by column.
+        utilities: U of scored pairs, SciPy CSC [n, n]; the column helps the row.
     """
 
     ids: tuple[str, ...]
@@ -59,16 +59,16 @@ class Trust:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """record_id -> its place in all arrays."""
+        """Return record_id -> its position in all arrays."""
         return {record: place for place, record in enumerate(self.ids)}
 
     @cached_property
     def by_id(self) -> dict[str, float]:
-        """record_id -> trust."""
+        """Return record_id -> trust."""
         return dict(zip(self.ids, self.trust.tolist(), strict=True))
 
     def of(self, records: tuple[str, ...]) -> np.ndarray:
-        """Trust of these records, float64; 1 for those that were not scored."""
+        """Return the trust of these records, float64; 1 for those that were not scored."""
         known = self.by_id
         return np.array([known.get(record, 1.0) for record in records], dtype=np.float64)
 
@@ -80,15 +80,15 @@ def trust_of(
     floor: float = DEFAULT_FLOOR,
     model: LanguageModel | None = None,
 ) -> Trust:
-    """Trust of the records of a block of near pairs, rows and columns the same records.
+    """Compute the trust of the records of a block of near pairs.
 
-    `frame` has those records and perhaps others, in any order; their prompts are embedded together,
-    see `embedding.embedded`. `floor` is the least sum of weights for which near prompts are
-    believed.
+    Rows and columns of `block` are the same records. `frame` has these records and maybe others, in
+    any order. All prompts are embedded together, see `embedding.embed_texts`. A record whose
+    weights sum to less than `floor` has trust 1.
 
     Raises:
-        DeliftError: the block has records that `frame` has not.
-        Refused: the embedder cannot be loaded.
+        DeliftError: `frame` has records that the block lacks.
+        Refused: The embedder cannot be loaded.
     """
     from scipy.sparse import csc_matrix
 
@@ -97,7 +97,7 @@ def trust_of(
     block = block.restrict(ids, ids)
     stored, n = to_sparse(block.matrix), len(block.rows)
     utilities = csc_matrix((stored.data, stored.indices, stored.indptr), shape=(n, n))
-    # Prompts of records without scores still count for the words of tf-idf.
+    # tf-idf also counts the words of prompts without scores.
     scored = np.flatnonzero(ordered["record_id"].is_in(list(block.rows)).to_numpy())
     embeddings = embed_texts(prompt_texts(ordered), embedder, model)[scored]
     group_of = duplicate_groups(ordered[scored])
@@ -124,12 +124,12 @@ def _column_sums(matrix: Any) -> np.ndarray:
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The quotient, 0 where there is nothing to divide by."""
+    """Divide, and return 0 if the divisor is 0."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
 
 
 NEAR_DUPLICATE = 0.95
-"""Records whose cosine (prompt and answer) reaches this are near duplicates."""
+"""Records with at least this cosine (prompt and answer) are near duplicates."""
 NAMED_NEIGHBOURS = 3
 
 _NEAR = {"record_id": pl.String()} | dict.fromkeys(("similarity", "helps", "helped"), pl.Float64())
@@ -142,13 +142,13 @@ SUSPECT_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What a near prompt says of a record.
+    """A neighbour of a record with the utilities of the pair.
 
     Attributes:
         record_id: The neighbour.
         similarity: Cosine of the two prompts.
-        helps: Utility of the record for the neighbour (U_ij), None where it was not scored.
-        helped: Utility of the neighbour for the record (U_ji), None where it was not scored.
+        helps: Utility of the record for the neighbour (U_ij), None if it was not scored.
+        helped: Utility of the neighbour for the record (U_ji), None if it was not scored.
     """
 
     record_id: str
@@ -164,7 +164,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Trust of one record and the near prompts it was read from, strongest objection first."""
+    """Trust of one record, with its neighbours, the strongest evidence against it first."""
 
     record_id: str
     trust: float
@@ -175,18 +175,18 @@ class Evidence:
 
     @property
     def is_suspected(self) -> bool:
-        """Whether the record is called a suspected wrong one."""
+        """Whether the record is suspected to be wrong."""
         return self.trust < SUSPECTED_BELOW
 
     def as_json(self) -> dict[str, Any]:
-        """The evidence as plain data."""
+        """Return the evidence as plain data."""
         return {**asdict(self), "suspected": self.is_suspected}
 
 
 def evidence_of(trust: Trust, record: str, count: int = NAMED_NEIGHBOURS) -> Evidence | None:
-    """What near prompts say of a record, the `count` ones that weigh most against it first.
+    """Return a record's trust and `count` neighbours, the strongest evidence against it first.
 
-    None where it was not scored.
+    None if the record was not scored.
     """
     if (j := trust.places.get(record)) is None:
         return None
@@ -204,14 +204,14 @@ def evidence_of(trust: Trust, record: str, count: int = NAMED_NEIGHBOURS) -> Evi
 
 
 def _utility_at(utilities: Any, i: int, j: int) -> float | None:
-    """U_ij, or None where the pair was not scored."""
+    """Return U_ij, or None if the pair was not scored."""
     start, end = utilities.indptr[j : j + 2]
     place = np.flatnonzero(utilities.indices[start:end] == i)
     return float(utilities.data[start + place[0]]) if len(place) else None
 
 
 def suspects_frame(trust: Trust, selected: Collection[str], pool: pl.DataFrame) -> pl.DataFrame:
-    """The suspected wrong records of a pool with their evidence, least trusted first."""
+    """Return the suspected records of a pool with their evidence, least trusted first."""
     known, chosen = set(pool["record_id"]), set(selected)
     low = [one for one in trust.ids if trust.by_id[one] < SUSPECTED_BELOW and one in known]
     low.sort(key=trust.by_id.__getitem__)
@@ -221,9 +221,9 @@ def suspects_frame(trust: Trust, selected: Collection[str], pool: pl.DataFrame) 
 
 
 def near_duplicates(similar: Similarities, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
-    """record_id -> number of its group, for records that have a near duplicate.
+    """Return record_id -> number of its group, for records that have a near duplicate.
 
-    Groups are chains: a record belongs to a group where it is that similar to one member of it.
+    A record is in a group if it is a near duplicate of one of its members, not necessarily of all.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
@@ -240,7 +240,7 @@ def near_duplicates(similar: Similarities, threshold: float = NEAR_DUPLICATE) ->
 
 
 def record_line(records: Mapping[str, Mapping[str, Any]], record: str, length: int = 200) -> str:
-    """A record on one line, `prompt -> answer`, shortened; its id where its text is not known."""
+    """Return a record as one short line, `prompt -> answer`, or its id if its text is unknown."""
     if (row := records.get(record)) is None:
         return record
     prompt = " ".join(part for part in (row["instruction"], row["input"]) if part)

@@ -1,1 +1,1 @@
-"""The selectors, one file each."""
+"""The selectors, one module each."""

@@ -1,13 +1,13 @@
-"""Easy and hard records of every cluster, without a model to train.
+"""DEFT-UCS: easy and hard records of every cluster of embeddings, without a trained model.
 
     c(i)     the cluster of record i: k-means on unit embeddings e_i
     dist_i = 1 - cos(e_i, mean of the cluster)
-    every cluster gives its nearest records (easy) and its farthest (hard), `easy` of them easy
+    each cluster gives its nearest records (easy) and its farthest (hard); the share `easy` is easy
 
-Cost: one embedding a record and k-means, nothing quadratic. Source: Das and Khetan 2023, DEFT-UCS
-(arXiv 2310.16776); the DELIFT paper runs it with 7 clusters, half easy, equal parts. A random base
-set, D_base there, comes first where `base` is above 0. Published code returns positions within a
-cluster as if they were global, and a dot product as if it were a distance; here a pick is a record.
+Cost: one embedding per record and k-means, nothing quadratic. Source: Das and Khetan 2023, DEFT-UCS
+(arXiv 2310.16776). The DELIFT paper runs it with 7 clusters, half easy, equal parts. With `base`, a
+share of the picks is random (D_base in the paper). The published code uses positions within a
+cluster as positions in the dataset, and a dot product as a distance; both are corrected here.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 STARTS = 10
-"""K-means is run from so many draws and the tightest result kept."""
+"""How many random starts k-means has; the tightest result is used."""
 
 
 class DeftUcsOptions(NoOptions):
@@ -32,10 +32,10 @@ class DeftUcsOptions(NoOptions):
 
     Attributes:
         embedder: Of whole records: `minilm`, `tfidf`, or a sentence-transformers folder or hub id.
-        clusters: Number of clusters; as many as records where there are fewer.
+        clusters: Number of clusters, at most the number of records.
         easy: Share of each cluster's picks that are nearest its centroid; the others are farthest.
-        parts: `equal` gives every cluster the same count, `proportional` one by its size.
-        base: Share of the budget that is a random base set.
+        parts: `equal` gives every cluster the same count, `proportional` a count by its size.
+        base: Share of the picks that are random.
     """
 
     embedder: str = Field(default="minilm", min_length=1)
@@ -46,7 +46,7 @@ class DeftUcsOptions(NoOptions):
 
 
 class DeftUcsSelector(Selector):
-    """Cluster by cluster, easy and hard in turn; every prefix keeps the parts."""
+    """Picks easy and hard records of all clusters, so that every prefix has the same shares."""
 
     name = "deft_ucs"
     options_model = DeftUcsOptions
@@ -58,7 +58,7 @@ class DeftUcsSelector(Selector):
         """Rank the whole pool.
 
         Raises:
-            Refused: the embedder cannot be loaded, or the budget is `auto`.
+            Refused: The embedder cannot be loaded, or the budget is `auto`.
         """
         refuse_auto(self.name, inputs)
         ordered = inputs.pool.sort("record_id")
@@ -71,17 +71,17 @@ class DeftUcsSelector(Selector):
 
 
 def cluster_records(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cluster of each record, int64 [n], and its cosine distance to the centroid, float [n].
+    """Return the cluster of each record, int64 [n], and its cosine distance to the centroid.
 
-    `embeddings` are float [n, d] of unit (or zero) length, an array or a CSR matrix, and `count` is
-    the most clusters.
+    `embeddings` are float [n, d] of unit (or zero) length, an array or a CSR matrix. `count` is the
+    most clusters. The distances are float [n].
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    starts: Any = STARTS  # the library is annotated for its default alone
+    starts: Any = STARTS  # the library's annotation allows only its default
     means = KMeans(min(count, embeddings.shape[0]), n_init=starts, random_state=seed)
-    # Several threads add up a centroid in any order, which decides ties otherwise.
+    # Several threads would add up a centroid in any order, which would decide ties.
     with threadpool_limits(1):
         labels = means.fit_predict(embeddings).astype(np.int64)
     centres = means.cluster_centers_
@@ -98,11 +98,11 @@ def cluster_records(embeddings: Any, count: int, seed: int) -> tuple[np.ndarray,
 def rank_by_clusters(
     clusters: np.ndarray, distances: np.ndarray, options: DeftUcsOptions
 ) -> np.ndarray:
-    """All records in order: clusters take turns, and within a cluster easy and hard ones do.
+    """Return all records in order. Clusters alternate, and easy and hard records within a cluster.
 
-    Turns go to the cluster with the greatest weight / (2 taken + 1) (Webster's method), so that
-    every prefix is as near to the wanted parts as whole records allow; an exhausted cluster's turns
-    fall to the others. `clusters` are int [n], `distances` float [n] to the own centroid.
+    The next place goes to the cluster with the greatest weight / (2 picks + 1) (Webster's method).
+    So the shares of every prefix are as exact as whole records allow. When a cluster is used up,
+    the others get its places. `clusters` are int [n], and `distances` float [n] to the centroid.
     """
     places = []
     for cluster in range(int(clusters.max()) + 1):
@@ -116,12 +116,12 @@ def rank_by_clusters(
 
 
 def is_due(share: float, place: int) -> bool:
-    """Whether the rounded count of a share of the places, counted from 0, rises at this one."""
+    """Whether this place, counted from 0, is one of the evenly spread places of a share."""
     return int(share * (place + 1) + 0.5) > int(share * place + 0.5)
 
 
 def mix_in_base(order: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """The order with random records mixed in, so that a share of every prefix is random."""
+    """Return the order with random records mixed in, so that a share of every prefix is random."""
     if not share:
         return order
     random = iter(np.random.default_rng(seed).permutation(order).tolist())

@@ -1,4 +1,4 @@
-"""The paper's selector: submodular objectives on the utility kernel."""
+"""DELIFT, the paper's selector: submodular objectives on the utility kernel."""
 
 import functools
 from dataclasses import replace
@@ -27,10 +27,10 @@ _SELF_BLOCKS = ("self", "neighbours")
 
 
 class DeliftSelector(Selector):
-    """FL, FLMI or FLCG on max(U, 0), by stage, with the diagonal masked (Agarwal et al. 2025).
+    """Maximises FL, FLMI or FLCG on max(U, 0), by stage, diagonal masked (Agarwal et al. 2025).
 
-    In the continual stage a share of the picks may be replayed from D_E (`replay`, 0 in the paper):
-    facility location over D_E on the same utilities ranks them, and every prefix holds the share.
+    In the continual stage a share of the picks can be replayed from D_E (`replay`, 0 in the paper).
+    Facility location over D_E on the same utilities ranks them, and every prefix has this share.
     """
 
     name = "delift"
@@ -38,10 +38,10 @@ class DeliftSelector(Selector):
     traits = Traits(reads_scores=True, replays=True)
 
     def needs(self, stage: Stage, options: SelectorOptions) -> Needs:
-        """The blocks that the objective reads.
+        """Return the blocks that the objective reads.
 
         Raises:
-            Refused: the objective needs a target set or existing records that the stage has not.
+            Refused: The objective needs a target set or existing records, which the stage lacks.
         """
         objective = objective_at(stage, options.objective)
         return Needs(
@@ -57,7 +57,7 @@ class DeliftSelector(Selector):
         """Maximise the stage's objective greedily over the scorable records.
 
         Raises:
-            DeliftError: a block lacks records, or nothing in the pool could be scored.
+            DeliftError: A block lacks records, or no record of the pool could be scored.
         """
         pool, existing = tuple(inputs.pool["record_id"]), inputs.existing
         blocks: dict[str, Block] = {}
@@ -95,7 +95,7 @@ class DeliftSelector(Selector):
 def _kernels(
     blocks: dict[str, Block], inputs: SelectionInputs, options: SelectorOptions
 ) -> tuple[dict[str, Columns], dict[str, Any]]:
-    """Non-negative kernels by block (`neighbours` under `self`), and the scaling for the record."""
+    """Return non-negative kernels by block (`neighbours` as `self`), and details of the scaling."""
     similarities = {}
     for name, block in blocks.items():
         groups = None

@@ -1,9 +1,9 @@
-"""The paper's comparison: its objectives on the similarity of embeddings, no model asked.
+"""DELIFT (SE), a comparison in the paper: its objectives on the similarity of embeddings.
 
     S_ij = max(cos(e_i, e_j), 0),  S_ii = 1
 
-FL, FLMI or FLCG by stage (formulas: `selection.objectives`). Source: DELIFT (SE) of Agarwal et al.
-2025, who embed with sentence transformers; `tfidf` needs no model at all.
+FL, FLMI or FLCG by stage (formulas: `selection.objectives`). Source: Agarwal et al. 2025, who embed
+with sentence transformers. `tfidf` needs no model at all.
 """
 
 from dataclasses import replace
@@ -23,17 +23,17 @@ TARGET_OBJECTIVES = ("flmi", "fl1mi", "fl2mi")
 
 
 class DeliftSeSelector(Selector):
-    """FL, FLMI or FLCG on embedding similarity, diagonal kept."""
+    """Maximises FL, FLMI or FLCG on the similarity of embeddings, with the diagonal."""
 
     name = "delift_se"
     options_model = EmbeddingOptions
     traits = Traits(reads_model=True, takes_embedder=True)
 
     def needs(self, stage: Stage, options: EmbeddingOptions) -> Needs:
-        """No scores; the model where it embeds; D_E where the objective is conditional.
+        """Return no scores, the model if it is the embedder, and D_E if the objective is `flcg`.
 
         Raises:
-            Refused: the objective belongs to another stage.
+            Refused: The objective belongs to another stage.
         """
         objective = objective_at(stage, options.objective)
         return Needs(existing_records=objective == "flcg", model=options.embedder == MODEL)
@@ -44,8 +44,8 @@ class DeliftSeSelector(Selector):
         """Maximise the stage's objective greedily over the whole pool.
 
         Raises:
-            DeliftError: the objective reads a target set that was not given.
-            Refused: the embedder cannot be loaded.
+            DeliftError: The objective reads a target set, and its records are missing.
+            Refused: The embedder cannot be loaded.
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
         name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()
@@ -64,5 +64,5 @@ class DeliftSeSelector(Selector):
         selection = maximise(self.name, inputs, [part], lazy_greedy, budget, seed)
         if len(selection.ranking) == budget:
             return selection
-        # Tokens and `auto` end sooner; the random subsets are still of the budget's size.
+        # With tokens and `auto` the ranking is shorter; random subsets still have `budget` records.
         return replace(selection, value_random=mean_random_value(objective, budget, seed))

@@ -1,4 +1,4 @@
-"""The recommended selector: embeddings give coverage, utilities of near pairs give trust.
+"""DELIFT trusted, the default: embeddings measure coverage, utilities of near pairs give trust.
 
     instruction tuning  f(A)     = sum_i c_i max_{j in A} c_j S_ij
     task-specific       f(A; T)  = sum_{t in T} max_{j in A} c_j max(U_tj, 0)
@@ -6,12 +6,12 @@
     continual           f(A | E) = sum_i c_i max(0, max_{j in A} c_j S_ij
                                                     - nu max_{e in E} c_e S_ie)
 
-c is the trust (`selection.trust`), S the similarity of whole records (`selection.embedding`), its
-diagonal kept. S and c are fixed and at least 0, so that f is monotone and submodular: greedy
+c is the trust (`selection.trust`), and S the similarity of whole records (`selection.embedding`)
+with its diagonal. S and c are fixed and at least 0, so f is monotone and submodular, and greedy
 reaches 1 - 1/e of the best f. In the continual stage a share of the picks is replayed from the
-existing records E, chosen by f over E alone; every prefix of the ranking holds that share. Only
-near pairs are scored, about 40 a record, and one row a target record. Source and evidence: this
-project's own comparison on a synthetic world, docs/log.md.
+existing records E, chosen by f over E alone, and every prefix has this share. Only near pairs are
+scored, about 40 per record, and one row per target record. Source: this project; docs/results.md
+has the experiments.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ PREFIX = "trusted_"
 
 
 class DeliftTrustedSelector(Selector):
-    """Trusted coverage, its task-specific and its continual form."""
+    """Maximises coverage weighted by trust, in the form of each stage."""
 
     name = "delift_trusted"
     options_model = TrustedOptions
@@ -42,7 +42,7 @@ class DeliftTrustedSelector(Selector):
     )
 
     def needs(self, stage: Stage, options: TrustedOptions) -> Needs:
-        """Near pairs, and the target set's rows or the existing records where there are any."""
+        """Return near pairs, and by stage the target set's pairs or the existing records."""
         return Needs(
             "neighbours",
             target_pairs=stage == "task_specific",
@@ -56,8 +56,8 @@ class DeliftTrustedSelector(Selector):
         """Maximise the stage's objective greedily over the scorable records.
 
         Raises:
-            DeliftError: a block lacks records, or nothing in the pool could be scored.
-            Refused: the embedder cannot be loaded.
+            DeliftError: A block lacks records, or no record of the pool could be scored.
+            Refused: The embedder cannot be loaded.
         """
         near = inputs.block("neighbours", "distance")
         trust = trust_of(near, inputs.neighbourhood, options.embedder, options.floor, inputs.model)
@@ -88,7 +88,7 @@ class DeliftTrustedSelector(Selector):
 def _coverage_parts(
     inputs: SelectionInputs, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
 ) -> list[Maximisation]:
-    """Coverage of the pool; in the continual stage what E leaves, and coverage of E for replay."""
+    """Return coverage of the pool, or for continual coverage beyond E, and of E for replay."""
     similar = coverage_similarities(inputs.records, options, inputs.model)
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
@@ -103,7 +103,7 @@ def _coverage_parts(
 def _kernel(
     similar: Similarities, trust: Trust, rows: tuple[str, ...], columns: tuple[str, ...]
 ) -> Columns:
-    """c_j S_ij, dense in column order or CSC."""
+    """Return c_j S_ij, dense in column order or CSC."""
     part, factors = similar.submatrix(rows, columns), trust.of(columns).astype(np.float32)
     if isinstance(part, np.ndarray):
         return as_columns(part * factors)

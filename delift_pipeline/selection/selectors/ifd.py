@@ -1,14 +1,14 @@
-"""Instruction-following difficulty: how little the instruction helps with the answer.
+"""IFD, instruction-following difficulty: how little the instruction helps with the answer.
 
     IFD_i = ppl(y_i | x_i) / ppl(y_i)
           = exp(mean_t log p(y_it | y_i<t) - mean_t log p(y_it | x_i, y_i<t))
 
-The greatest below 1 come first: hard to answer, yet helped by the instruction. From 1 on the
-instruction hurts, as it does where it does not belong to the answer; those records come last, the
-nearest to 1 first, or are left out (`above_one: drop`, as published). Cost: two forward passes a
-record. Source: Li et al. 2024 (arXiv 2308.12032); a small scorer ranks alike (Superfiltering, arXiv
-2402.00530). Both perplexities cover the same tokens, end-of-text included: without an instruction
-the first one is predicted from the begin-of-text token, or end-of-text where there is none.
+The greatest ratios below 1 come first: the answer is hard, but the instruction helps. From 1 on the
+instruction hurts, for example because the answer does not belong to it. These records come last,
+those nearest to 1 first, or are left out (`above_one: drop`, as published). Cost: two forward
+passes per record. Source: Li et al. 2024 (arXiv 2308.12032). A small model ranks almost equally
+(Superfiltering, arXiv 2402.00530). Both perplexities cover the same tokens, with end-of-text.
+Without an instruction, the first token is predicted from begin-of-text, or else from end-of-text.
 """
 
 from dataclasses import replace
@@ -25,22 +25,22 @@ from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
 
 ROWS = 1024
-"""Records between two moments at which progress is shown."""
+"""Records per scoring call; progress is shown after each."""
 
 
 class IfdOptions(NoOptions):
     """The options of `ifd`.
 
     Attributes:
-        above_one: `last` ranks records with a ratio from 1 on after all others; `drop` leaves them
-            out, as published, so that the ranking may come out shorter.
+        above_one: `last` ranks records with a ratio of 1 or more after all others. `drop` leaves
+            them out, as published, so the ranking may be shorter than the budget.
     """
 
     above_one: Literal["last", "drop"] = "last"
 
 
 class IfdSelector(Selector):
-    """Hardest to answer of those that the instruction still helps with."""
+    """Ranks by difficulty the records whose instruction helps with the answer."""
 
     name = "ifd"
     options_model = IfdOptions
@@ -53,7 +53,7 @@ class IfdSelector(Selector):
         """Rank the records whose answer fits the window.
 
         Raises:
-            DeliftError: no answer fits, or the instruction helps with none and those are dropped.
+            DeliftError: No answer fits, or with `drop` the instruction helps with no answer.
         """
         ids, ratios = difficulties(inputs.language_model, inputs.pool)
         ratios = np.round(ratios, DECIMALS)
@@ -62,7 +62,7 @@ class IfdSelector(Selector):
         if hurt := int((~helped).sum()):
             what = "ranked last" if options.above_one == "last" else "left out"
             notes = (f"{hurt:,} records have a ratio of 1 or more and are {what}",)
-        # From 1 on the order turns round, below all others: 1 - ratio is at most 0 there.
+        # For ratios from 1 on, 1 - ratio is at most 0, so they come last and the smallest first.
         scores = np.where(helped, ratios, 1 - ratios)
         if options.above_one == "drop":
             if not helped.any():
@@ -73,7 +73,7 @@ class IfdSelector(Selector):
 
 
 def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
-    """The record_ids that can be scored, sorted, and their ratios, float64."""
+    """Return the record_ids that can be scored, sorted, and their ratios, float64."""
     from delift_pipeline.scoring.engine import Job
     from delift_pipeline.scoring.engines import engine_for
 
@@ -82,7 +82,7 @@ def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, .
     begin = begin_of_text(model.encoder)
     begin = begin if len(begin) else np.asarray([model.encoder.eos], dtype=np.int32)
     answers = [np.concatenate([begin, encoded.answer(row)]) for row in range(len(encoded))]
-    # The same answers with `begin` in the place of everything before them.
+    # The same answers with `begin` instead of their prompts.
     alone = replace(
         encoded,
         head=np.empty(0, dtype=np.int32),

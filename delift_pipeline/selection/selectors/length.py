@@ -1,9 +1,9 @@
-"""The longest answers: what every clever selector should beat.
+"""The longest answers, a simple baseline for other selectors.
 
     score_j = number of tokens (or characters) of y_j
 
-Cost: the tokenizer alone. Source: Xia et al. 2024 (arXiv 2410.09335), who find token length the one
-score that is a stable gain over random choice on pools of a million records.
+Cost: only the tokenizer. Source: Xia et al. 2024 (arXiv 2410.09335), who find that token length is
+the only score that is always better than random choice on pools of a million records.
 """
 
 from typing import Literal
@@ -20,27 +20,27 @@ class LengthOptions(NoOptions):
     """The options of `length`.
 
     Attributes:
-        unit: `tokens` of the model's tokenizer, or `characters`, for which no model is needed.
+        unit: `tokens` of the model's tokenizer, or `characters`, which need no model.
     """
 
     unit: Literal["tokens", "characters"] = "tokens"
 
 
 class LengthSelector(Selector):
-    """Longest answers first; every record can be ranked, also one too long to be scored."""
+    """Ranks the longest answers first, also those that are too long to be scored."""
 
     name = "length"
     options_model = LengthOptions
     traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: LengthOptions) -> Needs:
-        """The tokenizer, or nothing."""
+        """Return the model, of which only the tokenizer is read, or nothing."""
         return Needs(model=options.unit == "tokens")
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: LengthOptions
     ) -> Selection:
-        """Rank by the length of the whole answer, before any cut."""
+        """Rank by the length of the whole answer."""
         answers = inputs.pool["output"].to_list()
         if options.unit == "characters":
             lengths = [len(answer) for answer in answers]

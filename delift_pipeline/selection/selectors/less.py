@@ -1,4 +1,4 @@
-"""LESS: records whose gradients point where the targets' do.
+"""LESS: records whose gradients point in the direction of the targets' gradients.
 
     g_i     gradient of record i's mean loss per answer token, on LoRA weights, at checkpoint c
     G_j     the step that Adam would take on g_j alone, its moments those of checkpoint c
@@ -6,12 +6,12 @@
     score_j = max over the targets' tasks of I_j
 
 P is a seeded Rademacher projection. The warm-up trains adapters on a seeded share of the pool and
-keeps weights and moments at the end of each epoch; targets have plain gradients. Cost: the warm-up,
-then a forward and a backward pass a record, target and checkpoint, and 2 x dims bytes of disk for
-each. Source: Xia et al. 2024 (arXiv 2402.04333). Their code has epsilon inside the root and no bias
-correction, one record a pass, and its tasks written into it; here many records share a pass
-(`training.gradients`) and any target set will do. A target drawn from the pool says nothing of
-itself. The paper's adapters are on q, k, v and o alone: name them in `target_modules` for that.
+stores weights and moments after each epoch. Targets have plain gradients. Cost: the warm-up, then a
+forward and a backward pass and 2 x dims bytes of disk per record or target and checkpoint. Source:
+Xia et al. 2024 (arXiv 2402.04333). Their code has epsilon inside the root and no bias correction,
+one record per pass, and fixed tasks. Here many records share a pass (`training.gradients`), and any
+target set works. A target from the pool is not compared with itself. The paper has adapters only on
+q, k, v and o: name these in `target_modules` to do the same.
 """
 
 from collections.abc import Sequence
@@ -38,18 +38,18 @@ from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector,
 
 
 class LessOptions(NoOptions):
-    """The options of `less`; the defaults are the paper's, but for `target_modules`.
+    """The options of `less`. The defaults are the paper's, except `target_modules`.
 
     Attributes:
-        target_share: Share of the pool that stands for the target set where the stage has none.
+        target_share: Share of the pool that serves as target set if the stage has none.
         warmup_share: Share of the pool that the warm-up trains on.
-        epochs: Epochs of the warm-up: that many checkpoints.
-        learning_rate: Its highest learning rate, falling linearly.
-        rank: Rank of its adapters.
-        alpha: Their scale is alpha divided by rank.
-        dropout: Dropout in front of them, in the warm-up alone.
+        epochs: Epochs of the warm-up, with a checkpoint after each.
+        learning_rate: Highest learning rate of the warm-up, which falls linearly.
+        rank: Rank of the adapters.
+        alpha: The adapters are scaled by alpha / rank.
+        dropout: Dropout before the adapters, only in the warm-up.
         target_modules: Layers with adapters: `all-linear`, or names.
-        dims: Numbers a gradient is projected to, a multiple of 64.
+        dims: Dimensions of a projected gradient, a multiple of 64.
     """
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
@@ -64,7 +64,7 @@ class LessOptions(NoOptions):
 
 
 class LessSelector(Selector):
-    """Greatest influence on the targets, by low-rank gradients."""
+    """Ranks by influence on the targets, estimated from gradients of adapters."""
 
     name = "less"
     options_model = LessOptions
@@ -77,7 +77,7 @@ class LessSelector(Selector):
         """Rank the records whose answer fits the window.
 
         Raises:
-            DeliftError: no target or no record of the pool fits, or a gradient is not finite.
+            DeliftError: No target or no record of the pool fits, or a gradient is not finite.
         """
         targets = target_set(inputs, seed, options.target_share)
         model, gradients = inputs.language_model, inputs.gradients
@@ -106,7 +106,7 @@ def influences(
     aims: Sequence[Example],
     meter: Meter,
 ) -> np.ndarray:
-    """I_j by task, float64 [pool, tasks].
+    """Return I_j by task, float64 [pool, tasks].
 
     `pool` and `aims` are the records of the pool and the targets that fit, sorted by record_id.
     """
@@ -129,11 +129,11 @@ def mean_cosines(
     groups: Sequence[np.ndarray],
     itself: np.ndarray,
 ) -> np.ndarray:
-    """Mean cosine of each record with the targets of each group, a record's own left out.
+    """Return the mean cosine of each record with the targets of each group, except with itself.
 
     Features, float [n, dims], and targets, float [m, dims], have unit rows. `itself`, int [n], is
-    the record's own place among the targets, or -1. The means are float64 [n, groups]; -1 where a
-    record is its group's only target.
+    the record's own position among the targets, or -1. The means are float64 [n, groups], and -1 if
+    a record is the only target of its group.
     """
     rows = features.astype(np.float32)
     own = np.flatnonzero(itself >= 0)

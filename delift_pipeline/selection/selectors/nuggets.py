@@ -1,12 +1,12 @@
-"""Nuggets: records that help as the one demonstration, on most of an anchor set.
+"""Nuggets: records that help most records of an anchor set as their only demonstration.
 
     score_j = 1/|T| sum_{i in T} [ log p(y_i | j, x_i) > log p(y_i | x_i) ]
 
-the golden score; among equal ones the mean gain a token decides. T, the anchors, is the target set,
-else a seeded share of the pool, and an anchor says nothing of itself. This is the mean of a column
-of the utility kernel's signs: the pair scorer does the work and its store keeps it, so that pairs
-which any arm has scored are found. Cost: |T| pairs a record. Source: Li et al. 2024 (arXiv
-2312.10302).
+is the golden score. The mean gain per token decides among equal scores. T, the anchors, is the
+target set, or else a seeded share of the pool. An anchor is not paired with itself. The score is
+the share of positive utilities in a column of the kernel, so pairs come from the score store, and
+pairs that another arm has scored are reused. Cost: |T| pairs per record. Source: Li et al. 2024
+(arXiv 2312.10302).
 """
 
 import numpy as np
@@ -26,14 +26,14 @@ class NuggetsOptions(NoOptions):
     """The options of `nuggets`.
 
     Attributes:
-        target_share: Share of the pool that is the anchor set where the stage has no target set.
+        target_share: Share of the pool that is the anchor set if the stage has no target set.
     """
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
 
 
 class NuggetsSelector(Selector):
-    """Most anchors helped by one showing."""
+    """Ranks by the share of anchors that a record helps as demonstration."""
 
     name = "nuggets"
     options_model = NuggetsOptions
@@ -46,7 +46,7 @@ class NuggetsSelector(Selector):
         """Rank the records that can be demonstrations.
 
         Raises:
-            DeliftError: no anchor can be scored, or the model gives no numbers.
+            DeliftError: No anchor can be scored, or a score is not finite.
         """
         anchors = target_set(inputs, seed, options.target_share)
         ids, gains = one_shot_gains(inputs.language_model, inputs.pool, anchors.records)
@@ -57,14 +57,14 @@ class NuggetsSelector(Selector):
 def one_shot_gains(
     model: LanguageModel, pool: pl.DataFrame, anchors: pl.DataFrame
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """What each record adds to the mean log-probability of each anchor's answer.
+    """Return how much each record raises the mean log-probability of each anchor's answer.
 
     Returns:
-        The record_ids that can be scored, sorted, and float64 [anchors, ids], NaN where an anchor
-        meets itself.
+        The record_ids that can be scored, sorted, and the gains, float64 [anchors, ids], NaN for an
+        anchor with itself.
 
     Raises:
-        DeliftError: no anchor can be scored, or the model gives no numbers.
+        DeliftError: No anchor can be scored, or a score is not finite.
     """
     from delift_pipeline.scoring.run import score_baseline, score_pairs
 
@@ -88,9 +88,9 @@ def one_shot_gains(
 
 
 def golden_scores(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the anchors helped and mean gain of each record, 0 where it meets only itself.
+    """Return the share of anchors that each record helps, and its mean gain; 0 without anchors.
 
-    `gains` are float [anchors, records], NaN where an anchor meets itself.
+    `gains` are float [anchors, records], NaN for an anchor with itself.
     """
     counts = np.maximum((~np.isnan(gains)).sum(axis=0), 1)
     return (gains > 0).sum(axis=0) / counts, np.nansum(gains, axis=0) / counts

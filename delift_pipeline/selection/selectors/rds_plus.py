@@ -1,12 +1,12 @@
-"""RDS+: records that the model reads like the targets.
+"""RDS+: records whose hidden states are most similar to those of the targets.
 
     h_i = sum_t t h_it / (1 + ... + T_i), to unit length
     score_j = max_{i in targets} cos(h_i, h_j)
 
-with h_it the last hidden states of prompt and answer, and the targets those of one task.
-Several tasks take turns: each in turn takes its best record that is not taken yet. Cost: one
-forward pass a record and target, no logits. Source: Ivison et al. 2025 (arXiv 2503.01807), who find
-it above every costlier selector at scale. A target drawn from the pool says nothing of itself.
+where h_it are the last hidden states of prompt and answer, and the targets are those of one task.
+Several tasks pick in turn, each its best record that is not picked yet. Cost: one forward pass per
+record and target, without logits. Source: Ivison et al. 2025 (arXiv 2503.01807), who find it better
+than all more expensive selectors at scale. A target from the pool is not compared with itself.
 """
 
 import itertools
@@ -38,8 +38,8 @@ class RdsPlusOptions(NoOptions):
     """The options of `rds_plus`.
 
     Attributes:
-        target_share: Share of the pool that stands for the target set where the stage has none.
-        tasks: `round_robin` lets the targets' tasks take turns, `max` ranks by the best target.
+        target_share: Share of the pool that serves as target set if the stage has none.
+        tasks: With `round_robin` the targets' tasks pick in turn; `max` ranks by the best target.
     """
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
@@ -47,7 +47,7 @@ class RdsPlusOptions(NoOptions):
 
 
 class RdsPlusSelector(Selector):
-    """Nearest to the targets by position-weighted hidden states."""
+    """Ranks by similarity to the targets of position-weighted hidden states."""
 
     name = "rds_plus"
     options_model = RdsPlusOptions
@@ -60,7 +60,7 @@ class RdsPlusSelector(Selector):
         """Rank the whole pool; texts beyond the window are cut in their middle.
 
         Raises:
-            Refused: the budget is `auto` and several tasks take turns.
+            Refused: The budget is `auto` and several tasks pick in turn.
         """
         targets = target_set(inputs, seed, options.target_share)
         pool = inputs.pool.sort("record_id")
@@ -77,9 +77,9 @@ class RdsPlusSelector(Selector):
 def similarity_by_task(
     inputs: SelectionInputs, pool: pl.DataFrame, targets: TargetSet
 ) -> np.ndarray:
-    """The greatest cosine of each record to a target of each task, float64 [pool, tasks].
+    """Return the greatest cosine of each record to a target of each task, float64 [pool, tasks].
 
-    A record's own cosine does not count; with nothing left the least cosine, -1, stands.
+    A record's cosine with itself does not count. If a task has no other target, the value is -1.
     """
     both = pl.concat([pool, targets.records], how="diagonal_relaxed")
     states = hidden_states(record_texts(both), inputs.language_model, "hidden states")
@@ -99,9 +99,9 @@ def similarity_by_task(
 
 
 def round_robin(scores: np.ndarray) -> np.ndarray:
-    """All records in order: tasks take turns, each taking its best record not yet taken.
+    """Return all records in order: tasks pick in turn, each its best record not picked yet.
 
-    `scores` are float [n, tasks]; of equal ones the smaller number comes first.
+    `scores` are float [n, tasks]. Of equal scores, the record with the smaller number comes first.
     """
     queues = itertools.cycle(iter(np.argsort(-one, kind="stable").tolist()) for one in scores.T)
     order: dict[int, None] = {}

@@ -1,4 +1,4 @@
-"""The selectors that others are compared with: random choice, the whole pool, and no record."""
+"""The reference selectors: random choice, the whole pool, and no record."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from delift_pipeline.selection.selector import SelectionInputs, Selector, Traits
 
 
 class RandomSelector(Selector):
-    """A seeded permutation of the records in order of record_id, cut at the budget.
+    """Ranks records by a seeded permutation of their sorted record_ids.
 
     The order of the file does not matter, a smaller budget is a prefix, and no score is needed.
     """
@@ -23,21 +23,21 @@ class RandomSelector(Selector):
     traits = Traits(reference="random")
 
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
-        """The first `budget` records of the permutation drawn with `seed`."""
+        """Return the first `budget` records of the permutation for `seed`."""
         ids = sorted(inputs.pool["record_id"])
         order = np.random.default_rng(seed).permutation(len(ids))
         return rank_by_order(self.name, inputs, ids, order, budget)
 
 
 class FullSelector(Selector):
-    """The whole pool in file order, whatever the budget."""
+    """Selects the whole pool in file order, whatever the budget."""
 
     name = "full"
     options_model = NoOptions
     traits = Traits(reference="whole")
 
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
-        """Every record of the pool."""
+        """Return every record of the pool."""
         ranking = tuple(inputs.pool["record_id"])
         if budget == len(ranking):
             return Selection(self.name, ranking)
@@ -46,9 +46,9 @@ class FullSelector(Selector):
 
 
 class InitialSelector(Selector):
-    """No record, whatever the budget: the row "Initial" of Agarwal et al. 2025.
+    """Selects no record, whatever the budget: the row "Initial" of Agarwal et al. 2025.
 
-    Its adapter changes no output, so that its row is the base model's in every report and table.
+    Its adapter changes no output, so its row in reports and tables is that of the base model.
     """
 
     name = "initial"
@@ -56,10 +56,10 @@ class InitialSelector(Selector):
     traits = Traits(reference="base")
 
     def select(self, inputs: SelectionInputs, budget: int, seed: int, options: Any) -> Selection:
-        """The empty subset.
+        """Return the empty subset.
 
         Raises:
-            Refused: records are pinned, or quotas set, which an empty subset cannot keep.
+            Refused: There are rules, which an empty subset cannot obey.
         """
         if inputs.rules != Rules():
             reason = "initial takes no record, so nothing can be pinned; choose another selector"

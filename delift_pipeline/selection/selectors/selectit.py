@@ -1,14 +1,14 @@
-"""SelectIT: the model rates each record, and its own doubt is subtracted.
+"""SelectIT: the model rates each record, and an uncertain rating counts less.
 
     p_k      probability of the rating k = 1..5 after a rating prompt, renormalised over the five
-    token    S = b mean_{k != b} |p_b - p_k|,   b = argmax p           a sure high rating is high
-    sentence S = mean over the rating prompts / (1 + alpha std)        one that wording moves is low
-    model    S = sum_m theta_m S_m / sum_m theta_m                     theta_m: size of model m
+    token    S = b mean_{k != b} |p_b - p_k|,   b = argmax p        high for a certain, high rating
+    sentence S = mean over the rating prompts / (1 + alpha std)     low if the prompts disagree
+    model    S = sum_m theta_m S_m / sum_m theta_m                  theta_m: size of model m
 
-The highest come first. Cost: a forward pass a record, rating prompt and model, one place's logits.
-Source: Liu et al. 2024 (arXiv 2402.16705). Their code takes a softmax of probabilities a second
-time and weighs models by numbers that do not sum to 1; DELIFT's takes the lowest scores and counts
-five records as five prompts of one. The rating prompts here are this project's own words.
+The highest come first. Cost: a forward pass per record, rating prompt and model, with the logits of
+one position. Source: Liu et al. 2024 (arXiv 2402.16705). Their code applies softmax to
+probabilities, and its model weights do not sum to 1. DELIFT's version takes the lowest scores, and
+counts five records as five prompts of one. This project wrote the rating prompts itself.
 """
 
 from collections.abc import Sequence
@@ -54,11 +54,11 @@ class SelectItOptions(NoOptions):
     """The options of `selectit`.
 
     Attributes:
-        level: `token` (the first rating prompt alone), `sentence` (all of them), or `model`
+        level: `token` (only the first rating prompt), `sentence` (all of them), or `model`
             (several models).
-        alpha: How much disagreement of the rating prompts counts.
+        alpha: Weight of the disagreement of the rating prompts.
         models: Further models for the level `model`, by folder or hub id.
-        prompts: Rating prompts in the place of the shipped ones.
+        prompts: Rating prompts that replace the built-in ones.
     """
 
     level: Literal["token", "sentence", "model"] = "sentence"
@@ -74,29 +74,29 @@ class SelectItOptions(NoOptions):
 
 
 class SelectItSelector(Selector):
-    """Highest rated with the least doubt."""
+    """Ranks by the model's rating of each record and its certainty."""
 
     name = "selectit"
     options_model = SelectItOptions
     traits = Traits(reads_model=True)
 
     def needs(self, stage: Stage, options: SelectItOptions) -> Needs:
-        """The model, and the further ones."""
+        """Return the model and the further models."""
         return Needs(model=True, other_models=options.models)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: SelectItOptions
     ) -> Selection:
-        """Rank the whole pool; texts beyond the window are cut in their middle.
+        """Rank the whole pool. Texts longer than the window lose their middle.
 
         Raises:
-            Refused: a model has no token for a rating, or its window does not hold the prompt.
+            Refused: A model has no token for a rating, or its window is too small for the prompt.
         """
         pool, own = inputs.pool.sort("record_id"), inputs.language_model
         prompts = options.prompts[:1] if options.level == "token" else options.prompts
         scores, sizes = [], []
         for name in (None, *options.models):
-            # One model after the other: a further one is let go before the next is loaded.
+            # Only one further model is in memory at a time.
             model = own if name is None else own.with_model(name)
             rated = token_scores(rating_probabilities(model, pool, prompts))
             scores.append(sentence_scores(rated, options.alpha))
@@ -106,19 +106,19 @@ class SelectItSelector(Selector):
 
 
 def token_scores(probabilities: np.ndarray) -> np.ndarray:
-    """Base rating times its mean distance from the other ratings' probabilities, float [..., 5]."""
+    """Return the token score of ratings with probabilities float [..., 5]."""
     base = probabilities.argmax(axis=-1)
     best = np.take_along_axis(probabilities, base[..., None], axis=-1)
     return (base + 1) * np.abs(best - probabilities).sum(axis=-1) / (len(RATINGS) - 1)
 
 
 def sentence_scores(scores: np.ndarray, alpha: float) -> np.ndarray:
-    """Mean of the rating prompts' scores, float [prompts, records], less where they disagree."""
+    """Return the mean score over rating prompts, [prompts, records], less if they disagree."""
     return scores.mean(axis=0) / (1 + alpha * scores.std(axis=0))
 
 
 def model_scores(scores: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """Mean of the models' scores, weighted by their parameters; the weights sum to 1."""
+    """Return the mean of the models' scores, weighted by their numbers of parameters."""
     weights = np.asarray(sizes, dtype=np.float64) / sum(sizes)
     return np.einsum("m,mr->r", weights, np.stack(scores))
 
@@ -126,10 +126,10 @@ def model_scores(scores: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarr
 def rating_probabilities(
     model: "LanguageModel", pool: pl.DataFrame, prompts: Sequence[str]
 ) -> np.ndarray:
-    """Probabilities of the ratings 1 to 5, renormalised, float64 [prompts, records, 5].
+    """Return probabilities of the ratings 1 to 5, renormalised, float64 [prompts, records, 5].
 
     Raises:
-        Refused: the vocabulary has no token for a rating, or the window is too small.
+        Refused: The vocabulary has no token for a rating, or the window is too small.
     """
     import torch
 
@@ -138,7 +138,7 @@ def rating_probabilities(
     ids = torch.from_numpy(ratings.ids)
 
     def sequences(prompt: str) -> list[np.ndarray]:
-        """Rating prompt, record and question; the record alone is cut where it is long."""
+        """Return rating prompt, record and question; only the record is cut if it is too long."""
         lead = [*begin_of_text(encoder).tolist(), *encoder.plain.ids(prompt).tolist()]
         tail = [*encoder.plain.ids(QUESTION).tolist(), *ratings.before.tolist()]
         room = encoder.window - len(lead) - len(tail)
@@ -149,7 +149,7 @@ def rating_probabilities(
         return [np.concatenate(part).astype(np.int32) for part in parts]
 
     def rating_logprobs(decoder: Any, hidden: Any, lengths: Any) -> torch.Tensor:
-        """Log-probabilities of the ratings after the last token of each sequence."""
+        """Return log-probabilities of the ratings after the last token of each sequence."""
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
         each, tokens = last.repeat_interleave(len(ids), dim=0), ids.to(hidden.device)
         return decoder.logprobs(each, tokens.repeat(len(last))).reshape(len(last), len(ids))
@@ -169,20 +169,20 @@ RATINGS = ("1", "2", "3", "4", "5")
 
 
 class RatingTokens(NamedTuple):
-    """The one token of each rating, int64 [5], and those before every rating (a blank), int32."""
+    """The token of each rating, int64 [5], and the tokens before each rating (a blank), int32."""
 
     before: np.ndarray
     ids: np.ndarray
 
 
 def rating_tokens(encoder: "Encoder") -> RatingTokens:
-    """Find the tokens by which a model writes the ratings.
+    """Find the token of each rating.
 
-    A blank and the digit are tokenised, else the digit alone. Where all ratings begin with the same
-    tokens and differ in the last alone, that one is the rating's.
+    A blank and the digit are tokenised, or else only the digit. All ratings must begin with the
+    same tokens and differ only in the last one, which is the rating's token.
 
     Raises:
-        Refused: the vocabulary has no single token for each rating.
+        Refused: The vocabulary has no single token for each rating.
     """
     for blank in (" ", ""):
         written = [encoder.plain.ids(f"{blank}{rating}") for rating in RATINGS]
