@@ -218,7 +218,7 @@ def test_the_selector_that_the_documentation_adds_works(records: pl.DataFrame) -
     names: dict[str, Any] = {
         "pl": pl,
         "BaseModel": BaseModel,
-        "by_score": rank_by_score,
+        "rank_by_score": rank_by_score,
         "NoOptions": NoOptions,
         "Selection": Selection,
         "SelectionInputs": SelectionInputs,
