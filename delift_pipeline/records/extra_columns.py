@@ -1,6 +1,6 @@
-"""Columns of a file beyond the fields of a record, kept with a version as text.
+"""Extra columns of a file (`--keep`), stored as text beside the records of a version.
 
-Balance reports and quotas are taken by them; no prompt, score or training reads them.
+Balance reports and quotas can use them. Prompts, scores and training never read them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ RESERVED = {*RECORD_SCHEMA.names(), "tokens"}
 def file_columns(
     pool: pl.DataFrame, file: RecordsFile, names: Sequence[str], option: str
 ) -> dict[str, list[object]]:
-    """The columns that an option names, one value for each record of the pool.
+    """Return the columns that an option names, with one value for each record of the pool.
 
-    Of identical rows of the file the first one's values count.
+    The first of identical rows gives the values.
 
     Raises:
-        Refused: no row of the file has such a column.
+        Refused: No row of the file has one of the columns.
     """
     known = list(dict.fromkeys(column for row in file.rows for column in row))
     if missing := [name for name in names if name not in known]:
@@ -37,7 +37,7 @@ def file_columns(
 
 
 def text_series(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
-    """Columns as text; what a row does not say stays null."""
+    """Convert columns to text; missing values stay null."""
     return [
         pl.Series(name, [None if v is None else str(v) for v in values], pl.String)
         for name, values in columns.items()
@@ -45,10 +45,10 @@ def text_series(columns: Mapping[str, Sequence[object]]) -> list[pl.Series]:
 
 
 def read_extra_columns(pool: pl.DataFrame, file: RecordsFile, names: Sequence[str]) -> pl.DataFrame:
-    """record_id and the columns to be kept, a row for each record of the pool.
+    """Return `record_id` and the named columns, with one row for each record of the pool.
 
     Raises:
-        Refused: a column is a field of every record already, or no row of the file has it.
+        Refused: A column is a field of every record, or no row of the file has it.
     """
     reason = "is always stored with a record: leave it out"
     if reserved := [name for name in names if name in RESERVED]:
@@ -58,12 +58,12 @@ def read_extra_columns(pool: pl.DataFrame, file: RecordsFile, names: Sequence[st
 
 
 def extra_columns_hash(columns: pl.DataFrame) -> str:
-    """The identity of kept columns, whatever the order of the records."""
+    """Return a hash of extra columns that does not depend on the order of records."""
     return digest_frame(columns.select(sorted(columns.columns)).sort("record_id"))
 
 
 def join_extra_columns(home: Home, version: str, pool: pl.DataFrame) -> pl.DataFrame:
-    """A version's records with the columns that were kept of its file, if any were."""
+    """Join a version's extra columns, if it has any, to its records."""
     path = home.dataset(version) / COLUMNS_FILE
     if not path.is_file():
         return pool

@@ -1,7 +1,7 @@
-"""What a file format has to offer, and the numbered rows that its reader gives.
+"""What a file format consists of, and the numbered rows that its reader returns.
 
-A row that cannot be parsed stays in its place with the reason, so that every fault of a file is
-found in one reading. After a `fatal` fault the rest of the file cannot be read.
+A row that cannot be parsed is kept with the reason, so one reading finds every fault of a file.
+After a `fatal` fault the rest of the file cannot be read.
 """
 
 import json
@@ -15,7 +15,7 @@ import polars as pl
 from delift_pipeline.core.errors import Fault
 
 BYTE_ORDER_MARK = "\ufeff"
-"""The byte-order mark, once it is decoded."""
+"""The byte-order mark after decoding."""
 NOT_UTF8 = "not valid UTF-8"
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -31,11 +31,11 @@ class Row:
     """One row of a file.
 
     Attributes:
-        number: Its place among the rows, from 1; blank lines do not count.
-        line: The physical line it starts on, else its number.
-        value: The row's object, or None where it cannot be read.
+        number: The number of the row, from 1. Blank lines do not count.
+        line: The line of the file on which the row starts; without lines, its number.
+        value: The row's object, or None if it cannot be read.
         reason: Why it cannot be read.
-        raw: The line's text without its ending (JSON Lines only).
+        raw: The text of the line without its line ending (JSON Lines only).
     """
 
     number: int
@@ -50,7 +50,7 @@ class Table:
     """A file's rows in order.
 
     Attributes:
-        rows: Good and bad ones.
+        rows: All rows, also those that cannot be read.
         fatal: Faults after which the rest of the file cannot be read.
         schema: The column types (Parquet and Arrow only).
         notes: What the user should know about how the file was read.
@@ -63,20 +63,20 @@ class Table:
 
 
 Reader = Callable[[bytes, str, Collection[str]], Table]
-"""Takes a file's bytes, its name for faults, and the columns that records may have."""
+"""Takes a file's bytes, its name (for faults) and the columns that records may have."""
 Writer = Callable[[list[dict[str, Any]], pl.Schema | None], bytes]
-"""Takes rows and, where they come from a columnar file, their column types."""
+"""Takes rows and their column types (None, unless they come from a columnar file)."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format; `tables.FORMATS` lists those there are.
+    """A file format. `tables.FORMATS` lists all of them.
 
     Attributes:
-        suffixes: How its files' names end.
-        starts: First bytes that no other format has; none for a text format.
-        read: Bytes to rows. A text format gets UTF-8, or bytes in an unknown encoding.
-        write: Rows to bytes; equal rows give equal bytes.
+        suffixes: The suffixes of its files.
+        starts: First bytes that identify the format; empty for a text format.
+        read: Parses bytes into rows. A text format gets UTF-8, or bytes in an unknown encoding.
+        write: Writes rows as bytes; equal rows give equal bytes.
     """
 
     name: str
@@ -87,23 +87,23 @@ class Format:
 
 
 def text_start(data: bytes) -> int:
-    """Where the text begins after white space and byte-order marks."""
+    """Return the position of the first byte after white space and byte-order marks."""
     blank = _BLANK_START.match(data)
     return blank.end() if blank else 0
 
 
 def type_name(value: Any) -> str:
-    """The name a JSON reader would give the value's type."""
+    """Return the name of a value's type in the words of JSON."""
     return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 def is_encodable(text: str) -> bool:
-    """Whether the text is free of lone surrogates, which UTF-8 cannot hold."""
+    """Whether a text can be encoded as UTF-8, that is, has no lone surrogates."""
     return _SURROGATE.search(text) is None
 
 
 def decode_leniently(data: bytes) -> tuple[str, bool]:
-    """The text, and whether it is valid; bytes that are not UTF-8 become lone surrogates."""
+    """Decode UTF-8 and say whether it is valid. Invalid bytes become lone surrogates."""
     try:
         return data.decode("utf-8"), True
     except UnicodeDecodeError:
@@ -111,7 +111,7 @@ def decode_leniently(data: bytes) -> tuple[str, bool]:
 
 
 def check_row(row: Row) -> Row:
-    """The row, or the fault that some of its bytes are not UTF-8."""
+    """Return the row; if some of its bytes are not UTF-8, an unreadable row with the reason."""
     if _ESCAPED_BYTE.search(json.dumps(row.value, ensure_ascii=False, default=str)):
         return Row(row.number, row.line, None, f"{NOT_UTF8}: save the file as UTF-8")
     return row

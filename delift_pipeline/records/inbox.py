@@ -1,10 +1,10 @@
-"""What lies in the inbox: files and folders that ask to become versions, and whose turn it is.
+"""The inbox: files and folders that are to become dataset versions, and their order.
 
-A folder `inbox/<version>/` holds `pool.*`, perhaps `target.*`, `heldout.*` and a `version.yaml`; a
-lone file `inbox/<dataset>-<version>.jsonl` (or another format that can be read) is a pool. Nothing
-is taken before two looks have seen it with the same sizes and times, nor while a name of a copy in
-progress (`.part`, `.tmp`, a leading dot, ...) lies in it. What is ingested moves to `accepted/`,
-what is refused to `rejected/` with its faults beside it.
+A folder `inbox/<version>/` holds `pool.*` and optionally `target.*`, `heldout.*` and
+`version.yaml`. A single file `inbox/<dataset>-<version>.jsonl` (or another format) is a pool. An
+entry is ready when two scans have seen it with the same sizes and times, and no file in it has the
+name of an unfinished copy (`.part`, `.tmp`, a leading dot, ...). An ingested entry moves to
+`accepted/`, a refused one to `rejected/` with a file of its faults.
 """
 
 import logging
@@ -35,17 +35,17 @@ VERSION_FILE = "version.yaml"
 ACCEPTED, REJECTED = "accepted", "rejected"
 FAULTS_SUFFIX = ".faults.txt"
 INHERITED = {"coverage": "auto", "existing": "subset", "model": None, "template": None, "keep": []}
-"""Settings that a version takes from its first parent where it gives none, else these."""
+"""Settings that a version inherits from its first parent, and their values without a parent."""
 TEMPORARY_SUFFIXES = (
     ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart", ".swp", "~",
 )  # fmt: skip
 
 
 class VersionFile(BaseModel):
-    """The fields of a `version.yaml`, as in `delift ingest`; every one may be left out.
+    """The fields of a `version.yaml`: the options of `delift ingest`. All of them are optional.
 
-    `version` has to be the folder's name. `dataset` is else the first parent's, else the folder's
-    name up to its last `-`. What `INHERITED` names is else the first parent's.
+    `version` has to be the folder's name. The default of `dataset` is the first parent's data set;
+    without a parent it is the folder's name up to its last `-`. See `INHERITED` for the others.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,10 +64,10 @@ class VersionFile(BaseModel):
 
 
 def read_version_file(folder: Path) -> VersionFile:
-    """A folder's `version.yaml`; all defaults where it has none.
+    """Read a folder's `version.yaml`, or return the defaults if it has none.
 
     Raises:
-        Refused: it is not YAML, or a field is unknown or of the wrong kind.
+        Refused: The file is not YAML, or a field is unknown or of the wrong type.
     """
     path = folder / VERSION_FILE
     if not path.is_file():
@@ -78,12 +78,12 @@ def read_version_file(folder: Path) -> VersionFile:
 
 @dataclass(frozen=True)
 class InboxEntry:
-    """One file or folder of the inbox, and the version and data set that its name says.
+    """One file or folder of the inbox, with the version and data set that its name gives.
 
     Attributes:
-        signature: Digest of the names, sizes and modification times of its files.
-        arrived: When it was last moved or touched, in nanoseconds.
-        complete: Whether none of its files is named like a copy in progress.
+        signature: A digest of the names, sizes and modification times of its files.
+        arrived: When it was last moved or changed, in nanoseconds.
+        complete: Whether no file in it has the name of an unfinished copy.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class InboxEntry:
     complete: bool
 
     def faults(self) -> list[Fault]:
-        """What is wrong with its name or its choice of files, whose contents are not read."""
+        """Return what is wrong with its name or its files, without reading the files."""
         reason = None
         if self.path.is_dir():
             if part_file(self.path, "pool") is None:
@@ -116,12 +116,13 @@ class InboxEntry:
 
 @dataclass(frozen=True)
 class InboxScan:
-    """Entries of the inbox whose turn it is, in order; and of the others, why it is not.
+    """The state of the inbox at one moment.
 
     Attributes:
-        waiting: Reason by name.
-        faulty: Entries that cannot become a version.
-        seen: Signature of every entry by name, for the next look.
+        ready: The entries that can be ingested now, in order.
+        waiting: Why other entries have to wait, by name.
+        faulty: The entries that cannot become a version, with their faults.
+        seen: The signature of every entry by name, for the next scan.
     """
 
     ready: list[InboxEntry]
@@ -131,7 +132,7 @@ class InboxScan:
 
 
 def inbox_entries(home: Home) -> list[InboxEntry]:
-    """Everything that lies in the inbox, versions in natural order (v2 before v10)."""
+    """Return all entries of the inbox, with versions in natural order (v2 before v10)."""
     if not home.inbox.is_dir():
         return []
     paths = [path for path in home.inbox.iterdir() if path.name not in (ACCEPTED, REJECTED)]
@@ -141,9 +142,9 @@ def inbox_entries(home: Home) -> list[InboxEntry]:
 
 
 def original_paths(home: Home, version: str) -> list[Path]:
-    """The files and folders a version was dropped as: waiting, accepted or rejected.
+    """Return a version's original files and folders: waiting, accepted or rejected.
 
-    One that was put aside beside another of its name bears a number in front (`2-<name>`).
+    The name begins with a number (`2-<name>`) if the folder already had an entry of that name.
     """
     folders = (home.inbox, home.inbox / ACCEPTED, home.inbox / REJECTED)
     return sorted(
@@ -160,18 +161,20 @@ def _version_name(path: Path) -> str:
 
 
 def find_entry(home: Home, version: str) -> InboxEntry | None:
-    """The entry that asks to become this version: the folder, else the first file by name."""
+    """Return the entry for a version: the folder, or else the first file by name."""
     return next((entry for entry in inbox_entries(home) if entry.version == version), None)
 
 
 def scan_inbox(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> InboxScan:
-    """Sort out whose turn it is.
+    """Find out which entries can be ingested now.
 
-    A version waits for those it follows: the parents its `version.yaml` names, and for a lone file
-    the earlier versions of its data set. Those may lie in the inbox too, or be at work.
+    A version waits for its parents. They are named in its `version.yaml`; for a single file they
+    are the earlier versions of its data set. A parent may still be in the inbox, or in use.
 
-    `seen` is `InboxScan.seen` of the scan before; `busy` says by version why stored versions cannot
-    be followed yet.
+    Args:
+        home: The home of the inbox.
+        seen: `InboxScan.seen` of the previous scan.
+        busy: Why a stored version cannot be a parent yet, by version.
     """
     entries = inbox_entries(home)
     complete = [e for e in entries if e.complete and seen.get(e.path.name) == e.signature]
@@ -196,7 +199,7 @@ def scan_inbox(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> 
 
 
 def part_file(folder: Path, part: str) -> Path | None:
-    """A folder's file for `pool`, `target` or `heldout`, whatever its format; None without one."""
+    """Return a folder's file for `pool`, `target` or `heldout` in any format, or None."""
     names = product(formats_by_suffix(), ("", *CODECS))
     paths = (folder / f"{part}{suffix}{codec}" for suffix, codec in names)
     return next(filter(Path.is_file, paths), None)
@@ -207,11 +210,11 @@ def _is_temporary(name: str) -> bool:
 
 
 def _read_entry(path: Path) -> InboxEntry | None:
-    """The entry at a path; None for an empty folder, and for what vanished meanwhile."""
+    """Return the entry at a path, or None if it is an empty folder or no longer exists."""
     try:
         files = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]
         stats = [(file.relative_to(path.parent).as_posix(), file.stat()) for file in files]
-        # The only time that a move changes, and only that of what is moved itself.
+        # A move changes only this time, and only that of the moved file or folder itself.
         arrived = path.stat().st_ctime_ns
     except OSError:
         return None
@@ -225,7 +228,7 @@ def _read_entry(path: Path) -> InboxEntry | None:
 
 
 def _parents_by_version(home: Home, entries: Iterable[InboxEntry]) -> dict[str, list[str]]:
-    """The versions each entry follows, stored ones and earlier ones of the inbox, by version."""
+    """Return the parents of each entry's version: stored ones, and earlier ones of the inbox."""
     newest, stored = newest_versions(home), set(home.versions())
     earlier = defaultdict[str, list[str]](list)
     parents: dict[str, list[str]] = {}
@@ -233,7 +236,7 @@ def _parents_by_version(home: Home, entries: Iterable[InboxEntry]) -> dict[str, 
         siblings = earlier[entry.dataset]
         parents[entry.version] = []
         if entry.path.is_dir():
-            with suppress(Refused):  # its faults are found when its turn comes
+            with suppress(Refused):  # `ingest_from_inbox` reports its faults
                 parents[entry.version] = read_version_file(entry.path).parents
         elif entry.version not in stored:
             parents[entry.version] = [*siblings, *filter(None, [newest.get(entry.dataset)])]
@@ -246,7 +249,7 @@ def _reason_to_wait(
     entry: InboxEntry, parents: Mapping[str, list[str]], busy: Mapping[str, str]
 ) -> str | None:
     for name in parents[entry.version]:
-        # Versions that name each other would wait for ever: they go on, and are refused.
+        # Versions that name each other as parents do not wait for ever: ingestion refuses them.
         if name in parents and entry.version not in _ancestors(name, parents):
             return f"it follows {name}, which lies in the inbox before it"
         if name in busy:
@@ -255,7 +258,7 @@ def _reason_to_wait(
 
 
 def _ancestors(version: str, parents: Mapping[str, list[str]]) -> list[str]:
-    """The version of the inbox itself and those it follows, directly or through others."""
+    """Return a version of the inbox, its parents, their parents, and so on."""
     versions = [version]
     for name in versions:
         versions += set(parents.get(name, [])).difference(versions)
@@ -263,19 +266,19 @@ def _ancestors(version: str, parents: Mapping[str, list[str]]) -> list[str]:
 
 
 def _natural_sort_key(name: str) -> list[tuple[int, str]]:
-    """A sort key in which numbers count by their value."""
+    """Return a sort key that compares numbers by their value."""
     parts = re.findall(r"\d+|\D+", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def ingest_from_inbox(home: Home, version: str) -> Manifest:
-    """Store the version that lies in the inbox, and move it to `inbox/accepted/`.
+    """Ingest a version from the inbox and move its entry to `inbox/accepted/`.
 
-    What is refused goes to `inbox/rejected/`, with its faults beside it, one a line. Of several
-    runs that take the same version one does, and the others find it stored.
+    A refused entry moves to `inbox/rejected/`, with a file that lists its faults. If several runs
+    ingest the same version, the first one stores it and the others return what it stored.
 
     Raises:
-        Refused: nothing there asks for this version and it is not stored, or what does is faulty.
+        Refused: The version is neither in the inbox nor stored, or its entry is faulty.
     """
     home.inbox.mkdir(parents=True, exist_ok=True)
     with FileLock(home.inbox / f".{check_version(version)}.lock"):
@@ -289,7 +292,7 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
                 raise Refused(*faults)
             manifest = _ingest(home, entry)
         except Refused as refused:
-            # A home may be moved, so a fault names its file as it lies in the inbox.
+            # Homes can be moved, so faults name files relative to the inbox.
             inside = f"{home.inbox}/"
             faults = [
                 replace(fault, file=fault.file and fault.file.removeprefix(inside))
@@ -302,7 +305,7 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
 
 
 def reject_entry(home: Home, entry: InboxEntry, faults: list[Fault]) -> Path:
-    """Move an entry to `inbox/rejected/` and write its faults beside it; the faults' file."""
+    """Move an entry to `inbox/rejected/` and return the file there that lists its faults."""
     moved = _move(entry.path, home.inbox / REJECTED)
     beside = moved.with_name(f"{moved.name}{FAULTS_SUFFIX}")
     write_text(beside, "".join(f"{fault}\n" for fault in faults))
@@ -319,7 +322,7 @@ def _ingest(home: Home, entry: InboxEntry) -> Manifest:
         pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
         assert pool is not None  # `InboxEntry.faults` has refused a folder without one
     elif inherited_from := read_manifest(home.dataset(entry.version)):
-        # The name is taken: the same records are found again, others are refused.
+        # The version exists. `ingest` accepts the same records again and refuses others.
         settings = VersionFile(parents=inherited_from.details["parents"])
     else:
         newest = newest_versions(home).get(entry.dataset)
@@ -352,7 +355,7 @@ def _unknown_version_message(home: Home, version: str) -> str:
 
 
 def _move(path: Path, folder: Path) -> Path:
-    """Move a file or folder into another, numbered where the name is taken there."""
+    """Move a file or folder into a folder; if its name exists there, put a number before it."""
     folder.mkdir(parents=True, exist_ok=True)
     target, number = folder / path.name, 2
     while target.exists():

@@ -1,4 +1,4 @@
-"""Rows of JSON Lines, arrays, objects that follow each other, and an object around one list."""
+"""Read rows from JSON Lines, arrays, consecutive objects, or an object that holds one list."""
 
 import json
 import re
@@ -21,11 +21,11 @@ _BYTE_ORDER_MARKS = re.compile(b"^(?:%s)+" % BYTE_ORDER_MARK.encode())
 _CONVERT = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
 
 ParsedValue = tuple[int, Any, str]
-"""Where a value starts in the text, the value, and what is wrong with it."""
+"""The position of a value in the text, the value, and what is wrong with it (may be empty)."""
 
 
 class _Decoder(json.JSONDecoder):
-    """Decodes JSON; `problem` is what is wrong with the last value though Python decodes it."""
+    """Decodes JSON. `problem` says what is wrong with the last value although Python accepts it."""
 
     def __init__(self) -> None:
         self.problem = ""
@@ -47,9 +47,9 @@ class _Decoder(json.JSONDecoder):
 
 
 def read_json_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
-    """Rows of JSON Lines, or of a text that starts with `{` or `[`.
+    """Read rows from JSON Lines, or from a text that starts with `{` or `[`.
 
-    An object with one of the columns is a record, not an object around a list of records.
+    An object that has one of `columns` is a record and not an object around a list of records.
     """
     if not data.startswith((b"{", b"["), formats.text_start(data)):
         return _read_json_lines(data)
@@ -73,7 +73,7 @@ def read_json_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
 
 
 def _read_json_lines(data: bytes) -> Table:
-    """One row for each line that is not blank."""
+    """Read one row from each line that is not blank."""
     rows: list[Row] = []
     decoder = _Decoder()
     for line, encoded in enumerate(data.split(b"\n"), start=1):
@@ -106,7 +106,7 @@ def _reason(error: Exception, place: str = "line {0.lineno}, column {0.colno}") 
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether each line of the text is a value of its own, by the line of its first value."""
+    """Whether each line is a value of its own. The first value decides: does it end on its line?"""
     first = _skip_blank(text, 0)
     if _ARRAY_OR_LONE_BRACE.match(text, first):
         return False
@@ -117,7 +117,7 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _collect_rows(text: str, file: str, parsed: Iterator[ParsedValue]) -> Table:
-    """Rows with their lines; with their numbers where several start on one line."""
+    """Return a table of rows with their lines; if rows share a line, numbers replace the lines."""
     values: list[ParsedValue] = []
     fatal: list[Fault] = []
     try:
@@ -138,7 +138,7 @@ def _collect_rows(text: str, file: str, parsed: Iterator[ParsedValue]) -> Table:
 
 
 def _parse_values(text: str, decoder: _Decoder) -> Iterator[ParsedValue]:
-    """The values of a text; the next line with an object follows one that is broken."""
+    """Yield the values of a text. After a broken one, continue at the next line with an object."""
     at = _skip_blank(text, 0)
     while at < len(text):
         if text[at] == "[":
@@ -156,7 +156,7 @@ def _parse_values(text: str, decoder: _Decoder) -> Iterator[ParsedValue]:
 
 
 def _parse_elements(text: str, at: int, decoder: _Decoder) -> Generator[ParsedValue, None, int]:
-    """The elements of the array at a place one by one; returns where it ends."""
+    """Yield the elements of the array at position `at`; return the position after the array."""
     at = _skip_blank(text, at + 1)
     more = not text.startswith("]", at)
     while more:
@@ -176,7 +176,7 @@ def _skip_blank(text: str, at: int) -> int:
 
 
 def _record_lists(rows: list[Row], columns: Collection[str]) -> list[str]:
-    """The lists of objects in a file's only object, unless that is a record itself."""
+    """Return the keys of a file's only object that hold lists of objects; none for a record."""
     value = rows[0].value if len(rows) == 1 else None
     if value is None or not value.keys().isdisjoint(columns):
         return []
@@ -188,7 +188,7 @@ def _record_lists(rows: list[Row], columns: Collection[str]) -> list[str]:
 
 
 def _value_start(text: str, key: str, decoder: _Decoder) -> int:
-    """Where the value of a key starts in the text's only object."""
+    """Return the position of a key's value in the text's only object."""
     at = _skip_blank(text, 0)
     while True:
         name, end = decoder.raw_decode(text, _skip_blank(text, at + 1))

@@ -1,6 +1,6 @@
-"""Records that are left out of a version: faulty ones, with their faults, and forgotten ones.
+"""Records that are left out of a version: faulty rows, with their faults, and forgotten records.
 
-What must not come back stands in `forgotten.json` in the home, by ids and dates only.
+The home's `forgotten.json` lists the ids of forgotten records with the dates, and no text.
 """
 
 import datetime as dt
@@ -23,7 +23,7 @@ FAULTS_FILE = "faults.jsonl"
 
 
 def faults_path(out: Path, source: Path) -> Path:
-    """The file of faults beside an output, or named by the first input where that is a stream."""
+    """Return the file of faults beside an output; for a stream, the first input names it."""
     if is_standard_output(out) or (out.exists() and not out.is_file()):
         name = "stdin" if source in (STDIN_ARGUMENT, STDIN_PATH) else source.resolve().name
         return Path(f"{name}.{FAULTS_FILE}")
@@ -31,12 +31,12 @@ def faults_path(out: Path, source: Path) -> Path:
 
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
-    """Write one JSON object a fault: reason, file, line, field."""
+    """Write each fault as one line of JSON: reason, file, line, field."""
     write_text(path, "".join(f"{json_text(asdict(fault))}\n" for fault in faults))
 
 
 def read_faults(path: Path) -> list[Fault]:
-    """The faults of a file that `write_faults` wrote; none where it is not there."""
+    """Read the faults that `write_faults` wrote, or none if there is no such file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -44,7 +44,7 @@ def read_faults(path: Path) -> list[Fault]:
 
 
 def left_out_notes(faults: Sequence[Fault], left_out: int, written: Path | None) -> list[str]:
-    """How many rows were left out and why, with the first places; `written` lists all faults."""
+    """Return lines that say how many rows were left out and why; `written` is the faults file."""
     if not left_out:
         return []
     if not faults:  # a version that was stored before faults were kept
@@ -59,15 +59,15 @@ def left_out_notes(faults: Sequence[Fault], left_out: int, written: Path | None)
 
 
 def forgotten_file(home: Home) -> Path:
-    """Where the ids are kept."""
+    """Return the path of the list of forgotten records."""
     return home.root / "forgotten.json"
 
 
 def forgotten_ids(home: Home) -> frozenset[str]:
-    """The record_ids that were forgotten in a home.
+    """Return the ids of the records that were forgotten in a home.
 
     Raises:
-        DeliftError: the list cannot be read, so that nothing may be ingested.
+        DeliftError: The list cannot be read. Nothing may be ingested then.
     """
     path = forgotten_file(home)
     if not path.is_file():
@@ -80,7 +80,7 @@ def forgotten_ids(home: Home) -> frozenset[str]:
 
 
 def add_forgotten(home: Home, record_ids: Iterable[str]) -> None:
-    """Add records to the list; those on it keep their date."""
+    """Add records to the list of forgotten ones. Those on the list keep their date."""
     path = forgotten_file(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -93,7 +93,7 @@ def add_forgotten(home: Home, record_ids: Iterable[str]) -> None:
 def drop_forgotten(
     home: Home, files: Mapping[str, RecordsFile]
 ) -> tuple[dict[str, RecordsFile], int]:
-    """Files without the records that were forgotten, and how many of their rows that took."""
+    """Return the files without forgotten records, and how many rows were dropped."""
     forgotten = forgotten_ids(home)
     if not forgotten:
         return dict(files), 0
@@ -118,5 +118,5 @@ def _drop_records(file: RecordsFile, record_ids: frozenset[str]) -> RecordsFile:
 
 
 def has_records(frame: pl.DataFrame, record_ids: Iterable[str]) -> bool:
-    """Whether a table holds any of the records."""
+    """Whether a table has any of the records."""
     return bool(frame["record_id"].is_in(sorted(record_ids)).any())

@@ -1,4 +1,4 @@
-"""Files of instruction data as a typed frame of records, and chosen records as a file."""
+"""Read files of instruction data into a typed frame of records, and write chosen records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,27 +17,27 @@ from delift_pipeline.records.schema import RECORD_SCHEMA, TEXT_FIELDS, record_id
 from delift_pipeline.records.tables import FORMATS, compress, file_kind, input_files, read_table
 
 Inputs = Path | Sequence[Path]
-"""A file, a folder of them, or several of either."""
+"""One or several files or folders."""
 Ids = Literal["keep", "ignore"]
 
 
 @dataclass(frozen=True)
 class RecordsFile:
-    """What was read from one file, or from several as one.
+    """The records of one input, which may be several files.
 
     Attributes:
-        frame: n records (`RECORD_SCHEMA`), identical ones folded, in file order of first copies.
-        rows: n row objects as the file holds them (first copies), aligned with the frame.
-        raw: n lines of text without their endings, aligned with the frame; JSON Lines only.
-        faults: Why rows were left out (`skip_bad` only; a row may have several).
-        read: How many rows the file has, bad ones included.
-        folded: How many good rows went into an identical one.
-        shape: The recognised shape's name, or `mapping`; several files may have several.
-        derived: Those of `source` and `source_ids` that come from the file's name because no row
-            gives them; two files that differ only there hold the same version.
-        schema: The file's column types; Parquet and Arrow only.
-        mapped: The fields of the mapping whose columns were there.
-        notes: What the user should know about how it was read.
+        frame: n records (`RECORD_SCHEMA`) in file order. Identical records are folded into one.
+        rows: The n original row objects (of the first copies), in the order of the frame.
+        raw: The n original lines without line endings, in the same order (JSON Lines only).
+        faults: Why rows were left out (with `skip_bad` only). A row may have several faults.
+        read: The number of rows in the files, with faulty ones.
+        folded: The number of good rows that were folded into an identical one.
+        shape: The name of the recognised shape, or `mapping`. Several files may have several.
+        derived: Which of `source` and `source_ids` come only from the file's name, because no row
+            gives them. Files that differ only in those hold the same version.
+        schema: The column types (Parquet and Arrow only).
+        mapped: The fields of the mapping whose columns are in the files.
+        notes: What the user should know about how the files were read.
     """
 
     frame: pl.DataFrame
@@ -54,7 +54,7 @@ class RecordsFile:
 
     @property
     def left_out(self) -> int:
-        """How many bad rows were left out."""
+        """The number of faulty rows that were left out."""
         return self.read - self.folded - self.frame.height
 
 
@@ -69,21 +69,21 @@ def read_records(
     """Read JSON Lines, JSON, CSV, Parquet or Arrow, plain or compressed, from files or folders.
 
     The shape of each file is recognised (`records.shapes`) unless `mapping` (field -> column) gives
-    it. A row without a source id gets `<file stem>-<row number>`, rows counted from 1; one without
-    a source gets the file's name. A missing or null input is empty. A source id that occurs again
-    on other contents becomes `ID#2`.
+    it. A row without a source id gets `<file stem>-<row number>`, counted from 1. A row without a
+    source gets the file's name. A missing or null input is empty. If a source id occurs again with
+    other text, it becomes `ID#2`.
 
     Args:
-        inputs: Files and folders (`records.tables`), read as one.
+        inputs: Files and folders (see `records.tables`), which are read as one.
         mapping: Columns by field: instruction, input, output (or messages), source_id, source,
-            task. A field that is not named is in the column of its own name.
-        skip_bad: Leave faulty rows out instead of refusing the file.
-        ids: `ignore` drops the files' own ids.
+            task. A field that is not mapped is read from the column of its own name.
+        skip_bad: Whether to leave faulty rows out instead of refusing the file.
+        ids: `ignore` drops the source ids of the files.
         all_mapped: Whether every mapped column has to be in one of the files.
 
     Raises:
-        Refused: a file as a whole is unusable, there is no good record, a mapped column is in no
-            file, or there are faults and `skip_bad` is off; every fault is given, in file order.
+        Refused: A whole file is unusable, there is no good record, a mapped column is in no file,
+            or there are faults and `skip_bad` is off. Every fault is listed, in file order.
     """
     parts, faults = read_parts(
         {"": inputs}, mapping=mapping, skip_bad=skip_bad, ids=ids, all_mapped=all_mapped
@@ -101,10 +101,10 @@ def read_parts(
     ids: Ids = "keep",
     all_mapped: bool = True,
 ) -> tuple[dict[str, RecordsFile], list[Fault]]:
-    """Read the inputs of one command by name, as `read_records`, with all faults of all of them.
+    """Read several named inputs as `read_records` does, and return all faults of all of them.
 
-    A mapping applies to each file as far as the file has its columns; with `all_mapped` a column
-    that no file has is a fault. Inputs that are None are left out.
+    A mapping applies to each file as far as the file has the columns. With `all_mapped`, a column
+    that is in no file is a fault. Inputs that are None are left out.
     """
     read = dict[str, RecordsFile]()
     fields = shapes.mapped_fields(mapping or {})
@@ -126,7 +126,7 @@ def read_parts(
 
 
 def first_input(inputs: Inputs) -> Path:
-    """The first file or folder."""
+    """Return the first file or folder of an input."""
     return _as_list(inputs)[0]
 
 
@@ -144,7 +144,7 @@ class _FoldedRecord:
 
 
 class _InputReader:
-    """What has been read so far of the files of one input; identical records are folded."""
+    """Reads the files of one input one after another and folds identical records."""
 
     def __init__(self, fields: Mapping[str, str], ids: Ids) -> None:
         self.fields, self.ids = fields, ids
@@ -194,13 +194,13 @@ class _InputReader:
         self._names.append((name, identity, bool(draft.source_id)))
 
     def name_records(self) -> dict[str, str]:
-        """Give records their ids; one that is on other content already becomes `ID#2`.
+        """Give every record its source ids. An id that another text already has becomes `ID#2`.
 
         Returns:
-            The files' ids that stand on several contents by their new names.
+            The new id -> the id in the file, for each id that was changed.
         """
         known = {name for name, _, _ in self._names}
-        names: dict[str, dict[str, str]] = {}  # id -> content -> the id it has there
+        names: dict[str, dict[str, str]] = {}  # id in the file -> record_id -> id given to it
         renamed: dict[str, str] = {}
         for name, identity, from_file in self._names:
             contents = names.setdefault(name, {})
@@ -267,19 +267,19 @@ def write_records(
 ) -> None:
     """Write the original rows of `record_ids`, unchanged, in that order.
 
-    The format follows the suffix of `path`, JSON Lines where it says nothing; `.gz` and `.zst`
-    compress. From JSON Lines to JSON Lines the lines' own text is kept. What Parquet holds and text
-    formats do not is written as `core.output.json_value` says; Parquet to Parquet keeps every type.
-    Equal input gives equal bytes.
+    The suffix of `path` decides the format (JSON Lines if it has none); `.gz` and `.zst` compress.
+    From JSON Lines to JSON Lines, the text of each line is copied. From Parquet to Parquet, column
+    types are kept; `core.output.json_value` converts them for text formats. Equal input gives equal
+    bytes.
 
     Args:
         path: Where to write: a file, a pipe or device, or `-` for standard output.
         file: The records and their rows.
-        record_ids: Which of them, in the order to write.
-        source: The file they were read from. Standard output takes its format where that is text.
+        record_ids: The records to write, in order.
+        source: The file they were read from. If it is a text file, standard output has its format.
 
     Raises:
-        DeliftError: an id is not in the file, or the rows do not fit the format.
+        DeliftError: A record is not in the file, or the rows do not fit the format.
     """
     places = {record: at for at, record in enumerate(file.frame["record_id"])}
     if missing := [record for record in record_ids if record not in places]:

@@ -1,4 +1,4 @@
-"""The typed frame of records that every part reads."""
+"""The columns of a frame of records, and the identity of records and sets of records."""
 
 from collections.abc import Collection, Sequence
 
@@ -23,7 +23,7 @@ RECORD_SCHEMA = pl.Schema(
 
 
 def record_id(instruction: str, input: str, output: str) -> str:
-    """The identity of a record: 32 hexadecimal characters, BLAKE2b-128.
+    """Return the identity of a record: 32 hexadecimal characters, BLAKE2b-128.
 
     The canonical form is the exact UTF-8 text of the three fields, each preceded by its length in
     bytes. Nothing is trimmed or normalised: every difference that reaches the tokens the model
@@ -33,9 +33,9 @@ def record_id(instruction: str, input: str, output: str) -> str:
 
 
 def display_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
-    """What the user calls records: the file's own id of each one's first copy.
+    """Return the ids by which users know records: the source id of each one's first copy.
 
-    One that has none, or is not in the frame, is named by its record_id.
+    A record that has no source id, or is not in the frame, keeps its record id.
     """
     if "source_ids" not in frame.columns:
         return list(records)
@@ -45,14 +45,11 @@ def display_ids(frame: pl.DataFrame, records: Sequence[str]) -> list[str]:
 
 
 def content_hash(frame: pl.DataFrame, derived: Collection[str] = ()) -> str:
-    """The identity of a set of records: 32 hexadecimal characters.
+    """Return the identity of a set of records: 32 hexadecimal characters.
 
-    It covers which records there are and what the file says of each (source, task, source ids),
-    and neither their order nor their copies: a file that repeats or reorders another hashes like
-    it.
-
-    Those of `source` and `source_ids` that are `derived` only repeat the file's name, and so say
-    nothing about the records.
+    It depends on the records, their sources, tasks and source ids, but not on their order or the
+    number of copies. `derived` columns (`source`, `source_ids`) do not count, because they only
+    repeat the file's name.
     """
     blank: dict[str, object] = {"source": "", "source_ids": []}
     columns = frame.select("record_id", "source", "task", "source_ids").to_dict(as_series=False)

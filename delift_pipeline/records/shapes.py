@@ -1,4 +1,4 @@
-"""The shapes in which instruction data comes, and a row of each as one draft of a record.
+"""The shapes of instruction data: which columns hold a record's fields.
 
 | shape | instruction | input (optional) | output |
 |---|---|---|---|
@@ -23,13 +23,13 @@ from delift_pipeline.records.formats import NOT_UTF8, Row, is_encodable, type_na
 from delift_pipeline.records.schema import TEXT_FIELDS
 
 RowProblems = list[tuple[str, str]]
-"""Faults of a row: (column, reason)."""
+"""The faults of a row as (column, reason)."""
 MISSING = "missing"
 METADATA = {"source_id": ("source_id", "id"), "source": ("source",), "task": ("task",)}
 _TEXTS = (*TEXT_FIELDS, "messages")
 _MAPPABLE = (*_TEXTS, *METADATA)
 MOST_COLUMNS = 20
-"""Columns that a message names at most."""
+"""The largest number of columns that a message lists."""
 _HINTS = {
     **dict.fromkeys(("object", "list"), "write it as text, for example with json.dumps"),
     **dict.fromkeys(("number", "true/false"), "put it in quotes"),
@@ -40,7 +40,7 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A row's texts before it has an identity; None where the row does not say."""
+    """The fields of a row before it has a record id; None where the row has no value."""
 
     instruction: str
     input: str
@@ -52,7 +52,7 @@ class Draft:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """Which column holds which field, and whether the file's own ids are read."""
+    """The column of each field (field -> column), and whether source ids are read."""
 
     name: str
     columns: Mapping[str, str]
@@ -65,7 +65,7 @@ class Shape:
         return frozenset(self.columns[field] for field in needed if field in self.columns)
 
     def draft(self, row: Mapping[str, Any]) -> tuple[Draft | None, RowProblems]:
-        """The row's draft, or None and every fault as (column, reason)."""
+        """Return the row's draft and no faults, or None and all of its faults."""
         texts, problems = self._texts(row)
         problems = problems + _content_problems(texts, self.columns)
         metadata = [_metadata(row, columns, problems) for columns in self._metadata_columns]
@@ -93,7 +93,7 @@ class Shape:
 
     @cached_property
     def _metadata_columns(self) -> list[tuple[str, ...]]:
-        """The columns that may hold source id, source and task; none that holds a text."""
+        """The columns that may hold source id, source and task, without columns of texts."""
         texts = {column for field, column in self.columns.items() if field in _TEXTS}
         candidates: list[tuple[str, ...]] = []
         for field, columns in METADATA.items():
@@ -118,11 +118,11 @@ SHAPES = (
 
 
 KNOWN_COLUMNS = frozenset(column for shape in SHAPES for column in shape.columns.values())
-"""The columns in which a recognised shape keeps its texts."""
+"""The columns that hold texts in any of the shapes."""
 
 
 def _text_problem(row: Mapping[str, Any], column: str) -> str | None:
-    """Why a column cannot be read as text; None where it can."""
+    """Return why a column cannot be read as text, or None if it can."""
     if column not in row:
         return MISSING
     kind = type_name(row[column])
@@ -131,7 +131,7 @@ def _text_problem(row: Mapping[str, Any], column: str) -> str | None:
 
 
 def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> RowProblems:
-    """Faults of the texts that are there: empty ones, and what no tokenizer should meet."""
+    """Return faults of a row's texts: empty ones, and characters that tokenizers cannot handle."""
     problems: RowProblems = []
     place = {field: columns.get(field, columns.get("messages", field)) for field in TEXT_FIELDS}
     for field, text in texts.items():
@@ -147,12 +147,12 @@ def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> R
 
 
 def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: RowProblems) -> str | None:
-    """The first of `columns` that the row fills, as text; empty text counts as not filled."""
+    """Return the first value in `columns` as text, or None; empty text counts as no value."""
     for column in columns:
         value = row.get(column)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if value is None or value == "" or value != value:  # NaN: a missing number of pandas
+        if value is None or value == "" or value != value:  # pandas writes missing numbers as NaN
             continue
         text = str(value)
         if not isinstance(value, str | int) or isinstance(value, bool):
@@ -165,9 +165,9 @@ def _metadata(row: Mapping[str, Any], columns: Sequence[str], problems: RowProbl
 
 
 def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
-    """What is wrong with a user's mapping (`mapped_fields`).
+    """Return the faults of a user's mapping (see `mapped_fields`).
 
-    A text that is not named is in the column of its own name, unless another text is.
+    A text without a mapping is read from the column of its own name, unless another text is.
     """
     known = ", ".join(_MAPPABLE)
     reason = f"no field of a record; a mapping can name {known}"
@@ -180,12 +180,12 @@ def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
 
 
 def mapped_fields(mapping: Mapping[str, str]) -> dict[str, str]:
-    """A mapping with the fields' own names; `id` is short for `source_id`."""
+    """Return a mapping by the full names of fields: `id` is short for `source_id`."""
     return {"source_id" if field == "id" else field: name for field, name in mapping.items()}
 
 
 def _mapping_shape(fields: Mapping[str, str]) -> tuple[Shape, list[str]]:
-    """The shape of a mapping, and the texts a record needs that it has no column for."""
+    """Return the shape of a mapping, and the required texts for which it has no column."""
     if "messages" in fields:
         return Shape("mapping", fields), []
     mapped = {column for field, column in fields.items() if field in TEXT_FIELDS}
@@ -196,10 +196,10 @@ def _mapping_shape(fields: Mapping[str, str]) -> tuple[Shape, list[str]]:
 def shape_of_file(
     rows: Sequence[Row], file: str, mapping: Mapping[str, str]
 ) -> tuple[Shape | None, list[Fault], frozenset[str]]:
-    """The shape of a file's rows, by a mapping as far as the file has the mapped columns.
+    """Return the shape of a file's rows. A mapping applies as far as the file has its columns.
 
     Returns:
-        The shape, the faults that concern the whole file, and the mapped fields that it has.
+        The shape, the faults of the file as a whole, and the mapped fields that the file has.
     """
     present = {column for row in rows if row.value for column in row.value} if mapping else set()
     fields = {field: column for field, column in mapping.items() if column in present}
@@ -207,7 +207,7 @@ def shape_of_file(
         shape, unplaced = _mapping_shape(fields)
         if not unplaced and shape.required_columns <= present:
             return shape, [], frozenset(fields)
-        # The file has a column that was named for a text: to leave it out would be silent.
+        # The file has a mapped column for a text. Another shape would silently ignore it.
         needed = {f: name for f, name in shape.columns.items() if name in shape.required_columns}
         return None, missing_columns(needed, present, file), frozenset()
     shape = _recognise_shape(rows, file)
@@ -218,7 +218,7 @@ def shape_of_file(
 
 
 def _recognise_shape(rows: Sequence[Row], file: str) -> Shape | Fault:
-    """The one shape of a file's readable rows, or why they have none."""
+    """Return the shape that all readable rows of a file have, or a fault."""
     readable = [row for row in rows if row.value is not None]
     counts = Counter(shape for row in readable if (shape := _shape_of(row)))
     forms = (f"{one.name} ({', '.join(sorted(one.required_columns))})" for one in SHAPES)
@@ -243,7 +243,7 @@ def _shape_of(row: Row) -> Shape | None:
 
 
 def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: str) -> list[Fault]:
-    """Faults for columns of a mapping that are not there."""
+    """Return a fault for each column of a mapping that is not in a file."""
     known = _list_columns(sorted(present))
     missing = {field: name for field, name in mapping.items() if name not in present}
     return [Fault(f"there is no column {missing[f]!r}; {known}", file, field=f) for f in missing]
@@ -254,7 +254,7 @@ def _describe_columns(rows: Sequence[Row]) -> str:
 
 
 def _list_columns(columns: Sequence[str]) -> str:
-    """The first columns; an object of records has as many keys as records."""
+    """List the first columns only: an object with records as its values has one key for each."""
     more = len(columns) - MOST_COLUMNS
     names = ", ".join(columns[:MOST_COLUMNS]) or "none"
     return f"columns found: {names}" + (f" and {more:,} more" if more > 0 else "")
@@ -263,8 +263,8 @@ def _list_columns(columns: Sequence[str]) -> str:
 def split_conversation(value: Any, column: str) -> tuple[dict[str, str], RowProblems]:
     """Split a column's list of `{"role", "content"}` turns into instruction, input and output.
 
-    The last assistant turn is the answer and the last user turn before it the instruction. Whatever
-    else stands before the answer becomes the input, in order, one paragraph a turn:
+    The last assistant turn is the answer, and the last user turn before it is the instruction. All
+    other turns before the answer become the input, in order, with one paragraph for each turn:
 
         System: You are a careful tutor.
 
@@ -272,10 +272,10 @@ def split_conversation(value: Any, column: str) -> tuple[dict[str, str], RowProb
 
         Assistant: 4
 
-    Turns after the answer are not part of the record.
+    Turns after the answer are left out.
 
     Returns:
-        The three texts, or nothing and the faults as (field, reason).
+        The three texts and no faults, or no texts and the faults as (field, reason).
     """
     if not isinstance(value, list):
         return {}, [(column, f"must be a list of turns, not {type_name(value)}")]

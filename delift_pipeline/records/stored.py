@@ -1,4 +1,4 @@
-"""Stored dataset versions: how they are read, what they changed, and finding their records."""
+"""Read stored dataset versions, compare them with their parents, and find their records."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from delift_pipeline.core.manifest import Manifest, read_manifest
 
 PARTS = ("pool", "target", "heldout")
 MOST_NAMED = 3
-"""Records that a message names at most."""
+"""The largest number of records that a message lists."""
 
 
 @dataclass(frozen=True)
 class DatasetVersion:
-    """One immutable version; no record of its pool or target set is in the held-out set."""
+    """One immutable version. No record of its pool or target set is in its held-out set."""
 
     version: str
     manifest: Manifest
@@ -27,17 +27,17 @@ class DatasetVersion:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The versions this one follows."""
+        """The versions that this one continues."""
         return tuple(self.manifest.details["parents"])
 
     def stages(self) -> tuple[str, ...]:
-        """The stages that apply: with a target set the task's, with parents the continual one."""
+        """Return the fine-tuning stages that the version's target set and parents allow."""
         task = ("task_specific",) if self.target is not None else ()
         continual = ("continual",) if self.parents else ()
         return ("instruction_tuning", *task, *continual)
 
     def new_records(self, home: Home) -> pl.DataFrame:
-        """The pool's records that are in no parent's pool, in file order."""
+        """Return the records of the pool that are in no parent's pool, in file order."""
         known = pool_ids(home, self.parents).to_frame()
         return self.pool.join(known, on="record_id", how="anti", maintain_order="left")
 
@@ -46,8 +46,8 @@ def load_version(home: Home, version: str) -> DatasetVersion:
     """Read a stored version.
 
     Raises:
-        Refused: there is no such version.
-        DeliftError: its files are damaged.
+        Refused: The version is not stored.
+        DeliftError: Its files are damaged.
     """
     manifest = version_manifest(home, version)
     pool, heldout = (_read_part(home, version, part) for part in ("pool", "heldout"))
@@ -56,10 +56,10 @@ def load_version(home: Home, version: str) -> DatasetVersion:
 
 
 def version_manifest(home: Home, version: str) -> Manifest:
-    """The manifest of a stored version.
+    """Read the manifest of a stored version.
 
     Raises:
-        Refused: there is no such version.
+        Refused: The version is not stored.
     """
     manifest = read_manifest(home.dataset(version))
     if manifest is None:
@@ -69,7 +69,7 @@ def version_manifest(home: Home, version: str) -> Manifest:
 
 
 def newest_versions(home: Home) -> dict[str, str]:
-    """Data set -> its newest version: the last one made that no other version follows."""
+    """Return the newest version of each data set that is not the parent of another version."""
     manifests = {name: version_manifest(home, name) for name in home.versions()}
     followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
     last = sorted(manifests.keys() - followed, key=lambda name: (manifests[name].created, name))
@@ -77,7 +77,7 @@ def newest_versions(home: Home) -> dict[str, str]:
 
 
 def pool_ids(home: Home, versions: Iterable[str]) -> pl.Series:
-    """The record ids in the pools of some versions, each once."""
+    """Return the record ids in the pools of some versions, without repetitions."""
     tables = (_read_part(home, version, "pool", ["record_id"]) for version in versions)
     columns = [table["record_id"] for table in tables]
     return pl.concat(columns).unique() if columns else pl.Series("record_id", [], pl.String)
@@ -95,13 +95,13 @@ def _read_part(
 
 @dataclass(frozen=True)
 class VersionChanges:
-    """What a version's pool changed against its parents' pools, in records.
+    """How many records of a version's pool differ from its parents' pools.
 
     Attributes:
-        added: In no parent, under a source id that no parent has.
-        removed: In a parent, not in the pool, and no changed record has its source id.
-        changed: In no parent, under a source id that a parent has on other content.
-        unchanged: In the pool and in a parent.
+        added: Records that are in no parent, and whose source id is in no parent.
+        removed: Records of a parent that are not in the pool and were not changed.
+        changed: Records that are in no parent, whose source id has other text in a parent.
+        unchanged: Records that are in the pool and in a parent.
     """
 
     added: int
@@ -111,10 +111,10 @@ class VersionChanges:
 
 
 def compare_with_parents(home: Home, version: str) -> VersionChanges:
-    """Compare a version with its parents (all of them together).
+    """Compare a version's pool with all of its parents' pools together.
 
     Raises:
-        Refused: there is no such version.
+        Refused: The version is not stored.
     """
     loaded = load_version(home, version)
     columns = ["record_id", "source_ids"]
@@ -132,15 +132,15 @@ def compare_with_parents(home: Home, version: str) -> VersionChanges:
 
 
 def _count_sharing_ids(frame: pl.DataFrame, other: pl.DataFrame) -> int:
-    """How many records of `frame` have a source id that `other` has too."""
+    """Count the records of `frame` that share a source id with a record of `other`."""
     theirs = set(other["source_ids"].explode())
     return sum(not theirs.isdisjoint(names) for names in frame["source_ids"])
 
 
 def match_records(records: pl.DataFrame, names: Iterable[str]) -> dict[str, list[str]]:
-    """The record_ids that each name stands for, as a record_id or else as a file's own id.
+    """Return the record ids that each name stands for: a record id, or else a source id.
 
-    `records` is a table with `record_id` and, perhaps, `source_ids`.
+    `records` has a column `record_id` and may have `source_ids`.
     """
     matches: dict[str, list[str]] = {name: [] for name in names}
     exact = records.filter(pl.col("record_id").is_in(list(matches)))["record_id"]
@@ -162,17 +162,17 @@ def find_record(
     field: str = "--record",
     prefix: bool = True,
 ) -> str:
-    """The one record_id that a name stands for.
+    """Return the one record id that a name stands for.
 
     Args:
-        records: A table with `record_id` and, perhaps, `source_ids`.
-        name: A record_id, the file's own id or, with `prefix`, the beginning of a record_id.
-        none: Subject of the fault when nothing matches, such as `no record of the file`.
-        field: The option that the name was given to.
-        prefix: Whether the beginning is enough.
+        records: A table with `record_id`; it may have `source_ids`.
+        name: A record id, a source id or, with `prefix`, the beginning of a record id.
+        none: The subject of the message if nothing matches, such as `no record of the file`.
+        field: The option in which the user gave the name.
+        prefix: Whether the beginning of a record id is enough.
 
     Raises:
-        Refused: no record matches, or several do.
+        Refused: No record matches, or several do.
     """
     matches = match_records(records, [name])[name]
     if not matches and prefix:
@@ -188,16 +188,16 @@ def find_record(
 
 
 def stored_records(home: Home) -> pl.DataFrame:
-    """Every record of every version: record_id, source_ids, copies, version and part.
+    """Return all records of all versions: record_id, source_ids, copies, version and part.
 
     Raises:
-        Refused: the home has no version.
+        Refused: The home has no version.
     """
     every = product(map(home.dataset, home.versions()), PARTS)
     files = (folder / f"{part}.parquet" for folder, part in every)
     if not (paths := [path.as_posix() for path in files if path.is_file()]):
         raise Refused("no version is stored in this home", field="--record")
-    # One scan over all files: hundreds of reads cost seconds.
+    # One scan reads all files: hundreds of single reads would take seconds.
     scanned = pl.scan_parquet(paths, include_file_paths="path", extra_columns="ignore")
     rows = scanned.select("record_id", "source_ids", "copies", "path").collect()
     place = pl.col("path").str.strip_suffix(".parquet").str.split("/")
@@ -205,9 +205,9 @@ def stored_records(home: Home) -> pl.DataFrame:
 
 
 def find_stored_record(home: Home, name: str) -> str:
-    """The record_id of a stored record, named by it, by its beginning or by a file's own id.
+    """Return the id of a stored record from its record id, the beginning of it, or a source id.
 
     Raises:
-        Refused: no stored record matches, or several do.
+        Refused: No stored record matches, or several do.
     """
     return find_record(stored_records(home), name, "no record of any version")

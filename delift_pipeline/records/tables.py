@@ -1,6 +1,6 @@
-"""The files an input stands for, and a file's rows in the format that its content shows.
+"""Find the files of an input, and read the rows of a file in the format that its content shows.
 
-A file's name decides only where its content leaves the format open.
+A file's name decides only if its content does not identify the format.
 """
 
 import codecs
@@ -21,7 +21,7 @@ CODECS = {".gz": "gzip", ".zst": "zstd"}
 _CODEC_BY_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 FORMATS = {one.name: one for one in (JSON_LINES, JSON, CSV, TSV, PARQUET, ARROW)}
-"""Every format that can be read and written, by name. A new one is added here."""
+"""All formats that can be read and written, by name. Add a new one here."""
 _ENCODING_BY_MARK = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -36,12 +36,12 @@ _UNSUPPORTED_CONTENT = {
     b"%PDF": "a PDF file: give the records as JSON Lines or CSV",
 }
 _LEAST_KNOWN_COLUMNS = 2
-"""How many known columns make the first line of a file without a known suffix a CSV header."""
+"""A first line with this many known columns is a CSV header, whatever the file's suffix."""
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """The format (of `FORMATS`) and codec that a file name tells, and the name without them."""
+    """The format (a name of `FORMATS`) and codec of a file name, and the name without suffixes."""
 
     stem: str
     format: str | None
@@ -49,12 +49,12 @@ class FileKind:
 
 
 def formats_by_suffix() -> dict[str, str]:
-    """The names of the formats by the suffixes of file names."""
+    """Return the suffixes of file names with the names of their formats."""
     return {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 
 
 def file_kind(path: Path) -> FileKind:
-    """Read the suffixes of `path`, without opening it."""
+    """Return the kind of a file by the suffixes of its name, without opening it."""
     codec = CODECS.get(path.suffix.lower())
     inner = Path(path.stem) if codec else Path(path.name)
     format_name = formats_by_suffix().get(inner.suffix.lower())
@@ -64,11 +64,11 @@ def file_kind(path: Path) -> FileKind:
 def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     """Read the rows of a file.
 
-    `columns` are those that records may have; they tell CSV separators apart, and a record from an
-    object around a list of records.
+    `columns` are those that records may have. They identify the separator of a CSV file, and tell a
+    record from an object that holds a list of records.
 
     Raises:
-        Refused: the format is not known, or the file cannot be read at all.
+        Refused: The format is unknown, or the file cannot be read at all.
     """
     data, file = _read_bytes(path), str(path)
     for start, content in _UNSUPPORTED_CONTENT.items():
@@ -94,7 +94,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
 
 
 def _to_utf8(data: bytes, file: str) -> bytes:
-    """The bytes in UTF-8; a byte-order mark or zero bytes tell UTF-16 and UTF-32."""
+    """Convert UTF-16 and UTF-32 to UTF-8; a byte-order mark or zero bytes identify them."""
     marks = _ENCODING_BY_MARK.items()
     encoding = next((name for mark, name in marks if data.startswith(mark)), None)
     if encoding is None and data[:2].count(0) == 1:
@@ -109,10 +109,10 @@ def _to_utf8(data: bytes, file: str) -> bytes:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The file's bytes, decompressed; its first bytes tell the codec, whatever its name.
+    """Read and decompress a file. Its first bytes, not its name, identify the codec.
 
     Raises:
-        Refused: the file cannot be read, or its compressed data is damaged.
+        Refused: The file cannot be read, or its compressed data is damaged.
     """
     codec = None
     try:
@@ -135,7 +135,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def compress(data: bytes, codec: str | None) -> bytes:
-    """Apply `codec`; equal bytes in give equal bytes out."""
+    """Compress data with a codec; equal input gives equal output."""
     if codec == "gzip":
         return gzip.compress(data, mtime=0)
     if codec == "zstd":
@@ -147,25 +147,25 @@ def compress(data: bytes, codec: str | None) -> bytes:
 
 STDIN_PATH = Path("/dev/stdin")
 STDIN_ARGUMENT = Path("-")
-"""Standard input, as it is named on a command line."""
+"""The name of standard input on a command line."""
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 TRAIN = "train"
 SPLITS = {TRAIN, "validation", "valid", "val", "dev", "eval", "test"}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE)
 _DESCRIPTION_FILES = {STATE_FILE, SPLITS_FILE, "dataset_info.json", "dataset_infos.json"}
 _TEXT_SUFFIXES = ("", ".md", ".txt", ".py")
-"""Suffixes of files that speak of the data (README, licence) and are not data."""
+"""Suffixes of files that describe the data (README, licence) and are not data."""
 _MOST_NAMED = 5
 
 
 def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The files of several inputs in order, and notes on what was left out of folders.
+    """Return the files of several inputs in order, and notes about files that are left out.
 
     `-` is standard input. A folder stands for its data files in the order of their names, or for
     the data set that `datasets` saved there.
 
     Raises:
-        Refused: an input is an address or a folder without data; every such fault is given.
+        Refused: An input is a URL or a folder without data; every such fault is listed.
     """
     files, notes, faults = list[Path](), list[str](), list[Fault]()
     for path in map(Path, paths):
@@ -213,7 +213,7 @@ def _list_names(names: list[str]) -> str:
 
 
 def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of the train split that `datasets` saved, else of the only split."""
+    """Return the files of the train split that `datasets` saved, or else of the only split."""
     splits = _read_json_object(folder / SPLITS_FILE).get("splits", [])
     if TRAIN in splits or len(splits) == 1:
         name = TRAIN if TRAIN in splits else splits[0]
@@ -226,7 +226,7 @@ def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The shards of a data set that `datasets` saved, in the order it states."""
+    """Return the files of a data set that `datasets` saved, in the order of its `state.json`."""
     state = _read_json_object(folder / STATE_FILE)
     files = [folder / shard["filename"] for shard in state.get("_data_files") or []]
     if state.get("_indices_data_files") or not files:

@@ -1,4 +1,4 @@
-"""Rows of tables: Parquet, Arrow, and CSV in any separator and in spreadsheets' encodings."""
+"""Read and write tables: Parquet, Arrow, and CSV with any separator, in UTF-8 or Windows-1252."""
 
 import csv
 import io
@@ -26,17 +26,16 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)
 _VALID_LETTER = re.compile("[^\x00-\x7f\udc80-\udcff]")
 _ASCII = bytes(range(128))
 _MOST_LETTERS = 0.15
-"""Western text has a smaller share of accented letters; other scripts have a larger one."""
+"""The largest share of accented letters in Western text; other scripts have a larger share."""
 _LONGEST_CELL = 2**31 - 1
 
 
 def read_csv_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
-    """Rows of a table whose first line names the columns.
+    """Read the rows of a CSV table, whose first line is the header.
 
-    A first line `sep=X` names the separator; otherwise it is the one that finds most of `columns`
-    in the header. Lines that repeat the header, as in files put together, are left out.
-
-    The bytes are UTF-8, or Windows-1252 where no letter speaks against it.
+    A line `sep=X` before the header gives the separator. Otherwise it is the one with which the
+    header has most of `columns`. Repeated headers, as in concatenated files, are left out. Text is
+    read as UTF-8, or as Windows-1252 if it is not UTF-8 and looks like Western text.
     """
     text, valid, notes = _decode(data, file)
     stated = _SEPARATOR_LINE.match(text)
@@ -62,26 +61,26 @@ def read_csv_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
 
 
 def best_header(text: str, columns: Collection[str]) -> tuple[str, list[str]]:
-    """The separator that finds most of `columns` in the first row, then the most cells; the row."""
+    """Return the separator that finds most of `columns` (then, most cells) in a header, and it."""
 
     def header_rank(separator: str) -> tuple[int, int]:
         return len(set(columns).intersection(headers[separator])), len(headers[separator])
 
     headers = {separator: list[str]() for separator in SEPARATORS}
     for separator in SEPARATORS:
-        with suppress(csv.Error):  # then this separator has no cells
+        with suppress(csv.Error):  # a row that this separator cannot split has no cells
             headers[separator] = next(_reader(text, separator), [])
     best = max(SEPARATORS, key=header_rank)
     return best, headers[best]
 
 
 def _reader(text: str, separator: str) -> Any:
-    # Only "\n" ends a physical line here: universal newlines would count a "\r" inside a cell.
+    # Only "\n" ends a line here: universal newlines would also count a "\r" inside a cell.
     return csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
 
 
 def _decode(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
-    """The text, whether all of it is valid, and a note where it is not UTF-8."""
+    """Decode a file. Return its text, whether all of it is valid, and notes on the encoding."""
     text, valid = decode_leniently(data)
     letters = len(data.translate(None, _ASCII))
     if not valid and not _VALID_LETTER.search(text) and letters <= _MOST_LETTERS * len(data):
@@ -100,7 +99,7 @@ def _decode(data: bytes, file: str) -> tuple[str, bool, tuple[str, ...]]:
 
 
 def _parse_rows(text: str, separator: str, shifted: bool) -> Iterator[tuple[int, list[str], str]]:
-    """(physical line a row starts on, its cells, why it cannot be read), blank lines left out."""
+    """Yield (line on which a row starts, its cells, why it cannot be read), without blank lines."""
     reader = _reader(text, separator)
     while True:
         line = reader.line_num + 1 + shifted
@@ -116,7 +115,7 @@ def _parse_rows(text: str, separator: str, shifted: bool) -> Iterator[tuple[int,
 
 
 def csv_cell(value: Any) -> str:
-    """A value as the text of a cell: nothing for None, JSON for what is no text."""
+    """Return a value as the text of a cell: empty for None, and JSON for other types than text."""
     value = json_value(value)
     if value is None:
         return ""
@@ -125,7 +124,7 @@ def csv_cell(value: Any) -> str:
 
 def _csv_format(suffix: str, separator: str) -> Format:
     def write(rows: list[dict[str, Any]], _: pl.Schema | None) -> bytes:
-        """A header and the rows; values that are no text are written as JSON."""
+        """Write a header and the rows; values of other types than text become JSON."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         text = io.StringIO(newline="")
         # The default line ending, "\r\n", also makes the writer quote cells with a lone "\r".

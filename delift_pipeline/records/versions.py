@@ -1,4 +1,4 @@
-"""Ingesting files as an immutable dataset version."""
+"""Ingest files as an immutable dataset version."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,36 +49,36 @@ def ingest(
 ) -> Manifest:
     """Store a file, with its target and held-out sets, as a new version.
 
-    Without a held-out file the first parent's held-out set is taken; without parents a seeded
-    tenth of the pool is set aside. Records of a parent's set-aside that turn up again in the pool
-    are withheld from it and counted, since no file could have left them out. Forgotten records
-    (`delift forget`) are left out of every file and counted.
+    Without a held-out file, the version has its first parent's held-out set. Without parents, a
+    tenth of the pool becomes the held-out set, drawn with a seed. Records of such a set that occur
+    again in a later pool are left out of it and counted. Forgotten records (`delift forget`) are
+    left out of every file and counted.
 
     Args:
-        home: Where to store it, as `datasets/<version>`.
+        home: The home that stores it, in `datasets/<version>`.
         file: The pool: a file, a folder of files, or several.
-        version: Its name, for ever: storing the same again does nothing.
-        parents: Stored versions it follows.
-        target: Records of the task to select for.
-        heldout: Records for evaluation only.
-        dataset: The data set it is a version of; else the first parent's, else the version's name
-            up to its last `-`.
-        skip_bad: Leave faulty rows out (of all three files), count them and list their faults in
-            the version's `faults.jsonl`.
-        mapping: Column mapping of all three files, see `read_records`.
+        version: Its permanent name. Storing the same version again does nothing.
+        parents: The stored versions that it continues.
+        target: The target set.
+        heldout: The held-out set.
+        dataset: The name of its data set. The default is the first parent's data set, or else the
+            version's name up to its last `-`.
+        skip_bad: Whether to leave faulty rows out of all files, count them and list their faults
+            in the version's `faults.jsonl`.
+        mapping: The column mapping of all files (see `read_records`).
         coverage: Which pairs to score: `auto`, `neighbours` or `all`.
-        existing: What continual selection compares with: the parents' `subset` or whole `pool`.
-        model: The scorer model, if the version has its own; kept as `portable_model_name` names it.
+        existing: The existing records of continual selection: the parents' `subset` or `pool`.
+        model: The scorer model, if the version has its own (see `portable_model_name`).
         template: The prompt template, if the version has its own.
-        keep: Further columns of the pool's file to keep as text, for balance reports and quotas.
-        ids: `ignore` drops the files' own ids.
-        say: Called with what the user should know about how the files were read.
+        keep: Extra columns of the pool's file to store as text, for balance reports and quotas.
+        ids: `ignore` drops the source ids of the files.
+        say: A function that is called with each note about how the files were read.
 
     Returns:
-        The manifest; its content hash depends on the records, not on their order or copies.
+        The manifest. Its content hash depends on the records, not on their order or copies.
 
     Raises:
-        Refused: every fault of names, options and files at once; nothing is written.
+        Refused: Names, options or files have faults. All are listed, and nothing is written.
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
     inputs = {"pool": file, "target": target, "heldout": heldout}
@@ -137,7 +137,7 @@ def ingest(
 
 
 def version_hash(details: Mapping[str, Any]) -> str:
-    """A version's content hash, from its manifest's details: its sets and the columns kept."""
+    """Return a version's content hash, from the hashes of its sets in the manifest's details."""
     extra = (EXTRA_COLUMNS,) if f"{EXTRA_COLUMNS}_hash" in details else ()
     return digest_json({part: details[f"{part}_hash"] for part in (*PARTS, *extra)})
 
@@ -147,15 +147,14 @@ def _build_sets(
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Find the held-out set and check that no two sets share a record.
 
-    Without a file for `heldout` the first parent's set is taken, and what that one once set aside
-    stays out of every later pool. Without a parent a share of the pool is set aside.
+    See `ingest` for the held-out set.
 
     Returns:
-        The sets by name, no target where there is no target set; and for the manifest's details
-        each set's content hash, and where the held-out set is from.
+        The sets by name (`pool`, `heldout` and, if there is one, `target`), and details for the
+        manifest: the content hash of each set, and where the held-out set comes from.
 
     Raises:
-        Refused: sets share records (each pair named with its ids), or nothing is left of the pool.
+        Refused: Two sets share records (their ids are listed), or nothing is left of the pool.
     """
     versions = [load_version(home, name) for name in parents]
     frames = {part: file.frame for part, file in files.items()}
@@ -186,11 +185,11 @@ def _build_sets(
 def _split_heldout(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
     """Split a held-out set off a pool of at least two records.
 
-    The records with the smallest seeded digests go, so that the choice depends on which records
-    there are and never on their order.
+    The records with the smallest seeded digests are held out, so the choice depends on the records
+    and never on their order.
 
     Returns:
-        The remaining pool and the held-out set, both in file order, and what to record of it.
+        The remaining pool and the held-out set, both in file order, and details for the manifest.
     """
     if pool.height < 2:
         reason = "one record cannot be both pool and held-out set: give a held-out file"
@@ -206,7 +205,7 @@ def _split_heldout(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict
 def _overlap_faults(
     frames: Mapping[str, pl.DataFrame], parent_pools: Mapping[str, pl.DataFrame]
 ) -> Iterator[Fault]:
-    """A fault for each two sets that share records; the pools of parents may share the pool's."""
+    """Yield a fault for each two sets that share records. Pools may share records with parents."""
     sets = {_SET_NAMES[part]: frame for part, frame in frames.items()}
     parent_sets = {f"the pool of {version}": pool for version, pool in parent_pools.items()}
     pairs = [("the pool", "target"), ("the pool", "heldout"), ("the target set", "heldout")]
@@ -251,7 +250,7 @@ def _name_faults(
 def _store_version(
     home: Home, manifest: Manifest, frames: Mapping[str, pl.DataFrame], skipped: Sequence[Fault]
 ) -> Manifest:
-    """Write the version's folder whole, unless it is there already."""
+    """Write a version's folder at once, unless the same version is stored already."""
     version = manifest.details["version"]
     home.datasets.mkdir(parents=True, exist_ok=True)
     with FileLock(home.datasets / f".{version}.lock"):

@@ -1,4 +1,4 @@
-"""The files of benchmarks as rows in a record's columns, and transfers as folders of versions."""
+"""Read benchmarks as rows in the columns of records, and write transfers as inbox folders."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.tables import read_table
 
 RECORD_COLUMNS = (*TEXT_FIELDS, "source_id", "id", "source", "task")
-"""Columns of a row that is in a record's columns already."""
+"""The columns that are read from a row that already has the columns of a record."""
 
 
 def benchmark_rows(
@@ -30,18 +30,18 @@ def benchmark_rows(
     seed: int = 0,
     revision: str | None = None,
 ) -> Rows:
-    """A split's rows in a record's columns.
+    """Return the rows of a split in the columns of records.
 
     Args:
         recipe: The benchmark.
         source: A file, a folder, a hub id, or None for the recipe's own hub id.
         split: `train` or `test`.
-        limit: Keep so many rows, drawn with `seed`, in file order.
-        seed: Of that draw.
-        revision: Of the hub's data set.
+        limit: The largest number of rows. They are drawn with `seed` and stay in file order.
+        seed: The seed of that draw.
+        revision: The revision of the data set at the hub.
 
     Raises:
-        Refused: no file is found, a row cannot be read, or a row has none of the known columns.
+        Refused: There is no file, a row cannot be read, or a row has none of the known columns.
     """
     files = split_files(recipe, source, split, revision)
     rows = [row for path in files for row in _read_rows(recipe, path)]
@@ -51,7 +51,7 @@ def benchmark_rows(
 
 
 def draw_rows(rows: Rows, limit: int | None, seed: int) -> Rows:
-    """At most `limit` rows, drawn with the seed, in their order."""
+    """Draw at most `limit` rows with a seed, without changing their order."""
     if limit is None or limit >= len(rows):
         return rows
     return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), limit))]
@@ -60,10 +60,10 @@ def draw_rows(rows: Rows, limit: int | None, seed: int) -> Rows:
 def split_files(
     recipe: Recipe, source: str | None, split: str, revision: str | None = None
 ) -> list[Path]:
-    """The files of a split.
+    """Return the files of a split.
 
     Raises:
-        Refused: there are none.
+        Refused: The split has no files.
     """
     if split not in recipe.files:
         raise Refused(f"{split!r}: train or test", field="split")
@@ -94,7 +94,7 @@ def split_files(
 
 
 def write_rows(path: Path, rows: Rows) -> None:
-    """Write rows as JSON Lines, whole or not at all."""
+    """Write all rows as JSON Lines, or no file at all."""
     write_output(path, JSON_LINES.write(rows, None))
 
 
@@ -106,7 +106,7 @@ def _read_rows(recipe: Recipe, path: Path) -> Rows:
         if row.value is None:
             faults.append(Fault(row.reason, str(path), row.line))
             continue
-        # A row in a record's columns stays as it is, any other goes by the recipe's rule.
+        # The recipe's rule converts a row, unless it already has the columns of a record.
         is_record = row.value.keys() >= {"instruction", "output"} and not (
             publisher_columns and publisher_columns <= row.value.keys()
         )
@@ -125,7 +125,7 @@ def _read_rows(recipe: Recipe, path: Path) -> Rows:
 
 @dataclass(frozen=True)
 class PartSizes:
-    """How many records each part gets at most, drawn with the seed."""
+    """The largest number of records of each part."""
 
     pool: int = 2000
     target: int = 100
@@ -135,16 +135,16 @@ class PartSizes:
 def write_transfer(
     folder: Path, transfer: Transfer, sources: Mapping[str, str], sizes: PartSizes, seed: int = 0
 ) -> list[str]:
-    """Write one folder a version: `pool.jsonl`, `heldout.jsonl`, perhaps `target.jsonl`.
+    """Write each version of a transfer as a folder of `folder`, such as a home's inbox.
 
-    The folders go into `folder`, such as a home's inbox. `sources` are files, folders or hub ids by
-    recipe; a recipe that is not named has its own hub id.
+    A version has `pool.jsonl`, `heldout.jsonl` and, for a task, `target.jsonl`. `sources` gives the
+    file, folder or hub id of a recipe; the default is the recipe's own hub id.
 
     Returns:
-        The versions' names, in the order in which they follow each other.
+        The names of the versions. Each is the parent of the next one.
 
     Raises:
-        Refused: a source is missing or unreadable, or a folder of that name exists.
+        Refused: A source is missing or unreadable, or a folder of that name exists.
     """
     parts = enumerate(_version_parts(transfer, sources, seed), start=1)
     versions = {f"{transfer.name}-v{number}": sets for number, sets in parts}
@@ -164,7 +164,7 @@ def write_transfer(
 def _version_parts(
     transfer: Transfer, sources: Mapping[str, str], seed: int
 ) -> list[dict[str, Rows]]:
-    """All rows of each version's parts by name."""
+    """Return the rows of each version, by part."""
 
     def split(name: str, part: str) -> Rows:
         return benchmark_rows(find_recipe(name), sources.get(name), part)
@@ -172,7 +172,7 @@ def _version_parts(
     pool, goal = transfer.pool, transfer.goal
     if transfer.stage == "task_specific":
         chosen_from = split(pool, "train")
-        if goal == "mt_bench":  # it has one split, whose questions are halved
+        if goal == "mt_bench":  # MT-Bench has one split, so its questions are split in halves
             target, heldout = _split_in_halves(split(goal, "test"), _question_of, seed)
         else:
             target, heldout = split(goal, "train"), split(goal, "test")
@@ -189,7 +189,7 @@ def _version_parts(
 def _split_in_halves(
     rows: Rows, group: Callable[[dict[str, str]], str], seed: int
 ) -> tuple[Rows, Rows]:
-    """Rows split by their group, so that no group is on both sides."""
+    """Split rows into two halves, so that no group is in both."""
     names = sorted({group(row) for row in rows})
     random.Random(seed).shuffle(names)
     first = set(names[: len(names) // 2])

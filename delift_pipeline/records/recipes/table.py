@@ -1,7 +1,7 @@
-"""The benchmarks of the paper by name, and its transfers from one to another.
+"""The benchmarks of the paper, and its transfers from one benchmark to another.
 
-The rule of a recipe takes one row in its publishers' own columns and gives the records it makes:
-usually one, for MT-Bench one for each turn.
+The rule of a recipe converts one row in the publisher's columns into records: usually one, and for
+MT-Bench one for each turn.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,15 +25,14 @@ _TEXT = ("answer_loss", "rouge1", "rouge2", "rougeL", "embedding_similarity")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One benchmark.
+    """One benchmark, and how its rows become records.
 
     Attributes:
-        hub: Its hub id; None where its files have to be given.
-        files: Patterns of its files by split, in a folder or at the hub; the first that matches
-            counts.
-        columns: Columns that tell its own rows from rows in a record's columns.
-        rule: One row in its own columns -> rows in a record's columns.
-        metrics: What its publishers measure, beside the answer loss.
+        hub: Its hub id, or None if users have to supply the files.
+        files: Patterns of its files by split, in a folder or at the hub. The first match counts.
+        columns: The publisher's columns, which identify rows that need the rule.
+        rule: Converts a row in the publisher's columns into rows in the columns of records.
+        metrics: The publisher's metrics, after the answer loss.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {}
-"""Every recipe by name."""
+"""All recipes by name."""
 _HUB_FILES = {
     "mix_instruct": ("train_data_prepared.jsonl", "test_data_prepared.jsonl"),
     "p3": ("*/train-*.parquet", "*/validation-*.parquet"),
@@ -59,7 +58,7 @@ _HUB_FILES = {
     "alpaca": ("data/train-*.parquet", ""),
     "dolly": ("databricks-dolly-15k.jsonl", ""),
 }
-"""A recipe's files of both splits at the hub; empty where it has none of a split."""
+"""The files of the train and test split at the hub; empty for a split that is missing."""
 
 
 def _recipe(
@@ -88,7 +87,7 @@ def _record(instruction: str, output: str, input: str | None, task: str, id: Any
 
 @_recipe("MixInstruct", "llm-blender/mix-instruct", "instruction output candidates", _TEXT)
 def mix_instruct(row: Row) -> Rows:
-    """The reference answer; the candidates of other models are left out."""
+    """Use the reference answer; the candidate answers of other models are left out."""
     return alpaca({**row, "task": f"mix_instruct/{str(row.get('id', '')).partition('/')[0]}"})
 
 
@@ -100,14 +99,14 @@ def mix_instruct(row: Row) -> Rows:
     note="it has hundreds of templates, so a file or a folder of those that are wanted",
 )
 def p3(row: Row) -> Rows:
-    """A filled template as the whole instruction."""
+    """Use the filled template as the instruction."""
     prompt, answer = row["inputs_pretokenized"].strip(), row["targets_pretokenized"].strip()
     return _record(prompt, answer, None, f"p3/{row.get('template') or 'p3'}")
 
 
 @_recipe("HotpotQA", "hotpotqa/hotpot_qa", "question answer type", _HOTPOT)
 def hotpotqa(row: Row) -> Rows:
-    """The question with its paragraphs, where there are any."""
+    """Use the question, with its paragraphs (if any) as the input."""
     context = row.get("context") or {}
     paragraphs = zip(context.get("title", []), context.get("sentences", []), strict=True)
     text = "\n".join(
@@ -120,7 +119,7 @@ def hotpotqa(row: Row) -> Rows:
 
 @_recipe("MMLU", "cais/mmlu", "question choices answer", ("answer_loss", "choice_accuracy"))
 def mmlu(row: Row) -> Rows:
-    """The question with its lettered options; the answer is a letter."""
+    """Use the question with its lettered options as the input; the answer is a letter."""
     subject, answer = row["subject"], row["answer"]
     instruction = (
         f"The following is a multiple choice question about {subject.replace('_', ' ')}. "
@@ -139,7 +138,7 @@ def mmlu(row: Row) -> Rows:
     note="only turns with a reference answer make records; score answers with `delift judge`",
 )
 def mt_bench(row: Row) -> Rows:
-    """One record for each turn that has a reference answer; the second holds the first."""
+    """Return a record for each turn that has a reference answer; its input has earlier turns."""
     turns, references = row.get("turns") or row.get("prompt") or [], row.get("reference") or []
     dialogue: list[str] = []
     records: Rows = []
@@ -156,13 +155,13 @@ def mt_bench(row: Row) -> Rows:
 
 @_recipe("GSM8K", "openai/gsm8k", "question answer", ("answer_loss", "final_answer"))
 def gsm8k(row: Row) -> Rows:
-    """The worked answer, whose last line is `#### number`."""
+    """Use the answer with its calculation; its last line is `#### number`."""
     return _record(row["question"], row["answer"], None, "gsm8k")
 
 
 @_recipe("SQuAD 1.1", "rajpurkar/squad", "question context answers", _SPAN)
 def squad(row: Row) -> Rows:
-    """The question about a paragraph and its first answer; no record where there is no answer."""
+    """Use the question about a paragraph and its first answer; without an answer, no record."""
     answers = list((row.get("answers") or {}).get("text", []))
     if not answers:
         return []
@@ -178,7 +177,7 @@ def squad(row: Row) -> Rows:
     note="CANARD stands in for the paper's closed query-rewriting sets",
 )
 def query_rewriting(row: Row) -> Rows:
-    """The conversation so far, and its last question in words that need none of it."""
+    """Use the conversation as the input, and a rewrite of its last question as the answer."""
     topic, turns = list(row["History"])[:2], list(row["History"])[2:]
     texts = [*turns, row["Question"]]
     dialogue = [f"{'QA'[i % 2]}: {text}" for i, text in enumerate(texts)]
@@ -189,27 +188,27 @@ def query_rewriting(row: Row) -> Rows:
 
 @_recipe("Alpaca", "tatsu-lab/alpaca", "instruction input output", _GENERAL)
 def alpaca(row: Row) -> Rows:
-    """A record's own columns; the column `text`, which repeats them, is left out."""
+    """Use the columns of a record; the column `text`, which repeats them, is left out."""
     task = row.get("task") or "alpaca"
     return _record(row["instruction"], row["output"], row.get("input"), task, row.get("id"))
 
 
 @_recipe("Dolly", "databricks/databricks-dolly-15k", "instruction context response", _GENERAL)
 def dolly(row: Row) -> Rows:
-    """The context as the input."""
+    """Use the context as the input."""
     task = f"dolly/{row.get('category') or 'instruction'}"
     return _record(row["instruction"], row["response"], row.get("context"), task)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """From one benchmark to another.
+    """An experiment with two benchmarks: select from one for the other.
 
     Attributes:
-        pool: The recipe of the records to choose from; in the continual stage of the old ones.
-        goal: The recipe of what the model should be good at; in the continual stage the new pool.
-        stage: `task_specific`: one version whose target set is the goal's. `continual`: the old
-            version, and the new one that follows it.
+        pool: The recipe of the pool; in the continual stage, of the old version's pool.
+        goal: The recipe of the target set; in the continual stage, of the new version's pool.
+        stage: `task_specific` makes one version with a target set. `continual` makes an old
+            version and a new one that continues it.
     """
 
     name: str
@@ -235,10 +234,10 @@ TRANSFERS: dict[str, Transfer] = {transfer.name: transfer for transfer in _TRANS
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of that name.
 
     Raises:
-        Refused: there is none.
+        Refused: There is no such recipe.
     """
     if name not in RECIPES:
         reason = f"{name!r} is no recipe; there are {', '.join(RECIPES)}"
