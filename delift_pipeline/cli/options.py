@@ -233,7 +233,7 @@ class ModelFlags:
     memory_limit: float | None = _flag(
         "Most GiB for scoring besides the model [CPU: 1.5; GPU: 0.8 of the free]."
     )
-    in_flight: int | None = _flag("Demonstrations scored in one batch [CPU: 1; GPU: 4].")
+    in_flight: int | None = _flag("Demonstrations scored in one batch [CPU: 1; GPU: 64].")
     threads: int | None = _flag("CPU threads of each process [PyTorch's default].")
     workers: int | None = _flag("Scoring processes; use one for each GPU [1].")
     trust_remote_code: bool = field(

@@ -59,13 +59,14 @@ class Decoder:
         chunks = []
         for start in range(0, len(tokens), self.logit_rows):
             stop = start + self.logit_rows
-            logits = self._scale_logits(self.head(hidden[start:stop]))  # pyright: ignore
+            logits = self.logits(hidden[start:stop])
             logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             chunks.append(logprobs.gather(1, tokens[start:stop, None])[:, 0])
         return torch.cat(chunks)
 
-    def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """Apply the scaling and the cap that some models have after the head."""
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [n, words] of hidden states [n, width], scaled as the model scales them."""
+        logits: torch.Tensor = self.head(hidden)  # pyright: ignore
         if scale := getattr(self.config, "logit_scale", None):
             logits = logits * scale
         if divisor := getattr(self.config, "logits_scaling", None):

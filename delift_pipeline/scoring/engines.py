@@ -11,6 +11,7 @@ from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.decoder import CachePath, is_shareable
 from delift_pipeline.scoring.engine import Engine, Job, TokenScores
+from delift_pipeline.scoring.packed_engine import PackedEngine, reason_against_packing
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 from delift_pipeline.scoring.vllm_engine import VllmEngine
 
@@ -84,16 +85,21 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
             weakref.finalize(loaded, lambda: _vllm_engines.pop(key).close())
         return _vllm_engines[key]
     reason = "its weights are quantised" if getattr(model, "is_quantized", False) else None
+    sizes: dict[str, Any] = {
+        "window": window,
+        "batch_tokens": options.batch_tokens,
+        "memory_limit": options.memory_limit,
+        "in_flight": options.in_flight,
+    }
+    if not reason and reason_against_packing(model, window) is None:
+        # On a machine without a compiler the layers run as they are.
+        for compiled in (True, False):
+            engine = PackedEngine(model, compiled=compiled, **sizes)
+            if reason_against_sharing(engine, model, window) is None:
+                return engine
     # The first try runs layer by layer, the second with the model's own cache.
     for _ in range(2):
-        engine = TransformersEngine(
-            model,
-            options.batch_tokens,
-            window=window,
-            why_not_layers=reason,
-            memory_limit=options.memory_limit,
-            in_flight=options.in_flight,
-        )
+        engine = TransformersEngine(model, why_not_layers=reason, **sizes)
         reason = reason_against_sharing(engine, model, window)
         if reason is None:
             return engine
@@ -105,7 +111,7 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
 
 
 def reason_against_sharing(
-    engine: TransformersEngine, model: "PreTrainedModel", window: int
+    engine: TransformersEngine | PackedEngine, model: "PreTrainedModel", window: int
 ) -> str | None:
     """Return why several targets cannot share a prefix's cache, or None if they can."""
     # Some rotary embeddings change once a sequence is longer than the model was trained on.
@@ -119,11 +125,12 @@ def reason_against_sharing(
     records = _trial_records(int(engine.decoder.config.vocab_size))
     job = Job(records.prefix(0), np.asarray([1, 2]))
     try:
+        if isinstance(engine, TransformersEngine) and isinstance(engine.path, CachePath):
+            with torch.inference_mode():
+                cache = engine.prefill(job.prefix)
+            if cache is None or not is_shareable(cache):
+                return "its cache cannot be shared"
         # The job runs twice: if a pass has changed the shared cache, the second result is wrong.
-        with torch.inference_mode():
-            cache = engine.prefill(job.prefix)
-        if isinstance(engine.path, CachePath) and (cache is None or not is_shareable(cache)):
-            return "its cache cannot be shared"
         logprobs = engine.score(records, [job, job])[1].logprobs
     except _TRIAL_FAULTS as error:
         return f"its cache cannot be shared ({type(error).__name__})"

@@ -86,7 +86,7 @@ class ModelOptions(BaseModel):
         memory_limit: Most memory that scoring takes in addition to the loaded model, in GiB
             (engine transformers); None for 1.5 on a CPU and 80 % of what is free on a GPU.
         in_flight: Demonstrations that share batches (engine transformers); None for 1 on a CPU and
-            4 on a GPU.
+            64 on a GPU (4 where pairs are not packed).
         threads: CPU threads for torch; None leaves torch's choice.
         trust_remote_code: Whether code that comes with the model may run.
         tensor_parallel_size: GPUs that vLLM splits the model over.

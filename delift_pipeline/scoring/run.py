@@ -22,10 +22,12 @@ from delift_pipeline.scoring.store import Leases, PairRequest, ScoreStore
 SHARD_SECONDS = 5.0
 """A shard is written as soon as it has this much work."""
 LEASE_SPAN = 16
-"""How many demonstrations with consecutive numbers one lease covers."""
+"""How many demonstrations with consecutive numbers one lease covers at least."""
 BASELINE_ROWS = 512
 """How many targets of the baseline are scored before a shard can be written."""
 BASELINE_LEASE = "baseline"
+CALL_PAIRS = 4096
+"""How many pairs one call scores: enough to fill a GPU, few for an interrupted run to lose."""
 POLL_SECONDS = 0.2
 
 
@@ -102,6 +104,9 @@ class _Run:
         if missing := self.request.missing():
             self.engine = engine or engine_for(self.model, progress)
             self.settings = self.engine.settings
+            targets = max(self.request.pairs // self.request.demonstrations, 1)
+            in_flight = int(self.settings.get("in_flight", 1))
+            self.in_flight = max(min(in_flight, CALL_PAIRS // targets), 1)
             with self.leases, progress.track(name, sum(missing.values()), "pairs") as self.meter:
                 try:
                     self._score_missing(list(missing))
@@ -123,7 +128,7 @@ class _Run:
 
     def _score_missing(self, remaining: list[int]) -> None:
         while remaining:
-            for lease, group in groupby(remaining, key=_lease_name):
+            for lease, group in groupby(remaining, key=self._lease_name):
                 if self.leases.claim(lease):
                     self._score_lease(group, lease)
             self._flush()
@@ -134,12 +139,15 @@ class _Run:
                 # Another writer has leased the rest. Its leases end when it is done or has died.
                 time.sleep(POLL_SECONDS)
 
+    def _lease_name(self, number: int) -> str:
+        span = max(LEASE_SPAN, self.in_flight)
+        return BASELINE_LEASE if number == BASELINE else str(number // span)
+
     def _score_lease(self, group: Iterable[int], lease: str) -> None:
         # Another writer may have scored this group before its lease was free.
         self.store.refresh()
-        in_flight = int(self.settings.get("in_flight", 1))
         # Groups go by number, so a run after a kill makes the same batches as the killed one.
-        for _, numbers in groupby(group, key=lambda number: number // in_flight):
+        for _, numbers in groupby(group, key=lambda number: number // self.in_flight):
             demonstrations = [
                 (number, ids)
                 for number in numbers
@@ -181,7 +189,3 @@ class _Run:
             self.store.write(self.draft, self.settings)
             self.counts.update(pairs=self.draft.pairs, shards=1, halved=self.draft.halved)
             self.draft = ShardDraft()
-
-
-def _lease_name(number: int) -> str:
-    return BASELINE_LEASE if number == BASELINE else str(number // LEASE_SPAN)

@@ -316,6 +316,7 @@ class PairRequest:
         rows: Record number -> row in the encoded records, int64; -1 for other records.
         left_out: How many pairs of the plan have an unscorable record, counted block by block.
         pairs: How many pairs are requested; one in several blocks counts once.
+        demonstrations: How many demonstrations have such pairs; the baseline counts as one.
     """
 
     def __init__(
@@ -362,6 +363,7 @@ class PairRequest:
             self._targets[BASELINE].append(np.unique(np.asarray(ids, dtype=np.int32)))
             self.left_out -= len(ids)
         self.pairs = sum(len(self.targets(number)) for number in self._targets)
+        self.demonstrations = len(self._targets)
 
     def targets(self, demonstration: int) -> np.ndarray:
         """Return the targets to score after a demonstration: ascending numbers, int32."""

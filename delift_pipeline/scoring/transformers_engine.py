@@ -238,7 +238,7 @@ class TransformersEngine:
             if not is_memory_error(error):
                 raise
             if len(chosen) < 2:
-                raise _too_large_error() from error
+                raise pair_too_large_error() from error
         # Not inside the handler: while its error exists, the tensors of the failed pass exist too.
         self._batches, self._spare_bytes = {}, 0
         if torch.cuda.is_available():
@@ -272,11 +272,12 @@ class TransformersEngine:
             return self.path.prefill(ids) if len(prefix) else None
         except (RuntimeError, MemoryError) as error:
             if is_memory_error(error):
-                raise _too_large_error() from error
+                raise pair_too_large_error() from error
             raise
 
 
-def _too_large_error() -> DeliftError:
+def pair_too_large_error() -> DeliftError:
+    """The error for a pair that alone takes more memory than there is."""
     return DeliftError(
         "a single pair does not fit in memory; use a smaller window, dtype bfloat16 or a "
         "larger device"
