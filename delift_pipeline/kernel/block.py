@@ -60,7 +60,7 @@ class Block:
         if absent:
             raise DeliftError(
                 f"the kernel block {self.name} lacks {len(absent):,} of {len(requested):,} {role} "
-                f"(the first is {absent[0]}); score them and build the kernel again"
+                f"(the first is {absent[0]}). Score them and build the kernel again"
             )
         ids = tuple(record for record in requested if record in number_of)
         return ids, np.array([number_of[record] for record in ids], dtype=np.int64)

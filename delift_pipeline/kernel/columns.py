@@ -139,11 +139,12 @@ def as_columns(kernel: Any) -> Columns:
     if hasattr(kernel, "column"):
         return kernel
     if not isinstance(kernel, np.ndarray) and not hasattr(kernel, "tocsc"):
-        raise Refused(f"a kernel is a NumPy array or sparse matrix, not a {type(kernel).__name__}")
+        kind = type(kernel).__name__
+        raise Refused(f"the kernel is a {kind}. Pass a NumPy array or a sparse matrix")
     if kernel.ndim != 2:
-        raise Refused(f"a kernel has 2 dimensions (targets x demonstrations), not {kernel.ndim}")
+        raise Refused(f"the kernel has {kernel.ndim} dimensions. Pass targets x demonstrations")
     if kernel.dtype not in FLOATS:
-        raise Refused(f"a kernel holds floats, not {kernel.dtype}")
+        raise Refused(f"the kernel holds {kernel.dtype}. Convert it to floats")
     if isinstance(kernel, np.ndarray):
         mapped = isinstance(kernel, np.memmap)
         return DenseColumns(kernel if mapped else np.asfortranarray(kernel))

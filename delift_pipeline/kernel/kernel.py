@@ -135,7 +135,7 @@ def _refuse_missing(squared: np.ndarray, logprob: np.ndarray, what: str, first: 
     absent = int((~(np.isfinite(squared) & np.isfinite(logprob))).sum())
     if absent:
         reason = f"{absent:,} of {len(squared):,} {what} are missing or not finite"
-        raise DeliftError(f"{reason}; score {first} first")
+        raise DeliftError(f"{reason}. Score {first} first")
 
 
 def _index_of(
@@ -193,15 +193,15 @@ def load_block(
     folder = home.kernel(version, fingerprint)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DeliftError(f"there is no kernel of {version} under {fingerprint}; build it first")
+        raise DeliftError(f"{version} has no kernel for the fingerprint {fingerprint}. Build it")
     stored = block_names(manifest).get(name)
     if stored is None:
-        has = ", ".join(sorted(block_names(manifest)))
-        sentence = f"the kernel of {version} has no block {name} (it has {has})"
+        names = ", ".join(sorted(block_names(manifest)))
+        sentence = f"the kernel of {version} has no block {name} (it has {names})"
         near = manifest.details["blocks"].get("self")
         if name == "self" and near is not None:
             more = near["rows"] * near["columns"] - near["pairs"]
-            sentence += f": it needs {more:,} more pairs; set coverage: all"
+            sentence += f". It needs {more:,} more pairs: set coverage to all and score them"
         raise Refused(sentence)
     index = read_index(folder, stored)
     matrix = read_matrix(folder, index, DISTANCE if form == "distance" else KL)

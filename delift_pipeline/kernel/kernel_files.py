@@ -137,7 +137,7 @@ def read_index(folder: Path, name: str) -> BlockIndex:
             pattern = np.load(sparse / "indptr.npy"), _memory_map(sparse / "indices.npy")
         return BlockIndex(name, rows, columns, tokens, pattern)
     except (OSError, ValueError, EOFError) as error:
-        reason = f"the kernel block {name} is damaged ({error}); build it again"
+        reason = f"the kernel block {name} is damaged ({error}). Build the kernel again"
         raise DeliftError(reason) from error
 
 
@@ -151,10 +151,10 @@ def read_matrix(folder: Path, index: BlockIndex, form: str) -> Columns:
     try:
         values = _memory_map(path)
     except (OSError, ValueError, EOFError) as error:
-        raise DeliftError(f"{path.name} is damaged ({error}); build the kernel again") from error
+        raise DeliftError(f"{path.name} is damaged ({error}). Build the kernel again") from error
     if values.shape != index.shape:
         raise DeliftError(
-            f"{path.name} has shape {values.shape}, not {index.shape}; build the kernel again"
+            f"{path.name} has shape {values.shape}, not {index.shape}. Build the kernel again"
         )
     if index.pattern is None:
         return DenseColumns(values)

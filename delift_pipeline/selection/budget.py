@@ -22,8 +22,8 @@ FULL, AUTO = "full", "auto"
 AUTO_SHARE = 0.01
 _TOKENS = re.compile(r"([0-9][0-9_,]*)\s*tokens?", re.IGNORECASE)
 _AUTO = re.compile(r"auto(?::([0-9.eE+-]+))?", re.IGNORECASE)
-_MEANING = (
-    "write a number below 1 for a share, an integer from 1 for a count, full, 20000tokens, or auto "
+_FORMS = (
+    "Write a number below 1 for a share, an integer from 1 for a count, full, 20000tokens, or auto "
     "(auto:0.05 stops at 5 % of the first gain)"
 )
 
@@ -77,7 +77,7 @@ def resolve_budget(budget: BudgetText, n: int) -> int:
         Refused: The pool is empty, the budget is not such a value, or it is above n.
     """
     if n < 1:
-        raise Refused("the pool is empty: nothing can be selected", field="budget")
+        raise Refused("the pool is empty. Give at least one record to select from", field="budget")
     if is_full(budget):
         return n
     number = _parse_number(budget.strip()) if isinstance(budget, str) else budget
@@ -89,7 +89,8 @@ def resolve_budget(budget: BudgetText, n: int) -> int:
     if not isinstance(number, int) or number < 1:
         raise _bad_budget(number)
     if number > n:
-        raise Refused(f"{number:,} is above the pool's {n:,} records", field="budget")
+        reason = f"{number:,} is above the pool's {n:,} records. Lower the budget, or use full"
+        raise Refused(reason, field="budget")
     return number
 
 
@@ -106,7 +107,7 @@ def _parse_number(text: str) -> float | int:
 
 
 def _bad_budget(budget: object) -> Refused:
-    return Refused(f"{budget!r} is no budget: {_MEANING}", field="budget")
+    return Refused(f"{budget!r} is not a budget. {_FORMS}", field="budget")
 
 
 BYTES_PER_TOKEN = 4

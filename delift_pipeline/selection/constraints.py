@@ -99,7 +99,7 @@ class ConstraintTracker:
         self._is_open_ended = constraints.is_open_ended
         costs = np.ones(n) if constraints.costs is None else constraints.costs
         if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
-            raise Refused(f"costs must be {n:,} finite numbers above 0")
+            raise Refused(f"the costs must be {n:,} finite numbers above 0")
         widest = max((len(grouping.groups) for grouping in groupings), default=0)
         groups = np.zeros((len(groupings), n), np.int64)
         low, high, counts = (np.zeros((len(groupings), widest), np.int64) for _ in range(3))
@@ -142,31 +142,30 @@ class ConstraintTracker:
         """
         short = picked > 0 and bool((self.limits.owed > 0).any())
         if short or (self.slots > 0 and not self._is_open_ended):
-            reason = f"cannot be kept together: after {picked:,} records no other may be picked"
-            raise Refused(
-                f"the constraints {reason}; widen a quota or lower the budget", field="quota"
-            )
+            reason = f"the quotas conflict: after {picked:,} picks no other record is allowed"
+            raise Refused(f"{reason}. Widen a quota, or lower the budget", field="quota")
 
 
 def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndarray) -> None:
     pinned, excluded = set(constraints.pinned), set(constraints.excluded)
     if not all(0 <= j < n for j in pinned | excluded):
-        raise Refused(f"a pinned record is none of the {n:,} candidates")
+        raise Refused(f"a pinned or excluded record is not one of the {n:,} candidates")
     if both := pinned & excluded:
-        raise Refused(f"{len(both):,} records are pinned both in and out", field="pin")
-    if len(pinned) > budget:
-        reason = f"{len(pinned):,} records are pinned in, above the budget of {budget:,}"
+        reason = f"{len(both):,} records are both pinned and excluded. Remove one of the rules"
         raise Refused(reason, field="pin")
+    if len(pinned) > budget:
+        reason = f"{len(pinned):,} pinned records are above the budget of {budget:,}"
+        raise Refused(f"{reason}. Raise the budget, or pin fewer", field="pin")
     if budget > (left := n - len(excluded)) and not constraints.is_open_ended:
         reason = (
-            f"{len(excluded):,} of {n:,} records are excluded. The {left:,} that are left are "
-            f"fewer than the budget of {budget:,}: exclude fewer records, or lower the budget"
+            f"{len(excluded):,} of {n:,} records are excluded, and the other {left:,} are fewer "
+            f"than the budget of {budget:,}. Exclude fewer records, or lower the budget"
         )
         raise Refused(reason, field="exclude")
     cost = float(costs[list(pinned)].sum())
     if constraints.capacity is not None and cost > constraints.capacity:
-        reason = f"the records pinned in cost {cost:,.0f}, above {constraints.capacity:,.0f}"
-        raise Refused(reason, field="budget")
+        reason = f"the pinned records cost {cost:,.0f}, above {constraints.capacity:,.0f}"
+        raise Refused(f"{reason}. Raise the budget, or pin fewer", field="budget")
 
 
 def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget: int) -> None:
@@ -176,15 +175,16 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
     pinned = np.bincount(grouping.of[list(constraints.pinned)], minlength=size)
     low, high = grouping.low, grouping.high
     for group in np.flatnonzero((pinned > high) | (low > high) | (low > available)):
-        quota = f"{grouping.groups[group]} asks for {low[group]:,} to {high[group]:,} records"
-        counts = f"{pinned[group]:,} pinned in and {available[group]:,} that may be picked"
-        raise _bad_quota(grouping, f"{quota}, with {counts}")
+        quota = f"{grouping.groups[group]} needs {low[group]:,} to {high[group]:,} records"
+        counts = f"{pinned[group]:,} are pinned and {available[group]:,} are available"
+        raise _bad_quota(grouping, f"{quota}, of which {counts}")
     if (least := int(np.maximum(low, pinned).sum())) > budget:
-        raise _bad_quota(grouping, f"at least {least:,} records, and the budget is {budget:,}")
+        raise _bad_quota(grouping, f"it needs at least {least:,} records of {budget:,}")
     most = int(np.minimum(high, available).sum())
     if most < budget and not constraints.is_open_ended:
-        raise _bad_quota(grouping, f"at most {most:,} records, and the budget is {budget:,}")
+        raise _bad_quota(grouping, f"it allows at most {most:,} records of {budget:,}")
 
 
 def _bad_quota(grouping: Grouping, reason: str) -> Refused:
-    return Refused(f"the quota on {grouping.name} allows no subset: {reason}", field="quota")
+    start = f"no subset of the budget's size can fulfil the quota on {grouping.name}"
+    return Refused(f"{start}: {reason}. Change the quota or the budget", field="quota")

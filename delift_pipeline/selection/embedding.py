@@ -74,8 +74,8 @@ def embed_texts(texts: Sequence[str], embedder: str, model: LanguageModel | None
     if embedder != MODEL:
         return embed(texts, embedder)
     if model is None:
-        reason = "no language model is read here: choose tfidf, minilm or a sentence-transformers"
-        raise Refused(f"{reason} one", field="embedder")
+        reason = "this selection has no language model to embed with. Choose tfidf, minilm or a"
+        raise Refused(f"{reason} sentence-transformers model", field="embedder")
     return hidden_states(texts, model, "embeddings")
 
 

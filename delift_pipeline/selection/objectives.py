@@ -241,7 +241,8 @@ class TensorCoverage(Coverage):
             # The kernel is transposed: each of its columns is contiguous in memory.
             self._kernel = torch.from_numpy(to_dense(objective.kernel).T).to(self._device)
         except RuntimeError as error:
-            raise Refused(f"the device {device} cannot be used: {error}") from error
+            reason = f"the device {device} cannot be used ({error}). Choose another"
+            raise Refused(reason) from error
         self.reset()
 
     def gain(self, j: int) -> float:
@@ -302,7 +303,7 @@ def check_factor(value: float, called: str) -> float:
         Refused: It is negative or not finite.
     """
     if not (np.isfinite(value) and value >= 0):
-        raise Refused(f"{called} is {value}; it must be a finite number of at least 0")
+        raise Refused(f"{called} is {value}. Give a finite number of at least 0")
     return float(value)
 
 
@@ -336,8 +337,8 @@ def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
         if not _all_usable(values):
             fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
             raise Refused(
-                f"the {called} has {fault} value in column {j}: objectives need finite values "
-                "of at least 0 (clip or scale the utilities)"
+                f"the {called} has {fault} value in column {j}. Objectives need finite values of "
+                "at least 0: clip or scale the utilities"
             )
     return columns
 
@@ -353,7 +354,7 @@ def _as_vector(values: Any, length: int, called: str, default: float | None = No
         return np.full(length, default)
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (length,):
-        raise Refused(f"{called} has shape {vector.shape}, and the kernel asks for ({length},)")
+        raise Refused(f"{called} has shape {vector.shape}. The kernel needs ({length},)")
     if not (np.isfinite(vector).all() and (vector >= 0).all()):
-        raise Refused(f"{called} holds a missing, infinite or negative value")
+        raise Refused(f"{called} has a missing, infinite or negative value")
     return vector

@@ -101,9 +101,9 @@ def rank_greedily(
         Refused: The budget or the constraints are not possible.
     """
     if budget < 0 or budget > objective.n:
-        raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
+        raise Refused(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
     if len(tie_order) != objective.n:
-        raise Refused(f"{len(tie_order):,} ids were given for {objective.n:,} candidates")
+        raise Refused(f"tie_order has {len(tie_order):,} ids for {objective.n:,} candidates")
     constraints = constraints or Constraints()
     plain = _rank_once(objective, budget, tie_order, constraints, phase(objective), scaled=False)
     if constraints.costs is None:

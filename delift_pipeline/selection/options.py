@@ -38,8 +38,8 @@ def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
     """
     objective = named or STAGE_OBJECTIVE[stage]
     if (only := ONLY_STAGE.get(objective, stage)) != stage:
-        sentence = f"{objective} belongs to the stage {only}, not {stage}"
-        raise Refused(sentence, field="objective")
+        reason = f"{objective} belongs to the stage {only}. Choose another for {stage}"
+        raise Refused(reason, field="objective")
     return objective
 
 

@@ -51,7 +51,7 @@ def rank_by_score(
         raise DeliftError(f"no record of the pool has scores, so {selector} cannot rank any")
     rounded = np.round(np.asarray(scores, dtype=np.float64), DECIMALS)
     if not np.isfinite(rounded).all():
-        raise DeliftError(f"{selector} gives scores that are not finite; try dtype float32")
+        raise DeliftError(f"some scores of {selector} are not finite. Use dtype float32")
     second = np.zeros(len(ids)) if ties is None else np.round(ties, DECIMALS)
     keys = zip(-rounded, -second, ids, range(len(ids)), strict=True)
     order = np.array([number for *_, number in sorted(keys)], dtype=np.int64)
@@ -93,7 +93,7 @@ def rank_by_order(
 def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     """Refuse the budget `auto`, which stops at a small gain, for a ranking without gains."""
     if inputs.allowance is not None and inputs.allowance.stop:
-        reason = f"{selector} has no gains to stop at; give a share or a count"
+        reason = f"{selector} has no gains, so auto cannot stop it. Give a share or a count"
         raise Refused(reason, field="budget")
 
 
@@ -129,7 +129,7 @@ class TargetSet:
         if not self.from_pool:
             return ()
         count = self.records.height
-        return (f"the stage has no target set; {count:,} records of the pool stand for it",)
+        return (f"the stage has no target set, so {count:,} records of the pool serve as one",)
 
 
 def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) -> TargetSet:
@@ -143,7 +143,7 @@ def target_set(inputs: SelectionInputs, seed: int, share: float = TARGET_SHARE) 
     """
     if inputs.stage == "task_specific":
         if inputs.target is None:
-            raise DeliftError("the target set's records were not given")
+            raise DeliftError("the target set's records are missing from the inputs")
         return TargetSet(inputs.target.sort("record_id"), from_pool=False)
     return TargetSet(draw_share(inputs.pool, share, [seed, TARGETS]), from_pool=True)
 

@@ -49,16 +49,16 @@ def _registration_fault(selector: Selector) -> str | None:
     kinds = {"name": str, "options_model": type(BaseModel), "traits": Traits}
     for attribute, kind in kinds.items():
         if not isinstance(getattr(selector, attribute, None), kind):
-            return f"it declares no {attribute}"
+            return f"it has no {attribute}"
     traits = selector.traits
     for trait, option in (("takes_embedder", "embedder"), ("replays", "replay")):
         if getattr(traits, trait) != (option in selector.options_model.model_fields):
-            return f"its trait {trait} and its options disagree"
+            return f"its trait {trait} contradicts its options"
     needs = selector.needs("instruction_tuning", selector.options_model())
     if needs.blocks and not traits.reads_scores:
-        return "it reads scores, and its traits do not say so"
+        return "it reads scores, but its trait reads_scores is false"
     if needs.model and not traits.reads_model:
-        return "it reads the model, and its traits do not say so"
+        return "it reads the model, but its trait reads_model is false"
     return None
 
 
@@ -92,7 +92,7 @@ def get_selector(name: str) -> Selector:
     """
     if name not in SELECTORS:
         known = ", ".join(sorted(SELECTORS))
-        raise Refused(f"no selector is called {name!r}; there are {known}", field="selector")
+        raise Refused(f"{name!r} is not a selector. Choose from: {known}", field="selector")
     return SELECTORS[name]
 
 

@@ -67,8 +67,8 @@ class Diagnostics:
         if gap is None or gap >= -TRUST_MARGIN:
             return ()
         return (
-            f"warning: the picks are trusted less than the pool ({self.trust_picks:.3f} against "
-            f"{self.trust_pool:.3f}); subsets like this trained worse than random ones",
+            f"warning: the picks have less trust than the pool ({self.trust_picks:.3f} and "
+            f"{self.trust_pool:.3f}). In experiments, such subsets trained worse than random ones",
         )
 
     def lines(self) -> tuple[str, ...]:

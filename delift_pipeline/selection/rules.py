@@ -25,9 +25,9 @@ from delift_pipeline.selection.budget import Budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
 
 _QUOTA = re.compile(r"([^:=]+)(?:=([^:]*))?:([0-9.]*?)\.\.([0-9.]*)")
-_FORM = "write a quota as column:low..high or column=value:low..high, such as task:0.1..0.4"
+_FORM = "Write a quota as column:low..high or column=value:low..high, such as task:0.1..0.4"
 _CAP = re.compile(r"([^:]+):([0-9.]+)")
-_CAP_FORM = "write a cap as column:most or column=value:most, such as source:500"
+_CAP_FORM = "Write a cap as column:most or column=value:most, such as source:500"
 NAMED = 5
 ROUNDING = 1e-9
 
@@ -57,7 +57,7 @@ class Quota:
         """
         match = _QUOTA.fullmatch(text.strip())
         if match is None or not (match[3] or match[4]):
-            raise Refused(f"{text!r} is no quota: {_FORM}", field="quota")
+            raise Refused(f"{text!r} is not a quota. {_FORM}", field="quota")
         low = _parse_end(match[3], text) if match[3] else 0
         high = _parse_end(match[4], text) if match[4] else None
         return cls(match[1].strip(), match[2], low, high)
@@ -78,9 +78,9 @@ def _parse_end(text: str, quota: str) -> float | int:
     try:
         number = int(text) if text.isdigit() else float(text)
     except ValueError as error:
-        raise Refused(f"{quota!r} is no quota: {_FORM}", field="quota") from error
+        raise Refused(f"{quota!r} is not a quota. {_FORM}", field="quota") from error
     if isinstance(number, float) and number > 1:
-        raise Refused(f"{quota!r} has a share above 1: {_FORM}", field="quota")
+        raise Refused(f"{quota!r} has a share above 1. {_FORM}", field="quota")
     return number
 
 
@@ -126,16 +126,16 @@ class Rules:
             in_pool, rankable = (set(_group_names(one[quota.column])) for one in (pool, frame))
             groups = in_pool if quota.value is None else in_pool & {quota.value}
             if lost := sorted(groups - rankable):
-                reason = f"{quota} asks at least {least:,} of {quota.column} {lost[0]!r}"
-                why = "whose records have no scores and cannot be ranked"
-                form = f"name the other values one by one ({quota.column}=VALUE:LOW..)"
-                raise Refused(f"{reason}, {why}: {form}", field="quota")
+                reason = f"{quota} needs at least {least:,} of {quota.column} {lost[0]!r}"
+                why = "but its records have no scores and cannot be ranked"
+                form = f"Set quotas for the other values instead ({quota.column}=VALUE:LOW..)"
+                raise Refused(f"{reason}, {why}. {form}", field="quota")
 
     def _build_grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         """Combine all quotas and caps on one column."""
         if column not in frame.columns:
             names = ", ".join(sorted(frame.columns))
-            raise Refused(f"the pool has no column {column}; there are {names}", field="quota")
+            raise Refused(f"the pool has no column {column}. It has: {names}", field="quota")
         values = _group_names(frame[column])
         number = {name: place for place, name in enumerate(sorted(set(values)))}
         names = tuple(number)
@@ -143,12 +143,13 @@ class Rules:
         for quota in (quota for quota in self.quotas if quota.column == column):
             shares = isinstance(quota.low, float) or isinstance(quota.high, float)
             if budget.is_open_ended and (shares or quota.low):
-                reason = "shares and least counts need a budget in records, not in tokens or auto"
-                raise Refused(reason, field="quota")
+                reason = "a quota with a share or a least count needs a budget in records"
+                raise Refused(f"{reason}. Do not use tokens or auto with it", field="quota")
             least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
-                    raise Refused(f"no record has {column} {name!r}", field="quota")
+                    reason = f"no record has {column} {name!r}. Remove the quota"
+                    raise Refused(reason, field="quota")
                 # A column can have several quotas and caps; the strictest end of each counts.
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
@@ -228,7 +229,7 @@ def parse_cap(text: str) -> Quota:
     try:
         return Quota.parse(f"{match[1]}:..{match[2]}" if match else "")
     except Refused as refused:
-        raise Refused(f"{text!r} is no cap: {_CAP_FORM}", field="cap") from refused
+        raise Refused(f"{text!r} is not a cap. {_CAP_FORM}", field="cap") from refused
 
 
 def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
@@ -244,8 +245,8 @@ def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> 
     several = [name for name in names if len(ids_of[name]) > 1]
     faults = []
     for wrong, reason in (
-        (absent, "not in the pool: name records by record_id or by the file's own id"),
-        (several, "the id of several records: name them by record_id"),
+        (absent, "not in the pool. Name records by record_id or by the file's own id"),
+        (several, "the id of several records. Name them by record_id"),
     ):
         listed = ", ".join(map(repr, wrong[:NAMED])) + (", ..." if len(wrong) > NAMED else "")
         verb = "is" if len(wrong) == 1 else "are"
@@ -279,9 +280,10 @@ def find_violations(
     pairs = zip(records, gains, strict=True)
     free = [gain for record, gain in pairs if record not in rules.pin and gain is not None]
     if budget.stop and free and min(free) < budget.stop * free[0] * (1 - ROUNDING):
-        lines.append(f"a gain of {min(free):.3g} is under {budget.stop:g} of the first, {free[0]}")
+        first = f"the first gain, {free[0]}"
+        lines.append(f"a gain of {min(free):.3g} is below {budget.stop:g} of {first}")
     if absent := set(rules.pin) & set(pool["record_id"]) - chosen:
-        lines.append(f"{len(absent):,} records pinned in are not in the subset")
+        lines.append(f"{len(absent):,} pinned records are not in the subset")
     if present := set(rules.exclude) & chosen:
         lines.append(f"{len(present):,} excluded records are in the subset")
     picks = pool.filter(pl.col("record_id").is_in(list(records)))
@@ -291,5 +293,5 @@ def find_violations(
         for group in sorted(in_pool) if quota.value is None else [quota.value]:
             size = picked[group]
             if size < low or (high is not None and size > high):
-                lines.append(f"{size:,} records of {quota.column} {group!r}, asked {quota}")
+                lines.append(f"{size:,} records of {quota.column} {group!r} violate {quota}")
     return tuple(lines)

@@ -61,11 +61,11 @@ def select(
         if selection.gains is not None:
             gains = [None if np.isnan(gain) else gain for gain in selection.gains.tolist()]
         if allowed.stop and all(gain is None for gain in gains):
-            reason = f"{selection.selector} has no gains to stop at; give a count"
+            reason = f"{selection.selector} has no gains, so auto cannot stop it. Give a count"
             raise Refused(reason, field="budget")
         if wrong := find_violations(selection.ranking, gains, inputs.pool, allowed, rules):
-            reason = f"{selection.selector} does not keep to what was asked: {'; '.join(wrong)}"
-            raise Refused(reason, field="budget")
+            reason = f"{selection.selector} violates the budget or the rules: {'; '.join(wrong)}"
+            raise Refused(f"{reason}. Choose another selector", field="budget")
     details = dict(selection.details)
     if allowed.tokens is not None:
         details["tokens"] = token_cost(inputs.pool, selection.ranking)
@@ -89,17 +89,18 @@ def check_budget(
     """
     allowed, reference = parse_budget(budget, n), get_selector(selector).traits.reference
     if reference == "whole" and (has_rules or allowed.is_open_ended):
-        reason = f"{selector} takes every record; choose another selector"
+        reason = f"{selector} takes every record. Choose another selector"
         raise Refused(reason, field="budget")
     if reference == "random" and allowed.stop:
-        raise Refused(f"{selector} has no gains to stop at; give a count", field="budget")
+        reason = f"{selector} has no gains, so auto cannot stop it. Give a count"
+        raise Refused(reason, field="budget")
     if allowed.is_open_ended and replay_share(selector, stage, options):
-        reason = "a budget in tokens or auto cannot be shared with replay; give a share or a count"
+        reason = "a budget in tokens or auto does not work with replay. Give a share or a count"
         raise Refused(f"{reason}, or set replay to 0", field="budget")
     return allowed
 
 
-ADVICE = "raise the window, shorten the answers, or choose a selector that needs no scores (random)"
+ADVICE = "Raise the window, shorten the answers, or choose a selector that needs no scores (random)"
 
 
 def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what: str) -> None:
@@ -112,7 +113,7 @@ def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what
     """
     count, first = count_unscorable(records, unscorable)
     if count and count == records.height:
-        reason = f"none of the {count:,} {what} can be scored (first: {first}); {ADVICE}"
+        reason = f"none of the {count:,} {what} can be scored (first: {first}). {ADVICE}"
         raise Refused(reason, field="window")
 
 
@@ -154,9 +155,9 @@ def refuse_beyond_scorable(
         possible = len(replay_schedule(allowed.count, share, scorable, replayable).replays)
         if possible < allowed.count:
             reason = (
-                f"{allowed.count:,} records are asked for, and {scorable:,} of the {pool.height:,} "
-                f"can be scored (first that cannot: {first}); lower the budget "
-                f"to {possible:,}, {ADVICE}"
+                f"the budget is {allowed.count:,} records, but only {scorable:,} of "
+                f"{pool.height:,} can be scored (first that cannot: {first}). Lower the budget to "
+                f"{possible:,}. Or: {ADVICE}"
             )
             raise Refused(reason, field="budget")
     return share, replayable

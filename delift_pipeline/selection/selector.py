@@ -96,7 +96,7 @@ def count_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str]) -> tu
 
 
 def _refuse_block(name: str, form: UtilityForm) -> Block:
-    raise LookupError(f"no kernel was given, and the block {name} ({form}) is wanted")
+    raise LookupError(f"the selector reads the block {name} ({form}), but there is no kernel")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class SelectionInputs:
             DeliftError: There is none.
         """
         if self.model is None:
-            raise DeliftError("the selector reads a language model, and none was given")
+            raise DeliftError("the selector reads a language model, but the inputs have none")
         return self.model
 
     @property

@@ -27,9 +27,9 @@ def submodlib_greedy(
         Refused: submodlib has no such function, the budget is above n, or there are constraints.
     """
     if constraints is not None:
-        raise Refused("submodlib keeps to no constraints; choose another optimizer")
+        raise Refused("submodlib cannot obey constraints. Choose another optimizer")
     if budget < 0 or budget > objective.n:
-        raise Refused(f"{budget:,} picks were asked for, and there are {objective.n:,} candidates")
+        raise Refused(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
     function = _submodlib_function(objective)
     # It refuses a budget of n, so the last candidate is added below.
     picked = function.maximize(
@@ -51,9 +51,10 @@ def _submodlib_function(objective: objectives.Coverage) -> Any:
     library: Any = submodlib
     n, kernel = objective.n, _row_major(objective.kernel)
     if objective.weights is not None:
-        raise Refused("submodlib has no weights per target; choose another optimizer")
+        raise Refused("submodlib has no weights per target. Choose another optimizer")
     if isinstance(objective, objectives.FL1MI | objectives.FLCG) and len(kernel) != n:
-        raise Refused(f"submodlib needs a square kernel here, not {objective.kernel.shape}")
+        shape = objective.kernel.shape
+        raise Refused(f"the kernel has shape {shape}. submodlib needs a square one here")
     match objective:
         case objectives.FacilityLocation() | objectives.FLMI():
             if isinstance(objective, objectives.FLMI):
@@ -75,7 +76,7 @@ def _submodlib_function(objective: objectives.Coverage) -> Any:
             factors = {"private_sijs": private, "privacyHardness": objective.nu}
             conditional = library.FacilityLocationConditionalGainFunction
             return conditional(n, private.shape[1], data_sijs=kernel, **factors)
-    raise Refused(f"submodlib has no function {objective.name}; choose another optimizer")
+    raise Refused(f"submodlib has no function {objective.name}. Choose another optimizer")
 
 
 def _row_major(kernel: Columns) -> np.ndarray:

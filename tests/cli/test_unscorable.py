@@ -48,9 +48,9 @@ def test_a_budget_above_what_can_be_scored_is_refused_before_scoring(
     chosen = ("--selector", selector)
     for budget in (10, 0.9):
         (line,) = select(data(long=5), "--budget", budget, *chosen).faults
-        assert "budget: " in line and "7 of the 12" in line
+        assert "budget: " in line and "7 of 12" in line
         assert "row-7: its answer takes 91 tokens" in line
-        assert "lower the budget to 7" in line and "window" in line
+        assert "budget to 7" in line and "window" in line
     assert (
         not list(tmp_path.glob("home/scores/*/shards/*")) and not (tmp_path / "out.jsonl").exists()
     )
@@ -134,7 +134,7 @@ def test_the_graph_refuses_in_one_line_each_as_well(
     )
     for version, long, words in (
         ("none-v1", 12, ["none of the 12 records of the pool", "row-0: its answer"]),
-        ("some-v1", 5, ["9 records are asked for", "7 of the 12", "row-7: its answer"]),
+        ("some-v1", 5, ["the budget is 9 records", "7 of 12", "row-7: its answer"]),
     ):
         given = ("--version", version, "--model", tiny.model, "--heldout", heldout)
         assert delift("ingest", data(long), *given, *home).status == 0

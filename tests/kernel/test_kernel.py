@@ -199,11 +199,11 @@ def test_statistics_leave_out_the_diagonal(home: Home) -> None:
 
 
 def test_absent_kernels_and_blocks_are_one_sentence(home: Home) -> None:
-    with pytest.raises(DeliftError, match="no kernel of v1"):
+    with pytest.raises(DeliftError, match="v1 has no kernel"):
         load_block(home, "v1", PRINT, "self")
     manifest = build_kernel(home, "v1", PRINT, MemoryReader(), plan("neighbours"))
     assert block_names(manifest)["neighbours"] == "self"
-    with pytest.raises(Refused, match="needs 28 more pairs; set coverage: all"):
+    with pytest.raises(Refused, match="needs 28 more pairs"):
         load_block(home, "v1", PRINT, "self")
     (home.kernel("v1", PRINT) / "target.npy").write_bytes(b"")
     with pytest.raises(DeliftError, match=r"target\.npy is damaged"):

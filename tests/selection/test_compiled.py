@@ -143,16 +143,16 @@ def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str,
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda k: FacilityLocation(k[0]), "2 dimensions"),
-        (lambda k: FacilityLocation(k > 0.5), "floats, not bool"),
-        (lambda k: FacilityLocation(k.astype(np.complex64)), "floats, not complex64"),
+        (lambda k: FacilityLocation(k[0]), "1 dimensions"),
+        (lambda k: FacilityLocation(k > 0.5), "holds bool"),
+        (lambda k: FacilityLocation(k.astype(np.complex64)), "holds complex64"),
         (lambda k: FLMI(k, k[:, :-1]), r"bonus has shape \(29,\)"),
         (lambda k: FLCG(k, k[:-1]), r"floor has shape \(39,\)"),
         (lambda k: FacilityLocation(k, np.ones(30)), r"weights has shape \(30,\)"),
-        (lambda k: FacilityLocation(k, np.full(40, np.nan)), "weights holds a missing"),
-        (lambda k: lazy_greedy(FacilityLocation(k), 31, np.arange(30)), "31 picks were asked for"),
-        (lambda k: lazy_greedy(FacilityLocation(k), -1, np.arange(30)), "-1 picks were asked for"),
-        (lambda k: lazy_greedy(FacilityLocation(k), 3, np.arange(29)), "29 ids were given"),
+        (lambda k: FacilityLocation(k, np.full(40, np.nan)), "weights has a missing"),
+        (lambda k: lazy_greedy(FacilityLocation(k), 31, np.arange(30)), "31 picks"),
+        (lambda k: lazy_greedy(FacilityLocation(k), -1, np.arange(30)), "-1 picks"),
+        (lambda k: lazy_greedy(FacilityLocation(k), 3, np.arange(29)), "29 ids"),
     ],
 )
 def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, sentence: str) -> None:

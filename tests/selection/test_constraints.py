@@ -146,14 +146,14 @@ def quota(low: list[int], high: list[int]) -> Grouping:
 @pytest.mark.parametrize(
     ("constraints", "sentence"),
     [
-        (Constraints(pinned=(0,), excluded=(0,)), "pinned both in and out"),
-        (Constraints(pinned=(0, 1, 2)), "pinned in, above the budget"),
-        (Constraints(pinned=(7,)), "none of the 3 candidates"),
+        (Constraints(pinned=(0,), excluded=(0,)), "both pinned and excluded"),
+        (Constraints(pinned=(0, 1, 2)), "3 pinned records are above the budget"),
+        (Constraints(pinned=(7,)), "3 candidates"),
         (Constraints(excluded=(0, 1)), "exclude: 2 of 3 records are excluded"),
-        (Constraints(groupings=(quota([0, 0], [1, 0]),)), "at most 1 records, and the budget is 2"),
-        (Constraints(groupings=(quota([2, 1], [3, 3]),)), "at least 3 records, and the budget"),
-        (Constraints(groupings=(quota([0, 2], [3, 3]),)), "b asks for 2 to 3"),
-        (Constraints(pinned=(2,), groupings=(quota([0, 0], [3, 0]),)), "1 pinned in"),
+        (Constraints(groupings=(quota([0, 0], [1, 0]),)), "at most 1 records of 2"),
+        (Constraints(groupings=(quota([2, 1], [3, 3]),)), "at least 3 records of 2"),
+        (Constraints(groupings=(quota([0, 2], [3, 3]),)), "b needs 2 to 3"),
+        (Constraints(pinned=(2,), groupings=(quota([0, 0], [3, 0]),)), "1 are pinned"),
         (Constraints(costs=np.ones(2), capacity=1), "costs must be 3"),
         (Constraints(pinned=(0,), costs=np.full(3, 5.0), capacity=4), "cost 5, above 4"),
         (
@@ -176,7 +176,7 @@ def test_quotas_that_exclude_each_other_are_refused_when_found() -> None:
     one = Grouping("task", ("a", "b"), np.array([0, 0, 1]), np.zeros(2, int), np.array([1, 1]))
     two = Grouping("source", ("x", "y"), np.array([0, 1, 0]), np.zeros(2, int), np.array([1, 1]))
     kernel = np.diag([3.0, 1.0, 1.0])
-    with pytest.raises(Refused, match="cannot be kept together: after 1 records"):
+    with pytest.raises(Refused, match="conflict: after 1 picks"):
         lazy_greedy(FacilityLocation(kernel), 2, np.arange(3), Constraints(groupings=(one, two)))
 
 
@@ -217,7 +217,7 @@ def test_budgets_of_every_kind(text: float | str, budget: Budget) -> None:
 
 @pytest.mark.parametrize("text", ["0tokens", "tokens", "auto:0", "auto:2", "autos", "1.5tokens"])
 def test_budgets_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(Refused, match="is no budget"):
+    with pytest.raises(Refused, match="not a budget"):
         parse_budget(text, 10)
 
 
@@ -255,7 +255,7 @@ def test_rules_become_candidate_numbers() -> None:
 
 def test_a_least_count_of_records_without_scores_is_refused_and_named() -> None:
     frame = pl.DataFrame({"record_id": list("abcd"), "task": ["x", "x", "y", "z"]})
-    with pytest.raises(Refused, match=r"asks at least 1 of task 'z', whose records have no scores"):
+    with pytest.raises(Refused, match=r"at least 1 of task 'z'.* no scores"):
         Rules(quotas=(Quota("task", None, 0.25, 1.0),)).resolve(frame, list("abc"), Budget(3))
     kept = (Quota("task", "y", 1), Quota("task", None, 0, 2))
     (grouping,) = Rules(quotas=kept).resolve(frame, list("abc"), Budget(3)).groupings

@@ -101,7 +101,7 @@ def test_every_selection_is_diagnosed(selector: str) -> None:
 def test_picks_less_trusted_than_the_pool_are_a_warning() -> None:
     low = Diagnostics(0.5, 0.8, 0.4, 0.1, 0.6, 0.5)
     assert low.trust_difference == pytest.approx(-0.3)
-    assert low.lines()[-1].startswith("warning: the picks are trusted less") and low.warnings
+    assert low.lines()[-1].startswith("warning: the picks have less trust") and low.warnings
     assert Diagnostics(0.9, 0.8, 0.0, 0.1).warnings == () == Diagnostics().lines()
     assert len(Diagnostics(0.9, 0.8, 0.0, 0.1, 0.5, 0.4).lines()) == 2
 

@@ -171,15 +171,15 @@ def test_bad_values_are_refused_with_the_column(form, value: float, sentence: st
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: FacilityLocation(np.zeros(3)), "2 dimensions"),
-        (lambda: FacilityLocation(np.zeros((3, 3), dtype=int)), "floats, not int"),
-        (lambda: FacilityLocation([[0.1]]), "not a list"),
+        (lambda: FacilityLocation(np.zeros(3)), "1 dimensions"),
+        (lambda: FacilityLocation(np.zeros((3, 3), dtype=int)), "int64"),
+        (lambda: FacilityLocation([[0.1]]), "is a list"),
         (lambda: FLMI(GOOD, np.zeros((2, 4))), r"bonus has shape \(4,\)"),
         (lambda: FL1MI(GOOD, np.zeros((2, 4))), r"cap has shape \(4,\)"),
         (lambda: FLCG(GOOD, np.zeros((2, 3))), r"floor has shape \(2,\)"),
         (lambda: FLMI(GOOD, GOOD, eta=-1.0), "eta is -1.0"),
         (lambda: FLCG(GOOD, GOOD, nu=float("nan")), "nu is nan"),
-        (lambda: FacilityLocation(GOOD, weights=np.array([1, -1, 1])), "weights holds"),
+        (lambda: FacilityLocation(GOOD, weights=np.array([1, -1, 1])), "weights has"),
     ],
 )
 def test_wrong_shapes_and_factors_are_one_sentence(build, sentence: str) -> None:

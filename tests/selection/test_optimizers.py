@@ -149,11 +149,11 @@ class TestEveryOptimizer:
 
     def test_budgets_and_ids_that_do_not_fit_are_refused(self, optimizer) -> None:
         objective = FacilityLocation(np.eye(3))
-        with pytest.raises(Refused, match="4 picks were asked for, and there are 3"):
+        with pytest.raises(Refused, match=r"4 picks.* 0 to 3"):
             optimizer(objective, 4, np.arange(3))
         with pytest.raises(Refused, match="-1 picks"):
             optimizer(objective, -1, np.arange(3))
-        with pytest.raises(Refused, match="2 ids were given"):
+        with pytest.raises(Refused, match="2 ids"):
             optimizer(objective, 1, np.arange(2))
 
 

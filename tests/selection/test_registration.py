@@ -112,15 +112,15 @@ class WithoutTraits(Undeclared):
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        (Nameless, "it declares no name"),
-        (WithoutOptions, "it declares no options_model"),
-        (WithoutTraits, "it declares no traits"),
+        (Nameless, "no name"),
+        (WithoutOptions, "no options_model"),
+        (WithoutTraits, "no traits"),
         (variant(name="random"), "its name is taken"),
-        (variant(options_model=EmbedderOptions), "takes_embedder and its options disagree"),
-        (variant(traits=Traits(takes_embedder=True)), "takes_embedder and its options disagree"),
-        (variant(traits=Traits(replays=True)), "replays and its options disagree"),
-        (variant(needs=near), "it reads scores, and its traits do not say so"),
-        (variant(needs=model), "it reads the model, and its traits do not say so"),
+        (variant(options_model=EmbedderOptions), "takes_embedder"),
+        (variant(traits=Traits(takes_embedder=True)), "takes_embedder"),
+        (variant(traits=Traits(replays=True)), "replays"),
+        (variant(needs=near), "reads_scores"),
+        (variant(needs=model), "reads_model"),
     ],
 )
 def test_what_a_selector_lacks_is_named_when_it_is_registered(

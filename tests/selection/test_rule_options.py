@@ -37,9 +37,9 @@ def test_a_cap_is_a_quota_without_a_least_count() -> None:
 
 @pytest.mark.parametrize("text", ["source", "source:", ":3", "source:1..2", "source:x", "s:1.5"])
 def test_what_is_no_cap_is_refused(text: str) -> None:
-    with pytest.raises(Refused, match="is no cap"):
+    with pytest.raises(Refused, match="not a cap"):
         parse_cap(text)
-    with pytest.raises(ValidationError, match="is no cap"):
+    with pytest.raises(ValidationError, match="not a cap"):
         RuleOptions(cap=(text,))
 
 
@@ -64,8 +64,8 @@ def ranked(*records: str, gains: tuple[float | None, ...] | None = None) -> Rank
     [
         (ranked("a", "b"), Budget(1), Rules(), "2 records are above the budget of 1"),
         (ranked("c", "d"), Budget(4, tokens=11), Rules(), "12 tokens are above the budget of 11"),
-        (ranked("a", "b", gains=(1.0, 0.1)), Budget(4, stop=0.2), Rules(), "under 0.2 of the"),
-        (ranked("a"), Budget(1), Rules(pin=("b",)), "1 records pinned in are not in"),
+        (ranked("a", "b", gains=(1.0, 0.1)), Budget(4, stop=0.2), Rules(), "below 0.2 of the"),
+        (ranked("a"), Budget(1), Rules(pin=("b",)), "1 pinned records are not in"),
         (ranked("a"), Budget(1), Rules(exclude=("a",)), "1 excluded records are in"),
         (ranked("a", "b"), Budget(2), Rules(quotas=(parse_cap("source:1"),)), "2 records of"),
         (ranked("a"), Budget(1), Rules(quotas=(Quota("source", "book", 1),)), "0 records of"),

@@ -64,7 +64,7 @@ def test_auto_stops_and_the_knee_is_kept(optimizer: str) -> None:
     [
         ("full", "auto", {}, "full takes every record"),
         ("random", "auto", {}, "random has no gains"),
-        ("delift", "9tokens", {"optimizer": "submodlib"}, "keeps to no constraints"),
+        ("delift", "9tokens", {"optimizer": "submodlib"}, "cannot obey constraints"),
     ],
 )
 def test_selectors_without_a_way_say_so(selector, budget, options, sentence: str) -> None:

@@ -128,7 +128,7 @@ def test_selectit_refuses_a_model_without_ratings_in_its_vocabulary(
 
 def test_selectit_refuses_models_at_another_level() -> None:
     for wrong in ({"level": "model"}, {"models": ["another"]}):
-        with pytest.raises(ValueError, match="give `models` with level model"):
+        with pytest.raises(ValueError, match="level model"):
             SelectItOptions.model_validate(wrong)
 
 
@@ -176,7 +176,7 @@ def test_a_drawn_target_does_not_find_itself(
     assert found.gains is not None
     # Its own cosine is 1; that of no other record is.
     assert found.gains.max() < 1 - 1e-5
-    assert "3 records of the pool stand for it" in found.notes[0]
+    assert "3 records of the pool serve as one" in found.notes[0]
     alone = select(inputs, "rds_plus", "full", 0, {"target_share": 0.01})
     target = target_set(inputs, 0, 0.01).ids[0]
     assert alone.ranking[-1] == target
@@ -195,7 +195,7 @@ def test_tasks_take_turns_unless_the_best_target_decides(records: pl.DataFrame, 
     best = select(inputs, "rds_plus", "full", 0, {"tasks": "max"})
     assert turns.gains is None and best.gains is not None
     assert sorted(turns.ranking) == sorted(best.ranking)
-    with pytest.raises(Refused, match="no gains to stop at"):
+    with pytest.raises(Refused, match="no gains"):
         select(inputs, "rds_plus", "auto", 0, {})
 
 

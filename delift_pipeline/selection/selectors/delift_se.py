@@ -51,7 +51,7 @@ class DeliftSeSelector(Selector):
         name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()
         if name in TARGET_OBJECTIVES:
             if inputs.target is None:
-                raise DeliftError("the target set's records were not given")
+                raise DeliftError("the target set's records are missing from the inputs")
             target = tuple(inputs.target["record_id"])
             both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
             frame = both.unique("record_id", keep="first", maintain_order=True)

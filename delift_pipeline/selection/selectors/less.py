@@ -82,7 +82,7 @@ class LessSelector(Selector):
         targets = target_set(inputs, seed, options.target_share)
         model, gradients = inputs.language_model, inputs.gradients
         if gradients is None:
-            raise DeliftError("less reads gradients, and none were given")
+            raise DeliftError("less reads gradients, but the inputs have none")
         pool = gradients.examples(model, inputs.pool)
         aims = gradients.examples(model, targets.records)
         if not aims or not pool:

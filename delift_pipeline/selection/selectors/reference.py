@@ -41,7 +41,7 @@ class FullSelector(Selector):
         ranking = tuple(inputs.pool["record_id"])
         if budget == len(ranking):
             return Selection(self.name, ranking)
-        note = f"full takes all {len(ranking):,} records, not the {budget:,} of the budget"
+        note = f"full takes all {len(ranking):,} records and ignores the budget of {budget:,}"
         return Selection(self.name, ranking, notes=(note,))
 
 
@@ -62,6 +62,6 @@ class InitialSelector(Selector):
             Refused: There are rules, which an empty subset cannot obey.
         """
         if inputs.rules != Rules():
-            reason = "initial takes no record, so nothing can be pinned; choose another selector"
+            reason = "initial takes no record, so it cannot follow rules. Choose another selector"
             raise Refused(reason, field="selector")
         return Selection(self.name, (), notes=("initial takes no record: it is the base model",))

@@ -69,7 +69,7 @@ class SelectItOptions(NoOptions):
     @model_validator(mode="after")
     def _several_models(self) -> "SelectItOptions":
         if (self.level == "model") != bool(self.models):
-            raise ValueError("give `models` with level model, and with no other level")
+            raise ValueError("`models` and level model need each other. Set both or neither")
         return self
 
 
@@ -143,8 +143,8 @@ def rating_probabilities(
         tail = [*encoder.plain.ids(QUESTION).tolist(), *ratings.before.tolist()]
         room = encoder.window - len(lead) - len(tail)
         if room < 1:
-            reason = f"a window of {encoder.window} tokens does not hold the rating prompt"
-            raise Refused(f"{reason} of selectit", field="window")
+            reason = f"a window of {encoder.window} tokens is too small for selectit's rating"
+            raise Refused(f"{reason} prompt. Raise it", field="window")
         parts = ([lead, cut_middle(row, room), tail] for row in rows)
         return [np.concatenate(part).astype(np.int32) for part in parts]
 
@@ -193,6 +193,6 @@ def rating_tokens(encoder: "Encoder") -> RatingTokens:
             return RatingTokens(written[0][:-1].astype(np.int32), ids)
     raise Refused(
         "its tokenizer has no single token for each of the ratings 1 to 5, so it cannot rate "
-        "records; choose another model for selectit",
+        "records. Choose another model for selectit",
         field="model",
     )
