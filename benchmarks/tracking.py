@@ -39,7 +39,7 @@ def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> st
     """
     tracker = Tracker(Home.at(folder / "home"), None, MLFLOW_EXPERIMENT)
     content = digest_json([table["experiment"], table["rows"]])
-    with tracker.explained():
+    with tracker.translate_errors():
         client, where = tracker.client, tracker.experiment_id
         found = client.search_runs([where], f"tags.`{CONTENT}` = '{content}'", max_results=1)
         if found and found[0].info.status == FINISHED:

@@ -47,7 +47,7 @@ def lineage(
     ((option, value),) = chosen.items()
     facts, text, names = _find_lineage(place, option, value)
     if openlineage is not None:
-        from delift_pipeline.lineage.artifacts import found as stored
+        from delift_pipeline.lineage.artifacts import find_artifact as stored
         from delift_pipeline.lineage.openlineage import write_openlineage
 
         known = (stored(place, name) for name in dict.fromkeys(names))

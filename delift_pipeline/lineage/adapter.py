@@ -18,8 +18,8 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home, check_arm, check_version
 from delift_pipeline.core.manifest import read_manifest, rebuild_reason
-from delift_pipeline.lineage.artifacts import Artifact, causes, found, metrics_of
-from delift_pipeline.lineage.tracked import tracked
+from delift_pipeline.lineage.artifacts import Artifact, causes, find_artifact, metrics_of
+from delift_pipeline.lineage.tracked import read_tracking_note
 from delift_pipeline.selection.run import SUBSET
 
 TRAINED_ON = "trained_on.parquet"
@@ -53,20 +53,20 @@ def write_trained_on(
     `name` is `adapter:V:ARM`, `ranking` the subset's record_ids in rank order, `left_out` record_id
     -> why it could not be trained on, and `start` the folder of the adapter that was continued.
     """
-    records = _listed(name, ranking, left_out)
+    records = _record_table(name, ranking, left_out)
     if start is not None and (start / TRAINED_ON).is_file():
         records = pl.concat([records, pl.read_parquet(start / TRAINED_ON)])
     write_parquet(folder / TRAINED_ON, records)
 
 
-def trained_on(home: Home, adapter: Artifact) -> pl.DataFrame | None:
+def training_records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     """The records that shaped an adapter (`SCHEMA`), or None where the list is lost.
 
     For an adapter that kept no list it is its subset, where that is still the one it was made of.
     """
-    kept = adapter.folder / TRAINED_ON
-    if kept.is_file():
-        return pl.read_parquet(kept)
+    path = adapter.folder / TRAINED_ON
+    if path.is_file():
+        return pl.read_parquet(path)
     folder = home.subset(str(adapter.version), str(adapter.arm))
     subset = read_manifest(folder)
     recorded = adapter.manifest.parents.get(adapter.name.replace("adapter:", "subset:", 1))
@@ -75,10 +75,10 @@ def trained_on(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     ranking = pl.read_parquet(folder / SUBSET, columns=["record_id"])["record_id"]
     if adapter.manifest.details.get("started_from") or digest_text(*ranking) != recorded:
         return None
-    return _listed(adapter.name, ranking, {})
+    return _record_table(adapter.name, ranking, {})
 
 
-def _listed(name: str, ranking: pl.Series, left_out: Mapping[str, str]) -> pl.DataFrame:
+def _record_table(name: str, ranking: pl.Series, left_out: Mapping[str, str]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "record_id": ranking,
@@ -129,16 +129,18 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         Refused: the names are no names, or there is no such adapter.
         DeliftError: a manifest is damaged.
     """
-    adapter = found(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
+    adapter = find_artifact(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
     if adapter is None:
         reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
         raise Refused(reason, field="--adapter")
     own, edges, records = adapter.manifest, causes(home, adapter), _records(home, adapter)
-    report, subset = (found(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset"))
+    report, subset = (
+        find_artifact(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset")
+    )
     fingerprint = own.parents.get("model") or own.fingerprint
-    base = found(home, "model", fingerprint)
+    base = find_artifact(home, "model", fingerprint)
     model = {"fingerprint": fingerprint} if fingerprint else {}
-    known, marked = tracked(adapter.folder), rebuild_reason(adapter.folder)
+    known, marked = read_tracking_note(adapter.folder), rebuild_reason(adapter.folder)
     metrics = metrics_of(home, version, arm, own.content_hash)
     # The stored parents, nearest first; a kernel's blocks are one artifact.
     by_folder: dict[Path, Artifact] = {}
@@ -168,25 +170,25 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
             "arm": adapter.arm,
             "path": adapter.folder.relative_to(home.root).as_posix(),
             **own.model_dump(include=_BASICS),
-            **_picked(own.request, "training", "seed"),
-            **_picked(own.details, "method", "started_from"),
+            **_select_keys(own.request, "training", "seed"),
+            **_select_keys(own.details, "method", "started_from"),
             "rebuild": marked,
         },
         data=[
             {
                 "version": one.version,
                 **one.manifest.model_dump(include={"content_hash", "counts"}),
-                **_picked(one.manifest.details, "dataset", "parents", "model", "template"),
+                **_select_keys(one.manifest.details, "dataset", "parents", "model", "template"),
             }
             for name in dict.fromkeys(datasets)
-            if (one := found(home, name))
+            if (one := find_artifact(home, name))
         ],
         records=None if records is None else records.to_dicts(),
         subset={
             "name": subset.name,
             **subset.manifest.model_dump(include=_BASICS),
             **subset.manifest.request,
-            **_picked(subset.manifest.details, "objective", "value", "value_random", "notes"),
+            **_select_keys(subset.manifest.details, "objective", "value", "value_random", "notes"),
         }
         if subset
         else {},
@@ -198,7 +200,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         ],
         runs={
             "dagster": {one.name: one.manifest.run_id for one in artifacts if one.manifest.run_id},
-            "mlflow": _picked(known, "run_id", "link") if known else None,
+            "mlflow": _select_keys(known, "run_id", "link") if known else None,
         },
         code={
             one.name: {
@@ -213,20 +215,23 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     )
 
 
-def _picked(values: dict[str, Any], *names: str) -> dict[str, Any]:
+def _select_keys(values: dict[str, Any], *names: str) -> dict[str, Any]:
     """Some of the values, None for those that are missing."""
     return {name: values.get(name) for name in names}
 
 
 def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     """The records with their reasons, where the subset that names them is still stored."""
-    records = trained_on(home, adapter)
+    records = training_records(home, adapter)
     if records is None:
         return None
     reasons = [pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})]
     columns = cs.by_name("record_id", *_REASONS, require_all=False)
     for name in records["adapter"].unique(maintain_order=True):
-        stored, subset = found(home, name), found(home, name.replace("adapter:", "subset:", 1))
+        stored, subset = (
+            find_artifact(home, name),
+            find_artifact(home, name.replace("adapter:", "subset:", 1)),
+        )
         if not stored or not subset or not (subset.folder / SUBSET).is_file():
             continue
         # Else it was chosen anew since.

@@ -76,7 +76,7 @@ class Cause:
         }
 
 
-def found(home: Home, name: str, fingerprint: str | None = None) -> Artifact | None:
+def find_artifact(home: Home, name: str, fingerprint: str | None = None) -> Artifact | None:
     """The stored artifact of a name, or None.
 
     `fingerprint` is that of the artifact that names it: kernels and scores lie under it, and it is
@@ -99,10 +99,10 @@ def found(home: Home, name: str, fingerprint: str | None = None) -> Artifact | N
     else:
         scores = home.scores(fingerprint)
         folder = scores if kind == "model" else scores / "versions" / version / "in_context"
-    return next(_stored(name, folder), None)
+    return next(_artifact_in(name, folder), None)
 
 
-def _stored(name: str, folder: Path) -> Iterator[Artifact]:
+def _artifact_in(name: str, folder: Path) -> Iterator[Artifact]:
     """The artifact in a folder, if there is one."""
     manifest = read_manifest(folder)
     if manifest is not None:
@@ -111,7 +111,7 @@ def _stored(name: str, folder: Path) -> Iterator[Artifact]:
 
 def metrics_of(home: Home, version: str, arm: str, adapter: str) -> dict[str, float] | None:
     """The metrics of an arm's report, or None where it did not measure the adapter of this hash."""
-    report = found(home, f"report:{version}:{arm}")
+    report = find_artifact(home, f"report:{version}:{arm}")
     if report is None or report.manifest.parents.get(f"adapter:{version}:{arm}") != adapter:
         return None
     path = report.folder / REPORT
@@ -148,7 +148,7 @@ def direct_causes(home: Home, child: Artifact) -> Iterator[Cause]:
         # The base model's report names its held-out set without the version.
         name = f"heldout:{child.version}" if parent == "heldout" else parent
         fingerprint = recorded if parent == "model" else child.manifest.fingerprint
-        stored, state = found(home, name, fingerprint), "gone"
+        stored, state = find_artifact(home, name, fingerprint), "gone"
         if stored is not None:
             # A held-out set is recorded by the digest of the rows measured, a version by its own.
             same = stored.kind == "heldout" or current_hash(stored) == recorded
@@ -159,13 +159,13 @@ def direct_causes(home: Home, child: Artifact) -> Iterator[Cause]:
 def all_artifacts(home: Home) -> Iterator[Artifact]:
     """Every artifact with a manifest: datasets, plans, kernels, subsets, adapters, reports."""
     for version in home.versions():
-        yield from _stored(f"dataset:{version}", home.dataset(version))
-        yield from _stored(f"plan:{version}", home.plan(version))
+        yield from _artifact_in(f"dataset:{version}", home.dataset(version))
+        yield from _artifact_in(f"plan:{version}", home.plan(version))
         yield from version_kernels(home, version)
         # What was scored for the version, one for each fingerprint and part.
         for store in folders(home.root / "scores"):
             for folder in folders(store / "versions" / version):
-                yield from _stored(f"scores:{version}", folder)
+                yield from _artifact_in(f"scores:{version}", folder)
         for kind in ARM_KINDS:
             yield from arm_artifacts(home, kind, version)
 
@@ -174,14 +174,14 @@ def arm_artifacts(home: Home, kind: str, version: str) -> Iterator[Artifact]:
     """The stored subsets, adapters or reports of one version, by arm."""
     for folder in folders(home.root / ARM_KINDS[kind] / version):
         if ARM_PATTERN.fullmatch(folder.name):
-            yield from _stored(f"{kind}:{version}:{folder.name}", folder)
+            yield from _artifact_in(f"{kind}:{version}:{folder.name}", folder)
 
 
 def version_kernels(home: Home, version: str) -> Iterator[Artifact]:
     """A version's kernels, one for each fingerprint."""
     for folder in folders(home.root / "kernels" / version):
         if FINGERPRINT_PATTERN.fullmatch(folder.name):
-            yield from _stored(f"kernel:{version}", folder)
+            yield from _artifact_in(f"kernel:{version}", folder)
 
 
 def folders(root: Path) -> list[Path]:

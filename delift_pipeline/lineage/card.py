@@ -17,7 +17,7 @@ from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.training.log import TrainingLog
 
 CARD = "README.md"
-SOURCES_SHOWN = 20
+MOST_SOURCES = 20
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 
 
@@ -80,5 +80,5 @@ def _sources(records: pl.DataFrame, log: TrainingLog) -> list[tuple[str, str]]:
         return []
     counts = used.group_by("source").len().sort(["len", "source"], descending=[True, False])
     rows = [(name or "(none named)", f"{count:,}") for name, count in counts.iter_rows()]
-    more = len(rows) - SOURCES_SHOWN
-    return rows if more <= 0 else [*rows[:SOURCES_SHOWN], (f"{more:,} more sources", "")]
+    more = len(rows) - MOST_SOURCES
+    return rows if more <= 0 else [*rows[:MOST_SOURCES], (f"{more:,} more sources", "")]

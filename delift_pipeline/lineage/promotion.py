@@ -47,7 +47,7 @@ from delift_pipeline.selection.options import Stage
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-STANDING = f"{PREFIX}standing"
+STANDING_TAG = f"{PREFIX}standing"
 
 Key = tuple[str, str, str]
 """What tells adapters apart: dataset version, arm and content hash."""
@@ -77,7 +77,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PromotionDecision:
     """The outcome of a contest.
 
     Attributes:
@@ -92,7 +92,7 @@ class Standing:
     challenger: Candidate | None
     objections: dict[Key, str]
 
-    def place(self, candidate: Candidate) -> str:
+    def status_of(self, candidate: Candidate) -> str:
         """How a candidate stands, in a word, or why it is not eligible."""
         if candidate is self.champion:
             return "champion"
@@ -101,20 +101,24 @@ class Standing:
         return self.objections.get(candidate.key, "eligible")
 
 
-def standing(candidates: Sequence[Candidate], champion: Key | None = None) -> Standing:
+def decide_promotion(
+    candidates: Sequence[Candidate], champion: Key | None = None
+) -> PromotionDecision:
     """Decide the contest; `champion` is the key of the present champion, if there is one."""
     measured = {name for one in candidates for name in one.own.metrics}
     metric: MetricName | None = next((name for name in METRICS if name in measured), None)
     if metric is None:
-        return Standing(None, None, None, {})
-    found = {one.key: _objection(one, metric) for one in candidates}
+        return PromotionDecision(None, None, None, {})
+    objections = {one.key: _objection(one, metric) for one in candidates}
     eligible = sorted(
-        (one for one in candidates if found[one.key] is None),
+        (one for one in candidates if objections[one.key] is None),
         key=lambda one: (one.key != champion, one.key),
     )
     best = _winner(eligible, metric)
     second = _winner([one for one in eligible if one is not best], metric)
-    return Standing(metric, best, second, {key: why for key, why in found.items() if why})
+    return PromotionDecision(
+        metric, best, second, {key: why for key, why in objections.items() if why}
+    )
 
 
 def _objection(candidate: Candidate, metric: MetricName) -> str | None:
@@ -129,7 +133,7 @@ def _objection(candidate: Candidate, metric: MetricName) -> str | None:
     for name, reference in references.items():
         if reference is None:
             return f"{name} is not evaluated on {candidate.version} yet"
-        if missing := rows(reference, metric) ^ rows(own, metric):
+        if missing := measured_records(reference, metric) ^ measured_records(own, metric):
             what = f"{title} and that of {name} are on different records"
             return f"{what} ({len(missing)} in one only)"
         gap = differences(own, reference)[metric]
@@ -139,7 +143,7 @@ def _objection(candidate: Candidate, metric: MetricName) -> str | None:
     return None
 
 
-def rows(evaluation: Evaluation, metric: MetricName) -> set[str]:
+def measured_records(evaluation: Evaluation, metric: MetricName) -> set[str]:
     """The held-out records that a metric was measured on."""
     samples = evaluation.samples
     if metric not in samples.columns:
@@ -157,7 +161,7 @@ def _winner(eligible: Sequence[Candidate], metric: MetricName) -> Candidate | No
     return best
 
 
-def settle(
+def update_champion(
     home: Home,
     tracker: Tracker,
     dataset: DatasetVersion,
@@ -174,8 +178,8 @@ def settle(
         DeliftError: the store cannot be used.
     """
     name = registered_name(tracker.experiment, dataset.manifest.details["dataset"], stage, model)
-    standings = ("champion", "challenger")
-    with tracker.explained(), store_lock(home):
+    alias_names = ("champion", "challenger")
+    with tracker.translate_errors(), store_lock(home):
         client, where = tracker.client, f"name = '{name}'"
         models = client.search_registered_models(where)
         # Version numbers are integers in a database and text from a server.
@@ -184,33 +188,35 @@ def settle(
         holders = {
             alias: key
             for key, version in registered.items()
-            for alias in standings
+            for alias in alias_names
             if aliases.get(alias) == str(version.version)
         }
-        asked = {(dataset.version, arm) for arm in arms}
-        asked |= {key[:2] for key in holders.values() if key[1] in arms}
-        stored = {version for version, _ in asked} & set(home.versions())
+        arms_to_compare = {(dataset.version, arm) for arm in arms}
+        arms_to_compare |= {key[:2] for key in holders.values() if key[1] in arms}
+        stored = {version for version, _ in arms_to_compare} & set(home.versions())
         known = {version: load_version(home, version) for version in stored}
-        found = [
+        evaluated = [
             _candidate(home, known[version], stage, arm, arms[arm], model)
-            for version, arm in sorted(asked)
+            for version, arm in sorted(arms_to_compare)
             if version in known
         ]
-        candidates = list(filter(None, found))
-        decided = standing(candidates, holders.get("champion"))
-        for alias, chosen in zip(standings, (decided.champion, decided.challenger), strict=True):
+        candidates = list(filter(None, evaluated))
+        decision = decide_promotion(candidates, holders.get("champion"))
+        for alias, chosen in zip(
+            alias_names, (decision.champion, decision.challenger), strict=True
+        ):
             to = registered.get(chosen.key) if chosen else None
             if to is not None and holders.get(alias) != _key(to):
                 client.set_registered_model_alias(name, alias, str(to.version))
             elif to is None and alias in aliases:
                 client.delete_registered_model_alias(name, alias)
         for one in candidates:
-            version, text = registered.get(one.key), decided.place(one)
-            if version is not None and version.tags.get(STANDING) != text:
-                client.set_model_version_tag(name, str(version.version), STANDING, text)
-    if one := decided.champion:
-        return f"champion of {name} is {one.version} {one.arm} (by {decided.metric})"
-    whys = sorted({f"{key[1]}: {why}" for key, why in decided.objections.items()})
+            version, text = registered.get(one.key), decision.status_of(one)
+            if version is not None and version.tags.get(STANDING_TAG) != text:
+                client.set_model_version_tag(name, str(version.version), STANDING_TAG, text)
+    if one := decision.champion:
+        return f"champion of {name} is {one.version} {one.arm} (by {decision.metric})"
+    whys = sorted({f"{key[1]}: {why}" for key, why in decision.objections.items()})
     return f"{name} has no champion: {'; '.join(whys) or 'nothing is evaluated'}"
 
 
@@ -230,7 +236,7 @@ def _candidate(
 ) -> Candidate | None:
     """An arm's evaluated adapter; None where it is not evaluated, or on another base model."""
     version = dataset.version
-    own = _evaluated(home, version, arm, model)
+    own = _own_evaluation(home, version, arm, model)
     adapter = read_manifest(home.adapter(version, arm))
     report = read_manifest(home.report(version, arm))
     if own is None or adapter is None or report is None or report.fingerprint is None:
@@ -241,12 +247,12 @@ def _candidate(
     if base is not None:
         heldout = stage_heldout(dataset.heldout, dataset.target, stage, options)
         base = restricted(base, heldout["record_id"])
-    random = _evaluated(home, version, f"{stage}.random", model, report.fingerprint)
+    random = _own_evaluation(home, version, f"{stage}.random", model, report.fingerprint)
     is_random = split_arm(arm)[1] == "random"
     return Candidate(version, arm, adapter.content_hash, own, base, random, is_random)
 
 
-def _evaluated(
+def _own_evaluation(
     home: Home, version: str, arm: str, model: str, fingerprint: str | None = None
 ) -> Evaluation | None:
     folder = home.report(version, arm)

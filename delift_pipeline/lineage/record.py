@@ -9,7 +9,7 @@ import polars as pl
 from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import METRICS
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, SAMPLES
-from delift_pipeline.lineage.adapter import TRAINED_ON, trained_on
+from delift_pipeline.lineage.adapter import TRAINED_ON, training_records
 from delift_pipeline.lineage.artifacts import (
     Artifact,
     arm_artifacts,
@@ -59,7 +59,7 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     records = stored_records(home)
     name = find_record(records, record, "no record of any version")
     own = records.filter(pl.col("record_id") == name)
-    reached = _reached(home, own["version"])
+    reached = _reachable_versions(home, own["version"])
     adapters = _adapters(home, name, reached)
     hashes = {(one["version"], one["arm"]): one["content_hash"] for one in adapters}
     first = own.row(0, named=True)
@@ -76,7 +76,7 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
             for (version, arm), digest in hashes.items()
             if (metrics := metrics_of(home, version, arm, digest)) is not None
         ],
-        measured=_measured(home, name, own.filter(pl.col("part") == "heldout")["version"]),
+        measured=_heldout_metrics(home, name, own.filter(pl.col("part") == "heldout")["version"]),
         unscorable={
             version: kernel.manifest.details["unscorable"][name]
             for version in own["version"].unique(maintain_order=True)
@@ -86,7 +86,7 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     )
 
 
-def _reached(home: Home, holders: pl.Series) -> set[str]:
+def _reachable_versions(home: Home, holders: pl.Series) -> set[str]:
     """Versions that a record can have reached: those that hold it, and all that follow them.
 
     A subset takes records from its version and the ones before it, and an adapter goes on from one
@@ -151,11 +151,11 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
     ]
 
 
-def _reason(row: dict[str, Any], taken: bool) -> str:
+def _reason(row: dict[str, Any], is_selected: bool) -> str:
     """Why a record is in a subset or not, in one sentence."""
-    if not taken and row["covered_by"] is None:
+    if not is_selected and row["covered_by"] is None:
         return "dropped: beyond the budget, and no chosen record covers it"
-    if not taken:
+    if not is_selected:
         return f"dropped: {row['covered_by']} covers it ({row['coverage']:.3f})"
     if row.get("replayed"):
         return f"replayed from existing records, at rank {row['rank']}"
@@ -178,7 +178,7 @@ def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str
     holding = {arm.parent.name for place, arm in arms.items() if place not in empty}
     adapters = _artifacts(home, "adapter", holding)
     for place in adapters.keys() - listed:
-        if (frame := trained_on(home, adapters[place])) is not None:
+        if (frame := training_records(home, adapters[place])) is not None:
             rows[place] = frame.filter(pl.col("record_id") == name).to_dicts()
     return [
         {
@@ -195,7 +195,7 @@ def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str
     ]
 
 
-def _measured(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
+def _heldout_metrics(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
     """A held-out record's own metrics under each arm of the versions that hold it out."""
     reports = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
     rows = _rows((one.folder.as_posix() for one in reports), SAMPLES, name, SAMPLE_SCHEMA)

@@ -69,8 +69,8 @@ class TrackedArm:
         """Start the run, with parameters, tags that lead back, and the data sets as inputs."""
         arm, version, manifest = self.arm, self.dataset.version, self.dataset.manifest
         details, dataset = manifest.details, {"dataset": manifest.details["dataset"]}
-        kept = ("budget", "seed", "training", "evaluation")
-        params = {key: self.settings[key] for key in kept} | {
+        logged = ("budget", "seed", "training", "evaluation")
+        params = {key: self.settings[key] for key in logged} | {
             "version": version,
             "arm": arm,
             "model": self.model,
@@ -90,7 +90,7 @@ class TrackedArm:
             "parent_versions": ", ".join(self.dataset.parents) or None,
             "records": manifest.counts.get("pool"),
         }
-        parent = self.tracker.version_run(version, above)
+        parent = self.tracker.run_of_version(version, above)
         self.run_id = self.tracker.start_run(version, arm, tags, params, parent)
         for frame, name, digest, context in (
             (self.dataset.pool, "pool", details["pool_hash"], "pool"),
@@ -110,7 +110,7 @@ class TrackedArm:
         self.tracker.log_points(self.run_id, self._points)
         self._points.clear()
 
-    def trained(self, manifest: Manifest, log: TrainingLog) -> None:
+    def log_trained_adapter(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log the rest of the curve, the subset and the adapter."""
         self._flush()
         tracker, run_id, folder = self.tracker, self.run_id, self.folder
@@ -129,16 +129,16 @@ class TrackedArm:
         tracker.end_run(run_id)
         page = f"{tracker.site}/#/models/{quote(name)}/versions/{number}"
         known = {"model": page, "registered": name, "registered_version": number}
-        note_tracked(folder, tracker, run_id, **adapter, **known)
+        write_tracking_note(folder, tracker, run_id, **adapter, **known)
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
         """Log a training that was done before, from its log."""
         self.begin()
         for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True)):
             self.on_step(step, {"loss": loss, "learning_rate": rate})
-        self.trained(manifest, log)
+        self.log_trained_adapter(manifest, log)
 
-    def failed(self) -> None:
+    def mark_failed(self) -> None:
         """Close the run as failed, with what was logged so far."""
         if self.run_id:
             self._flush()
@@ -165,10 +165,10 @@ def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
     files = [path for path in folder.rglob("*") if path.is_file()]
     digest = digest_files(folder, [path for path in files if path.name not in _NOT_THE_MODEL])
     name = re.sub(r"[/:.%\"']+", "_", name)
-    wanted = f"name = '{name}' AND source_run_id = '{run_id}' AND tags.`{DIGEST}` = '{digest}'"
-    with tracker.explained():
+    query = f"name = '{name}' AND source_run_id = '{run_id}' AND tags.`{DIGEST}` = '{digest}'"
+    with tracker.translate_errors():
         client = tracker.client
-        for model in client.search_logged_models([tracker.experiment_id], wanted):
+        for model in client.search_logged_models([tracker.experiment_id], query):
             if model.status == "READY":
                 return model.model_id
         run = client.get_run(run_id).data
@@ -198,7 +198,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     named = tag_names(tags)
-    with tracker.explained(), store_lock(tracker.home):
+    with tracker.translate_errors(), store_lock(tracker.home):
         try:
             tracker.client.create_registered_model(name, tags=tag_names({"kind": MODEL_TYPE}))
         except MlflowException as error:
@@ -216,7 +216,7 @@ def register(
 
 def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
     """The pages of an adapter in MLflow by title, on the site the tracker has now."""
-    known = tracked(folder)
+    known = read_tracking_note(folder)
     titles = {"MLflow": "link", "MLflow model": "model"}
     pages = {title: known[name] for title, name in titles.items() if name in known}
     return {title: f"{tracker.site}/#/{url.split('/#/', 1)[1]}" for title, url in pages.items()}
@@ -224,24 +224,24 @@ def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
 
 def publish_card(tracker: Tracker, folder: Path) -> None:
     """Put an adapter's rewritten model card to its run, logged model and registered version."""
-    known, client, text = tracked(folder), tracker.client, card_text(folder)
+    known, client, text = read_tracking_note(folder), tracker.client, card_text(folder)
     tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
     if name := known.get("registered"):
-        with tracker.explained():
+        with tracker.translate_errors():
             model = client.update_model_version(name, known["registered_version"], text).model_id
             if model:
                 client.log_model_artifact(model, str(folder / CARD))
 
 
-def note_tracked(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:
+def write_tracking_note(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:
     """Keep beside the adapter which MLflow run it is, and what of it is logged."""
-    known = tracked(folder)
-    kept = known if known.get("run_id") == run_id else {}
+    known = read_tracking_note(folder)
+    earlier = known if known.get("run_id") == run_id else {}
     fresh = {"run_id": run_id, "link": tracker.link(run_id), "server": tracker.uri or "home"}
-    write_json(folder / TRACKED, {**kept, **fresh, **hashes})
+    write_json(folder / TRACKED, {**earlier, **fresh, **hashes})
 
 
-def tracked(folder: Path) -> dict[str, str]:
+def read_tracking_note(folder: Path) -> dict[str, str]:
     """What `note_tracked` kept beside an adapter; empty where nothing was tracked."""
     path = folder / TRACKED
     return read_json(path) if path.is_file() else {}
@@ -249,6 +249,6 @@ def tracked(folder: Path) -> dict[str, str]:
 
 def is_tracked(tracker: Tracker, folder: Path, **hashes: str) -> bool:
     """Whether these artifacts are logged in the tracker's present store."""
-    known = tracked(folder)
-    wanted = {"server": tracker.uri or "home", **hashes}
-    return bool(known) and wanted.items() <= known.items() and tracker.exists(known["run_id"])
+    known = read_tracking_note(folder)
+    expected = {"server": tracker.uri or "home", **hashes}
+    return bool(known) and expected.items() <= known.items() and tracker.exists(known["run_id"])

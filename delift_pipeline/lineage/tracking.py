@@ -28,7 +28,7 @@ from delift_pipeline.lineage.tracking_store import (
     ARTIFACTS,
     has_active_run,
     open_client,
-    quiet,
+    silence_mlflow,
     store_lock,
 )
 
@@ -65,10 +65,10 @@ class Tracker:
     def __init__(
         self, home: Home, uri: str | None = None, experiment: str = "delift", *, lazy: bool = False
     ) -> None:
-        quiet()
+        silence_mlflow()
         self.home, self.uri, self.experiment = home, uri or None, experiment
         if not lazy:
-            with self.explained():
+            with self.translate_errors():
                 _ = self.experiment_id
 
     @cached_property
@@ -84,21 +84,21 @@ class Tracker:
         client, name = self.client, self.experiment
         folder = None if self.uri else str(self.home.mlflow / ARTIFACTS / name)
         with store_lock(self.home):
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 try:
                     return client.create_experiment(name, folder, MODEL_TRAINING)
                 except MlflowException:
                     # Another client of the server made it in between.
-                    found = client.get_experiment_by_name(name)
-                    if found is None:
+                    experiment = client.get_experiment_by_name(name)
+                    if experiment is None:
                         raise
-            if found.lifecycle_stage == "deleted":
-                client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """A context whose MLflow errors become one sentence that says what to do."""
         from mlflow.exceptions import MlflowException
 
@@ -134,9 +134,9 @@ class Tracker:
         facts |= {"version": version, "arm": arm}
         facts["stage"], facts["selector"] = split_arm(arm)
         named = tag_names(facts)
-        with self.explained(), store_lock(self.home):
-            found = self._runs(version=version, arm=arm)
-            live = [run for run in found if SUPERSEDED not in run.data.tags]
+        with self.translate_errors(), store_lock(self.home):
+            runs = self._runs(version=version, arm=arm)
+            live = [run for run in runs if SUPERSEDED not in run.data.tags]
             run = next((r for r in live if r.data.tags.get(CONTENT) == named[CONTENT]), None)
             if run is None:
                 run = self.client.create_run(
@@ -152,10 +152,10 @@ class Tracker:
             self.client.log_batch(run.info.run_id, params=new)
         return run.info.run_id
 
-    def version_run(self, version: str, tags: Mapping[str, Any]) -> str:
+    def run_of_version(self, version: str, tags: Mapping[str, Any]) -> str:
         """The run that all arms of a dataset version are shown under, made where there is none."""
         named = tag_names({**tags, "version": version, "kind": VERSION_RUN})
-        with self.explained(), store_lock(self.home):
+        with self.translate_errors(), store_lock(self.home):
             for run in self._runs(version=version, kind=VERSION_RUN):
                 self.set_tags(run.info.run_id, named)
                 return run.info.run_id
@@ -165,9 +165,9 @@ class Tracker:
 
     def _runs(self, **tags: str) -> "list[Run]":
         """The runs with some tags, newest first."""
-        wanted = " AND ".join(f"tags.`{PREFIX}{name}` = '{text}'" for name, text in tags.items())
+        query = " AND ".join(f"tags.`{PREFIX}{name}` = '{text}'" for name, text in tags.items())
         order = ["attributes.start_time DESC"]
-        return self.client.search_runs([self.experiment_id], wanted, order_by=order)
+        return self.client.search_runs([self.experiment_id], query, order_by=order)
 
     def exists(self, run_id: str) -> bool:
         """Whether the store still has the run, and it is not deleted."""
@@ -175,7 +175,7 @@ class Tracker:
             return has_active_run(self.home, run_id)
         from mlflow.exceptions import MlflowException
 
-        with self.explained():
+        with self.translate_errors():
             try:
                 return self.client.get_run(run_id).info.lifecycle_stage == "active"
             except MlflowException as error:
@@ -202,7 +202,7 @@ class Tracker:
 
         now, metrics, tags = int(time.time() * 1000), [], {}
         points = [(valid_name(name), step, float(value)) for name, step, value in points]
-        with self.explained():
+        with self.translate_errors():
             stored = {
                 (metric.key, metric.step): metric.value
                 for name in {name for name, _, _ in points}
@@ -221,12 +221,12 @@ class Tracker:
         from mlflow.entities import RunTag
 
         named = tag_names(tags)
-        with self.explained():
+        with self.translate_errors():
             self.client.log_batch(run_id, tags=[RunTag(name, named[name]) for name in named])
 
     def log_artifacts(self, run_id: str, source: Path, path: str) -> None:
         """Copy a folder's files (or one file) to the run's artifacts, under `path`."""
-        with self.explained():
+        with self.translate_errors():
             if source.is_dir():
                 self.client.log_artifacts(run_id, str(source), path)
             else:
@@ -249,12 +249,12 @@ class Tracker:
             warnings.simplefilter("ignore", UserWarning)
             config = from_polars(signed, source=source, name=name, digest=digest).to_dict()
         tag = InputTag("mlflow.data.context", context)
-        with self.explained():
+        with self.translate_errors():
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**config), [tag])])
 
     def end_run(self, run_id: str, ok: bool = True) -> None:
         """Close the run as finished or failed."""
-        with self.explained():
+        with self.translate_errors():
             self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
     def link(self, run_id: str) -> str:

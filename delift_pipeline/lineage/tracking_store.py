@@ -56,7 +56,7 @@ def store_lock(home: Home) -> FileLock:
     return FileLock(home.mlflow / "store.lock", is_singleton=True)
 
 
-def quiet() -> None:
+def silence_mlflow() -> None:
     """No telemetry, no banners, no progress bars; a user's own settings stay.
 
     Must run before MLflow is imported, which reads these once. Child processes inherit them.
@@ -68,7 +68,7 @@ def quiet() -> None:
 
 def open_client(home: Home, uri: str | None) -> "MlflowClient":
     """A client of the server at `uri`, else of the home's own store, made where there is none."""
-    quiet()
+    silence_mlflow()
     from mlflow.tracking import MlflowClient
 
     if uri is not None:
@@ -108,8 +108,8 @@ def _follow_move(home: Home) -> None:
     new = str(home.mlflow / ARTIFACTS)
     with closing(sqlite3.connect(home.mlflow / DATABASE, timeout=60)) as database, database:
         query = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
-        found = database.execute(query).fetchone()
-        old = str(found[0]).removesuffix("/0") if found else new
+        row = database.execute(query).fetchone()
+        old = str(row[0]).removesuffix("/0") if row else new
         if old == new:
             return
         for table, column in _PATH_COLUMNS:

@@ -11,13 +11,13 @@ import polars as pl
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home, check_version
-from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, found
+from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, find_artifact
 from delift_pipeline.records.stored import DatasetVersion, load_version, version_manifest
 from delift_pipeline.selection.run import DROPPED, SUBSET
 
 
 @dataclass(frozen=True)
-class Existing:
+class ExistingRecords:
     """What the parents of a version trained on, for one arm.
 
     Attributes:
@@ -31,7 +31,7 @@ class Existing:
     arms: dict[str, str]
 
 
-def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
+def existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingRecords:
     """The records that the parents' models were trained on, under the same arm.
 
     A parent without that arm (a first version has no continual one) counts with its
@@ -50,12 +50,12 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
             frames.append(parent.pool)
             parents[f"dataset:{name}"] = parent.manifest.content_hash
             continue
-        subset = subset_before(home, name, arm)
+        subset = parent_subset(home, name, arm)
         if subset is None:
-            kin = kin_of(arm)
+            fallback = fallback_arm(arm)
             raise Refused(
                 f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
-                f"has no subset of {arm} or {kin}: `delift run --version {name} --arm {kin}` "
+                f"has no subset of {arm} or {fallback}: `delift run --version {name} --arm {fallback}` "
                 "first, or ingest the version with existing: pool",
                 field="existing",
             )
@@ -63,21 +63,21 @@ def existing_of(home: Home, dataset: DatasetVersion, arm: str) -> Existing:
         ids = pl.read_parquet(subset.folder / SUBSET)["record_id"]
         frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
         if arms[name] == arm:
-            before = existing_of(home, parent, arm)
+            before = existing_records(home, parent, arm)
             frames.append(before.records)
             parents |= before.parents
     records = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
-    return Existing(records, parents, arms)
+    return ExistingRecords(records, parents, arms)
 
 
-def kin_of(arm: str) -> str:
+def fallback_arm(arm: str) -> str:
     """The instruction-tuning arm of the same selector and variant, as first versions have."""
     return f"instruction_tuning.{arm.split('.', 1)[1]}"
 
 
-def subset_before(home: Home, parent: str, arm: str) -> Artifact | None:
+def parent_subset(home: Home, parent: str, arm: str) -> Artifact | None:
     """The parent's subset of the same arm, else of its kin (`kin_of`)."""
-    stored = (found(home, f"subset:{parent}:{name}") for name in (arm, kin_of(arm)))
+    stored = (find_artifact(home, f"subset:{parent}:{name}") for name in (arm, fallback_arm(arm)))
     return next(filter(None, stored), None)
 
 
@@ -134,7 +134,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
             if version in version_manifest(home, other).details["parents"]
         ],
         subsets=[
-            _moved(home, subset, parent, change)
+            _subset_change(home, subset, parent, change)
             for subset in arm_artifacts(home, "subset", version)
             for parent, change in changes.items()
         ],
@@ -161,10 +161,12 @@ def _change(home: Home, parent: str, version: str) -> dict[str, Any]:
     }
 
 
-def _moved(home: Home, subset: Artifact, parent: str, change: dict[str, Any]) -> dict[str, Any]:
+def _subset_change(
+    home: Home, subset: Artifact, parent: str, change: dict[str, Any]
+) -> dict[str, Any]:
     """One arm's subset against the parent's of the same arm, or of its first stage."""
     arm, now = str(subset.arm), _picks(subset)
-    before = subset_before(home, parent, arm)
+    before = parent_subset(home, parent, arm)
     entry = {"arm": arm, "parent": parent, "selected": len(now)}
     if before is None:
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
@@ -174,8 +176,8 @@ def _moved(home: Home, subset: Artifact, parent: str, change: dict[str, Any]) ->
     dropped = pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows()
     came = dict.fromkeys((after for _, after in change["changed"]), f"changed since {parent}")
     came |= dict.fromkeys(change["added"], f"new: {parent} does not have it")
-    kept = "still in the pool, no longer chosen"
-    went = {one: f"{by} covers it now" if by else kept for one, by in dropped}
+    not_chosen = "still in the pool, no longer chosen"
+    went = {one: f"{by} covers it now" if by else not_chosen for one, by in dropped}
     went |= dict.fromkeys((one for one, _ in change["changed"]), "changed")
     went |= dict.fromkeys(change["removed"], "removed from the pool")
     known = f"{parent} had it and did not choose it"

@@ -24,7 +24,7 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import MANIFEST, REBUILD, read_manifest, rebuild_reason
 from delift_pipeline.kernel.kernel_files import DISTANCE, KL, read_index, read_matrix
-from delift_pipeline.lineage.tracked import tracked
+from delift_pipeline.lineage.tracked import read_tracking_note
 from delift_pipeline.operations.catalog_views import FORMAT, TABLES, VIEWS
 from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
@@ -253,7 +253,11 @@ def _copy_files(
     import duckdb
 
     notes = [
-        {"folder": f, "mlflow_run": tracked(place).get("run_id"), "rebuild": rebuild_reason(place)}
+        {
+            "folder": f,
+            "mlflow_run": read_tracking_note(place).get("run_id"),
+            "rebuild": rebuild_reason(place),
+        }
         for f in folders
         if (place := home.root / f)
     ]

@@ -20,9 +20,9 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
-from delift_pipeline.lineage.adapter import trained_on
+from delift_pipeline.lineage.adapter import training_records
 from delift_pipeline.lineage.artifacts import Artifact, all_artifacts, folders
-from delift_pipeline.lineage.tracked import tracked
+from delift_pipeline.lineage.tracked import read_tracking_note
 from delift_pipeline.records.extra_columns import COLUMNS_FILE, extra_columns_hash
 from delift_pipeline.records.inbox import original_paths
 from delift_pipeline.records.left_out import add_forgotten, forgotten_ids, has_records
@@ -113,7 +113,7 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> 
     def is_touched(one: Artifact) -> bool:
         if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
             return one.kind == "report"
-        if one.kind == "adapter" and (records := trained_on(home, one)) is not None:
+        if one.kind == "adapter" and (records := training_records(home, one)) is not None:
             return has_records(records, ids)
         # A kernel is named with one of its blocks.
         kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
@@ -172,7 +172,7 @@ def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) 
         for path in sorted(home.root.glob(f"judgements/*/{version}")):
             yield f"{_path_in(home, path)} holds what a judge wrote about held-out answers"
     for one in touched:
-        if one.kind == "adapter" and (known := tracked(one.folder)):
+        if one.kind == "adapter" and (known := read_tracking_note(one.folder)):
             yield f"MLflow run {known['run_id']} keeps the adapter and report of {one.name}"
     if home.dagster.is_dir():
         yield "Dagster's event log keeps the first 20 rows of each table that a run showed"

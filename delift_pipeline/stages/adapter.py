@@ -17,7 +17,7 @@ from delift_pipeline.lineage.adapter import write_trained_on
 from delift_pipeline.lineage.card import CARD, write_card
 from delift_pipeline.lineage.tracked import TrackedArm, is_tracked, links_of
 from delift_pipeline.lineage.tracking import Tracker
-from delift_pipeline.lineage.version import kin_of
+from delift_pipeline.lineage.version import fallback_arm
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, portable_name
@@ -112,7 +112,7 @@ def make_adapter(
         shutil.rmtree(checkpoints, ignore_errors=True)
     log = read_training_log(folder)
     if run and not reused:
-        run.trained(manifest, log)
+        run.log_trained_adapter(manifest, log)
     if not (folder / CARD).is_file():
         write_card(folder, dataset, arm.name, settings, name, records, manifest, subset, log)
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
@@ -153,7 +153,7 @@ def _parent_adapter(
     if arm.stage != "continual" or arm.traits.reference == "base":
         return None, {}
     for parent in dataset.parents:
-        for name in (arm.name, kin_of(arm.name)):
+        for name in (arm.name, fallback_arm(arm.name)):
             manifest = read_manifest(home.adapter(parent, name))
             if manifest is not None and manifest.details["method"] == arm.training.method:
                 parents = {f"adapter:{parent}:{name}": manifest.content_hash}
@@ -170,7 +170,7 @@ def _track_run(run: TrackedArm | None) -> Iterator[None]:
         yield
     except BaseException:
         if run is not None:
-            run.failed()
+            run.mark_failed()
         raise
 
 

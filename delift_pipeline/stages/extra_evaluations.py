@@ -15,7 +15,7 @@ from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.forgetting import Forgetting, Row, base_evaluation, evaluation_of
 from delift_pipeline.evaluation.result import Evaluation, read_evaluation
-from delift_pipeline.lineage.version import ancestors, kin_of
+from delift_pipeline.lineage.version import ancestors, fallback_arm
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.adapter import subset_records
@@ -120,7 +120,7 @@ def measure_forgetting(
     rows = [Row(BASE_MODEL, None, _cells(_unique_records(base), versions))]
     whole = {name: cell.counts["records"] for name, cell in rows[0].cells.items()}
     for version in earlier:
-        for name in (arm.name, kin_of(arm.name)):
+        for name in (arm.name, fallback_arm(arm.name)):
             folder = home.report(version.version, name)
             manifest, earlier_own = read_manifest(folder), read_evaluation(folder)
             if manifest and earlier_own and manifest.fingerprint == subject.fingerprint:

@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.evaluation.result import Evaluation, differences
 from delift_pipeline.lineage.card import write_card
-from delift_pipeline.lineage.promotion import settle
-from delift_pipeline.lineage.tracked import is_tracked, note_tracked, publish_card, tracked
+from delift_pipeline.lineage.promotion import update_champion
+from delift_pipeline.lineage.tracked import (
+    is_tracked,
+    publish_card,
+    read_tracking_note,
+    write_tracking_note,
+)
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.stages.adapter import subset_manifest, subset_records
@@ -38,7 +43,7 @@ def track_report(
         DeliftError: MLflow cannot be used.
     """
     home, dataset, stage = subject.home, subject.dataset, subject.arm.stage
-    known = tracked(subject.folder)
+    known = read_tracking_note(subject.folder)
     hashes = {"adapter": subject.adapter.content_hash, "report": report.content_hash}
     if not known or is_tracked(tracker, subject.folder, **hashes):
         return None
@@ -53,7 +58,9 @@ def track_report(
     publish_card(tracker, subject.folder)
     tracker.set_tags(run, {"report": report.content_hash})
     arms = {arm.name: arm.evaluation for arm in load_arms(home) if arm.stage == stage}
-    leader = settle(home, tracker, dataset, stage, portable_name(subject.model.model), arms)
+    leader = update_champion(
+        home, tracker, dataset, stage, portable_name(subject.model.model), arms
+    )
     tracker.end_run(run)
-    note_tracked(subject.folder, tracker, run, **hashes)
+    write_tracking_note(subject.folder, tracker, run, **hashes)
     return leader

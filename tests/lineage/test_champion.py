@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
-from delift_pipeline.lineage.promotion import Candidate, Standing, standing
+from delift_pipeline.lineage.promotion import Candidate, PromotionDecision, decide_promotion
 
 Values = Sequence[float | None]
 
@@ -43,7 +43,7 @@ def candidate(
     return Candidate(version, arm, f"{arm}-hash", mine, one(base), one(random), arm == "random")
 
 
-def names(decided: Standing) -> tuple[str | None, str | None]:
+def names(decided: PromotionDecision) -> tuple[str | None, str | None]:
     one, two = decided.champion, decided.challenger
     return one.arm if one else None, two.arm if two else None
 
@@ -58,7 +58,7 @@ def test_the_best_eligible_is_champion_and_the_second_challenger() -> None:
         candidate("random", RANDOM, BASE, None),
     ]
     for order in itertools.permutations(field):
-        assert names(standing(order)) == ("best", "good")
+        assert names(decide_promotion(order)) == ("best", "good")
 
 
 @pytest.mark.parametrize(
@@ -73,33 +73,33 @@ def test_worse_than_base_or_random_is_never_champion(
     base: Values, random: Values, said: str
 ) -> None:
     worse = candidate("worse", [1.0, 1.0, 1.0], base, random)
-    decided = standing([worse], champion=worse.key)
+    decided = decide_promotion([worse], champion=worse.key)
     assert names(decided) == (None, None)
     assert said in decided.objections[worse.key]
 
 
 def test_equal_to_random_and_base_is_not_worse() -> None:
-    assert names(standing([candidate("equal", RANDOM, RANDOM, RANDOM)])) == ("equal", None)
+    assert names(decide_promotion([candidate("equal", RANDOM, RANDOM, RANDOM)])) == ("equal", None)
 
 
 def test_a_tie_leaves_the_champion_where_it_is() -> None:
     one = candidate("one", [1.0, 1.0, 1.0], BASE, RANDOM)
     two = candidate("two", [0.5, 1.0, 1.5], BASE, RANDOM)
-    assert names(standing([one, two], champion=two.key)) == ("two", "one")
-    assert names(standing([one, two], champion=one.key)) == ("one", "two")
-    assert names(standing([one, two])) == ("one", "two")
+    assert names(decide_promotion([one, two], champion=two.key)) == ("two", "one")
+    assert names(decide_promotion([one, two], champion=one.key)) == ("one", "two")
+    assert names(decide_promotion([one, two])) == ("one", "two")
 
 
 def test_a_better_one_takes_over_and_the_former_champion_challenges() -> None:
     old = candidate("old", [1.0, 1.0, 1.0], BASE, RANDOM)
     new = candidate("new", [0.9, 0.9, 0.9], BASE, RANDOM)
-    assert names(standing([old, new], champion=old.key)) == ("new", "old")
+    assert names(decide_promotion([old, new], champion=old.key)) == ("new", "old")
 
 
 def test_a_champion_that_random_overtakes_loses_its_place() -> None:
     old = candidate("old", [1.0, 1.0, 1.0], BASE, [0.5, 0.5, 0.5])
     random = candidate("random", [0.5, 0.5, 0.5], BASE, None)
-    assert names(standing([old, random], champion=old.key)) == ("random", None)
+    assert names(decide_promotion([old, random], champion=old.key)) == ("random", None)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_without_base_or_random_there_is_no_champion(
     base: Values | None, random: Values | None, said: str
 ) -> None:
     lonely = candidate("lonely", [0.0, 0.0, 0.0], base, random)
-    decided = standing([lonely])
+    decided = decide_promotion([lonely])
     assert names(decided) == (None, None)
     assert decided.objections[lonely.key] == said
 
@@ -125,14 +125,14 @@ def test_missing_rows_are_no_improvement(which: str) -> None:
     values: dict[str, Values] = {"own": [1.0, 1.0, 2.5], "base": BASE, "random": RANDOM}
     values[which] = [*values[which][:2], None]
     short = candidate("short", values["own"], values["base"], values["random"])
-    decided = standing([short])
+    decided = decide_promotion([short])
     assert names(decided) == (None, None)
     assert "different records (1 in one only)" in decided.objections[short.key]
 
 
 def test_a_loss_that_is_not_finite_is_no_champion() -> None:
     burst = candidate("burst", [math.nan, 0.0, 0.0], BASE, RANDOM)
-    decided = standing([burst])
+    decided = decide_promotion([burst])
     assert names(decided) == (None, None)
     assert "is nan" in decided.objections[burst.key]
 
@@ -141,13 +141,13 @@ def test_the_metrics_direction_counts() -> None:
     good, bad = [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]
     better = candidate("better", good, bad, bad, metric="exact_match")
     worse = candidate("worse", bad, bad, good, metric="exact_match")
-    assert names(standing([better, worse])) == ("better", None)
+    assert names(decide_promotion([better, worse])) == ("better", None)
 
 
 def test_a_candidate_without_the_deciding_metric_is_not_eligible() -> None:
     one = candidate("one", [1.0, 1.0, 1.0], BASE, RANDOM)
     other = candidate("other", [1.0, 1.0, 1.0], [0.0] * 3, [0.0] * 3, metric="exact_match")
-    decided = standing([other, one])
+    decided = decide_promotion([other, one])
     assert names(decided) == ("one", None)
     assert decided.objections[other.key] == "its answer loss was not measured"
 
@@ -156,19 +156,19 @@ def test_versions_are_compared_on_the_records_they_share() -> None:
     old = candidate("old", [1.0, 1.0, 1.0], BASE, RANDOM)
     # On r2, which both know, the new one loses; its own records do not count against the old one.
     new = candidate("new", [1.5, 0.1, 0.1], BASE, RANDOM, version="v2", first=2)
-    assert names(standing([old, new], champion=old.key)) == ("old", "new")
+    assert names(decide_promotion([old, new], champion=old.key)) == ("old", "new")
     better = replace(new, own=measured([0.9, 2.0, 2.0], first=2))
-    assert names(standing([old, better], champion=old.key)) == ("new", "old")
+    assert names(decide_promotion([old, better], champion=old.key)) == ("new", "old")
 
 
 def test_versions_without_a_common_record_leave_the_champion_where_it_is() -> None:
     old = candidate("old", [1.0, 1.0, 1.0], BASE, RANDOM)
     new = candidate("new", [0.1, 0.1, 0.1], BASE, RANDOM, version="v2", first=9)
-    assert names(standing([old, new], champion=old.key)) == ("old", "new")
+    assert names(decide_promotion([old, new], champion=old.key)) == ("old", "new")
 
 
 def test_nothing_evaluated_is_no_contest() -> None:
-    assert standing([]) == Standing(None, None, None, {})
+    assert decide_promotion([]) == PromotionDecision(None, None, None, {})
 
 
 losses = st.lists(st.integers(0, 3).map(float), min_size=3, max_size=3)
@@ -182,7 +182,7 @@ def test_no_champion_is_ever_worse_than_random_base_or_another(
     arms = [candidate(f"arm{place}", own, base, random) for place, own in enumerate(owns)]
     arms.append(candidate("random", random, base, None))
     champion = arms[incumbent].key if 0 <= incumbent < len(arms) else None
-    decided = standing(arms, champion)
+    decided = decide_promotion(arms, champion)
 
     def total(values: Values) -> float:
         return sum(value for value in values if value is not None)
@@ -199,4 +199,4 @@ def test_no_champion_is_ever_worse_than_random_base_or_another(
         stays = champion in allowed and loss(next(a for a in arms if a.key == champion)) == best
         assert not stays or decided.champion.key == champion
     shuffle.shuffle(arms)
-    assert standing(arms, champion) == decided
+    assert decide_promotion(arms, champion) == decided

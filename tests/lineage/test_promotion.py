@@ -29,13 +29,13 @@ from delift_pipeline.evaluation.result import (
     summarise,
     write_evaluation,
 )
-from delift_pipeline.lineage.promotion import settle
+from delift_pipeline.lineage.promotion import update_champion
 from delift_pipeline.lineage.tracked import (
     TrackedArm,
     links_of,
     publish_card,
+    read_tracking_note,
     registered_name,
-    tracked,
 )
 from delift_pipeline.lineage.tracking import Tracker
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -197,7 +197,7 @@ def holders(tracker: Tracker) -> tuple[str | None, str | None]:
 def settled(home: Home, tracker: Tracker, dataset: DatasetVersion) -> str:
     arms = {arm.name: arm.evaluation for arm in load_arms(home)}
     tuning = {name: options for name, options in arms.items() if name.startswith("instruction")}
-    return settle(home, tracker, dataset, "instruction_tuning", MODEL, tuning)
+    return update_champion(home, tracker, dataset, "instruction_tuning", MODEL, tuning)
 
 
 def standings(tracker: Tracker) -> dict[str, str]:
@@ -272,7 +272,7 @@ def test_a_registered_version_leads_to_run_files_and_card(
     write_text(run.folder / "README.md", "# with metrics\n")
     publish_card(tracker, run.folder)
     assert tracker.client.get_model_version(name_of(tracker), "1").description == "# with metrics\n"
-    known = tracked(run.folder)
+    known = read_tracking_note(run.folder)
     assert known["registered"] == name_of(tracker) and known["registered_version"] == "1"
     links = links_of(run.folder, tracker)
     assert links["MLflow"].endswith(f"/runs/{run.run_id}")

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delift_pipeline.core.home import Home
-from delift_pipeline.lineage.adapter import trained_on
+from delift_pipeline.lineage.adapter import training_records
 from delift_pipeline.lineage.artifacts import all_artifacts
-from delift_pipeline.lineage.artifacts import found as stored_artifact
+from delift_pipeline.lineage.artifacts import find_artifact as stored_artifact
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.operations.gc import collect
 from delift_pipeline.operations.query import run_query
@@ -90,7 +90,7 @@ def test_walking_down_and_up_agrees_with_what_happened(data: st.DataObject) -> N
         for cell in history.adapters:
             adapter = stored_artifact(home, ":".join(("adapter", *cell)))
             assert adapter is not None
-            records = trained_on(home, adapter)
+            records = training_records(home, adapter)
             assert records is not None
             up[cell] = set(records["record_id"])
         assert up == {cell: {ids[n] for n in names} for cell, names in history.adapters.items()}

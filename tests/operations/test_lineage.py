@@ -14,7 +14,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, mark_for_rebuilding, read_manifest
 from delift_pipeline.lineage.adapter import TRAINED_ON, adapter_lineage
 from delift_pipeline.lineage.record import record_lineage
-from delift_pipeline.lineage.tracked import tracked
+from delift_pipeline.lineage.tracked import read_tracking_note
 from delift_pipeline.lineage.version import version_lineage
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.training.log import read_training_log
@@ -40,7 +40,9 @@ def test_adapter_names_everything_it_was_made_of(made: Home) -> None:
     assert found.model["fingerprint"] == adapter.fingerprint
     assert "model.safetensors" in found.model["weights"]
     assert found.runs["dagster"][found.adapter["name"]] == adapter.run_id
-    assert found.runs["mlflow"]["run_id"] == tracked(made.adapter("v2", SECOND))["run_id"]
+    assert (
+        found.runs["mlflow"]["run_id"] == read_tracking_note(made.adapter("v2", SECOND))["run_id"]
+    )
     code = found.code[found.adapter["name"]]
     assert code["packages"]["torch"] == adapter.packages["torch"]
     assert code["git_commit"] == adapter.git_commit
@@ -263,10 +265,10 @@ def test_openlineage_without_dagster_knows_how_long_training_took(
 
 
 def test_openlineage_events_connect_the_adapter_with_the_data(made: Home, tmp_path: Path) -> None:
-    from delift_pipeline.lineage.artifacts import found
+    from delift_pipeline.lineage.artifacts import find_artifact
     from delift_pipeline.lineage.openlineage import openlineage_events
 
-    report = found(made, f"report:v2:{SECOND}")
+    report = find_artifact(made, f"report:v2:{SECOND}")
     assert report is not None
     done = [e for e in openlineage_events(made, [report]) if e["eventType"] == "COMPLETE"]
     made_by = {one["name"]: event for event in done for one in event["outputs"]}

@@ -10,7 +10,7 @@ from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.leaderboard import leaderboard_page, leaderboard_rows
 from delift_pipeline.evaluation.result import SAMPLES, read_evaluation
-from delift_pipeline.lineage.promotion import rows
+from delift_pipeline.lineage.promotion import measured_records
 from delift_pipeline.lineage.record import record_lineage
 from delift_pipeline.operations.compare import compare_arms
 from delift_pipeline.scoring.options import ModelOptions
@@ -50,7 +50,11 @@ def test_a_metric_that_one_side_lacks_has_no_difference(copied: Home) -> None:
     assert "exact match" in leaderboard_page(list(found.values()))
     evaluation = read_evaluation(copied.report("v1", RANDOM))
     assert evaluation is not None
-    assert rows(evaluation, "exact_match") == set() != rows(evaluation, "answer_loss")
+    assert (
+        measured_records(evaluation, "exact_match")
+        == set()
+        != measured_records(evaluation, "answer_loss")
+    )
 
 
 @pytest.mark.parametrize(("version", "arm"), [("v1", TRUSTED), ("v2", "continual.delift_trusted")])

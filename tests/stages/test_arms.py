@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 import delift_pipeline
 from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.lineage.version import kin_of
+from delift_pipeline.lineage.version import fallback_arm
 from delift_pipeline.selection.options import STAGES
 from delift_pipeline.selection.registry import SELECTORS
 from delift_pipeline.stages.arms import (
@@ -183,7 +183,7 @@ def test_an_arms_own_measure_of_training_replaces_the_defaults() -> None:
 def test_names_give_stage_selector_and_kin() -> None:
     (arm,) = arms_of("arms: {continual.delift-eta_2: {training: {steps: 1}}}")
     assert (arm.stage, arm.selector) == ("continual", "delift")
-    assert kin_of(arm.name) == "instruction_tuning.delift-eta_2"
+    assert fallback_arm(arm.name) == "instruction_tuning.delift-eta_2"
 
 
 def test_of_stages_puts_comparisons_first_and_leaves_retired_arms_out() -> None:
