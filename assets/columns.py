@@ -9,11 +9,12 @@ from delift_pipeline.evaluation.options import METRICS
 RECORD = "digest of instruction, input and output"
 PROMPT = "raw_dataset.instruction raw_dataset.input"
 OUTPUT, ADAPTER = "raw_dataset.output", "adapter.record_id"
-NEAR, SHOWN = "pair_plan.record_id pair_plan.neighbours", "in_context_logprobs.demonstration_id"
+NEAR = "pair_plan.record_id pair_plan.neighbours"
+DEMONSTRATION = "in_context_logprobs.demonstration_id"
 ALONE, AFTER = "baseline_logprobs", "in_context_logprobs"
 SCORES = f"{ALONE}.squared_distance {ALONE}.tokens {AFTER}.squared_distance"
 UTILITY = "utility_kernel.utility"
-ASKED, ASKED_ABOUT = "what is asked", "what it is asked about; may be empty"
+INSTRUCTION, INPUT = "what is asked", "what it is asked about; may be empty"
 SQUARED = ("float32", "sum of (1 - p)^2 over its answer tokens")
 SUMMED = ("float32", "summed log-probability of its answer tokens, nats")
 MEANS = {"": "mean", "_se": "standard error"}
@@ -26,8 +27,8 @@ DIFFERENCES = {
 _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "raw_dataset": {
         "record_id": ("string", RECORD),
-        "instruction": ("string", ASKED),
-        "input": ("string", ASKED_ABOUT),
+        "instruction": ("string", INSTRUCTION),
+        "input": ("string", INPUT),
         "output": ("string", "the reference answer"),
         "source": ("string", "where the record comes from, as the file says"),
         "task": ("string", "the task, as the file says"),
@@ -53,7 +54,7 @@ _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "utility_kernel": {
         "target_id": ("string", "row of the kernel", "in_context_logprobs.target_id"),
-        "demonstration_id": ("string", "column of the kernel", SHOWN),
+        "demonstration_id": ("string", "column of the kernel", DEMONSTRATION),
         "utility": ("float32", "d alone minus d after the demonstration, in [-1, 1]", SCORES),
     },
     "subset": {
@@ -75,8 +76,8 @@ _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "eval_report": {
         "record_id": ("string", RECORD, "raw_dataset.record_id"),
-        "instruction": ("string", ASKED, "raw_dataset.instruction"),
-        "input": ("string", ASKED_ABOUT, "raw_dataset.input"),
+        "instruction": ("string", INSTRUCTION, "raw_dataset.instruction"),
+        "input": ("string", INPUT, "raw_dataset.input"),
         "reference": ("string", "the reference answer", OUTPUT),
         "generated": ("string", "the model's answer; null where no metric needs it", ADAPTER),
         **{name: ("float64", metric.meaning) for name, metric in METRICS.items()},
@@ -108,11 +109,11 @@ COLUMNS = {
     for asset, columns in _TABLES.items()
 }
 # Asset -> column -> the columns it is made of, as (asset, column).
-MADE_OF = {
+COLUMN_PARENTS = {
     asset: {
-        name: [tuple(source.split(".")) for source in made_of[0].split()]
-        for name, (_, _, *made_of) in columns.items()
-        if made_of
+        name: [tuple(source.split(".")) for source in parents[0].split()]
+        for name, (_, _, *parents) in columns.items()
+        if parents
     }
     for asset, columns in _TABLES.items()
     if asset != "raw_dataset"
@@ -136,11 +137,11 @@ def column_metadata(asset: str) -> Mapping[str, dg.MetadataValue]:
 
 def column_lineage(asset: str) -> Mapping[str, dg.MetadataValue]:
     """The materialisation's metadata that shows where columns come from; empty for the first."""
-    if asset not in MADE_OF:
+    if asset not in COLUMN_PARENTS:
         return {}
     deps = {
-        column: [dg.TableColumnDep(dg.AssetKey(above), name) for above, name in made_of]
-        for column, made_of in MADE_OF[asset].items()
+        column: [dg.TableColumnDep(dg.AssetKey(above), name) for above, name in parents]
+        for column, parents in COLUMN_PARENTS[asset].items()
     }
     lineage = dg.TableColumnLineage(deps_by_column=deps)
     return {"dagster/column_lineage": dg.MetadataValue.column_lineage(lineage)}

@@ -11,7 +11,7 @@ import dagster as dg
 
 from assets.checks import specs
 from assets.columns import column_metadata
-from assets.door import enter, progress
+from assets.door import execute_stage, progress
 from assets.outcome import Outcome
 from assets.source import code_references
 from delift_pipeline.core.home import Home
@@ -66,7 +66,7 @@ AssetFactory = Callable[[Arms], dg.AssetsDefinition]
 
 
 def asset_of(
-    stage: Callable[..., Any], partitions: Partitions | Callable[[Arms], Partitions], **given: Any
+    stage: Callable[..., Any], partitions: Partitions | Callable[[Arms], Partitions], **options: Any
 ) -> Callable[[Callable[[Step], Outcome]], AssetFactory]:
     """Declare the asset of a stage of the library; `given` goes to `dagster.asset`.
 
@@ -78,7 +78,7 @@ def asset_of(
         name = body.__name__
 
         def run(context: dg.AssetExecutionContext) -> Iterator[Any]:
-            yield from enter(context, lambda: body(Step(context)))
+            yield from execute_stage(context, lambda: body(Step(context)))
 
         def build(arms: Arms) -> dg.AssetsDefinition:
             own = partitions(arms) if callable(partitions) else partitions
@@ -92,7 +92,7 @@ def asset_of(
                 check_specs=specs(name, own),
                 partitions_def=own,
                 retry_policy=retry_policy(arms.automation),
-                **{"required_resource_keys": {"store"}, **given},
+                **{"required_resource_keys": {"store"}, **options},
             )(run)
 
         return build

@@ -43,7 +43,7 @@ GPU_POOL = "gpu"
 
 
 @contextmanager
-def gpu_place(context: dg.AssetExecutionContext) -> Iterator[Callable[[], None]]:
+def gpu_pool_claim(context: dg.AssetExecutionContext) -> Iterator[Callable[[], None]]:
     """A function that waits for a place in the gpu pool; the place is kept until the end.
 
     A pool named on an asset holds for all its partitions: arms that read scores and no model would
@@ -74,7 +74,7 @@ def progress(context: dg.AssetExecutionContext) -> Progress:
     return LineProgress(context.log.info)
 
 
-def enter(
+def execute_stage(
     context: dg.AssetExecutionContext, step: Callable[[], Outcome]
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Run a step of the library and yield what Dagster is to know of it.
@@ -86,7 +86,7 @@ def enter(
     name = context.asset_key.path[-1]
     started = time.monotonic()
     try:
-        with _ending_when_told(context):
+        with _end_on_signal(context):
             outcome = step()
     except INTERRUPTS as interrupt:
         # Under a retry policy Dagster would try an interrupted step again.
@@ -96,9 +96,9 @@ def enter(
         raise dg.Failure(str(refused), _fault_metadata(refused), allow_retries=False) from refused
     except Exception as error:
         failed = None if isinstance(error, DeliftError) else system_error(error)
-        said = str(error) if isinstance(error, DeliftError) else unexpected_sentence(error)
-        said = system_sentence(failed) if failed else said
-        raise dg.Failure(said, allow_retries=may_pass(error)) from error
+        message = str(error) if isinstance(error, DeliftError) else unexpected_sentence(error)
+        message = system_sentence(failed) if failed else message
+        raise dg.Failure(message, allow_retries=may_pass(error)) from error
     seconds = round(time.monotonic() - started, 3)
     context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
     manifest = outcome.manifest
@@ -132,7 +132,7 @@ def enter(
 
 
 @contextmanager
-def _ending_when_told(context: dg.AssetExecutionContext) -> Iterator[None]:
+def _end_on_signal(context: dg.AssetExecutionContext) -> Iterator[None]:
     """In a process that a server or a run started: end it when it has to end.
 
     That is when its parent is killed, as the run is over then and its successor would work at the
@@ -198,8 +198,8 @@ def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult
 
 
 def _fault_metadata(refused: Refused) -> dict[str, dg.MetadataValue]:
-    shown = "\n".join(f"- `{fault}`" for fault in refused.faults[:20])
+    first = "\n".join(f"- `{fault}`" for fault in refused.faults[:20])
     return {
         "faults": dg.MetadataValue.int(len(refused.faults)),
-        "first faults": dg.MetadataValue.md(shown),
+        "first faults": dg.MetadataValue.md(first),
     }

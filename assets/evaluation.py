@@ -6,7 +6,7 @@ import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
 from assets.door import GPU_POOL
-from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
+from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot, preview
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import BASE_MODEL
 from delift_pipeline.core.plots import draw_bars, png
@@ -36,10 +36,10 @@ BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)
 def eval_report(step: Step) -> Outcome:
     """The arm on the held-out set, beside the base model and the stage's random and full arms."""
     home, version, arm, model = step.home, step.version, step.arm, step.model
-    tracker, shown = step.resources.tracking.tracker(home), step.progress
-    made = make_report(home, version, arm, model, tracker, shown, step.run_id)
+    tracker, progress = step.resources.tracking.tracker(home), step.progress
+    result = make_report(home, version, arm, model, tracker, progress, step.run_id)
     setup = step.resources.judge.judge_setup(home)
-    return report_outcome(made, judgement_facts(setup, version, arm.name, shown))
+    return report_outcome(result, judgement_facts(setup, version, arm.name, progress))
 
 
 @asset_of(
@@ -71,7 +71,7 @@ def report_outcome(reported: ReportResult, judged: Mapping[str, float | int]) ->
     return Outcome.of(
         reported,
         facts={**facts, **judged},
-        plots={"scores": kept_plot(reported.folder / "scores.png", lambda: _bars_png(models))},
+        plots={"scores": load_plot(reported.folder / "scores.png", lambda: _bars_png(models))},
         tables=tables,
         checks={
             "beats_base": _not_worse(measured, BASE_MODEL),
@@ -97,14 +97,14 @@ def _not_worse(measured: ArmEvaluations, other: str) -> Check:
     )
 
 
-def leaderboard_outcome(made: LeaderboardResult) -> Outcome:
+def leaderboard_outcome(result: LeaderboardResult) -> Outcome:
     """What is shown of the leaderboard."""
-    shown = made.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
+    table = result.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
     return Outcome.of(
-        made,
-        facts={**made.manifest.counts, "page": PAGE},
-        plots=_newest_arms(made.rows),
-        tables={"leaderboard": shown.head(PREVIEW_ROWS)},
+        result,
+        facts={**result.manifest.counts, "page": PAGE},
+        plots=_newest_arms(result.rows),
+        tables={"leaderboard": table.head(PREVIEW_ROWS)},
     )
 
 

@@ -3,7 +3,7 @@
 import polars as pl
 
 from assets.common import Step, asset_of
-from assets.outcome import Check, Facts, Outcome, kept_plot, preview
+from assets.outcome import Check, Facts, Outcome, load_plot, preview
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.partitions import dataset_version
@@ -23,20 +23,20 @@ def raw_dataset(step: Step) -> Outcome:
     return dataset_outcome(open_dataset(step.home, step.version))
 
 
-def dataset_outcome(found: DatasetResult) -> Outcome:
+def dataset_outcome(result: DatasetResult) -> Outcome:
     """What is shown of a dataset version."""
-    dataset = found.dataset
+    dataset = result.dataset
 
     def draw() -> bytes:
         words = dataset.pool["output"].str.split(" ").list.len().to_numpy()
         return histogram_png(words, "answers of the pool", "words, split at blanks")
 
     return Outcome.of(
-        found,
-        facts=_facts(found.home, dataset),
-        plots={"answer lengths": kept_plot(found.folder / "lengths.png", draw)},
+        result,
+        facts=_facts(result.home, dataset),
+        plots={"answer lengths": load_plot(result.folder / "lengths.png", draw)},
         tables={"first records": preview(dataset.pool, PREVIEWED)},
-        checks=_checks(found),
+        checks=_checks(result),
     )
 
 
@@ -57,13 +57,13 @@ def _facts(home: Home, dataset: DatasetVersion) -> Facts:
     return facts
 
 
-def _checks(found: DatasetResult) -> dict[str, Check]:
-    dataset, rejected = found.dataset, found.rejected
+def _checks(result: DatasetResult) -> dict[str, Check]:
+    dataset, rejected = result.dataset, result.rejected
     parts = {"pool": dataset.pool, "target": dataset.target, "heldout": dataset.heldout}
     parts = {name: frame for name, frame in parts.items() if frame is not None}
     wrong = [name for name, frame in parts.items() if frame.schema != RECORD_SCHEMA]
     empty = [name for name, frame in parts.items() if frame.is_empty()]
-    shared = _shared(found.home, dataset, parts)
+    shared = _overlap(result.home, dataset, parts)
     return {
         "schema": Check(not wrong, f"columns and types differ in: {', '.join(wrong) or 'none'}"),
         "not_empty": Check(not empty, f"empty sets: {', '.join(empty) or 'none'}"),
@@ -81,7 +81,7 @@ def _checks(found: DatasetResult) -> dict[str, Check]:
     }
 
 
-def _shared(home: Home, dataset: DatasetVersion, parts: dict[str, pl.DataFrame]) -> list[str]:
+def _overlap(home: Home, dataset: DatasetVersion, parts: dict[str, pl.DataFrame]) -> list[str]:
     """record_ids in more than one of pool (with the parents' pools), target and held-out set."""
     seen, shared = set(pool_ids(home, dataset.parents)), set[str]()
     for name, frame in parts.items():

@@ -51,12 +51,12 @@ class Outcome:
     links: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, result: Result, **shown: Any) -> "Outcome":
+    def of(cls, result: Result, **fields: Any) -> "Outcome":
         """A stage's result with what is shown of it."""
-        return cls(result.manifest, result.path, result.reused, **shown)
+        return cls(result.manifest, result.path, result.reused, **fields)
 
 
-def kept_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
+def load_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
     """The PNG kept beside an artifact, drawn where it is not there yet.
 
     An artifact's folder is replaced when it is made again, and its plots with it.

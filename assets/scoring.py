@@ -7,7 +7,7 @@ import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
 from assets.door import GPU_POOL
-from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot
+from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version
@@ -30,7 +30,7 @@ PLOTTED_COLUMNS = 200
 )
 def pair_plan(step: Step) -> Outcome:
     """Which (target, demonstration) pairs the enabled arms of this version need scored."""
-    arms = step.resources.embedder.applied_to(step.resources.store.arms())
+    arms = step.resources.embedder.apply_to(step.resources.store.arms())
     return plan_outcome(plan.plan_pairs(step.home, step.version, arms, step.run_id))
 
 
@@ -46,7 +46,7 @@ def pair_plan(step: Step) -> Outcome:
 )
 def baseline_logprobs(step: Step) -> Outcome:
     """Teacher-forced log-probabilities of each record's answer without a demonstration."""
-    return _scored(step, "baseline")
+    return _score_part(step, "baseline")
 
 
 @asset_of(
@@ -61,10 +61,10 @@ def baseline_logprobs(step: Step) -> Outcome:
 )
 def in_context_logprobs(step: Step) -> Outcome:
     """The same log-probabilities after each planned demonstration; resumes at the first gap."""
-    return _scored(step, "in_context")
+    return _score_part(step, "in_context")
 
 
-def _scored(step: Step, part: score.Part) -> Outcome:
+def _score_part(step: Step, part: score.Part) -> Outcome:
     home, version, model = step.home, step.version, step.model
     return scores_outcome(
         score.score_version(home, version, part, model, step.progress, step.run_id)
@@ -100,7 +100,7 @@ def plan_outcome(planned: plan.PlanResult) -> Outcome:
     return Outcome.of(
         planned,
         facts={**manifest.counts, "coverage": inputs.self_pairs},
-        plots={"neighbours": kept_plot(folder / "neighbours.png", draw)},
+        plots={"neighbours": load_plot(folder / "neighbours.png", draw)},
         tables=tables,
         checks={
             "neighbours": Check(
@@ -138,7 +138,7 @@ def scores_outcome(scored: score.ScoreResult) -> Outcome:
     return Outcome.of(
         scored,
         facts=facts,
-        plots={"distances": kept_plot(plot, lambda: _distances_png(scored))},
+        plots={"distances": load_plot(plot, lambda: _distances_png(scored))},
         tables={
             "cuts": pl.DataFrame(list(cuts.items()), schema=["kind", "records"], orient="row"),
             "unscorable records": pl.DataFrame(
@@ -154,12 +154,14 @@ def scores_outcome(scored: score.ScoreResult) -> Outcome:
 
 def _distances_png(scored: score.ScoreResult) -> bytes:
     """The distances d of the answers, alone or after the first demonstrations."""
-    found = [np.empty(0, np.float32)]
+    distances = [np.empty(0, np.float32)]
     for squared, _, tokens in _scores(scored, PLOTTED_COLUMNS):
         there = (tokens > 0) & ~np.isnan(squared)
-        found.append(np.sqrt(squared[there] / tokens[there]))
+        distances.append(np.sqrt(squared[there] / tokens[there]))
     title = "answers" if scored.part == "baseline" else "answers after a demonstration"
-    return histogram_png(np.concatenate(found), title, "d, from 0 (certain of every token) to 1")
+    return histogram_png(
+        np.concatenate(distances), title, "d, from 0 (certain of every token) to 1"
+    )
 
 
 def _finite(scored: score.ScoreResult) -> bool:

@@ -3,8 +3,8 @@
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
-from assets.door import gpu_place
-from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, kept_plot, preview
+from assets.door import gpu_pool_claim
+from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot, preview
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.core.plots import gain_curve_png, heat_map_png
 from delift_pipeline.kernel.columns import cell_means
@@ -34,8 +34,8 @@ from delift_pipeline.stages.result import Result
 )
 def utility_kernel(step: Step) -> Outcome:
     """How much showing record j helps the model answer record i, as memory-mapped blocks."""
-    made = make_kernel(step.home, step.version, step.model, step.run_id)
-    return kernel_outcome(made, step.version)
+    result = make_kernel(step.home, step.version, step.model, step.run_id)
+    return kernel_outcome(result, step.version)
 
 
 @asset_of(
@@ -52,16 +52,16 @@ def subset(step: Step) -> Outcome:
     Only a selector that reads the model itself takes a place in the gpu pool, while it does.
     """
     home, version, arm, model = step.home, step.version, step.arm, step.model
-    with gpu_place(step.context) as claim:
+    with gpu_pool_claim(step.context) as claim:
         reader = LanguageModel(model, home, step.progress, claim)
         return subset_outcome(
             subset_stage.make_subset(home, version, arm, model, step.run_id, reader)
         )
 
 
-def kernel_outcome(made: Result, version: str) -> Outcome:
+def kernel_outcome(result: Result, version: str) -> Outcome:
     """What is shown of a utility kernel."""
-    manifest, plan = made.manifest, read_plan(made.home.plan(version))
+    manifest, plan = result.manifest, read_plan(result.home.plan(version))
     blocks, left_out = manifest.details["blocks"], set(manifest.details["unscorable"])
     dense = "self" in blocks and blocks["self"]["form"] == "dense"
     table = [
@@ -71,7 +71,7 @@ def kernel_outcome(made: Result, version: str) -> Outcome:
 
     def draw() -> bytes:
         name = "self" if dense else "neighbours"
-        block = load_block(made.home, version, str(manifest.fingerprint), name)
+        block = load_block(result.home, version, str(manifest.fingerprint), name)
         return heat_map_png(cell_means(block.matrix), block.name)
 
     wrong = []
@@ -84,9 +84,9 @@ def kernel_outcome(made: Result, version: str) -> Outcome:
             wrong.append(block.name)
     share = blocks["self"]["share_positive"] or 0.0
     return Outcome.of(
-        made,
+        result,
         facts=dict(manifest.counts),
-        plots={"utilities": kept_plot(made.folder / "utilities.png", draw)},
+        plots={"utilities": load_plot(result.folder / "utilities.png", draw)},
         tables={"blocks": pl.DataFrame(table)},
         checks={
             "shape": Check(
@@ -120,9 +120,9 @@ def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
     diagnostics = Diagnostics.from_json(details["diagnostics"])
     facts |= {k: v for k, v in diagnostics.as_json().items() if v is not None}
     texts = subset.join(records.drop("source_ids"), on="record_id", how="left")
-    shown = texts.with_columns(covers=pl.col("covers").list.len()).sort("rank")
+    picks_table = texts.with_columns(covers=pl.col("covers").list.len()).sort("rank")
     columns = ("rank", "gain", "covers", "trust", "instruction", "input", "output", "task")
-    tables = {"first picks": preview(shown, columns), "balance": balance.head(PREVIEW_ROWS)}
+    tables = {"first picks": preview(picks_table, columns), "balance": balance.head(PREVIEW_ROWS)}
     if (folder / SUSPECTS).exists():
         suspects = pl.read_parquet(folder / SUSPECTS)
         texts = suspects.join(inputs.pool, on="record_id", how="left", maintain_order="left")
@@ -163,12 +163,14 @@ def _balance_check(
     """Whether every group of the pool is in the subset; it warns and stops nothing."""
     lost = vanished_group_warnings(table) if subset.height else ()
     absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
-    said = [line.removeprefix("warning: ") for line in lost]
-    said += [f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent]
+    warnings = [line.removeprefix("warning: ") for line in lost]
+    warnings += [
+        f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent
+    ]
     groups = int(table["vanished"].sum()) if subset.height else 0
     compared = ", ".join(table["by"].unique(maintain_order=True))
-    note = "; ".join(said) or f"every group is in the subset, by {compared}"
-    return Check(not said, note, {"vanished": groups})
+    note = "; ".join(warnings) or f"every group is in the subset, by {compared}"
+    return Check(not warnings, note, {"vanished": groups})
 
 
 def _budget_check(
@@ -189,6 +191,6 @@ def _budget_check(
         note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"
     else:
         note = f"{picks.height} of {allowed.count} asked for"
-    asked = str(arm.budget) if allowed.is_open_ended else allowed.count
-    facts: Facts = {"selected": picks.height, "asked": asked}
+    requested = str(arm.budget) if allowed.is_open_ended else allowed.count
+    facts: Facts = {"selected": picks.height, "asked": requested}
     return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)

@@ -6,13 +6,13 @@ import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
 from assets.door import GPU_POOL
-from assets.outcome import PREVIEW_ROWS, Check, Outcome, kept_plot
+from assets.outcome import PREVIEW_ROWS, Check, Outcome, load_plot
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.orchestration.partitions import version_and_arm
 from delift_pipeline.stages.adapter import AdapterResult, make_adapter
 
-FOUND_INTACT = Check(True, "found, byte for byte as it was checked when it was made")
+ALREADY_CHECKED = Check(True, "found, byte for byte as it was checked when it was made")
 
 
 @asset_of(
@@ -48,12 +48,12 @@ def adapter_outcome(trained: AdapterResult) -> Outcome:
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",
         },
-        plots={"loss": kept_plot(trained.folder / "loss.png", lambda: loss_curve_png(log.losses))},
+        plots={"loss": load_plot(trained.folder / "loss.png", lambda: loss_curve_png(log.losses))},
         tables={
             "records left out": pl.DataFrame(left_out, schema=["record_id", "why"], orient="row")
         },
         checks={
-            "loads": FOUND_INTACT if trained.reused else _loads(trained.folder),
+            "loads": ALREADY_CHECKED if trained.reused else _loads(trained.folder),
             "loss_fell": Check(
                 log.loss_fell, fell if log.losses else "nothing was trained: this is the base model"
             ),

@@ -139,8 +139,8 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
             Refused: no model is named anywhere, or a setting is out of range.
         """
         own = version_manifest(home, version).details
-        kept = model_path(home, own["model"]) if own.get("model") and not self.model else None
-        model = self.model or kept or os.environ.get(MODEL_VARIABLE)
+        stored = model_path(home, own["model"]) if own.get("model") and not self.model else None
+        model = self.model or stored or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
                 f"version {version} was ingested without a model and none is set: give --model "
@@ -163,7 +163,7 @@ class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """tfidf, minilm, or a sentence-transformers folder or hub id; empty takes `plan.embedder` of
     arms.yaml."""
 
-    def applied_to(self, arms: Arms) -> Arms:
+    def apply_to(self, arms: Arms) -> Arms:
         """The arms with this embedder in their plan options, where one is named."""
         if not self.name:
             return arms
@@ -205,7 +205,7 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         from delift_pipeline.evaluation.judge.questions import JudgeOptions
         from delift_pipeline.stages.judge import JudgeSetup
 
-        given = self.model_dump(exclude={"endpoint", "device"})
-        options = validate(JudgeOptions, given | {"endpoint": self.endpoint or None})
+        settings = self.model_dump(exclude={"endpoint", "device"})
+        options = validate(JudgeOptions, settings | {"endpoint": self.endpoint or None})
         here = {"model": self.model, "device": self.device}
         return JudgeSetup(home, options, None if self.endpoint else read_options(here))

@@ -95,7 +95,7 @@ class GraphRuns:
     def open(cls, home: Home) -> "Iterator[GraphRuns]":
         """Open the home's instance, and close runs whose process is gone."""
         with open_instance(home) as instance:
-            _close_interrupted_runs(instance, served=is_served(home))
+            _close_dead_runs(instance, served=is_served(home))
             yield cls(home, instance)
 
     def figures(self, started: float) -> dict[str, Any]:
@@ -188,15 +188,15 @@ def is_served(home: Home) -> bool:
 
 
 def close_runs_without_process(home: Home, *, served: bool = False) -> None:
-    """Close a home's runs whose process is gone, and tell the user; see `close_interrupted`."""
+    """Close a home's runs whose process is gone, and tell the user; see `close_dead_runs`."""
     with open_instance(home) as instance:
-        _close_interrupted_runs(instance, served=served)
+        _close_dead_runs(instance, served=served)
 
 
-def _close_interrupted_runs(instance: "dg.DagsterInstance", *, served: bool) -> None:
-    from delift_pipeline.orchestration.dagster_internals import close_interrupted
+def _close_dead_runs(instance: "dg.DagsterInstance", *, served: bool) -> None:
+    from delift_pipeline.orchestration.dagster_internals import close_dead_runs
 
-    for run_id in close_interrupted(instance, served=served):
+    for run_id in close_dead_runs(instance, served=served):
         note = f"run {run_id[:8]} was interrupted: {PROCESS_GONE}; what it finished is kept"
         print(note, file=sys.stderr, flush=True)
 

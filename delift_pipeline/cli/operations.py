@@ -78,9 +78,9 @@ def gc(
 
     Example: delift gc --apply
     """
-    from delift_pipeline.operations.gc import collect
+    from delift_pipeline.operations.gc import collect_garbage
 
-    garbage = collect(_open_home(home, written=apply), apply=apply)
+    garbage = collect_garbage(_open_home(home, written=apply), apply=apply)
     lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in garbage.waste]
     done = "removed" if apply else "can go (delift gc --apply removes it)"
     lines.append(f"{garbage.bytes / 1e6:10,.1f} MB  in {len(garbage.waste):,} places {done}")

@@ -1,1 +1,1 @@
-"""Errors, progress, storage and formatting: what every other package stands on."""
+"""Errors, progress, storage and formatting, which all other packages use."""

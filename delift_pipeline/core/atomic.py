@@ -1,4 +1,4 @@
-"""Writes that are either whole or absent: a temporary name beside the target, then a rename."""
+"""Atomic writes: to a temporary name next to the target, which is then renamed."""
 
 import json
 import os
@@ -15,13 +15,13 @@ TEMPORARY_MARK = ".tmp-"
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that no reader looks at (`gc` removes what a kill leaves)."""
+    """Return a temporary name next to `path`. No reader looks at it, and `gc` removes leftovers."""
     return path.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success fsync it and rename it to `path`."""
+    """Yield a temporary path. If the body succeeds, fsync it and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -34,10 +34,10 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it takes the place of `path`, whole.
+    """Yield a temporary folder. If the body succeeds, it replaces the folder `path`.
 
-    The former folder is moved aside before the rename and removed after it; it comes back where
-    the new one cannot take its place.
+    The former folder is moved aside before the rename and removed after it. If the rename fails,
+    the former folder is put back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = temporary_path(path), temporary_path(path)
@@ -51,7 +51,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         try:
             os.replace(temporary, path)
         except OSError:
-            with suppress(OSError):  # another writer's folder may stand there by now
+            with suppress(OSError):  # another writer may have put its folder there by now
                 os.replace(former, path)
             raise
     finally:

@@ -7,11 +7,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compile_function(function: Function, **options: Any) -> Function:
-    """Compile a function that runs without the interpreter lock.
+    """Compile a function with numba, so that it runs without the interpreter lock.
 
-    The machine code is kept on disk where some cache folder can be written. numba compiles again
-    when the function's own file changes, so a compiled function calls only others of its file.
-    The options are those of `numba.njit`.
+    The machine code is cached on disk if a cache folder can be written. numba compiles again only
+    when the function's own file changes, so a compiled function must call no compiled function of
+    another file. `options` are those of `numba.njit`.
     """
     import numba
 
@@ -19,10 +19,10 @@ def compile_function(function: Function, **options: Any) -> Function:
     try:
         return compile_with(function, nogil=True, cache=True, **options)
     except RuntimeError:
-        # No folder can be written: compile anew in every process.
+        # No cache folder can be written, so every process compiles for itself.
         return compile_with(function, nogil=True, **options)
 
 
 def compile_sum(function: Function) -> Function:
-    """Compile with sums in an order that their length alone decides; NaN keeps its meaning."""
+    """Compile with vectorised sums, whose order depends on their length alone. NaN stays NaN."""
     return compile_function(function, fastmath={"reassoc", "nsz"})

@@ -1,4 +1,4 @@
-"""The two ways work ends badly: it failed, or the input was refused."""
+"""The two kinds of errors: the work failed, or the input was refused."""
 
 import errno
 import re
@@ -11,21 +11,21 @@ PASSING_ERRNOS = {
     errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH,
     errno.ENETUNREACH, errno.ENETDOWN,
 }  # fmt: skip
-"""Errors of the system under which the same call may succeed a little later."""
+"""System errors after which the same call may succeed a little later."""
 MEMORY_WORDS = ("out of memory", "allocate memory")
 
 
 class DeliftError(Exception):
-    """The work failed; the command line ends with status 1 and this one sentence."""
+    """The work failed. The command line prints this one sentence and exits with status 1."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One reason for a refusal, with the place it was found.
+    """One thing that is wrong with an input, and where.
 
     Attributes:
         reason: What is wrong and what to do about it.
-        file: The file it was found in, as the user named it.
+        file: The file, as the user named it.
         line: The line or row, counted from 1.
         field: The field, option or column.
     """
@@ -43,9 +43,10 @@ class Fault:
 
 
 class Refused(DeliftError):
-    """Input or arguments were refused whole; status 2, one line a fault, nothing written.
+    """Input or arguments were refused as a whole, and nothing was written.
 
-    A fault may be given by its reason alone; `field` is then its field.
+    The command line prints one line per fault and exits with status 2. A fault can be passed as
+    its reason alone; `field` is then its field.
     """
 
     def __init__(self, *faults: Fault | str, field: str | None = None) -> None:
@@ -60,17 +61,17 @@ _DETAIL = re.compile(r"'[^']*'|\d+")
 
 
 def fault_kind(fault: Fault) -> str:
-    """Field and reason without the numbers and quoted texts in which faults of a kind differ."""
+    """Return field and reason without numbers and quoted texts. Faults of one kind share them."""
     return _DETAIL.sub("…", ": ".join(filter(None, (fault.field, fault.reason))))
 
 
 def fault_counts(faults: Sequence[Fault]) -> dict[str, int]:
-    """How many faults there are of each kind, the most frequent first."""
+    """Count the faults of each kind, the most frequent first."""
     return dict(Counter(map(fault_kind, faults)).most_common())
 
 
 def fault_count_lines(faults: Sequence[Fault]) -> list[str]:
-    """How many faults there are of each kind, one kind a line."""
+    """Return one line for each kind of fault, with its count."""
     counts = fault_counts(faults)
     lines = [f"  {count:,} x {kind}" for kind, count in list(counts.items())[:MOST_KINDS]]
     if len(counts) > MOST_KINDS:
@@ -79,7 +80,7 @@ def fault_count_lines(faults: Sequence[Fault]) -> list[str]:
 
 
 def first_faults(faults: Sequence[Fault]) -> list[Fault]:
-    """The first faults of each kind, at most 20, in their order."""
+    """Return the first faults of each kind, at most 20 in all, in their order."""
     first, seen = list[Fault](), Counter[str]()
     for fault in faults:
         kind = fault_kind(fault)
@@ -92,7 +93,7 @@ def first_faults(faults: Sequence[Fault]) -> list[Fault]:
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:
-    """The faults, one a line; of more than 20 the first of each kind, and how many there are."""
+    """Return one line per fault; for more than 20, the first of each kind and the counts."""
     if len(faults) <= MOST_LINES:
         return [str(fault) for fault in faults]
     first = first_faults(faults)
@@ -101,9 +102,9 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same work may succeed when it is tried again: memory, reads, connections.
+    """Whether the same work may succeed on another try: memory, reads, connections.
 
-    What was refused stays refused. An error counts with those it was raised from.
+    Refused input is refused again. The errors that an error was raised from count too.
     """
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -120,18 +121,18 @@ def may_pass(error: BaseException) -> bool:
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether a device or this machine has no memory left."""
-    # torch says it in words; its own class is only a RuntimeError to those who do not load it.
+    """Whether a device or this machine is out of memory."""
+    # torch's own class is a RuntimeError. Its text is read, so torch need not be imported here.
     message = str(error).lower() if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or any(words in message for words in MEMORY_WORDS)
 
 
 LONGEST_MESSAGE = 500
-"""Characters of an unexpected error's own words in a message."""
+"""How many characters of an unexpected error's text a message quotes."""
 
 
 def unexpected_sentence(error: BaseException) -> str:
-    """The sentence about an error that nobody foresaw."""
+    """Return the sentence about an error that the code does not expect."""
     words = " ".join(str(error).split())[:LONGEST_MESSAGE]
     return (
         f"{type(error).__name__}: {words}. This was not expected. Run again with --debug for the "
@@ -158,9 +159,9 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The operating system's error that an exception is, or tells of in its text.
+    """Return the operating system's error that an exception is or quotes, or None.
 
-    Polars and safetensors raise exceptions of their own with the number in the text.
+    Polars and safetensors raise their own exceptions, with the error number in the text.
     """
     if isinstance(error, OSError):
         return error
@@ -169,7 +170,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def system_sentence(error: OSError) -> str:
-    """What the operating system refused, and what to do about it, in one sentence."""
+    """Return one sentence: what the operating system refused, and what to do about it."""
     words = _SYSTEM_WORDS.get(error.errno or 0) or error.strerror or str(error)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([*names[-1:], " ".join(words.split())])

@@ -1,10 +1,10 @@
-"""Measurements as text: one form of "mean ± error" for tables, pages, cards and sentences."""
+"""Measurements as text: the same "mean ± error" in tables, pages, cards and sentences."""
 
 from typing import Any, Literal
 
 ABSENT = "–"
 CLEAR = 2.0
-"""How many standard errors a difference must exceed to be called one."""
+"""How many standard errors a difference must exceed to be resolved."""
 
 Style = Literal["good", "bad", "soft"]
 
@@ -12,9 +12,9 @@ Style = Literal["good", "bad", "soft"]
 def number(
     value: float | None, digits: int = 3, *, sign: bool = False, ascii_only: bool = False
 ) -> str:
-    """A number, or a dash for None, with a real minus sign and thousands separators.
+    """Format a number with a typographic minus sign and thousands separators; None as a dash.
 
-    With `ascii_only`, for terminals and Markdown, with an ASCII minus sign and no separators.
+    With `ascii_only`, for terminals and Markdown, it has an ASCII minus sign and no separators.
     """
     if value is None:
         return "-" if ascii_only else ABSENT
@@ -32,7 +32,7 @@ def with_error(
     sign: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """A value and its standard error as `0.500 ± 0.204`; the value alone where it has none."""
+    """Format a value and its standard error as `0.500 ± 0.204`; without an error, the value."""
     text = number(value, digits, sign=sign, ascii_only=ascii_only)
     if value is None or error is None:
         return text
@@ -40,9 +40,9 @@ def with_error(
 
 
 def verdict(mean: float, error: float, improvement: float) -> str:
-    """The mean of ours minus theirs in words: `0.500 ± 0.204 better`, or that it is not clear.
+    """Describe a mean difference: `0.500 ± 0.204 better`, or that it is not clear.
 
-    `improvement` is the mean with the sign turned so that positive is better.
+    `improvement` is the mean with the sign that makes positive better.
     """
     if verdict_style(error, improvement) == "soft":
         return f"no clear difference ({with_error(mean, error, sign=True)})"
@@ -50,14 +50,14 @@ def verdict(mean: float, error: float, improvement: float) -> str:
 
 
 def verdict_style(error: float, improvement: float) -> Style:
-    """How a page colours a difference; `soft` within `CLEAR` standard errors of zero."""
+    """Return how a page colours a difference: `soft` within `CLEAR` standard errors of zero."""
     if abs(improvement) <= CLEAR * error:
         return "soft"
     return "good" if improvement > 0 else "bad"
 
 
 def option_text(value: Any) -> str:
-    """An option's value for a table."""
+    """Format an option's value for a table."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):

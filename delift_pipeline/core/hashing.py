@@ -12,7 +12,7 @@ DIGEST_BYTES = 16
 
 
 def digest_bytes(*parts: bytes) -> str:
-    """32 hexadecimal characters (BLAKE2b-128) over length-prefixed parts.
+    """Return the BLAKE2b-128 digest of length-prefixed parts, as 32 hexadecimal characters.
 
     The length prefix keeps ("ab", "c") and ("a", "bc") apart.
     """
@@ -29,25 +29,25 @@ def digest_text(*parts: str) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Digest of a JSON value, independent of key order."""
+    """Return the digest of a JSON value. The order of keys does not matter."""
     return digest_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def digest_frame(frame: pl.DataFrame) -> str:
-    """Digest of a frame's columns, row order included, independent of Parquet's encoding."""
+    """Return the digest of a frame's columns and rows. Parquet's encoding does not matter."""
     return digest_text(
         *(f"{name}:{frame[name].dtype}" for name in frame.columns), frame.write_ndjson()
     )
 
 
 def digest_file(path: Path) -> str:
-    """Digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     new = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, new).hexdigest()
 
 
 def digest_files(root: Path, paths: list[Path]) -> str:
-    """Digest of several files by their names below `root` and their bytes."""
+    """Return the digest of several files: their names below `root` and their bytes."""
     named = sorted((path.relative_to(root).as_posix(), digest_file(path)) for path in paths)
     return digest_json(named)

@@ -1,8 +1,8 @@
-"""Where everything lies under `DELIFT_HOME`, and where its models lie on this machine.
+"""The paths inside a home, and where its models are on this machine.
 
-A version's manifest names its model so that a home can be moved: a hub id as it is, a folder inside
-the home by `home:` and its place there, any other folder by `local:` and its name. `models.json`
-says where the latter lie. It is the one file of a home that holds full paths.
+A version's manifest names its model without a full path, so a home can be moved: a hub id as it is,
+a folder inside the home as `home:PATH`, and any other folder as `local:NAME`. `models.json` maps
+the latter to folders. It is the only file of a home that holds full paths.
 """
 
 import os
@@ -21,12 +21,12 @@ ARM_PATTERN = re.compile(
     r"^(instruction_tuning|task_specific|continual)\.[a-z0-9_]{1,40}(-[a-z0-9_.-]{1,40})?$"
 )
 BASE_MODEL = "initial"
-"""The name of the untrained base model in reports, where an arm's would stand."""
+"""The name of the untrained base model in reports, in place of an arm's name."""
 FINGERPRINT_PATTERN = re.compile(r"^[0-9a-f]{32}$")
 
 
 def check_version(version: str) -> str:
-    """The version name, which can be a folder and a partition key; else it is refused."""
+    """Return the version name if it can be a folder and a partition key; else refuse it."""
     words = (
         "version name: use lower-case letters, digits, '.', '_' and '-', at most 64, starting "
         "with a letter or digit"
@@ -35,19 +35,20 @@ def check_version(version: str) -> str:
 
 
 def check_arm(arm: str) -> str:
-    """The arm name, which has the form `stage.selector[-variant]`; else it is refused."""
+    """Return the arm name if it has the form `stage.selector[-variant]`; else refuse it."""
     words = "arm name: write stage.selector or stage.selector-variant"
     return _check_name(arm, ARM_PATTERN, "arm", words)
 
 
 def check_fingerprint(fingerprint: str) -> str:
-    """The fingerprint, which is 32 hexadecimal characters; else it is refused."""
-    return _check_name(fingerprint, FINGERPRINT_PATTERN, "fingerprint", "fingerprint")
+    """Return the fingerprint if it is 32 hexadecimal characters; else refuse it."""
+    words = "fingerprint: give 32 hexadecimal characters"
+    return _check_name(fingerprint, FINGERPRINT_PATTERN, "fingerprint", words)
 
 
 def _check_name(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
     if not pattern.fullmatch(name) or ".." in name:
-        raise Refused(f"{name!r} is no {words}", field=field)
+        raise Refused(f"{name!r} is not a valid {words}", field=field)
     return name
 
 
@@ -63,7 +64,7 @@ class _PathBelow:
 
 @dataclass(frozen=True)
 class Home:
-    """The home directory. Every path is made from checked names; none is stored absolute.
+    """The home directory. Every path is built from checked names, and none is stored absolute.
 
     A temporary home reads the scores of a `shared` home and adds to them.
     """
@@ -71,11 +72,11 @@ class Home:
     root: Path
     shared: "Home | None" = None
     inbox = _PathBelow("inbox")
-    """Where new versions land."""
+    """The folder where new versions arrive."""
     datasets = _PathBelow("datasets")
     """The folder of all dataset versions."""
     arms_file = _PathBelow("arms.yaml")
-    """The user's own arms, overriding the package default."""
+    """The user's own arms, which override the package's."""
     catalog = _PathBelow("catalog.duckdb")
     """The derived DuckDB catalog."""
     mlflow = _PathBelow("mlflow")
@@ -87,16 +88,16 @@ class Home:
 
     @classmethod
     def at(cls, path: str | Path | None = None) -> "Home":
-        """The home at `path`, else at `$DELIFT_HOME`, else at `./delift_home`.
+        """Return the home at `path`, else at `$DELIFT_HOME`, else at `./delift_home`.
 
         Raises:
-            Refused: a file is there, or takes the place of a folder above it.
+            Refused: the path, or a part of it, is a file.
         """
         chosen = path or os.environ.get("DELIFT_HOME") or "delift_home"
         root = Path(os.path.realpath(Path(chosen).expanduser()))
         for place in (root, *root.parents):
             if place.is_file():
-                reason = f"{place} is a file, and a home is a folder: choose another place"
+                reason = f"{place} is a file, but a home is a folder. Choose another place."
                 raise Refused(reason, field="--home")
         return cls(root)
 
@@ -113,7 +114,7 @@ class Home:
         return (self.shared or self).root / "scores" / check_fingerprint(fingerprint)
 
     def version_scores(self, version: str, fingerprint: str, part: str) -> Path:
-        """`scores/<fingerprint>/versions/<version>/<part>`: what was scored for one version."""
+        """`scores/<fingerprint>/versions/<version>/<part>`: the scores that one version needs."""
         folder = self.root / "scores" / check_fingerprint(fingerprint) / "versions"
         return folder / check_version(version) / part
 
@@ -139,11 +140,11 @@ class Home:
         return self.root / "reports" / check_version(version) / folder
 
     def judgements(self, judge: str) -> Path:
-        """`judgements/<judge>`: what one judge said, of all versions and arms."""
+        """`judgements/<judge>`: the scores of one judge, for all versions and arms."""
         return self.root / "judgements" / check_fingerprint(judge)
 
     def versions(self) -> list[str]:
-        """The names of all stored dataset versions, sorted."""
+        """Return the names of all stored dataset versions, sorted."""
         if not self.datasets.is_dir():
             return []
         names = (path.parent.name for path in self.datasets.glob("*/manifest.json"))
@@ -156,9 +157,10 @@ DIGITS = 8
 
 
 def portable_model_name(home: Home, model: str) -> str:
-    """The name under which a version keeps its model; a folder's place is remembered.
+    """Return the name of a model for a manifest; it holds no full path.
 
-    `model` is a folder, a hub id, `demo`, `preset:NAME`, or a name given here before.
+    `model` is a folder, a hub id, `demo`, `preset:NAME`, or a name that this function returned. The
+    path of a folder outside the home is written to `models.json`.
     """
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
@@ -166,7 +168,7 @@ def portable_model_name(home: Home, model: str) -> str:
     folder = folder.resolve()
     if folder.is_relative_to(home.root):
         return f"{INSIDE}{folder.relative_to(home.root).as_posix()}"
-    # Two folders of one name are told apart by their places.
+    # The digest of the path distinguishes two folders with the same name.
     name = f"{OUTSIDE}{folder.name}-{digest_text(str(folder))[:DIGITS]}"
     path = home.root / MODELS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,10 +180,10 @@ def portable_model_name(home: Home, model: str) -> str:
 
 
 def model_path(home: Home, name: str) -> str:
-    """What to load for a model as a version names it.
+    """Return the folder or the id to load for a model, from its name in a manifest.
 
     Raises:
-        Refused: its folder is not where it was, or this home does not know where it lies.
+        Refused: the folder is gone, or `models.json` does not list it.
     """
     if name.startswith(INSIDE):
         return str(home.root / name.removeprefix(INSIDE))
@@ -189,16 +191,17 @@ def model_path(home: Home, name: str) -> str:
         return name
     place = outside_models(home).get(name)
     if place is None or not Path(place).is_dir():
-        lies = f"lay at {place}, which is not there" if place else "is in no folder known here"
+        problem = f"was in {place}, which is gone" if place else f"is not listed in {MODELS_FILE}"
         reason = (
-            f"{name} {lies}: give --model DIR, or write its folder into {MODELS_FILE} of the home"
+            f"the model {name} {problem}. Pass --model DIR, or write its folder into {MODELS_FILE} "
+            "of the home."
         )
         raise Refused(reason, field="model")
     return place
 
 
 def outside_models(home: Home) -> dict[str, str]:
-    """Name -> folder, of the model folders outside a home.
+    """Return name -> folder of the models outside a home, from `models.json`.
 
     Raises:
         Refused: the file is damaged.
@@ -209,4 +212,5 @@ def outside_models(home: Home) -> dict[str, str]:
     try:
         return {str(name): str(place) for name, place in read_json(path).items()}
     except (ValueError, AttributeError) as error:
-        raise Refused(Fault(f"no JSON of names and folders: {error}", file=MODELS_FILE)) from error
+        reason = f"the file is not a JSON object of names and folders: {error}. Correct it."
+        raise Refused(Fault(reason, file=MODELS_FILE)) from error

@@ -1,7 +1,7 @@
-"""Manifests: what an artifact is, what it was made of, and its content hash.
+"""Manifests: what an artifact is, its parents, and its content hash.
 
-Lineage lives here, so that it survives the loss of Dagster's and MLflow's databases. The content
-hash (the Dagster data version) covers what was made and never when or where it was made.
+Lineage is stored here, so it survives the loss of Dagster's and MLflow's databases. The content
+hash (the Dagster data version) covers the content, never when or where it was written.
 """
 
 import datetime as dt
@@ -28,12 +28,12 @@ class Manifest(BaseModel):
 
     Attributes:
         kind: `dataset`, `plan`, `scores`, `kernel`, `subset`, `adapter` or `report`.
-        content_hash: Digest of what was written; equal to the Dagster data version.
+        content_hash: Digest of the content; equal to the Dagster data version.
         parents: Name of each artifact read (`dataset:v1`, `kernel:v1:self`, ...) -> its hash.
         fingerprint: The scoring fingerprint, where one applies.
-        counts: Sizes worth reading (records, pairs, shards, ...).
-        details: Everything particular to the kind.
-        request: What was asked for (options); equal request and parents mean nothing to redo.
+        counts: Sizes (records, pairs, shards, ...).
+        details: Facts that only this kind of artifact has.
+        request: The options. If request and parents are the same again, the artifact is reused.
         code_version: The asset's code version.
         run_id: The Dagster run that made it, if any.
     """
@@ -57,13 +57,13 @@ class Manifest(BaseModel):
     git_commit: str | None = Field(default_factory=lambda: git_commit())
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` into a folder, atomically; a mark to rebuild it is settled."""
+        """Write `manifest.json` into a folder and remove a mark to rebuild it."""
         write_json(folder / MANIFEST, self.model_dump(mode="json"))
         (folder / REBUILD).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a folder, or None where there is none.
+    """Read the manifest in a folder; return None where there is none.
 
     Raises:
         DeliftError: the manifest is there and cannot be read.
@@ -74,16 +74,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate(read_json(path))
     except ValueError as error:
-        reason = f"{path}: the manifest is damaged ({error}); rebuild this artifact"
+        reason = f"{path}: the manifest is damaged ({error}). Rebuild this artifact."
         raise DeliftError(reason) from error
 
 
 def up_to_date(
     folder: Path, request: dict[str, Any], parents: dict[str, str], code_version: str
 ) -> Manifest | None:
-    """The stored manifest, if the same request on the same parents made it; else None.
+    """Return the stored manifest if its request, parents and code version are the same, else None.
 
-    An artifact that is marked for rebuilding is not up to date, whatever it was made of.
+    An artifact that is marked for rebuilding is never up to date.
     """
     manifest = read_manifest(folder)
     if manifest is None or rebuild_reason(folder):
@@ -93,19 +93,19 @@ def up_to_date(
 
 
 def mark_for_rebuilding(folder: Path, reason: str) -> None:
-    """Have an artifact made again by the next run that asks for it."""
+    """Mark an artifact, so the next run that needs it makes it again."""
     write_json(folder / REBUILD, {"reason": reason})
 
 
 def rebuild_reason(folder: Path) -> str | None:
-    """Why an artifact is marked for rebuilding, or None."""
+    """Return why an artifact is marked for rebuilding, or None."""
     path = folder / REBUILD
     return read_json(path)["reason"] if path.is_file() else None
 
 
 @lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide results, by name."""
+    """Return the versions of the packages that affect results, by name."""
     versions = {}
     for name in TRACKED_PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -115,7 +115,7 @@ def package_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """The commit this code was checked out at, or None outside a checkout."""
+    """Return the git commit of this code, or None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

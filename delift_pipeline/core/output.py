@@ -1,6 +1,6 @@
-"""Results that go where a user says: a file, a link to one, a pipe, a device, standard output.
+"""Writing results to what a user names: a file, a link, a pipe, a device or standard output.
 
-Also values as JSON that every reader takes: no NaN, no dates or bytes in a private form.
+Also JSON that every reader accepts: without NaN, and with dates and bytes in standard forms.
 """
 
 import base64
@@ -25,20 +25,20 @@ STANDARD_OUTPUT = Path("-")
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether a path means standard output: `-`, or a name of it such as `/dev/stdout`."""
+    """Whether a path means standard output: `-`, or another name such as `/dev/stdout`."""
     return path == STANDARD_OUTPUT or _is_open_as(path, 1)
 
 
 @contextmanager
 def open_output(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write; what it holds then reaches `path`.
+    """Yield the path of a temporary file; its content is then written to `path`.
 
-    A file is replaced whole and keeps its access rights; a link stays, and what it names is
-    replaced. A pipe, a device and standard output are written to and never replaced.
+    A file is replaced as a whole and keeps its access rights. A link stays, and the file that it
+    names is replaced. Pipes, devices and standard output are written to and never replaced.
 
     Raises:
-        OSError: it cannot be written; `filename` is `path`.
-        DeliftError: the reader of a pipe is gone.
+        OSError: `path` cannot be written; `filename` is `path`.
+        DeliftError: the program that reads from a pipe has ended.
     """
     try:
         if is_standard_output(path) or _is_stream(path):
@@ -55,7 +55,8 @@ def open_output(path: Path) -> Iterator[Path]:
     except BrokenPipeError as error:
         if is_standard_output(path):
             raise
-        raise DeliftError(f"{path}: what reads from it ended before all was written") from error
+        reason = f"{path}: the program that reads from it ended before everything was written"
+        raise DeliftError(reason) from error
     except Exception as error:
         if (failed := system_error(error)) is None:
             raise
@@ -69,7 +70,7 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def reason_unwritable(path: Path) -> str | None:
-    """Why a result could not be written to `path`, found by trying; None where it can be."""
+    """Try to write to `path`; return why it is not possible, or None if it is."""
     if is_standard_output(path):
         return None
     mode = None
@@ -77,9 +78,9 @@ def reason_unwritable(path: Path) -> str | None:
         with suppress(FileNotFoundError):
             mode = path.stat().st_mode
         if mode is not None and stat.S_ISDIR(mode):
-            return f"{path} is a folder: name a file"
+            return f"{path} is a folder. Name a file."
         if mode is not None and not os.access(path, os.W_OK):
-            return f"{path} may not be written: change its access rights, or name another file"
+            return f"{path} cannot be written. Change its access rights, or name another file."
         if mode is None or stat.S_ISREG(mode):
             target = Path(os.path.realpath(path))
             try_folder(target.parent, target.name)
@@ -91,10 +92,10 @@ def reason_unwritable(path: Path) -> str | None:
 def try_folder(folder: Path, name: str = "try") -> None:
     """Write and remove a file in a folder, or in the nearest folder above it that exists.
 
-    The mode bits say too little: they do not count for root, nor on a read-only file system.
+    Mode bits are not enough: root ignores them, and so does a read-only file system.
 
     Raises:
-        OSError: nothing can be written there; `filename` is `folder`.
+        OSError: the folder cannot be written to; `filename` is `folder`.
     """
     try:
         nearest = next(filter(Path.exists, (folder, *folder.parents)))
@@ -108,10 +109,10 @@ def try_folder(folder: Path, name: str = "try") -> None:
 
 
 def refuse_unwritable_folder(folder: Path, option: str) -> None:
-    """Refuse a folder that nothing can be written to, before any work.
+    """Refuse a folder that cannot be written to, before any work.
 
     Raises:
-        Refused: the fault names the option that the folder was given to.
+        Refused: the fault's field is `option`.
     """
     try:
         try_folder(folder)
@@ -126,13 +127,13 @@ def _send(source: Path, path: Path) -> None:
             shutil.copyfileobj(data, sys.stdout.buffer)
         sys.stdout.flush()
         return
-    # Without O_CREAT and O_TRUNC: what is there is used as it is.
+    # Without O_CREAT and O_TRUNC, because the pipe or device is there and must not be truncated.
     with source.open("rb") as data, open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
         shutil.copyfileobj(data, stream)
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a pipe, a socket or a device is there, or standard error in whatever form."""
+    """Whether `path` is a pipe, a socket or a device, or any form of standard error."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -148,10 +149,10 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON can hold it.
+    """Convert a value to types that JSON has.
 
-    NaN and infinities become null, dates and times ISO 8601, bytes base64, decimals numbers.
-    What JSON does not know otherwise becomes text.
+    NaN and infinities become null, dates and times ISO 8601, bytes base64, and decimals numbers.
+    Values of all other types become text.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -168,15 +169,15 @@ def json_value(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         if not value.is_finite():
             return None
-        # A number of many digits, such as an id, must not be rounded.
+        # An integer with many digits, such as an id, must not be rounded.
         return int(value) if value == value.to_integral_value() else float(value)
-    if hasattr(value, "tolist"):  # of NumPy
+    if hasattr(value, "tolist"):  # a NumPy array or scalar
         return json_value(value.tolist())
     return str(value)
 
 
 def json_text(value: Any, encoding: str = "utf-8") -> str:
-    """A value as JSON on one line; characters that the encoding lacks are written as escapes."""
+    """Return a value as one line of JSON. Characters that `encoding` lacks become escapes."""
     text = json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
     try:
         text.encode(encoding)

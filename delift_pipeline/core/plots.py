@@ -1,6 +1,6 @@
 """All plots, drawn by matplotlib: PNG for Dagster and MLflow, inline SVG for pages.
 
-Inline SVG keeps a page one file, sharp at every size, and readable in light and dark.
+With inline SVG a page is one file, sharp at every size, and readable in light and dark mode.
 """
 
 import io
@@ -26,17 +26,17 @@ COLOURS = {
 """Colours by the name of the CSS variable that overrides them on a page."""
 WIDTH, HEIGHT = 640, 220
 ROW, LABELS, TEXTS = 24, 190, 130
-"""Of bars, in points: height of a row, width of the labels and of the texts behind the bars."""
+"""Sizes of a bar chart in points: row height, label width, and width of the texts after bars."""
 BINS = 30
 MOST_POINTS = 400
-"""A longer series is averaged into at most so many points."""
+"""A longer series is averaged down to at most this many points."""
 SMOOTHED_OVER = 20
-"""The dark line of a loss curve is a running mean over this part of the steps."""
+"""The dark line of a loss curve is a running mean over 1/20 of the steps."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; `error` is half the length of its error line, and `text` stands behind it."""
+    """One bar of a chart; `error` is half its error line, and `text` is printed after the bar."""
 
     label: str
     value: float
@@ -47,7 +47,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line, or one point where `style` is a marker of matplotlib such as `o`.
+    """One line of a plot, or one point if `style` is a marker of matplotlib such as `o`.
 
     Attributes:
         label: Its name in the legend, or empty.
@@ -64,17 +64,17 @@ class Curve:
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as a PNG; equal figures give equal bytes."""
+    """Return the figure as a PNG. Equal figures give equal bytes."""
     picture = io.BytesIO()
-    # Without this the file names the version of matplotlib.
+    # Otherwise the file would name the version of matplotlib.
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
 
 
 def svg(figure: "Figure", title: str) -> Markup:
-    """The figure as an SVG element for a page; its texts are text and escaped.
+    """Return the figure as an SVG element for a page. Its texts stay text and are escaped.
 
-    No artist may be clipped (a clip path needs an id in the page). Screen readers say the title.
+    No artist may be clipped: a clip path would need a unique id. Screen readers read the title.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -84,7 +84,7 @@ def svg(figure: "Figure", title: str) -> Markup:
     with rc_context({"svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None})
     drawn = picture.getvalue()
-    # Only the drawing: not the document around it, nor style rules that would hold for the page.
+    # Keep only the drawing, without the document's header and style rules for the whole page.
     drawn = drawn[drawn.index('<g id="figure_1">') : drawn.rindex("</svg>")]
     drawn = re.sub(r' id="[\w.]+_\d+"|font-family: [^;"]*; ?', "", drawn)
     for name, colour in COLOURS.items():
@@ -95,11 +95,10 @@ def svg(figure: "Figure", title: str) -> Markup:
 
 
 def draw_bars(panels: Mapping[str, Sequence[Bar]]) -> "Figure":
-    """Horizontal bars from zero with their errors; one panel below the other.
+    """Draw horizontal bars from zero with their error lines, in panels below each other.
 
-    They are drawn in points and without axes: to make these takes longer than all the drawing.
-
-    `panels` are bars by title; an empty title takes no room.
+    Coordinates are points, and there are no axes, because creating axes takes longer than all the
+    drawing. `panels` are bars by title; an empty title takes no space.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -143,9 +142,9 @@ def draw_curves(
     from_zero: bool = False,
     log_x: bool = False,
 ) -> "Figure":
-    """Lines and points on common axes; a legend names those with a label.
+    """Draw lines and points on common axes, with a legend for those that have a label.
 
-    `marked` is a place that a vertical line marks, and what it is called.
+    `marked` is the x position and the name of a vertical line.
     """
     figure, axes = _axes(x_title, y_title, title)
     for curve in curves:
@@ -168,7 +167,7 @@ def draw_curves(
 
 
 def series(values: Sequence[float], first: int = 1) -> list[Curve]:
-    """Values at `first`, `first` + 1, ... as a curve of at most `MOST_POINTS` points."""
+    """Return values at `first`, `first` + 1, ... as a curve of at most `MOST_POINTS` points."""
     size = max(1, -(-len(values) // MOST_POINTS))
     parts = [values[i : i + size] for i in range(0, len(values), size)]
     x = [first + i * size + len(part) // 2 for i, part in enumerate(parts)]
@@ -182,10 +181,10 @@ def gain_curve_png(
     knee: int | None = None,
     random: float | None = None,
 ) -> bytes:
-    """The objective by number of picks, its knee, and the mean of random subsets of that size.
+    """Plot the objective by number of picks, its knee, and the mean of random subsets.
 
-    `gains` are marginal gains in rank order; where there are none, empty axes say so. An empty
-    `objective` has no name. Further picks add little after the `knee`.
+    `gains` are the gains in rank order; without any, the title of empty axes says so. `objective`
+    is its name, or empty. `random` is the mean value of random subsets of the same size.
     """
     y_title = f"objective {objective}".strip()
     if gains is None or not len(gains):
@@ -200,7 +199,7 @@ def gain_curve_png(
 
 
 def loss_curve_png(losses: Sequence[float]) -> bytes:
-    """The training loss per step, with a running mean over a twentieth of the steps."""
+    """Plot the training loss per step, with a running mean over a twentieth of the steps."""
     steps, y_title = range(1, len(losses) + 1), "nats per answer token"
     curves = [Curve("", steps, losses, colour="plain")]
     if (width := len(losses) // SMOOTHED_OVER) > 1:
@@ -210,9 +209,9 @@ def loss_curve_png(losses: Sequence[float]) -> bytes:
 
 
 def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) -> bytes:
-    """How often values occur; those that are not finite are left out and counted.
+    """Plot how often values occur. The title counts values that are not finite.
 
-    The picture is empty where none is finite. `label` is what the values are, with their unit.
+    The plot is empty if no value is finite. `label` names the values and their unit.
     """
     array = np.asarray(values, dtype=np.float64)
     finite = array[np.isfinite(array)]
@@ -224,7 +223,7 @@ def histogram_png(values: Sequence[float] | np.ndarray, title: str, label: str) 
 
 
 def heat_map_png(cells: np.ndarray, title: str) -> bytes:
-    """Mean utilities of targets (down) and demonstrations (across), zero in white."""
+    """Plot mean utilities of targets (rows) and demonstrations (columns), with zero in white."""
     figure, axes = _axes("demonstrations", "targets", title)
     figure.set_figheight(4)
     extreme = float(np.abs(cells).max(initial=0)) or 1.0
@@ -238,7 +237,7 @@ def _axes(x_title: str, y_title: str, title: str) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=100)
-    # A computed layout takes longer than all the drawing.
+    # A layout that matplotlib computes takes longer than all the drawing.
     axes = figure.add_axes((0.1, 0.2, 0.87, 0.68))
     axes.set_title(title, fontsize=12)
     axes.set_xlabel(x_title, fontsize=12)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, silence on request."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 import sys
 import time
@@ -9,17 +9,17 @@ from typing import Protocol
 
 LINE_EVERY_SECONDS = 30.0
 LARGE = 20_000
-"""Above this many records the work before scoring takes long enough to be announced."""
+"""With more records than this, the work before scoring is long enough to show its progress."""
 
 
 @dataclass(frozen=True)
 class Meter:
-    """One piece of work; `function` takes the number of units done since its last call."""
+    """Counts the units of one task. `function` gets the number of units since its last call."""
 
     function: Callable[[int], object]
 
     def advance(self, amount: int = 1) -> None:
-        """Say that `amount` more units are done."""
+        """Count `amount` more finished units."""
         self.function(amount)
 
 
@@ -27,7 +27,7 @@ class Progress(Protocol):
     """Where the progress of long work is shown."""
 
     def track(self, name: str, total: int, unit: str) -> AbstractContextManager[Meter]:
-        """A context in which `total` units of work named `name` are done."""
+        """Return a context for a task named `name` with `total` units of work."""
         ...
 
     def say(self, line: str) -> None:
@@ -36,11 +36,11 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Shows nothing."""
+    """Shows no progress."""
 
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
-        """A meter that shows nothing."""
+        """Yield a meter that shows nothing."""
         yield Meter(lambda amount: None)
 
     def say(self, line: str) -> None:
@@ -50,12 +50,12 @@ class SilentProgress:
 def track_large(
     progress: Progress, name: str, total: int, unit: str
 ) -> AbstractContextManager[Meter]:
-    """A context of work that is quick, and so not shown, up to `LARGE` units."""
+    """Track a task, but show nothing if it has at most `LARGE` units and so is quick."""
     return (progress if total > LARGE else SilentProgress()).track(name, total, unit)
 
 
 class LineProgress:
-    """One plain line every `every` seconds, and one at the end; for logs and pipes."""
+    """Shows a plain line every `every` seconds and one at the end, for logs and pipes."""
 
     def __init__(
         self, say: Callable[[str], None] | None = None, every: float = LINE_EVERY_SECONDS
@@ -65,7 +65,7 @@ class LineProgress:
 
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
-        """A meter whose lines go to `say`."""
+        """Yield a meter that writes its lines with `say`."""
         started = last = time.monotonic()
         done = 0
 
@@ -90,7 +90,7 @@ class LineProgress:
 
 
 class BarProgress:
-    """A bar with count, rate and time left, on a terminal's standard error."""
+    """Shows a bar with count, rate and time left on the standard error of a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -99,7 +99,7 @@ class BarProgress:
 
     @contextmanager
     def track(self, name: str, total: int, unit: str) -> Iterator[Meter]:
-        """A meter shown as a bar."""
+        """Yield a meter that is shown as a bar."""
         from rich import progress as bars
 
         started = time.monotonic()

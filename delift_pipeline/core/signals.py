@@ -1,4 +1,4 @@
-"""Ending a process within seconds of SIGINT or SIGTERM, whatever it is doing."""
+"""End a process within seconds of SIGINT or SIGTERM, whatever it is doing."""
 
 import atexit
 import os
@@ -13,25 +13,25 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0
-"""How long the work may take to end by itself after the first signal."""
+"""How long the work has to end by itself after the first signal."""
 REPEAT_SECONDS = 1.0
-"""Signals that follow the first one so closely count as the same one."""
+"""Signals within this time after the first one count as the same signal."""
 LAST_SECONDS = 2.0
 """How long `before_exit` may take."""
 _CLOSE = 0
 
 
 class SignalWatch:
-    """Notes SIGINT and SIGTERM, and ends the process if they have not ended the work inside.
+    """Watches for SIGINT and SIGTERM, and ends the process if the work does not end in time.
 
     Python calls signal handlers between two instructions of the main thread, so a long call into C
-    delays them, and Dagster replaces them. The watch is a thread that hears of every signal at
-    once; `received` is the first. A second signal ends the process without waiting. Outside the
+    delays them, and Dagster replaces them. The watch is a thread that learns of every signal at
+    once; `received` is the first one. A second signal ends the process without waiting. Outside the
     main thread the watch does nothing.
     """
 
     def __init__(self, before_exit: Callable[[], object]) -> None:
-        """Prepare the watch; `before_exit` is called at the end and has `LAST_SECONDS`."""
+        """Prepare the watch. `before_exit` is called before an exit and has `LAST_SECONDS`."""
         self.received: int | None = None
         self._before_exit = before_exit
         self._heard = threading.Event()
@@ -56,7 +56,7 @@ class SignalWatch:
         os.close(self._write)
 
     def wait(self, seconds: float) -> int | None:
-        """The first signal, for which this waits a moment."""
+        """Wait at most `seconds` for the first signal; return it, or None."""
         self._heard.wait(seconds)
         return self.received
 
@@ -89,15 +89,15 @@ class SignalWatch:
 
 
 def exit_status(number: int | None) -> int:
-    """The exit status of a process that a signal ended; SIGINT's where the signal is not known."""
+    """Return the exit status of a process that a signal ended. None counts as SIGINT."""
     return 128 + (number or signal.SIGINT)
 
 
 def exit_with(run: Callable[[], int]) -> NoReturn:
-    """Exit with the status that a program returns.
+    """Run a program and exit with the status that it returns.
 
-    After an interrupt the process ends once the handlers of `atexit` are done: to free all memory
-    in order takes seconds where large libraries are loaded.
+    After an interrupt the process ends as soon as the `atexit` handlers are done, because freeing
+    all memory in order takes seconds when large libraries are loaded.
     """
     status = 0
 

@@ -1,4 +1,4 @@
-"""What users write in YAML, with its lines, and what is wrong with it as faults."""
+"""Reading and validating what users write: YAML with line numbers, and errors as faults."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from delift_pipeline.core.errors import Fault, Refused
 Validated = TypeVar("Validated", bound=BaseModel)
 
 LONGEST_VALUE = 80
-# The value adds nothing here: it is missing, or the message names it already.
+# Messages of these types need no value: it is missing, or the message already names it.
 _SPEAK_FOR_THEMSELVES = ("missing", "conflict", "value_error")
 
 
@@ -26,7 +26,7 @@ def validate(
     file: str | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Validated:
-    """A value as a model; see `faults_of` for the arguments.
+    """Validate a value as a pydantic model and return it. `faults_of` explains the arguments.
 
     Raises:
         Refused: one fault for each field that is wrong.
@@ -45,14 +45,14 @@ def faults_of(
     parent: str = "",
     names: Mapping[str, str] | None = None,
 ) -> list[Fault]:
-    """One fault for each field that was refused.
+    """Return one fault for each field that pydantic refused.
 
     Args:
         error: What pydantic raised for the model.
         model: The model.
         file: The file that the values come from.
-        parent: The field that the values lie under, such as `arms.NAME`.
-        names: What the user calls a field, where that differs.
+        parent: The field that contains the values, such as `arms.NAME`.
+        names: Field -> the user's name for it, where they differ.
     """
     faults = []
     for item in error.errors():
@@ -69,7 +69,7 @@ def faults_of(
 
 
 def unknown_name(name: str, known: list[str]) -> str:
-    """The sentence about a name that does not exist: the nearest one, and all there are."""
+    """Return the sentence about an unknown name, with the most similar and all known names."""
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     listed = f"Use one of: {', '.join(known)}." if known else "There is nothing to set here."
@@ -86,7 +86,7 @@ def _unknown_field(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The one model that a field's type names, such as `Options | None` or `list[Options]`."""
+    """Return the only model in a field's type, such as `Options | None` or `list[Options]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     models = {model for part in get_args(annotation) if (model := _model_in(part))}
@@ -94,24 +94,25 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def check_webhook(url: str) -> str:
-    """The address, if alerts can be posted to it.
+    """Return the address if alerts can be posted to it.
 
     Raises:
         Refused: it is not an http or https address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"{url!r} is not an http or https address", field="webhook")
+        reason = f"{url!r} is not an http or https address. Give one such as https://host/path."
+        raise Refused(reason, field="webhook")
     return url
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """The values of a YAML text, as `yaml.safe_load` gives them, and where they stand.
+    """The values of a YAML text, as `yaml.safe_load` returns them, and their lines.
 
     Attributes:
-        lines: The line of each field, by its keys joined with dots.
-        repeated: One fault for each key that is given twice in a mapping; YAML keeps the last.
+        lines: Keys joined with dots -> the line of the field.
+        repeated: One fault for each key that a mapping has twice; YAML would keep the last.
     """
 
     value: Any
@@ -120,10 +121,10 @@ class YamlDocument:
 
 
 def read_text(path: Path, file: str) -> str:
-    """The text of a YAML file.
+    """Read the text of a YAML file.
 
     Raises:
-        Refused: it is not UTF-8.
+        Refused: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -159,7 +160,7 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
 
 
 def _keys(node: Any, parent: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Every key of the mappings in a node, with its line; an alias of a node above ends there."""
+    """Yield every key below a node with its line. An alias of a node above is not followed."""
     if not isinstance(node, yaml.MappingNode) or id(node) in above:
         return
     seen: set[str] = set()

@@ -228,10 +228,8 @@ def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
     reasons = [pl.DataFrame(schema={"record_id": pl.String, **_REASONS, "adapter": pl.String})]
     columns = cs.by_name("record_id", *_REASONS, require_all=False)
     for name in records["adapter"].unique(maintain_order=True):
-        stored, subset = (
-            find_artifact(home, name),
-            find_artifact(home, name.replace("adapter:", "subset:", 1)),
-        )
+        stored = find_artifact(home, name)
+        subset = find_artifact(home, name.replace("adapter:", "subset:", 1))
         if not stored or not subset or not (subset.folder / SUBSET).is_file():
             continue
         # Else it was chosen anew since.

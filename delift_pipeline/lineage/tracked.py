@@ -242,7 +242,7 @@ def write_tracking_note(folder: Path, tracker: Tracker, run_id: str, **hashes: s
 
 
 def read_tracking_note(folder: Path) -> dict[str, str]:
-    """What `note_tracked` kept beside an adapter; empty where nothing was tracked."""
+    """What `write_tracking_note` kept beside an adapter; empty where nothing was tracked."""
     path = folder / TRACKED
     return read_json(path) if path.is_file() else {}
 

@@ -31,7 +31,7 @@ class ExistingRecords:
     arms: dict[str, str]
 
 
-def existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingRecords:
+def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingRecords:
     """The records that the parents' models were trained on, under the same arm.
 
     A parent without that arm (a first version has no continual one) counts with its
@@ -55,7 +55,8 @@ def existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingR
             fallback = fallback_arm(arm)
             raise Refused(
                 f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
-                f"has no subset of {arm} or {fallback}: `delift run --version {name} --arm {fallback}` "
+                f"has no subset of {arm} or {fallback}. Run `delift run --version {name} --arm "
+                f"{fallback}` "
                 "first, or ingest the version with existing: pool",
                 field="existing",
             )
@@ -63,7 +64,7 @@ def existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingR
         ids = pl.read_parquet(subset.folder / SUBSET)["record_id"]
         frames.append(parent.pool.filter(pl.col("record_id").is_in(ids.implode())))
         if arms[name] == arm:
-            before = existing_records(home, parent, arm)
+            before = find_existing_records(home, parent, arm)
             frames.append(before.records)
             parents |= before.parents
     records = pl.concat(frames).unique("record_id", keep="first", maintain_order=True)
@@ -76,7 +77,7 @@ def fallback_arm(arm: str) -> str:
 
 
 def parent_subset(home: Home, parent: str, arm: str) -> Artifact | None:
-    """The parent's subset of the same arm, else of its kin (`kin_of`)."""
+    """The parent's subset of the same arm, else of its `fallback_arm`."""
     stored = (find_artifact(home, f"subset:{parent}:{name}") for name in (arm, fallback_arm(arm)))
     return next(filter(None, stored), None)
 

@@ -149,7 +149,7 @@ COPIES = (
 )
 
 
-class Refreshed(NamedTuple):
+class RefreshCounts(NamedTuple):
     """How many artifacts are in the catalog, were read now, and were taken out as they are gone."""
 
     sources: int
@@ -157,7 +157,9 @@ class Refreshed(NamedTuple):
     dropped: int
 
 
-def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_LIMIT) -> Refreshed:
+def refresh_catalog(
+    home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_LIMIT
+) -> RefreshCounts:
     """Bring the catalog up to date; what did not change is kept.
 
     Kernels and score stores of more than `pairs_limit` pairs are left in their files.
@@ -170,7 +172,7 @@ def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_
     changed = [folder for folder, stamp in now.items() if known.get(folder) != stamp]
     gone = [folder for folder in known if folder not in now]
     if known and not changed and not gone:
-        return Refreshed(len(now), 0, 0)
+        return RefreshCounts(len(now), 0, 0)
     home.root.mkdir(parents=True, exist_ok=True)
     fresh = pl.DataFrame({"source": changed, "stamp": [now[folder] for folder in changed]})
     try:
@@ -178,7 +180,7 @@ def refresh_catalog(home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_
             _write(home, fresh, [*changed, *gone], bool(known), pairs_limit)
     except TimeoutError as error:
         raise DeliftError("another process is writing the catalog; try again") from error
-    return Refreshed(len(now), len(changed), len(gone))
+    return RefreshCounts(len(now), len(changed), len(gone))
 
 
 def _stamps(home: Home) -> dict[str, str]:
@@ -205,8 +207,8 @@ def known_stamps(path: Path) -> dict[str, str]:
         return {}
     try:
         with duckdb.connect(str(path), read_only=True) as connection:
-            (made,) = connection.execute("SELECT version FROM stored.format").fetchone() or (0,)
-            if made != FORMAT:
+            (version,) = connection.execute("SELECT version FROM stored.format").fetchone() or (0,)
+            if version != FORMAT:
                 return {}
             return dict(connection.execute("SELECT source, stamp FROM stored.sources").fetchall())
     except duckdb.Error:
@@ -253,13 +255,9 @@ def _copy_files(
     import duckdb
 
     notes = [
-        {
-            "folder": f,
-            "mlflow_run": read_tracking_note(place).get("run_id"),
-            "rebuild": rebuild_reason(place),
-        }
+        {"folder": f, "mlflow_run": note.get("run_id"), "rebuild": rebuild_reason(home.root / f)}
         for f in folders
-        if (place := home.root / f)
+        for note in (read_tracking_note(home.root / f),)
     ]
     texts: dict[str, Any] = dict.fromkeys(("folder", "mlflow_run", "rebuild"), pl.String)
     connection.register("notes", pl.DataFrame(notes, schema=texts).to_arrow())
@@ -298,7 +296,7 @@ def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[s
         if kind == "kernels" and (manifest := read_manifest(place)):
             blocks = manifest.details["blocks"]
             pairs = sum(entry["pairs"] for entry in blocks.values())
-            frames = (found for block in blocks for found in _block(place, block))
+            frames = (frame for block in blocks for frame in _block(place, block))
         elif kind == "scores" and depth == 1:
             store = ScoreStore(place)
             pairs, frames = store.pair_count, _scores(store)
@@ -315,7 +313,7 @@ def _block(folder: Path, name: str) -> Iterator[tuple[str, pl.DataFrame]]:
     """The ids and pairs of one block of a kernel."""
     index = read_index(folder, name)
     for side, ids in (("rows", index.rows), ("columns", index.columns)):
-        yield "kernel_ids", _numbered(ids).with_columns(block=pl.lit(name), side=pl.lit(side))
+        yield "kernel_ids", _number_ids(ids).with_columns(block=pl.lit(name), side=pl.lit(side))
     utility, kl = (read_matrix(folder, index, form) for form in (DISTANCE, KL))
     everything = np.arange(len(index.rows))
     frames = [pl.DataFrame()]
@@ -329,7 +327,7 @@ def _block(folder: Path, name: str) -> Iterator[tuple[str, pl.DataFrame]]:
 
 def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
     """The ids and pairs of a score store; of a pair in several shards the oldest one's value."""
-    yield "score_ids", _numbered(store.ids.names())
+    yield "score_ids", _number_ids(store.ids.names())
     frames = [pl.DataFrame()]
     for shard in store.shards:
         for place, number in enumerate(shard.demonstrations):
@@ -343,6 +341,6 @@ def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
         yield "score_pairs", pairs.unique(["target", "demonstration"], keep="first")
 
 
-def _numbered(ids: Sequence[str]) -> pl.DataFrame:
+def _number_ids(ids: Sequence[str]) -> pl.DataFrame:
     schema: dict[str, Any] = {"number": pl.Int32, "record_id": pl.String}
     return pl.DataFrame({"number": range(len(ids)), "record_id": ids}, schema)

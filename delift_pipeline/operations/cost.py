@@ -120,20 +120,20 @@ def cost_of_records(
         left_out = load_encoder(model).encode(pool).unscorable
         refuse_unscorable(pool, left_out, "records of the file")
         notes += unscorable_notes(pool, left_out, "records")
-    ids, plan, wanted, blocks = tuple(pool["record_id"]), arms.plan, set[str](), list[BlockCost]()
+    ids, plan, kinds, blocks = tuple(pool["record_id"]), arms.plan, set[str](), list[BlockCost]()
     for arm in map(arms.arm, names):
         if arm.stage != "instruction_tuning":
             reason = f"{arm.name} needs more than a pool; ingest the files and plan the version"
             raise Refused(reason, field="--arm")
-        wanted.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
-    if "all" in wanted:
-        blocks = [_counted(PairBlock("self", ids, ids), store, left_out)]
-    elif not names or "neighbours" in wanted:
+        kinds.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
+    if "all" in kinds:
+        blocks = [_count_block(PairBlock("self", ids, ids), store, left_out)]
+    elif not names or "neighbours" in kinds:
         if plan.embedder != "tfidf" or len(ids) > LARGE:
-            blocks = [_bounded(len(ids), plan.neighbours)]
+            blocks = [_bound_near_pairs(len(ids), plan.neighbours)]
         else:
             near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
-            blocks = [_counted(neighbour_block(ids, near), store, left_out)]
+            blocks = [_count_block(neighbour_block(ids, near), store, left_out)]
     return _cost(name, pool, blocks, [], notes, store, model, measure)
 
 
@@ -218,35 +218,37 @@ def _blocks(
     left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
     """Pairs by block: counted where there is a plan of as many neighbours, else bounded."""
-    wanted = plan_inputs(home, dataset, arms)
+    inputs = plan_inputs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
     folder = home.plan(dataset.version)
     plan, near = read_manifest(folder), None
-    if wanted.self_pairs == "all":
+    if inputs.self_pairs == "all":
         near = PairBlock("self", ids, ids)
     elif plan is not None and plan.request.get("neighbours") == arms.plan.neighbours:
         near = read_plan(folder).block("self")
         near = None if near is None or near.dense else near
     exact = [near] if near else []
-    bounds = [] if near else [_bounded(len(ids), arms.plan.neighbours)]
-    if wanted.target_pairs and dataset.target is not None:
+    bounds = [] if near else [_bound_near_pairs(len(ids), arms.plan.neighbours)]
+    if inputs.target_pairs and dataset.target is not None:
         exact.append(PairBlock("target", tuple(dataset.target["record_id"]), ids))
-    if wanted.existing is not None:
+    if inputs.existing is not None:
         new = tuple(dataset.new_records(home)["record_id"])
-        exact.append(PairBlock("existing", new, tuple(wanted.existing["record_id"])))
-    if wanted.replay is not None:
-        known = tuple(wanted.replay["record_id"])
+        exact.append(PairBlock("existing", new, tuple(inputs.existing["record_id"])))
+    if inputs.replay is not None:
+        known = tuple(inputs.replay["record_id"])
         exact.append(PairBlock("replay", known, known))
-    return [*bounds, *(_counted(one, store, left_out) for one in exact)], list(wanted.notes)
+    return [*bounds, *(_count_block(one, store, left_out) for one in exact)], list(inputs.notes)
 
 
-def _counted(block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, str]) -> BlockCost:
+def _count_block(
+    block: PairBlock, store: ScoreStore | None, left_out: Mapping[str, str]
+) -> BlockCost:
     absent = store.missing(PairPlan((block,))).blocks if store else (block,)
     missing = sum(scorable_pairs(one, left_out) for one in absent)
     return BlockCost(block.name, block.pairs, missing, True, block.dense)
 
 
-def _bounded(records: int, neighbours: int) -> BlockCost:
+def _bound_near_pairs(records: int, neighbours: int) -> BlockCost:
     """At most both directions of each neighbourhood."""
     bound = records * min(records - 1, 2 * neighbours)
     return BlockCost("self", bound, bound, False, False)
@@ -274,13 +276,13 @@ def _training(home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str | 
     records = resolve_budget(arm.budget, pool) if pool else 0
     steps = arm.training.total_steps(records) if records else 0
     # Steps of earlier trainings of the model took as long as they had records.
-    seconds, shown = 0.0, 0
+    seconds, examples = 0.0, 0
     for version in stored_versions(home, "adapter") if fingerprint else ():
         for adapter in arm_artifacts(home, "adapter", version):
             own = adapter.manifest
             if (own.fingerprint, own.details.get("method")) == (fingerprint, arm.training.method):
-                log, asked = read_training_log(adapter.folder), own.request["training"]
+                log, options = read_training_log(adapter.folder), own.request["training"]
                 seconds += log.seconds
-                shown += log.steps * asked["batch_size"] * asked["accumulation"]
-    a_step = seconds / shown * arm.training.records_per_step if shown else None
+                examples += log.steps * options["batch_size"] * options["accumulation"]
+    a_step = seconds / examples * arm.training.records_per_step if examples else None
     return ArmCost(arm.name, records, steps, None if a_step is None else steps * a_step)

@@ -21,7 +21,7 @@ from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import MODELS_FILE, Home, outside_models
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.lineage.artifacts import all_artifacts
-from delift_pipeline.operations.gc import collect
+from delift_pipeline.operations.gc import collect_garbage
 from delift_pipeline.stages.arms import load_arms
 
 State = Literal["ok", "warning", "broken"]
@@ -85,15 +85,15 @@ def _packages(home: Home) -> Iterator[Finding]:
     fits = (3, 11) <= sys.version_info[:2] < (3, 13)
     todo = "" if fits else "make the environment with Python 3.11 or 3.12"
     yield _finding("python", platform.python_version(), todo)
-    found, missing = [], []
+    installed, missing = [], []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            installed.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     absent = f"{', '.join(missing)} missing; " if missing else ""
     todo = "pip install -c constraints.txt -e ." if missing else ""
-    yield _finding("packages", absent + ", ".join(found), todo)
+    yield _finding("packages", absent + ", ".join(installed), todo)
 
 
 def _gpu(home: Home) -> Iterator[Finding]:
@@ -233,21 +233,21 @@ def _in_use(path: Path, where: str) -> str:
 
 
 def _ports(home: Home) -> Iterator[Finding]:
-    taken = []
+    used_ports = []
     for name, port in PORTS.items():
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                taken.append(f"{port} ({name})")
+                used_ports.append(f"{port} ({name})")
     free = ", ".join(f"{port} free for {name}" for name, port in PORTS.items())
-    note = f"in use on 127.0.0.1: {', '.join(taken)}" if taken else free
-    todo = "`delift ui` runs already, or give it --port and --mlflow-port" if taken else ""
+    note = f"in use on 127.0.0.1: {', '.join(used_ports)}" if used_ports else free
+    todo = "`delift ui` runs already, or give it --port and --mlflow-port" if used_ports else ""
     yield _finding("ports", note, todo, "warning")
 
 
 def _waste(home: Home) -> Iterator[Finding]:
-    if home.root.is_dir() and (found := collect(home)).waste:
-        note = f"{len(found.waste):,} leftovers, {found.bytes / 1e6:,.1f} MB"
+    if home.root.is_dir() and (leftovers := collect_garbage(home)).waste:
+        note = f"{len(leftovers.waste):,} leftovers, {leftovers.bytes / 1e6:,.1f} MB"
         yield Finding("leftovers", "warning", note, "delift gc lists them, --apply removes them")
 
 

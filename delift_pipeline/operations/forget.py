@@ -64,7 +64,7 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
     known = forgotten_ids(home)  # may be given again, in full
     ids = frozenset(one if one in known else find_stored_record(home, one) for one in records)
     holders = _holders(home, ids)
-    touched = _touched(home, holders, ids)
+    touched = _affected_artifacts(home, holders, ids)
     artifacts = [{"name": one.name, "path": _path_in(home, one.folder)} for one in touched]
     runs, beyond = _runs(home, touched), list(_beyond(home, holders, touched))
     if not dry_run:
@@ -82,25 +82,27 @@ def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
     Raises:
         Refused: nothing would be left of one.
     """
-    found: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     faults = []
     for version, part in product(home.versions(), PARTS):
         path = home.dataset(version) / f"{part}.parquet"
         stored = pl.read_parquet(path, columns=["record_id"]) if path.is_file() else None
         if stored is not None and has_records(stored, ids):
-            found.setdefault(version, []).append(part)
+            parts.setdefault(version, []).append(part)
             if _without(stored, ids).is_empty():
                 faults.append(f"nothing would be left of the {part} of {version}")
     if faults:
         raise Refused(*faults, field="ID")
-    return found
+    return parts
 
 
 def _without(frame: pl.DataFrame, ids: frozenset[str]) -> pl.DataFrame:
     return frame.filter(~pl.col("record_id").is_in(sorted(ids)))
 
 
-def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> list[Artifact]:
+def _affected_artifacts(
+    home: Home, holders: dict[str, list[str]], ids: frozenset[str]
+) -> list[Artifact]:
     """Artifacts made of the records: found along the edges of the manifests, causes before effects.
 
     An adapter counts only where its own list holds a record (or is lost): a subset that is chosen
@@ -110,7 +112,7 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> 
     heldout = [version for version, parts in holders.items() if "heldout" in parts]
     names = {f"dataset:{v}" for v in holders} | {f"heldout:{v}" for v in heldout}
 
-    def is_touched(one: Artifact) -> bool:
+    def is_affected(one: Artifact) -> bool:
         if one.kind == "dataset" or (one.kind == "report" and one.version in holders):
             return one.kind == "report"
         if one.kind == "adapter" and (records := training_records(home, one)) is not None:
@@ -125,7 +127,7 @@ def _touched(home: Home, holders: dict[str, list[str]], ids: frozenset[str]) -> 
     while len(touched) != before:
         before = len(touched)
         for one in everything:
-            if one.folder not in touched and is_touched(one):
+            if one.folder not in touched and is_affected(one):
                 touched.add(one.folder)
                 names.add(one.name)
     return [one for one in everything if one.folder in touched] + [
@@ -196,24 +198,26 @@ def _apply(
 def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) -> None:
     """Write a version's folder anew without the records; its hash is that of what is left."""
     folder, manifest = home.dataset(version), version_manifest(home, version)
-    details, counts, kept = dict(manifest.details), dict(manifest.counts), {}
+    details, counts, frames = dict(manifest.details), dict(manifest.counts), {}
     counts.setdefault("forgotten", 0)
     for part in parts:
         before = pl.read_parquet(folder / f"{part}.parquet")
-        after = kept[part] = _without(before, ids)
+        after = frames[part] = _without(before, ids)
         details[f"{part}_hash"] = _new_hash(before, after, manifest.details[f"{part}_hash"], ids)
         counts[part] = after.height
         counts["forgotten"] += before.height - after.height
-    if "pool" in kept and (folder / COLUMNS_FILE).is_file():
-        columns, left = pl.read_parquet(folder / COLUMNS_FILE), kept["pool"].select("record_id")
-        kept[EXTRA_COLUMNS] = columns.join(left, on="record_id", how="semi", maintain_order="left")
-        details[f"{EXTRA_COLUMNS}_hash"] = extra_columns_hash(kept[EXTRA_COLUMNS])
+    if "pool" in frames and (folder / COLUMNS_FILE).is_file():
+        columns, left = pl.read_parquet(folder / COLUMNS_FILE), frames["pool"].select("record_id")
+        frames[EXTRA_COLUMNS] = columns.join(
+            left, on="record_id", how="semi", maintain_order="left"
+        )
+        details[f"{EXTRA_COLUMNS}_hash"] = extra_columns_hash(frames[EXTRA_COLUMNS])
     changed = {"details": details, "content_hash": version_hash(details), "counts": counts}
     with replace_folder(folder) as temporary:
         for path in folder.iterdir():
             if path.name != MANIFEST and path.stem not in parts and path.is_file():
                 shutil.copy2(path, temporary / path.name)
-        for part, frame in kept.items():
+        for part, frame in frames.items():
             write_parquet(temporary / f"{part}.parquet", frame)
         manifest.model_copy(update=changed).write(temporary)
 

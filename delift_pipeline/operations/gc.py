@@ -23,7 +23,7 @@ from delift_pipeline.lineage.artifacts import (
     version_kernels,
 )
 
-SETTLED_SECONDS = 3600.0
+MINIMUM_AGE_SECONDS = 3600.0
 """A temporary file younger than this may still be written to."""
 DERIVED = ("plans", "kernels", *ARM_KINDS.values())
 
@@ -38,7 +38,7 @@ class Waste:
 
 
 @dataclass(frozen=True)
-class Collected:
+class GarbageReport:
     """What was found, and whether it was removed."""
 
     waste: list[Waste]
@@ -46,7 +46,9 @@ class Collected:
     bytes: int
 
 
-def collect(home: Home, *, apply: bool = False, settled: float = SETTLED_SECONDS) -> Collected:
+def collect_garbage(
+    home: Home, *, apply: bool = False, minimum_age: float = MINIMUM_AGE_SECONDS
+) -> GarbageReport:
     """List what can go, and remove it where asked to.
 
     A temporary file younger than `settled` seconds may belong to a running process.
@@ -55,17 +57,17 @@ def collect(home: Home, *, apply: bool = False, settled: float = SETTLED_SECONDS
         DeliftError: a manifest is damaged, so that what it names is not known; nothing is removed.
     """
     live = _live_folders(home)
-    found = dict(_temporary(home, settled)) | dict(_unnamed(home, live))
-    found |= dict(_superseded_kernels(home)) | dict(_unread_stores(home, live))
-    outermost = [path for path in found if not found.keys() & set(path.parents)]
+    reasons = dict(_temporary(home, minimum_age)) | dict(_orphans(home, live))
+    reasons |= dict(_superseded_kernels(home)) | dict(_unread_stores(home, live))
+    outermost = [path for path in reasons if not reasons.keys() & set(path.parents)]
     waste = []
     for path in sorted(outermost, key=Path.as_posix):
-        waste.append(Waste(path.relative_to(home.root).as_posix(), _size(path), found[path]))
+        waste.append(Waste(path.relative_to(home.root).as_posix(), _size(path), reasons[path]))
         if apply and (path.is_symlink() or path.is_file()):
             path.unlink(missing_ok=True)
         elif apply:
             shutil.rmtree(path, ignore_errors=True)
-    return Collected(waste, apply, sum(one.bytes for one in waste))
+    return GarbageReport(waste, apply, sum(one.bytes for one in waste))
 
 
 def _live_folders(home: Home) -> set[Path]:
@@ -84,9 +86,9 @@ def _live_folders(home: Home) -> set[Path]:
     return live
 
 
-def _temporary(home: Home, settled: float) -> Iterator[tuple[Path, str]]:
+def _temporary(home: Home, minimum_age: float) -> Iterator[tuple[Path, str]]:
     """What kills leave: files and folders under a temporary name, and shards set aside."""
-    before = time.time() - settled
+    before = time.time() - minimum_age
     for root, names, files in os.walk(home.root):
         for name in (*names, *files):
             path = Path(root) / name
@@ -98,7 +100,7 @@ def _temporary(home: Home, settled: float) -> Iterator[tuple[Path, str]]:
             yield store / "aside", "damaged shards that verify --repair moved"
 
 
-def _unnamed(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
+def _orphans(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
     """Derived artifacts of versions that are not stored, and folders that were never finished."""
     versions = set(home.versions())
     for kind in DERIVED:

@@ -47,8 +47,8 @@ def run_query(home: Home, sql: str) -> Answer:
         try:
             kinds = [statement.type for statement in connection.extract_statements(sql)]
             if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
-                given = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
-                reason = f"give one SELECT; this is {given}, and queries only read"
+                kinds_text = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
+                reason = f"give one SELECT; this is {kinds_text}, and queries only read"
                 raise Refused(reason, field="query")
             result = connection.execute(sql)
             columns = [column[0] for column in result.description or ()]
@@ -62,12 +62,12 @@ def run_query(home: Home, sql: str) -> Answer:
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
     """Which pairs a query over pairs did not see."""
-    asked = set(re.findall(r"\w+", sql.lower()))
+    words = set(re.findall(r"\w+", sql.lower()))
     prefixes = {"utilities": "kernels/", "scores": "scores/"}
     rows = connection.execute("SELECT source, pairs FROM left_out").fetchall()
     return [
         f"{source} ({pairs:,} pairs) is too large for the catalog and is not in {view}"
         for view, prefix in prefixes.items()
         for source, pairs in rows
-        if view in asked and source.startswith(prefix)
+        if view in words and source.startswith(prefix)
     ]

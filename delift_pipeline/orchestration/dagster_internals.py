@@ -81,18 +81,20 @@ def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> psutil.Proce
     if tag := run.tags.get(PROCESS_TAG):
         pid, started = tag.split()
         # A process that started at another time only has the id of the one that is gone.
-        return _living(int(pid), lambda one: abs(start_after_boot(one) - float(started)) < 0.05)
+        return _find_process(
+            int(pid), lambda one: abs(start_after_boot(one) - float(started)) < 0.05
+        )
     # The engine's events name processes, each at a time when it existed.
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         facts = entry.dagster_event.engine_event_data.metadata if entry.dagster_event else {}
         if "pid" in facts:
             last, pid = entry.timestamp + SLACK_SECONDS, int(str(facts["pid"].value))
-            if process := _living(pid, lambda one, last=last: one.create_time() <= last):
+            if process := _find_process(pid, lambda one, last=last: one.create_time() <= last):
                 return process
     return None
 
 
-def _living(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil.Process | None:
+def _find_process(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE and is_same(process):
@@ -129,7 +131,7 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     return [run for run in reversed(runs) if process_of(instance, run) is None]
 
 
-def close_interrupted(instance: dg.DagsterInstance, *, served: bool = False) -> list[str]:
+def close_dead_runs(instance: dg.DagsterInstance, *, served: bool = False) -> list[str]:
     """Close every run that is at work by its record and has no process any more.
 
     The daemon launches those again that a server had launched. Places in pools that such runs, or
@@ -218,7 +220,7 @@ class PoolClaims(InstanceConcurrencyContext):
             return True
         since, report_at = self._waiting.setdefault(step_key, (time.monotonic(), 0.0))
         waited = time.monotonic() - since
-        if waited >= report_at and (holders := self._living_holders(concurrency_key, waited)):
+        if waited >= report_at and (holders := self._pool_holders(concurrency_key, waited)):
             self._waiting[step_key] = since, waited + REPORT_SECONDS
             what = f"{step_key} waits for a place in the pool {concurrency_key}"
             print(f"{what}, held by {holders}; {waited:.0f} s so far", file=sys.stderr, flush=True)
@@ -227,7 +229,7 @@ class PoolClaims(InstanceConcurrencyContext):
             raise DagsterExecutionInterruptedError
         return False
 
-    def _living_holders(self, pool: str, waited: float) -> str:
+    def _pool_holders(self, pool: str, waited: float) -> str:
         """The runs that hold the places of a pool; one whose process is gone is closed."""
         living = []
         for run_id in self._instance.event_log_storage.get_concurrency_info(pool).active_run_ids:
@@ -277,7 +279,7 @@ class InterruptibleExecutor(InProcessExecutor):
             ),
         )
         try:
-            with closing(iter(steps)) as events, _interrupted_when_cancelled(instance, run):  # pyright: ignore
+            with closing(iter(steps)) as events, _interrupt_on_cancel(instance, run):  # pyright: ignore
                 for event in events:
                     yield event
                     if _reports_interrupt(event) or check_captured_interrupt():
@@ -312,7 +314,7 @@ def _reports_interrupt(event: DagsterEvent) -> bool:
 
 
 @contextmanager
-def _interrupted_when_cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
+def _interrupt_on_cancel(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
     """Interrupt this process when someone cancels or deletes the run in the user interface.
 
     A server does so itself for the runs that it launched.
@@ -348,10 +350,10 @@ def interruptible_executor(context: dg.InitExecutorContext) -> dg.Executor:
     """Dagster's default executor, whose runs in one process can be interrupted."""
     create = dg.multi_or_in_process_executor.executor_creation_fn
     assert create is not None
-    made = create(context)
-    if isinstance(made, InProcessExecutor):
-        return InterruptibleExecutor(made.retries, made.step_dependency_config)
-    return made
+    executor = create(context)
+    if isinstance(executor, InProcessExecutor):
+        return InterruptibleExecutor(executor.retries, executor.step_dependency_config)
+    return executor
 
 
 def execute_in_process(

@@ -107,7 +107,7 @@ def _post(url: str, body: str) -> str | None:
 
 
 KERNELS_A_TICK = 20
-FAULTS_SHOWN = 20
+MOST_FAULTS = 20
 ARMS_SENSOR = "applicable_arms_sensor"
 RAW_DATASET, UTILITY_KERNEL = dg.AssetKey("raw_dataset"), dg.AssetKey("utility_kernel")
 UNFINISHED = [Status.QUEUED, *UNENDED]
@@ -132,24 +132,24 @@ def new_dataset_version_sensor(
     stored = [name for name in home.versions() if name not in known]
     before = json.loads(context.cursor) if context.cursor else {"seen": {}, "asked": {}}
     busy = busy_versions(instance) | dict.fromkeys(stored, "it is scored first")
-    found = scan_inbox(home, before["seen"], busy)
+    scan = scan_inbox(home, before["seen"], busy)
     requests = []
     for version in stored:
         tags = {PARTITION_TAG: version}
         runs = instance.get_runs(dg.RunsFilter(job_name=score_job.name, tags=tags))
         requests.append(dg.RunRequest(run_key=_run_key(version, runs), partition_key=version))
-    asked = {name: mark for name, mark in before["asked"].items() if name in found.seen}
-    waiting = [f"{name}: {why}" for name, why in found.waiting.items()]
-    for entry in found.ready:
+    requested = {name: mark for name, mark in before["asked"].items() if name in scan.seen}
+    waiting = [f"{name}: {why}" for name, why in scan.waiting.items()]
+    for entry in scan.ready:
         name, mark = entry.path.name, f"{entry.signature}:{entry.arrived}"
         tags = {SIGNATURE_TAG: entry.signature}
         runs = instance.get_runs(dg.RunsFilter(tags=tags))  # newest first
         unfinished = any(run.status in UNFINISHED for run in runs)
         state, again = _state(runs)
-        if asked.get(name) == mark or unfinished:
+        if requested.get(name) == mark or unfinished:
             waiting.append(f"{name}: {state}{'' if unfinished or again else f'; {ASK_AGAIN}'}")
             continue
-        asked[name] = mark
+        requested[name] = mark
         if runs:
             context.log.info(f"{name} is asked for again: {state}")
         key = _run_key(f"{entry.version}:{entry.signature}", runs)
@@ -161,8 +161,8 @@ def new_dataset_version_sensor(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(nothing),
         dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
-        asset_events=[_rejected(home, entry, faults) for entry, faults in found.faulty],
-        cursor=json.dumps({"seen": found.seen, "asked": asked}),
+        asset_events=[_reject(home, entry, faults) for entry, faults in scan.faulty],
+        cursor=json.dumps({"seen": scan.seen, "asked": requested}),
     )
 
 
@@ -190,10 +190,10 @@ def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
     return f"run {newest.run_id[:8]} {state}{' and is launched again' if again else ''}", again
 
 
-def _rejected(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
+def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
     """Reject an entry; a failed check that names no version, since it asks for none there is."""
     beside = reject_entry(home, entry, faults)
-    shown = "\n".join(f"- `{fault}`" for fault in faults[:FAULTS_SHOWN])
+    first = "\n".join(f"- `{fault}`" for fault in faults[:MOST_FAULTS])
     return dg.AssetCheckEvaluation(
         asset_key=RAW_DATASET,
         check_name="inbox",
@@ -202,7 +202,7 @@ def _rejected(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetChe
         description=f"{entry.path.name} is rejected: {faults[0].reason}",
         metadata={
             "faults": dg.MetadataValue.int(len(faults)),
-            "first faults": dg.MetadataValue.md(shown),
+            "first faults": dg.MetadataValue.md(first),
             "file": dg.MetadataValue.text(beside.relative_to(home.root).as_posix()),
         },
     )
@@ -265,9 +265,9 @@ def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
 
 def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
     after = int(cursor) if cursor else None
-    wanted = dg.AssetRecordsFilter(UTILITY_KERNEL, after_storage_id=after)
-    found = instance.fetch_materializations(wanted, limit=KERNELS_A_TICK, ascending=True)
-    return list(found.records)
+    records = dg.AssetRecordsFilter(UTILITY_KERNEL, after_storage_id=after)
+    page = instance.fetch_materializations(records, limit=KERNELS_A_TICK, ascending=True)
+    return list(page.records)
 
 
 def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
@@ -296,8 +296,8 @@ def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource)
     step, reason = None, context.failure_event.message or "failed"
     for event in context.get_step_failure_events()[:1]:
         data = event.step_failure_data
-        said = data.user_failure_data.description if data.user_failure_data else None
-        step, reason = event.step_key, said or (data.error.message if data.error else reason)
+        description = data.user_failure_data.description if data.user_failure_data else None
+        step, reason = event.step_key, description or (data.error.message if data.error else reason)
     again = run.tags.get(WILL_RETRY) == "true"
     alert = Alert(run.job_name, run.run_id, reason.strip(), version, arm, step, will_retry=again)
     if why := send_alert(store.open(), alert, store.arms().automation.webhook):

@@ -4,7 +4,7 @@ import polars as pl
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
-from delift_pipeline.lineage.version import existing_records
+from delift_pipeline.lineage.version import find_existing_records
 from delift_pipeline.records.schema import TEXT_FIELDS
 from delift_pipeline.records.stored import DatasetVersion
 from delift_pipeline.scoring.options import ModelOptions
@@ -37,7 +37,7 @@ def cost_sentence(
         planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
         return f"arm {arm.name} {cost(dataset.pool.height**2 - planned)}; {every}"
     if "replay" in absent:
-        ids = tuple(existing_records(home, dataset, arm.name).records["record_id"])
+        ids = tuple(find_existing_records(home, dataset, arm.name).records["record_id"])
         if why := reason_not_dense(dataset, len(ids), load_arms(home).plan):
             more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs
             return (

@@ -9,7 +9,7 @@ from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, up_to_date
 from delift_pipeline.core.progress import Progress, SilentProgress, track_large
-from delift_pipeline.lineage.version import existing_records
+from delift_pipeline.lineage.version import find_existing_records
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.plan import SelfPairs, build_plan, write_plan
@@ -142,7 +142,7 @@ def plan_inputs(
         if not (need.existing_pairs or need.replay_pairs):
             continue
         try:
-            existing_records = existing_records(home, dataset, name)
+            existing_records = find_existing_records(home, dataset, name)
         except Refused as refused:
             notes.append(str(refused))
             continue

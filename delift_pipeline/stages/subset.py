@@ -10,7 +10,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.kernel.kernel import block_hashes, load_block
-from delift_pipeline.lineage.version import existing_records
+from delift_pipeline.lineage.version import find_existing_records
 from delift_pipeline.records.extra_columns import join_extra_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -136,7 +136,7 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
     needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, blocks, extra = None, dict[str, str](), dict[str, str]()
     if needs.reads_existing:
-        existing_records = existing_records(home, dataset, arm.name)
+        existing_records = find_existing_records(home, dataset, arm.name)
         existing, extra = existing_records.records, dict(existing_records.parents)
     fingerprint = fingerprint_of(model).digest if needs.blocks or needs.model else None
     if needs.blocks and fingerprint:

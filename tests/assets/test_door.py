@@ -10,7 +10,7 @@ import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import severity
-from assets.door import enter
+from assets.door import execute_stage
 from assets.outcome import Outcome
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.manifest import Manifest
@@ -30,7 +30,7 @@ def tries(step: Callable[[], Outcome]) -> tuple[bool, int, str]:
 
     @dg.asset(name="leaderboard", retry_policy=dg.RetryPolicy(max_retries=2, delay=0))
     def stand_in(context: dg.AssetExecutionContext) -> Iterator[Any]:
-        yield from enter(context, counted)
+        yield from execute_stage(context, counted)
 
     result = dg.materialize([stand_in], raise_on_error=False)
     said = ""

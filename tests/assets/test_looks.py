@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.columns import COLUMNS, MADE_OF, schema_of
+from assets.columns import COLUMN_PARENTS, COLUMNS, schema_of
 from assets.source import with_code_references
 from delift_pipeline.evaluation.leaderboard import ROW_SCHEMA
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA
@@ -115,7 +115,7 @@ def test_column_lineage_names_columns_that_are_there() -> None:
     above = {
         name: {key.path[-1] for key in [d.asset_key for d in spec_of(name).deps]} for name in NAMES
     }
-    for asset, columns in MADE_OF.items():
+    for asset, columns in COLUMN_PARENTS.items():
         assert set(columns) <= set(COLUMNS[asset])
         for made_of in columns.values():
             assert all(column in COLUMNS[parent] for parent, column in made_of)

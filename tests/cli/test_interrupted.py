@@ -22,7 +22,7 @@ from delift_pipeline.orchestration import dagster_internals
 from delift_pipeline.orchestration.dagster_internals import (
     FAILURE_CURSOR,
     PROCESS_TAG,
-    close_interrupted,
+    close_dead_runs,
 )
 
 
@@ -55,19 +55,19 @@ def test_only_runs_without_a_process_are_closed_and_their_slots_given_back(
     storage = instance.event_log_storage
     storage.set_concurrency_slots("gpu", 1)
     assert storage.claim_concurrency_slot("gpu", gone.run_id, "adapter").is_claimed
-    assert close_interrupted(instance) == [gone.run_id]
+    assert close_dead_runs(instance) == [gone.run_id]
     statuses = {run.run_id: run.status for run in instance.get_runs()}
     assert statuses[gone.run_id] == dg.DagsterRunStatus.FAILURE
     assert statuses[working.run_id] == dg.DagsterRunStatus.STARTED
     assert storage.get_concurrency_run_ids() == set()
-    assert close_interrupted(instance) == []
+    assert close_dead_runs(instance) == []
 
 
 def test_a_run_that_no_daemon_launched_is_not_launched_again(
     instance: dg.DagsterInstance,
 ) -> None:
     run = at_work(instance, dead_process())
-    close_interrupted(instance)
+    close_dead_runs(instance)
     closed = instance.get_run_by_id(run.run_id)
     assert closed is not None
     assert closed.tags["dagster/will_retry"] == "false"
@@ -79,10 +79,10 @@ def test_a_process_that_only_has_the_id_of_a_dead_one_keeps_no_run_alive(
     run = at_work(instance, dead_process())
     started = dagster_internals.start_after_boot(psutil.Process())
     instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started - 60}"})
-    assert close_interrupted(instance) == [run.run_id]
+    assert close_dead_runs(instance) == [run.run_id]
     run = at_work(instance, dead_process())
     instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} {started}"})
-    assert close_interrupted(instance) == []
+    assert close_dead_runs(instance) == []
 
 
 def test_beside_a_running_server_only_runs_that_no_server_launched_are_closed(
@@ -90,9 +90,9 @@ def test_beside_a_running_server_only_runs_that_no_server_launched_are_closed(
 ) -> None:
     run = at_work(instance, dead_process())
     monkeypatch.setattr(dagster_internals, "is_launched", lambda _: True)
-    assert close_interrupted(instance, served=True) == []
+    assert close_dead_runs(instance, served=True) == []
     monkeypatch.undo()
-    assert close_interrupted(instance, served=True) == [run.run_id]
+    assert close_dead_runs(instance, served=True) == [run.run_id]
 
 
 def test_places_that_ended_or_deleted_runs_still_hold_are_freed(
@@ -105,7 +105,7 @@ def test_places_that_ended_or_deleted_runs_still_hold_are_freed(
         assert storage.claim_concurrency_slot("gpu", run.run_id, "adapter").is_claimed
     instance.report_run_failed(ended)
     instance.run_storage.delete_run(deleted.run_id)
-    assert close_interrupted(instance) == []
+    assert close_dead_runs(instance) == []
     assert storage.get_concurrency_run_ids() == set()
 
 
@@ -114,7 +114,7 @@ def test_a_run_whose_cancelling_process_died_counts_as_cancelled(
 ) -> None:
     run = at_work(instance, dead_process())
     instance.report_run_canceling(run)
-    assert close_interrupted(instance) == [run.run_id]
+    assert close_dead_runs(instance) == [run.run_id]
     closed = instance.get_run_by_id(run.run_id)
     assert closed is not None and closed.status == dg.DagsterRunStatus.CANCELED
 
@@ -136,11 +136,11 @@ def test_a_home_is_served_once_at_a_time(delift: Any, tmp_path: Path) -> None:
 def test_the_daemon_considers_failures_from_the_first_start_on(
     instance: dg.DagsterInstance,
 ) -> None:
-    close_interrupted(instance)
+    close_dead_runs(instance)
     cursors = instance.daemon_cursor_storage.get_cursor_values({FAILURE_CURSOR})
     assert cursors[FAILURE_CURSOR].isdecimal()
     instance.daemon_cursor_storage.set_cursor_values({FAILURE_CURSOR: "7"})
-    close_interrupted(instance)
+    close_dead_runs(instance)
     assert instance.daemon_cursor_storage.get_cursor_values({FAILURE_CURSOR}) == {
         FAILURE_CURSOR: "7"
     }

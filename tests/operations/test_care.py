@@ -14,7 +14,7 @@ import pytest
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.operations.doctor import Finding, examine
-from delift_pipeline.operations.gc import collect
+from delift_pipeline.operations.gc import collect_garbage
 
 TRUSTED = "instruction_tuning.delift_trusted"
 
@@ -137,7 +137,7 @@ def test_doctor_names_a_model_folder_that_has_moved(home: Home, tmp_path: Path) 
 
 
 def test_nothing_of_a_whole_home_is_waste(made: Home) -> None:
-    assert collect(made, settled=0).waste == []
+    assert collect_garbage(made, minimum_age=0).waste == []
 
 
 def test_leftovers_are_listed_and_removed_only_when_asked(copied: Home, delift) -> None:
@@ -148,24 +148,24 @@ def test_leftovers_are_listed_and_removed_only_when_asked(copied: Home, delift) 
     os.utime(old, (past, past))
     (copied.root / "kernels" / "gone" / ("0" * 32)).mkdir(parents=True)
     (copied.root / "scores" / ("f" * 32) / "shards").mkdir(parents=True)
-    paths = [one.path for one in collect(copied).waste]
+    paths = [one.path for one in collect_garbage(copied).waste]
     assert paths == ["kernels/gone", f"scores/{'f' * 32}", "subsets/v1/.tmp-0000-left"]
     assert old.exists()
     said = delift("gc", "--apply", "--home", copied.root, "--json").json
     assert said["bytes"] == 1000 and said["applied"] is True
-    assert collect(copied).waste == []
+    assert collect_garbage(copied).waste == []
     assert not old.exists() and copied.subset("v1", TRUSTED).is_dir()
 
 
 def test_young_temporary_file_is_left_alone(copied: Home) -> None:
     (copied.root / ".tmp-0000-now").write_text("in flight")
-    assert collect(copied).waste == []
+    assert collect_garbage(copied).waste == []
 
 
 def test_what_a_live_manifest_names_is_never_waste(copied: Home) -> None:
     """v2 goes on from v1's adapter: it stays although v1 itself is gone."""
     shutil.rmtree(copied.dataset("v1"))
-    collect(copied, apply=True, settled=0)
+    collect_garbage(copied, apply=True, minimum_age=0)
     assert copied.adapter("v1", TRUSTED).is_dir()
     assert copied.subset("v1", TRUSTED).is_dir()
     assert not copied.report("v1", TRUSTED).exists()
@@ -179,7 +179,7 @@ def test_kernel_that_no_subset_was_chosen_from_is_waste_and_its_scores_are_not(
         other
     )
     (copied.scores("a" * 32) / "shards").mkdir(parents=True)
-    assert [one.path for one in collect(copied).waste] == [f"kernels/v1/{'a' * 32}"]
+    assert [one.path for one in collect_garbage(copied).waste] == [f"kernels/v1/{'a' * 32}"]
 
 
 def test_no_file_of_a_home_names_the_place_it_was_made_at(made: Home) -> None:

@@ -12,7 +12,7 @@ from delift_pipeline.lineage.adapter import training_records
 from delift_pipeline.lineage.artifacts import all_artifacts
 from delift_pipeline.lineage.artifacts import find_artifact as stored_artifact
 from delift_pipeline.lineage.record import record_lineage
-from delift_pipeline.operations.gc import collect
+from delift_pipeline.operations.gc import collect_garbage
 from delift_pipeline.operations.query import run_query
 from tests.operations.histories import (
     add_adapter,
@@ -109,5 +109,5 @@ def test_walking_down_and_up_agrees_with_what_happened(data: st.DataObject) -> N
         rows = run_query(home, "SELECT DISTINCT version, arm, record_id FROM trained_on").rows
         assert set(rows) == {(*cell, name) for cell, names in up.items() for name in names}
         live = {one.folder for one in all_artifacts(home)}
-        collect(home, apply=True, settled=0)
+        collect_garbage(home, apply=True, minimum_age=0)
         assert {one.folder for one in all_artifacts(home)} == live

@@ -58,7 +58,7 @@ def test_a_home_that_has_moved_finds_its_models_and_names_no_path(
         == (load_version(moved, "outside").manifest.details["model"])
     )
     (moved.root / "models.json").write_text(f'{{"{_model(moved)}": "/gone"}}')
-    with pytest.raises(Refused, match=r"lay at /gone, which is not there: give --model DIR"):
+    with pytest.raises(Refused, match=r"/gone, which is gone. Pass --model DIR"):
         options(moved, "outside")
     (moved.root / "models.json").unlink()
     with pytest.raises(Refused, match="in no folder known here"):

@@ -25,7 +25,7 @@ def test_arms_are_the_homes_own(home: Home) -> None:
 
 def test_embedder_replaces_that_of_the_plan_where_one_is_named(home: Home) -> None:
     arms = load_arms(home)
-    assert EmbedderResource().applied_to(arms) is arms
-    named = EmbedderResource(name="minilm").applied_to(arms)
+    assert EmbedderResource().apply_to(arms) is arms
+    named = EmbedderResource(name="minilm").apply_to(arms)
     assert named.plan.embedder == "minilm"
     assert named.arms == arms.arms
