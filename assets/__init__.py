@@ -1,1 +1,1 @@
-"""The asset graph: short doors into the library."""
+"""The asset graph. Each asset calls one stage of `delift_pipeline` and reports its result."""

@@ -1,4 +1,4 @@
-"""What is checked of every asset; B blocks what follows, W warns."""
+"""The checks of every asset: blocking ones stop what follows, the others warn."""
 
 import warnings
 
@@ -44,12 +44,12 @@ WARNING: dict[str, dict[str, str]] = {
 
 
 def specs(asset: str, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
-    """The check specifications of one asset, partitioned as it is.
+    """Return the check specifications of one asset, with the asset's partitions.
 
-    A failed check then holds back its own version (and arm) and no other.
+    So a failed check blocks only its own version (and arm).
     """
     with warnings.catch_warnings():
-        # Partitioned checks are new in Dagster 1.13 and announce themselves as a preview.
+        # Partitioned checks are a preview in Dagster 1.13, and Dagster warns about that.
         warnings.simplefilter("ignore")
         return [
             dg.AssetCheckSpec(
@@ -61,6 +61,6 @@ def specs(asset: str, partitions: dg.PartitionsDefinition | None) -> list[dg.Ass
 
 
 def severity(asset: str, check: str) -> dg.AssetCheckSeverity:
-    """ERROR for broken data, WARN for quality."""
+    """Return ERROR for a check of broken data, and WARN for a check of quality."""
     blocking = check in BLOCKING.get(asset, {})
     return dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN

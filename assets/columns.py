@@ -1,4 +1,4 @@
-"""Columns of what each asset stores, and which columns upstream they come from."""
+"""The columns of each asset's stored table, and the upstream columns that they come from."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ DIFFERENCES = {
     "_minus_random_se": "standard error of that difference",
 }
 
-# Asset -> column -> (type, meaning, the columns it is made of), in the order of the stored table.
+# Asset -> column -> (type, meaning, its upstream columns), in the order of the stored table.
 _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "raw_dataset": {
         "record_id": ("string", RECORD),
@@ -108,7 +108,7 @@ COLUMNS = {
     asset: {name: (kind, meaning) for name, (kind, meaning, *_) in columns.items()}
     for asset, columns in _TABLES.items()
 }
-# Asset -> column -> the columns it is made of, as (asset, column).
+# Asset -> column -> its upstream columns, as (asset, column).
 COLUMN_PARENTS = {
     asset: {
         name: [tuple(source.split(".")) for source in parents[0].split()]
@@ -121,7 +121,7 @@ COLUMN_PARENTS = {
 
 
 def schema_of(asset: str) -> dg.TableSchema:
-    """The columns of an asset's stored table, with types and meanings."""
+    """Return the columns of an asset's stored table, with types and meanings."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(name=name, type=kind, description=meaning)
@@ -131,12 +131,12 @@ def schema_of(asset: str) -> dg.TableSchema:
 
 
 def column_metadata(asset: str) -> Mapping[str, dg.MetadataValue]:
-    """The asset definition's metadata that shows its columns."""
+    """Return the metadata of an asset's definition that shows its columns."""
     return {"dagster/column_schema": dg.MetadataValue.table_schema(schema_of(asset))}
 
 
 def column_lineage(asset: str) -> Mapping[str, dg.MetadataValue]:
-    """The materialisation's metadata that shows where columns come from; empty for the first."""
+    """Return the metadata of a materialisation that shows upstream columns, if there are any."""
     if asset not in COLUMN_PARENTS:
         return {}
     deps = {
@@ -147,7 +147,7 @@ def column_lineage(asset: str) -> Mapping[str, dg.MetadataValue]:
     return {"dagster/column_lineage": dg.MetadataValue.column_lineage(lineage)}
 
 
-# Asset -> the manifest's count that is the number of rows of its table.
+# Asset -> the count in its manifest that is the number of rows of its table.
 ROWS = {
     "raw_dataset": "pool",
     "subset": "selected",
@@ -157,7 +157,7 @@ ROWS = {
 
 
 def row_count(asset: str, counts: Mapping[str, int], partitioned: bool) -> dict[str, int]:
-    """The materialisation's metadata that shows how long the table is, where it has a length."""
+    """Return the metadata of a materialisation that shows the number of rows, if it is known."""
     if ROWS.get(asset) not in counts:
         return {}
     title = "dagster/partition_row_count" if partitioned else "dagster/row_count"

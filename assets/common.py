@@ -1,4 +1,4 @@
-"""What every asset of the graph is declared with, and what its body reads."""
+"""The decorator that declares an asset of a stage, and the inputs of an asset's body."""
 
 import inspect
 import sys
@@ -21,17 +21,17 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.stages.arms import Arm, Arms
 
 MODEL_RESOURCES = {"store", "language_model", "compute"}
-"""What an asset reads whose step needs the version's model."""
+"""The resources of an asset whose stage needs the version's model."""
 
-# The weekly schedule looks at everything once a week: a day over it warns, a month fails. Dagster
-# judges an asset by its newest partition; versions are immutable and older ones do not go stale.
+# The weekly schedule checks everything once a week: eight days without a run warn, a month fails.
+# Dagster judges an asset by its newest partition; older versions are immutable and stay fresh.
 within_a_week = dg.FreshnessPolicy.time_window(
     warn_window=timedelta(days=8), fail_window=timedelta(days=31)
 )
 
 
 class Step:
-    """What an asset's body reads: the home, its partition, and what the resources say of them.
+    """The inputs of an asset's body: home, partition, resources and progress.
 
     `resources` has those that the asset declares in `required_resource_keys`.
     """
@@ -62,16 +62,16 @@ class Step:
 
 Partitions = dg.PartitionsDefinition | None
 AssetFactory = Callable[[Arms], dg.AssetsDefinition]
-"""Makes an asset for the arms of one home: its partitions and its retries depend on them."""
+"""Builds an asset for the arms of one home, which decide its partitions and retries."""
 
 
 def asset_of(
     stage: Callable[..., Any], partitions: Partitions | Callable[[Arms], Partitions], **options: Any
 ) -> Callable[[Callable[[Step], Outcome]], AssetFactory]:
-    """Declare the asset of a stage of the library; `given` goes to `dagster.asset`.
+    """Declare the asset of a stage of the library. `options` are passed to `dagster.asset`.
 
-    The decorated body returns its outcome; as an asset it yields what Dagster is to know of it. The
-    decorator adds owner, columns, freshness, checks, retries, and where the code is.
+    The decorated body returns an `Outcome`, and the asset yields it as Dagster's results. The
+    decorator adds owner, columns, freshness, checks, retries and links to the code.
     """
 
     def decorate(body: Callable[[Step], Outcome]) -> AssetFactory:

@@ -1,4 +1,4 @@
-"""The door between the graph and the library: outcomes become materialisations."""
+"""Run a stage of the library inside an asset, and convert its outcome to Dagster's results."""
 
 import atexit
 import base64
@@ -36,7 +36,7 @@ from delift_pipeline.orchestration.dagster_internals import (
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
 REFUSAL_CHECK = "schema"
-"""The check of `raw_dataset` that fails where a data set is refused."""
+"""The check of `raw_dataset` that fails if a data set is refused."""
 
 
 GPU_POOL = "gpu"
@@ -44,12 +44,11 @@ GPU_POOL = "gpu"
 
 @contextmanager
 def gpu_pool_claim(context: dg.AssetExecutionContext) -> Iterator[Callable[[], None]]:
-    """A function that waits for a place in the gpu pool; the place is kept until the end.
+    """Yield a function that waits for a slot in the gpu pool. The slot is freed at the end.
 
-    A pool named on an asset holds for all its partitions: arms that read scores and no model would
-    wait behind hours of scoring. Here a step claims its place when it is about to load weights, by
-    the storage that Dagster's own executors claim by, and gives it back when it ends. The place of
-    a process that was killed is freed with those of its run.
+    A pool that an asset names is claimed for every partition, so arms that read only stored scores
+    would wait behind hours of scoring. Here a step claims a slot only just before it loads weights,
+    in the same storage as Dagster's executors. The slot of a killed process is freed with its run.
     """
     step = context.get_step_execution_context().step.key
     with PoolClaims(context.instance, context.run) as places:
@@ -68,7 +67,7 @@ def gpu_pool_claim(context: dg.AssetExecutionContext) -> Iterator[Callable[[], N
 
 
 def progress(context: dg.AssetExecutionContext) -> Progress:
-    """Log lines every half minute; a bar where a person runs this in a terminal."""
+    """Return progress as log lines every half minute, or as a bar in a user's terminal."""
     if os.environ.get(BAR_VARIABLE) and sys.stderr.isatty():
         return BarProgress()
     return LineProgress(context.log.info)
@@ -77,11 +76,11 @@ def progress(context: dg.AssetExecutionContext) -> Progress:
 def execute_stage(
     context: dg.AssetExecutionContext, step: Callable[[], Outcome]
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """Run a step of the library and yield what Dagster is to know of it.
+    """Run a step of the library and yield its outcome as Dagster's results.
 
     Raises:
-        dagster.Failure: the step refused or failed. It is retried only where trying
-            again can help: memory ran out, a read or a connection failed.
+        dagster.Failure: the step failed or refused its input. It is retried only if another try
+            can help: memory ran out, or a read or a connection failed.
     """
     name = context.asset_key.path[-1]
     started = time.monotonic()
@@ -133,11 +132,11 @@ def execute_stage(
 
 @contextmanager
 def _end_on_signal(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """In a process that a server or a run started: end it when it has to end.
+    """End this process in time if a server or a run started it.
 
-    That is when its parent is killed, as the run is over then and its successor would work at the
-    same time on the same device; and when an interrupt has not ended the step within some seconds,
-    as Dagster would give its place in the pool away while it works on.
+    It ends when its parent is killed: the run is over then, and the next run would use the same
+    device at the same time. It also ends when the step is still working some seconds after an
+    interrupt: Dagster would give its slot in the pool to another step.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -151,7 +150,7 @@ def _end_on_signal(context: dg.AssetExecutionContext) -> Iterator[None]:
     def record_end() -> None:
         run = context.instance.get_run_by_id(context.run_id)
         process = process_of(context.instance, run) if run else None
-        # A step's own process leaves the record to the process of its run.
+        # If the step has a process of its own, the run's process records the end.
         if run and process and process.pid == os.getpid():
             close_run(context.instance, run)
 
@@ -160,7 +159,7 @@ def _end_on_signal(context: dg.AssetExecutionContext) -> Iterator[None]:
         try:
             yield
         except INTERRUPTS:
-            # To free all memory in order takes seconds, and the run and its place wait for it.
+            # Freeing all memory in order takes seconds, and the run and its slot would wait.
             atexit.register(os._exit, 1)
             raise
 
@@ -178,10 +177,10 @@ def _image(title: str, png: bytes) -> dg.MetadataValue:
 
 
 def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult]:
-    """A refused data set shows as a failed check, so that the faults are seen in the UI.
+    """Yield a failed check for a refused data set, so that the web interface shows the faults.
 
-    Dagster shows a check without a result as failed in a failed run. The other checks therefore
-    say that they were not evaluated, as warnings.
+    In a failed run, Dagster shows a check without a result as failed. So the other checks are
+    warnings that say that they were not evaluated.
     """
     if name != "raw_dataset":
         return

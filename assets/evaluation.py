@@ -56,7 +56,7 @@ def leaderboard(step: Step) -> Outcome:
 
 
 def report_outcome(reported: ReportResult, judged: Mapping[str, float | int]) -> Outcome:
-    """What is shown of a report."""
+    """Convert a report to what Dagster shows."""
     measured = reported.evaluations
     own, forgotten = measured.own, measured.forgetting
 
@@ -98,7 +98,7 @@ def _not_worse(measured: ArmEvaluations, other: str) -> Check:
 
 
 def leaderboard_outcome(result: LeaderboardResult) -> Outcome:
-    """What is shown of the leaderboard."""
+    """Convert the leaderboard to what Dagster shows."""
     table = result.frame.select(BOARD_COLUMNS).with_columns(pl.col(pl.Float64).round(4))
     return Outcome.of(
         result,
@@ -109,7 +109,7 @@ def leaderboard_outcome(result: LeaderboardResult) -> Outcome:
 
 
 def _newest_arms(rows: list[Row]) -> dict[str, bytes]:
-    """The arms of the version and stage that come last in the table, side by side."""
+    """Plot all arms of the version and stage in the table's last row."""
     if not rows:
         return {}
     version, stage = rows[-1]["version"], rows[-1]["stage"]

@@ -24,7 +24,7 @@ def raw_dataset(step: Step) -> Outcome:
 
 
 def dataset_outcome(result: DatasetResult) -> Outcome:
-    """What is shown of a dataset version."""
+    """Convert a dataset version to what Dagster shows."""
     dataset = result.dataset
 
     def draw() -> bytes:
@@ -82,7 +82,7 @@ def _checks(result: DatasetResult) -> dict[str, Check]:
 
 
 def _overlap(home: Home, dataset: DatasetVersion, parts: dict[str, pl.DataFrame]) -> list[str]:
-    """record_ids in more than one of pool (with the parents' pools), target and held-out set."""
+    """Return record_ids in more than one of pool (with parents' pools), target and held-out set."""
     seen, shared = set(pool_ids(home, dataset.parents)), set[str]()
     for name, frame in parts.items():
         ids = set(frame["record_id"])

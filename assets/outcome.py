@@ -1,4 +1,4 @@
-"""What Dagster shows of a stage's result, before it is put into Dagster's own types."""
+"""What Dagster shows of a stage's result, before it is converted to Dagster's types."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,11 +32,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage did.
+    """The result of a stage, as Dagster shows it.
 
     Attributes:
-        path: Where it lies, relative to the home.
-        reused: Whether it was found whole, so that nothing had to be done.
+        path: The artifact's folder, relative to the home.
+        reused: Whether the stored artifact was up to date, so nothing had to be done.
         plots: PNG images by title.
         tables: Small tables to show by title, at most `PREVIEW_ROWS` rows each.
     """
@@ -52,14 +52,14 @@ class Outcome:
 
     @classmethod
     def of(cls, result: Result, **fields: Any) -> "Outcome":
-        """A stage's result with what is shown of it."""
+        """Return the outcome of a stage's result. `fields` are the other attributes."""
         return cls(result.manifest, result.path, result.reused, **fields)
 
 
 def load_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
-    """The PNG kept beside an artifact, drawn where it is not there yet.
+    """Read the PNG in an artifact's folder, and draw it first if it is missing.
 
-    An artifact's folder is replaced when it is made again, and its plots with it.
+    When an artifact is made again, its folder is replaced, and its plots with it.
     """
     if not path.is_file():
         png = draw()
@@ -69,6 +69,6 @@ def load_plot(path: Path, draw: Callable[[], bytes]) -> bytes:
 
 
 def preview(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
-    """The first rows of some columns with texts shortened: what metadata may hold."""
+    """Return the first rows of some columns with short texts, for the metadata."""
     short = frame.select(columns).head(PREVIEW_ROWS)
     return short.with_columns(pl.col(pl.String).str.slice(0, PREVIEW_CHARACTERS))

@@ -16,7 +16,7 @@ from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.stages import plan, score
 
 PLOTTED_COLUMNS = 200
-"""Demonstrations whose pairs the picture of the scores is drawn from."""
+"""The plot of distances uses the pairs of at most this many demonstrations of a block."""
 
 
 @asset_of(
@@ -72,7 +72,7 @@ def _score_part(step: Step, part: score.Part) -> Outcome:
 
 
 def plan_outcome(planned: plan.PlanResult) -> Outcome:
-    """What is shown of a pair plan."""
+    """Convert a pair plan to what Dagster shows."""
     folder, manifest, inputs = planned.folder, planned.manifest, planned.inputs
     blocks = [
         {
@@ -113,7 +113,7 @@ def plan_outcome(planned: plan.PlanResult) -> Outcome:
 
 
 def scores_outcome(scored: score.ScoreResult) -> Outcome:
-    """What is shown of scores."""
+    """Convert scores to what Dagster shows."""
     manifest, report, model = scored.manifest, scored.report, scored.model
     facts: Facts = {
         **{name: manifest.counts[name] for name in ("wanted", "left_out", "unscorable")},
@@ -153,7 +153,7 @@ def scores_outcome(scored: score.ScoreResult) -> Outcome:
 
 
 def _distances_png(scored: score.ScoreResult) -> bytes:
-    """The distances d of the answers, alone or after the first demonstrations."""
+    """Plot the distances d of the answers, alone or after the first demonstrations."""
     distances = [np.empty(0, np.float32)]
     for squared, _, tokens in _scores(scored, PLOTTED_COLUMNS):
         there = (tokens > 0) & ~np.isnan(squared)
@@ -175,10 +175,10 @@ def _finite(scored: score.ScoreResult) -> bool:
 def _scores(
     scored: score.ScoreResult, most: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """d^2, log-probability and tokens of all answers alone, or after one demonstration at a time.
+    """Yield (T d^2, log-probability, tokens T) of all answers alone, or for one demonstration each.
 
-    `most` limits the demonstrations of a block. A pair that is not scored is left out, as the check
-    of completeness sees it.
+    `most` limits the demonstrations of a block. Pairs without a score are left out here, because
+    the check `complete` reports them.
     """
     store, unscorable = scored.store, scored.unscorable
     if scored.part == "baseline":

@@ -1,4 +1,4 @@
-"""Selection: the utility kernel, and the subset each arm takes from it."""
+"""Selection: the utility kernel, and the subset that each arm chooses from it."""
 
 import polars as pl
 
@@ -60,7 +60,7 @@ def subset(step: Step) -> Outcome:
 
 
 def kernel_outcome(result: Result, version: str) -> Outcome:
-    """What is shown of a utility kernel."""
+    """Convert a utility kernel to what Dagster shows."""
     manifest, plan = result.manifest, read_plan(result.home.plan(version))
     blocks, left_out = manifest.details["blocks"], set(manifest.details["unscorable"])
     dense = "self" in blocks and blocks["self"]["form"] == "dense"
@@ -103,10 +103,10 @@ def kernel_outcome(result: Result, version: str) -> Outcome:
 
 
 def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
-    """What is shown of a subset."""
+    """Convert a subset to what Dagster shows."""
     inputs, manifest, folder = chosen.inputs, chosen.manifest, chosen.folder
     subset, balance = pl.read_parquet(folder / SUBSET), pl.read_parquet(folder / BALANCE)
-    # What picks may be: the pool, and in the continual stage what is replayed from D_E.
+    # Picks come from the pool and, in the continual stage, also from the existing records.
     records = inputs.pool
     if inputs.existing is not None:
         records = pl.concat([records, inputs.existing], how="diagonal_relaxed")
@@ -150,7 +150,7 @@ def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
 
 
 def trust_check(diagnostics: Diagnostics) -> Check:
-    """Whether the picks are trusted about as much as the pool; it warns and stops nothing."""
+    """Check whether the picks have about the trust of the pool. A failure only warns."""
     gap = diagnostics.trust_difference
     if gap is None:
         return Check(True, "no near pairs are scored, so trust is not known")
@@ -160,7 +160,7 @@ def trust_check(diagnostics: Diagnostics) -> Check:
 def _balance_check(
     inputs: subset_stage.SubsetInputs, table: pl.DataFrame, subset: pl.DataFrame
 ) -> Check:
-    """Whether every group of the pool is in the subset; it warns and stops nothing."""
+    """Check whether every group of the pool is in the subset. A failure only warns."""
     lost = vanished_group_warnings(table) if subset.height else ()
     absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
     warnings = [line.removeprefix("warning: ") for line in lost]
@@ -176,7 +176,7 @@ def _balance_check(
 def _budget_check(
     inputs: subset_stage.SubsetInputs, manifest: Manifest, picks: pl.DataFrame
 ) -> Check:
-    """Whether the subset is what the budget buys, and keeps to the rules."""
+    """Check whether the subset has the size of the budget and satisfies the rules."""
     arm, notes = inputs.arm, manifest.details["notes"]
     allowed = parse_budget(arm.budget, inputs.pool.height)
     records, gains = picks["record_id"].to_list(), picks["gain"].to_list()

@@ -1,4 +1,4 @@
-"""Where an asset's code lies: its door, and the stage of the library behind it."""
+"""Links from an asset to its code: its body, and the stage of the library that it calls."""
 
 import inspect
 import os
@@ -19,9 +19,9 @@ SOURCE_VARIABLE = "DELIFT_SOURCE_URL"
 def code_references(
     step: Callable[..., Any], body: Callable[..., Any]
 ) -> dict[str, dg.CodeReferencesMetadataValue]:
-    """The metadata that links an asset to its step and to its body, in this installation."""
+    """Return the metadata that links an asset to its step and its body in this installation."""
     with warnings.catch_warnings():
-        # Code references are in beta: Dagster says so once for every asset.
+        # Code references are in beta, and Dagster warns about that for every asset.
         warnings.simplefilter("ignore", dg.BetaWarning)
         links: list[Any] = [
             dg.LocalFileCodeReference(
@@ -35,11 +35,11 @@ def code_references(
 
 
 def with_code_references(assets: Sequence[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
-    """The assets with links to their code, as the UI shows them.
+    """Return the assets with links to their code for the web interface.
 
-    Links lead to the files of this installation; where `$DELIFT_SOURCE_URL` names the project's
-    home on GitHub or GitLab, to the same lines there, at the commit this code was checked out at
-    (else at the tag of its version).
+    Links lead to the files of this installation. If `$DELIFT_SOURCE_URL` names a GitHub or GitLab
+    repository, they lead to the same lines there, at the commit of this code (else at the tag of
+    its version).
     """
     url = os.environ.get(SOURCE_VARIABLE)
     if not url:

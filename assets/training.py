@@ -34,7 +34,7 @@ def adapter(step: Step) -> Outcome:
 
 
 def adapter_outcome(trained: AdapterResult) -> Outcome:
-    """What is shown of an adapter."""
+    """Convert an adapter to what Dagster shows."""
     log, manifest = trained.log, trained.manifest
 
     left_out = list(log.records_left_out.items())[:PREVIEW_ROWS]
@@ -63,7 +63,7 @@ def adapter_outcome(trained: AdapterResult) -> Outcome:
 
 
 def _loads(folder: Path) -> Check:
-    """Whether every weight can be read and is finite."""
+    """Check whether every weight can be read and is finite."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -71,7 +71,7 @@ def _loads(folder: Path) -> Check:
     try:
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
+                for name in file.keys():  # noqa: SIM118 - `file` is not a mapping
                     weights += 1
                     if not torch.isfinite(file.get_tensor(name)).all():
                         return Check(False, f"{name} in {path.name} is not finite")

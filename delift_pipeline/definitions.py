@@ -1,4 +1,4 @@
-"""The code location: the graph of the home that `$DELIFT_HOME` names."""
+"""The code location for Dagster: the graph of the home that `$DELIFT_HOME` names."""
 
 from delift_pipeline.core.home import Home
 from delift_pipeline.graph import build_definitions

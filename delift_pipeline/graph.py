@@ -18,18 +18,18 @@ ASSETS = (
 
 
 def build_assets(arms: Arms) -> list[dg.AssetsDefinition]:
-    """All assets, with the partitions and the retries that these arms ask for."""
+    """Build all assets, with the partitions and retries that these arms need."""
     return with_code_references([build(arms) for build in ASSETS])
 
 
 def build_definitions(home: Home) -> dg.Definitions:
-    """The graph as the home's `arms.yaml` now describes it; takes some hundredths of a second.
+    """Build the graph from the home's present `arms.yaml`, in some hundredths of a second.
 
     Raises:
         Refused: the `arms.yaml` is faulty.
     """
     arms = load_arms(home)
-    # Where the environment names the home, run configurations hold no path: a home can be moved.
+    # If the environment names the home, run configurations hold no path, so a home can be moved.
     named = "" if home == Home.at() else str(home.root)
     return dg.Definitions(
         assets=build_assets(arms),

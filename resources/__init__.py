@@ -1,4 +1,4 @@
-"""The configurable resources that assets depend on: home, tracking, model, embedder and judge."""
+"""The resources of the assets, which users can configure: home, tracking, model, judge and more."""
 
 import os
 from dataclasses import replace
@@ -29,11 +29,11 @@ class StoreResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """The home directory; empty takes $DELIFT_HOME, else ./delift_home."""
 
     def open(self) -> Home:
-        """The home."""
+        """Return the home."""
         return Home.at(self.home or None)
 
     def arms(self) -> Arms:
-        """The home's arms: its own `arms.yaml`, else the package's."""
+        """Load the home's arms: its own `arms.yaml`, else the package's."""
         return load_arms(self.open())
 
 
@@ -57,10 +57,10 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Whether anything is tracked at all."""
 
     def tracker(self, home: Home) -> "Tracker | None":
-        """The tracker for a home, or None where tracking is off.
+        """Return the tracker for a home, or None if tracking is off.
 
         Raises:
-            Refused: the address of the server is none that MLflow's clients speak.
+            Refused: the address of the server is not http or https.
         """
         from delift_pipeline.lineage.tracking import Tracker
 
@@ -69,8 +69,8 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         uri = self.uri or os.environ.get(URI_VARIABLE) or None
         if uri and not uri.startswith(("http://", "https://")):
             raise Refused(
-                f"{uri!r} is no tracking server: give http://host:port or https://host, or "
-                "nothing for the home's own store",
+                f"{uri!r} is not a tracking server. Give http://host:port or https://host, or "
+                "nothing for the home's own store.",
                 field="tracking.uri",
             )
         name = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
@@ -105,7 +105,7 @@ class ComputeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """Processes that score one plan together, each pinned to GPUs of its own."""
 
     def model_settings(self) -> dict[str, Any]:
-        """These settings by the names of `ModelOptions`; None where the model's own stand."""
+        """Return these settings by the names of `ModelOptions`; None means the model's default."""
         return {name: getattr(self, name) or None for name in ComputeResource.model_fields}
 
 
@@ -133,7 +133,7 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
     """Whether code that comes with the model may run."""
 
     def options(self, home: Home, version: str, compute: ComputeResource) -> ModelOptions:
-        """The options for one version: this resource's, else the version's own.
+        """Return the options for one version: this resource's, else the version's own.
 
         Raises:
             Refused: no model is named anywhere, or a setting is out of range.
@@ -143,7 +143,7 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
         model = self.model or stored or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
-                f"version {version} was ingested without a model and none is set: give --model "
+                f"version {version} was ingested without a model, and none is set. Pass --model "
                 f"(or ${MODEL_VARIABLE}, or the language_model resource's `model`)",
                 field="model",
             )
@@ -164,7 +164,7 @@ class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     arms.yaml."""
 
     def apply_to(self, arms: Arms) -> Arms:
-        """The arms with this embedder in their plan options, where one is named."""
+        """Return the arms with this embedder in their plan options, if one is named."""
         if not self.name:
             return arms
         return replace(arms, plan=arms.plan.model_copy(update={"embedder": self.name}))

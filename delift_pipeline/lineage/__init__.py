@@ -1,1 +1,1 @@
-"""What every artifact was made of."""
+"""Lineage: the parents of every artifact, MLflow tracking, model cards and the champion."""

@@ -1,8 +1,8 @@
-"""From an adapter to its causes: data, records, reasons, model, scores, code and runs.
+"""From an adapter to everything it was made of: data, records, model, scores, code and runs.
 
-A subset may be chosen again and a parent's adapter trained again while this adapter stands, so it
-keeps its own list of the records that shaped its weights: those of its subset, and those of the
-adapter that training went on from.
+A subset or a parent's adapter can be replaced later while this adapter stays. So each adapter
+stores its own list of the records that shaped its weights: those of its subset, and those of the
+adapter that its training started from.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ TRAINED_ON = "trained_on.parquet"
 SCHEMA = pl.Schema(
     {
         "record_id": pl.String(),
-        "adapter": pl.String(),  # `adapter:V:ARM` that was trained on it, this one or one before it
+        "adapter": pl.String(),  # the `adapter:V:ARM` trained on it: this one or an earlier one
         "rank": pl.UInt32(),  # in that adapter's subset
-        "left_out": pl.String(),  # why it was in the subset and not trained on; else null
+        "left_out": pl.String(),  # why a record of the subset was not trained on; else null
     }
 )
 _BASICS = {"content_hash", "created", "counts"}
@@ -48,10 +48,11 @@ def write_trained_on(
     left_out: Mapping[str, str],
     start: Path | None,
 ) -> None:
-    """Write the list into an adapter's folder.
+    """Write the list of training records into an adapter's folder.
 
     `name` is `adapter:V:ARM`, `ranking` the subset's record_ids in rank order, `left_out` record_id
-    -> why it could not be trained on, and `start` the folder of the adapter that was continued.
+    -> why it could not be trained on, and `start` the folder of the adapter that training
+    continued.
     """
     records = _record_table(name, ranking, left_out)
     if start is not None and (start / TRAINED_ON).is_file():
@@ -60,9 +61,9 @@ def write_trained_on(
 
 
 def training_records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
-    """The records that shaped an adapter (`SCHEMA`), or None where the list is lost.
+    """Return the records that shaped an adapter (`SCHEMA`), or None if they are not known.
 
-    For an adapter that kept no list it is its subset, where that is still the one it was made of.
+    An old adapter without a list has the records of its subset, if the subset is still the same.
     """
     path = adapter.folder / TRAINED_ON
     if path.is_file():
@@ -92,21 +93,21 @@ def _record_table(name: str, ranking: pl.Series, left_out: Mapping[str, str]) ->
 
 @dataclass(frozen=True)
 class AdapterLineage:
-    """What made one adapter.
+    """Everything that one adapter was made of.
 
     Attributes:
-        adapter: Its name, path, content hash, date, method and what it started from.
-        data: The versions it rests on, its own first.
+        adapter: Its name, path, content hash, date, method and the adapter it started from.
+        data: The dataset versions behind it, its own first.
         records: Each record that shaped its weights: rank, reason, and which adapter trained on it;
-            None where the list is lost (`notes` says why).
-        subset: What was asked of the selector and what it found.
-        model: The base model's fingerprint and what it covers.
-        scores: The score and kernel artifacts read, with their hashes.
+            None if the list is lost (`notes` says why).
+        subset: The options of the selector and its result.
+        model: The base model's fingerprint and what the fingerprint covers.
+        scores: The score and kernel artifacts that were read, with their hashes.
         runs: Dagster run ids by artifact, and the MLflow run with its link.
         code: Code version, package versions and git commit by artifact.
-        metrics: The report's metrics, empty where it is not evaluated.
+        metrics: The report's metrics; empty if the adapter is not evaluated.
         causes: Every edge of the graph above it, with its state.
-        notes: What is not as it was when the adapter was made.
+        notes: What has changed since the adapter was made.
     """
 
     adapter: dict[str, Any]
@@ -123,10 +124,10 @@ class AdapterLineage:
 
 
 def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
-    """Everything an adapter was made of.
+    """Collect everything that an adapter was made of.
 
     Raises:
-        Refused: the names are no names, or there is no such adapter.
+        Refused: a name is not valid, or there is no such adapter.
         DeliftError: a manifest is damaged.
     """
     adapter = find_artifact(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
@@ -142,7 +143,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     model = {"fingerprint": fingerprint} if fingerprint else {}
     known, marked = read_tracking_note(adapter.folder), rebuild_reason(adapter.folder)
     metrics = metrics_of(home, version, arm, own.content_hash)
-    # The stored parents, nearest first; a kernel's blocks are one artifact.
+    # The stored parents, nearest first. The blocks of a kernel are one artifact.
     by_folder: dict[Path, Artifact] = {}
     for edge in edges:
         if edge.stored is not None:
@@ -216,12 +217,12 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
 
 
 def _select_keys(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Some of the values, None for those that are missing."""
+    """Return the values of some keys, with None for missing ones."""
     return {name: values.get(name) for name in names}
 
 
 def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
-    """The records with their reasons, where the subset that names them is still stored."""
+    """Return the records, with reasons if the subset that has them is still stored."""
     records = training_records(home, adapter)
     if records is None:
         return None
@@ -232,7 +233,7 @@ def _records(home: Home, adapter: Artifact) -> pl.DataFrame | None:
         subset = find_artifact(home, name.replace("adapter:", "subset:", 1))
         if not stored or not subset or not (subset.folder / SUBSET).is_file():
             continue
-        # Else it was chosen anew since.
+        # A subset that was chosen again later has other reasons.
         if stored.manifest.parents.get(subset.name) == subset.manifest.content_hash:
             frame = pl.read_parquet(subset.folder / SUBSET).select(columns)
             reasons.append(frame.with_columns(adapter=pl.lit(name)))

@@ -1,6 +1,6 @@
-"""Every artifact of a home by its name, and what each was made of: read from manifests alone.
+"""Every artifact of a home by its name, and its parents. Only manifests are read.
 
-An artifact's name is what manifests call it in their `parents`:
+An artifact's name is the key that manifests use in their `parents`:
 
     dataset:V  heldout:V  plan:V  scores:V  kernel:V:BLOCK
     subset:V:ARM  adapter:V:ARM  report:V:ARM
@@ -50,10 +50,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Cause:
-    """One edge of the lineage: an artifact, and something it was made of.
+    """One edge of the lineage: an artifact and one of its parents.
 
     Attributes:
-        parent: What it was made of, by name.
+        parent: The parent's name.
         recorded: The parent's hash when the child was made.
         stored: The parent as it is stored now, or None.
         state: `as recorded`, `changed since` (stored with another hash) or `gone`.
@@ -66,7 +66,7 @@ class Cause:
     state: str
 
     def as_json(self, root: Path) -> dict[str, str | None]:
-        """The edge as plain data, its path relative to the home."""
+        """Return the edge as plain data, with the path relative to the home."""
         return {
             "artifact": self.child,
             "made_of": self.parent,
@@ -77,13 +77,13 @@ class Cause:
 
 
 def find_artifact(home: Home, name: str, fingerprint: str | None = None) -> Artifact | None:
-    """The stored artifact of a name, or None.
+    """Return the stored artifact with a name, or None.
 
-    `fingerprint` is that of the artifact that names it: kernels and scores lie under it, and it is
-    the hash of `model`.
+    `fingerprint` is the scoring fingerprint of the artifact's child. The folders of kernels and
+    scores are named by it, and it is the hash of `model`.
 
     Raises:
-        DeliftError: its manifest is damaged.
+        DeliftError: the artifact's manifest is damaged.
     """
     kind, version, last = (*name.split(":", 2), "", "")[:3]
     if kind in ARM_KINDS:
@@ -103,14 +103,14 @@ def find_artifact(home: Home, name: str, fingerprint: str | None = None) -> Arti
 
 
 def _artifact_in(name: str, folder: Path) -> Iterator[Artifact]:
-    """The artifact in a folder, if there is one."""
+    """Yield the artifact in a folder, if there is one."""
     manifest = read_manifest(folder)
     if manifest is not None:
         yield Artifact(name, folder, manifest)
 
 
 def metrics_of(home: Home, version: str, arm: str, adapter: str) -> dict[str, float] | None:
-    """The metrics of an arm's report, or None where it did not measure the adapter of this hash."""
+    """Return the metrics of an arm's report, or None if it measured an adapter of another hash."""
     report = find_artifact(home, f"report:{version}:{arm}")
     if report is None or report.manifest.parents.get(f"adapter:{version}:{arm}") != adapter:
         return None
@@ -119,17 +119,17 @@ def metrics_of(home: Home, version: str, arm: str, adapter: str) -> dict[str, fl
 
 
 def current_hash(artifact: Artifact) -> str | None:
-    """The stored artifact's hash as its children record it (a kernel's by block)."""
+    """Return the stored artifact's hash as its children record it (for a kernel, the block's)."""
     if artifact.kind != "kernel":
         return artifact.manifest.content_hash
     return block_hashes(artifact.manifest).get(artifact.name.split(":", 2)[2])
 
 
 def causes(home: Home, artifact: Artifact) -> list[Cause]:
-    """Everything an artifact was made of, nearest first, each edge once.
+    """Return all edges above an artifact, nearest first, each once.
 
-    The walk goes through what is stored now; where a parent was made again since, that is said in
-    its `state`, and its own causes are those of what is stored.
+    The walk follows what is stored now. If a parent was made again later, its `state` says so, and
+    the edges above it are those of the stored one.
     """
     edges: list[Cause] = []
     queue, seen = [artifact], {artifact.name}
@@ -157,12 +157,12 @@ def direct_causes(home: Home, child: Artifact) -> Iterator[Cause]:
 
 
 def all_artifacts(home: Home) -> Iterator[Artifact]:
-    """Every artifact with a manifest: datasets, plans, kernels, subsets, adapters, reports."""
+    """Yield every stored artifact: datasets, plans, kernels, scores, and those of each arm."""
     for version in home.versions():
         yield from _artifact_in(f"dataset:{version}", home.dataset(version))
         yield from _artifact_in(f"plan:{version}", home.plan(version))
         yield from version_kernels(home, version)
-        # What was scored for the version, one for each fingerprint and part.
+        # The manifests of the version's scores: one for each fingerprint and part.
         for store in folders(home.root / "scores"):
             for folder in folders(store / "versions" / version):
                 yield from _artifact_in(f"scores:{version}", folder)
@@ -171,27 +171,27 @@ def all_artifacts(home: Home) -> Iterator[Artifact]:
 
 
 def arm_artifacts(home: Home, kind: str, version: str) -> Iterator[Artifact]:
-    """The stored subsets, adapters or reports of one version, by arm."""
+    """Yield the stored subsets, adapters or reports of one version, sorted by arm."""
     for folder in folders(home.root / ARM_KINDS[kind] / version):
         if ARM_PATTERN.fullmatch(folder.name):
             yield from _artifact_in(f"{kind}:{version}:{folder.name}", folder)
 
 
 def version_kernels(home: Home, version: str) -> Iterator[Artifact]:
-    """A version's kernels, one for each fingerprint."""
+    """Yield a version's kernels, one for each fingerprint."""
     for folder in folders(home.root / "kernels" / version):
         if FINGERPRINT_PATTERN.fullmatch(folder.name):
             yield from _artifact_in(f"kernel:{version}", folder)
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders in a folder, sorted, temporary and hidden ones left out."""
+    """Return the folders in a folder, sorted, without temporary and hidden ones."""
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if not p.name.startswith(".") and p.is_dir())
 
 
 def stored_versions(home: Home, kind: str) -> list[str]:
-    """Versions with a folder of one kind of artifact, even where the data set is gone."""
+    """Return the versions with a folder of one kind of artifact, even if the data set is gone."""
     names = (folder.name for folder in folders(home.root / ARM_KINDS[kind]))
     return [name for name in names if NAME_PATTERN.fullmatch(name)]

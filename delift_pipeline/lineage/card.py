@@ -1,4 +1,4 @@
-"""The model card (`README.md`) that lies in every adapter's folder."""
+"""The model card (`README.md`) in every adapter's folder."""
 
 import re
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ def write_card(
     measured: Evaluation | None = None,
     beside: Mapping[str, Evaluation | None] | None = None,
 ) -> Path:
-    """Write the card into an adapter's folder; equal facts give equal bytes.
+    """Write the card into an adapter's folder. Equal facts give equal bytes.
 
-    `settings` is what `arms.yaml` says of the arm, `model` a name and never a path, `records` the
-    subset (`RECORD_SCHEMA`), and `beside` the evaluations that `measured` is compared with.
+    `settings` are the arm's settings in `arms.yaml`, `model` is a name and never a path, `records`
+    the subset (`RECORD_SCHEMA`), and `beside` the evaluations that `measured` is compared with.
     """
     stage, selector = split_arm(arm)
     gaps = {
@@ -67,14 +67,14 @@ def write_card(
 
 
 def card_text(folder: Path) -> str:
-    """The card in an adapter's folder as a person reads it; empty where there is none."""
+    """Return the card in an adapter's folder without its front matter; empty if there is none."""
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return _FRONT_MATTER.sub("", text)
 
 
 def _sources(records: pl.DataFrame, log: TrainingLog) -> list[tuple[str, str]]:
-    """Sources and how many of the records trained on each gave, most first; "" where none is."""
+    """Count the training records of each source, most first; empty if no record has a source."""
     used = records.filter(~pl.col("record_id").is_in(list(log.records_left_out)))
     if not (used["source"] != "").any():
         return []

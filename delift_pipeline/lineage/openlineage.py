@@ -2,7 +2,7 @@
 
 Every artifact is one run of the job that makes its kind: a START and a COMPLETE event with the
 artifacts it read as inputs and itself as output. A run's id is derived from the artifact's name
-and hash, so that exporting again gives the same ids; the Dagster run stands in the parent facet.
+and hash, so another export gives the same ids. The parent facet names the Dagster run.
 """
 
 import datetime as dt
@@ -74,7 +74,7 @@ StepTimes = Callable[[str, str], Times | None]
 def write_openlineage(
     home: Home, artifacts: Iterable[Artifact], path: Path, step_times: StepTimes
 ) -> int:
-    """Write the events of some artifacts and all their causes, oldest first; returns how many."""
+    """Write the events of some artifacts and all their causes, oldest first; return how many."""
     events = list(openlineage_events(home, artifacts, step_times))
     write_output(path, "".join(f"{json_text(event)}\n" for event in events).encode("utf-8"))
     return len(events)
@@ -83,11 +83,11 @@ def write_openlineage(
 def openlineage_events(
     home: Home, artifacts: Iterable[Artifact], step_times: StepTimes = lambda run, step: None
 ) -> Iterator[Event]:
-    """START and COMPLETE of every run that led to some artifacts, oldest first.
+    """Yield START and COMPLETE of every run that led to some artifacts, oldest first.
 
-    A run starts and ends as its Dagster step did. Where Dagster does not know the step, it ends as
-    its manifest was written, and starts as much earlier as the training or evaluation took; of
-    other artifacts nothing holds the duration, and both events have the same time.
+    A run has the start and end of its Dagster step. If Dagster does not know the step, the run ends
+    when its manifest was written, and starts earlier by the duration of the training or evaluation.
+    The duration of other artifacts is not stored, so both events have the same time.
     """
     set_producer(PRODUCER)
     runs: dict[Path, Artifact] = {}
@@ -105,7 +105,7 @@ def openlineage_events(
 
 
 def _written_times(artifact: Artifact) -> Times:
-    """When a run started and ended, as the artifact's own files tell."""
+    """Return when a run started and ended, from the artifact's own files."""
     ended = dt.datetime.fromisoformat(artifact.manifest.created)
     ended = ended if ended.tzinfo else ended.replace(tzinfo=dt.UTC)
     seconds = 0.0
@@ -121,7 +121,7 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
     run_id = str(uuid.uuid5(RUNS, f"{artifact.name}:{manifest.content_hash}"))
     job_type = job_type_job.JobTypeJobFacet("BATCH", "DELIFT", "JOB")
     outputs = [artifact] if state is RunState.COMPLETE else []
-    if outputs and artifact.kind == "kernel":  # Others name its blocks.
+    if outputs and artifact.kind == "kernel":  # Children name its blocks as their parents.
         blocks = block_hashes(manifest)
         outputs = [replace(artifact, name=f"kernel:{artifact.version}:{one}") for one in blocks]
     event = RunEvent(
@@ -140,7 +140,7 @@ def _event(home: Home, artifact: Artifact, state: RunState, time: dt.datetime) -
         ],
     )
     document = Serde.to_dict(event)
-    # Added to the finished document, since the client drops every null from what it is given.
+    # Added to the finished document, because the client drops every null from facets.
     document["run"]["facets"]["delift_code"] = {
         "_producer": PRODUCER,
         "_schemaURL": f"{PRODUCER}:DeliftCodeRunFacet",
@@ -164,7 +164,7 @@ def _run_facets(manifest: Manifest) -> dict[str, RunFacet]:
 
 
 def _facets(home: Home, artifact: Artifact | None, recorded: str = "") -> dict[str, DatasetFacet]:
-    """An artifact's hash, and where it is stored its place and its table's columns, if any."""
+    """Return an artifact's hash and, if it is stored, its path and its table's columns."""
     digest = recorded or (artifact and (current_hash(artifact) or artifact.manifest.content_hash))
     version = dataset_version_dataset.DatasetVersionDatasetFacet(digest or "")
     facets: dict[str, DatasetFacet] = {"version": version}

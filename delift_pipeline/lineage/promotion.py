@@ -1,21 +1,20 @@
-"""Which adapter is the champion of its data set, stage and base model, and which the challenger.
+"""Decide which adapter is champion and which is challenger of a data set, stage and base model.
 
-The rule, on one metric (the first that any candidate measured, in the order tables show them):
+One metric decides: the first one, in the order of tables, that any candidate has.
 
-1. A candidate is eligible if it is not worse than the base model nor than its stage's random arm
-   on the same version: the mean difference, paired by held-out record, has the right sign or is
-   zero. A random arm is held against the base model alone.
-2. What cannot be compared is not eligible: a metric that was not measured or is not finite, a base
-   model or random arm that is not evaluated yet, and rows that are missing: a held-out record that
-   only one of the two was measured on, since leaving out hard records would look like an
-   improvement.
-3. The champion stays while it is eligible, and a tie leaves it where it is. A candidate takes over
-   only if it is better on the held-out records both were measured on, of which there must be one.
-   Among candidates without a champion the same contest is held in order of version and arm.
-4. The challenger is the winner of the same contest among the eligible rest.
+1. A candidate is eligible if it is not worse than the base model and not worse than the random arm
+   of its stage on the same version: the mean difference, paired by held-out record, favours it or
+   is zero. A random arm is compared with the base model alone.
+2. A candidate that cannot be compared is not eligible: its metric is missing or not finite, the
+   base model or the random arm is not evaluated yet, or one of the two was not measured on some
+   held-out records. (Leaving out hard records would look like an improvement.)
+3. The champion stays while it is eligible and no other candidate is better. A candidate replaces it
+   only if it is better on the held-out records of both, of which there must be at least one. If
+   there is no champion, candidates are compared in the order of version and arm.
+4. The challenger is decided in the same way among the other eligible candidates.
 
-The means decide, their standard errors are only told: the rule keeps a worse adapter from being
-champion, it does not claim that the champion's lead is significant.
+Only the means decide. Standard errors are shown, but a champion's lead may be not resolved: the
+rule only prevents that a worse adapter is champion.
 """
 
 import math
@@ -50,16 +49,16 @@ if TYPE_CHECKING:
 STANDING_TAG = f"{PREFIX}standing"
 
 Key = tuple[str, str, str]
-"""What tells adapters apart: dataset version, arm and content hash."""
+"""What identifies an adapter: dataset version, arm and content hash."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An evaluated adapter and what it must not be worse than.
+    """An evaluated adapter and the evaluations that it must not be worse than.
 
     Attributes:
-        base: The base model's on the same held-out set; None where it is missing.
-        random: The stage's random arm's; None where it is missing.
+        base: The base model on the same held-out set; None if it is not evaluated.
+        random: The random arm of the stage; None if it is not evaluated.
     """
 
     version: str
@@ -72,16 +71,16 @@ class Candidate:
 
     @property
     def key(self) -> Key:
-        """What tells it from other adapters."""
+        """What identifies the adapter."""
         return self.version, self.arm, self.adapter
 
 
 @dataclass(frozen=True)
 class PromotionDecision:
-    """The outcome of a contest.
+    """Which candidates are champion and challenger, and why others cannot be.
 
     Attributes:
-        metric: The metric that decided; None where nothing was measured.
+        metric: The metric that decided; None if nothing was measured.
         champion: The best eligible adapter, or None.
         challenger: The best of the others, or None.
         objections: Candidate -> why it is not eligible.
@@ -93,7 +92,7 @@ class PromotionDecision:
     objections: dict[Key, str]
 
     def status_of(self, candidate: Candidate) -> str:
-        """How a candidate stands, in a word, or why it is not eligible."""
+        """Return a candidate's status in a word, or why it is not eligible."""
         if candidate is self.champion:
             return "champion"
         if candidate is self.challenger:
@@ -104,7 +103,7 @@ class PromotionDecision:
 def decide_promotion(
     candidates: Sequence[Candidate], champion: Key | None = None
 ) -> PromotionDecision:
-    """Decide the contest; `champion` is the key of the present champion, if there is one."""
+    """Decide by the rule above. `champion` is the key of the present champion, if there is one."""
     measured = {name for one in candidates for name in one.own.metrics}
     metric: MetricName | None = next((name for name in METRICS if name in measured), None)
     if metric is None:
@@ -122,7 +121,7 @@ def decide_promotion(
 
 
 def _objection(candidate: Candidate, metric: MetricName) -> str | None:
-    """Why a candidate cannot be champion, in a few words; None where it can."""
+    """Return why a candidate cannot be champion, in a few words, or None if it can."""
     title, own = METRICS[metric].title, candidate.own
     value = own.metrics.get(metric)
     if value is None or not math.isfinite(value):
@@ -144,7 +143,7 @@ def _objection(candidate: Candidate, metric: MetricName) -> str | None:
 
 
 def measured_records(evaluation: Evaluation, metric: MetricName) -> set[str]:
-    """The held-out records that a metric was measured on."""
+    """Return the held-out records that a metric was measured on."""
     samples = evaluation.samples
     if metric not in samples.columns:
         return set()
@@ -152,7 +151,7 @@ def measured_records(evaluation: Evaluation, metric: MetricName) -> set[str]:
 
 
 def _winner(eligible: Sequence[Candidate], metric: MetricName) -> Candidate | None:
-    """Each in turn against the best so far; a tie leaves the earlier one where it is."""
+    """Compare each candidate with the best so far. In a tie the earlier one stays."""
     best: Candidate | None = None
     for one in eligible:
         gap = differences(one.own, best.own).get(metric) if best else None
@@ -169,13 +168,13 @@ def update_champion(
     model: str,
     arms: Mapping[str, EvaluationOptions],
 ) -> str:
-    """Decide who is champion and challenger after an evaluation, and move the aliases.
+    """Decide about champion and challenger after an evaluation, and move their MLflow aliases.
 
-    `arms` holds all arms of the stage with what each is measured by; `model` is a name, never a
-    path. Returns one sentence on who is champion.
+    `arms` are all arms of the stage with their evaluation options; `model` is a name, never a path.
+    Returns one sentence that names the champion.
 
     Raises:
-        DeliftError: the store cannot be used.
+        DeliftError: the MLflow store cannot be used.
     """
     name = registered_name(tracker.experiment, dataset.manifest.details["dataset"], stage, model)
     alias_names = ("champion", "challenger")
@@ -234,7 +233,7 @@ def _candidate(
     options: EvaluationOptions,
     model: str,
 ) -> Candidate | None:
-    """An arm's evaluated adapter; None where it is not evaluated, or on another base model."""
+    """Return an arm's evaluated adapter; None if it is not evaluated or has another base model."""
     version = dataset.version
     own = _own_evaluation(home, version, arm, model)
     adapter = read_manifest(home.adapter(version, arm))

@@ -1,4 +1,4 @@
-"""From a record to everything it went into, and why it was taken or not."""
+"""From a record to everything it is part of, and why it was chosen or not."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -26,16 +26,16 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class RecordLineage:
-    """What became of one record.
+    """Everything that one record is part of.
 
     Attributes:
-        texts: Its texts, task and source, as the first version that has it gives them.
-        versions: Where it stands: version, part (`pool`, `target`, `heldout`), source ids, copies.
-        subsets: For each arm that could have taken it: whether it did, at which rank, and why.
+        texts: Its texts, task and source in the first version that has it.
+        versions: Each place: version, part (`pool`, `target`, `heldout`), source ids, copies.
+        subsets: For each arm that could choose it: whether it did, at which rank, and why.
         adapters: Adapters whose weights it shaped, directly or through the one they started from.
-        reports: Metrics measured with these adapters.
-        measured: Held-out only: its own metrics under each arm.
-        unscorable: Version -> why it is in no scored pair.
+        reports: Metrics of these adapters.
+        measured: For a held-out record, its own metrics under each arm.
+        unscorable: Version -> why it cannot be scored.
     """
 
     record_id: str
@@ -49,12 +49,12 @@ class RecordLineage:
 
 
 def record_lineage(home: Home, record: str) -> RecordLineage:
-    """Follow a record downwards.
+    """Find everything that a record is part of.
 
-    `record` is a record_id, the beginning of one, or a file's own id.
+    `record` is a record_id, the beginning of one, or a source id.
 
     Raises:
-        Refused: no stored record is meant, or several are.
+        Refused: no stored record matches, or several do.
     """
     records = stored_records(home)
     name = find_record(records, record, "no record of any version")
@@ -87,10 +87,10 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
 
 
 def _reachable_versions(home: Home, holders: pl.Series) -> set[str]:
-    """Versions that a record can have reached: those that hold it, and all that follow them.
+    """Return the versions whose artifacts may have a record: those with it, and all that follow.
 
-    A subset takes records from its version and the ones before it, and an adapter goes on from one
-    of those. Versions whose data set is gone are looked through as well.
+    A subset chooses records from its version and earlier ones, and an adapter may continue an
+    earlier one. Versions whose data set is gone are included as well.
     """
     parents = {name: version_manifest(home, name).details["parents"] for name in home.versions()}
     reached, grew = set(holders), True
@@ -103,7 +103,7 @@ def _reachable_versions(home: Home, holders: pl.Series) -> set[str]:
 
 
 def _artifacts(home: Home, kind: str, versions: Collection[str]) -> dict[str, Artifact]:
-    """The artifacts of some versions by folder."""
+    """Return the artifacts of some versions by folder."""
     return {
         artifact.folder.as_posix(): artifact
         for version in stored_versions(home, kind)
@@ -113,9 +113,9 @@ def _artifacts(home: Home, kind: str, versions: Collection[str]) -> dict[str, Ar
 
 
 def _rows(places: Iterable[str], file: str, name: str, schema: pl.Schema | None = None) -> Rows:
-    """The record's rows in each folder's table that has some, all read in one pass.
+    """Read the record's rows from one table in each folder, all in one pass.
 
-    Columns that some tables lack are null there; without a schema those of the first are read.
+    A column that a table lacks is null; without a schema, the columns are those of the first table.
     """
     paths = [f"{folder}/{file}" for folder in places]
     rows: Rows = {}
@@ -133,7 +133,7 @@ def _rows(places: Iterable[str], file: str, name: str, schema: pl.Schema | None 
 
 
 def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
-    """Every stored subset that had the record to choose from, and why it took it or not."""
+    """Return every stored subset that could choose the record, and why it did or did not."""
     artifacts = _artifacts(home, "subset", versions)
     chosen, dropped = (_rows(artifacts, file, name) for file in (SUBSET, DROPPED))
     facts = ("rank", "gain", "trust", "replayed", "covered_by", "coverage")
@@ -152,7 +152,7 @@ def _subsets(home: Home, name: str, versions: Collection[str]) -> list[dict[str,
 
 
 def _reason(row: dict[str, Any], is_selected: bool) -> str:
-    """Why a record is in a subset or not, in one sentence."""
+    """Return why a record is in a subset or not, in one sentence."""
     if not is_selected and row["covered_by"] is None:
         return "dropped: beyond the budget, and no chosen record covers it"
     if not is_selected:
@@ -166,10 +166,7 @@ def _reason(row: dict[str, Any], is_selected: bool) -> str:
 
 
 def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str, Any]]:
-    """Every stored adapter of some versions whose weights a record shaped.
-
-    Found downwards: from the lists of the adapters to those that hold the record.
-    """
+    """Return every stored adapter of some versions whose weights a record shaped."""
     arms = {a.as_posix(): a for v in sorted(versions) for a in folders(home.root / "adapters" / v)}
     listed = [place for place, arm in arms.items() if (arm / TRAINED_ON).is_file()]
     rows = _rows(listed, TRAINED_ON, name)
@@ -196,7 +193,7 @@ def _adapters(home: Home, name: str, versions: Collection[str]) -> list[dict[str
 
 
 def _heldout_metrics(home: Home, name: str, versions: pl.Series) -> list[dict[str, Any]]:
-    """A held-out record's own metrics under each arm of the versions that hold it out."""
+    """Return a held-out record's own metrics under each arm of the versions that hold it out."""
     reports = [one for v in versions.unique() for one in arm_artifacts(home, "report", v)]
     rows = _rows((one.folder.as_posix() for one in reports), SAMPLES, name, SAMPLE_SCHEMA)
     return [

@@ -1,7 +1,7 @@
-"""What an arm leaves in MLflow: one run with its data sets, curves, subset, adapter and metrics.
+"""Logging an arm to MLflow: one run with its data sets, curves, subset, adapter and metrics.
 
-The adapter is a logged model of the run, and a version of a registered model. That stands for what
-one would deploy: the adapters of one project's data set, stage and base model.
+The adapter is a logged model of the run and a version of a registered model. A registered model
+has all adapters for one data set, stage and base model of a project: what one would deploy.
 """
 
 import os
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TRACKED = "tracking.json"
 MODEL_TYPE = "adapter"
 DIGEST = f"{PREFIX}digest"
-# Notes about an adapter, not the adapter: they may change while it stays the same.
+# These files are about an adapter. They may change while the adapter stays the same.
 _NOT_THE_MODEL = {CARD, TRACKED, "loss.png"}
 POINTS_PER_CALL = 100
 DAGSTER_VARIABLE = "DELIFT_DAGSTER_URL"
@@ -42,7 +42,7 @@ class TrackedArm:
     """The MLflow run of one version's arm.
 
     Attributes:
-        settings: What `arms.yaml` says of the arm, as plain data.
+        settings: The arm's settings in `arms.yaml`, as plain data.
         records: The subset, in rank order.
         parents: Name of each artifact the adapter is made of -> its hash.
         model: The base model's name, never a path.
@@ -66,7 +66,7 @@ class TrackedArm:
         return self.home.adapter(self.dataset.version, self.arm)
 
     def begin(self) -> None:
-        """Start the run, with parameters, tags that lead back, and the data sets as inputs."""
+        """Start the run with parameters, tags that lead to the home, and data sets as inputs."""
         arm, version, manifest = self.arm, self.dataset.version, self.dataset.manifest
         details, dataset = manifest.details, {"dataset": manifest.details["dataset"]}
         logged = ("budget", "seed", "training", "evaluation")
@@ -101,7 +101,7 @@ class TrackedArm:
             self.tracker.log_dataset(self.run_id, *inputs, f"datasets/{version}")
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Take one step's values; they are logged some at a time, while training goes on."""
+        """Add one step's values. They are logged in batches while training continues."""
         self._points += [(name, step, value) for name, value in values.items()]
         if len(self._points) >= POINTS_PER_CALL:
             self._flush()
@@ -132,7 +132,7 @@ class TrackedArm:
         write_tracking_note(folder, tracker, run_id, **adapter, **known)
 
     def replay(self, manifest: Manifest, log: TrainingLog) -> None:
-        """Log a training that was done before, from its log."""
+        """Log a training that has already finished, from its training log."""
         self.begin()
         for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True)):
             self.on_step(step, {"loss": loss, "learning_rate": rate})
@@ -146,16 +146,16 @@ class TrackedArm:
 
 
 def registered_name(project: str, dataset: str, stage: str, model: str) -> str:
-    """The registered model of a project's data set, stage and base model.
+    """Return the name of the registered model for a project's data set, stage and base model.
 
-    The project (the MLflow experiment) is part of it, since a server has one registry for all.
-    MLflow refuses `/` and `:`.
+    The project (the MLflow experiment) is part of the name, because a server has one registry for
+    all projects. `/` and `:` are replaced, because MLflow refuses them.
     """
     return re.sub(r"[/:\\]+", "_", f"{project}-{dataset}-{stage}-on-{model}")
 
 
 def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
-    """Log an adapter's (or full model's) files as a logged model made by the run; returns its id.
+    """Log an adapter's (or a whole model's) files as a logged model of the run; return its id.
 
     The same files under the same name are logged once. Characters of `name` that MLflow refuses
     become `_`.
@@ -190,10 +190,10 @@ def log_adapter(tracker: Tracker, run_id: str, folder: Path, name: str) -> str:
 def register(
     tracker: Tracker, name: str, model_id: str, tags: Mapping[str, Any], card: str
 ) -> "ModelVersion":
-    """Make a logged model a version of a registered model; the same adapter is one version.
+    """Add a logged model as a version of a registered model. An adapter has only one version.
 
-    `tags` (`version`, `arm`, `adapter`: the content hash) tell adapters apart. The registered model
-    is made where there is none; the model card is shown as the version's description.
+    `tags` (`version`, `arm`, and `adapter`: the content hash) identify an adapter. The registered
+    model is created if it does not exist. The model card becomes the version's description.
     """
     from mlflow.exceptions import MlflowException
 
@@ -215,7 +215,7 @@ def register(
 
 
 def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
-    """The pages of an adapter in MLflow by title, on the site the tracker has now."""
+    """Return the MLflow pages of an adapter by title, with the tracker's present address."""
     known = read_tracking_note(folder)
     titles = {"MLflow": "link", "MLflow model": "model"}
     pages = {title: known[name] for title, name in titles.items() if name in known}
@@ -223,7 +223,7 @@ def links_of(folder: Path, tracker: Tracker) -> dict[str, str]:
 
 
 def publish_card(tracker: Tracker, folder: Path) -> None:
-    """Put an adapter's rewritten model card to its run, logged model and registered version."""
+    """Copy an adapter's new model card to its run, logged model and registered version."""
     known, client, text = read_tracking_note(folder), tracker.client, card_text(folder)
     tracker.log_artifacts(known["run_id"], folder / CARD, "adapter")
     if name := known.get("registered"):
@@ -234,7 +234,7 @@ def publish_card(tracker: Tracker, folder: Path) -> None:
 
 
 def write_tracking_note(folder: Path, tracker: Tracker, run_id: str, **hashes: str) -> None:
-    """Keep beside the adapter which MLflow run it is, and what of it is logged."""
+    """Write into the adapter's folder which MLflow run it has and which artifacts are logged."""
     known = read_tracking_note(folder)
     earlier = known if known.get("run_id") == run_id else {}
     fresh = {"run_id": run_id, "link": tracker.link(run_id), "server": tracker.uri or "home"}
@@ -242,13 +242,13 @@ def write_tracking_note(folder: Path, tracker: Tracker, run_id: str, **hashes: s
 
 
 def read_tracking_note(folder: Path) -> dict[str, str]:
-    """What `write_tracking_note` kept beside an adapter; empty where nothing was tracked."""
+    """Read what `write_tracking_note` wrote; return an empty dict if nothing was tracked."""
     path = folder / TRACKED
     return read_json(path) if path.is_file() else {}
 
 
 def is_tracked(tracker: Tracker, folder: Path, **hashes: str) -> bool:
-    """Whether these artifacts are logged in the tracker's present store."""
+    """Whether artifacts with these hashes are logged in the tracker's present store."""
     known = read_tracking_note(folder)
     expected = {"server": tracker.uri or "home", **hashes}
     return bool(known) and expected.items() <= known.items() and tracker.exists(known["run_id"])

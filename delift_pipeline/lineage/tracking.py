@@ -1,8 +1,8 @@
 """Runs of arms in MLflow: one live run per (version, arm).
 
-A run is found by its tags. It is reused while its content (the tag `delift.content`: the subset
-and what training was asked to do) stays the same, and superseded by a new run when that changes.
-Everything logged can be logged again without doubling, so a resumed step changes nothing.
+A run is identified by its tags. It is reused while its content stays the same (the tag
+`delift.content`: a hash of the subset and the training options), and a new run replaces it when the
+content changes. Logging the same thing twice has no effect, so a resumed step changes nothing.
 """
 
 import json
@@ -73,12 +73,12 @@ class Tracker:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's own client, for whatever is not offered here."""
+        """MLflow's own client."""
         return open_client(self.home, self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
-        """The id of the experiment, made or restored where it is missing."""
+        """The id of the experiment, which is created or restored if it is missing."""
         from mlflow.exceptions import MlflowException
 
         client, name = self.client, self.experiment
@@ -89,7 +89,7 @@ class Tracker:
                 try:
                     return client.create_experiment(name, folder, MODEL_TRAINING)
                 except MlflowException:
-                    # Another client of the server made it in between.
+                    # Another client of the server may have created it in between.
                     experiment = client.get_experiment_by_name(name)
                     if experiment is None:
                         raise
@@ -99,7 +99,7 @@ class Tracker:
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """A context whose MLflow errors become one sentence that says what to do."""
+        """Turn MLflow errors in the body into one sentence that says what to do."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -108,7 +108,8 @@ class Tracker:
             where = self.uri or "the home's MLflow store"
             first = str(error).splitlines()[0]
             raise DeliftError(
-                f"tracking in {where} failed: {first}; run without it by tracking.enabled: false"
+                f"tracking in {where} failed: {first}. To run without tracking, set "
+                "tracking.enabled: false."
             ) from error
 
     def start_run(
@@ -119,12 +120,12 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         parent: str | None = None,
     ) -> str:
-        """The live run of an arm on a version: the present one if its content is equal, else new.
+        """Start the run of an arm: the live run if its content is equal, else a new one.
 
-        The stage and the selector of `arm` become tags of their own. `tags` lead back to the home;
-        their `content` is the hash of the subset and the training request, without it that of
-        `params`. Nested mappings of `params` are spread out, and a parameter that the run has
-        already stays as it is. The run is shown under the run `parent` (`version_run`).
+        The stage and the selector of `arm` become tags. `tags` lead to the home; their `content` is
+        the hash of the subset and the training options (by default, of `params`). Nested mappings
+        of `params` are flattened, and a parameter that the run already has stays as it is. MLflow
+        shows the run under the run `parent` (`run_of_version`).
         """
         from mlflow.entities import Param
 
@@ -153,7 +154,7 @@ class Tracker:
         return run.info.run_id
 
     def run_of_version(self, version: str, tags: Mapping[str, Any]) -> str:
-        """The run that all arms of a dataset version are shown under, made where there is none."""
+        """Return the run under which all arms of a version are shown; create it if necessary."""
         named = tag_names({**tags, "version": version, "kind": VERSION_RUN})
         with self.translate_errors(), store_lock(self.home):
             for run in self._runs(version=version, kind=VERSION_RUN):
@@ -164,13 +165,13 @@ class Tracker:
         return run.info.run_id
 
     def _runs(self, **tags: str) -> "list[Run]":
-        """The runs with some tags, newest first."""
+        """Return the runs with these tags, newest first."""
         query = " AND ".join(f"tags.`{PREFIX}{name}` = '{text}'" for name, text in tags.items())
         order = ["attributes.start_time DESC"]
         return self.client.search_runs([self.experiment_id], query, order_by=order)
 
     def exists(self, run_id: str) -> bool:
-        """Whether the store still has the run, and it is not deleted."""
+        """Whether the store has the run, and it is not deleted."""
         if not self.uri:
             return has_active_run(self.home, run_id)
         from mlflow.exceptions import MlflowException
@@ -184,16 +185,16 @@ class Tracker:
                 return False
 
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at one step; a value that is not finite becomes a tag."""
+        """Log metrics at one step. A value that is not finite becomes a tag."""
         self.log_points(run_id, [(name, step, value) for name, value in values.items()], "{}")
 
     def log_points(
         self, run_id: str, points: Iterable[tuple[str, int, float]], odd: str = "{} at step {}"
     ) -> None:
-        """Log points of curves: metric, step and value. What the run holds already is left out.
+        """Log points of curves: metric, step and value. Points that the run has are left out.
 
         A NaN or an infinity would break MLflow's charts and comparisons for the whole metric, so
-        the first of each metric becomes a tag, worded as `odd` says.
+        the first of each metric becomes a tag, with a text that `odd` formats.
 
         Raises:
             DeliftError: the run is gone.
@@ -235,10 +236,10 @@ class Tracker:
     def log_dataset(
         self, run_id: str, frame: pl.DataFrame, name: str, digest: str, context: str, source: str
     ) -> None:
-        """Log a frame as a data set input: its schema, size and digest, and where it lies.
+        """Log a frame as a data set input: its schema, size, digest and source.
 
-        `name` is as shown (`alpaca-v1/pool`), `context` is `pool`, `training` or `evaluation`, and
-        `source` says where the rows lie, relative to the home.
+        `name` is the name that MLflow shows (`alpaca-v1/pool`), `context` is `pool`, `training` or
+        `evaluation`, and `source` is the path of the rows relative to the home.
         """
         from mlflow.data.polars_dataset import from_polars
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -258,28 +259,28 @@ class Tracker:
             self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
 
     def link(self, run_id: str) -> str:
-        """The run's page, on `$DELIFT_MLFLOW_URL`, else the tracking server, else loopback."""
+        """Return the address of the run's page (see `site`)."""
         return f"{self.site}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     @property
     def site(self) -> str:
-        """Where MLflow's pages are."""
+        """MLflow's address: `$DELIFT_MLFLOW_URL`, else the tracking server, else loopback."""
         return (os.environ.get(URL_VARIABLE) or self.uri or DEFAULT_URL).rstrip("/")
 
 
 def split_arm(arm: str) -> tuple[str, str]:
-    """Stage and selector of `stage.selector[-variant]`."""
+    """Return stage and selector of `stage.selector[-variant]`."""
     stage, _, selector = arm.partition(".")
     return stage, selector.split("-")[0]
 
 
 def valid_name(name: str) -> str:
-    """A metric or parameter name with only the characters MLflow takes."""
+    """Replace the characters of a metric or parameter name that MLflow refuses."""
     return _NO_NAME.sub("_", name)[:_LONGEST_NAME]
 
 
 def tag_names(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as text, all but MLflow's own under our prefix; those without a value left out."""
+    """Convert tags to text. All but MLflow's own get our prefix; those without a value go."""
     return {
         name if name.startswith((PREFIX, "mlflow.")) else PREFIX + name: str(value)
         for name, value in tags.items()
@@ -288,9 +289,9 @@ def tag_names(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def param_text(value: Any) -> str:
-    """A parameter as text; one of more than `LONGEST_PARAM` characters is cut.
+    """Convert a parameter to text, which is cut if it has more than `LONGEST_PARAM` characters.
 
-    It then ends in the digest of the whole, so that two that differ behind the cut stay apart.
+    A cut text ends in the digest of the whole, so texts that differ after the cut stay different.
     """
     plain = isinstance(value, str | int | float | bool | None)
     text = str(value) if plain else json.dumps(value, sort_keys=True, default=str)
@@ -301,7 +302,7 @@ def param_text(value: Any) -> str:
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Parameters by dotted names, nested mappings spread out, each as `param_text`."""
+    """Flatten nested parameters to dotted names, with each value as `param_text`."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):

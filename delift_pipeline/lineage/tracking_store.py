@@ -1,13 +1,13 @@
 """Opening an MLflow store: the home's own, or a tracking server.
 
-MLflow 3.17 has no public interface for three things that the home's own store needs. All that
-reaches behind its client is here:
+MLflow 3.17 has no public interface for three things that the home's own store needs. All code that
+uses MLflow's internals is here:
 
-- MLflow migrates a fresh SQLite file without a lock and corrupts it when two processes do so at
-  once. The store is made under a lock and another name, by the class behind the client, since the
-  client would keep the artifacts of the default experiment in the working directory.
-- It writes absolute artifact paths. They are rewritten in its tables when the home has been moved.
-- Importing it takes seconds. Whether a run exists is read from its table without the import.
+- MLflow migrates a new SQLite file without a lock, and two processes at once corrupt it. So the
+  store is created under a lock and a temporary name. The internal class does this, because the
+  client would put the artifacts of the default experiment into the working directory.
+- MLflow writes absolute artifact paths. They are rewritten in its tables when a home was moved.
+- Importing MLflow takes seconds. Whether a run exists is read from the table without the import.
 """
 
 import logging
@@ -51,15 +51,16 @@ def local_uri(home: Home) -> str:
 
 
 def store_lock(home: Home) -> FileLock:
-    """Held while the store is opened and while a run is looked up or made; may be taken again."""
+    """Return the lock for opening the store and for finding or creating a run; it is reentrant."""
     home.mlflow.mkdir(parents=True, exist_ok=True)
     return FileLock(home.mlflow / "store.lock", is_singleton=True)
 
 
 def silence_mlflow() -> None:
-    """No telemetry, no banners, no progress bars; a user's own settings stay.
+    """Switch off MLflow's telemetry, banners and progress bars, unless the user has set them.
 
-    Must run before MLflow is imported, which reads these once. Child processes inherit them.
+    This must run before MLflow is imported, because MLflow reads these variables once. Child
+    processes inherit them.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -67,7 +68,7 @@ def silence_mlflow() -> None:
 
 
 def open_client(home: Home, uri: str | None) -> "MlflowClient":
-    """A client of the server at `uri`, else of the home's own store, made where there is none."""
+    """Return a client of the server at `uri`, else of the home's store, created if necessary."""
     silence_mlflow()
     from mlflow.tracking import MlflowClient
 
@@ -78,7 +79,7 @@ def open_client(home: Home, uri: str | None) -> "MlflowClient":
         if database.exists():
             _follow_move(home)
         else:
-            # A kill in between leaves no half store.
+            # The rename at the end prevents that a kill leaves half a store.
             with replace_file(database) as temporary:
                 _migrate(temporary, home.mlflow / ARTIFACTS)
         client = MlflowClient(local_uri(home), registry_uri=local_uri(home))
@@ -97,14 +98,14 @@ def has_active_run(home: Home, run_id: str) -> bool:
 
 
 def _migrate(database: Path, artifacts: Path) -> None:
-    """Make an MLflow database whose default experiment keeps its artifacts in the home."""
+    """Create an MLflow database whose default experiment has its artifacts in the home."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore(f"sqlite:///{database}", str(artifacts)).engine.dispose()
 
 
 def _follow_move(home: Home) -> None:
-    """Point stored artifact paths at where the home is now."""
+    """Rewrite stored artifact paths if the home was moved."""
     new = str(home.mlflow / ARTIFACTS)
     with closing(sqlite3.connect(home.mlflow / DATABASE, timeout=60)) as database, database:
         query = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"

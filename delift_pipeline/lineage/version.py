@@ -1,7 +1,7 @@
 """A version and its parents.
 
-What the parents trained on is D_E of the continual stage. What a version changed against them is
-told by record, and so is what that did to each arm's subset.
+The records that the parents trained on are the existing records (D_E) of the continual stage. A
+version is compared with each parent by record, and so are the subsets of its arms.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from delift_pipeline.selection.run import DROPPED, SUBSET
 
 @dataclass(frozen=True)
 class ExistingRecords:
-    """What the parents of a version trained on, for one arm.
+    """The existing records of a version, for one arm.
 
     Attributes:
-        records: The records, each once, parents in order.
-        parents: Name of each artifact it was read from -> its content hash.
-        arms: Parent version -> the arm whose subset was taken.
+        records: The records, each once, in the order of the parents.
+        parents: Name of each artifact they were read from -> its content hash.
+        arms: Parent version -> the arm whose subset was read.
     """
 
     records: pl.DataFrame = field(repr=False)
@@ -32,11 +32,11 @@ class ExistingRecords:
 
 
 def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> ExistingRecords:
-    """The records that the parents' models were trained on, under the same arm.
+    """Return the records that the parents' models were trained on, under the same arm.
 
-    A parent without that arm (a first version has no continual one) counts with its
-    instruction-tuning arm of the same selector. What a parent's continual subset was added to
-    counts too, back to the first version. `existing: pool` takes the parents' whole pools.
+    A first version has no continual arm, so its instruction-tuning arm of the same selector is
+    used. The existing records of a parent's continual arm are included too, back to the first
+    version. With `existing: pool` they are the parents' whole pools.
 
     Raises:
         Refused: a parent has no such subset; the sentence says what to run.
@@ -54,10 +54,9 @@ def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> Exis
         if subset is None:
             fallback = fallback_arm(arm)
             raise Refused(
-                f"arm {arm} of {dataset.version} continues what {name} trained on, and {name} "
-                f"has no subset of {arm} or {fallback}. Run `delift run --version {name} --arm "
-                f"{fallback}` "
-                "first, or ingest the version with existing: pool",
+                f"arm {arm} of {dataset.version} continues what {name} trained on, but {name} "
+                f"has no subset of {arm} or {fallback}. First run `delift run --version {name} "
+                f"--arm {fallback}`, or ingest the version with existing: pool.",
                 field="existing",
             )
         arms[name], parents[subset.name] = str(subset.arm), subset.manifest.content_hash
@@ -72,18 +71,18 @@ def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> Exis
 
 
 def fallback_arm(arm: str) -> str:
-    """The instruction-tuning arm of the same selector and variant, as first versions have."""
+    """Return the instruction-tuning arm of the same selector, for a version without `arm`."""
     return f"instruction_tuning.{arm.split('.', 1)[1]}"
 
 
 def parent_subset(home: Home, parent: str, arm: str) -> Artifact | None:
-    """The parent's subset of the same arm, else of its `fallback_arm`."""
+    """Return the parent's subset of the same arm, else of its `fallback_arm`, else None."""
     stored = (find_artifact(home, f"subset:{parent}:{name}") for name in (arm, fallback_arm(arm)))
     return next(filter(None, stored), None)
 
 
 def ancestors(home: Home, dataset: DatasetVersion) -> list[str]:
-    """All versions a version descends from, nearest first, each once."""
+    """Return all versions that a version descends from, nearest first, each once."""
     above: list[str] = []
     queue = list(dataset.parents)
     while queue:
@@ -96,14 +95,14 @@ def ancestors(home: Home, dataset: DatasetVersion) -> list[str]:
 
 @dataclass(frozen=True)
 class VersionLineage:
-    """A version beside its parents.
+    """A version compared with its parents.
 
     Attributes:
-        parents: For each parent: the records `added` (new content under an id that it does not
-            have), `removed` (no changed record has their id) and `changed` ((before, after): other
-            content under an id of the parent's), and how many are `unchanged`.
-        children: Stored versions that follow it.
-        subsets: For each arm and parent: which picks stayed, came and went, and why.
+        parents: For each parent: the records `added` (under a new source id), `removed` (their
+            source id is gone) and `changed` ((before, after): new content under a source id of the
+            parent), and how many are `unchanged`.
+        children: Stored versions that have this version as a parent.
+        subsets: For each arm and parent: how many picks stayed, which came and went, and why.
     """
 
     version: str
@@ -143,7 +142,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
 
 
 def _change(home: Home, parent: str, version: str) -> dict[str, Any]:
-    """What a version's pool changed against one parent's; a record is changed by its source id."""
+    """Compare a version's pool with one parent's. Source ids show which records were changed."""
     before, after = (
         pl.read_parquet(home.dataset(name) / "pool.parquet", columns=["record_id", "source_ids"])
         for name in (parent, version)
@@ -165,14 +164,14 @@ def _change(home: Home, parent: str, version: str) -> dict[str, Any]:
 def _subset_change(
     home: Home, subset: Artifact, parent: str, change: dict[str, Any]
 ) -> dict[str, Any]:
-    """One arm's subset against the parent's of the same arm, or of its first stage."""
+    """Compare one arm's subset with the parent's subset of the same arm or its `fallback_arm`."""
     arm, now = str(subset.arm), _picks(subset)
     before = parent_subset(home, parent, arm)
     entry = {"arm": arm, "parent": parent, "selected": len(now)}
     if before is None:
         return {**entry, "against": None, "kept": None, "came": [], "went": []}
     then = _picks(before)
-    # Dropped record -> the chosen one that covers it, or None.
+    # Dropped record -> the chosen record that covers it, or None.
     pair = ["record_id", "covered_by"]
     dropped = pl.read_parquet(subset.folder / DROPPED, columns=pair).select(pair).iter_rows()
     came = dict.fromkeys((after for _, after in change["changed"]), f"changed since {parent}")
@@ -195,6 +194,6 @@ def _subset_change(
 
 
 def _picks(subset: Artifact) -> dict[str, None]:
-    """The records of a subset, in rank order."""
+    """Return the records of a subset in rank order, as the keys of a dict."""
     picks = pl.read_parquet(subset.folder / SUBSET, columns=["record_id"])
     return dict.fromkeys(picks["record_id"])

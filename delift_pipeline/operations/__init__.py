@@ -1,1 +1,1 @@
-"""Looking after a home: the catalog and its queries, forgetting, care, and cost before work."""
+"""Operations on a home: catalog and queries, comparing, forgetting, cleaning, doctor and cost."""

@@ -1,9 +1,9 @@
-"""`catalog.duckdb`: everything stored in a home as tables and views, derived and rebuildable.
+"""`catalog.duckdb`: everything stored in a home, as tables and views that can be rebuilt.
 
-The files of a home are the truth. Views over thousands of small files are slow, and a query may not
-open files, so DuckDB copies what queries ask for into one database. Each row names the folder it
-comes from, and a refresh replaces only the rows of folders that changed. The catalog is written
-under a temporary name and renamed, and holds no absolute path.
+The files of a home are the source. Views over thousands of small files are slow, and a query may
+not open files, so DuckDB copies the rows into one database. Each row has the folder it comes from,
+and a refresh replaces only the rows of folders that changed. The catalog is written under a
+temporary name and renamed. It has no absolute paths.
 """
 
 import glob
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     import duckdb
 
 PAIRS_LIMIT = 5_000_000
-"""Pairs of one kernel or score store that the catalog copies; larger ones stay in their files."""
+"""A kernel or score store with more pairs than this is not copied into the catalog."""
 FINGERPRINT = "[0-9a-f]" * 32
 ARTIFACTS = (
     *("datasets/*", "plans/*", "kernels/*/*", "subsets/*/*", "adapters/*/*", "reports/*/*"),
     *(f"scores/{FINGERPRINT}", f"scores/{FINGERPRINT}/versions/*/*"),
 )
 STAMPED = (MANIFEST, REBUILD, "tracking.json", "shards")
-"""What changes when an artifact does."""
+"""Files and folders whose modification time changes when an artifact changes."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Copy:
     """Rows of a table that DuckDB copies from files.
 
     Attributes:
-        below: The folder of the home that the artifacts lie in; empty for all.
+        below: The folder of the home that contains the artifacts; empty for all.
         files: Names of the files: all Parquet, or all JSON.
         query: The rows, from `copied`: the files' rows with `folder`, its `parts`, and `file`.
-        json: The keys that are read of JSON files, with their types.
+        json: For JSON files, the keys to read with their types.
     """
 
     table: str
@@ -150,7 +150,7 @@ COPIES = (
 
 
 class RefreshCounts(NamedTuple):
-    """How many artifacts are in the catalog, were read now, and were taken out as they are gone."""
+    """How many artifacts the catalog has, how many were read now, and how many were removed."""
 
     sources: int
     read: int
@@ -160,12 +160,12 @@ class RefreshCounts(NamedTuple):
 def refresh_catalog(
     home: Home, *, anew: bool = False, pairs_limit: int = PAIRS_LIMIT
 ) -> RefreshCounts:
-    """Bring the catalog up to date; what did not change is kept.
+    """Bring the catalog up to date by reading only artifacts that changed.
 
-    Kernels and score stores of more than `pairs_limit` pairs are left in their files.
+    Kernels and score stores with more than `pairs_limit` pairs are not copied.
 
     Raises:
-        DeliftError: an artifact is damaged, or another process keeps the catalog for a minute.
+        DeliftError: an artifact is damaged, or another process locks the catalog for a minute.
     """
     now = _stamps(home)
     known = {} if anew else known_stamps(home.catalog)
@@ -179,12 +179,12 @@ def refresh_catalog(
         with FileLock(home.root / ".catalog.lock", timeout=60):
             _write(home, fresh, [*changed, *gone], bool(known), pairs_limit)
     except TimeoutError as error:
-        raise DeliftError("another process is writing the catalog; try again") from error
+        raise DeliftError("another process is writing the catalog. Try again later.") from error
     return RefreshCounts(len(now), len(changed), len(gone))
 
 
 def _stamps(home: Home) -> dict[str, str]:
-    """Every artifact's folder, relative to the home, and when it was last written."""
+    """Return folder (relative to the home) -> modification times of every artifact."""
 
     def time_of(path: str) -> str:
         with suppress(FileNotFoundError):
@@ -200,7 +200,7 @@ def _stamps(home: Home) -> dict[str, str]:
 
 
 def known_stamps(path: Path) -> dict[str, str]:
-    """What the catalog was made of; empty where there is none, or one of another format."""
+    """Return the catalog's folders and stamps; empty if there is no catalog of this format."""
     import duckdb
 
     if not path.is_file():
@@ -225,7 +225,7 @@ def _write(
     with replace_file(home.catalog) as temporary:
         if copy:
             shutil.copyfile(home.catalog, temporary)
-        # The files are small: further threads cost more than they save.
+        # The files are small, so more threads would cost more than they save.
         with duckdb.connect(str(temporary), config={"threads": 1}) as connection:
             if not copy:
                 connection.execute("CREATE SCHEMA stored")
@@ -247,10 +247,10 @@ def _write(
 def _copy_files(
     connection: "duckdb.DuckDBPyConnection", home: Home, folders: Collection[str]
 ) -> None:
-    """Copy the rows out of the files that there are in some folders.
+    """Copy the rows of the files in some folders.
 
     Raises:
-        DeliftError: one cannot be read.
+        DeliftError: a file cannot be read.
     """
     import duckdb
 
@@ -269,7 +269,7 @@ def _copy_files(
         if copy.json:
             reader = f"""read_json($files, filename = true, format = 'unstructured',
                 columns = {{{copy.json}}}, maximum_object_size = 1073741824)"""
-        # Files of an older release lack columns. The empty table in front names all of them.
+        # Files of older releases may lack columns. The union with the empty table adds them.
         names = ", ".join(column.split()[0] for column in TABLES[copy.table].split(","))
         statement = f"""
             INSERT INTO stored.{copy.table}
@@ -285,12 +285,12 @@ def _copy_files(
                 connection.execute(statement, {"files": paths, "start": start})
         except duckdb.Error as error:
             for folder in folders:
-                read_manifest(home.root / folder)  # says which one is damaged
+                read_manifest(home.root / folder)  # raises an error that names a damaged manifest
             raise DeliftError(f"an artifact is damaged: {error}") from error
 
 
 def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The ids and pairs of kernels and score stores: (table, frame)."""
+    """Yield the ids and pairs of kernels and score stores, as (table, frame)."""
     for folder in folders:
         place, kind, depth = home.root / folder, folder.partition("/")[0], folder.count("/")
         if kind == "kernels" and (manifest := read_manifest(place)):
@@ -310,7 +310,7 @@ def _pairs(home: Home, folders: Collection[str], limit: int) -> Iterator[tuple[s
 
 
 def _block(folder: Path, name: str) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The ids and pairs of one block of a kernel."""
+    """Yield the ids and pairs of one block of a kernel, as (table, frame)."""
     index = read_index(folder, name)
     for side, ids in (("rows", index.rows), ("columns", index.columns)):
         yield "kernel_ids", _number_ids(ids).with_columns(block=pl.lit(name), side=pl.lit(side))
@@ -326,7 +326,7 @@ def _block(folder: Path, name: str) -> Iterator[tuple[str, pl.DataFrame]]:
 
 
 def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The ids and pairs of a score store; of a pair in several shards the oldest one's value."""
+    """Yield the ids and pairs of a score store. For a pair in several shards the oldest counts."""
     yield "score_ids", _number_ids(store.ids.names())
     frames = [pl.DataFrame()]
     for shard in store.shards:

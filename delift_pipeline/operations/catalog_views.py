@@ -1,9 +1,9 @@
 """The catalog's tables and the documented views over them, as SQL."""
 
 FORMAT = 1
-"""Counted up when a table or view changes; an older catalog is made again."""
+"""Raised when a table or view changes; a catalog of another format is built again."""
 
-# Every row's `source` is the folder it was read from, so that one artifact's rows can be replaced.
+# Every row's `source` is the folder it was read from, so the rows of one artifact can be replaced.
 TABLES = {
     "versions": """
         source VARCHAR, version VARCHAR, dataset VARCHAR, content_hash VARCHAR, created VARCHAR,

@@ -1,4 +1,4 @@
-"""Arms side by side: metrics, and paired differences with their standard errors."""
+"""Compare arms: metrics, and paired differences with their standard errors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,17 +15,17 @@ from delift_pipeline.selection.run import SUBSET
 
 @dataclass(frozen=True)
 class Side:
-    """One arm as compared.
+    """One arm of a comparison.
 
     Attributes:
         name: `V/ARM`.
-        metrics: Means and `_se` of each metric.
-        heldout: Held-out records measured.
-        fingerprint: Of the base model.
-        records: Records of its subset; None where it is not stored.
+        metrics: Mean and `_se` of each metric.
+        heldout: How many held-out records were measured.
+        fingerprint: The base model's fingerprint.
+        records: How many records its subset has; None if the subset is not stored.
         minus_first: Metric -> {mean, se, improvement, records}: this arm minus the first, paired
-            over the held-out records both were measured on; empty for the first.
-        shared: Records of its subset that the first arm's has too; None where one is not stored.
+            over the held-out records of both; empty for the first.
+        shared: How many records its subset shares with the first arm's; None if one is not stored.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms as given, the first being what others are measured against, and what is unfair in it."""
+    """The arms in their order (each is compared with the first), and notes on what is unfair."""
 
     arms: list[Side]
     notes: list[str]
 
 
 def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
-    """Compare evaluated arms, given as (version, arm), each with the first.
+    """Compare each evaluated arm (version, arm) with the first.
 
     Raises:
-        Refused: fewer than two arms, one is named twice, or one is not evaluated.
+        Refused: there are fewer than two arms, one is named twice, or one is not evaluated.
     """
     faults = [] if len(arms) > 1 else [Fault("give at least two arms as V/ARM", field="ARM")]
     twice = sorted({f"{v}/{a}" for v, a in arms if list(arms).count((v, a)) > 1})
@@ -60,7 +60,8 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
         evaluation, manifest = read_evaluation(folder), read_manifest(folder)
         if evaluation is None or manifest is None:
             run = f"delift run --version {version} --arm {arm}"
-            faults.append(Fault(f"{version}/{arm} is not evaluated yet: {run}", field="ARM"))
+            reason = f"{version}/{arm} is not evaluated yet. Run `{run}`."
+            faults.append(Fault(reason, field="ARM"))
         else:
             measured.append((evaluation, manifest.fingerprint))
     if faults:
@@ -95,7 +96,7 @@ def _picks(home: Home, version: str, arm: str) -> set[str] | None:
 
 
 def _notes(both: str, evaluation: Evaluation, reference: Evaluation) -> Iterator[str]:
-    """What makes two measurements less than comparable."""
+    """Yield notes on what makes two evaluations hard to compare."""
     paired = evaluation.samples.join(reference.samples, on="record_id", how="semi").height
     most = max(evaluation.samples.height, reference.samples.height)
     if paired < most:

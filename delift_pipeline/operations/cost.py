@@ -1,4 +1,4 @@
-"""What a version's arms would cost: pairs, time, disk and training, before any of it is done."""
+"""Estimate the cost of a version's arms before any work: pairs, time, disk and training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ from delift_pipeline.stages.subset import refuse_inapplicable
 from delift_pipeline.training.log import read_training_log
 
 DENSE_BYTES, SPARSE_BYTES = 8, 12
-"""Bytes of one pair: two float32 scores, and where pairs are sparse the target's number."""
+"""Bytes of one pair: two float32 scores, and in a sparse kernel also the target's number."""
 RECORD_BYTES = 16
 TRIED = 64
-"""Records of which a trial scores some."""
+"""A trial takes this many records at a time until some can be scored."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class BlockCost:
 
     Attributes:
         block: `self`, `target`, `existing` or `replay`.
-        pairs: Pairs wanted; an upper bound where `exact` is False (near pairs not yet found).
-        missing: Pairs that are not scored yet; bounded as `pairs` is.
-        dense: Whether every pair is wanted.
+        pairs: Pairs needed; an upper bound if `exact` is False (near pairs are not known yet).
+        missing: Pairs that are not scored yet; also an upper bound then.
+        dense: Whether every pair is needed.
     """
 
     block: str
@@ -53,12 +53,12 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class ArmCost:
-    """One arm's selection and training.
+    """The cost of one arm's training.
 
     Attributes:
-        records: Records it would train on at most.
-        seconds: By the step time of earlier trainings with the same model and method; None where
-            there was none.
+        records: The most records it would train on.
+        seconds: Estimated from earlier trainings with the same model and method; None if there are
+            none.
     """
 
     arm: str
@@ -69,14 +69,14 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a version or a file would cost.
+    """The estimated cost of a version or a file.
 
     Attributes:
-        pairs: Missing in all.
-        rate: Pairs a second; None where neither stored scores nor a trial say it.
-        seconds: Of scoring; None where the rate is not known.
-        disk_bytes: More disk for scores and kernel.
-        hours: Scoring and training together; None where one is not known.
+        pairs: Pairs that are not scored yet, in all blocks.
+        rate: Pairs per second; None if neither stored scores nor a trial show it.
+        seconds: Time of scoring; None if the rate is not known.
+        disk_bytes: Additional disk space for scores and kernel.
+        hours: Scoring and training together; None if one of them is not known.
         gpu: Whether these are hours of a GPU.
     """
 
@@ -103,10 +103,11 @@ def cost_of_records(
     *,
     measure: bool,
 ) -> Cost:
-    """Work out what `delift select` would cost on records; none is held out, nothing is trained.
+    """Estimate the cost of `delift select` on records, without held-out set and training.
 
-    The selectors of named arms count in place of the default selector. Without a model time is
-    unknown. To measure is to try the model on a few records where no scores are stored.
+    With `names`, the selectors of these arms count instead of the default selector. Without a model
+    the time is not known. With `measure`, the model is tried on a few records if no scores are
+    stored.
 
     Raises:
         Refused: no record can be scored, an arm needs more than a pool, or the model cannot be
@@ -123,7 +124,7 @@ def cost_of_records(
     ids, plan, kinds, blocks = tuple(pool["record_id"]), arms.plan, set[str](), list[BlockCost]()
     for arm in map(arms.arm, names):
         if arm.stage != "instruction_tuning":
-            reason = f"{arm.name} needs more than a pool; ingest the files and plan the version"
+            reason = f"{arm.name} needs more than a pool. Ingest the files and plan the version."
             raise Refused(reason, field="--arm")
         kinds.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
     if "all" in kinds:
@@ -145,9 +146,9 @@ def cost_of(
     *,
     measure: bool = True,
 ) -> Cost:
-    """Work out what a version's arms would cost.
+    """Estimate the cost of a version's arms.
 
-    No names stand for all arms that are enabled and apply; a retired one that is named counts.
+    Without `names` these are all enabled arms that apply; a retired arm counts if it is named.
     `model` and `measure` are as for `cost_of_records`.
 
     Raises:
@@ -164,7 +165,7 @@ def cost_of(
     left_out = unscorable_of(home, version, fingerprint)
     blocks, notes = _blocks(home, dataset, arms, store, left_out)
     if left_out:
-        notes.append(f"{len(left_out):,} records cannot be scored, and their pairs need not be")
+        notes.append(f"{len(left_out):,} records cannot be scored, so their pairs are not counted")
     applicable = arms.of_stages(dataset.stages())
     trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
     if unknown := [one.arm for one in trained if one.seconds is None]:
@@ -186,7 +187,7 @@ def _cost(
     model: ModelOptions | None,
     measure: bool,
 ) -> Cost:
-    """The cost of pairs and trainings, at the speed of the stored scores or of a trial."""
+    """Estimate the cost of pairs and trainings, from the speed of stored scores or of a trial."""
     rate, rate_from = stored_rate(store) if store else None, "stored scores"
     if not rate and model is not None and measure:
         rate, rate_from = _trial_rate(pool, model), "a trial on a few records"
@@ -194,7 +195,7 @@ def _cost(
     seconds = pairs / rate if rate else 0.0 if not pairs else None
     if seconds is None:
         notes = [*notes, "no scores with this model are stored, so its speed is not known"]
-    # Scores that are missing (1 % more for the files), and a kernel of every pair wanted.
+    # Missing scores (1 % more for the files), and a kernel of all pairs that are needed.
     sizes = [(DENSE_BYTES if block.dense else SPARSE_BYTES, block) for block in blocks]
     disk_bytes = int(1.01 * sum(size * block.missing for size, block in sizes))
     disk_bytes += sum(size * block.pairs for size, block in sizes) + RECORD_BYTES * pool.height
@@ -217,7 +218,7 @@ def _blocks(
     store: ScoreStore | None,
     left_out: dict[str, str],
 ) -> tuple[list[BlockCost], list[str]]:
-    """Pairs by block: counted where there is a plan of as many neighbours, else bounded."""
+    """Count pairs by block; without a plan of as many neighbours, give an upper bound."""
     inputs = plan_inputs(home, dataset, arms)
     ids = tuple(dataset.pool["record_id"])
     folder = home.plan(dataset.version)
@@ -249,13 +250,13 @@ def _count_block(
 
 
 def _bound_near_pairs(records: int, neighbours: int) -> BlockCost:
-    """At most both directions of each neighbourhood."""
+    """Return an upper bound: a record's neighbours may not have it as a neighbour in turn."""
     bound = records * min(records - 1, 2 * neighbours)
     return BlockCost("self", bound, bound, False, False)
 
 
 def _trial_rate(pool: pl.DataFrame, model: ModelOptions) -> float | None:
-    """Pairs a second of a loaded model on the first records that can be scored."""
+    """Load the model and return its pairs per second on the first records it can score."""
     from delift_pipeline.scoring.engines import engine_for
     from delift_pipeline.scoring.model import load_scorer
 
@@ -275,7 +276,7 @@ def _training(home: Home, dataset: DatasetVersion, arm: Arm, fingerprint: str | 
     pool = dataset.manifest.counts["new"] if continual else dataset.pool.height
     records = resolve_budget(arm.budget, pool) if pool else 0
     steps = arm.training.total_steps(records) if records else 0
-    # Steps of earlier trainings of the model took as long as they had records.
+    # The time of a step is assumed to be proportional to the records in it.
     seconds, examples = 0.0, 0
     for version in stored_versions(home, "adapter") if fingerprint else ():
         for adapter in arm_artifacts(home, "adapter", version):

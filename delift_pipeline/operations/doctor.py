@@ -1,4 +1,4 @@
-"""Is everything that a home and this machine need in working order? One line each."""
+"""Check a home and this machine: one finding for each thing that the pipeline needs."""
 
 import importlib.metadata
 import json
@@ -39,9 +39,9 @@ ACCESS = "give this user the right to read and write it; leave the file where it
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: a sentence on it, and what to do where it is not `ok`.
+    """The result of one check: a note, and what to do if it is not `ok`.
 
-    With a `warning` work goes on; with something `broken` it does not.
+    With a `warning` the pipeline can work; with something `broken` it cannot.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Finding:
 
 
 def _finding(name: str, note: str, todo: str = "", state: State = "broken") -> Finding:
-    """A finding that is `ok` where there is nothing to do."""
+    """Return a finding that is `ok` if there is nothing to do."""
     return Finding(name, state if todo else "ok", note, todo)
 
 
@@ -61,17 +61,17 @@ Examination = Callable[[Home], Iterator[Finding]]
 def examine(
     home: Home, *, self_test: bool = True, more: Sequence[Examination] = ()
 ) -> list[Finding]:
-    """Examine a home, which need not exist yet; what fails unexpectedly is a finding too.
+    """Examine a home, which need not exist yet. An unexpected error is a finding too.
 
-    The self-test scores and selects a few records with the packaged model. Further examinations
-    come after that of the databases.
+    The self-test scores and selects a few records with the packaged model. The examinations in
+    `more` run after that of the databases.
     """
     all_of_them = [_packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
     all_of_them += [_ports, _waste, *([_self_test] if self_test else [])]
     findings: list[Finding] = []
     for examination in all_of_them:
         try:
-            findings.extend(examination(home))  # what was found before a failure is kept
+            findings.extend(examination(home))  # keeps the findings before an error
         except Exception as error:
             expected = isinstance(error, DeliftError)
             note = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -130,11 +130,11 @@ def _arms(home: Home) -> Iterator[Finding]:
 
 
 def _models(home: Home) -> Iterator[Finding]:
-    """The model folders outside the home, where versions have any."""
+    """Check the model folders outside the home, if there are any."""
     known = outside_models(home)
     gone = [name for name, place in known.items() if not Path(place).is_dir()]
     for name in gone:
-        note = f"{name} lay at {known[name]}, which is not there"
+        note = f"the folder {known[name]} of the model {name} is gone"
         todo = f"write its folder into {MODELS_FILE} of the home, or give --model DIR"
         yield Finding("models", "warning", note, todo)
     if known and not gone:
@@ -165,9 +165,9 @@ def _store(home: Home) -> Iterator[Finding]:
 
 
 def _databases(home: Home) -> Iterator[Finding]:
-    """SQLite files of Dagster and MLflow, and the catalog.
+    """Check the SQLite files of Dagster and MLflow, and the catalog.
 
-    Only a failed integrity check is damage: to move a healthy one aside would lose its runs.
+    Only a failed integrity check counts as damage, because moving an intact file would lose runs.
     """
     files = [home.mlflow / "mlflow.db", *sorted(home.dagster.rglob("*.db"))]
     present = [path for path in files if path.is_file()]
@@ -178,9 +178,9 @@ def _databases(home: Home) -> Iterator[Finding]:
 
 
 def _database_finding(home: Home, path: Path) -> Finding | None:
-    """What is wrong with a SQLite file; None where it is intact.
+    """Return what is wrong with a SQLite file, or None if it is intact.
 
-    It is opened for reading only, so that a running server is not disturbed.
+    The file is opened read-only, so a running server is not disturbed.
     """
     where = path.relative_to(home.root).as_posix()
     try:
@@ -188,7 +188,7 @@ def _database_finding(home: Home, path: Path) -> Finding | None:
         with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
             answer = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
     except sqlite3.DatabaseError as error:
-        # The low byte is the kind of error; the rest says more of it.
+        # The low byte is the kind of error; the other bytes are details.
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if kind in IN_USE:
             return Finding("databases", "warning", _in_use(path, where), LATER)
@@ -197,12 +197,12 @@ def _database_finding(home: Home, path: Path) -> Finding | None:
         answer = str(error)
     if answer == "ok":
         return None
-    todo = f"move {where} aside: lineage lives in the manifests, a new one is made"
+    todo = f"move {where} away; a new one is made, and lineage is safe in the manifests"
     return Finding("databases", "broken", f"{where} is damaged ({answer})", todo)
 
 
 def _catalog_finding(home: Home) -> Finding:
-    """Whether `catalog.duckdb` can be read."""
+    """Check whether `catalog.duckdb` can be read."""
     import duckdb
 
     from delift_pipeline.operations.catalog import known_stamps
@@ -222,7 +222,7 @@ def _catalog_finding(home: Home) -> Finding:
 
 
 def _in_use(path: Path, where: str) -> str:
-    """The note on a file that a process has open, as far as this user may see."""
+    """Return the note on a file in use, with the process if this user may see it."""
     by = "another process"
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -252,7 +252,7 @@ def _waste(home: Home) -> Iterator[Finding]:
 
 
 def _self_test(home: Home) -> Iterator[Finding]:
-    """Score and select a few records with the packaged model, in a home that is thrown away."""
+    """Score and select a few records with the packaged model, in a temporary home."""
     from delift_pipeline.core.progress import SilentProgress
     from delift_pipeline.scoring.options import ModelOptions
     from delift_pipeline.stages.file_selection import Request
@@ -268,7 +268,7 @@ def _self_test(home: Home) -> Iterator[Finding]:
         select_file(Home.at(folder), request, model, SilentProgress())
         chosen = len(out.read_text(encoding="utf-8").splitlines())
     if chosen != 3:
-        raise DeliftError(f"3 records were asked for and {chosen} selected")
+        raise DeliftError(f"the self-test selected {chosen} records instead of 3")
     seconds = time.monotonic() - started
     note = f"3 of 6 records scored and selected with the demo model, {seconds:.1f} s"
     slow = "this machine is busy or slow; set OMP_NUM_THREADS=1 if it has few cores"

@@ -1,9 +1,9 @@
-"""Forgetting a record: out of the data, never back in, and everything it touched made again.
+"""Forgetting a record: remove it from the data for good, and mark what was made of it.
 
-The record's texts leave `datasets/` at once; what was derived from them is marked, and the next
-run makes it without the record. `forgotten.json` keeps the ids, so that a later file that holds
-the record is ingested without it. Each part of the work can be done again: a kill in the middle is
-mended by the same command.
+The record's texts are removed from `datasets/` at once. Artifacts that were made of them are
+marked, and the next run makes them without the record. `forgotten.json` has the ids, so a later
+file with the record is ingested without it. If the process is killed, the same command completes
+the work.
 """
 
 import shutil
@@ -33,14 +33,14 @@ from delift_pipeline.records.versions import EXTRA_COLUMNS, PARTS, version_hash
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What forgetting some records touches.
+    """What forgetting some records affects.
 
     Attributes:
-        versions: Versions that hold them -> parts they are in.
-        artifacts: `name` and `path` of all that was made of them and is marked for rebuilding.
-        runs: The commands that make it again, parents before children.
-        beyond: What lies outside the files of the home's data and has to be looked after by hand.
-        applied: Whether it was done, or only listed.
+        versions: Version with such records -> its parts that have them.
+        artifacts: `name` and `path` of artifacts made of them, which are marked for rebuilding.
+        runs: The commands that make these again, parents before children.
+        beyond: Other places that may have their texts and need care by hand.
+        applied: Whether the records were removed, or only listed.
     """
 
     records: list[str]
@@ -52,16 +52,16 @@ class Forgotten:
 
 
 def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forgotten:
-    """Forget records: list what they touched, take them out of the data, mark the rest.
+    """Remove records from the data, and mark the artifacts that were made of them.
 
-    They are given as record_ids, beginnings of them, or files' own ids.
+    `records` are record_ids, beginnings of them, or source ids. `dry_run` only lists.
 
     Raises:
-        Refused: a record is not known, is meant by several, or a version would be left without
-            records; nothing is changed then.
+        Refused: a record is not known, several match, or a part of a version would be left empty.
+            Nothing is changed then.
         DeliftError: an artifact is damaged.
     """
-    known = forgotten_ids(home)  # may be given again, in full
+    known = forgotten_ids(home)  # forgotten records can be named again by their full ids
     ids = frozenset(one if one in known else find_stored_record(home, one) for one in records)
     holders = _holders(home, ids)
     touched = _affected_artifacts(home, holders, ids)
@@ -77,10 +77,10 @@ def _path_in(home: Home, path: Path) -> str:
 
 
 def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
-    """Version -> the parts of it that hold a record.
+    """Return version -> its parts that have one of the records.
 
     Raises:
-        Refused: nothing would be left of one.
+        Refused: a part would be left empty.
     """
     parts: dict[str, list[str]] = {}
     faults = []
@@ -103,11 +103,11 @@ def _without(frame: pl.DataFrame, ids: frozenset[str]) -> pl.DataFrame:
 def _affected_artifacts(
     home: Home, holders: dict[str, list[str]], ids: frozenset[str]
 ) -> list[Artifact]:
-    """Artifacts made of the records: found along the edges of the manifests, causes before effects.
+    """Return the artifacts made of the records, by the edges in manifests, causes before effects.
 
-    An adapter counts only where its own list holds a record (or is lost): a subset that is chosen
-    anew without changing trains nothing again. The base model's reports of versions that hold a
-    record out come last: their samples show its texts.
+    An adapter counts only if its own list has a record (or is lost), because a subset that is
+    chosen again without a change needs no new training. The last are the base model's reports of
+    versions with such held-out records, because their samples show the texts.
     """
     heldout = [version for version, parts in holders.items() if "heldout" in parts]
     names = {f"dataset:{v}" for v in holders} | {f"heldout:{v}" for v in heldout}
@@ -117,7 +117,7 @@ def _affected_artifacts(
             return one.kind == "report"
         if one.kind == "adapter" and (records := training_records(home, one)) is not None:
             return has_records(records, ids)
-        # A kernel is named with one of its blocks.
+        # Manifests name a kernel's block, so the block is cut off.
         kernels = {p.rpartition(":")[0] for p in one.manifest.parents if p.startswith("kernel:")}
         return not names.isdisjoint(kernels | one.manifest.parents.keys())
 
@@ -139,7 +139,7 @@ def _affected_artifacts(
 
 
 def _runs(home: Home, touched: list[Artifact]) -> list[str]:
-    """One `delift run` a version, parents first, naming the arms that are made again."""
+    """Return one `delift run` for each version, parents first, with the affected arms."""
     arms: dict[str, dict[str, None]] = {}
     for one in touched:
         named = arms.setdefault(str(one.version), {})
@@ -166,7 +166,7 @@ def _parents_first(home: Home, versions: list[str]) -> list[str]:
 
 
 def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) -> Iterator[str]:
-    """Where texts or weights may lie that no run makes again."""
+    """Yield the places that may have texts or weights and that no run makes again."""
     for version in holders:
         for path in original_paths(home, version):
             yield f"{_path_in(home, path)} still holds what {version} was ingested from"
@@ -183,7 +183,10 @@ def _beyond(home: Home, holders: dict[str, list[str]], touched: list[Artifact]) 
 def _apply(
     home: Home, ids: frozenset[str], holders: dict[str, list[str]], touched: list[Artifact]
 ) -> None:
-    """First what stops the record, then the marks, then the data that they were found by."""
+    """Block the records, mark the artifacts, then remove the data.
+
+    The data is removed last, because it shows which artifacts to mark if the work is repeated.
+    """
     add_forgotten(home, ids)
     few = ", ".join(sorted(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
     for artifact in touched:
@@ -196,7 +199,7 @@ def _apply(
 
 
 def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) -> None:
-    """Write a version's folder anew without the records; its hash is that of what is left."""
+    """Write a version's folder again without the records, with the hash of the rest."""
     folder, manifest = home.dataset(version), version_manifest(home, version)
     details, counts, frames = dict(manifest.details), dict(manifest.counts), {}
     counts.setdefault("forgotten", 0)
@@ -223,10 +226,11 @@ def _rewrite(home: Home, version: str, parts: list[str], ids: frozenset[str]) ->
 
 
 def _new_hash(before: pl.DataFrame, after: pl.DataFrame, old: str, ids: frozenset[str]) -> str:
-    """The set's hash as if it had been ingested without the records.
+    """Return the hash that the set would have if it had been ingested without the records.
 
-    Which columns were derived from the file's name is found by what gives the stored hash; where
-    nothing does, the hash is that of the old one and the ids that left.
+    Columns that were derived from the file's name are not part of the hash. The combination that
+    gives the stored hash shows which they are. If none does, the old hash and the removed ids are
+    hashed.
     """
     columns = ("source", "source_ids")
     for derived in chain.from_iterable(combinations(columns, n) for n in range(3)):
@@ -236,7 +240,7 @@ def _new_hash(before: pl.DataFrame, after: pl.DataFrame, old: str, ids: frozense
 
 
 def _renew_parents(home: Home) -> None:
-    """Have every version name the hashes that its parents have now, and count what is new in it."""
+    """Update the parents' hashes and the counts of new records in all versions."""
 
     def ids_of(version: str) -> pl.Series:
         path = home.dataset(version) / "pool.parquet"

@@ -39,7 +39,7 @@ class Waste:
 
 @dataclass(frozen=True)
 class GarbageReport:
-    """What was found, and whether it was removed."""
+    """What is no longer needed, and whether it was removed."""
 
     waste: list[Waste]
     applied: bool
@@ -51,7 +51,7 @@ def collect_garbage(
 ) -> GarbageReport:
     """List what can go, and remove it where asked to.
 
-    A temporary file younger than `settled` seconds may belong to a running process.
+    A temporary file younger than `minimum_age` seconds may belong to a running process.
 
     Raises:
         DeliftError: a manifest is damaged, so that what it names is not known; nothing is removed.
@@ -139,7 +139,7 @@ def _unread_stores(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count as themselves."""
+    """Return the bytes of a file, or of all files in a folder. Links are not followed."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(

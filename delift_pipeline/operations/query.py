@@ -12,8 +12,8 @@ from delift_pipeline.operations.catalog_views import VIEWS
 if TYPE_CHECKING:
     import duckdb
 
-# Nothing but the catalog can be read, nothing can be written, and none of it can be switched on
-# again: no files, no extensions, no Python variables.
+# A query can read nothing but the catalog and write nothing: no files, extensions or Python
+# variables. `lock_configuration` prevents that a query changes these settings.
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -25,7 +25,7 @@ LOCKED: dict[str, str | bool | int | float | list[str]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a query, and the artifacts whose pairs it asks for and the catalog lacks."""
+    """The result of a query, and the artifacts whose pairs it needs but the catalog lacks."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
@@ -33,10 +33,10 @@ class Answer:
 
 
 def run_query(home: Home, sql: str) -> Answer:
-    """Answer one SELECT from the catalog, which is brought up to date before.
+    """Bring the catalog up to date and answer one SELECT from it.
 
     Raises:
-        Refused: it is not one SELECT, or DuckDB does not take it; the sentence is DuckDB's.
+        Refused: the text is not one SELECT, or DuckDB refuses it; the sentence is DuckDB's.
         DeliftError: an artifact is damaged.
     """
     import duckdb
@@ -48,7 +48,7 @@ def run_query(home: Home, sql: str) -> Answer:
             kinds = [statement.type for statement in connection.extract_statements(sql)]
             if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
                 kinds_text = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
-                reason = f"give one SELECT; this is {kinds_text}, and queries only read"
+                reason = f"a query must be one SELECT, but this is {kinds_text}"
                 raise Refused(reason, field="query")
             result = connection.execute(sql)
             columns = [column[0] for column in result.description or ()]
@@ -61,7 +61,7 @@ def run_query(home: Home, sql: str) -> Answer:
 
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:
-    """Which pairs a query over pairs did not see."""
+    """Return which pairs a query over pairs did not see."""
     words = set(re.findall(r"\w+", sql.lower()))
     prefixes = {"utilities": "kernels/", "scores": "scores/"}
     rows = connection.execute("SELECT source, pairs FROM left_out").fetchall()

@@ -1,1 +1,1 @@
-"""What Dagster needs beside the assets: partitions, automation, jobs, sensors and schedules."""
+"""Dagster's partitions, automation conditions, jobs, sensors and schedules."""

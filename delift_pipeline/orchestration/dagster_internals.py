@@ -1,13 +1,13 @@
-"""What this project needs of Dagster's insides: runs that can be interrupted, and their ends.
+"""All use of Dagster's internals: interruptible runs, and closing runs whose process is gone.
 
-Everything here is written for Dagster 1.13.27. Public interfaces cannot do it:
+This code is written for Dagster 1.13.27. Public interfaces are not enough:
 
-- Dagster's executor for one process does not see an interrupt while a step waits for a pool, and
-  waits without a pause. `InterruptibleExecutor` is that executor with another loop. Steps in
-  processes of their own are left to Dagster's multiprocess executor.
-- `JobDefinition.execute_in_process` always takes Dagster's own executor for one process.
-- Nothing public says which run holds a place in a pool, frees such a place, gives the cursor of a
-  sensor, sets the daemon's cursor, or opens an instance with settings other than its file's.
+- Dagster's in-process executor does not notice an interrupt while a step waits for a pool, and
+  polls without a pause. `InterruptibleExecutor` is that executor with another loop. Steps in
+  their own processes use Dagster's multiprocess executor.
+- `JobDefinition.execute_in_process` always uses Dagster's own in-process executor.
+- No public function shows which run has a slot of a pool, frees a slot, returns a sensor's cursor,
+  sets the daemon's cursor, or opens an instance with settings other than those of its file.
 """
 
 import os
@@ -41,16 +41,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 PROCESS_TAG = "delift/process"
-"""Process id and start of the `delift` program that executes a run itself."""
+"""Names the process (id and start time) of a `delift` program that executes a run itself."""
 AT_WORK = [Status.STARTING, Status.STARTED, Status.CANCELING]
 UNENDED = [Status.NOT_STARTED, *AT_WORK]
 ENDING = (Status.CANCELING, Status.CANCELED, Status.FAILURE)
 FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
-"""Where Dagster's daemon keeps the last failure it has considered for a retry."""
+"""The cursor of Dagster's daemon: the last failure that it considered for a retry."""
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 30.0
 SLACK_SECONDS = 2.0
-"""How much later than its own record of it a process may seem to have started."""
+"""How much later than the event that names it a process may seem to have started."""
 NO_RETRY = {"dagster/max_retries": "0"}
 MESSAGE = "the process of this run is gone; what it finished is kept, and it is launched again"
 MESSAGE_ALONE = "the process of this run is gone; what it finished is found again by the next run"
@@ -61,13 +61,13 @@ INTERRUPTED = "a signal ended the process of this run; what it finished is kept"
 
 
 def own_tags() -> dict[str, str]:
-    """The tags of a run that this process executes itself: no daemon may launch it again."""
+    """Return the tags of a run that this process executes. No daemon may launch it again."""
     process = psutil.Process()
     return {PROCESS_TAG: f"{process.pid} {start_after_boot(process)}", **NO_RETRY}
 
 
 def start_after_boot(process: psutil.Process) -> float:
-    """Seconds from the boot to the start of a process; setting the clock does not change them."""
+    """Return the seconds from boot to the start of a process, which no clock change affects."""
     return round(process.create_time() - psutil.boot_time(), 2)
 
 
@@ -77,10 +77,10 @@ def is_launched(run: dg.DagsterRun) -> bool:
 
 
 def process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> psutil.Process | None:
-    """The process that works on a run; None if it is gone or not known."""
+    """Return the process that works on a run, or None if it is gone or not known."""
     if tag := run.tags.get(PROCESS_TAG):
         pid, started = tag.split()
-        # A process that started at another time only has the id of the one that is gone.
+        # A process with this id that started at another time is a different one.
         return _find_process(
             int(pid), lambda one: abs(start_after_boot(one) - float(started)) < 0.05
         )
@@ -103,7 +103,7 @@ def _find_process(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil
 
 
 def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Record the end of a run whose process is gone or about to end, and free its slots."""
+    """Record that a run has ended whose process is gone or about to exit, and free its slots."""
     if run.status == Status.CANCELING:
         instance.report_run_canceled(run)
     elif not run.is_finished and is_launched(run):
@@ -115,14 +115,14 @@ def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
 
 def free_slots(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Free the places that a run holds in pools, and its places in their queues."""
+    """Free the slots of pools that a run has, and remove it from the pools' queues."""
     if instance.event_log_storage.supports_global_concurrency_limits:
         instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Runs that are at work by their record and have no process, oldest first."""
-    # A server's run may wait for its start for long; ours is started where it is made.
+    """Return the runs that are recorded as working but have no process, oldest first."""
+    # A server's run may wait long before it starts; ours starts as soon as it is created.
     runs = [
         run
         for run in instance.get_runs(dg.RunsFilter(statuses=UNENDED))
@@ -132,18 +132,18 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def close_dead_runs(instance: dg.DagsterInstance, *, served: bool = False) -> list[str]:
-    """Close every run that is at work by its record and has no process any more.
+    """Close every run that is recorded as working but has no process any more.
 
-    The daemon launches those again that a server had launched. Places in pools that such runs, or
-    runs that have ended, still hold are freed. Where a `delift ui` is running (`served`), it looks
-    after the runs that it launched; one that is about to start has no process yet.
+    The daemon then launches again those that a server had launched. Slots of pools that such runs,
+    or ended runs, still have are freed. With `served`, a `delift ui` is running: it takes care of
+    the runs that it launched, of which one that is about to start has no process yet.
 
     Returns:
         The ids of the closed runs, oldest first.
     """
     storage, cursors = instance.event_log_storage, instance.daemon_cursor_storage
     if not served and FAILURE_CURSOR not in cursors.get_cursor_values({FAILURE_CURSOR}):
-        # Without a first cursor the daemon passes over all earlier failures.
+        # Without a cursor the daemon would ignore all earlier failures.
         latest = storage.get_maximum_record_id() or 0
         cursors.set_cursor_values({FAILURE_CURSOR: str(latest)})
     gone = [run for run in runs_without_process(instance) if not (served and is_launched(run))]
@@ -159,7 +159,7 @@ def close_dead_runs(instance: dg.DagsterInstance, *, served: bool = False) -> li
 def pool_queues(
     instance: dg.DagsterInstance,
 ) -> Iterator[tuple[str, list[str], dict[str, psutil.Process | None]]]:
-    """Each pool that runs wait for: its name, those runs, and the process of each that holds it."""
+    """Yield each pool with a queue: its name, the waiting runs, and run -> process of its slots."""
     storage = instance.event_log_storage
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
@@ -171,7 +171,7 @@ def pool_queues(
 
 
 def cancel_own_runs(instance: dg.DagsterInstance) -> None:
-    """Record as canceled what this process works on: it is about to end."""
+    """Record the runs of this process as canceled, because the process is about to exit."""
     own = {PROCESS_TAG: own_tags()[PROCESS_TAG]}
     for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=UNENDED)):
         instance.report_run_canceled(run, INTERRUPTED)
@@ -179,10 +179,10 @@ def cancel_own_runs(instance: dg.DagsterInstance) -> None:
 
 
 def instance_at(folder: str) -> dg.DagsterInstance:
-    """The instance of a folder, whose runs print to this program's own output.
+    """Open the instance of a folder. Its runs print to this program's own output.
 
-    Dagster would copy the output to files by programs that a Ctrl-C ends too, each with a
-    traceback.
+    Dagster would copy the output to files with extra processes, and Ctrl-C would end each of them
+    with a traceback.
     """
     module = "dagster._core.storage.noop_compute_log_manager"
     overrides = {"compute_logs": {"module": module, "class": "NoOpComputeLogManager"}}
@@ -190,8 +190,8 @@ def instance_at(folder: str) -> dg.DagsterInstance:
 
 
 def sensor_cursor(instance: dg.DagsterInstance, name: str) -> tuple[bool, str | None]:
-    """Whether a sensor is switched on, and where it is."""
-    # An ephemeral instance knows of no sensor.
+    """Return whether a sensor is switched on, and its cursor."""
+    # An ephemeral instance has no schedule storage.
     for state in instance.all_instigator_state() if instance.schedule_storage else ():
         if state.name == name and state.is_running:
             return True, getattr(state.instigator_data, "cursor", None)
@@ -202,15 +202,15 @@ def sensor_cursor(instance: dg.DagsterInstance, name: str) -> tuple[bool, str | 
 
 
 class PoolClaims(InstanceConcurrencyContext):
-    """A run's claims of places in pools; while one waits, it says who holds the place."""
+    """A run's claims of slots in pools. While a step waits, it reports who has the slots."""
 
     def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         super().__init__(instance, run)
-        # Step -> when its wait began, and how long it lasts until it is reported again.
+        # Step -> when its wait began, and after how many seconds it is reported again.
         self._waiting: dict[str, tuple[float, float]] = {}
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
-        """Claim a place for a step; where none is free, return after a pause.
+        """Claim a slot for a step. If none is free, return False after a pause.
 
         Raises:
             DagsterExecutionInterruptedError: the process was interrupted.
@@ -230,7 +230,7 @@ class PoolClaims(InstanceConcurrencyContext):
         return False
 
     def _pool_holders(self, pool: str, waited: float) -> str:
-        """The runs that hold the places of a pool; one whose process is gone is closed."""
+        """Describe the runs that have the slots of a pool; close those whose process is gone."""
         living = []
         for run_id in self._instance.event_log_storage.get_concurrency_info(pool).active_run_ids:
             run = self._instance.get_run_by_id(run_id)
@@ -239,7 +239,7 @@ class PoolClaims(InstanceConcurrencyContext):
             elif process := process_of(self._instance, run):
                 living.append(f"run {run_id[:8]} (process {process.pid})")
             elif is_launched(run) and waited < REPORT_SECONDS:
-                # Its server notices too, and launches it again.
+                # The run's server notices this too, and launches it again.
                 living.append(f"run {run_id[:8]} (no process)")
             else:
                 close_run(self._instance, run)
@@ -247,12 +247,12 @@ class PoolClaims(InstanceConcurrencyContext):
 
 
 class InterruptibleExecutor(InProcessExecutor):
-    """Executes all steps in this process; an interrupted step is not tried again."""
+    """Executes all steps in this process. An interrupted step is not tried again."""
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
-        """Execute a plan; yields the events of its steps.
+        """Execute a plan and yield the events of its steps.
 
         Raises:
             DagsterExecutionInterruptedError: the process was interrupted.
@@ -287,7 +287,7 @@ class InterruptibleExecutor(InProcessExecutor):
         except INTERRUPTS:
             known = instance.get_run_by_id(run.run_id)
             if known and known.status == Status.STARTED and not is_launched(run):
-                # Dagster would record it as failed, since nobody has cancelled it.
+                # Otherwise Dagster would record it as failed, because nobody cancelled it.
                 instance.report_run_canceling(run, INTERRUPTED)
             raise
         finally:
@@ -315,9 +315,9 @@ def _reports_interrupt(event: DagsterEvent) -> bool:
 
 @contextmanager
 def _interrupt_on_cancel(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
-    """Interrupt this process when someone cancels or deletes the run in the user interface.
+    """Interrupt this process when a user cancels or deletes the run in the web interface.
 
-    A server does so itself for the runs that it launched.
+    For the runs that a server launched, the server does so itself.
     """
     if is_launched(run) or not instance.is_persistent:
         yield
@@ -347,7 +347,7 @@ def _interrupt_on_cancel(instance: dg.DagsterInstance, run: dg.DagsterRun) -> It
     requirements=dg.multi_or_in_process_executor.get_requirements,
 )
 def interruptible_executor(context: dg.InitExecutorContext) -> dg.Executor:
-    """Dagster's default executor, whose runs in one process can be interrupted."""
+    """Create Dagster's default executor, or the interruptible one for a single process."""
     create = dg.multi_or_in_process_executor.executor_creation_fn
     assert create is not None
     executor = create(context)
@@ -362,12 +362,12 @@ def execute_in_process(
     partition: str | None,
     run_config: Mapping[str, Any],
 ) -> dg.ExecuteInProcessResult:
-    """Execute a job in this process, as `JobDefinition.execute_in_process` does it.
+    """Execute a job in this process, as `JobDefinition.execute_in_process` does.
 
-    The run bears the process in its tags, and can be interrupted and cancelled.
+    The run's tags name the process, and the run can be interrupted and cancelled.
 
     Raises:
-        KeyboardInterrupt: it was.
+        KeyboardInterrupt: the run was interrupted or cancelled.
     """
     executor = InterruptibleExecutor(RetryMode.ENABLED)
     ephemeral = job.as_ephemeral_job(resource_defs={}, input_values={})

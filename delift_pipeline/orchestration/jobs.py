@@ -1,6 +1,6 @@
-"""Jobs and schedules, how their steps are executed, and when assets are redone by themselves.
+"""Jobs, the weekly schedule, the executor, and the conditions of automatic materialisation.
 
-Everything that starts by itself is shipped stopped.
+Schedules and conditions are off until a user switches them on.
 """
 
 from collections.abc import Iterator
@@ -58,27 +58,27 @@ ALL_SCHEDULES = [weekly_reselection_schedule]
 
 
 def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
-    """How a step is tried again after its process was killed or a failure that may pass.
+    """Return how often a step is tried again after its process was killed or a passing failure.
 
-    The step goes on where it was. `assets.door` decides which failures may pass
-    (`core.errors.may_pass`); a refusal is never tried again.
+    The step continues where it stopped. `assets.door` decides which failures may pass
+    (`core.errors.may_pass`). Refused input is never tried again.
     """
     backoff = dg.Backoff.EXPONENTIAL
     return dg.RetryPolicy(options.retries, delay=options.retry_seconds, backoff=backoff)
 
 
 def executor(options: AutomationOptions) -> dg.ExecutorDefinition:
-    """How the steps of a run are executed; the launchpad can choose otherwise."""
+    """Return the default executor of runs. A user can choose another one in the launchpad."""
     config = (
         {"multiprocess": {"max_concurrent": 2}} if options.isolate_steps else {"in_process": {}}
     )
     return interruptible_executor.configured(config)
 
 
-# As `eager`, but a parent that was made again with the same content asks for nothing, and a parent
-# whose blocking check failed launches nothing, in this run or in a later tick. What failed last is
-# left to its retries and to people: between a killed run and the run that Dagster launches in its
-# place, nothing is in progress, and a tick would launch a third run beside them.
+# Like `eager`, but a parent that was made again with the same content causes no run, and neither
+# does a parent whose blocking check failed. An asset that failed last is left to its retries and to
+# users: between a killed run and the run that Dagster launches instead, no run is in progress, and
+# a tick would launch an additional one.
 on_new_data_version = (
     dg.AutomationCondition.eager().replace(
         "newly_updated", dg.AutomationCondition.data_version_changed()
@@ -87,7 +87,7 @@ on_new_data_version = (
     & ~dg.AutomationCondition.execution_failed()
 ).with_label("on_new_data_version")
 
-# An unpartitioned table over all partitions: `eager` would wait until none is missing.
+# The leaderboard has no partitions, and `eager` would wait until no partition is missing.
 on_any_report = (
     dg.AutomationCondition.any_deps_updated() & ~dg.AutomationCondition.in_progress()
 ).with_label("on_any_report")

@@ -1,6 +1,6 @@
-"""Sensors: what is dropped becomes partitions and runs; scored versions ask for their arms.
+"""Sensors: files in the inbox become partitions and runs, and new kernels start their arms' runs.
 
-What failed becomes an alert: a line in the home's `alerts.jsonl` and, if asked for, at a webhook.
+A failed run becomes an alert: a line in the home's `alerts.jsonl` and, if set, a webhook call.
 """
 
 import datetime as dt
@@ -46,10 +46,10 @@ class Alert:
     """One failed run.
 
     Attributes:
-        reason: What the failed step said, shortened.
-        version, arm: What the run was launched for, if it was for one.
-        will_retry: Whether the run is launched again by itself.
-        time: When this was noticed, ISO 8601 in UTC.
+        reason: The message of the failed step, shortened.
+        version, arm: The run's partition, if it has one.
+        will_retry: Whether Dagster launches the run again.
+        time: When the sensor saw the failure, ISO 8601 in UTC.
     """
 
     job: str
@@ -62,7 +62,7 @@ class Alert:
     time: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
 
     def as_json(self) -> dict[str, str | bool | None]:
-        """The alert as it is logged and posted; `text` is the sentence a chat shows."""
+        """Return the alert as it is logged and posted. A chat shows its `text`."""
         what = "/".join(filter(None, (self.version, self.arm))) or "no partition"
         where = f", step {self.step}" if self.step else ""
         text = f"delift: {self.job} of {what} failed{where}: {self.reason[:TEXT_LIMIT]}"
@@ -70,12 +70,12 @@ class Alert:
 
 
 def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
-    """Log an alert, and post it to `$DELIFT_ALERT_URL` or else to `webhook`, where one is set.
+    """Log an alert and post it to `$DELIFT_ALERT_URL`, else to `webhook`, if one is set.
 
-    The log is the home's `alerts.jsonl`, one JSON object a line.
+    The log is the home's `alerts.jsonl`, with one JSON object per line.
 
     Returns:
-        Why it could not be posted, or None. That fails nothing.
+        Why the alert could not be posted, or None. A failed post is not an error.
     """
     line, file = json_text(alert.as_json()), home.root / "alerts.jsonl"
     home.root.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def send_alert(home: Home, alert: Alert, webhook: str | None) -> str | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the address that was set was checked, another was not."""
+    """Follows no redirect, because only the address that the user set was checked."""
 
     def redirect_request(self, *_: object) -> None:
         return None
@@ -100,7 +100,7 @@ def _post(url: str, body: str) -> str | None:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=WEBHOOK_SECONDS):
             return None
     except (Refused, urllib.error.URLError, OSError, ValueError) as error:
-        # The address may hold a secret: the host says enough.
+        # The address may contain a secret, so only the host is shown.
         reason = f"the alert could not be posted to {urlsplit(url).hostname}: {error}"
         LOG.warning(reason)
         return reason
@@ -112,8 +112,8 @@ ARMS_SENSOR = "applicable_arms_sensor"
 RAW_DATASET, UTILITY_KERNEL = dg.AssetKey("raw_dataset"), dg.AssetKey("utility_kernel")
 UNFINISHED = [Status.QUEUED, *UNENDED]
 SIGNATURE_TAG = "delift/inbox_signature"
-"""Names the contents of the inbox that a run was asked for to take."""
-ASK_AGAIN = "to have it taken, move it out of the inbox and back, or touch it"
+"""Names the inbox contents that a run was launched to ingest."""
+ASK_AGAIN = "to try again, move it out of the inbox and back, or touch it"
 WILL_RETRY = "dagster/will_retry"
 
 
@@ -167,17 +167,17 @@ def new_dataset_version_sensor(
 
 
 def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
-    """A key that Dagster has not seen once the runs it was given to have ended."""
+    """Return a run key that is new to Dagster as soon as the earlier runs have ended."""
     return f"{base}:{sum(run.is_finished for run in runs)}"
 
 
 def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
-    """What became of the newest of the runs that were asked for to take an entry.
+    """Describe the newest run that was launched to ingest an entry.
 
-    Also whether Dagster launches it again by itself.
+    Also return whether Dagster launches this run again.
     """
     if not runs:
-        return "the run that was asked for to take it was deleted", False
+        return "the run that was to ingest it was deleted", False
     states = {
         Status.CANCELING: "is being cancelled",
         Status.CANCELED: "was cancelled",
@@ -185,13 +185,13 @@ def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
         Status.SUCCESS: "has succeeded",
     }
     newest, status = runs[0], runs[0].status
-    state = states.get(status, f"is to take it ({status.value.lower()})")
+    state = states.get(status, f"is to ingest it ({status.value.lower()})")
     again = status == Status.FAILURE and newest.tags.get(WILL_RETRY) == "true"
     return f"run {newest.run_id[:8]} {state}{' and is launched again' if again else ''}", again
 
 
 def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
-    """Reject an entry; a failed check that names no version, since it asks for none there is."""
+    """Reject an inbox entry; return a failed check, which names no version as there is none."""
     beside = reject_entry(home, entry, faults)
     first = "\n".join(f"- `{fault}`" for fault in faults[:MOST_FAULTS])
     return dg.AssetCheckEvaluation(
@@ -209,7 +209,7 @@ def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheck
 
 
 def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Why versions cannot be followed yet: a run works on them, or no arm is asked for yet."""
+    """Return why some versions cannot be parents yet: a run works on them, or their arms wait."""
     running, cursor = sensor_cursor(instance, ARMS_SENSOR)
     unseen = _kernels_after(instance, cursor) if running else []
     busy = {_kernel_of(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
@@ -252,9 +252,9 @@ def applicable_arms_sensor(
 
 
 def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
-    """The arms that are asked for by themselves, the comparisons first.
+    """Return the arms that start automatically, reference arms first.
 
-    None for a version that only repeats another, and no continual one where no record is new.
+    There are none for a version that repeats another, and no continual ones without new records.
     """
     if "same_as" in dataset.manifest.details:
         return []
@@ -271,7 +271,7 @@ def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.
 
 
 def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
-    """The version a kernel was made for, and the kernel's data version."""
+    """Return the version that a kernel belongs to, and the kernel's data version."""
     event = record.asset_materialization
     if event is None or event.partition is None:
         raise DeliftError("a utility_kernel was materialised without a version")
@@ -281,7 +281,7 @@ def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
 def _failed_checks(
     instance: dg.DagsterInstance, record: dg.EventLogRecord, version: str
 ) -> list[str]:
-    """The blocking checks that a kernel failed in the run that made it."""
+    """Return the blocking checks that a kernel failed in the run that made it."""
     logs = instance.all_logs(record.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     checks = [e.dagster_event.asset_check_evaluation_data for e in logs if e.dagster_event]
     own = [one for one in checks if (one.asset_key, one.partition) == (UTILITY_KERNEL, version)]
@@ -292,7 +292,7 @@ def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource)
     """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
     run = context.dagster_run
     version, arm = version_and_arm_in(run.tags)
-    # The first step that failed says why.
+    # The first step that failed gives the reason.
     step, reason = None, context.failure_event.message or "failed"
     for event in context.get_step_failure_events()[:1]:
         data = event.step_failure_data
@@ -305,7 +305,7 @@ def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource)
 
 
 def build_sensors(seconds: int) -> list[dg.SensorDefinition]:
-    """All sensors, shipped stopped; each waits at least `seconds` between two evaluations."""
+    """Build all sensors, stopped by default, with at least `seconds` between two evaluations."""
     settings: Any = {
         "minimum_interval_seconds": seconds,
         "default_status": dg.DefaultSensorStatus.STOPPED,

@@ -133,7 +133,7 @@ def test_doctor_names_a_model_folder_that_has_moved(home: Home, tmp_path: Path) 
     assert states(home)["models"] == "ok"
     (home.root / "models.json").write_text('{"local:mine-1": "/gone"}', encoding="utf-8")
     (found,) = (one for one in examine(home, self_test=False) if one.name == "models")
-    assert found.state == "warning" and "lay at /gone" in found.note and "models.json" in found.todo
+    assert found.state == "warning" and "/gone" in found.note and "models.json" in found.todo
 
 
 def test_nothing_of_a_whole_home_is_waste(made: Home) -> None:

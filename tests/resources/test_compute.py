@@ -19,7 +19,7 @@ def version(monkeypatch: pytest.MonkeyPatch) -> None:
     class Manifest:
         details: dict[str, str] = {}  # noqa: RUF012
 
-    monkeypatch.setattr("resources.known_manifest", lambda home, name: Manifest)
+    monkeypatch.setattr("resources.version_manifest", lambda home, name: Manifest)
 
 
 def test_the_engine_and_its_devices_reach_the_model(home: Home) -> None:

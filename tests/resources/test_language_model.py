@@ -61,7 +61,7 @@ def test_a_home_that_has_moved_finds_its_models_and_names_no_path(
     with pytest.raises(Refused, match=r"/gone, which is gone. Pass --model DIR"):
         options(moved, "outside")
     (moved.root / "models.json").unlink()
-    with pytest.raises(Refused, match="in no folder known here"):
+    with pytest.raises(Refused, match="is not listed"):
         options(moved, "outside")
     assert options(moved, "outside", model="demo").model == "demo"
 

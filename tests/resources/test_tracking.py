@@ -48,7 +48,7 @@ def test_mlflows_own_variable_sends_no_text_anywhere(
 
 @pytest.mark.parametrize("uri", ["./mlruns", "sqlite:///x.db", "host:5000", "file:///tmp"])
 def test_what_is_no_server_is_refused(home: Home, uri: str) -> None:
-    with pytest.raises(Refused, match="is no tracking server"):
+    with pytest.raises(Refused, match="is not a tracking server"):
         TrackingResource(uri=uri).tracker(home)
 
 
