@@ -132,7 +132,8 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     """
     adapter = find_artifact(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
     if adapter is None:
-        reason = f"{version} has no adapter of {arm}: delift run --version {version} --arm {arm}"
+        run = f"delift run --version {version} --arm {arm}"
+        reason = f"{version} has no adapter of {arm}. Run `{run}` to train one."
         raise Refused(reason, field="--adapter")
     own, edges, records = adapter.manifest, causes(home, adapter), _records(home, adapter)
     report, subset = (
@@ -160,7 +161,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     if marked:
         notes.append(f"{adapter.name} is marked for rebuilding: {marked}")
     if records is None:
-        notes.append("the list of its records is lost: its subset was chosen anew since")
+        notes.append("the list of its records is lost: its subset was chosen again later")
     if report and metrics is None:
         notes.append(f"{report.name} measures another adapter than the one that is stored")
 

@@ -1,7 +1,7 @@
-"""What lies in a home and is of no use any more: leftovers of kills, and what nothing names.
+"""Find and remove what a home no longer needs: leftovers of killed processes, and orphans.
 
-Dry by default. Nothing that a live manifest names is ever listed: an artifact is live where its
-version is stored, or where a live artifact was made of it.
+Nothing is removed by default. What a live manifest names is never listed. An artifact is live if
+its version is stored, or if it is a parent of a live artifact.
 """
 
 import os
@@ -30,7 +30,7 @@ DERIVED = ("plans", "kernels", *ARM_KINDS.values())
 
 @dataclass(frozen=True)
 class Waste:
-    """One thing that can go: its path in the home, its size, and why nothing needs it."""
+    """A file or folder that can be removed: its path in the home, its size, and the reason."""
 
     path: str
     bytes: int
@@ -49,12 +49,12 @@ class GarbageReport:
 def collect_garbage(
     home: Home, *, apply: bool = False, minimum_age: float = MINIMUM_AGE_SECONDS
 ) -> GarbageReport:
-    """List what can go, and remove it where asked to.
+    """List what is no longer needed and, with `apply`, remove it.
 
     A temporary file younger than `minimum_age` seconds may belong to a running process.
 
     Raises:
-        DeliftError: a manifest is damaged, so that what it names is not known; nothing is removed.
+        DeliftError: a manifest is damaged, so its parents are not known. Nothing is removed.
     """
     live = _live_folders(home)
     reasons = dict(_temporary(home, minimum_age)) | dict(_orphans(home, live))
@@ -87,7 +87,7 @@ def _live_folders(home: Home) -> set[Path]:
 
 
 def _temporary(home: Home, minimum_age: float) -> Iterator[tuple[Path, str]]:
-    """What kills leave: files and folders under a temporary name, and shards set aside."""
+    """Yield files and folders with a temporary name, and damaged shards."""
     before = time.time() - minimum_age
     for root, names, files in os.walk(home.root):
         for name in (*names, *files):
@@ -101,7 +101,7 @@ def _temporary(home: Home, minimum_age: float) -> Iterator[tuple[Path, str]]:
 
 
 def _orphans(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
-    """Derived artifacts of versions that are not stored, and folders that were never finished."""
+    """Yield derived artifacts of versions that are not stored, and unfinished folders."""
     versions = set(home.versions())
     for kind in DERIVED:
         for folder in folders(home.root / kind):
@@ -120,9 +120,9 @@ def _orphans(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _superseded_kernels(home: Home) -> Iterator[tuple[Path, str]]:
-    """Kernels that no subset was chosen from, of versions whose subsets come from another one.
+    """Yield kernels that no subset was chosen from, if the version's subsets have another kernel.
 
-    Their scores are kept: a kernel is made from them again in seconds.
+    Their scores stay, and a kernel can be made from them again in seconds.
     """
     for version in home.versions():
         kernels = {one.folder.name: one.folder for one in version_kernels(home, version)}
@@ -132,7 +132,7 @@ def _superseded_kernels(home: Home) -> Iterator[tuple[Path, str]]:
 
 
 def _unread_stores(home: Home, live: set[Path]) -> Iterator[tuple[Path, str]]:
-    """Score stores that no artifact of a stored version was made with."""
+    """Yield score stores that no artifact of a stored version was made with."""
     for store in folders(home.root / "scores"):
         if FINGERPRINT_PATTERN.fullmatch(store.name) and store not in live:
             yield store, "no stored artifact was made with these scores"

@@ -151,7 +151,7 @@ def new_dataset_version_sensor(
             continue
         requested[name] = mark
         if runs:
-            context.log.info(f"{name} is asked for again: {state}")
+            context.log.info(f"{name} is ingested again: {state}")
         key = _run_key(f"{entry.version}:{entry.signature}", runs)
         requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
     keys = dict.fromkeys(str(one.partition_key) for one in requests)

@@ -64,7 +64,7 @@ def test_pairs_of_records_that_cannot_be_scored_are_not_missing(copied: Home) ->
     near = scorable_pairs(plan, {gone: ""})
     found = cost_of(copied, "v1", ["instruction_tuning.delift"], DEMO)
     assert found.pairs == 19 * 19 - near
-    assert "1 records cannot be scored, and their pairs need not be" in found.notes
+    assert any("1 records cannot be scored" in note for note in found.notes)
 
 
 def test_arm_that_needs_every_pair_is_costed_exactly(copied: Home) -> None:
