@@ -56,7 +56,7 @@ def refuse_without_bitsandbytes(feature: str, instead: str, field: str) -> None:
         Refused: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        why = f"{feature} needs bitsandbytes: pip install 'delift-pipeline[qlora]', or {instead}"
+        why = f"{feature} needs bitsandbytes: pip install 'delift-pipeline[qlora]'; or {instead}"
         raise Refused(why, field=field)
 
 
@@ -122,8 +122,8 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
         raise Refused(
-            f"{options.model}: the tokenizer gives ids up to {largest:,} and the model knows "
-            f"{rows:,} tokens; they do not belong together",
+            f"{options.model}: the tokenizer has ids up to {largest:,}, but the model has only "
+            f"{rows:,} tokens, so they do not belong together. Use the tokenizer of this model",
             field="model",
         )
     return LoadedModel(model, encoder.tokenizer, encoder, options, fingerprint, folder)
@@ -177,7 +177,10 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused("no CUDA device can be used here", field="device")
+        raise Refused(
+            f"{device} is set, but this machine has no usable CUDA device; use cpu or auto",
+            field="device",
+        )
     return torch.device(device)
 
 
@@ -187,7 +190,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
     device, dtype = resolve_device(options.device), getattr(torch, options.dtype)
     placement: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
     if options.load_in:
-        refuse_without_bitsandbytes(f"load_in {options.load_in}", "leave load_in out", "load_in")
+        refuse_without_bitsandbytes(f"load_in {options.load_in}", "remove load_in", "load_in")
         placement = {"device_map": {"": device}, **placement}
         placement["quantization_config"] = quantisation_config(options.load_in, dtype)
     try:
@@ -205,7 +208,8 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
         if absent := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
             raise Refused(
                 f"{options.model}: {len(absent)} weights are missing or have the wrong shape "
-                f"(first: {absent[0]}); the files are incomplete or not a causal language model",
+                f"(first: {absent[0]}). The files are incomplete, or the model is not a causal "
+                "language model; download or copy the folder again, or choose another model",
                 field="model",
             )
         # A device map or a quantiser has already placed the weights; they must not be moved.
@@ -220,8 +224,8 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
         gib = parameters * BYTES[options.dtype] / GIB
         raise DeliftError(
             f"{options.model}: {parameters:,} weights take {gib:,.1f} GiB in {options.dtype}, more "
-            f"than there is (device {options.device_map or options.device}); take dtype bfloat16, "
-            "load_in 4bit, or device_map auto"
+            f"than device {options.device_map or options.device} has; use dtype bfloat16, load_in "
+            "4bit, or device_map auto"
         ) from error
     return model
 
@@ -252,7 +256,7 @@ def _explain_loading_error(error: Exception) -> str:
     """Return the error in one line, with what to do if that is known."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
-        return "it comes with code of its own; give --trust-remote-code if you trust its author"
+        return "it comes with its own code; pass --trust-remote-code if you trust the author"
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
@@ -267,7 +271,7 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
             raise
         raise Refused(
             f"{options.model} does not work in {options.load_in} on device {device} "
-            f"({_explain_loading_error(error)}); leave load_in out, or choose another device",
+            f"({_explain_loading_error(error)}); remove load_in, or use another device",
             field="load_in",
         ) from error
 

@@ -47,8 +47,8 @@ _ENCODER_HEAD = re.compile(
 )
 _COPY_AGAIN = "download or copy the folder again"
 _GGUF = (
-    "this is a GGUF model, which is not read; name the folder or hub id of the safetensors "
-    "model that it was made of"
+    "this is a GGUF model, which DELIFT cannot read; pass the folder or hub id of the safetensors "
+    "model that it was converted from"
 )
 
 
@@ -95,29 +95,30 @@ def _find_fault(folder: Path, state: tuple[Any, ...]) -> str | None:
     pointers = [path for path in files if path.suffix in _MODEL_SUFFIXES and _is_pointer(path)]
     if pointers:
         size = pointers[0].stat().st_size
-        more = f" (as are {len(pointers) - 1} more files)" if len(pointers) > 1 else ""
+        more = f" (like {len(pointers) - 1} more files)" if len(pointers) > 1 else ""
         reason = f"{pointers[0].name} is a git-lfs pointer of {size} bytes{more}, not the file"
         return f"{reason}; run `git lfs pull` in the folder"
     if (folder / ADAPTER).exists():
         own = _read_json(folder / ADAPTER)
         kind, base = own.get("peft_type", "LoRA"), own.get("base_model_name_or_path", "a model")
         return (
-            f"this is a {kind} adapter of {base}, not a whole model; merge it into its base (peft: "
-            f"merge_and_unload, save_pretrained), or name {base}"
+            f"this is a {kind} adapter of {base}, not a complete model; merge it into its base "
+            f"(peft: merge_and_unload, save_pretrained), or use {base}"
         )
     if not (folder / CONFIG).exists():
         has_gguf = any(path.suffix == ".gguf" for path in files)
-        return _GGUF if has_gguf else f"no {CONFIG}, so this holds no model"
+        missing = f"this folder has no {CONFIG}, so it is not a model; pass the folder of a model"
+        return _GGUF if has_gguf else missing
     read = {one: _read_json(folder / one) for one in _JSON_FILES if (folder / one).exists()}
     heads = read[CONFIG].get("architectures") or []
     if heads and all(_ENCODER_HEAD.search(str(head)) for head in heads):
-        why = "and cannot score answers; name a causal model"
-        return f"this is an encoder ({heads[0]}) {why}"
+        why = "which cannot score answers; use a causal language model"
+        return f"this is an encoder ({heads[0]}), {why}"
     if INDEX in read:
         weight_map = read[INDEX].get("weight_map")
         names: Any = weight_map.values() if isinstance(weight_map, dict) else [None]
         if not all(isinstance(name, str) for name in names):
-            raise _BrokenFile(f"{INDEX} names no weight files (weight_map)")
+            raise _BrokenFile(f"{INDEX} has no valid list of weight files (weight_map)")
         shards = sorted(set(names))
         if absent := [shard for shard in shards if not (folder / shard).exists()]:
             counts = f"{len(absent)} of its {len(shards)} weight files"
@@ -125,13 +126,14 @@ def _find_fault(folder: Path, state: tuple[Any, ...]) -> str | None:
     weights = weight_files(folder)
     if not weights:
         return (
-            "no *.safetensors weights; other formats can run code when they are read and are "
-            "not loaded (convert them with save_pretrained)"
+            "this folder has no *.safetensors weights. Other formats can run code when they are "
+            "read, so they are not loaded; convert them with save_pretrained"
         )
     for path in weights:
         _check_weights(path)
     has_tokenizer = any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern))
-    return None if has_tokenizer else "no tokenizer; add the tokenizer.json of this model"
+    missing = "this folder has no tokenizer; add the tokenizer.json of this model"
+    return None if has_tokenizer else missing
 
 
 def _is_pointer(path: Path) -> bool:
@@ -145,12 +147,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        at = f"at line {error.lineno}, column {error.colno} ({error.msg})"
-        raise _BrokenFile(f"{path.name} is broken JSON {at}") from error
+        at = f"line {error.lineno}, column {error.colno} ({error.msg})"
+        raise _BrokenFile(f"{path.name} has invalid JSON at {at}") from error
     except UnicodeDecodeError as error:
         raise _BrokenFile(f"{path.name} is not UTF-8 text") from error
     if not isinstance(content, dict):
-        raise _BrokenFile(f"{path.name} holds no JSON object")
+        raise _BrokenFile(f"{path.name} must be a JSON object")
     return content
 
 
@@ -165,12 +167,12 @@ def _check_weights(path: Path) -> None:
         expected = 8 + length + max((at["data_offsets"][1] for at in tensors.values()), default=0)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise _BrokenFile(
-            f"{path.name} ({size:,} bytes) has no safetensors header: it is cut off or another "
-            "kind of file"
+            f"{path.name} ({size:,} bytes) has no safetensors header, so it is cut off or has "
+            "another format"
         ) from error
     if expected != size:
-        reason = f"{path.name} has {size:,} bytes where its header says {expected:,}"
-        raise _BrokenFile(f"{reason}: the file is not whole")
+        reason = f"{path.name} has {size:,} bytes, but its header says {expected:,}"
+        raise _BrokenFile(f"{reason}, so the file is not whole")
 
 
 def _refusal(name: str, reason: str) -> Refused:
@@ -195,7 +197,7 @@ def model_folder(options: ModelOptions) -> Path:
     """
     local = DEMO_MODEL if options.model == MODEL_DEMO else Path(options.model).expanduser()
     if local.is_file():
-        file = "this is a file; name the folder of the model"
+        file = "this is a file; pass the folder of the model"
         raise _refusal(options.model, _GGUF if local.suffix == ".gguf" else file)
     folder = local.resolve() if local.is_dir() else _download(options)
     check_model_folder(folder, options.model)
@@ -222,14 +224,16 @@ def _download(options: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
 
     if not _is_hub_id(options.model):
-        raise _refusal(options.model, "no such folder")
+        raise _refusal(options.model, "no such folder exists; check the path, or pass a hub id")
     patterns = {"allow_patterns": list(_MODEL_FILES), "ignore_patterns": list(_SECOND_COPIES)}
     try:
         return Path(snapshot_download(options.model, revision=options.revision, **patterns))
     except Exception as error:
         # The hub client raises many kinds of error; to the user each means: the model is not here.
         reason = str(error).strip().splitlines()[0]
-        why = f"no such folder, and the hub did not give it ({reason})"
+        why = (
+            f"no such folder exists, and the hub has no such model or cannot be reached ({reason})"
+        )
         raise _refusal(options.model, why) from error
 
 
@@ -251,7 +255,8 @@ def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
         return min(limit or LARGEST_DEFAULT_WINDOW, LARGEST_DEFAULT_WINDOW)
     if limit is not None and options.window > limit:
         raise Refused(
-            f"{options.window:,} tokens are more than the {limit:,} the model can take",
+            f"{options.window:,} tokens are more than the {limit:,} that the model supports; use a "
+            "smaller window",
             field="window",
         )
     return options.window

@@ -33,7 +33,8 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
             return SentenceTransformer(source, device=device, model_kwargs=kwargs)
     except (OSError, ValueError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        reason = f"{name!r} cannot be loaded as a sentence-transformers model: {first_line}"
+        reason = f"{name!r} cannot be loaded as a sentence-transformers model ({first_line}); "
+        reason += "use tfidf, minilm, or a folder or hub id with safetensors weights"
         raise Refused(reason, field="embedder") from error
 
 
@@ -115,7 +116,7 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
     from sklearn.metrics import pairwise_distances_chunked
 
     if m < 1:
-        raise Refused(f"{m} neighbours were asked for; ask for 1 or more", field="m")
+        raise Refused(f"{m} neighbours are too few; ask for 1 or more", field="m")
     n = embeddings.shape[0]
     if hasattr(embeddings, "tocsc") and n >= _COMPILED_FROM:
         from delift_pipeline.scoring.near_words import nearest_by_words

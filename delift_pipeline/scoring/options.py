@@ -51,7 +51,7 @@ def expand_preset(values: dict[str, Any]) -> dict[str, Any]:
         return values
     name = model.removeprefix(PREFIX).lower()
     if name not in PRESETS:
-        raise KeyError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
+        raise KeyError(f"there is no preset {name!r}; choose one of: {', '.join(PRESETS)}")
     own = {k: v for k, v in values.items() if v is not None and k != "model"}
     settings = {**PRESETS[name], **own}
     if settings.get("engine") != "vllm" and "tensor_parallel_size" not in own:
@@ -150,19 +150,19 @@ def conflicts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if engine == "vllm":
         for field, why in (
             ("load_in", "engine vllm does not quantise weights when it loads them"),
-            ("device_map", "engine vllm lays a model out by tensor_parallel_size"),
+            ("device_map", "engine vllm splits a model by tensor_parallel_size"),
         ):
             if values.get(field):
-                faults.append((field, f"{why}; take engine transformers, or leave it out"))
+                faults.append((field, f"{why}; use engine transformers, or remove {field}"))
     elif exceeds_one("tensor_parallel_size"):
-        why = "tensor parallel is engine vllm's; engine transformers takes device_map"
+        why = "only engine vllm splits a model in this way; use device_map with engine transformers"
         faults.append(("tensor_parallel_size", why))
     if values.get("load_in") == "8bit" and values.get("dtype") != "float16":
-        faults.append(("load_in", "8-bit weights are multiplied in float16; give dtype float16"))
+        faults.append(("load_in", "8-bit weights are multiplied in float16; use dtype float16"))
     if values.get("device_map") and device != "auto":
-        faults.append(("device_map", f"device {device} names one device; leave one of them out"))
+        faults.append(("device_map", f"device {device} is one device; remove device or device_map"))
     if exceeds_one("workers") and ":" in str(device):
-        faults.append(("device", "each worker has devices of its own; give auto, cpu or cuda"))
+        faults.append(("device", "each worker has devices of its own; use auto, cpu or cuda"))
     return faults
 
 

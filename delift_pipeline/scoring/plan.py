@@ -133,7 +133,7 @@ def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
 
     n = len(ids)
     if len(neighbours.indices) != n:
-        raise Refused(f"neighbours of {len(neighbours.indices)} records were given for {n} records")
+        raise Refused(f"neighbours of {len(neighbours.indices)} records do not fit {n} records")
     rows, slots = np.nonzero(neighbours.indices >= 0)
     ones = np.ones(len(rows), dtype=np.int8)
     near = csc_matrix((ones, (rows, neighbours.indices[rows, slots])), shape=(n, n))
@@ -149,7 +149,9 @@ def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
 
 def _require(value: Any, block: str, what: str) -> Any:
     if value is None:
-        raise Refused(f"the {block} pairs need {what}, which this version has not", field=block)
+        raise Refused(
+            f"the {block} pairs need {what}, but this version does not have that", field=block
+        )
     return value
 
 
@@ -228,7 +230,7 @@ def read_plan(folder: Path) -> PairPlan:
         entries = read_json(folder / _BLOCKS)
         return PairPlan(tuple(_read_block(folder, entry["name"]) for entry in entries))
     except (OSError, ValueError, EOFError, KeyError, pl.exceptions.PolarsError) as error:
-        why = f"no readable pair plan at {folder.name} ({error}); plan it again"
+        why = f"the pair plan {folder.name} cannot be read ({error}); plan it again"
         raise DeliftError(why) from error
 
 

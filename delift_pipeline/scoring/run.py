@@ -174,7 +174,7 @@ class _Run:
         results = self.engine.score(self.records, jobs)
         if not all(np.isfinite(scores.logprobs).all() for scores in results):
             raise DeliftError(
-                "the model gives log-probabilities that are not finite; try dtype float32"
+                "the model returned log-probabilities that are not finite; try dtype float32"
             )
         self.draft.seconds += time.monotonic() - started
         for (number, ids), scores in zip(demonstrations, results, strict=True):

@@ -193,8 +193,8 @@ class Shard:
             ends = np.cumsum(self._id_sets.sizes()[self._sets])
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
             raise DeliftError(
-                f"the score shard {path.name} cannot be read ({error}); `delift verify` sets it "
-                "aside, and its pairs are scored again"
+                f"the score shard {path.name} cannot be read ({error}); run `delift verify`, which "
+                "moves it aside, so its pairs are scored again"
             ) from error
         self._starts = np.concatenate([[0], ends]).astype(np.int64)
         self.pairs = int(self._starts[-1])

@@ -337,7 +337,8 @@ class PairRequest:
         known = records.rows.keys() | records.unscorable
         if unknown := [record for record in mentioned if record not in known]:
             raise DeliftError(
-                f"the plan names {len(unknown):,} records that were not given (first: {unknown[0]})"
+                f"the plan names {len(unknown):,} records that the data does not have (first: "
+                f"{unknown[0]}); plan the pairs again"
             )
         scorable = [record for record in (*mentioned, *baseline_ids) if record in records.rows]
         numbers = store.ids.add(scorable)

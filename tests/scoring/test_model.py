@@ -144,7 +144,7 @@ def test_a_hub_model_that_is_not_in_the_cache_is_refused_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     line = refusal("nobody/no-such-model")
-    assert "no such folder, and the hub" in line and "\n" not in line
+    assert "no such folder" in line and "the hub" in line and "\n" not in line
 
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder: Path) -> None:

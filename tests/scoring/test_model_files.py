@@ -87,7 +87,7 @@ SPOILT: dict[str, tuple[Spoil, list[str]]] = {
         ["config.json", "JSON object"],
     ),
     "missing shards": (in_shards, ["2 of its 3 weight files", "model-00002-of-00003.safetensors"]),
-    "adapter": (as_adapter, ["LORA adapter of someone/base-7b", "merge", "or name"]),
+    "adapter": (as_adapter, ["LORA adapter of someone/base-7b", "merge", "or use"]),
     "gguf": (as_gguf, ["GGUF", "safetensors"]),
     "encoder": (as_encoder, ["encoder", "BertForMaskedLM"]),
     "no tokenizer": (without_tokenizer, ["no tokenizer", "tokenizer.json"]),

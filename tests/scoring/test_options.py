@@ -10,7 +10,7 @@ from delift_pipeline.scoring.options import ModelOptions, read_options
 CONFLICTS: list[tuple[dict[str, Any], str, str]] = [
     ({"engine": "vllm", "load_in": "4bit"}, "load_in", "does not quantise"),
     ({"engine": "vllm", "device_map": "auto"}, "device_map", "tensor_parallel_size"),
-    ({"tensor_parallel_size": 2}, "tensor_parallel_size", "engine vllm's"),
+    ({"tensor_parallel_size": 2}, "tensor_parallel_size", "engine vllm splits"),
     ({"device": "cpu", "device_map": "auto"}, "device_map", "one device"),
     ({"device": "cuda:1", "workers": 2}, "device", "devices of its own"),
     ({"load_in": "8bit"}, "load_in", "float16"),

@@ -74,7 +74,7 @@ def test_no_pairs_make_an_empty_plan() -> None:
         (None, frame("x"), NEIGHBOURS, "target pairs need a target set"),
         (frame("t"), None, NEIGHBOURS, "existing pairs need what the parents"),
         (frame("t"), frame("x"), None, "self pairs need neighbours"),
-        (frame("t"), frame("x"), nearest(np.eye(2), 1), "neighbours of 2 records .* for 6"),
+        (frame("t"), frame("x"), nearest(np.eye(2), 1), "neighbours of 2 records .* 6"),
     ],
 )
 def test_what_is_missing_is_said(target, existing, neighbours, sentence) -> None:

@@ -195,7 +195,7 @@ def test_a_plan_with_an_unknown_record_fails_in_one_sentence(
 ) -> None:
     records = llama.encoder.encode(made_up(3))
     plan = PairPlan((PairBlock("self", (*records.ids, "f" * 32), records.ids),))
-    with pytest.raises(DeliftError, match="not given"):
+    with pytest.raises(DeliftError, match="the plan names"):
         score_pairs(llama, ScoreStore(tmp_path), records, plan)
 
 

@@ -139,7 +139,7 @@ def test_an_adapter_on_the_head_is_refused_with_the_other_engine(
 
     config = LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
     get_peft_model(load_model(asked).model, config).save_pretrained(str(tmp_path))
-    with pytest.raises(Refused, match="take engine transformers"):
+    with pytest.raises(Refused, match="use engine transformers"):
         evaluate(asked, tmp_path, heldout, BY_VLLM)
 
 
