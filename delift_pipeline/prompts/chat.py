@@ -176,13 +176,13 @@ def _split_at_texts(whole: str, texts: Sequence[str]) -> list[str]:
 
 def _require_source(source: str | None) -> str:
     if source is None:
-        raise _refusal("", "this model has no chat template")
+        raise _refusal("", "This model has no chat template")
     return source
 
 
-def _refusal(why: str, what: str = "the model's chat template ") -> Refused:
-    instead = "use plain, paper, or a YAML file of your own"
-    return Refused(f"{what}{why}; {instead}", field="template")
+def _refusal(why: str, what: str = "The model's chat template ") -> Refused:
+    instead = "Use plain, paper, or a YAML file of your own."
+    return Refused(f"{what}{why}. {instead}", field="template")
 
 
 def _first_line(error: Exception) -> str:

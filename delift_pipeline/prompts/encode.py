@@ -255,7 +255,7 @@ class Encoder:
         self.plain = PlainTextTokenizer(tokenizer)
         own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
         if not isinstance(own_end, int):
-            reason = "the tokenizer has no end-of-text token (eos_token), and an answer must end"
+            reason = "The tokenizer has no end-of-text token (eos_token) to end an answer. Set one."
             raise Refused(reason, field="model")
         bos = None
         if isinstance(begin, int):
@@ -278,8 +278,8 @@ class Encoder:
         needed = max(len(self.head) + 1, sum(lengths[:2]) + 2, demonstration)
         if needed > half:
             raise Refused(
-                f"a window of {window} tokens is too small: the template's own words take "
-                f"{needed} of its half",
+                f"A window of {window} tokens is too small: the template's own words take "
+                f"{needed} of its half. Use a larger window.",
                 field="window",
             )
 

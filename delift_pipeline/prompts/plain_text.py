@@ -57,8 +57,8 @@ class PlainTextTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise Refused(
-                f"the tokenizer {type(tokenizer).__name__} has no fast backend "
-                "(tokenizer.json); convert it first",
+                f"The tokenizer {type(tokenizer).__name__} has no fast backend "
+                "(tokenizer.json). Convert it first.",
                 field="model",
             )
         self._state = backend.to_str()

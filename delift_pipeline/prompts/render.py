@@ -58,7 +58,7 @@ def render(
     if len(ids) > encoder.window:
         raise Refused(
             f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens, more "
-            f"than the window of {encoder.window:,}; show fewer",
+            f"than the window of {encoder.window:,}. Use fewer demonstrations.",
             field="demonstration",
         )
     return RenderedPrompt(text, ids, list(range(answer_start, len(ids))))

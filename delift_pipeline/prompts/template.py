@@ -70,10 +70,10 @@ class Template(BaseModel):
             if sorted(fields) != sorted(expected):
                 expected_fields = " and ".join(f"{{{field}}}" for field in expected) or "no field"
                 faults.append(
-                    f"{name} holds {fields or 'no field'} where {expected_fields} must stand once"
+                    f"{name} has {fields or 'no field'}, but needs {expected_fields} exactly once"
                 )
         if self.system and not self.chat:
-            faults.append("system is read where chat is true")
+            faults.append("system is read where chat is true: set it, or leave system out")
         for name in ("alone", "lead", "demonstration"):
             if self.chat and getattr(self, name) != Template.model_fields[name].default:
                 faults.append(f"{name} is the chat template's own where chat is true; leave it out")
@@ -106,7 +106,7 @@ def load_template(name_or_path: str) -> Template:
         str(_SHIPPED_TEMPLATES / f"{name_or_path}.yaml") if shipped else name_or_path
     ).expanduser()
     if not path.is_file():
-        reason = f"no template {name_or_path!r}: use {', '.join(known)} or a YAML file"
+        reason = f"There is no template {name_or_path!r}. Use {', '.join(known)} or a YAML file."
         raise Refused(reason, field="template")
     text = read_text(path, name_or_path)
     return validate(Template, parse_yaml(text, name_or_path).value, file=name_or_path)

@@ -29,7 +29,7 @@ def file_columns(
     """
     known = list(dict.fromkeys(column for row in file.rows for column in row))
     if missing := [name for name in names if name not in known]:
-        reason = f"no row of the file has this column; there are: {', '.join(known)}"
+        reason = f"no row of the file has this column. The columns are: {', '.join(known)}"
         raise Refused(*(Fault(reason, field=f"{option} {name}") for name in missing))
     row_of = {record: at for at, record in enumerate(file.frame["record_id"])}
     rows = [file.rows[row_of[record]] for record in pool["record_id"]]

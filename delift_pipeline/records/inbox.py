@@ -98,14 +98,14 @@ class InboxEntry:
         reason = None
         if self.path.is_dir():
             if part_file(self.path, "pool") is None:
-                reason = "holds no pool file: name it pool.jsonl"
+                reason = "The folder has no pool file. Name the file pool.jsonl."
         elif file_kind(self.path).format is None:
             known = ", ".join(formats_by_suffix())
-            reason = f"is no format that can be read: use {known}, plain, .gz or .zst"
+            reason = f"The format is unknown. Use {known}, plain or with .gz or .zst."
         elif self.version.rpartition(".")[2] in PARTS:
-            reason = "a file that is one of several belongs into a folder inbox/<version>/"
+            reason = "The file is one of several. Put them in a folder inbox/<version>/."
         elif not all(self.version.rpartition("-")[::2]):
-            reason = "a lone file is named <dataset>-<version>, such as mydata-v1.jsonl"
+            reason = "The name is not <dataset>-<version>. Use a name such as mydata-v1.jsonl."
         faults = [Fault(reason)] if reason else []
         try:
             check_version(self.version)
@@ -184,9 +184,9 @@ def scan_inbox(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> 
     ready, waiting, versions = list[InboxEntry](), dict[str, str](), set[str]()
     for entry in usable:
         if entry not in complete:
-            reason = "it is still being copied, or was just seen"
+            reason = "it is still being copied, or has just arrived"
         elif entry.version in versions:
-            reason = "another entry asks for the same version"
+            reason = "another entry has the same version"
         else:
             reason = _reason_to_wait(entry, parents, busy)
         versions.add(entry.version)
@@ -251,9 +251,9 @@ def _reason_to_wait(
     for name in parents[entry.version]:
         # Versions that name each other as parents do not wait for ever: ingestion refuses them.
         if name in parents and entry.version not in _ancestors(name, parents):
-            return f"it follows {name}, which lies in the inbox before it"
+            return f"its parent {name} is still in the inbox"
         if name in busy:
-            return f"it follows {name}: {busy[name]}"
+            return f"its parent is {name}: {busy[name]}"
     return None
 
 
@@ -317,7 +317,9 @@ def _ingest(home: Home, entry: InboxEntry) -> Manifest:
     if entry.path.is_dir():
         settings = read_version_file(entry.path)
         if settings.version not in (None, entry.version):
-            reason = f"is {settings.version!r}, but the folder is named {entry.version!r}"
+            reason = (
+                f"It is {settings.version!r}, but the folder is {entry.version!r}. Make them equal."
+            )
             raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
         pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
         assert pool is not None  # `InboxEntry.faults` has refused a folder without one
@@ -347,10 +349,10 @@ def _ingest(home: Home, entry: InboxEntry) -> Manifest:
 def _unknown_version_message(home: Home, version: str) -> str:
     known = ", ".join(home.versions()) or "none yet"
     rejected = sorted((home.inbox / REJECTED).glob(f"{version}*{FAULTS_SUFFIX}"))
-    where = f"; what was dropped is in inbox/{REJECTED}/ ({rejected[-1].name})" if rejected else ""
+    where = f". It was refused: see inbox/{REJECTED}/{rejected[-1].name}" if rejected else ""
     return (
-        f"no version {version!r} is stored (known are: {known}) and inbox/ holds neither a folder "
-        f"{version}/ nor a file of that name{where}: `delift ingest FILE --version V` first"
+        f"There is no version {version!r} (stored: {known}), and inbox/ has neither a folder "
+        f"{version}/ nor a file of that name{where}. Run `delift ingest FILE --version V` first"
     )
 
 

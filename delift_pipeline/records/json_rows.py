@@ -63,8 +63,8 @@ def read_json_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
     if lists := _record_lists(table.rows, columns):
         if len(lists) > 1:
             reason = (
-                f"the file is one object with several lists of records ({', '.join(lists)}): write "
-                f"one of them to a file of its own, for example with `jq .{lists[0]}`"
+                f"The file is one object with several lists of records ({', '.join(lists)}). Write "
+                f"one of them to a separate file, for example with `jq .{lists[0]}`."
             )
             return Table([], [Fault(reason, file)])
         start = _value_start(text, lists[0], decoder)

@@ -75,7 +75,7 @@ def forgotten_ids(home: Home) -> frozenset[str]:
     try:
         return frozenset(read_json(path)["records"])
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{path.name} is damaged ({error}): restore it from a back-up before anything else"
+        reason = f"{path.name} is damaged ({error}). Restore it from a backup before you go on"
         raise DeliftError(reason) from error
 
 

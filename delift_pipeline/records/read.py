@@ -226,13 +226,14 @@ def _read_files(
         raise Refused(*faults)
     records, tables = list(reader.records.values()), reader.tables
     if not records:
-        raise Refused(Fault("no good record", ", ".join(map(str, paths))), *reader.row_faults)
+        names = ", ".join(map(str, paths))
+        raise Refused(Fault("The input has no good record.", names), *reader.row_faults)
     notes += [note for table in tables for note in table.notes]
     if renamed := reader.name_records():
         new, old = next(iter(renamed.items()))
         notes.append(
-            f"{len(renamed):,} ids were already taken by other records and got a number; the "
-            f"first: {old!r} is now {new!r}. With --ids ignore the ids of the file are not used."
+            f"{len(renamed):,} ids already belong to other records and got a number. The first: "
+            f"{old!r} is now {new!r}. Pass --ids ignore to leave the ids of the file out."
         )
     columns = {
         "record_id": list(reader.records),

@@ -140,9 +140,9 @@ def _content_problems(texts: Mapping[str, str], columns: Mapping[str, str]) -> R
         if not is_encodable(text):
             problems.append((place[field], f"{NOT_UTF8}: half of a surrogate pair"))
     if not any(texts.get(field, "-").strip() for field in ("instruction", "input")):
-        problems.append((place["instruction"], "is empty, and so is the input: fill one in"))
+        problems.append((place["instruction"], "is empty, and so is the input. Fill one in."))
     if not texts.get("output", "-").strip():
-        problems.append((place["output"], "is empty: fill it in"))
+        problems.append((place["output"], "is empty. Fill it in."))
     return problems
 
 
@@ -170,12 +170,12 @@ def mapping_faults(fields: Mapping[str, str]) -> list[Fault]:
     A text without a mapping is read from the column of its own name, unless another text is.
     """
     known = ", ".join(_MAPPABLE)
-    reason = f"no field of a record; a mapping can name {known}"
+    reason = f"A record has no such field. A mapping can name {known}."
     if unknown := [field for field in fields if field not in _MAPPABLE]:
         return [Fault(reason, field=field) for field in unknown]
     if "messages" in fields and (both := [field for field in TEXT_FIELDS if field in fields]):
-        return [Fault(f"map either messages or {', '.join(both)}", field="messages")]
-    reason = "its own column is named for another field: name the column of this one too"
+        return [Fault(f"Map either messages or {', '.join(both)}, not both.", field="messages")]
+    reason = "The column of this name is mapped to another field. Map this field too."
     return [Fault(reason, field=field) for field in _mapping_shape(fields)[1]]
 
 
@@ -222,9 +222,9 @@ def _recognise_shape(rows: Sequence[Row], file: str) -> Shape | Fault:
     readable = [row for row in rows if row.value is not None]
     counts = Counter(shape for row in readable if (shape := _shape_of(row)))
     forms = (f"{one.name} ({', '.join(sorted(one.required_columns))})" for one in SHAPES)
-    known = f"recognised are {'; '.join(forms)}; or give a column mapping"
+    known = f"Use one of these: {'; '.join(forms)}. Or give a column mapping."
     if not counts:
-        return Fault(f"shape not recognised: {_describe_columns(rows)}; {known}", file)
+        return Fault(f"The columns fit no known shape ({_describe_columns(rows)}). {known}", file)
     shape = counts.most_common(1)[0][0]
     unlike = (row for row in readable if not shape.required_columns <= (row.value or {}).keys())
     others = [(row, other) for row in unlike if (other := _shape_of(row))]
@@ -233,7 +233,7 @@ def _recognise_shape(rows: Sequence[Row], file: str) -> Shape | Fault:
     row, other = others[0]
     reason = (
         f"mixed shapes: {len(others)} of {len(rows)} rows are not {shape.name} but, here first, "
-        f"{other.name} ({_describe_columns([row])}); split the file, or: {known}"
+        f"{other.name} ({_describe_columns([row])}). Split the file. {known}"
     )
     return Fault(reason, file, row.line)
 
@@ -246,7 +246,8 @@ def missing_columns(mapping: Mapping[str, str], present: Collection[str], file: 
     """Return a fault for each column of a mapping that is not in a file."""
     known = _list_columns(sorted(present))
     missing = {field: name for field, name in mapping.items() if name not in present}
-    return [Fault(f"there is no column {missing[f]!r}; {known}", file, field=f) for f in missing]
+    hint = f"({known}). Correct the mapping."
+    return [Fault(f"There is no column {missing[f]!r} {hint}", file, field=f) for f in missing]
 
 
 def _describe_columns(rows: Sequence[Row]) -> str:
@@ -284,7 +285,7 @@ def split_conversation(value: Any, column: str) -> tuple[dict[str, str], RowProb
     messages = value[: len(roles) - roles[::-1].index("assistant")] if has_answer else value
     problems = _message_problems(messages, column)
     if problems or not has_answer:
-        return {}, problems or [(column, "no assistant turn")]
+        return {}, problems or [(column, "no assistant turn: add the answer")]
     *before, answer = messages
     question = next((message for message in reversed(before) if message["role"] == "user"), None)
     rest = (message for message in before if message is not question)

@@ -64,7 +64,7 @@ def version_manifest(home: Home, version: str) -> Manifest:
     manifest = read_manifest(home.dataset(version))
     if manifest is None:
         known = ", ".join(home.versions()) or "none yet"
-        raise Refused(f"no version {version!r}; known are: {known}", field="version")
+        raise Refused(f"There is no version {version!r}. Stored: {known}.", field="version")
     return manifest
 
 
@@ -90,7 +90,7 @@ def _read_part(
     try:
         return pl.read_parquet(path, columns=columns)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DeliftError(f"{path}: damaged ({error}); ingest the version again") from error
+        raise DeliftError(f"{path} is damaged ({error}). Ingest the version again") from error
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def stored_records(home: Home) -> pl.DataFrame:
     every = product(map(home.dataset, home.versions()), PARTS)
     files = (folder / f"{part}.parquet" for folder, part in every)
     if not (paths := [path.as_posix() for path in files if path.is_file()]):
-        raise Refused("no version is stored in this home", field="--record")
+        raise Refused("no version is stored in this home: run `delift ingest`", field="--record")
     # One scan reads all files: hundreds of single reads would take seconds.
     scanned = pl.scan_parquet(paths, include_file_paths="path", extra_columns="ignore")
     rows = scanned.select("record_id", "source_ids", "copies", "path").collect()

@@ -73,7 +73,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     data, file = _read_bytes(path), str(path)
     for start, content in _UNSUPPORTED_CONTENT.items():
         if data.startswith(start):
-            raise Refused(Fault(f"the file is {content}", file))
+            raise Refused(Fault(f"The file is {content}", file))
     for candidate in FORMATS.values():
         if candidate.starts and data.startswith(candidate.starts):
             return candidate.read(data, file, columns)
@@ -87,9 +87,9 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     if len(set(columns).intersection(best_header(first_line, columns)[1])) >= _LEAST_KNOWN_COLUMNS:
         return CSV.read(data, file, columns)
     known = f"{', '.join(formats_by_suffix())}, each plain or {', '.join(CODECS)}"
-    reason = f"unknown format: name it {known}"
+    reason = f"The format is unknown. Use one of these suffixes: {known}."
     if format_name:
-        reason = f"is not {format_name.title()}: its first bytes are those of another format"
+        reason = f"The content is not {format_name.title()}. Correct the suffix of the file."
     raise Refused(Fault(reason, file))
 
 
@@ -104,7 +104,7 @@ def _to_utf8(data: bytes, file: str) -> bytes:
     try:
         return data.decode(encoding).encode("utf-8")
     except UnicodeError as error:
-        reason = f"looks like {encoding} but cannot be decoded ({error}): save it as UTF-8"
+        reason = f"This looks like {encoding} but is not ({error}). Save the file as UTF-8."
         raise Refused(Fault(reason, file)) from error
 
 
@@ -129,7 +129,7 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise Refused(Fault("no such file", file=str(path))) from None
     except (OSError, EOFError, zlib.error) as error:
-        what = f"cannot be read as {codec}" if codec else "cannot be read"
+        what = f"The file cannot be read as {codec}" if codec else "The file cannot be read"
         raise Refused(Fault(f"{what}: {error}", file=str(path))) from error
     return data
 
@@ -176,7 +176,7 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             except Refused as refused:
                 faults += refused.faults
         elif (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
-            reason = "is an address: download the file first and give its path"
+            reason = "This is a URL. First download the file, then give its path."
             faults.append(Fault(reason, f"{address[1]}://{address[2]}"))
         else:
             files.append(STDIN_PATH if path == STDIN_ARGUMENT else path)
@@ -197,7 +197,7 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
         folders = [path.name for path in visible if path.is_dir()]
         inside = f"; its folders are: {_list_names(folders)}" if folders else ""
         known = ", ".join(formats_by_suffix())
-        raise Refused(Fault(f"the folder holds no data file ({known}){inside}", str(folder)))
+        raise Refused(Fault(f"The folder has no data file ({known}){inside}", str(folder)))
     splits = {path: re.split(r"[-_.]", path.name.lower())[0] for path in files}
     if TRAIN in splits.values():
         files = [path for path in files if splits[path] not in SPLITS - {TRAIN}]
@@ -221,7 +221,7 @@ def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
         note = f"{folder}: the split {name} is read, not: {_list_names(others)}"
         return _saved_files(folder / name), [note] if others else []
     names = _list_names(splits)
-    reason = f"the folder has several splits ({names}): give one, such as FOLDER/SPLIT"
+    reason = f"The folder has several splits ({names}). Give one, such as FOLDER/SPLIT."
     raise Refused(Fault(reason, str(folder)))
 
 
@@ -230,7 +230,7 @@ def _saved_files(folder: Path) -> list[Path]:
     state = _read_json_object(folder / STATE_FILE)
     files = [folder / shard["filename"] for shard in state.get("_data_files") or []]
     if state.get("_indices_data_files") or not files:
-        reason = "states no plain shards: save the data set again with `save_to_disk`"
+        reason = "It lists no plain shards. Save the data set again with `save_to_disk`."
         raise Refused(Fault(reason, str(folder / STATE_FILE)))
     return files
 
@@ -239,5 +239,5 @@ def _read_json_object(path: Path) -> dict:
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise Refused(Fault(f"cannot be read: {error}", str(path))) from error
+        raise Refused(Fault(f"The file cannot be read: {error}", str(path))) from error
     return value if isinstance(value, dict) else {}

@@ -45,9 +45,10 @@ def read_csv_rows(data: bytes, file: str, columns: Collection[str]) -> Table:
     first, header, reason = next(numbered, (1, [], ""))
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        reason = f"columns named twice: {', '.join(map(repr, twice))}"
+        reason = f"Several columns have the same name: {', '.join(map(repr, twice))}. Rename them."
     if reason or not header:
-        return Table([], [Fault(reason or "no header row", file, first)])
+        reason = reason or "The file has no header row. Add one."
+        return Table([], [Fault(reason, file, first)])
     rows: list[Row] = []
     for line, cells, reason in numbered:
         if cells and [cells[0].strip(f'{BYTE_ORDER_MARK}"'), *cells[1:]] == header:
@@ -160,8 +161,8 @@ def _columnar_format(
             write(pl.DataFrame(rows, schema=schema, infer_schema_length=None), buffer)
         except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
             raise DeliftError(
-                "a column holds values of several types, which Parquet and Arrow cannot: write "
-                f"JSON Lines ({error})"
+                "A column has values of several types, which Parquet and Arrow cannot hold. "
+                f"Write JSON Lines instead ({error})"
             ) from error
         return buffer.getvalue()
 

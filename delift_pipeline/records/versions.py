@@ -176,7 +176,8 @@ def _build_sets(
     details["pool_hash"] = content_hash(frames["pool"], derived)
     faults = list(_overlap_faults(frames, {one.version: one.pool for one in versions}))
     if frames["pool"].is_empty():
-        faults.append(Fault("every record is in the parent's held-out set", field="pool"))
+        reason = "Every record is in the parent's held-out set. Give other records."
+        faults.append(Fault(reason, field="pool"))
     if faults:
         raise Refused(*faults)
     return frames, details
@@ -192,7 +193,7 @@ def _split_heldout(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict
         The remaining pool and the held-out set, both in file order, and details for the manifest.
     """
     if pool.height < 2:
-        reason = "one record cannot be both pool and held-out set: give a held-out file"
+        reason = "One record cannot be both pool and held-out set. Give a held-out file."
         raise Refused(reason, field="heldout")
     rows = max(1, int(HELDOUT_SHARE * pool.height + 0.5))
     prefix = f"heldout:{HELDOUT_SEED}"
@@ -239,10 +240,10 @@ def _name_faults(
     if version in parents:
         faults.append(Fault(f"{version!r} cannot be its own parent", field="parent"))
     twice = sorted(name for name, times in Counter(parents).items() if times > 1)
-    faults += [Fault(f"{name!r} is named twice", field="parent") for name in twice]
+    faults += [Fault(f"{name!r} is named twice. Name it once.", field="parent") for name in twice]
     for option, known in (("coverage", COVERAGES), ("existing", EXISTING)):
         if settings[option] not in known:
-            reason = f"{settings[option]!r} is none of {', '.join(known)}"
+            reason = f"{settings[option]!r} is unknown. Use one of: {', '.join(known)}."
             faults.append(Fault(reason, field=option))
     return faults
 
@@ -260,7 +261,7 @@ def _store_version(
             if different := [name for name in old | new if old.get(name) != new.get(name)]:
                 reason = (
                     f"version {version!r} is stored with other {', '.join(different)}, and a "
-                    "version never changes: choose another name"
+                    "version never changes. Choose another name."
                 )
                 raise Refused(reason, field="version")
             return stored

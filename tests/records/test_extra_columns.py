@@ -68,7 +68,10 @@ def test_other_values_of_a_kept_column_are_another_version(home: Home, tmp_path:
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        ("colour", "--keep colour: no row of the file has this column; there are: instruction,"),
+        (
+            "colour",
+            "--keep colour: no row of the file has this column. The columns are: instruction,",
+        ),
         ("task", "--keep task: is always stored with a record: leave it out"),
     ],
 )

@@ -197,7 +197,7 @@ def test_a_quote_that_never_ends_is_named_where_it_begins(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("header", "reason"), [("", "no header"), ("instruction,output,output", "'output'")]
+    ("header", "reason"), [("", "header"), ("instruction,output,output", "'output'")]
 )
 def test_an_unusable_csv_header_is_refused(tmp_path: Path, header: str, reason: str) -> None:
     path = tmp_path / "bad.csv"

@@ -116,7 +116,7 @@ class TestWhoseTurnItIs:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("notes-v1.txt", "no format"),
+            ("notes-v1.txt", "format"),
             ("squares.jsonl", "<dataset>-<version>"),
             ("squares-.jsonl", "<dataset>-<version>"),
             ("squares-v1.heldout.jsonl", "folder inbox/<version>/"),

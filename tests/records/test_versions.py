@@ -226,7 +226,7 @@ class TestSetAside:
         assert (manifest.counts["pool"], manifest.counts["heldout"]) == (1, 1)
 
     def test_one_record_is_refused(self, home: Home, files: Files) -> None:
-        with pytest.raises(Refused, match="give a held-out file"):
+        with pytest.raises(Refused, match="held-out file"):
             ingest(home, files("pool", rows(1)), version="v1")
 
     def test_it_stays_out_of_every_later_pool(self, home: Home, files: Files) -> None:

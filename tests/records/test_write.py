@@ -94,7 +94,7 @@ def test_unknown_ids_write_nothing(tmp_path: Path, source: Path) -> None:
 
 def test_rows_that_do_not_fit_parquet_say_so(tmp_path: Path, source: Path) -> None:
     file = read_records(source)
-    with pytest.raises(DeliftError, match="write JSON Lines"):
+    with pytest.raises(DeliftError, match="JSON Lines"):
         write_records(tmp_path / "out.parquet", file, file.frame["record_id"].to_list())
 
 

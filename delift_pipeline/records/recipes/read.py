@@ -66,7 +66,7 @@ def split_files(
         Refused: The split has no files.
     """
     if split not in recipe.files:
-        raise Refused(f"{split!r}: train or test", field="split")
+        raise Refused(f"{split!r} is unknown. Use train or test.", field="split")
     patterns = recipe.files[split]
     folder = Path(source).expanduser() if source else None
     if folder is not None and folder.is_file():
@@ -84,13 +84,13 @@ def split_files(
             folder = Path(snapshot_download(hub_id, repo_type="dataset", **download_options))
         except (HFValidationError, OSError) as error:
             first = str(error).splitlines()[0]
-            reason = f"neither a file, a folder nor a data set that the hub gives: {first}"
+            reason = f"This is neither a file, a folder nor a data set at the hub: {first}"
             raise Refused(Fault(reason, file=hub_id)) from error
     for pattern in patterns:
         if files := sorted(folder.glob(pattern)):
             return files
     looked = f"looked for {', '.join(patterns)}"
-    raise Refused(Fault(f"no file of the {split} split of {recipe.name}: {looked}", str(folder)))
+    raise Refused(Fault(f"The {split} split of {recipe.name} has no file ({looked}).", str(folder)))
 
 
 def write_rows(path: Path, rows: Rows) -> None:
@@ -116,7 +116,7 @@ def _read_rows(recipe: Recipe, path: Path) -> Rows:
             rows += [one for one in records if one.get("output", "").strip()]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             needed = ", ".join(sorted(recipe.columns))
-            reason = f"no row of {recipe.name} ({type(error).__name__}: {error}); needs {needed}"
+            reason = f"A row of {recipe.name} needs {needed} ({type(error).__name__}: {error})."
             faults.append(Fault(reason, str(path), row.line))
     if faults or table.fatal:
         raise Refused(*faults, *table.fatal)
@@ -149,7 +149,8 @@ def write_transfer(
     parts = enumerate(_version_parts(transfer, sources, seed), start=1)
     versions = {f"{transfer.name}-v{number}": sets for number, sets in parts}
     if existing := [folder / name for name in versions if (folder / name).exists()]:
-        raise Refused(*(Fault("exists already", file=str(path)) for path in existing))
+        reason = "The folder exists already. Move it away."
+        raise Refused(*(Fault(reason, file=str(path)) for path in existing))
     parents: list[str] = []
     for version, sets in versions.items():
         stated = {"dataset": transfer.name, "version": version, "parents": parents}

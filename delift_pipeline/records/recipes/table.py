@@ -240,6 +240,6 @@ def find_recipe(name: str) -> Recipe:
         Refused: There is no such recipe.
     """
     if name not in RECIPES:
-        reason = f"{name!r} is no recipe; there are {', '.join(RECIPES)}"
+        reason = f"{name!r} is unknown. The recipes are {', '.join(RECIPES)}."
         raise Refused(reason, field="recipe")
     return RECIPES[name]

@@ -191,15 +191,15 @@ def test_what_is_no_benchmark_is_refused_with_its_lines(tmp_path: Path) -> None:
     source = write_json_lines(
         tmp_path / "train.jsonl", [{"question": "a", "answer": "b"}, {"x": 1}]
     )
-    with pytest.raises(Refused, match=r"train.jsonl:2: no row of gsm8k .* needs answer, question"):
+    with pytest.raises(Refused, match=r"train.jsonl:2: .*gsm8k needs answer, question"):
         benchmark_rows(find_recipe("gsm8k"), str(source))
-    with pytest.raises(Refused, match="no file of the test split of gsm8k"):
+    with pytest.raises(Refused, match="test split of gsm8k has no file"):
         benchmark_rows(find_recipe("gsm8k"), str(tmp_path), "test")
-    with pytest.raises(Refused, match="is no recipe; there are mix_instruct"):
+    with pytest.raises(Refused, match="recipes are mix_instruct"):
         find_recipe("unknown")
     with pytest.raises(Refused, match="give the files of p3 by --source"):
         benchmark_rows(find_recipe("p3"), None)
-    with pytest.raises(Refused, match="neither a file, a folder nor a data set that the hub gives"):
+    with pytest.raises(Refused, match="neither a file, a folder nor a data set"):
         benchmark_rows(find_recipe("gsm8k"), str(tmp_path / "nowhere"))
 
 
