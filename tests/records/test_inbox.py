@@ -120,7 +120,7 @@ class TestWhoseTurnItIs:
             ("squares.jsonl", "<dataset>-<version>"),
             ("squares-.jsonl", "<dataset>-<version>"),
             ("squares-v1.heldout.jsonl", "folder inbox/<version>/"),
-            ("Squares-V1.jsonl", "no version name"),
+            ("Squares-V1.jsonl", "version name"),
             ("squares-v1/data.jsonl", "no pool file"),
         ],
     )
