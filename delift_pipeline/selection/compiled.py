@@ -14,7 +14,7 @@ from delift_pipeline.core.compiling import compile_function, compile_sum
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 
 ROWS_PER_BLOCK = 256
-COLUMNS_TOGETHER = 4
+COLUMNS_PER_PASS = 4
 """How many columns are read at once."""
 
 
@@ -92,10 +92,10 @@ def compute_lifts(kernel, terms, columns, out):
     out[: len(columns)] = 0.0
     if len(kernel.indices) == 0:
         # A block of rows of a few columns fits the cache, which is faster than column by column.
-        for first in range(0, len(columns), COLUMNS_TOGETHER):
+        for first in range(0, len(columns), COLUMNS_PER_PASS):
             for low in range(0, len(state), ROWS_PER_BLOCK):
                 high = min(low + ROWS_PER_BLOCK, len(state))
-                for place in range(first, min(first + COLUMNS_TOGETHER, len(columns))):
+                for place in range(first, min(first + COLUMNS_PER_PASS, len(columns))):
                     start = kernel.indptr[columns[place]]
                     values = kernel.data[start + low : start + high]
                     out[place] += _block_lift(values, low, state, cap, weights)
@@ -172,7 +172,7 @@ def run_lazy_greedy(kernel, terms, bonus, limits, stop, candidates, first, picks
     gain_of = first.copy()
     # How many picks there were when a gain was computed, and when its key in the heap was renewed.
     computed_at, keyed_at = np.zeros(len(first), np.int32), np.zeros(len(first), np.int32)
-    stale, lifts = np.empty(COLUMNS_TOGETHER, np.int64), np.empty(COLUMNS_TOGETHER)
+    stale, lifts = np.empty(COLUMNS_PER_PASS, np.int64), np.empty(COLUMNS_PER_PASS)
     picked, computed = 0, len(first)
     while picked < len(picks) and len(heap) > 0:
         place = heap[0][1]
@@ -182,7 +182,7 @@ def run_lazy_greedy(kernel, terms, bonus, limits, stop, candidates, first, picks
             continue
         if computed_at[place] != picked:
             count = 0
-            for _, other in heap[:COLUMNS_TOGETHER]:
+            for _, other in heap[:COLUMNS_PER_PASS]:
                 if computed_at[other] != picked:
                     stale[count] = other
                     computed_at[other] = picked

@@ -87,7 +87,7 @@ BALANCE_SCHEMA = pl.Schema(
 MOST_GROUPS = 50
 """Only the largest groups of a column are compared."""
 LETTERS_READ = 500
-NAMED = 5
+MOST_NAMES = 5
 COLUMNS = ("task", "source")
 _QUARTERS = ("shortest quarter", "second quarter", "third quarter", "longest quarter")
 
@@ -122,9 +122,9 @@ def vanished_group_warnings(table: pl.DataFrame) -> tuple[str, ...]:
     """Return one warning for each grouping that has groups without a pick."""
     lines = []
     for (name,), part in table.filter(pl.col("vanished")).group_by("by", maintain_order=True):
-        rows = part.select("group", "pool").head(NAMED).rows()
+        rows = part.select("group", "pool").head(MOST_NAMES).rows()
         names = ", ".join(f"{group} ({count:,})" for group, count in rows)
-        more = "" if part.height <= NAMED else f" and {part.height - NAMED:,} more"
+        more = "" if part.height <= MOST_NAMES else f" and {part.height - MOST_NAMES:,} more"
         lost, verb = ("1 group", "is") if part.height == 1 else (f"{part.height:,} groups", "are")
         lines.append(f"warning: {lost} by {name} {verb} not in the subset: {names}{more}")
     return tuple(lines)

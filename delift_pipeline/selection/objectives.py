@@ -296,14 +296,14 @@ def build_objective(
             return FacilityLocation(own)
 
 
-def check_factor(value: float, called: str) -> float:
+def check_factor(value: float, name: str) -> float:
     """Return a factor of an objective.
 
     Raises:
         Refused: It is negative or not finite.
     """
     if not (np.isfinite(value) and value >= 0):
-        raise Refused(f"{called} is {value}. Give a finite number of at least 0")
+        raise Refused(f"{name} is {value}. Give a finite number of at least 0")
     return float(value)
 
 
@@ -323,7 +323,7 @@ def mean_random_value(objective: Coverage, k: int, seed: int, draws: int = 20) -
     return float(np.mean([evaluate(objective, subset) for subset in subsets]))
 
 
-def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
+def check_kernel(kernel: Any, name: str = "kernel") -> Columns:
     """Return the kernel as `Columns` after a check that all values are finite and at least 0.
 
     Raises:
@@ -337,7 +337,7 @@ def check_kernel(kernel: Any, called: str = "kernel") -> Columns:
         if not _all_usable(values):
             fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
             raise Refused(
-                f"the {called} has {fault} value in column {j}. Objectives need finite values of "
+                f"the {name} has {fault} value in column {j}. Objectives need finite values of "
                 "at least 0: clip or scale the utilities"
             )
     return columns
@@ -348,13 +348,13 @@ def _all_usable(values: np.ndarray) -> bool:
     return not values.size or bool(values.min() >= 0 and values.max() < np.inf)
 
 
-def _as_vector(values: Any, length: int, called: str, default: float | None = None) -> np.ndarray:
+def _as_vector(values: Any, length: int, name: str, default: float | None = None) -> np.ndarray:
     """Return values, or the default, as float64 [length], all finite and at least 0."""
     if values is None and default is not None:
         return np.full(length, default)
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (length,):
-        raise Refused(f"{called} has shape {vector.shape}. The kernel needs ({length},)")
+        raise Refused(f"{name} has shape {vector.shape}. The kernel needs ({length},)")
     if not (np.isfinite(vector).all() and (vector >= 0).all()):
-        raise Refused(f"{called} has a missing, infinite or negative value")
+        raise Refused(f"{name} has a missing, infinite or negative value")
     return vector

@@ -28,7 +28,7 @@ _QUOTA = re.compile(r"([^:=]+)(?:=([^:]*))?:([0-9.]*?)\.\.([0-9.]*)")
 _FORM = "Write a quota as column:low..high or column=value:low..high, such as task:0.1..0.4"
 _CAP = re.compile(r"([^:]+):([0-9.]+)")
 _CAP_FORM = "Write a cap as column:most or column=value:most, such as source:500"
-NAMED = 5
+MOST_IDS = 5
 ROUNDING = 1e-9
 
 
@@ -248,7 +248,7 @@ def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> 
         (absent, "not in the pool. Name records by record_id or by the file's own id"),
         (several, "the id of several records. Name them by record_id"),
     ):
-        listed = ", ".join(map(repr, wrong[:NAMED])) + (", ..." if len(wrong) > NAMED else "")
+        listed = ", ".join(map(repr, wrong[:MOST_IDS])) + (", ..." if len(wrong) > MOST_IDS else "")
         verb = "is" if len(wrong) == 1 else "are"
         faults += [Fault(f"{listed} {verb} {reason}", field=field)] if wrong else []
     if faults:

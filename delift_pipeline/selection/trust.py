@@ -130,7 +130,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 NEAR_DUPLICATE = 0.95
 """Records with at least this cosine (prompt and answer) are near duplicates."""
-NAMED_NEIGHBOURS = 3
+EVIDENCE_NEIGHBOURS = 3
 
 _NEAR = {"record_id": pl.String()} | dict.fromkeys(("similarity", "helps", "helped"), pl.Float64())
 SUSPECT_SCHEMA = pl.Schema(
@@ -183,7 +183,7 @@ class Evidence:
         return {**asdict(self), "suspected": self.is_suspected}
 
 
-def evidence_of(trust: Trust, record: str, count: int = NAMED_NEIGHBOURS) -> Evidence | None:
+def evidence_of(trust: Trust, record: str, count: int = EVIDENCE_NEIGHBOURS) -> Evidence | None:
     """Return a record's trust and `count` neighbours, the strongest evidence against it first.
 
     None if the record was not scored.

@@ -84,17 +84,17 @@ class LessSelector(Selector):
         if gradients is None:
             raise DeliftError("less reads gradients, but the inputs have none")
         pool = gradients.examples(model, inputs.pool)
-        aims = gradients.examples(model, targets.records)
-        if not aims or not pool:
-            what = "record of the pool" if aims else "target"
+        target_examples = gradients.examples(model, targets.records)
+        if not target_examples or not pool:
+            what = "record of the pool" if target_examples else "target"
             raise DeliftError(f"no {what} fits the window, so less cannot rank any")
         ids = tuple(example.record_id for example in pool)
         fitting = inputs.pool.filter(pl.col("record_id").is_in(ids))
         chosen = draw_share(fitting, options.warmup_share, [seed, WARM_UP])
         checkpoints = gradients.warm_up(model, chosen, seed, options)
-        count = len(checkpoints.learning_rates) * (len(pool) + len(aims))
+        count = len(checkpoints.learning_rates) * (len(pool) + len(target_examples))
         with model.progress.track("gradients", count, "records") as meter:
-            influence = influences(checkpoints, pool, targets.records, aims, meter)
+            influence = influences(checkpoints, pool, targets.records, target_examples, meter)
         best = influence.max(axis=1)
         return rank_by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
 
@@ -103,23 +103,23 @@ def influences(
     checkpoints: Checkpoints,
     pool: Sequence[Example],
     targets: pl.DataFrame,
-    aims: Sequence[Example],
+    target_examples: Sequence[Example],
     meter: Meter,
 ) -> np.ndarray:
     """Return I_j by task, float64 [pool, tasks].
 
-    `pool` and `aims` are the records of the pool and the targets that fit, sorted by record_id.
+    `pool` and `target_examples` are the records and targets that fit, sorted by record_id.
     """
-    places = {example.record_id: place for place, example in enumerate(aims)}
-    itself = np.array([places.get(example.record_id, -1) for example in pool])
+    places = {example.record_id: place for place, example in enumerate(target_examples)}
+    target_of = np.array([places.get(example.record_id, -1) for example in pool])
     known = targets.sort("record_id").filter(pl.col("record_id").is_in(list(places)))
     groups = list(tasks_of(known).values())
     total = np.zeros((len(pool), len(groups)))
     rates = np.array(checkpoints.learning_rates)
     for number, weight in enumerate(rates / rates.sum()):
-        of_targets = checkpoints.gradient_features(number, aims, meter)
+        target_features = checkpoints.gradient_features(number, target_examples, meter)
         for part, features in checkpoints.step_features(number, pool, meter):
-            total[part] += weight * mean_cosines(features, of_targets, groups, itself[part])
+            total[part] += weight * mean_cosines(features, target_features, groups, target_of[part])
     return total
 
 
@@ -127,22 +127,22 @@ def mean_cosines(
     features: np.ndarray,
     targets: np.ndarray,
     groups: Sequence[np.ndarray],
-    itself: np.ndarray,
+    target_of: np.ndarray,
 ) -> np.ndarray:
     """Return the mean cosine of each record with the targets of each group, except with itself.
 
-    Features, float [n, dims], and targets, float [m, dims], have unit rows. `itself`, int [n], is
-    the record's own position among the targets, or -1. The means are float64 [n, groups], and -1 if
-    a record is the only target of its group.
+    Features, float [n, dims], and targets, float [m, dims], have unit rows. `target_of`, int [n],
+    is the record's own position among the targets, or -1. The means are float64 [n, groups], and -1
+    if a record is the only target of its group.
     """
     rows = features.astype(np.float32)
-    own = np.flatnonzero(itself >= 0)
-    own_cosines = np.einsum("ij,ij->i", rows[own], targets[itself[own]])
+    own = np.flatnonzero(target_of >= 0)
+    own_cosines = np.einsum("ij,ij->i", rows[own], targets[target_of[own]])
     means = np.empty((len(rows), len(groups)))
     for number, members in enumerate(groups):
         sums = (rows @ targets[members].sum(axis=0)).astype(np.float64)
         counts = np.full(len(rows), len(members))
-        inside = np.isin(itself[own], members)
+        inside = np.isin(target_of[own], members)
         sums[own[inside]] -= own_cosines[inside]
         counts[own[inside]] -= 1
         means[:, number] = np.where(counts > 0, sums / np.maximum(counts, 1), -1)

@@ -83,16 +83,16 @@ def similarity_by_task(
     """
     both = pl.concat([pool, targets.records], how="diagonal_relaxed")
     states = hidden_states(record_texts(both), inputs.language_model, "hidden states")
-    own, of_targets = states[: pool.height], states[pool.height :]
+    own, target_states = states[: pool.height], states[pool.height :]
     places = {record: place for place, record in enumerate(targets.ids)}
-    itself = np.array([places.get(record, -1) for record in pool["record_id"]])
+    target_of = np.array([places.get(record, -1) for record in pool["record_id"]])
     groups = list(tasks_of(targets.records).values())
     best = np.empty((pool.height, len(groups)))
     for start in range(0, pool.height, _CHUNK):
         part = slice(start, start + _CHUNK)
-        cosines = np.round(own[part] @ of_targets.T, COSINE_DECIMALS)
-        rows = np.flatnonzero(itself[part] >= 0)
-        cosines[rows, itself[part][rows]] = -1
+        cosines = np.round(own[part] @ target_states.T, COSINE_DECIMALS)
+        rows = np.flatnonzero(target_of[part] >= 0)
+        cosines[rows, target_of[part][rows]] = -1
         for task, members in enumerate(groups):
             best[part, task] = cosines[:, members].max(axis=1)
     return best
