@@ -172,11 +172,11 @@ def _attend_packed(
     pairs = _running[-1]
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     flash = query.is_cuda and query.dtype in HALF
-    out, lse = (_flash if flash else _padded)(
+    out, lse = (_attend_flash if flash else _attend_padded)(
         query, key, value, pairs.segments, pairs.segments, scale, causal=True
     )
     if first := pairs.prefix_tokens:
-        before, before_lse = (_flash if flash else _by_prefix)(
+        before, before_lse = (_attend_flash if flash else _attend_by_prefix)(
             query[first:], key[:first], value[:first], pairs.targets, pairs.prefixes, scale
         )
         weight = torch.sigmoid(lse[:, first:] - before_lse)
@@ -213,7 +213,7 @@ def _attention_interface(
     return _attend_packed(query, key, value, scale), None
 
 
-def _flash(
+def _attend_flash(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -235,7 +235,7 @@ def _flash(
     return out, lse
 
 
-def _padded(
+def _attend_padded(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -245,7 +245,10 @@ def _padded(
     *,
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_flash` of segments to themselves, in rows of one length: for other devices and float32."""
+    """`_attend_flash` of segments to themselves, for float32 and other devices.
+
+    Segments become rows of one length.
+    """
     starts = queries.starts.to(torch.int64)
     lengths = starts.diff()
     row = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
@@ -262,7 +265,7 @@ def _padded(
     return out.transpose(1, 2)[row, column], lse.transpose(1, 2)[row, column].T
 
 
-def _by_prefix(
+def _attend_by_prefix(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -270,7 +273,7 @@ def _by_prefix(
     keys: Segments,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_flash` of all targets of a prefix at once, prefix after prefix."""
+    """`_attend_flash` of all targets of a prefix together, one prefix after the other."""
     groups = query.shape[1] // key.shape[1]
     out = torch.zeros_like(query)
     lse = query.new_full((query.shape[1], len(query)), -torch.inf, dtype=torch.float32)
