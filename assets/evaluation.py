@@ -62,7 +62,7 @@ def report_outcome(reported: ReportResult, judged: Mapping[str, float | int]) ->
 
     others = [(name, one.metrics, "plain") for name, one in measured.beside.items() if one]
     models = [(reported.selector, own.metrics, "chosen"), *others]
-    facts: Facts = {**own.metrics, **own.counts, **(forgotten.facts() if forgotten else {})}
+    facts: Facts = {**own.metrics, **own.counts, **(forgotten.improvements() if forgotten else {})}
     if reported.leader:
         facts["leader"] = reported.leader
     tables = {"samples": preview(own.samples, SAMPLE_COLUMNS)}

@@ -74,12 +74,12 @@ class Jury:
             DeliftError: a question was not answered; a second call asks it again.
         """
         from delift_pipeline.evaluation.judge.questions import questions_for
-        from delift_pipeline.evaluation.judge.run import ask
+        from delift_pipeline.evaluation.judge.run import ask_judge
         from delift_pipeline.stages.judge import JudgeSetup
 
         setup = JudgeSetup(Home.at(folder / "home"), self.options, self.model)
         questions = questions_for(samples, self.options)
-        overall = ask(_judge(setup), questions, setup.folder).overall
+        overall = ask_judge(_judge(setup), questions, setup.folder).overall
         if overall.failed:
             reason = f"{overall.failed} of {samples.height} questions to the judge failed"
             raise DeliftError(f"{reason}: start the experiment again, and it goes on from here")

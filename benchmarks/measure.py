@@ -152,7 +152,7 @@ class Measurement:
         ending: str,
         heldout: pl.DataFrame,
     ) -> Found:
-        from delift_pipeline.evaluation.run import evaluate_loaded
+        from delift_pipeline.evaluation.run import evaluate_model
         from delift_pipeline.training.stacked import measure, write_weights
 
         asked = list(examples_of(loaded, heldout).values())
@@ -167,7 +167,7 @@ class Measurement:
         shown: Any = demo_model()
         for run, subset in enumerate(subsets):
             write_weights(shown.model, lora.merge(), run)
-            evaluation = evaluate_loaded(shown, heldout, options)
+            evaluation = evaluate_model(shown, heldout, options)
             found += self._values(subset, ending, evaluation, TEXTS)
         return found
 
@@ -179,7 +179,7 @@ class Measurement:
         return [(subset, name + ending, value) for name, value in {**values, **opinion}.items()]
 
     def _in_context(self, subsets: Sequence[Subset], options: TrainingOptions) -> Found:
-        from delift_pipeline.evaluation.run import evaluate_in_context, evaluate_loaded
+        from delift_pipeline.evaluation.run import evaluate_in_context, evaluate_model
         from delift_pipeline.training.stacked import write_weights
 
         loaded: Any = demo_model()
@@ -189,7 +189,7 @@ class Measurement:
 
         def ask(subset: Subset, heldout: pl.DataFrame) -> "Evaluation":
             if not subset.records:
-                return evaluate_loaded(loaded, heldout, asked)
+                return evaluate_model(loaded, heldout, asked)
             chosen = self._chosen(subset)
             return evaluate_in_context(loaded, chosen, heldout, asked, embedder=NEARNESS)
 

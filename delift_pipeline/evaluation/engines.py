@@ -24,11 +24,11 @@ from delift_pipeline.training.batches import Example, answer_losses, collate, un
 if TYPE_CHECKING:
     from delift_pipeline.scoring.vllm_engine import VllmEngine
 
-LOSSES = "answer loss"
+LOSS_TITLE = "answer loss"
 PAPER_NEW_TOKENS = 150
-PAPER: dict[str, Any] = {"temperature": 0.2, "min_p": 0.1, "top_k": 0, "top_p": 1.0}
+PAPER_SAMPLING: dict[str, Any] = {"temperature": 0.2, "min_p": 0.1, "top_k": 0, "top_p": 1.0}
 """How the paper samples answers; transformers and vLLM have the same names for it."""
-AT_ONCE = 256
+RECORDS_PER_CALL = 256
 """Records handed to vLLM in one call, after which progress is shown."""
 
 
@@ -51,7 +51,7 @@ class EvaluationEngine(Protocol):
     name: str
 
     def losses(
-        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
         """Negative log-probability of each answer token, nats, `[answer tokens]` an example."""
         ...
@@ -74,7 +74,7 @@ class VllmModel(LoadedModel):
     adapter: Path | None = None
 
 
-class TransformersAnswers(EvaluationEngine):
+class TransformersEvaluation(EvaluationEngine):
     """A causal language model, with or without adapters, in batches of near lengths."""
 
     name = "transformers"
@@ -85,18 +85,18 @@ class TransformersAnswers(EvaluationEngine):
 
     @torch.inference_mode()
     def losses(
-        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
         """By forward passes over examples padded on the right."""
-        found: dict[int, np.ndarray] = {}
+        losses_by_place: dict[int, np.ndarray] = {}
         with progress.track(title, len(examples), "records") as meter:
             for chosen in self._batches(examples):
                 batch = collate([examples[i] for i in chosen]).to(self._device)
                 losses = answer_losses(self._model, batch).double().cpu().numpy()
                 ends = np.cumsum([len(examples[i].answer) for i in chosen])
-                found |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
+                losses_by_place |= dict(zip(chosen, np.split(losses, ends[:-1]), strict=True))
                 meter.advance(len(chosen))
-        return [found[i] for i in range(len(examples))]
+        return [losses_by_place[i] for i in range(len(examples))]
 
     @torch.inference_mode()
     def answers(
@@ -112,7 +112,11 @@ class TransformersAnswers(EvaluationEngine):
         # Padding goes in front of a prompt, masked, or behind an end: any token will do.
         padding = stops[0] if stops else 0
         config = GenerationConfig(
-            **({"do_sample": False, "num_beams": 1} if greedy else {"do_sample": True, **PAPER}),
+            **(
+                {"do_sample": False, "num_beams": 1}
+                if greedy
+                else {"do_sample": True, **PAPER_SAMPLING}
+            ),
             max_new_tokens=longest,
             eos_token_id=list(stops) or None,
             pad_token_id=padding,
@@ -120,8 +124,8 @@ class TransformersAnswers(EvaluationEngine):
         # `generate` fills what a configuration leaves open from the model's own, and many models
         # ship a repetition penalty or a temperature there, so the model's own is set aside.
         owner = cast(Any, unwrap_model(self._model))
-        own, owner.generation_config = owner.generation_config, config
-        found: dict[int, Answer] = {}
+        model_config, owner.generation_config = owner.generation_config, config
+        answers_by_place: dict[int, Answer] = {}
         try:
             with (
                 torch.random.fork_rng(),
@@ -136,11 +140,11 @@ class TransformersAnswers(EvaluationEngine):
                         generation_config=config,
                     )
                     for i, row in zip(chosen, rows[:, ids.shape[1] :].tolist(), strict=True):
-                        found[i] = until_stop(row, stops)
+                        answers_by_place[i] = cut_at_stop(row, stops)
                     meter.advance(len(chosen))
         finally:
-            owner.generation_config = own
-        return [found[i] for i in range(len(prompts))]
+            owner.generation_config = model_config
+        return [answers_by_place[i] for i in range(len(prompts))]
 
     def _batches(self, items: Sequence[Any]) -> Iterator[list[int]]:
         """The items' places in batches, shortest first."""
@@ -149,7 +153,7 @@ class TransformersAnswers(EvaluationEngine):
         return (order[start : start + size] for start in range(0, len(order), size))
 
 
-class VllmAnswers(EvaluationEngine):
+class VllmEvaluation(EvaluationEngine):
     """A model inside vLLM, with or without an adapter.
 
     vLLM forms its own batches of whatever lengths. A greedy answer does not depend on them; a
@@ -162,38 +166,40 @@ class VllmAnswers(EvaluationEngine):
         self._engine, self._options = engine, options
 
     def losses(
-        self, examples: Sequence[Example], progress: Progress, title: str = LOSSES
+        self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
         """From vLLM's log-probabilities of prompts."""
-        found: list[np.ndarray] = []
+        all_losses: list[np.ndarray] = []
         with progress.track(title, len(examples), "records") as meter:
-            for start in range(0, len(examples), AT_ONCE):
-                part = examples[start : start + AT_ONCE]
+            for start in range(0, len(examples), RECORDS_PER_CALL):
+                part = examples[start : start + RECORDS_PER_CALL]
                 ids = [np.concatenate([one.prompt, one.answer]).tolist() for one in part]
                 logprobs = self._engine.answer_logprobs(ids, [len(one.answer) for one in part])
-                found += [-one.astype(np.float64) for one in logprobs]
+                all_losses += [-one.astype(np.float64) for one in logprobs]
                 meter.advance(len(part))
-        return found
+        return all_losses
 
     def answers(
         self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
         """From vLLM's sampler."""
         # The model's own end-of-text tokens are set aside, as its sampling settings are.
-        how = {"max_tokens": longest, "stop_token_ids": list(stops), "ignore_eos": True}
-        samplings = [how | {"temperature": 0.0}] * len(prompts)
+        sampling = {"max_tokens": longest, "stop_token_ids": list(stops), "ignore_eos": True}
+        samplings = [sampling | {"temperature": 0.0}] * len(prompts)
         if self._options.generation != "greedy":
             states = (np.random.SeedSequence([self._options.seed, i]) for i in range(len(prompts)))
-            samplings = [how | PAPER | {"seed": int(s.generate_state(1)[0])} for s in states]
-        found: list[Answer] = []
+            samplings = [
+                sampling | PAPER_SAMPLING | {"seed": int(s.generate_state(1)[0])} for s in states
+            ]
+        all_answers: list[Answer] = []
         with progress.track("answer", len(prompts), "records") as meter:
-            for start in range(0, len(prompts), AT_ONCE):
-                part = slice(start, start + AT_ONCE)
+            for start in range(0, len(prompts), RECORDS_PER_CALL):
+                part = slice(start, start + RECORDS_PER_CALL)
                 ids = [prompt.tolist() for prompt in prompts[part]]
                 tokens = self._engine.continuations(ids, samplings[part])
-                found += [until_stop(one, stops) for one in tokens]
+                all_answers += [cut_at_stop(one, stops) for one in tokens]
                 meter.advance(len(ids))
-        return found
+        return all_answers
 
 
 @contextmanager
@@ -208,17 +214,17 @@ def evaluation_engine(
         Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
     """
     if not isinstance(loaded, VllmModel):
-        yield TransformersAnswers(loaded.model, options)
+        yield TransformersEvaluation(loaded.model, options)
         return
     from delift_pipeline.scoring.vllm_engine import VllmEngine
 
     with closing(
         VllmEngine(loaded.folder, loaded.options, longest, adapter=loaded.adapter)
     ) as engine:
-        yield VllmAnswers(engine, options)
+        yield VllmEvaluation(engine, options)
 
 
-def load_trained(
+def load_for_evaluation(
     model_options: ModelOptions, adapter: Path | None, options: EvaluationOptions
 ) -> LoadedModel:
     """The base model, the base model under a PEFT adapter, or a whole trained model.
@@ -232,18 +238,18 @@ def load_trained(
     Raises:
         Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
     """
-    asked = model_options
-    if options.engine not in (None, asked.engine):
-        asked = read_options(asked.model_dump() | {"engine": options.engine})
+    requested = model_options
+    if options.engine not in (None, requested.engine):
+        requested = read_options(requested.model_dump() | {"engine": options.engine})
     is_peft = adapter is not None and (adapter / "adapter_config.json").is_file()
     if adapter is not None and not is_peft:
         if not (adapter / "config.json").is_file():
             reason = f"{adapter.name} holds neither an adapter nor a model"
             raise Refused(reason, field="adapter")
-        asked = asked.model_copy(update={"model": str(adapter), "revision": None})
-    if asked.engine == "vllm":
-        return VllmModel(**vars(load_scorer(asked)), adapter=adapter if is_peft else None)
-    loaded = load_model(asked)
+        requested = requested.model_copy(update={"model": str(adapter), "revision": None})
+    if requested.engine == "vllm":
+        return VllmModel(**vars(load_scorer(requested)), adapter=adapter if is_peft else None)
+    loaded = load_model(requested)
     if not is_peft:
         return loaded
     from peft import PeftModel
@@ -252,7 +258,7 @@ def load_trained(
     return replace(loaded, model=model.eval())
 
 
-def until_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
+def cut_at_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
     """The tokens in front of the first stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     return Answer(tokens[:end], finished=end is not None)

@@ -88,8 +88,8 @@ class Forgetting:
                 for row in self.rows
             ],
             "changes": {
-                version: {name: asdict(gap) for name, gap in found.items()}
-                for version, found in self.changes().items()
+                version: {name: asdict(gap) for name, gap in by_metric.items()}
+                for version, by_metric in self.changes().items()
             },
         }
 
@@ -108,15 +108,15 @@ class Forgetting:
         measured = {name for cell in self.rows[-1].cells.values() for name in cell.metrics}
         return [name for name in METRICS if name in measured]
 
-    def facts(self) -> dict[str, float]:
+    def improvements(self) -> dict[str, float]:
         """How much better (positive) or worse each earlier set is answered, for metadata."""
         return {
             f"improvement_on_{version}_{name}": gap.improvement
-            for version, found in self.changes().items()
-            for name, gap in found.items()
+            for version, by_metric in self.changes().items()
+            for name, gap in by_metric.items()
         }
 
-    def sections(self) -> list[dict[str, Any]]:
+    def page_tables(self) -> list[dict[str, Any]]:
         """A table for each metric, as the report's page shows it."""
         changes = self.changes()
         return [

@@ -20,7 +20,7 @@ from delift_pipeline.evaluation.result import (
     difference_cell,
     differences,
     read_evaluation,
-    restricted,
+    restrict_evaluation,
 )
 from delift_pipeline.selection.registry import traits_of
 
@@ -68,12 +68,12 @@ def leaderboard_rows(home: Home) -> list[Row]:
         if facts.get("kind") == "arm":
             place = facts["version"], facts["stage"], facts["fingerprint"]
             places.setdefault(place, {})[path.parent] = facts
-    return sorted((row for arms in places.values() for row in _rows(home, arms)), key=_order)
+    return sorted((row for arms in places.values() for row in _rows(home, arms)), key=_sort_key)
 
 
 def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
     """The rows of one version, stage and fingerprint, in no order."""
-    measured = {folder: found for folder in arms if (found := read_evaluation(folder))}
+    measured = {folder: evaluation for folder in arms if (evaluation := read_evaluation(folder))}
     randoms = [
         folder
         for folder, facts in arms.items()
@@ -81,16 +81,16 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
     ]
     random = min(randoms, key=lambda folder: (len(folder.name), folder.name), default=None)
     reference = measured.get(random) if random else None
-    same = ("version", "stage", "selector", "arm", "budget", "seed", "fingerprint")
+    copied = ("version", "stage", "selector", "arm", "budget", "seed", "fingerprint")
     rows = [
         {
-            **{name: facts[name] for name in same},
+            **{name: facts[name] for name in copied},
             "records": facts["subset"]["size"],
             "pool": facts["subset"]["pool"],
             "heldout": facts["evaluation"]["counts"]["records"],
             "seconds": sum(facts["seconds"].values()),
             "metrics": facts["evaluation"]["metrics"],
-            "minus_random": _gaps(measured.get(folder), reference) if folder != random else {},
+            "minus_random": _compare(measured.get(folder), reference) if folder != random else {},
         }
         for folder, facts in arms.items()
     ]
@@ -100,7 +100,9 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
         return rows
     if measured:
         # The base model is shown on the records that the stage's arms are measured on.
-        base = restricted(base, max((e.samples["record_id"] for e in measured.values()), key=len))
+        base = restrict_evaluation(
+            base, max((e.samples["record_id"] for e in measured.values()), key=len)
+        )
     initial = {
         **dict.fromkeys(rows[0]),  # It has no budget, seed and pool.
         **place,
@@ -110,18 +112,18 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
         "heldout": base.counts["records"],
         "seconds": base.seconds,
         "metrics": base.metrics,
-        "minus_random": _gaps(base, reference),
+        "minus_random": _compare(base, reference),
     }
     return [*rows, initial]
 
 
-def _gaps(ours: Evaluation | None, theirs: Evaluation | None) -> dict[str, dict[str, float]]:
+def _compare(ours: Evaluation | None, theirs: Evaluation | None) -> dict[str, dict[str, float]]:
     if ours is None or theirs is None:
         return {}
     return {name: asdict(gap) for name, gap in differences(ours, theirs).items()}
 
 
-def _order(row: Row) -> tuple[Any, ...]:
+def _sort_key(row: Row) -> tuple[Any, ...]:
     stage = STAGES.index(row["stage"]) if row["stage"] in STAGES else len(STAGES)
     first = next((name for name in METRICS if name in row["metrics"]), None)
     worst = -METRICS[first].improvement(row["metrics"][first], 0.0) if first else 0.0
@@ -163,7 +165,7 @@ def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
     from rich.table import Table
 
     for group in _groups(rows):
-        names = _measured(group)
+        names = _metric_names(group)
         heldout = max(row["heldout"] for row in group)
         title = f"{group[0]['stage']} on {group[0]['version']}, {heldout} held-out records"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -173,8 +175,8 @@ def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in group:
             values = [number(row["metrics"].get(name)) for name in names]
-            gap = _difference(row, names[0])["text"]
-            table.add_row(_short(row), f"{row['records']:,}", *values, gap)
+            gap = _random_cell(row, names[0])["text"]
+            table.add_row(_arm_label(row), f"{row['records']:,}", *values, gap)
         console.print(table)
 
 
@@ -183,24 +185,25 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     return [list(group) for _, group in groupby(rows, lambda row: (row["version"], row["stage"]))]
 
 
-def _measured(rows: Sequence[Row]) -> list[MetricName]:
+def _metric_names(rows: Sequence[Row]) -> list[MetricName]:
     return [name for name in METRICS if any(name in row["metrics"] for row in rows)]
 
 
-def _short(row: Row) -> str:
+def _arm_label(row: Row) -> str:
     """The arm's name without its stage, which the table's title says."""
     return row["arm"].split(".", 1)[-1]
 
 
-def _difference(row: Row, name: str) -> dict[str, str]:
+def _random_cell(row: Row, name: str) -> dict[str, str]:
     gap = row["minus_random"].get(name)
     return difference_cell(gap and Difference(**gap))
 
 
 def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
-    names = _measured(rows)
+    names = _metric_names(rows)
     models = [
-        (_short(row), row["metrics"], COLOURS[traits_of(row["selector"]).reference]) for row in rows
+        (_arm_label(row), row["metrics"], COLOURS[traits_of(row["selector"]).reference])
+        for row in rows
     ]
     return {
         "stage": rows[0]["stage"],
@@ -209,7 +212,8 @@ def _page_table(rows: Sequence[Row]) -> dict[str, Any]:
         "sorted_by": METRICS[names[0]].title if names else "arm",
         "heldout": max(row["heldout"] for row in rows),
         "rows": [
-            row | {"name": _short(row), "gaps": {name: _difference(row, name) for name in names}}
+            row
+            | {"name": _arm_label(row), "gaps": {name: _random_cell(row, name) for name in names}}
             for row in rows
         ],
         "plots": metric_plots(models, names),

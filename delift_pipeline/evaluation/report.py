@@ -50,7 +50,7 @@ from delift_pipeline.training.log import TrainingLog
 
 FORMAT = 1
 PAGE = "report.html"
-SAMPLES_SHOWN, TEXT_SHOWN = 20, 600
+SAMPLE_LIMIT, TEXT_LIMIT = 20, 600
 HEADLINE: tuple[MetricName, ...] = ("answer_loss", "exact_match")
 HERE = Path(__file__).parent
 _LONGEST_CODE = 80
@@ -92,7 +92,7 @@ class ArmReport:
     subset: pl.DataFrame
     evaluation: Evaluation
     beside: Mapping[str, Evaluation | None] = field(default_factory=dict)
-    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options_by_part: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingLog | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def _facts(report: ArmReport, gaps: Gaps, gains: list[float]) -> dict[str, Any]:
             "pool": report.pool,
             "gain": sum(gains) if gains else None,
         },
-        "asked": {group: dict(options) for group, options in report.asked.items()},
+        "asked": {group: dict(options) for group, options in report.options_by_part.items()},
         "objective": dict(report.objective),
         "diagnostics": dict(report.diagnostics),
         "training": report.training.summary() if report.training else None,
@@ -176,7 +176,7 @@ def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[floa
         suspects=report.suspects,
         balance=report.balance,
         heldout_sets=list(forgetting.heldout) if forgetting else [],
-        forgetting=forgetting.sections() if forgetting else [],
+        forgetting=forgetting.page_tables() if forgetting else [],
     )
 
 
@@ -184,20 +184,20 @@ def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[s
     """A panel of bars for each of the metrics that any model was measured in, by its title."""
     panels = {
         f"{METRICS[name].title}, {METRICS[name].better} is better": [
-            Bar(model, found[name], found.get(f"{name}_se"), metric_text(found, name), colour)
-            for model, found, colour in models
-            if name in found
+            Bar(model, metrics[name], metrics.get(f"{name}_se"), metric_text(metrics, name), colour)
+            for model, metrics, colour in models
+            if name in metrics
         ]
         for name in names
     }
-    return {title: shown for title, shown in panels.items() if shown}
+    return {title: group for title, group in panels.items() if group}
 
 
 def metric_plots(models: Models, names: Iterable[MetricName]) -> list[dict[str, Any]]:
     """The panels of `metric_bars` for a page, each as inline SVG with its title."""
     return [
-        {"title": title, "svg": svg(draw_bars({"": shown}), title)}
-        for title, shown in metric_bars(models, names).items()
+        {"title": title, "svg": svg(draw_bars({"": group}), title)}
+        for title, group in metric_bars(models, names).items()
     ]
 
 
@@ -216,24 +216,24 @@ def _sample_rows(report: ArmReport) -> list[dict[str, Any]]:
     samples = report.evaluation.samples
     initial = report.beside.get(BASE_MODEL)
     base = {} if initial is None else dict(initial.samples.select("record_id", "generated").rows())
-    count = min(SAMPLES_SHOWN, samples.height)
+    count = min(SAMPLE_LIMIT, samples.height)
     chosen = [i * samples.height // count for i in range(count)]
     return [
         {
-            "prompt": _shortened("\n".join(filter(None, (row["instruction"], row["input"])))),
-            "reference": _shortened(row["reference"]),
-            "base": _shortened(base.get(row["record_id"])),
-            "generated": _shortened(row["generated"]),
+            "prompt": _shorten("\n".join(filter(None, (row["instruction"], row["input"])))),
+            "reference": _shorten(row["reference"]),
+            "base": _shorten(base.get(row["record_id"])),
+            "generated": _shorten(row["generated"]),
             "exact": row.get("exact_match") == 1.0,
         }
         for row in samples[chosen].iter_rows(named=True)
     ]
 
 
-def _shortened(text: str | None) -> str:
+def _shorten(text: str | None) -> str:
     if text is None:
         return ABSENT
-    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} …"
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} …"
 
 
 def render(template: str, folder: Path = HERE, **values: Any) -> str:

@@ -110,17 +110,17 @@ def mean_and_error(values: pl.Series) -> tuple[float, float]:
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
     """Each metric's paired difference, records joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
-    found: dict[MetricName, Difference] = {}
+    by_metric: dict[MetricName, Difference] = {}
     for name in (name for name in METRICS if f"{name}_theirs" in both.columns):
         gaps = (both[name] - both[f"{name}_theirs"]).drop_nulls()
         if gaps.len():
             mean, error = mean_and_error(gaps)
             improvement = METRICS[name].improvement(mean, 0.0)
-            found[name] = Difference(mean, error, improvement, gaps.len())
-    return found
+            by_metric[name] = Difference(mean, error, improvement, gaps.len())
+    return by_metric
 
 
-def restricted(evaluation: Evaluation, record_ids: pl.Series) -> Evaluation:
+def restrict_evaluation(evaluation: Evaluation, record_ids: pl.Series) -> Evaluation:
     """The same measurements on some of the records only, summarised anew."""
     samples = evaluation.samples.filter(pl.col("record_id").is_in(record_ids.implode()))
     if samples.height == evaluation.samples.height:

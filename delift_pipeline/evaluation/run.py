@@ -21,7 +21,7 @@ from delift_pipeline.evaluation.engines import (
     PAPER_NEW_TOKENS,
     EvaluationEngine,
     evaluation_engine,
-    load_trained,
+    load_for_evaluation,
 )
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, Evaluation, summarise
@@ -53,11 +53,11 @@ def evaluate(
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
-    loaded = load_trained(model_options, adapter, options)
-    return evaluate_loaded(loaded, heldout, options, progress)
+    loaded = load_for_evaluation(model_options, adapter, options)
+    return evaluate_model(loaded, heldout, options, progress)
 
 
-def evaluate_loaded(
+def evaluate_model(
     loaded: LoadedModel,
     heldout: pl.DataFrame,
     options: EvaluationOptions,
@@ -72,7 +72,7 @@ def evaluate_loaded(
     _refuse_empty(heldout)
     examples, encoded = encode_examples(loaded.encoder, heldout[: options.limit])
     details = {"cuts": target_cuts(encoded), "unscorable": dict(encoded.unscorable)}
-    return measured(loaded, heldout, examples, details, options, progress)
+    return measure_examples(loaded, heldout, examples, details, options, progress)
 
 
 def _refuse_empty(heldout: pl.DataFrame) -> None:
@@ -92,7 +92,7 @@ def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
     return min(longest_answer + NEW_TOKENS_MARGIN, options.max_new_tokens_cap)
 
 
-def measured(
+def measure_examples(
     loaded: LoadedModel,
     heldout: pl.DataFrame,
     examples: Sequence[Example],
@@ -112,9 +112,9 @@ def measured(
         why = next(iter(details["unscorable"].values()), "none given")
         raise DeliftError(f"no held-out record can be measured (the first: {why})")
     started, progress = time.monotonic(), progress or SilentProgress()
-    asked = heldout[: options.limit]
+    requested = heldout[: options.limit]
     ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
-    records = ids.join(asked, on="record_id", how="left", maintain_order="left")
+    records = ids.join(requested, on="record_id", how="left", maintain_order="left")
     # One length for all records, so no record's answer depends on its batch.
     longest = new_tokens(options, max(len(example.answer) for example in examples))
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -154,7 +154,7 @@ def measured(
         "heldout": heldout.height,
         "records": len(examples),
         "unscorable": len(details["unscorable"]),
-        "past_limit": heldout.height - asked.height,
+        "past_limit": heldout.height - requested.height,
         "unfinished": unfinished,
     }
     new = longest if options.generates else None
@@ -179,18 +179,18 @@ def _text_metrics(
     generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
 ) -> dict[str, Sequence[Any]]:
     """The columns of the asked metrics that compare texts."""
-    found: dict[str, Sequence[Any]] = {
+    columns: dict[str, Sequence[Any]] = {
         name: list(map(compare, generated, references))
         for name in options.metrics
         if (compare := METRICS[name].compare)
     }
     if rouges := [name for name in ROUGES if name in options.metrics]:
-        found |= rouge(generated, references, rouges)
+        columns |= rouge(generated, references, rouges)
     if "embedding_similarity" in options.metrics:
-        found["embedding_similarity"] = embedding_similarity(
+        columns["embedding_similarity"] = embedding_similarity(
             generated, references, options.embedder, device
         )
-    return found
+    return columns
 
 
 def listed_options(prompt: str) -> list[str]:
@@ -220,18 +220,18 @@ def choice_accuracy(
     """
     right = [output.strip() for output in records["output"]]
     prompts = records.select(pl.concat_str("instruction", "input", separator="\n")).to_series()
-    listed = [
+    option_letters = [
         letters if answer in (letters := listed_options(prompt)) else []
         for prompt, answer in zip(prompts, right, strict=True)
     ]
-    options = [(i, letter) for i, letters in enumerate(listed) for letter in letters]
+    options = [(i, letter) for i, letters in enumerate(option_letters) for letter in letters]
     if not options:
         return [None] * records.height
-    asked = records[[i for i, _ in options]].with_columns(
+    questions = records[[i for i, _ in options]].with_columns(
         record_id=pl.Series([f"{i}-{letter}" for i, letter in options]),
         output=pl.Series([letter for _, letter in options]),
     )
-    examples, _ = encode_examples(encoder, asked)
+    examples, _ = encode_examples(encoder, questions)
     losses = engine.losses(examples, progress, "multiple choice")
     # A letter takes no more room than the answer, so a record that fits fits with any letter.
     scores = {
@@ -240,13 +240,13 @@ def choice_accuracy(
     }
 
     def right_is_best(i: int) -> float:
-        best = max(listed[i], key=lambda letter: scores[f"{i}-{letter}"])
+        best = max(option_letters[i], key=lambda letter: scores[f"{i}-{letter}"])
         return float(best == right[i])
 
-    return [right_is_best(i) if listed[i] else None for i in range(records.height)]
+    return [right_is_best(i) if option_letters[i] else None for i in range(records.height)]
 
 
-def nearest_chosen(
+def nearest_records(
     chosen: pl.DataFrame, heldout: pl.DataFrame, k: int, embedder: str
 ) -> dict[str, list[str]]:
     """The k chosen records whose prompts are most like each held-out record's prompt.
@@ -258,12 +258,12 @@ def nearest_chosen(
     Raises:
         Refused: the embedder cannot be loaded.
     """
-    shown = chosen.sort("record_id")
-    rows = embed([*prompt_texts(shown), *prompt_texts(heldout)], embedder)
-    cosines = rows[shown.height :] @ rows[: shown.height].T
+    subset = chosen.sort("record_id")
+    rows = embed([*prompt_texts(subset), *prompt_texts(heldout)], embedder)
+    cosines = rows[subset.height :] @ rows[: subset.height].T
     dense = cosines if isinstance(cosines, np.ndarray) else cosines.toarray()
     order = np.argsort(-np.round(dense, COSINE_DECIMALS), axis=1, kind="stable")[:, :k]
-    ids = shown["record_id"].to_list()
+    ids = subset["record_id"].to_list()
     return {
         record: [ids[place] for place in places]
         for record, places in zip(heldout["record_id"], order, strict=True)
@@ -298,29 +298,29 @@ def evaluate_in_context(
     if both := set(chosen["record_id"]) & set(heldout["record_id"]):
         reason = f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
         raise Refused(f"{reason}must not be shown its own answer", field="in_context")
-    asked = heldout[: options.limit]
-    near = nearest_chosen(chosen, asked, options.in_context, embedder or options.embedder)
-    encoded = loaded.encoder.encode(pl.concat([asked.select(chosen.columns), chosen]))
-    questions = [record for record in asked["record_id"] if record in encoded.rows]
+    requested = heldout[: options.limit]
+    near = nearest_records(chosen, requested, options.in_context, embedder or options.embedder)
+    encoded = loaded.encoder.encode(pl.concat([requested.select(chosen.columns), chosen]))
+    questions = [record for record in requested["record_id"] if record in encoded.rows]
     answer_lengths = [int(encoded.answer_lengths[encoded.rows[record]]) for record in questions]
     reserved = new_tokens(options, max(answer_lengths, default=0)) if options.generates else 0
-    examples, shown = [], []
+    examples, demonstrations = [], []
     for record in questions:
         row = encoded.rows[record]
-        places = _fitting(encoded, row, near[record], loaded.encoder.window, reserved)
+        places = _rows_that_fit(encoded, row, near[record], loaded.encoder.window, reserved)
         prompt = np.concatenate([encoded.prefix(*places), encoded.prompt(row)])
         examples.append(Example(record, prompt, encoded.answer(row)))
-        shown.append(len(places))
-    mean = sum(shown) / max(1, len(shown))
+        demonstrations.append(len(places))
+    mean = sum(demonstrations) / max(1, len(demonstrations))
     details = {
         "cuts": target_cuts(encoded),
         "unscorable": {id_: why for id_, why in encoded.unscorable.items() if id_ in near},
         "demonstrations": {"asked": options.in_context, "shown_mean": mean},
     }
-    return measured(loaded, heldout, examples, details, options, progress)
+    return measure_examples(loaded, heldout, examples, details, options, progress)
 
 
-def _fitting(
+def _rows_that_fit(
     encoded: EncodedRecords, row: int, nearest: list[str], window: int, reserved: int
 ) -> list[int]:
     """Rows of the nearest records that fit before a question, nearest first.

@@ -12,8 +12,8 @@ import numpy as np
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-CLOSED = {"yes", "no", "noanswer"}
-FINAL = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
+CLOSED_ANSWERS = {"yes", "no", "noanswer"}
+FINAL_NUMBER = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
 
 
 def exact_match(generated: str, reference: str) -> float:
@@ -37,8 +37,8 @@ def squad_words(text: str) -> list[str]:
 
     Small letters, no ASCII punctuation, no articles (Rajpurkar et al. 2016).
     """
-    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return ARTICLES.sub(" ", kept).split()
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return ARTICLES.sub(" ", letters).split()
 
 
 def squad_exact_match(generated: str, reference: str) -> float:
@@ -57,8 +57,8 @@ def squad_f1(generated: str, reference: str) -> float:
 
 def hotpotqa_f1(generated: str, reference: str) -> float:
     """`squad_f1`, but nothing for part of a yes, no or noanswer (Yang et al. 2018)."""
-    said = {" ".join(squad_words(text)) for text in (generated, reference)}
-    return 0.0 if len(said) == 2 and said & CLOSED else squad_f1(generated, reference)
+    texts = {" ".join(squad_words(text)) for text in (generated, reference)}
+    return 0.0 if len(texts) == 2 and texts & CLOSED_ANSWERS else squad_f1(generated, reference)
 
 
 def final_answer(generated: str, reference: str) -> float | None:
@@ -67,11 +67,11 @@ def final_answer(generated: str, reference: str) -> float | None:
     Thousands separators, a dollar sign and trailing zeros do not count. None where the reference
     has no such number.
     """
-    found, wanted = (
-        [Decimal(number.replace(",", "")) for number in FINAL.findall(text)[-1:]]
+    answer, reference_answer = (
+        [Decimal(number.replace(",", "")) for number in FINAL_NUMBER.findall(text)[-1:]]
         for text in (generated, reference)
     )
-    return float(found == wanted) if wanted else None
+    return float(answer == reference_answer) if reference_answer else None
 
 
 def embedding_similarity(
@@ -82,21 +82,21 @@ def embedding_similarity(
     Raises:
         Refused: the embedder cannot be loaded.
     """
-    ours = _embedded(tuple(generated), embedder, device)
-    theirs = _embedded(tuple(references), embedder, device)
+    ours = _embed_texts(tuple(generated), embedder, device)
+    theirs = _embed_texts(tuple(references), embedder, device)
     cosines = np.clip((ours * theirs).sum(axis=1), -1.0, 1.0)
     blank = np.array([not text.strip() for text in generated])
     return [float(value) for value in np.where(blank, 0.0, cosines)]
 
 
 @lru_cache(maxsize=4)
-def _embedded(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
+def _embed_texts(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
     """Unit rows, float32, `[texts, dimensions]`; each distinct text is embedded once.
 
     The cache spares the references of a held-out set, which every arm is measured against.
     """
     distinct = sorted(set(texts))
-    rows = _model(embedder, device).encode(
+    rows = _embedding_model(embedder, device).encode(
         distinct, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
     )
     position = {text: i for i, text in enumerate(distinct)}
@@ -104,7 +104,7 @@ def _embedded(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _model(embedder: str, device: str) -> Any:
+def _embedding_model(embedder: str, device: str) -> Any:
     """The embedding model; a process loads it once for a device."""
     from delift_pipeline.scoring.neighbours import load_embedder
 

@@ -34,7 +34,7 @@ from delift_pipeline.evaluation.result import (
     Evaluation,
     differences,
     read_evaluation,
-    restricted,
+    restrict_evaluation,
     stage_heldout,
 )
 from delift_pipeline.lineage.tracked import registered_name
@@ -245,7 +245,7 @@ def _candidate(
     base = read_evaluation(home.base_report(version, report.fingerprint))
     if base is not None:
         heldout = stage_heldout(dataset.heldout, dataset.target, stage, options)
-        base = restricted(base, heldout["record_id"])
+        base = restrict_evaluation(base, heldout["record_id"])
     random = _own_evaluation(home, version, f"{stage}.random", model, report.fingerprint)
     is_random = split_arm(arm)[1] == "random"
     return Candidate(version, arm, adapter.content_hash, own, base, random, is_random)

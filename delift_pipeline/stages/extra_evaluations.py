@@ -68,11 +68,11 @@ def in_context_evaluation(
         return None
     if stored and (evaluation := read_evaluation(stored / IN_CONTEXT)):
         return evaluation
-    from delift_pipeline.evaluation.engines import load_trained
+    from delift_pipeline.evaluation.engines import load_for_evaluation
     from delift_pipeline.evaluation.run import evaluate_in_context
 
     chosen = subset_records(subject.home, subject.dataset, subject.arm.name)
-    loaded = load_trained(subject.model, None, options)
+    loaded = load_for_evaluation(subject.model, None, options)
     return evaluate_in_context(loaded, chosen, heldout, options, subject.progress)
 
 

@@ -15,7 +15,13 @@ from delift_pipeline.core.plots import Bar, draw_bars, svg
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, Judge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
-from delift_pipeline.evaluation.judge.run import Estimate, Judged, ask, estimate, record_means
+from delift_pipeline.evaluation.judge.run import (
+    Estimate,
+    Judgement,
+    ask_judge,
+    estimate,
+    record_means,
+)
 from delift_pipeline.evaluation.report import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
 from delift_pipeline.scoring.options import ModelOptions
@@ -43,7 +49,7 @@ class JudgedAnswers:
     """
 
     answers: AnswerSet
-    judged: Judged
+    judged: Judgement
     minus_first: Difference | None
 
     def as_json(self) -> dict[str, Any]:
@@ -106,7 +112,9 @@ def judge_answer_sets(
     for answers in answer_sets:
         questions[answers] = questions_for(_samples(setup.home, answers), setup.options)
     judge, folder = setup.judge(), setup.folder
-    scores = {answers: ask(judge, some, folder, progress) for answers, some in questions.items()}
+    scores = {
+        answers: ask_judge(judge, some, folder, progress) for answers, some in questions.items()
+    }
     results = []
     for answers, one in scores.items():
         gap = _difference(one, scores[first]) if answers != first else None
@@ -149,7 +157,7 @@ def _samples(home: Home, answers: AnswerSet) -> pl.DataFrame:
     return pl.read_parquet(paths[0])
 
 
-def _difference(ours: Judged, theirs: Judged) -> Difference | None:
+def _difference(ours: Judgement, theirs: Judgement) -> Difference | None:
     both = record_means(ours.rows).join(record_means(theirs.rows), on="record_id", suffix="_theirs")
     if both.is_empty():
         return None

@@ -15,7 +15,7 @@ from delift_pipeline.evaluation.report import ArmReport, write_report
 from delift_pipeline.evaluation.result import (
     Evaluation,
     read_evaluation,
-    restricted,
+    restrict_evaluation,
     stage_heldout,
     write_evaluation,
 )
@@ -105,7 +105,7 @@ def make_report(
         return evaluate(model, trained, records, options, progress)
 
     heldout = stage_heldout(dataset.heldout, dataset.target, arm.stage, options)
-    base = restricted(subject.base_evaluation(dataset), heldout["record_id"])
+    base = restrict_evaluation(subject.base_evaluation(dataset), heldout["record_id"])
     earlier = earlier_versions(home, dataset, arm)
     request = {"evaluation": options.request}
     parents = {
@@ -194,7 +194,7 @@ def _report(
         subset=pl.read_parquet(folder / SUBSET),
         evaluation=evaluations.own,
         beside=evaluations.beside,
-        asked={
+        options_by_part={
             "selector": arm.options,
             **arm.model_dump(mode="json", include={"training", "evaluation"}),
         },

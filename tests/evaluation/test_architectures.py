@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from delift_pipeline.core.progress import SilentProgress
-from delift_pipeline.evaluation.engines import Answer, TransformersAnswers
+from delift_pipeline.evaluation.engines import Answer, TransformersEvaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.training.batches import Example
 
@@ -66,7 +66,7 @@ def examples() -> list[Example]:
 
 
 def test_losses(model: torch.nn.Module, examples: list[Example]) -> None:
-    found = TransformersAnswers(model, IN_FOURS).losses(examples, SilentProgress())
+    found = TransformersEvaluation(model, IN_FOURS).losses(examples, SilentProgress())
     for losses, example in zip(found, examples, strict=True):
         ids = torch.from_numpy(np.concatenate([example.prompt, example.answer])).long()
         with torch.no_grad():
@@ -77,7 +77,7 @@ def test_losses(model: torch.nn.Module, examples: list[Example]) -> None:
 
 def test_answers(model: torch.nn.Module, examples: list[Example]) -> None:
     prompts = [example.prompt for example in examples]
-    found = TransformersAnswers(model, IN_FOURS).answers(prompts, [END], 12, SilentProgress())
+    found = TransformersEvaluation(model, IN_FOURS).answers(prompts, [END], 12, SilentProgress())
     assert found == [one_by_one(model, prompt, 12) for prompt in prompts]
 
 

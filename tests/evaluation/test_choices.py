@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from delift_pipeline.core.progress import SilentProgress
-from delift_pipeline.evaluation.engines import TransformersAnswers
+from delift_pipeline.evaluation.engines import TransformersEvaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.run import choice_accuracy, evaluate_loaded, listed_options
+from delift_pipeline.evaluation.run import choice_accuracy, evaluate_model, listed_options
 from delift_pipeline.records.read import read_records
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
@@ -51,7 +51,7 @@ def test_choices_equal_a_plain_pass_an_option_on_mmlu(stories: Path, shared_data
     loaded = load_model(ModelOptions(model=str(stories), device="cpu"))
     records = read_records(shared_data / "mmlu" / "test.jsonl").frame
     records = records.filter(pl.col("input").str.len_chars() < 250).head(12)
-    engine = TransformersAnswers(loaded.model, EvaluationOptions(batch_size=5))
+    engine = TransformersEvaluation(loaded.model, EvaluationOptions(batch_size=5))
     found = choice_accuracy(engine, loaded.encoder, records, SilentProgress())
     rows = list(records.select("record_id", "instruction", "input", "output").to_dicts())
     expected = [float(likeliest_letter(loaded, row, "ABCD") == row["output"]) for row in rows]
@@ -63,6 +63,6 @@ def test_records_without_options_are_left_out_of_the_mean(
     tiny: ModelOptions, records: pl.DataFrame
 ) -> None:
     asked = EvaluationOptions(metrics=("choice_accuracy", "answer_loss"))
-    none = evaluate_loaded(load_model(tiny), records, asked)
+    none = evaluate_model(load_model(tiny), records, asked)
     assert none.samples["choice_accuracy"].null_count() == records.height
     assert "choice_accuracy" not in none.metrics

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.evaluation.engines import VllmModel, load_trained
+from delift_pipeline.evaluation.engines import VllmModel, load_for_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
 from delift_pipeline.scoring.options import ModelOptions
@@ -35,12 +35,12 @@ def test_evaluation_by_vllm_is_refused_where_it_is_missing(
 def test_settings_that_exclude_the_engine_are_refused(tiny: ModelOptions) -> None:
     quantised = tiny.model_copy(update={"load_in": "4bit"})
     with pytest.raises(Refused, match="load_in: engine vllm does not quantise"):
-        load_trained(quantised, None, BY_VLLM)
+        load_for_evaluation(quantised, None, BY_VLLM)
     split = tiny.model_copy(update={"engine": "vllm", "tensor_parallel_size": 2})
     with pytest.raises(Refused, match="tensor_parallel_size: only engine vllm"):
-        load_trained(split, None, EvaluationOptions(engine="transformers"))
+        load_for_evaluation(split, None, EvaluationOptions(engine="transformers"))
 
 
 def test_the_reference_engine_of_scoring_evaluates_by_transformers(tiny: ModelOptions) -> None:
     naive = tiny.model_copy(update={"engine": "naive"})
-    assert not isinstance(load_trained(naive, None, EvaluationOptions()), VllmModel)
+    assert not isinstance(load_for_evaluation(naive, None, EvaluationOptions()), VllmModel)

@@ -39,7 +39,7 @@ def test_the_change_of_an_earlier_set_is_paired_with_its_own_model(matrix: Forge
     assert gap.mean == pytest.approx((1.0 + 1.5 + 1.5) / 3)
     assert gap.improvement == pytest.approx(-gap.mean)
     assert gap.records == 3
-    assert matrix.facts() == {"improvement_on_v1_answer_loss": pytest.approx(-4 / 3)}
+    assert matrix.improvements() == {"improvement_on_v1_answer_loss": pytest.approx(-4 / 3)}
 
 
 def test_what_was_not_measured_is_null_and_never_a_number(matrix: Forgetting) -> None:
@@ -56,7 +56,7 @@ def test_the_table_has_a_line_for_each_model_and_a_column_for_each_set(matrix: F
     assert frame["model"].to_list() == ["initial", "v1", "v2"]
     assert frame.columns[-2:] == ["on v1", "on v2"]
     assert frame["on v2"].to_list()[1] == ""
-    (section,) = matrix.sections()
+    (section,) = matrix.page_tables()
     assert section["changes"][0]["style"] == "bad" and section["changes"][1]["text"] == ""
 
 

@@ -5,7 +5,7 @@ import torch
 
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.run import evaluate_in_context, nearest_chosen
+from delift_pipeline.evaluation.run import evaluate_in_context, nearest_records
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 
@@ -44,7 +44,7 @@ def test_losses_equal_a_plain_pass_behind_the_nearest_demonstrations(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
     chosen, heldout = records.head(8), records.tail(4)
-    near = nearest_chosen(chosen, heldout, 2, "tfidf")
+    near = nearest_records(chosen, heldout, 2, "tfidf")
     found = evaluate_in_context(loaded, chosen, heldout, options)
     rows = {
         row["record_id"]: row
@@ -60,7 +60,7 @@ def test_losses_equal_a_plain_pass_behind_the_nearest_demonstrations(
 def test_the_nearest_prompt_comes_first(records: pl.DataFrame) -> None:
     twin = records.tail(1).with_columns(record_id=pl.lit("f" * 32), output=pl.lit("six"))
     chosen = pl.concat([records.head(8), twin])
-    near = nearest_chosen(chosen, records.tail(1), 3, "tfidf")
+    near = nearest_records(chosen, records.tail(1), 3, "tfidf")
     assert near[records["record_id"][-1]][0] == "f" * 32
 
 

@@ -28,7 +28,7 @@ def test_it_is_measured_and_a_report_from_before_it_still_opens(
     loaded = load_model(tiny)
     asked = EvaluationOptions(metrics=("answer_loss", "exact_match"), max_new_tokens=4)
     (tmp_path / "before").mkdir()
-    write_evaluation(tmp_path / "before", run.evaluate_loaded(loaded, records, asked), {})
+    write_evaluation(tmp_path / "before", run.evaluate_model(loaded, records, asked), {})
 
     row = Metric("same length", "length", "share of answers as long as it", compare=same_length)
     monkeypatch.setitem(METRICS, "same_length", row)
@@ -36,7 +36,7 @@ def test_it_is_measured_and_a_report_from_before_it_still_opens(
     monkeypatch.setattr(result, "SAMPLE_SCHEMA", schema)
     monkeypatch.setattr(run, "SAMPLE_SCHEMA", schema)
     wider = asked.model_copy(update={"metrics": (*asked.metrics, "same_length")})
-    found = run.evaluate_loaded(loaded, records, wider)
+    found = run.evaluate_model(loaded, records, wider)
     samples = found.samples.select("generated", "reference", "same_length")
     assert samples["same_length"].to_list() == [same_length(*row[:2]) for row in samples.rows()]
     assert "same_length" in found.metrics and "same_length_se" in found.metrics

@@ -81,7 +81,7 @@ def arm_report(selector: str, found: Evaluation, **more: Any) -> ArmReport:
         "pool": 10,
         "subset": subset,
         "evaluation": found,
-        "asked": {"training": {"steps": 3}},
+        "options_by_part": {"training": {"steps": 3}},
         "objective": {"name": "fl", "value": 5.5},
         "training": log,
         "lineage": {"subset": "b" * 32},

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.evaluation.options import GENERAL, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, mean_and_error
-from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_loaded
+from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_model
 from delift_pipeline.records.read import read_records
 from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.scoring.model import LoadedModel, load_model
@@ -55,7 +55,7 @@ def answer_by_hand(loaded: LoadedModel, prompt: np.ndarray, longest: int) -> str
 def check_by_hand(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions, longest: int
 ) -> None:
-    found = evaluate_loaded(loaded, records, options)
+    found = evaluate_model(loaded, records, options)
     encoded = loaded.encoder.encode(records)
     head = np.asarray(loaded.encoder.head, dtype=np.int32)
     assert found.samples["record_id"].to_list() == list(encoded.ids)
@@ -94,9 +94,9 @@ def test_losses_and_answers_of_a_real_model(
 def test_batch_size_changes_nothing(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
-    together = evaluate_loaded(loaded, records, options)
+    together = evaluate_model(loaded, records, options)
     for size in (1, 7):
-        other = evaluate_loaded(loaded, records, options.model_copy(update={"batch_size": size}))
+        other = evaluate_model(loaded, records, options.model_copy(update={"batch_size": size}))
         assert other.samples["generated"].equals(together.samples["generated"])
         assert other.metrics == pytest.approx(together.metrics, abs=1e-5)
 
@@ -104,8 +104,8 @@ def test_batch_size_changes_nothing(
 def test_rows_are_joined_by_record_whatever_order_they_come_in(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
-    first = evaluate_loaded(loaded, records, options).samples
-    again = evaluate_loaded(loaded, records.sample(fraction=1, shuffle=True, seed=3), options)
+    first = evaluate_model(loaded, records, options).samples
+    again = evaluate_model(loaded, records.sample(fraction=1, shuffle=True, seed=3), options)
     assert again.samples["record_id"].to_list() != first["record_id"].to_list()
     kept = [name for name in first.columns if name not in ("answer_loss", "embedding_similarity")]
     ours, theirs = (frame.sort("record_id") for frame in (again.samples, first))
@@ -126,12 +126,12 @@ def test_a_models_own_generation_settings_are_set_aside(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
     """Hub models ship repetition penalties, which would make greedy answers something else."""
-    expected = evaluate_loaded(loaded, records, options).samples
+    expected = evaluate_model(loaded, records, options).samples
     model = cast(Any, loaded.model)
     before = model.generation_config
     model.generation_config = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1)
     try:
-        assert evaluate_loaded(loaded, records, options).samples.equals(expected)
+        assert evaluate_model(loaded, records, options).samples.equals(expected)
         assert model.generation_config.repetition_penalty == 5.0
     finally:
         model.generation_config = before
@@ -154,16 +154,16 @@ def test_unscorable_and_left_out_records_are_counted(
         record_id=pl.lit("0" * 32), output=pl.lit(" ".join(["one"] * 100))
     )
     asked = options.model_copy(update={"limit": 8})
-    found = evaluate_loaded(loaded, pl.concat([long, records]), asked)
+    found = evaluate_model(loaded, pl.concat([long, records]), asked)
     counts = {k: v for k, v in found.counts.items() if k != "unfinished"}
     assert counts == {"heldout": 13, "records": 7, "unscorable": 1, "past_limit": 5}
     assert list(found.details["unscorable"]) == ["0" * 32]
     with pytest.raises(DeliftError, match="no held-out record can be measured"):
-        evaluate_loaded(loaded, long, options)
+        evaluate_model(loaded, long, options)
 
 
 def test_loss_alone_generates_nothing(loaded: LoadedModel, records: pl.DataFrame) -> None:
-    found = evaluate_loaded(loaded, records, EvaluationOptions(metrics=("answer_loss",)))
+    found = evaluate_model(loaded, records, EvaluationOptions(metrics=("answer_loss",)))
     assert set(found.metrics) == {"answer_loss", "answer_loss_se"}
     assert found.samples["generated"].null_count() == 12
     assert found.samples.schema == SAMPLE_SCHEMA
@@ -171,7 +171,7 @@ def test_loss_alone_generates_nothing(loaded: LoadedModel, records: pl.DataFrame
 
 def test_an_empty_heldout_set_is_refused(loaded: LoadedModel, options: EvaluationOptions) -> None:
     with pytest.raises(Refused, match="the held-out set is empty"):
-        evaluate_loaded(loaded, pl.DataFrame(schema=RECORD_SCHEMA), options)
+        evaluate_model(loaded, pl.DataFrame(schema=RECORD_SCHEMA), options)
 
 
 def test_a_folder_without_a_model_is_refused(
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_is_an_error(
     with torch.no_grad():
         next(damaged.model.parameters()).fill_(float("nan"))
     with pytest.raises(DeliftError, match="the answer loss of held-out record"):
-        evaluate_loaded(replace(damaged), records, options)
+        evaluate_model(replace(damaged), records, options)
 
 
 def test_sampled_answers_are_a_function_of_the_seed(
@@ -197,10 +197,10 @@ def test_sampled_answers_are_a_function_of_the_seed(
     asked = options.model_copy(update={"generation": "paper", "metrics": ("rouge1",)})
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = evaluate_loaded(loaded, records, asked)
+    first = evaluate_model(loaded, records, asked)
     assert torch.equal(torch.random.get_rng_state(), before)
-    again = evaluate_loaded(loaded, records, asked)
-    other = evaluate_loaded(loaded, records, asked.model_copy(update={"seed": 1}))
+    again = evaluate_model(loaded, records, asked)
+    other = evaluate_model(loaded, records, asked.model_copy(update={"seed": 1}))
     assert first.samples.equals(again.samples)
     assert not first.samples.equals(other.samples)
 

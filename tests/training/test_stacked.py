@@ -9,7 +9,7 @@ import torch
 from benchmarks.pools import MODEL, Sizes, draw
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.options import EvaluationOptions
-from delift_pipeline.evaluation.run import evaluate_loaded
+from delift_pipeline.evaluation.run import evaluate_model
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.training import stacked as stacked_module
 from delift_pipeline.training.batches import encode_examples
@@ -126,6 +126,6 @@ def test_a_run_answers_as_the_model_with_its_weights_generates() -> None:
     for run, own in enumerate(exact):
         write_weights(cast(Any, other.model), lora.merge(), run)
         asked = EvaluationOptions(metrics=("exact_match",))
-        samples = evaluate_loaded(other, drawn.heldout[""], asked).samples
+        samples = evaluate_model(other, drawn.heldout[""], asked).samples
         right = dict(zip(samples["record_id"], samples["exact_match"], strict=True))
         assert [right[example.record_id] == 1 for example in heldout] == own.tolist()

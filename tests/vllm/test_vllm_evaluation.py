@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from delift_pipeline.core.errors import Refused
-from delift_pipeline.evaluation.engines import VllmModel, load_trained
+from delift_pipeline.evaluation.engines import VllmModel, load_for_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
 from delift_pipeline.evaluation.run import evaluate, evaluate_in_context
@@ -113,7 +113,7 @@ def test_demonstrations_stand_before_the_questions(
     shown = ASKED.model_copy(update={"in_context": 2, "embedder": "tfidf"})
     by_vllm = shown.model_copy(update={"engine": "vllm"})
     ours, theirs = (
-        evaluate_in_context(load_trained(asked, None, one), chosen, questions, one)
+        evaluate_in_context(load_for_evaluation(asked, None, one), chosen, questions, one)
         for one in (by_vllm, shown)
     )
     assert ours.details["demonstrations"]["shown_mean"] > 1
@@ -144,6 +144,6 @@ def test_an_adapter_on_the_head_is_refused_with_the_other_engine(
 
 
 def test_no_weights_are_held_beside_vllms(asked: ModelOptions) -> None:
-    loaded = load_trained(asked, None, BY_VLLM)
+    loaded = load_for_evaluation(asked, None, BY_VLLM)
     assert isinstance(loaded, VllmModel)
     assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from delift_pipeline.scoring.model import LoadedModel
 
-LINE = re.compile(r"\**(?:score|\[result\])\**\s*:?\s*\**\s*([1-5])\**\s*(?:/\s*5)?\.?\**", re.I)
+SCORE_LINE = re.compile(
+    r"\**(?:score|\[result\])\**\s*:?\s*\**\s*([1-5])\**\s*(?:/\s*5)?\.?\**", re.I
+)
 DIGITS = tuple(str(score) for score in SCORES)
-MOST_LISTED = 20
+TOP_LOGPROBS = 20
 """Log-probabilities asked of an endpoint; servers give no more."""
 BATCH = 8
-PLACE = "\u241fquestion\u241f"
+QUESTION_MARKER = "\u241fquestion\u241f"
 """Stands for the question while the chat template is rendered."""
 Status = Literal["scored", "unparsable", "failed"]
 
@@ -61,8 +63,8 @@ class Judge(Protocol):
 def written_score(text: str) -> int | None:
     """The score on the last line, `Score: N`, where N is 1 to 5; None for anything else."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = LINE.fullmatch(lines[-1]) if lines else None
-    return int(found[1]) if found else None
+    match = SCORE_LINE.fullmatch(lines[-1]) if lines else None
+    return int(match[1]) if match else None
 
 
 def expected_score(
@@ -89,7 +91,7 @@ def expected_score(
     return sum(int(digit) * share for digit, share in mass.items()) / total, total
 
 
-def _scored(score: float | None, text: str, prompt_tokens: int, reply_tokens: int) -> Reply:
+def _make_reply(score: float | None, text: str, prompt_tokens: int, reply_tokens: int) -> Reply:
     status = "unparsable" if score is None else "scored"
     return Reply(status, score, text, prompt_tokens, reply_tokens)
 
@@ -117,38 +119,40 @@ class EndpointJudge:
             timeout=self.options.timeout,
         )
         with client, ThreadPoolExecutor(self.options.parallel) as pool:
-            asked = {pool.submit(self._reply, client, one): one for one in questions}
+            futures = {pool.submit(self._reply, client, one): one for one in questions}
             try:
-                for done in as_completed(asked):
-                    yield asked[done], done.result()
+                for done in as_completed(futures):
+                    yield futures[done], done.result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _reply(self, client: "OpenAI", asked: Question) -> Reply:
+    def _reply(self, client: "OpenAI", question: Question) -> Reply:
         from openai import OpenAIError
 
         expected = self.options.scoring == "expected"
-        listed: dict[str, Any] = {"logprobs": True, "top_logprobs": MOST_LISTED} if expected else {}
+        logprobs: dict[str, Any] = (
+            {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if expected else {}
+        )
         try:
-            found = client.chat.completions.create(
+            completion = client.chat.completions.create(
                 model=self.options.model,
                 messages=[
                     {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": asked.text},
+                    {"role": "user", "content": question.text},
                 ],
                 temperature=0,
                 seed=self.options.seed,
                 max_tokens=1 if expected else self.options.max_tokens,
-                **listed,
+                **logprobs,
             )
         except OpenAIError as error:
             return Reply("failed", None, f"{type(error).__name__}: {error}")
-        if not found.choices:
+        if not completion.choices:
             return Reply("failed", None, "the endpoint replied without any choice")
-        text, usage = found.choices[0].message.content or "", found.usage
+        text, usage = completion.choices[0].message.content or "", completion.usage
         score: float | None = written_score(text)
         if expected:
-            content = getattr(found.choices[0].logprobs, "content", None)
+            content = getattr(completion.choices[0].logprobs, "content", None)
             if not content:
                 reason = "the endpoint gives no log-probabilities: use written scores"
                 return Reply("failed", None, reason)
@@ -156,7 +160,7 @@ class EndpointJudge:
             score, mass = expected_score(tokens, self.options.least_mass)
             text = f"{text} (probability of the digits {mass:.3f})"
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return _scored(score, text, *counts)
+        return _make_reply(score, text, *counts)
 
 
 class LocalJudge:
@@ -169,35 +173,35 @@ class LocalJudge:
     def __init__(self, loaded: "LoadedModel", options: JudgeOptions) -> None:
         self.loaded, self.options = loaded, options
         self.tokenizer: Any = loaded.tokenizer
-        self.before, self.behind = self._frame()
+        self.before, self.after = self._chat_frame()
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
         """Each question with its reply, in order."""
-        ask = self._written if self.options.scoring == "written" else self._expected
+        ask = self._written_replies if self.options.scoring == "written" else self._expected_replies
         for start in range(0, len(questions), BATCH):
             batch = questions[start : start + BATCH]
             yield from zip(batch, ask([self.ids(one) for one in batch]), strict=True)
 
-    def ids(self, asked: Question) -> np.ndarray:
+    def ids(self, question: Question) -> np.ndarray:
         """A question's tokens inside the model's own chat frame, int32.
 
         Raises:
             Refused: they do not fit the model's window.
         """
         encoder = self.loaded.encoder
-        parts = [self.before, encoder.plain.ids(asked.text), self.behind]
+        parts = [self.before, encoder.plain.ids(question.text), self.after]
         ids = np.concatenate(parts).astype(np.int32)
         room = self.options.max_tokens if self.options.scoring == "written" else 1
         if len(ids) + room > encoder.window:
             raise Refused(
-                f"the question about record {asked.record_id} takes {len(ids):,} tokens and "
+                f"the question about record {question.record_id} takes {len(ids):,} tokens and "
                 f"its reply {room:,}, more than the judge's window of "
                 f"{encoder.window:,}: take a judge with a longer one",
                 field="judge",
             )
         return ids
 
-    def _frame(self) -> tuple[np.ndarray, np.ndarray]:
+    def _chat_frame(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens before and behind a question: the chat template's, or the system text's."""
         encoder = self.loaded.encoder
         if self.tokenizer.chat_template is None:
@@ -205,27 +209,27 @@ class LocalJudge:
             before = np.concatenate([start, encoder.plain.ids(f"{SYSTEM}\n\n")])
             return before, encoder.plain.ids("\n\n")
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{SYSTEM}\n\n{PLACE}"}],
+            [{"role": "user", "content": f"{SYSTEM}\n\n{QUESTION_MARKER}"}],
             tokenize=False,
             add_generation_prompt=True,
         )
-        parts = rendered.split(PLACE)
+        parts = rendered.split(QUESTION_MARKER)
         if len(parts) != 2:
             raise Refused("the judge's chat template drops or repeats what is said to it")
-        before, behind = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
-        return np.asarray(before, dtype=np.int32), np.asarray(behind, dtype=np.int32)
+        before, after = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
+        return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)
 
-    def _written(self, prompts: Sequence[np.ndarray]) -> Iterator[Reply]:
-        from delift_pipeline.evaluation.engines import TransformersAnswers
+    def _written_replies(self, prompts: Sequence[np.ndarray]) -> Iterator[Reply]:
+        from delift_pipeline.evaluation.engines import TransformersEvaluation
 
-        engine = TransformersAnswers(self.loaded.model, EvaluationOptions(batch_size=BATCH))
+        engine = TransformersEvaluation(self.loaded.model, EvaluationOptions(batch_size=BATCH))
         stops, longest = [self.loaded.encoder.eos], self.options.max_tokens
         answers = engine.answers(prompts, stops, longest, SilentProgress())
         for prompt, answer in zip(prompts, answers, strict=True):
             text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
-            yield _scored(written_score(text), text, len(prompt), len(answer.tokens))
+            yield _make_reply(written_score(text), text, len(prompt), len(answer.tokens))
 
-    def _expected(self, prompts: Sequence[np.ndarray]) -> Iterator[Reply]:
+    def _expected_replies(self, prompts: Sequence[np.ndarray]) -> Iterator[Reply]:
         import torch
 
         model: Any = self.loaded.model
@@ -234,20 +238,22 @@ class LocalJudge:
             with torch.inference_mode():
                 logits = model(input_ids=ids, use_cache=False).logits[0, -1].float()
             logprobs = logits.log_softmax(dim=-1)
-            listed = ((digit, float(logprobs[token])) for token, digit in self._digit_tokens)
-            score, mass = expected_score(listed, self.options.least_mass)
-            yield _scored(score, f"probability of the digits {mass:.6f}", len(prompt), 1)
+            digit_logprobs = (
+                (digit, float(logprobs[token])) for token, digit in self._digit_tokens
+            )
+            score, mass = expected_score(digit_logprobs, self.options.least_mass)
+            yield _make_reply(score, f"probability of the digits {mass:.6f}", len(prompt), 1)
 
     @cached_property
     def _digit_tokens(self) -> list[tuple[int, str]]:
         """Every token of the vocabulary that reads as one of the five digits."""
         texts = ((i, self.tokenizer.decode([i]).strip()) for i in range(len(self.tokenizer)))
-        found = [(token, text) for token, text in texts if text in DIGITS]
-        missing = set(DIGITS) - {digit for _, digit in found}
+        digit_tokens = [(token, text) for token, text in texts if text in DIGITS]
+        missing = set(DIGITS) - {digit for _, digit in digit_tokens}
         if missing:
             raise Refused(
                 f"the judge's tokenizer has no token for {', '.join(sorted(missing))}: use "
                 "written scores",
                 field="scoring",
             )
-        return found
+        return digit_tokens

@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN = 4
 WRITTEN_TOKENS = 120
 """Length of a written judgement for the estimate: two or three sentences and a line."""
 
-JUDGED_SCHEMA = pl.Schema(
+JUDGEMENT_SCHEMA = pl.Schema(
     {
         "record_id": pl.String(),
         "dimension": pl.String(),
@@ -53,11 +53,11 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """A judge's scores of one model's answers.
 
     Attributes:
-        rows: One row a question (`JUDGED_SCHEMA`).
+        rows: One row a question (`JUDGEMENT_SCHEMA`).
         overall: Of each record's mean over its dimensions, where all of them are scored.
     """
 
@@ -125,7 +125,7 @@ class Journal:
             os.fsync(handle.fileno())
         self._whole += len(line)
 
-    def waiting(self, questions: Sequence[Question]) -> list[Question]:
+    def unanswered_questions(self, questions: Sequence[Question]) -> list[Question]:
         """The questions without a reply, each distinct one once."""
         distinct = {one.key: one for one in questions}
         return [one for key, one in distinct.items() if key not in self.replies]
@@ -134,21 +134,21 @@ class Journal:
 def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions) -> Estimate:
     """What asking the questions takes, those of earlier runs not counted."""
     journal = Journal(folder)
-    waiting = journal.waiting(questions)
-    letters = sum(len(SYSTEM) + len(one.text) for one in waiting)
+    unanswered = journal.unanswered_questions(questions)
+    characters = sum(len(SYSTEM) + len(one.text) for one in unanswered)
     written = min(options.max_tokens, WRITTEN_TOKENS)
-    prompt_tokens = letters // CHARACTERS_PER_TOKEN
-    reply_tokens = len(waiting) * (written if options.scoring == "written" else 1)
+    prompt_tokens = characters // CHARACTERS_PER_TOKEN
+    reply_tokens = len(unanswered) * (written if options.scoring == "written" else 1)
     price = None
     if options.price_in is not None and options.price_out is not None:
         price = (prompt_tokens * options.price_in + reply_tokens * options.price_out) / 1e6
     known = sum(one.key in journal.replies for one in questions)
-    return Estimate(len(questions), known, len(waiting), prompt_tokens, reply_tokens, price)
+    return Estimate(len(questions), known, len(unanswered), prompt_tokens, reply_tokens, price)
 
 
-def ask(
+def ask_judge(
     judge: Judge, questions: Sequence[Question], folder: Path, progress: Progress | None = None
-) -> Judged:
+) -> Judgement:
     """Ask what was not asked before, keep every reply at once, and sum all up.
 
     One process asks at a time; another waits and then finds the replies.
@@ -159,45 +159,45 @@ def ask(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         journal = Journal(folder)
-        waiting = journal.waiting(questions)
-        with progress.track("judge", len(waiting), "questions") as meter:
-            for one, reply in judge.replies(waiting):
+        unanswered = journal.unanswered_questions(questions)
+        with progress.track("judge", len(unanswered), "questions") as meter:
+            for one, reply in judge.replies(unanswered):
                 journal.add(one.key, reply)
                 meter.advance()
-    return judged(questions, journal.replies)
+    return collect_scores(questions, journal.replies)
 
 
-def judged(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judged:
+def collect_scores(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judgement:
     """Put questions and replies (by key) together; one without a reply counts as failed."""
     absent = Reply("failed", None, "not asked yet")
-    found = [(one, replies.get(one.key, absent)) for one in questions]
+    pairs = [(one, replies.get(one.key, absent)) for one in questions]
     rows = pl.DataFrame(
-        [(q.record_id, q.dimension, r.status, r.score, r.text) for q, r in found],
-        schema=JUDGED_SCHEMA,
+        [(q.record_id, q.dimension, r.status, r.score, r.text) for q, r in pairs],
+        schema=JUDGEMENT_SCHEMA,
         orient="row",
     )
     dimensions = {
-        str(name): _scores(part["score"], part["status"])
+        str(name): _summarise_scores(part["score"], part["status"])
         for (name,), part in rows.group_by("dimension", maintain_order=True)
     }
     tokens = {
-        "asked": sum(reply.prompt_tokens for _, reply in found),
-        "replied": sum(reply.reply_tokens for _, reply in found),
+        "asked": sum(reply.prompt_tokens for _, reply in pairs),
+        "replied": sum(reply.reply_tokens for _, reply in pairs),
     }
-    overall = _scores(record_means(rows)["score"], rows["status"])
-    return Judged(rows, dimensions, overall, tokens)
+    overall = _summarise_scores(record_means(rows)["score"], rows["status"])
+    return Judgement(rows, dimensions, overall, tokens)
 
 
 def record_means(rows: pl.DataFrame) -> pl.DataFrame:
     """`record_id` and `score`, for records whose every dimension is scored."""
-    whole = pl.col("score").is_not_null().all()
+    all_scored = pl.col("score").is_not_null().all()
     means = rows.group_by("record_id", maintain_order=True).agg(
-        score=pl.when(whole).then(pl.col("score").mean())
+        score=pl.when(all_scored).then(pl.col("score").mean())
     )
     return means.drop_nulls()
 
 
-def _scores(scores: pl.Series, statuses: pl.Series) -> Scores:
+def _summarise_scores(scores: pl.Series, statuses: pl.Series) -> Scores:
     known = scores.drop_nulls()
     counts = Counter(statuses)
     mean, error = mean_and_error(known) if known.len() else (None, None)

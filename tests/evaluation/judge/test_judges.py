@@ -21,7 +21,7 @@ import torch
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
-from delift_pipeline.evaluation.judge.run import ask
+from delift_pipeline.evaluation.judge.run import ask_judge
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 
@@ -31,7 +31,7 @@ WRITTEN = JudgeOptions(model="judge", max_tokens=24)
 def test_a_local_judge_writes_its_score(
     judge_model: LoadedModel, says: str, samples: pl.DataFrame, tmp_path: Path
 ) -> None:
-    found = ask(LocalJudge(judge_model, WRITTEN), questions_for(samples, WRITTEN), tmp_path)
+    found = ask_judge(LocalJudge(judge_model, WRITTEN), questions_for(samples, WRITTEN), tmp_path)
     assert found.rows["reply"].to_list() == [says] * 3
     assert found.overall.mean == 4.0
 
@@ -139,7 +139,7 @@ def test_requests_that_fail_in_passing_are_tried_again(
     monkeypatch.setenv("DELIFT_JUDGE_API_KEY", "a secret")
     with flaky_server([429, 503], completion("Score: 3")) as address:
         options = WRITTEN.model_copy(update={"endpoint": address, "parallel": 1})
-        found = ask(EndpointJudge(options), questions_for(samples, options), tmp_path)
+        found = ask_judge(EndpointJudge(options), questions_for(samples, options), tmp_path)
     assert found.overall.mean == 3.0
     assert len(Flaky.sent) == 3 + 2
     assert set(Flaky.keys) == {"Bearer a secret"}
@@ -153,10 +153,10 @@ def test_requests_that_fail_for_good_are_counted_and_asked_again(
     with flaky_server([400, 400, 400], completion("Score: 3")) as address:
         options = WRITTEN.model_copy(update={"endpoint": address, "parallel": 1})
         questions = questions_for(samples, options)
-        first = ask(EndpointJudge(options), questions, tmp_path)
+        first = ask_judge(EndpointJudge(options), questions, tmp_path)
         assert (first.overall.scored, first.overall.failed) == (0, 3)
         assert "BadRequestError" in first.rows["reply"][0]
-        assert ask(EndpointJudge(options), questions, tmp_path).overall.scored == 3
+        assert ask_judge(EndpointJudge(options), questions, tmp_path).overall.scored == 3
 
 
 def test_expected_scores_of_an_endpoint_come_from_its_top_log_probabilities(
@@ -168,7 +168,7 @@ def test_expected_scores_of_an_endpoint_come_from_its_top_log_probabilities(
     with flaky_server([], completion("4", {"content": [content]})) as address:
         update = {"endpoint": address, "scoring": "expected"}
         options = WRITTEN.model_copy(update=update)
-        found = ask(EndpointJudge(options), questions_for(samples, options), tmp_path)
+        found = ask_judge(EndpointJudge(options), questions_for(samples, options), tmp_path)
     assert found.overall.mean == pytest.approx(4 * 0.6 + 2 * 0.4, abs=1e-3)
     assert Flaky.sent[0]["top_logprobs"] == 20
     assert Flaky.sent[0]["max_tokens"] == 1
@@ -179,7 +179,7 @@ def test_an_endpoint_without_log_probabilities_is_a_failure_not_a_score(
 ) -> None:
     with flaky_server([], completion("4")) as address:
         options = WRITTEN.model_copy(update={"endpoint": address, "scoring": "expected"})
-        found = ask(EndpointJudge(options), questions_for(samples, options), tmp_path)
+        found = ask_judge(EndpointJudge(options), questions_for(samples, options), tmp_path)
     assert found.overall.failed == 3
     assert "use written scores" in found.rows["reply"][0]
 
@@ -218,7 +218,7 @@ def test_a_real_openai_compatible_server_is_a_judge(
 ) -> None:
     with served(judge_folder) as address:
         options = JudgeOptions(model=str(judge_folder), endpoint=address, max_tokens=24)
-        found = ask(EndpointJudge(options), questions_for(samples, options), tmp_path)
+        found = ask_judge(EndpointJudge(options), questions_for(samples, options), tmp_path)
     assert found.rows["status"].to_list() == ["scored"] * 3, found.rows["reply"].to_list()
     assert found.overall.mean == 4.0
     assert found.tokens["asked"] > 0

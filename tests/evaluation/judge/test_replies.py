@@ -17,7 +17,7 @@ from delift_pipeline.evaluation.judge.questions import (
     criterion,
     questions_for,
 )
-from delift_pipeline.evaluation.judge.run import Journal, ask, estimate, judged
+from delift_pipeline.evaluation.judge.run import Journal, ask_judge, collect_scores, estimate
 
 WRITTEN = JudgeOptions(model="a judge")
 EACH = JudgeOptions(model="a judge", mode="dimensions")
@@ -90,7 +90,7 @@ FAILED = Reply("failed", None, "time-out")
 
 
 def test_an_unclear_reply_is_counted_and_in_no_mean(samples: pl.DataFrame, tmp_path: Path) -> None:
-    found = ask(Lines([FOUR, UNCLEAR, FAILED]), questions_for(samples, WRITTEN), tmp_path)
+    found = ask_judge(Lines([FOUR, UNCLEAR, FAILED]), questions_for(samples, WRITTEN), tmp_path)
     overall = found.overall
     assert (overall.mean, overall.scored, overall.unparsable, overall.failed) == (4.0, 1, 1, 1)
     assert overall.distribution == {"1": 0, "2": 0, "3": 0, "4": 1, "5": 0}
@@ -104,7 +104,7 @@ def test_a_record_counts_overall_where_all_its_dimensions_are_scored(
     questions = questions_for(samples.head(2), EACH)
     replies = {one.key: FOUR for one in questions}
     replies[questions[3].key] = UNCLEAR
-    found = judged(questions, replies)
+    found = collect_scores(questions, replies)
     assert found.overall.scored == 1
     assert found.dimensions[questions[3].dimension].unparsable == 1
     assert sum(scores.scored for scores in found.dimensions.values()) == 15
@@ -113,10 +113,10 @@ def test_a_record_counts_overall_where_all_its_dimensions_are_scored(
 def test_nothing_is_asked_twice_but_what_failed(samples: pl.DataFrame, tmp_path: Path) -> None:
     questions = questions_for(pl.concat([samples, samples.head(1)]), WRITTEN)
     first = Lines([FOUR, UNCLEAR, FAILED])
-    ask(first, questions, tmp_path)
+    ask_judge(first, questions, tmp_path)
     assert len(first.asked) == 3
     second = Lines([FOUR])
-    found = ask(second, questions, tmp_path)
+    found = ask_judge(second, questions, tmp_path)
     assert [one.key for one in second.asked] == [questions[2].key]
     assert found.overall.failed == 0
 
@@ -126,10 +126,10 @@ def test_a_run_that_broke_off_goes_on_with_what_is_missing(
 ) -> None:
     questions = questions_for(samples, WRITTEN)
     with pytest.raises(KeyboardInterrupt):
-        ask(Lines([FOUR], most=2), questions, tmp_path)
+        ask_judge(Lines([FOUR], most=2), questions, tmp_path)
     assert estimate(questions, tmp_path, WRITTEN).known == 2
     rest = Lines([FOUR])
-    assert ask(rest, questions, tmp_path).overall.scored == 3
+    assert ask_judge(rest, questions, tmp_path).overall.scored == 3
     assert len(rest.asked) == 1
 
 
