@@ -1,1 +1,1 @@
-"""Metrics on the held-out set, reports and the leaderboard."""
+"""Measure models on the held-out set, and write reports and the leaderboard."""

@@ -1,7 +1,7 @@
-"""What evaluation asks of a model, and who answers: transformers, or vLLM.
+"""The engines that compute losses and generate answers for evaluation: transformers and vLLM.
 
-transformers reads the model that was loaded; vLLM loads the weights itself and puts a LoRA adapter
-on them. Both take the same tokens, and both are asked for greedy answers by default.
+The transformers engine uses a loaded model. vLLM loads the weights itself and adds a LoRA adapter.
+Both read the same tokens, and both generate greedy answers by default.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 LOSS_TITLE = "answer loss"
 PAPER_NEW_TOKENS = 150
 PAPER_SAMPLING: dict[str, Any] = {"temperature": 0.2, "min_p": 0.1, "top_k": 0, "top_p": 1.0}
-"""How the paper samples answers; transformers and vLLM have the same names for it."""
+"""How the paper samples answers. transformers and vLLM use the same option names."""
 RECORDS_PER_CALL = 256
-"""Records handed to vLLM in one call, after which progress is shown."""
+"""How many records vLLM gets in one call; progress is shown after each call."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Answer:
     """One generated answer.
 
     Attributes:
-        tokens: Token ids in front of the end-of-text token.
-        finished: Whether an end-of-text token ended it.
+        tokens: Token ids before the end-of-text token.
+        finished: Whether the answer ended with an end-of-text token.
     """
 
     tokens: list[int]
@@ -46,36 +46,36 @@ class Answer:
 
 
 class EvaluationEngine(Protocol):
-    """Reads a model's losses and answers."""
+    """Computes a model's losses and generates its answers."""
 
     name: str
 
     def losses(
         self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
-        """Negative log-probability of each answer token, nats, `[answer tokens]` an example."""
+        """Return each example's negative log-probabilities, nats, `[answer tokens]`."""
         ...
 
     def answers(
         self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """The continuation of each prompt up to a stop token, at most `longest` tokens."""
+        """Generate an answer to each prompt, up to a stop token or `longest` tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class VllmModel(LoadedModel):
-    """A model that vLLM is to load: its tokenizer and its shape, without weights.
+    """A model that vLLM will load: its tokenizer and its shape, without weights.
 
     Attributes:
-        adapter: A PEFT LoRA folder that is put on it, or None.
+        adapter: The folder of a PEFT LoRA adapter that vLLM adds, or None.
     """
 
     adapter: Path | None = None
 
 
 class TransformersEvaluation(EvaluationEngine):
-    """A causal language model, with or without adapters, in batches of near lengths."""
+    """Evaluates a causal language model, with or without adapters, in batches of similar length."""
 
     name = "transformers"
 
@@ -87,7 +87,7 @@ class TransformersEvaluation(EvaluationEngine):
     def losses(
         self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
-        """By forward passes over examples padded on the right."""
+        """Return losses from forward passes over examples that are padded on the right."""
         losses_by_place: dict[int, np.ndarray] = {}
         with progress.track(title, len(examples), "records") as meter:
             for chosen in self._batches(examples):
@@ -102,14 +102,14 @@ class TransformersEvaluation(EvaluationEngine):
     def answers(
         self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """Token by token; sampled ones depend on the seed and on the batch size.
+        """Generate token by token. Sampled answers depend on the seed and on the batch size.
 
-        The caller's random state is left as it was.
+        The caller's random state is restored.
         """
         from transformers import GenerationConfig
 
         greedy = self._options.generation == "greedy"
-        # Padding goes in front of a prompt, masked, or behind an end: any token will do.
+        # Padding is masked before a prompt, and cut off after an end, so any token is right.
         padding = stops[0] if stops else 0
         config = GenerationConfig(
             **(
@@ -121,8 +121,8 @@ class TransformersEvaluation(EvaluationEngine):
             eos_token_id=list(stops) or None,
             pad_token_id=padding,
         )
-        # `generate` fills what a configuration leaves open from the model's own, and many models
-        # ship a repetition penalty or a temperature there, so the model's own is set aside.
+        # `generate` takes every option that `config` lacks from the model's own configuration.
+        # Many models set a repetition penalty or a temperature there, so it is replaced.
         owner = cast(Any, unwrap_model(self._model))
         model_config, owner.generation_config = owner.generation_config, config
         answers_by_place: dict[int, Answer] = {}
@@ -147,17 +147,17 @@ class TransformersEvaluation(EvaluationEngine):
         return [answers_by_place[i] for i in range(len(prompts))]
 
     def _batches(self, items: Sequence[Any]) -> Iterator[list[int]]:
-        """The items' places in batches, shortest first."""
+        """Return batches of the items' indices, shortest items first."""
         order = sorted(range(len(items)), key=lambda i: len(items[i]))
         size = self._options.batch_size
         return (order[start : start + size] for start in range(0, len(order), size))
 
 
 class VllmEvaluation(EvaluationEngine):
-    """A model inside vLLM, with or without an adapter.
+    """Evaluates a model inside vLLM, with or without an adapter.
 
-    vLLM forms its own batches of whatever lengths. A greedy answer does not depend on them; a
-    sampled one has a random state of its own, so that it does not either.
+    vLLM chooses its own batches. Answers do not depend on them: a greedy answer needs no random
+    state, and each sampled answer has its own.
     """
 
     name = "vllm"
@@ -168,7 +168,7 @@ class VllmEvaluation(EvaluationEngine):
     def losses(
         self, examples: Sequence[Example], progress: Progress, title: str = LOSS_TITLE
     ) -> list[np.ndarray]:
-        """From vLLM's log-probabilities of prompts."""
+        """Return losses from vLLM's log-probabilities of prompt tokens."""
         all_losses: list[np.ndarray] = []
         with progress.track(title, len(examples), "records") as meter:
             for start in range(0, len(examples), RECORDS_PER_CALL):
@@ -182,8 +182,8 @@ class VllmEvaluation(EvaluationEngine):
     def answers(
         self, prompts: Sequence[np.ndarray], stops: Sequence[int], longest: int, progress: Progress
     ) -> list[Answer]:
-        """From vLLM's sampler."""
-        # The model's own end-of-text tokens are set aside, as its sampling settings are.
+        """Generate answers with vLLM's sampler."""
+        # The model's own end-of-text tokens and sampling settings are not used.
         sampling = {"max_tokens": longest, "stop_token_ids": list(stops), "ignore_eos": True}
         samplings = [sampling | {"temperature": 0.0}] * len(prompts)
         if self._options.generation != "greedy":
@@ -206,9 +206,10 @@ class VllmEvaluation(EvaluationEngine):
 def evaluation_engine(
     loaded: LoadedModel, options: EvaluationOptions, longest: int
 ) -> Iterator[EvaluationEngine]:
-    """The engine of a loaded model, for as long as it is needed.
+    """Open the engine of a loaded model, and close it after the block.
 
-    `longest` counts the tokens of the longest prompt and answer together; vLLM reserves for it.
+    `longest` is the largest number of tokens of a prompt and its answer, for which vLLM reserves
+    memory.
 
     Raises:
         Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
@@ -227,13 +228,13 @@ def evaluation_engine(
 def load_for_evaluation(
     model_options: ModelOptions, adapter: Path | None, options: EvaluationOptions
 ) -> LoadedModel:
-    """The base model, the base model under a PEFT adapter, or a whole trained model.
+    """Load the base model, the base model with a PEFT adapter, or a whole trained model.
 
-    A QLoRA adapter is put on the base in the asked dtype, without quantisation. Where vLLM is the
-    engine, no weights are loaded yet.
+    A QLoRA adapter is added to the base in the requested dtype, without quantisation. If vLLM is
+    the engine, no weights are loaded yet.
 
     `adapter` is a PEFT folder for the base model, a folder with a whole trained model, or None.
-    Where `options.engine` is None, the base model's engine is used.
+    If `options.engine` is None, the base model's engine is used.
 
     Raises:
         Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
@@ -244,7 +245,8 @@ def load_for_evaluation(
     is_peft = adapter is not None and (adapter / "adapter_config.json").is_file()
     if adapter is not None and not is_peft:
         if not (adapter / "config.json").is_file():
-            reason = f"{adapter.name} holds neither an adapter nor a model"
+            reason = f"{adapter.name} has neither adapter_config.json nor config.json, so it is "
+            reason += "neither an adapter nor a model. Give the folder that training wrote"
             raise Refused(reason, field="adapter")
         requested = requested.model_copy(update={"model": str(adapter), "revision": None})
     if requested.engine == "vllm":
@@ -259,6 +261,6 @@ def load_for_evaluation(
 
 
 def cut_at_stop(tokens: list[int], stops: Sequence[int]) -> Answer:
-    """The tokens in front of the first stop token."""
+    """Return the tokens before the first stop token as an answer."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     return Answer(tokens[:end], finished=end is not None)

@@ -1,9 +1,9 @@
-"""What a model is compared with: the base model, and the models of earlier versions.
+"""Measure how much a continual model forgot, and evaluate the base model for comparison.
 
-Forgetting is a matrix: row by row the models (the base model, then each version's), column by
-column the held-out sets, oldest first. A model is measured on the held-out set of its own version
-and of those before it; how much it forgot of an earlier one is its difference, paired by record, to
-the model of that version.
+Forgetting is a matrix. Its rows are the models (the base model, then each version's), its columns
+the held-out sets, oldest first. A model is measured on the held-out sets of its own version and of
+all earlier ones. How much it forgot of an earlier version is its difference, paired by record, from
+that version's model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from delift_pipeline.evaluation.result import (
 from delift_pipeline.scoring.options import ModelOptions
 
 CODE_VERSION = "1"
-"""Of the base model's evaluation."""
+"""The code version of the base model's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Row:
     """One model's measurements.
 
     Attributes:
-        model: The version whose model it is, or `initial` for the base model.
-        arm: The arm it was trained for; None for the base model.
-        cells: Evaluation on each held-out set it was measured on, by version.
+        model: The version that the model was trained on, or `initial` for the base model.
+        arm: The arm of the model; None for the base model.
+        cells: The model's evaluation on each held-out set, by version.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Forgetting:
     rows: Sequence[Row] = field(repr=False)
 
     def changes(self) -> dict[str, dict[MetricName, Difference]]:
-        """Earlier version -> what its held-out set lost or won from its own model to this one."""
+        """Return this model minus each earlier version's own model, on that version's set."""
         ours = self.rows[-1]
         theirs = {row.model: row for row in self.rows[:-1]}
         return {
@@ -74,7 +74,7 @@ class Forgetting:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """The matrix as `report.json` holds it; null where a model was not measured."""
+        """Return the matrix for `report.json`; null where a model was not measured."""
         return {
             "heldout": list(self.heldout),
             "rows": [
@@ -94,22 +94,22 @@ class Forgetting:
         }
 
     def frame(self) -> pl.DataFrame:
-        """The matrix as a small table: a line for each model and metric, a column for each set."""
-        lines = [
+        """Return the matrix as a table: a row for each model and metric, a column for each set."""
+        rows = [
             {"model": row.model, "arm": row.arm or "", "metric": name}
             | {f"on {v}": _cell(row, v, name) for v in self.heldout}
             for name in self.metrics()
             for row in self.rows
         ]
-        return pl.DataFrame(lines)
+        return pl.DataFrame(rows)
 
     def metrics(self) -> list[MetricName]:
-        """The metrics that this version's model was measured in."""
+        """Return the metrics that this version's model was measured in."""
         measured = {name for cell in self.rows[-1].cells.values() for name in cell.metrics}
         return [name for name in METRICS if name in measured]
 
     def improvements(self) -> dict[str, float]:
-        """How much better (positive) or worse each earlier set is answered, for metadata."""
+        """Return by how much each earlier held-out set is answered better (positive) or worse."""
         return {
             f"improvement_on_{version}_{name}": gap.improvement
             for version, by_metric in self.changes().items()
@@ -117,7 +117,7 @@ class Forgetting:
         }
 
     def page_tables(self) -> list[dict[str, Any]]:
-        """A table for each metric, as the report's page shows it."""
+        """Return a table for each metric, for the report's page."""
         changes = self.changes()
         return [
             {
@@ -139,7 +139,7 @@ class Forgetting:
 
 
 def evaluation_of(samples: pl.DataFrame, heldout: pl.Series) -> Evaluation | None:
-    """The measurements on one held-out set's records; None where none of them was measured."""
+    """Return the measurements on one held-out set's records, or None if there are none."""
     chosen = samples.filter(pl.col("record_id").is_in(heldout.implode())).sort("record_id")
     if chosen.is_empty():
         return None
@@ -159,14 +159,14 @@ def base_evaluation(
     options: EvaluationOptions,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """The base model's evaluation, measured only where it is not stored yet.
+    """Return the base model's evaluation; it is measured only if it is not stored yet.
 
-    Runs of several arms may ask at once: one measures, the others wait for it. The folder
+    If several arms need it at once, one run measures and the others wait. The folder
     `reports/<version>/initial-<fingerprint>` holds `report.json` (`kind`, `version`, `fingerprint`,
     `evaluation`), `samples.parquet` and the manifest.
 
     Raises:
-        Refused: there is no held-out record.
+        Refused: the held-out set is empty.
         DeliftError: no held-out record can be measured.
     """
     folder = home.base_report(version, fingerprint)

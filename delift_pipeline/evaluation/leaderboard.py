@@ -1,4 +1,4 @@
-"""All reports on disk as one table: rows, Parquet, a page, and a table for the terminal."""
+"""Collect all stored reports in one table: as rows, Parquet, a page, and for the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TABLE, PAGE = "leaderboard.parquet", "report.html"
 STAGES = ("instruction_tuning", "task_specific", "continual")
 COLOURS = {"base": "plain", "random": "reference", "whole": "plain", None: "chosen"}
-"""Of bars, by the reference arm that the row's selector makes, if any."""
+"""The colour of a row's bar, by the kind of reference arm that its selector is, if any."""
 Row = dict[str, Any]
 
 ROW_SCHEMA = pl.Schema(
@@ -39,13 +39,13 @@ ROW_SCHEMA = pl.Schema(
         "stage": pl.String(),
         "selector": pl.String(),
         "arm": pl.String(),
-        "budget": pl.String(),  # as asked for; null for the base model
+        "budget": pl.String(),  # as requested; null for the base model
         "seed": pl.Int64(),  # null for the base model
         "records": pl.Int64(),  # trained on; 0 for the base model
         "pool": pl.Int64(),
         "heldout": pl.Int64(),  # held-out records measured
         "fingerprint": pl.String(),
-        "seconds": pl.Float64(),  # of everything the report accounts for
+        "seconds": pl.Float64(),  # sum of all times in the report
         **{f"{name}{end}": pl.Float64() for name in METRICS for end in ("", "_se")},
         **{f"{name}_minus_random{end}": pl.Float64() for name in METRICS for end in ("", "_se")},
     }
@@ -53,12 +53,12 @@ ROW_SCHEMA = pl.Schema(
 
 
 def leaderboard_rows(home: Home) -> list[Row]:
-    """One row per evaluated arm, and one for the base model per version and stage.
+    """Return one row per evaluated arm, and one for the base model per version and stage.
 
     A row holds `version`, `stage`, `selector`, `arm`, `budget`, `seed`, `records` (trained on),
     `pool`, `heldout` (records measured), `fingerprint`, `seconds`, `metrics` (means and `_se`) and
     `minus_random`: metric -> {mean, se, improvement, records}, paired by record with the random
-    arm of the same version, stage and fingerprint; empty where there is none. The base model's
+    arm of the same version, stage and fingerprint; empty without a random arm. The base model's
     rows have the selector and arm `initial`. Rows are sorted by version, stage and first metric,
     best first.
     """
@@ -72,7 +72,7 @@ def leaderboard_rows(home: Home) -> list[Row]:
 
 
 def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
-    """The rows of one version, stage and fingerprint, in no order."""
+    """Return the unsorted rows of one version, stage and fingerprint."""
     measured = {folder: evaluation for folder in arms if (evaluation := read_evaluation(folder))}
     randoms = [
         folder
@@ -99,7 +99,7 @@ def _rows(home: Home, arms: dict[Path, Row]) -> list[Row]:
     if base is None:
         return rows
     if measured:
-        # The base model is shown on the records that the stage's arms are measured on.
+        # The base model's row counts only the records that the stage's arms are measured on.
         base = restrict_evaluation(
             base, max((e.samples["record_id"] for e in measured.values()), key=len)
         )
@@ -131,7 +131,7 @@ def _sort_key(row: Row) -> tuple[Any, ...]:
 
 
 def leaderboard_frame(rows: Sequence[Row]) -> pl.DataFrame:
-    """The rows as a flat frame (`ROW_SCHEMA`)."""
+    """Return the rows as a flat frame (`ROW_SCHEMA`)."""
     frame: list[Row] = []
     for row in rows:
         flat = {name: row["metrics"].get(name, row.get(name)) for name in ROW_SCHEMA}
@@ -142,7 +142,7 @@ def leaderboard_frame(rows: Sequence[Row]) -> pl.DataFrame:
 
 
 def write_leaderboard(home: Home, rows: Sequence[Row]) -> Path:
-    """Write `leaderboard.parquet` and `report.html`; returns the page's path."""
+    """Write `leaderboard.parquet` and `report.html`, and return the page's path."""
     folder = home.leaderboard
     write_parquet(folder / TABLE, leaderboard_frame(rows))
     write_text(folder / PAGE, leaderboard_page(rows))
@@ -150,7 +150,7 @@ def write_leaderboard(home: Home, rows: Sequence[Row]) -> Path:
 
 
 def leaderboard_page(rows: Sequence[Row]) -> str:
-    """The leaderboard as one HTML page: a table and bars per version and stage."""
+    """Return the leaderboard as one HTML page: a table and bars per version and stage."""
     return render(
         "leaderboard.html.j2",
         title="DELIFT leaderboard",
@@ -181,7 +181,7 @@ def print_leaderboard(rows: Sequence[Row], console: "Console") -> None:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each version and stage; rows are sorted by these."""
+    """Return the rows of each version and stage; the given rows are sorted by these."""
     return [list(group) for _, group in groupby(rows, lambda row: (row["version"], row["stage"]))]
 
 
@@ -190,7 +190,7 @@ def _metric_names(rows: Sequence[Row]) -> list[MetricName]:
 
 
 def _arm_label(row: Row) -> str:
-    """The arm's name without its stage, which the table's title says."""
+    """Return the arm's name without its stage, which is in the table's title."""
     return row["arm"].split(".", 1)[-1]
 
 

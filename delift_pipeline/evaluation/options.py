@@ -1,4 +1,4 @@
-"""What can be asked of evaluation, and what its metrics mean. Holds no torch."""
+"""The options of evaluation, and what its metrics mean. This module does not import torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from delift_pipeline.evaluation import text_metrics
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is read.
+    """What a metric is called, what it means, and how an answer is scored.
 
     Attributes:
-        heading: The same for a narrow table.
+        heading: The title for a narrow table.
         meaning: One sentence for reports.
-        compare: The score of one generated answer against its reference, None where it does not
-            apply; only for metrics that are measured answer by answer.
+        generated: Whether the metric needs generated answers.
+        compare: Scores one generated answer against its reference, or returns None if the metric
+            does not apply. It is None for metrics that are not measured answer by answer.
     """
 
     title: str
@@ -28,7 +29,7 @@ class Metric:
     compare: Callable[[str, str], float | None] | None = None
 
     def improvement(self, value: float, reference: float) -> float:
-        """By how much `value` is better than `reference`, in the metric's own units."""
+        """Return by how much `value` is better than `reference`, in the metric's own units."""
         return reference - value if self.better == "lower" else value - reference
 
 
@@ -100,10 +101,10 @@ METRICS: dict[str, Metric] = {
         compare=text_metrics.final_answer,
     ),
 }
-"""Every metric by name, in the order tables show them.
+"""Every metric by name, in the order of tables.
 
-A metric of one answer against its reference is one entry here. Reports that were written before it
-lack its column and count as not measured in it.
+A metric that compares an answer with its reference needs only an entry here. Older reports lack its
+column and count as not measured in it.
 """
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ GENERAL: tuple[MetricName, ...] = (
     "rougeL",
     "embedding_similarity",
 )
-"""The metrics that mean something on any data set: the default."""
+"""The default metrics, which are meaningful on any dataset."""
 
 Generation = Literal["greedy", "paper"]
 
@@ -133,32 +134,33 @@ class EvaluationOptions(BaseModel):
     )
     engine: Literal["transformers", "vllm"] | None = Field(
         default=None,
-        description="Who reads losses and generates; by default the engine that scores "
-        "(docs/evaluation.md). Greedy answers and losses do not depend on it.",
+        description="Which engine computes losses and generates answers; by default the engine of "
+        "scoring (docs/evaluation.md). Greedy answers and losses do not depend on it.",
     )
     generation: Generation = Field(
         default="greedy",
         description="greedy, or paper: sampled at temperature 0.2 and min_p 0.1, 150 new tokens.",
     )
-    seed: int = Field(default=0, ge=0, description="Of sampled answers.")
+    seed: int = Field(default=0, ge=0, description="The seed of sampled answers.")
     in_context: int = Field(
         default=0,
         ge=0,
         le=64,
-        description="Also measure the base model with so many of the chosen records, the nearest "
-        "to each question, as demonstrations (the paper: 5); 0 leaves it out.",
+        description="Also measure the base model with this many of the chosen records, the nearest "
+        "to each question, as demonstrations (the paper uses 5); 0 skips this.",
     )
     max_new_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Longest answer to generate; by default the longest reference and a margin.",
+        description="Longest generated answer in tokens; by default the longest reference and a "
+        "margin.",
     )
     max_new_tokens_cap: int = Field(
         default=512, ge=1, description="Upper limit of that default, in tokens."
     )
     embedder: str = Field(
         default="minilm",
-        description="minilm for the packaged all-MiniLM-L6-v2, else a sentence-transformers model.",
+        description="minilm for the packaged all-MiniLM-L6-v2, or a sentence-transformers model.",
     )
     batch_size: int = Field(
         default=32,
@@ -167,19 +169,19 @@ class EvaluationOptions(BaseModel):
     )
     target_tasks_only: bool = Field(
         default=True,
-        description="In the task-specific stage measure on the held-out records of the target "
-        "set's tasks, where the held-out set has any; else on all of them.",
+        description="In the task-specific stage, measure only on the held-out records of the "
+        "target set's tasks, if there are any.",
     )
     limit: int | None = Field(
-        default=None, ge=1, description="Measure only the first so many held-out records."
+        default=None, ge=1, description="Measure only this many held-out records, the first ones."
     )
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the results: everything but engine and batch size of greedy answers."""
+        """The options that decide the results: all but engine and batch size of greedy answers."""
         sampled = self.generation != "greedy"
         speed = set() if sampled else {"batch_size", "seed"}
-        # One that is not named is the scoring engine, and scores do not depend on that.
+        # Without a named engine the scoring engine is used, and scores do not depend on it.
         engine = {"engine"} if not sampled or self.engine is None else set()
         return self.model_dump(mode="json", exclude=speed | engine)
 

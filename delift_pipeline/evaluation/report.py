@@ -1,24 +1,25 @@
-"""One arm's report: `report.json`, `report.html` and `samples.parquet`.
+"""Write one arm's report: `report.json`, `report.html` and `samples.parquet`.
 
-`report.json` holds, beside `format` and `kind` (`arm`; `initial` for the base model's):
+`report.json` holds `format`, `kind` (`arm`, or `initial` for the base model) and:
 
     version, arm, stage, selector, seed, budget, model, fingerprint
-    subset      {size, pool, gain}: records chosen, records to choose from, the gains' sum or null
-    asked       {training: {...}, evaluation: {...}, ...}: the options as asked for
-    objective   what the selector says of its objective
+    subset      {size, pool, gain}: how many records were chosen, from how many, and the sum of the
+                gains or null
+    asked       {training: {...}, evaluation: {...}, ...}: the requested options
+    objective   facts about the selector's objective
     training    the training log without its curves, or null
     evaluation  {metrics, counts, details, seconds} of this arm
-    beside      {initial, random, full: {metrics, differences} or null where not evaluated yet};
+    beside      {initial, random, full: {metrics, differences}, or null if not evaluated yet};
                 differences: {metric: {mean, se, improvement, records}}, this arm minus the other
-    lineage     name -> hash or id of what the arm was made of
+    lineage     name -> hash or id of an artifact that the arm was made from
     seconds     name -> wall time
     forgetting  null, or {heldout: [version, ...], rows: [{model, arm, metrics: {version: {...} or
                 null}}], changes: {version: {metric: {mean, se, improvement, records}}}}: the models
-                of a line of versions on the held-out sets of all of them, and this model minus the
-                model of each earlier version (`evaluation.forgetting`)
+                of successive versions on all their held-out sets, and this model minus the model of
+                each earlier version (`evaluation.forgetting`)
 
-The functions take plain data: they know neither Dagster nor MLflow. `render` makes every page of
-the product: self-contained HTML, where all text is escaped, and Markdown.
+The functions take plain data and do not import Dagster or MLflow. `render` makes every page of the
+product: self-contained HTML, with all text escaped, and Markdown.
 """
 
 import json
@@ -57,27 +58,28 @@ _LONGEST_CODE = 80
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f`|<>\u2028\u2029]+")
 
 Models = Sequence[tuple[str, Mapping[str, float], str]]
-"""Each model's name, its metrics, and the colour of its bars (`plots.COLOURS`)."""
+"""For each model its name, its metrics, and the colour of its bars (`plots.COLOURS`)."""
 Gaps = Mapping[str, Mapping[MetricName, Difference]]
-"""Other model's name -> the arm minus that model, by metric."""
+"""Another model's name -> the arm minus that model, by metric."""
 
 
 @dataclass(frozen=True)
 class ArmReport:
-    """Everything a report tells of one arm.
+    """Everything that a report says about one arm.
 
     Attributes:
-        arm: Arm name, `stage.selector[-variant]`.
-        model: The model's name, a path never.
-        pool: Records to choose from.
-        subset: The chosen records in rank order: `record_id`, and `gain` where the selector has it.
+        arm: Name of the arm, `stage.selector[-variant]`.
+        model: The model's name, never a path.
+        pool: How many records the selector could choose from.
+        subset: The chosen records in rank order: `record_id`, and `gain` if the selector has gains.
         beside: Evaluations of the same version and stage by name (`initial`, `random`, `full`);
-            None where there is none yet.
-        lineage: Hash or id of what the arm was made of, by name.
-        diagnostics: The subset beside its pool and beside random ones, by name.
-        suspects: Suspected wrong records: trust, selected, text, and the neighbours that disagree,
-            each with its text, the tokens of the record's answer and what they gain after it.
-        balance: Pool against subset by group, as `selection.diagnostics.balance` gives it.
+            None if there is none yet.
+        options_by_part: The requested options of the selector, of training and of evaluation.
+        lineage: Hash or id of each artifact that the arm was made from, by name.
+        diagnostics: Comparisons of the subset with its pool and with random subsets, by name.
+        suspects: Suspected wrong records: trust, selected, text, and the neighbours that disagree.
+            Each neighbour has its text, the tokens of the record's answer and their gains after it.
+        balance: Shares of pool and subset by group, from `selection.diagnostics.balance`.
     """
 
     version: str
@@ -104,7 +106,7 @@ class ArmReport:
 
 
 def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
-    """Write an arm's report into an existing folder; returns what `report.json` holds."""
+    """Write an arm's report into an existing folder, and return the content of `report.json`."""
     gaps = {
         name: differences(report.evaluation, other)
         for name, other in report.beside.items()
@@ -119,7 +121,7 @@ def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
 
 
 def _facts(report: ArmReport, gaps: Gaps, gains: list[float]) -> dict[str, Any]:
-    """What `report.json` holds, but for the evaluation itself."""
+    """Return the content of `report.json` without the evaluation itself."""
     names = ("version", "arm", "stage", "selector", "seed", "budget", "model", "fingerprint")
     return {
         "format": FORMAT,
@@ -150,7 +152,7 @@ def _facts(report: ArmReport, gaps: Gaps, gains: list[float]) -> dict[str, Any]:
 
 
 def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[float]) -> str:
-    """The report as one HTML page."""
+    """Return the report as one HTML page."""
     models = [("this arm", report.evaluation.metrics, "chosen")]
     models += [(name, e.metrics, "plain") for name, e in report.beside.items() if e is not None]
     knee = report.objective.get("knee")
@@ -181,7 +183,7 @@ def _page(report: ArmReport, facts: dict[str, Any], gaps: Gaps, gains: list[floa
 
 
 def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[str, list[Bar]]:
-    """A panel of bars for each of the metrics that any model was measured in, by its title."""
+    """Return bars for each metric that any model was measured in, by the metric's title."""
     panels = {
         f"{METRICS[name].title}, {METRICS[name].better} is better": [
             Bar(model, metrics[name], metrics.get(f"{name}_se"), metric_text(metrics, name), colour)
@@ -194,7 +196,7 @@ def metric_bars(models: Models, names: Iterable[MetricName] = METRICS) -> dict[s
 
 
 def metric_plots(models: Models, names: Iterable[MetricName]) -> list[dict[str, Any]]:
-    """The panels of `metric_bars` for a page, each as inline SVG with its title."""
+    """Return the plots of `metric_bars` for a page, each as inline SVG with its title."""
     return [
         {"title": title, "svg": svg(draw_bars({"": group}), title)}
         for title, group in metric_bars(models, names).items()
@@ -204,7 +206,7 @@ def metric_plots(models: Models, names: Iterable[MetricName]) -> list[dict[str, 
 def _line_plot(
     values: list[float], x_title: str, y_title: str, marked: tuple[int, str] | None = None
 ) -> str:
-    """Values by their number, with zero on the axis; empty where there are none."""
+    """Return a plot of values by their index, with zero on the axis; empty without values."""
     if not values:
         return ""
     figure = draw_curves(series(values), x_title, y_title, marked=marked, from_zero=True)
@@ -212,7 +214,7 @@ def _line_plot(
 
 
 def _sample_rows(report: ArmReport) -> list[dict[str, Any]]:
-    """Evenly spaced samples with the base model's answer beside the arm's."""
+    """Return evenly spaced samples with the base model's and the arm's answers."""
     samples = report.evaluation.samples
     initial = report.beside.get(BASE_MODEL)
     base = {} if initial is None else dict(initial.samples.select("record_id", "generated").rows())
@@ -237,9 +239,9 @@ def _shorten(text: str | None) -> str:
 
 
 def render(template: str, folder: Path = HERE, **values: Any) -> str:
-    """One page of a template in `folder`; a name it asks for and is not given is an error.
+    """Render a template in `folder`; a name without a value is an error.
 
-    In Markdown (`.md.j2`) nothing is escaped: text from data must go through `code` or `quoted`.
+    Markdown (`.md.j2`) is not escaped, so text from data needs the filter `code` or `quoted`.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, HERE]),
@@ -265,6 +267,6 @@ def render(template: str, folder: Path = HERE, **values: Any) -> str:
 
 
 def _code(text: str) -> str:
-    """Text that comes from a user's data, safe between back-ticks in a table's cell."""
+    """Return text from a user's data, made safe between back-ticks in a table's cell."""
     plain = _UNSAFE.sub(" ", str(text)).strip()
     return plain if len(plain) <= _LONGEST_CODE else f"{plain[:_LONGEST_CODE]}..."

@@ -1,4 +1,4 @@
-"""One model's metrics on one held-out set, in memory and on disk. Holds no torch."""
+"""One model's metrics on one held-out set, in memory and on disk, without torch."""
 
 import math
 from collections.abc import Mapping
@@ -22,25 +22,25 @@ SAMPLE_SCHEMA = pl.Schema(
         "instruction": pl.String(),
         "input": pl.String(),
         "reference": pl.String(),
-        "generated": pl.String(),  # null where no metric needs it
-        **{name: pl.Float64() for name in METRICS},  # null where not asked for
+        "generated": pl.String(),  # null if no metric needs generated answers
+        **{name: pl.Float64() for name in METRICS},  # null if not requested
     }
 )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluation measured.
+    """The measurements of one model on one held-out set.
 
     Attributes:
         metrics: Mean of each metric over the measured records, and its standard error as
             `<metric>_se` (sample standard deviation over the root of the count; 0 for one record).
-        samples: One row a measured record (`SAMPLE_SCHEMA`), in held-out order. A report of an
-            earlier release lacks the columns of metrics that came later: they were not measured.
-        counts: `heldout` records given, `records` measured, `unscorable` among the rest (their
-            answer does not fit), `past_limit` (left out by `limit`), `unfinished` (generated
-            answers that reached the longest length without an end-of-text token).
-        details: `engine`, `max_new_tokens`, `cuts` and `unscorable` (record_id -> why).
+        samples: One row for each measured record (`SAMPLE_SCHEMA`), in held-out order. A report of
+            an earlier release lacks the columns of later metrics, which were not measured.
+        counts: `heldout` (all records), `records` (measured), `unscorable` (the answer does not
+            fit), `past_limit` (left out by `limit`), `unfinished` (generated answers that reached
+            the longest length without an end-of-text token).
+        details: `engine`, `max_new_tokens`, `cuts` and `unscorable` (record_id -> reason).
     """
 
     metrics: dict[str, float]
@@ -51,11 +51,11 @@ class Evaluation:
 
     @property
     def content_hash(self) -> str:
-        """Digest of the metrics and samples, times left out."""
+        """Digest of the metrics and samples, without times."""
         return digest_json([self.metrics, self.counts, digest_frame(self.samples)])
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the samples."""
+        """Return everything but the samples."""
         return {name: value for name, value in vars(self).items() if name != "samples"}
 
 
@@ -64,9 +64,9 @@ class Difference:
     """A paired comparison of two models on the records both were measured on.
 
     Attributes:
-        mean: Mean of ours minus theirs, in the metric's own units.
-        se: Its standard error over the records.
-        improvement: The mean with the sign turned so that positive is better.
+        mean: Mean of our values minus theirs, in the metric's own units.
+        se: Standard error of the mean over the records.
+        improvement: The mean with a sign for which positive is better.
     """
 
     mean: float
@@ -76,7 +76,7 @@ class Difference:
 
 
 def difference_cell(gap: Difference | None, absent: str = ABSENT) -> dict[str, str]:
-    """A difference for a page: its `text`, and the `style` that colours it."""
+    """Return a difference for a page: its `text`, and the `style` that colours it."""
     if gap is None:
         return {"text": absent, "style": "soft"}
     style = verdict_style(gap.se, gap.improvement)
@@ -84,12 +84,12 @@ def difference_cell(gap: Difference | None, absent: str = ABSENT) -> dict[str, s
 
 
 def metric_text(metrics: Mapping[str, float], name: str) -> str:
-    """A metric's mean and standard error for a page."""
+    """Return a metric's mean and standard error for a page."""
     return with_error(metrics.get(name), metrics.get(f"{name}_se"))
 
 
 def summarise(samples: pl.DataFrame) -> dict[str, float]:
-    """Mean and standard error of every metric that was computed."""
+    """Return mean and standard error of every metric that was computed."""
     metrics: dict[str, float] = {}
     # Samples of earlier releases lack the columns of metrics that came later.
     for name in (name for name in METRICS if name in samples.columns):
@@ -100,15 +100,15 @@ def summarise(samples: pl.DataFrame) -> dict[str, float]:
 
 
 def mean_and_error(values: pl.Series) -> tuple[float, float]:
-    """Mean and standard error; the error of a single value is 0."""
-    # Polars adds chunk by chunk, and where grouping has cut a series differs from call to call.
+    """Return mean and standard error; the error of a single value is 0."""
+    # Polars sums chunk by chunk, and grouping can cut a series differently in every call.
     values = values.rechunk()
     deviation = cast(float | None, values.std()) or 0.0
     return float(cast(float, values.mean())), deviation / math.sqrt(values.len())
 
 
 def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Difference]:
-    """Each metric's paired difference, records joined by `record_id`."""
+    """Return each metric's paired difference; records are joined by `record_id`."""
     both = ours.samples.join(theirs.samples, on="record_id", suffix="_theirs")
     by_metric: dict[MetricName, Difference] = {}
     for name in (name for name in METRICS if f"{name}_theirs" in both.columns):
@@ -121,7 +121,7 @@ def differences(ours: Evaluation, theirs: Evaluation) -> dict[MetricName, Differ
 
 
 def restrict_evaluation(evaluation: Evaluation, record_ids: pl.Series) -> Evaluation:
-    """The same measurements on some of the records only, summarised anew."""
+    """Return the measurements on some of the records, with new means and errors."""
     samples = evaluation.samples.filter(pl.col("record_id").is_in(record_ids.implode()))
     if samples.height == evaluation.samples.height:
         return evaluation
@@ -136,7 +136,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """The evaluation stored in a report's folder, or None where there is none."""
+    """Return the evaluation that is stored in a report's folder, or None."""
     if not ((folder / REPORT).is_file() and (folder / SAMPLES).is_file()):
         return None
     stored = read_json(folder / REPORT)["evaluation"]
@@ -146,11 +146,10 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 def stage_heldout(
     heldout: pl.DataFrame, target: pl.DataFrame | None, stage: Stage, options: EvaluationOptions
 ) -> pl.DataFrame:
-    """The held-out records that tell how well a stage's goal is met.
+    """Return the held-out records on which a stage is measured.
 
-    The task-specific stage chooses for the target set's tasks and is measured on these, where the
-    held-out set has records of them and `options.target_tasks_only` stays on; every other stage is
-    measured on the whole held-out set.
+    The task-specific stage is measured on the tasks of the target set, if the held-out set has
+    records of them and `options.target_tasks_only` is on. All other stages use the whole set.
     """
     if stage != "task_specific" or target is None or not options.target_tasks_only:
         return heldout

@@ -1,7 +1,7 @@
-"""Measure a model on the held-out set: as it is, or with chosen records as demonstrations.
+"""Measure a model on the held-out set, with or without chosen records as demonstrations.
 
-Demonstrations say what a subset is worth without training. As in the paper, the k chosen records
-nearest to a question stand before it, the nearest first.
+Demonstrations show what a subset is worth without training. As in the paper, the k chosen records
+nearest to a question come before it, the nearest first.
 """
 
 import math
@@ -33,7 +33,7 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.batches import Example, encode_examples, target_cuts
 
 NEW_TOKENS_MARGIN = 8
-"""How far past the longest reference an answer may run before it counts as unfinished."""
+"""How many tokens an answer may be longer than the longest reference."""
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s", re.MULTILINE)
 
 
@@ -49,7 +49,7 @@ def evaluate(
     `adapter` is a PEFT folder for the base model, a folder with a whole trained model, or None.
 
     Raises:
-        Refused: there is no held-out record, or `adapter` holds no model.
+        Refused: the held-out set is empty, or `adapter` has neither an adapter nor a model.
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
@@ -63,10 +63,10 @@ def evaluate_model(
     options: EvaluationOptions,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a model that is loaded already.
+    """Measure a loaded model.
 
     Raises:
-        Refused: there is no held-out record.
+        Refused: the held-out set is empty.
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
@@ -77,13 +77,14 @@ def evaluate_model(
 
 def _refuse_empty(heldout: pl.DataFrame) -> None:
     if not heldout.height:
-        raise Refused("the held-out set is empty", field="heldout")
+        reason = "the held-out set is empty. Ingest a version with held-out records"
+        raise Refused(reason, field="heldout")
 
 
 def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
-    """How long a generated answer may get, in tokens, where the window allows it.
+    """Return the longest length of a generated answer in tokens, if the window is large enough.
 
-    `longest_answer` counts the longest reference's tokens, its end-of-text token included.
+    `longest_answer` is the length of the longest reference with its end-of-text token.
     """
     if options.max_new_tokens:
         return options.max_new_tokens
@@ -100,22 +101,25 @@ def measure_examples(
     options: EvaluationOptions,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Every asked metric of the encoded held-out records.
+    """Measure the encoded held-out records in every requested metric.
 
-    `heldout` holds the records that are not measured too; `details` says what encoding left out
-    (`unscorable`: record_id -> why) and cut (`cuts`). A prompt may begin with demonstrations.
+    `heldout` also has the records that are not measured. `details` says which records cannot be
+    scored (`unscorable`: record_id -> reason) and how many texts were cut (`cuts`). A prompt may
+    begin with demonstrations.
 
     Raises:
         DeliftError: no held-out record can be measured.
     """
     if not examples:
         why = next(iter(details["unscorable"].values()), "none given")
-        raise DeliftError(f"no held-out record can be measured (the first: {why})")
+        raise DeliftError(
+            f"no held-out record can be measured (the first: {why}). Widen the window"
+        )
     started, progress = time.monotonic(), progress or SilentProgress()
     requested = heldout[: options.limit]
     ids = pl.DataFrame({"record_id": [example.record_id for example in examples]})
     records = ids.join(requested, on="record_id", how="left", maintain_order="left")
-    # One length for all records, so no record's answer depends on its batch.
+    # All records share one length limit, so no answer depends on its batch.
     longest = new_tokens(options, max(len(example.answer) for example in examples))
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     if positions is not None:
@@ -139,7 +143,7 @@ def measure_examples(
         if "choice_accuracy" in options.metrics:
             columns["choice_accuracy"] = choice_accuracy(engine, loaded.encoder, records, progress)
     if options.generates:
-        # The embedder computes beside the model; vLLM's weights are not ours.
+        # The embedder runs on the model's device; with vLLM that device is not ours to use.
         device = "cpu" if loaded.device.type == "meta" else str(loaded.device)
         references = records["output"].to_list()
         columns |= _text_metrics(columns["generated"], references, options, device)
@@ -169,8 +173,8 @@ def _losses(
     for example, loss in zip(examples, losses, strict=True):
         if not math.isfinite(loss):
             raise DeliftError(
-                f"the answer loss of held-out record {example.record_id} is {loss}: the model's "
-                "weights are damaged, or its dtype is too short for them"
+                f"the answer loss of held-out record {example.record_id} is {loss}. The model's "
+                "weights are damaged or overflow its dtype. Train again, or use dtype float32"
             )
     return losses
 
@@ -178,7 +182,7 @@ def _losses(
 def _text_metrics(
     generated: Sequence[str], references: Sequence[str], options: EvaluationOptions, device: str
 ) -> dict[str, Sequence[Any]]:
-    """The columns of the asked metrics that compare texts."""
+    """Return the columns of the requested metrics that compare texts."""
     columns: dict[str, Sequence[Any]] = {
         name: list(map(compare, generated, references))
         for name in options.metrics
@@ -194,9 +198,9 @@ def _text_metrics(
 
 
 def listed_options(prompt: str) -> list[str]:
-    """The letters of the options a prompt lists, one at the start of a line each.
+    """Return the letters of the options that a prompt lists, each at the start of a line.
 
-    Only a run A, B, C ... counts; empty where fewer than two are listed.
+    Only letters in the order A, B, C ... count. The list is empty for fewer than two options.
     """
     letters: list[str] = []
     for letter in OPTION.findall(prompt):
@@ -208,15 +212,15 @@ def listed_options(prompt: str) -> list[str]:
 def choice_accuracy(
     engine: EvaluationEngine, encoder: Encoder, records: pl.DataFrame, progress: Progress
 ) -> list[float | None]:
-    """Whether the right option's letter is the most likely of all that the prompt lists.
+    """Return for each record whether the right option's letter is the most likely one.
 
-    An option's score is the summed log-probability of its letter's tokens after the prompt, the
-    end-of-text token left out; the first of equal ones counts as chosen.
+    An option's score is the sum of the log-probabilities of its letter's tokens after the prompt,
+    without the end-of-text token. Of options with equal scores the first counts as chosen.
 
-    `records` are scorable ones (`RECORD_SCHEMA`) whose output is the right letter.
+    `records` are scorable (`RECORD_SCHEMA`), and the output of each is the right letter.
 
     Returns:
-        1.0, 0.0, or None where the prompt lists no options or the output is none of them.
+        1.0, 0.0, or None if the prompt lists no options or the output is not one of them.
     """
     right = [output.strip() for output in records["output"]]
     prompts = records.select(pl.concat_str("instruction", "input", separator="\n")).to_series()
@@ -233,7 +237,7 @@ def choice_accuracy(
     )
     examples, _ = encode_examples(encoder, questions)
     losses = engine.losses(examples, progress, "multiple choice")
-    # A letter takes no more room than the answer, so a record that fits fits with any letter.
+    # A letter is not longer than the answer, so a record that fits the window fits with any letter.
     scores = {
         example.record_id: -float(tokens[:-1].sum())
         for example, tokens in zip(examples, losses, strict=True)
@@ -249,11 +253,11 @@ def choice_accuracy(
 def nearest_records(
     chosen: pl.DataFrame, heldout: pl.DataFrame, k: int, embedder: str
 ) -> dict[str, list[str]]:
-    """The k chosen records whose prompts are most like each held-out record's prompt.
+    """Return the k chosen records whose prompts are most similar to each held-out record's prompt.
 
-    Cosines are rounded to six decimals; among equal ones the smaller record_id is nearer.
+    Cosines are rounded to six decimals. Of equal ones the smaller record_id counts as nearer.
 
-    Returns the ids of k chosen records (at least 1) by held-out record_id, the nearest first.
+    The result maps each held-out record_id to k ids (at least 1), the nearest first.
 
     Raises:
         Refused: the embedder cannot be loaded.
@@ -278,26 +282,27 @@ def evaluate_in_context(
     progress: Progress | None = None,
     embedder: str | None = None,
 ) -> Evaluation:
-    """Measure a model that sees the nearest chosen records before each question.
+    """Measure a model that reads the nearest chosen records before each question.
 
-    As many of the `options.in_context` nearest are shown, nearest first, as the window holds beside
-    the question, its answer and the longest generated one; `details` says how many that were.
+    Of the `options.in_context` nearest records, as many are used as fit the window together with
+    the question, its answer and the longest generated answer. `details` has their mean number.
 
-    Nearness is that of `embedder` [the one of the metrics].
+    `embedder` decides which records are nearest; by default it is the one of the metrics.
 
     Raises:
         Refused: `in_context` is 0, there is no chosen or held-out record, or a held-out record is
-            among the chosen ones.
+            also a chosen one.
         DeliftError: no held-out record can be measured.
     """
     if not options.in_context:
-        raise Refused("needs at least one demonstration", field="in_context")
+        raise Refused("in_context is 0. Ask for at least one demonstration", field="in_context")
     for name, frame in (("subset", chosen), ("held-out set", heldout)):
         if frame.is_empty():
             raise Refused(f"the {name} is empty", field="in_context")
     if both := set(chosen["record_id"]) & set(heldout["record_id"]):
-        reason = f"{len(both)} held-out records are in the subset, first {min(both)}: a question "
-        raise Refused(f"{reason}must not be shown its own answer", field="in_context")
+        reason = f"{len(both)} held-out records are in the subset too, for example {min(both)}. A "
+        reason += "question must not be shown its own answer. Remove them from one of both"
+        raise Refused(reason, field="in_context")
     requested = heldout[: options.limit]
     near = nearest_records(chosen, requested, options.in_context, embedder or options.embedder)
     encoded = loaded.encoder.encode(pl.concat([requested.select(chosen.columns), chosen]))
@@ -323,9 +328,9 @@ def evaluate_in_context(
 def _rows_that_fit(
     encoded: EncodedRecords, row: int, nearest: list[str], window: int, reserved: int
 ) -> list[int]:
-    """Rows of the nearest records that fit before a question, nearest first.
+    """Return the rows of the nearest records that fit before a question, nearest first.
 
-    `reserved` tokens behind the prompt are kept free for what is generated.
+    At least `reserved` tokens after the prompt are left for the generated answer.
     """
     behind = max(reserved, int(encoded.answer_lengths[row]))
     room = window - len(encoded.start) - int(encoded.prompt_lengths[row]) - behind

@@ -1,4 +1,4 @@
-"""Metrics of a generated answer against its reference: text in, one number a record out."""
+"""Metrics that compare the text of a generated answer with its reference."""
 
 import re
 import string
@@ -17,14 +17,14 @@ FINAL_NUMBER = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
 
 
 def exact_match(generated: str, reference: str) -> float:
-    """1.0 where both are equal, else 0.0; white space at the ends and its amount do not count."""
+    """Return 1.0 if both are equal, else 0.0; the amount of white space does not count."""
     return float(generated.split() == reference.split())
 
 
 def rouge(
     generated: Sequence[str], references: Sequence[str], names: Sequence[str] = ROUGES
 ) -> dict[str, list[float]]:
-    """F1 of each ROUGE of each pair, by rouge-score with stemming."""
+    """Return the F1 of each ROUGE for each pair, from rouge-score with stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(names), use_stemmer=True)
@@ -33,7 +33,7 @@ def rouge(
 
 
 def squad_words(text: str) -> list[str]:
-    """The words of an answer by the rules of SQuAD's evaluation script.
+    """Return the words of an answer by the rules of SQuAD's evaluation script.
 
     Small letters, no ASCII punctuation, no articles (Rajpurkar et al. 2016).
     """
@@ -42,12 +42,12 @@ def squad_words(text: str) -> list[str]:
 
 
 def squad_exact_match(generated: str, reference: str) -> float:
-    """1.0 where both have the same words (`squad_words`), else 0.0."""
+    """Return 1.0 if both have the same words (`squad_words`), else 0.0."""
     return float(squad_words(generated) == squad_words(reference))
 
 
 def squad_f1(generated: str, reference: str) -> float:
-    """F1 of the shared words (`squad_words`), counted with repeats; 1.0 where both have none."""
+    """Return the F1 of the shared words (`squad_words`) with repeats; 1.0 if both have none."""
     ours, theirs = squad_words(generated), squad_words(reference)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -56,16 +56,16 @@ def squad_f1(generated: str, reference: str) -> float:
 
 
 def hotpotqa_f1(generated: str, reference: str) -> float:
-    """`squad_f1`, but nothing for part of a yes, no or noanswer (Yang et al. 2018)."""
+    """Return `squad_f1`, but 0.0 if only one of both is yes, no or noanswer (Yang et al. 2018)."""
     texts = {" ".join(squad_words(text)) for text in (generated, reference)}
     return 0.0 if len(texts) == 2 and texts & CLOSED_ANSWERS else squad_f1(generated, reference)
 
 
 def final_answer(generated: str, reference: str) -> float | None:
-    """1.0 where the numbers after the last `####` are equal (GSM8K, Cobbe et al. 2021).
+    """Return 1.0 if the numbers after the last `####` are equal (GSM8K, Cobbe et al. 2021).
 
-    Thousands separators, a dollar sign and trailing zeros do not count. None where the reference
-    has no such number.
+    Thousands separators, a dollar sign and trailing zeros do not count. The result is None if the
+    reference has no such number.
     """
     answer, reference_answer = (
         [Decimal(number.replace(",", "")) for number in FINAL_NUMBER.findall(text)[-1:]]
@@ -77,7 +77,7 @@ def final_answer(generated: str, reference: str) -> float | None:
 def embedding_similarity(
     generated: Sequence[str], references: Sequence[str], embedder: str, device: str = "cpu"
 ) -> list[float]:
-    """Cosine of the sentence embeddings of each pair; 0.0 where the generated text is blank.
+    """Return the cosine of each pair's sentence embeddings; 0.0 if the generated text is blank.
 
     Raises:
         Refused: the embedder cannot be loaded.
@@ -91,9 +91,9 @@ def embedding_similarity(
 
 @lru_cache(maxsize=4)
 def _embed_texts(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarray:
-    """Unit rows, float32, `[texts, dimensions]`; each distinct text is embedded once.
+    """Return rows of length 1, float32 `[texts, dimensions]`; equal texts are embedded once.
 
-    The cache spares the references of a held-out set, which every arm is measured against.
+    Every arm is compared with the same references, so the cache saves embedding them again.
     """
     distinct = sorted(set(texts))
     rows = _embedding_model(embedder, device).encode(
@@ -105,7 +105,7 @@ def _embed_texts(texts: tuple[str, ...], embedder: str, device: str) -> np.ndarr
 
 @lru_cache(maxsize=2)
 def _embedding_model(embedder: str, device: str) -> Any:
-    """The embedding model; a process loads it once for a device."""
+    """Load the embedding model, once for each process and device."""
     from delift_pipeline.scoring.neighbours import load_embedder
 
     return load_embedder(embedder, device)

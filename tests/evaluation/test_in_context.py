@@ -77,7 +77,7 @@ def test_as_many_demonstrations_as_the_window_holds_are_shown(
 def test_a_question_among_the_chosen_is_refused(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
-    with pytest.raises(Refused, match="must not be shown its own answer"):
+    with pytest.raises(Refused, match="its own answer"):
         evaluate_in_context(loaded, records, records.tail(1), options)
     with pytest.raises(Refused, match="at least one demonstration"):
         none = options.model_copy(update={"in_context": 0})

@@ -177,7 +177,7 @@ def test_an_empty_heldout_set_is_refused(loaded: LoadedModel, options: Evaluatio
 def test_a_folder_without_a_model_is_refused(
     tiny: ModelOptions, records: pl.DataFrame, options: EvaluationOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="holds neither an adapter nor a model"):
+    with pytest.raises(Refused, match="neither an adapter nor a model"):
         evaluate(tiny, tmp_path, records, options)
 
 

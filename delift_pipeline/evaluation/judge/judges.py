@@ -1,4 +1,4 @@
-"""The judges, behind an OpenAI-compatible endpoint or in this process, and the score of a reply."""
+"""Judges at an OpenAI-compatible endpoint or in this process, and the score of a reply."""
 
 import math
 import os
@@ -26,23 +26,23 @@ SCORE_LINE = re.compile(
 )
 DIGITS = tuple(str(score) for score in SCORES)
 TOP_LOGPROBS = 20
-"""Log-probabilities asked of an endpoint; servers give no more."""
+"""How many log-probabilities an endpoint is asked for: the most that servers return."""
 BATCH = 8
 QUESTION_MARKER = "\u241fquestion\u241f"
-"""Stands for the question while the chat template is rendered."""
+"""Marks the question's place while the chat template is rendered."""
 Status = Literal["scored", "unparsable", "failed"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a question.
+    """A judge's reply to a question.
 
     Attributes:
-        status: `scored`; `unparsable`: there is a reply but no score in it; `failed`: no reply.
-        score: From 1 to 5, whole where it was written; None unless scored.
+        status: `scored`; `unparsable`: the reply has no score; `failed`: there is no reply.
+        score: From 1 to 5, a whole number if the judge wrote it; None unless scored.
         text: The reply, or why there is none.
-        prompt_tokens: Tokens of the question, as the judge counts them.
-        reply_tokens: Tokens of the reply.
+        prompt_tokens: How many tokens the question has, as the judge counts them.
+        reply_tokens: How many tokens the reply has.
     """
 
     status: Status
@@ -53,15 +53,15 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Who is asked."""
+    """Answers questions about generated answers."""
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Each question with its reply, in any order."""
+        """Yield each question with its reply, in any order."""
         ...
 
 
 def written_score(text: str) -> int | None:
-    """The score on the last line, `Score: N`, where N is 1 to 5; None for anything else."""
+    """Return N from the last line, `Score: N`, if N is 1 to 5; otherwise None."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     match = SCORE_LINE.fullmatch(lines[-1]) if lines else None
     return int(match[1]) if match else None
@@ -70,16 +70,16 @@ def written_score(text: str) -> int | None:
 def expected_score(
     tokens: Iterable[tuple[str, float]], least_mass: float
 ) -> tuple[float | None, float]:
-    """The mean of the scores 1 to 5, each weighted by the probability of its digit.
+    """Return the mean of the scores 1 to 5, weighted by the probabilities of their digits.
 
-        sum_s s p(s) / sum_s p(s),  p(s) = summed probability of the tokens that read s
+        sum_s s p(s) / sum_s p(s),  p(s) = sum of the probabilities of the tokens with text s
 
     Args:
-        tokens: Text and log-probability of the tokens the reply may begin with.
-        least_mass: Least sum of p(s) for which the mean counts.
+        tokens: Text and log-probability of the tokens with which the reply may begin.
+        least_mass: The least sum of p(s) for which the mean counts.
 
     Returns:
-        The score, or None where the digits are too unlikely; and the sum of p(s).
+        The score, or None if the digits are too unlikely; and the sum of p(s).
     """
     mass = dict.fromkeys(DIGITS, 0.0)
     for text, logprob in tokens:
@@ -99,21 +99,21 @@ def _make_reply(score: float | None, text: str, prompt_tokens: int, reply_tokens
 class EndpointJudge:
     """Asks an endpoint, several questions at a time.
 
-    Failed requests are tried again with exponential back-off by the client library (time-outs,
-    connection faults, 408, 409, 429 and 5xx); what fails for good is a `failed` reply, asked again
-    by the next run.
+    The client library retries failed requests with exponential back-off (time-outs, connection
+    faults, 408, 409, 429 and 5xx). A question that still fails gets a `failed` reply, and the next
+    run asks it again.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Each question with its reply, in the order in which replies come."""
+        """Yield each question with its reply, in the order in which replies arrive."""
         from openai import OpenAI
 
         client = OpenAI(
             base_url=self.options.endpoint,
-            # Local servers want none, but the library insists on one.
+            # Local servers need no key, but the library requires one.
             api_key=os.environ.get(self.options.api_key_variable) or "none",
             max_retries=self.options.retries,
             timeout=self.options.timeout,
@@ -148,13 +148,13 @@ class EndpointJudge:
         except OpenAIError as error:
             return Reply("failed", None, f"{type(error).__name__}: {error}")
         if not completion.choices:
-            return Reply("failed", None, "the endpoint replied without any choice")
+            return Reply("failed", None, "the endpoint's reply has no choices")
         text, usage = completion.choices[0].message.content or "", completion.usage
         score: float | None = written_score(text)
         if expected:
             content = getattr(completion.choices[0].logprobs, "content", None)
             if not content:
-                reason = "the endpoint gives no log-probabilities: use written scores"
+                reason = "the endpoint returns no log-probabilities. Use scoring: written"
                 return Reply("failed", None, reason)
             tokens = ((one.token, one.logprob) for one in content[0].top_logprobs)
             score, mass = expected_score(tokens, self.options.least_mass)
@@ -166,8 +166,8 @@ class EndpointJudge:
 class LocalJudge:
     """Asks a loaded model, a few questions in one batch.
 
-    The question is tokenised as plain text: a special token in a record or in an answer is
-    nothing but its letters.
+    The question is tokenised as plain text, so a special token in a record or in an answer is
+    read as ordinary letters.
     """
 
     def __init__(self, loaded: "LoadedModel", options: JudgeOptions) -> None:
@@ -176,17 +176,17 @@ class LocalJudge:
         self.before, self.after = self._chat_frame()
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Each question with its reply, in order."""
+        """Yield each question with its reply, in order."""
         ask = self._written_replies if self.options.scoring == "written" else self._expected_replies
         for start in range(0, len(questions), BATCH):
             batch = questions[start : start + BATCH]
             yield from zip(batch, ask([self.ids(one) for one in batch]), strict=True)
 
     def ids(self, question: Question) -> np.ndarray:
-        """A question's tokens inside the model's own chat frame, int32.
+        """Return a question's tokens inside the model's chat template, int32.
 
         Raises:
-            Refused: they do not fit the model's window.
+            Refused: the tokens and the reply do not fit the model's window.
         """
         encoder = self.loaded.encoder
         parts = [self.before, encoder.plain.ids(question.text), self.after]
@@ -194,15 +194,15 @@ class LocalJudge:
         room = self.options.max_tokens if self.options.scoring == "written" else 1
         if len(ids) + room > encoder.window:
             raise Refused(
-                f"the question about record {question.record_id} takes {len(ids):,} tokens and "
-                f"its reply {room:,}, more than the judge's window of "
-                f"{encoder.window:,}: take a judge with a longer one",
+                f"the question about record {question.record_id} has {len(ids):,} tokens and "
+                f"its reply up to {room:,}, but the judge's window has {encoder.window:,}. Use a "
+                "judge with a longer window",
                 field="judge",
             )
         return ids
 
     def _chat_frame(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens before and behind a question: the chat template's, or the system text's."""
+        """Return the tokens before and after a question, from the chat template if there is one."""
         encoder = self.loaded.encoder
         if self.tokenizer.chat_template is None:
             start = np.asarray(encoder.bos, dtype=np.int32)
@@ -215,7 +215,8 @@ class LocalJudge:
         )
         parts = rendered.split(QUESTION_MARKER)
         if len(parts) != 2:
-            raise Refused("the judge's chat template drops or repeats what is said to it")
+            reason = "the judge's chat template drops or repeats the question. Use another judge"
+            raise Refused(reason, field="judge")
         before, after = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
         return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)
 
@@ -246,14 +247,14 @@ class LocalJudge:
 
     @cached_property
     def _digit_tokens(self) -> list[tuple[int, str]]:
-        """Every token of the vocabulary that reads as one of the five digits."""
+        """All tokens of the vocabulary whose text is one of the five digits, with the digit."""
         texts = ((i, self.tokenizer.decode([i]).strip()) for i in range(len(self.tokenizer)))
         digit_tokens = [(token, text) for token, text in texts if text in DIGITS]
         missing = set(DIGITS) - {digit for _, digit in digit_tokens}
         if missing:
             raise Refused(
-                f"the judge's tokenizer has no token for {', '.join(sorted(missing))}: use "
-                "written scores",
+                f"the judge's tokenizer has no token for {', '.join(sorted(missing))}. Use "
+                "scoring: written",
                 field="scoring",
             )
         return digit_tokens

@@ -1,8 +1,8 @@
-"""What a judge is asked: its options, the rubric, and the questions about a model's answers.
+"""The options of a judge, the rubric, and the questions about a model's answers.
 
-The rubric is the paper's eight dimensions and five scores, in our words. The paper asks for one
-score over all eight dimensions (`single`); `dimensions` asks for each by itself. Holds no torch and
-no client.
+The rubric has the paper's eight dimensions and five scores, in our words. The paper asks for one
+score over all eight dimensions (`single`); `dimensions` asks for one score for each. This module
+does not import torch or a client.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.hashing import digest_json
 
 RUBRIC_VERSION = 1
-"""Of the rubric; part of what identifies a judgement: another wording is another measurement."""
+"""Part of a judgement's identity: with another wording of the rubric, scores are different."""
 SCORES = (1, 2, 3, 4, 5)
 OVERALL = "overall"
 Mode = Literal["single", "dimensions"]
@@ -63,12 +63,12 @@ REPLY_FORMS: dict[Scoring, str] = {
 
 
 class JudgeOptions(BaseModel):
-    """Which judge, what it is asked, and how its answer becomes a score."""
+    """Which judge is used, what it is asked, and how its reply becomes a score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(
-        min_length=1, description="Its name at the endpoint; without one a folder or hub id."
+        min_length=1, description="The judge's name at the endpoint; or a local folder or a hub id."
     )
     endpoint: str | None = Field(
         default=None, description="An OpenAI-compatible address such as http://127.0.0.1:8000/v1."
@@ -79,7 +79,7 @@ class JudgeOptions(BaseModel):
         description="The environment variable that holds the endpoint's key; never stored.",
     )
     mode: Mode = Field(
-        default="single", description="single: one score over all dimensions; dimensions: each."
+        default="single", description="single: one score over all dimensions; dimensions: one each."
     )
     scoring: Scoring = Field(
         default="written",
@@ -90,21 +90,21 @@ class JudgeOptions(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="With `expected`: least probability of the five digits together for which a "
-        "score counts.",
+        description="With `expected`: the least probability of the five digits together for which "
+        "a score counts.",
     )
     max_tokens: int = Field(default=512, ge=1, description="Longest written judgement, in tokens.")
-    seed: int = Field(default=0, ge=0, description="Sent along; the temperature is 0.")
+    seed: int = Field(default=0, ge=0, description="Sent with each request; the temperature is 0.")
     retries: int = Field(
-        default=5, ge=0, description="Further tries of a request that failed, with back-off."
+        default=5, ge=0, description="How often a failed request is tried again, with back-off."
     )
-    timeout: float = Field(default=120.0, gt=0, description="Seconds a request may take.")
+    timeout: float = Field(default=120.0, gt=0, description="Seconds that a request may take.")
     parallel: int = Field(default=4, ge=1, le=64, description="Requests at a time.")
     price_in: float | None = Field(
         default=None, ge=0, description="Price of a million prompt tokens, for the estimate."
     )
     price_out: float | None = Field(
-        default=None, ge=0, description="Price of a million tokens written."
+        default=None, ge=0, description="Price of a million tokens of replies, for the estimate."
     )
 
     @field_validator("endpoint")
@@ -116,29 +116,31 @@ class JudgeOptions(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{endpoint!r} is not an http or https address")
         if parts.username or parts.password:
-            raise ValueError("an address must hold no password: use the key's variable")
+            raise ValueError(
+                "the address has a user name or password. Put the key into the environment variable"
+            )
         return endpoint.rstrip("/")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides a judgement: not how requests are sent or what they cost."""
+        """The options that decide a judgement, not how requests are sent or what they cost."""
         excluded = {"api_key_variable", "retries", "timeout", "parallel", "price_in", "price_out"}
         values = self.model_dump(mode="json", exclude=excluded | {"mode"})
         return values | {"rubric": RUBRIC_VERSION}
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal characters that name the judge."""
+        """Identifies the judge: 32 hexadecimal characters."""
         return digest_json(self.identity)[:32]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing a judge is asked.
+    """One question to a judge.
 
     Attributes:
-        dimension: What is judged, or `overall`.
-        text: The whole of what is asked, but for the system message.
+        dimension: The dimension to judge, or `overall`.
+        text: The whole question, without the system message.
     """
 
     record_id: str
@@ -147,18 +149,18 @@ class Question:
 
     @cached_property
     def key(self) -> str:
-        """Names the question by its words: the same question is asked once."""
+        """Identifies the question by its text, so the same question is asked once."""
         return digest_json([SYSTEM, self.text])[:32]
 
 
 def questions_for(samples: pl.DataFrame, options: JudgeOptions) -> list[Question]:
-    """Everything a judge is asked about a model's generated answers.
+    """Return all questions to a judge about a model's generated answers.
 
     Raises:
         Refused: a row has no generated answer.
     """
     if samples.is_empty() or samples["generated"].null_count():
-        reason = "no generated answers to judge: evaluate with a metric that needs them"
+        reason = "there are no generated answers to judge. Evaluate with a metric that needs them"
         raise Refused(reason, field="metrics")
     dimensions = (OVERALL,) if options.mode == "single" else tuple(DIMENSIONS)
     return [
@@ -181,7 +183,7 @@ def _question_text(row: Mapping[str, str], dimension: str, scoring: Scoring) -> 
 
 
 def criterion(dimension: str) -> str:
-    """The text of what is judged: the question or questions, and what each score means."""
+    """Return the questions of one dimension or of all, and what each score means."""
     names, meanings = [dimension], DIMENSION_MEANINGS
     if dimension == OVERALL:
         names, meanings = list(DIMENSIONS), OVERALL_MEANINGS

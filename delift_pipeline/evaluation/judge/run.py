@@ -1,4 +1,4 @@
-"""Judge the stored answers of a model: what it costs first, then every question once."""
+"""Judge the stored answers of a model: estimate the cost, then ask every question once."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from delift_pipeline.evaluation.result import mean_and_error
 JOURNAL = "journal.jsonl"
 CHARACTERS_PER_TOKEN = 4
 WRITTEN_TOKENS = 120
-"""Length of a written judgement for the estimate: two or three sentences and a line."""
+"""The assumed length of a written judgement: two or three sentences and a score line."""
 
 JUDGEMENT_SCHEMA = pl.Schema(
     {
@@ -38,9 +38,9 @@ class Scores:
     """The scores of one dimension.
 
     Attributes:
-        mean: Mean of those that are scored, or None.
-        se: Its standard error over records.
-        unparsable: Replies without a score in them; in no mean.
+        mean: Mean of the scores, or None.
+        se: Standard error of the mean over records.
+        unparsable: How many replies have no score; they are in no mean.
         distribution: How many scores round to 1, 2, 3, 4 and 5.
     """
 
@@ -57,8 +57,8 @@ class Judgement:
     """A judge's scores of one model's answers.
 
     Attributes:
-        rows: One row a question (`JUDGEMENT_SCHEMA`).
-        overall: Of each record's mean over its dimensions, where all of them are scored.
+        rows: One row for each question (`JUDGEMENT_SCHEMA`).
+        overall: Scores of the records: each is a mean over dimensions, if all are scored.
     """
 
     rows: pl.DataFrame = field(repr=False)
@@ -67,7 +67,7 @@ class Judgement:
     tokens: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the rows."""
+        """Return everything but the rows."""
         return {
             "overall": asdict(self.overall),
             "dimensions": {name: asdict(scores) for name, scores in self.dimensions.items()},
@@ -77,13 +77,15 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What judging will take, before it is done.
+    """What judging will cost.
 
     Attributes:
-        known: Those replied to already.
-        requests: Those that will be asked, each distinct one once.
-        prompt_tokens: Of the requests, at four characters a token.
-        price: In the prices' currency, or None where no price is given.
+        questions: How many questions there are in all.
+        known: How many of them have a stored reply.
+        requests: How many distinct questions will be asked.
+        prompt_tokens: Estimated tokens of the requests, at four characters a token.
+        reply_tokens: Estimated tokens of the replies.
+        price: The price in the currency of the options, or None without prices.
     """
 
     questions: int
@@ -95,10 +97,11 @@ class Estimate:
 
 
 class Journal:
-    """Every reply a judge gave, by question, on disk: no question is paid for twice.
+    """A judge's replies on disk, so no question is paid for twice.
 
-    One line a reply. A kill can tear only the last line, which is left out when reading and cut
-    off before the next is written. Failed questions are not kept: they are asked again.
+    Each reply is one line. A killed process can leave only the last line incomplete; it is ignored
+    when reading and cut off before the next line. Failed questions are not stored, so they are
+    asked again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +115,7 @@ class Journal:
             self.replies[key] = Reply(**row)
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Store a reply; it is on disk when this returns."""
         self.replies[key] = reply
         if reply.status == "failed":
             return
@@ -126,13 +129,13 @@ class Journal:
         self._whole += len(line)
 
     def unanswered_questions(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions without a reply, each distinct one once."""
+        """Return the questions without a reply, equal ones once."""
         distinct = {one.key: one for one in questions}
         return [one for key, one in distinct.items() if key not in self.replies]
 
 
 def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions) -> Estimate:
-    """What asking the questions takes, those of earlier runs not counted."""
+    """Estimate what asking the questions costs, without those that have a stored reply."""
     journal = Journal(folder)
     unanswered = journal.unanswered_questions(questions)
     characters = sum(len(SYSTEM) + len(one.text) for one in unanswered)
@@ -149,11 +152,9 @@ def estimate(questions: Sequence[Question], folder: Path, options: JudgeOptions)
 def ask_judge(
     judge: Judge, questions: Sequence[Question], folder: Path, progress: Progress | None = None
 ) -> Judgement:
-    """Ask what was not asked before, keep every reply at once, and sum all up.
+    """Ask the questions that have no reply yet, store every reply, and return all scores.
 
-    One process asks at a time; another waits and then finds the replies.
-
-    The judge's journal lies in `folder`.
+    The judge's journal is in `folder`. One process asks at a time; another waits for its replies.
     """
     progress = progress or SilentProgress()
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def ask_judge(
 
 
 def collect_scores(questions: Sequence[Question], replies: Mapping[str, Reply]) -> Judgement:
-    """Put questions and replies (by key) together; one without a reply counts as failed."""
+    """Join questions and replies by key; a question without a reply counts as failed."""
     absent = Reply("failed", None, "not asked yet")
     pairs = [(one, replies.get(one.key, absent)) for one in questions]
     rows = pl.DataFrame(
@@ -189,7 +190,7 @@ def collect_scores(questions: Sequence[Question], replies: Mapping[str, Reply]) 
 
 
 def record_means(rows: pl.DataFrame) -> pl.DataFrame:
-    """`record_id` and `score`, for records whose every dimension is scored."""
+    """Return `record_id` and mean `score` of the records with scores in all dimensions."""
     all_scored = pl.col("score").is_not_null().all()
     means = rows.group_by("record_id", maintain_order=True).agg(
         score=pl.when(all_scored).then(pl.col("score").mean())
