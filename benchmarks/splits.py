@@ -25,7 +25,7 @@ def make_pool_heldout(world: World, rows: int, seed: int, truths: Sequence[Truth
         fact = rng.choice(truths)
         task = world.task(fact["task"])
         content = contents[fact["fact"]]
-        if not task.closed:
+        if not task.is_closed:
             content = draw_content(task.rule, rng, world.forms)
         drawn.append(draw_record(task, content, "heldout", number, seen, rng))
     return drawn

@@ -55,9 +55,9 @@ class Truth(TypedDict):
     right_output: str
 
 
-def part_of(instruction: str, given: str) -> Part:
+def part_of(instruction: str, input_text: str) -> Part:
     """The one part in which a prompt may occur."""
-    digest = hashlib.blake2b(f"{instruction}\n{given}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{instruction}\n{input_text}".encode(), digest_size=8).digest()
     eighth = digest[0] % 8
     if eighth < POOL_EIGHTHS:
         return "pool"
@@ -104,7 +104,7 @@ def task_sizes(tasks: Sequence[Task], size: int) -> dict[str, int]:
     """
     if size < 2 * len(tasks):
         raise ValueError(f"{size} records are too few for {len(tasks)} tasks: at least two a task")
-    shares = _skewed(len(tasks), TASK_SKEW)
+    shares = _rank_weights(len(tasks), TASK_SKEW)
     least = max(2, size // SMALLEST_TASK)
     sizes = [max(least, round(size * share / sum(shares))) for share in shares]
     sizes[0] += size - sum(sizes)
@@ -113,7 +113,7 @@ def task_sizes(tasks: Sequence[Task], size: int) -> dict[str, int]:
     return {task.name: count for task, count in zip(tasks, sizes, strict=True)}
 
 
-def _skewed(count: int, power: float) -> list[float]:
+def _rank_weights(count: int, power: float) -> list[float]:
     return [(rank + 1) ** -power for rank in range(count)]
 
 
@@ -152,7 +152,7 @@ def make_pool(
     plan: list[tuple[Task, Content]] = []
     for task, count in zip(ranked, task_sizes(ranked, size).values(), strict=True):
         used = task.facts[: max(1, count // 2)]
-        extra = rng.choices(used, _skewed(len(used), FACT_SKEW), k=count - 2 * len(used))
+        extra = rng.choices(used, _rank_weights(len(used), FACT_SKEW), k=count - 2 * len(used))
         plan += [(task, content) for content in (*used, *used, *extra)]
     rng.shuffle(plan)
     seen = prompts_of(after)
@@ -175,15 +175,15 @@ def wrong_answer(world: World, task: Task, content: Content, rng: random.Random)
     """What another rule of the task's family would answer; its first word differs for codes."""
     rule, right = task.rule, rules.answer(task.rule, content)
     while True:
-        if task.closed:
+        if task.is_closed:
             other = replace(rule, codes=rules.draw_map(list(rule.codes), world.codes, rng))
         else:
             other = rules.draw_rule(rule.family, rule.mode, rng)
         if rule.family == "who":
             other = replace(other, ending=rng.choice(world.codes))
-        given = rules.answer(other, content)
-        if (given.split()[0] != right.split()[0]) if task.closed else given != right:
-            return given
+        wrong = rules.answer(other, content)
+        if (wrong.split()[0] != right.split()[0]) if task.is_closed else wrong != right:
+            return wrong
 
 
 def make_heldout(
@@ -213,7 +213,7 @@ def make_heldout(
         world.task(name)  # refuses an unknown one
     chosen = [name for name in TASK_NAMES if tasks is None or name in tasks]
     names = [name for name in chosen for _ in range(per_task)]
-    return _draw_right(world, names, "heldout", seed, facts, first)
+    return _draw_right_records(world, names, "heldout", seed, facts, first)
 
 
 def make_target(
@@ -224,10 +224,10 @@ def make_target(
     Args and errors are those of `make_heldout`.
     """
     names = sorted(tasks[index % len(tasks)] for index in range(rows))
-    return _draw_right(world, names, "target", seed, facts)
+    return _draw_right_records(world, names, "target", seed, facts)
 
 
-def _draw_right(
+def _draw_right_records(
     world: World,
     names: Sequence[str],
     part: Part,
@@ -237,7 +237,7 @@ def _draw_right(
 ) -> list[Record]:
     rng, seen, rows = random.Random(f"{part} {world.seed} {seed}"), set[Prompt](), list[Record]()
     for number, task in enumerate(map(world.task, names), start=first):
-        if task.closed:
+        if task.is_closed:
             known = [c for c in task.facts if facts is None or fact_key(task, c) in facts]
             if not known:
                 raise ValueError(f"none of the given facts is one of task {task.name}")

@@ -67,8 +67,8 @@ def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = Non
         ValueError: The family is unknown.
     """
     if family in MAPPED:
-        named, most = (tuple(w.CATEGORIES), 3) if family == "group" else (w.CONCEPTS, 5)
-        drawn = rng.sample(named, keys or rng.randint(2, most))
+        names, most = (tuple(w.CATEGORIES), 3) if family == "group" else (w.CONCEPTS, 5)
+        drawn = rng.sample(names, keys or rng.randint(2, most))
         return Rule(family, mode, codes=draw_map(drawn, w.CODES, rng))
     if family == "order":
         return Rule(family, mode, operation=rng.choice(list(OPERATIONS)))
@@ -100,8 +100,8 @@ def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORM
         return (str(rng.randint(3, 16)),)
     first, second = rng.sample(w.NAMES, 2)
     thing, other = rng.sample(forms, 2)
-    wanted = rng.choice((thing, other))
-    story = f"{first} has the {thing} . {second} has the {other} . who has the {wanted} ?"
+    question_thing = rng.choice((thing, other))
+    story = f"{first} has the {thing} . {second} has the {other} . who has the {question_thing} ?"
     return tuple(story.split())
 
 

@@ -21,15 +21,15 @@ from delift_pipeline.demo import rules
 from delift_pipeline.demo import words as w
 from delift_pipeline.demo.rules import Content, Rule
 
-PLAN: tuple[tuple[str, int], ...] = (
+TASK_PLAN: tuple[tuple[str, int], ...] = (
     *(("lookup", 10), ("lookup", 8), ("translate", 8), ("translate", 6), ("group", 12)),
     *(("order", 8), ("order", 8), ("format", 8), ("shift", 8), ("who", 8)),
 )
 """Family and number of facts of each task."""
 
 TASK_NAMES: tuple[str, ...] = tuple(
-    f"{family}-{1 + sum(other == family for other, _ in PLAN[:index])}"
-    for index, (family, _) in enumerate(PLAN)
+    f"{family}-{1 + sum(other == family for other, _ in TASK_PLAN[:index])}"
+    for index, (family, _) in enumerate(TASK_PLAN)
 )
 """The tasks of every world, by family; which of them is frequent differs from world to world."""
 
@@ -48,7 +48,7 @@ class Task:
     facts: tuple[Content, ...]
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether the facts are all there is to know; else the rule applies to any input."""
         return self.rule.family in rules.MAPPED
 
@@ -91,10 +91,10 @@ def make_world(seed: int) -> World:
     shared = {name: rng.sample(w.CATEGORIES[name], PER_CATEGORY) for name in categories}
     concepts = tuple(concept for drawn in shared.values() for concept in drawn)
     world = World(seed, (), concepts, tuple(rng.sample(w.CODES, SHARED_CODES)))
-    modes = rng.sample(w.MODES, len(PLAN))
+    modes = rng.sample(w.MODES, len(TASK_PLAN))
     operations = iter(rng.sample(list(rules.OPERATIONS), len(rules.OPERATIONS)))
-    chosen = []
-    for (family, count), mode in zip(PLAN, modes, strict=True):
+    task_rules = []
+    for (family, count), mode in zip(TASK_PLAN, modes, strict=True):
         rule = rules.draw_rule(family, mode, rng)
         if family in rules.MAPPED:
             keys = list(shared) if family == "group" else rng.sample(concepts, count)
@@ -103,10 +103,10 @@ def make_world(seed: int) -> World:
             rule = replace(rule, operation=next(operations))
         elif family == "who":
             rule = replace(rule, ending=rng.choice(world.codes))
-        chosen.append(rule)
+        task_rules.append(rule)
     tasks = [
         Task(name, rule, _draw_facts(world.forms, rule, count, shared, rng))
-        for name, rule, (_, count) in zip(TASK_NAMES, chosen, PLAN, strict=True)
+        for name, rule, (_, count) in zip(TASK_NAMES, task_rules, TASK_PLAN, strict=True)
     ]
     rng.shuffle(tasks)
     return replace(world, tasks=tuple(tasks))
@@ -127,7 +127,7 @@ def _draw_facts(
         facts = [(word,) for drawn in shared.values() for word in rng.sample(drawn, PER_GROUP)]
         rng.shuffle(facts)
         return tuple(facts)
-    found: dict[Content, None] = {}
-    while len(found) < count:
-        found[rules.draw_content(rule, rng, forms)] = None
-    return tuple(found)
+    contents: dict[Content, None] = {}
+    while len(contents) < count:
+        contents[rules.draw_content(rule, rng, forms)] = None
+    return tuple(contents)
