@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.contenders import RANDOM
 from benchmarks.experiments import Experiment
-from delift_pipeline.bench.table import OTHERS, Row, difference_text, lower_is_better
+from delift_pipeline.bench.table import COMPARED_WITH, Row, difference_text, lower_is_better
 from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.formatting import number, with_error
 from delift_pipeline.core.plots import Bar, Curve, draw_bars, draw_curves, svg
@@ -176,8 +176,10 @@ def markdown_tables(table: Mapping[str, Any], metrics: Sequence[str] = ()) -> st
 
 
 def _markdown(rows: list[Row]) -> str:
-    others = [short for short in OTHERS if any(row[f"diff_{short}"] is not None for row in rows)]
-    heads = ["budget", "contender", "mean", *(f"minus {OTHERS[short]}" for short in others)]
+    others = [
+        short for short in COMPARED_WITH if any(row[f"diff_{short}"] is not None for row in rows)
+    ]
+    heads = ["budget", "contender", "mean", *(f"minus {COMPARED_WITH[short]}" for short in others)]
     lines = [[*heads, "wrong", "pairs a record"], ["---"] * (len(heads) + 2)]
     lines += [
         [

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from delift_pipeline.bench.table import rows_of
+from delift_pipeline.bench.table import table_rows
 from delift_pipeline.core.atomic import read_json, write_json
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.manifest import git_commit
@@ -30,7 +30,7 @@ EXPERIMENT_NAMES = (
     *("selectors", "stages", "budget", "annotation_budget", "tuning"),
     *("objectives", "kernel", "cost", "transfer", "theory"),
 )
-ONLY_IN_A_CHECKOUT = (
+CHECKOUT_NEEDED = (
     "the experiments are not part of the installed package: clone the project's repository, run "
     "`pip install -e .` in it, and give this command again"
 )
@@ -63,7 +63,7 @@ def load_experiments() -> Any:
         Refused: the package is installed without a source checkout.
     """
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
-        raise Refused(ONLY_IN_A_CHECKOUT)
+        raise Refused(CHECKOUT_NEEDED)
     # An editable installation finds the packages of the wheel only.
     # Worker processes take the path over.
     if str(CHECKOUT) not in sys.path:
@@ -85,7 +85,7 @@ def refuse_unknown(name: str) -> None:
 def run_quality(
     folder: Path,
     name: str,
-    wanted: Sequence[Unit],
+    units: Sequence[Unit],
     progress: Progress,
     workers: int = 1,
     notes: Sequence[str] = (),
@@ -99,26 +99,28 @@ def run_quality(
         `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; kept in
         `folder`, too, as `table_path`.
     """
-    missing = [unit for unit in wanted if not _file(folder, unit).exists()]
-    with progress.track("cells", len(wanted), "cells") as meter:
-        meter.advance(len(wanted) - len(missing))
+    missing = [unit for unit in units if not _result_path(folder, unit).exists()]
+    with progress.track("cells", len(units), "cells") as meter:
+        meter.advance(len(units) - len(missing))
         if workers == 1 or len(missing) < 2:
             for unit in missing:
-                _do(folder, unit)
+                _run_unit(folder, unit)
                 meter.advance()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for done in as_completed([pool.submit(_do, folder, unit) for unit in missing]):
+                for done in as_completed(
+                    [pool.submit(_run_unit, folder, unit) for unit in missing]
+                ):
                     done.result()
                     meter.advance()
-    found = [(unit, read_json(_file(folder, unit))) for unit in wanted]
+    results = [(unit, read_json(_result_path(folder, unit))) for unit in units]
     table = {
         "experiment": name,
         "commit": git_commit(),
-        "commits_of_cells": sorted({str(kept["commit"]) for _, kept in found}),
-        "seeds": sorted({unit.seed for unit in wanted}),
+        "commits_of_cells": sorted({str(result["commit"]) for _, result in results}),
+        "seeds": sorted({unit.seed for unit in units}),
         "notes": list(notes),
-        "rows": rows_of([(unit, kept["rows"]) for unit, kept in found]),
+        "rows": table_rows([(unit, result["rows"]) for unit, result in results]),
     }
     write_json(table_path(folder, name), table)
     return table
@@ -149,10 +151,10 @@ def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dic
     return {**table, "rows": rows}
 
 
-def _file(folder: Path, unit: Unit) -> Path:
+def _result_path(folder: Path, unit: Unit) -> Path:
     return folder / "cells" / f"{unit.key}.json"
 
 
-def _do(folder: Path, unit: Unit) -> None:
+def _run_unit(folder: Path, unit: Unit) -> None:
     rows = unit.run(folder)
-    write_json(_file(folder, unit), {"commit": git_commit(), "rows": rows})
+    write_json(_result_path(folder, unit), {"commit": git_commit(), "rows": rows})

@@ -60,7 +60,7 @@ class BenchSizes:
     naive_batch: int = 16
 
 
-def scoring_bench(
+def benchmark_scoring(
     shape: str = "llama-10m",
     *,
     device: str = "cpu",
@@ -80,22 +80,24 @@ def scoring_bench(
     Returns:
         For each length the keys of `_figures`, and `peak_rss_mib`.
     """
-    place, sizes = torch.device(device), sizes or BenchSizes()
-    plain = torch.float32 if place.type == "cpu" else torch.bfloat16
-    model = random_model(shape, plain, place)
+    torch_device, sizes = torch.device(device), sizes or BenchSizes()
+    dtype = torch.float32 if torch_device.type == "cpu" else torch.bfloat16
+    model = random_model(shape, dtype, torch_device)
     engines: dict[str, Engine] = {
         "ours": TransformersEngine(model),
-        "ours_bf16": TransformersEngine(random_model(shape, torch.bfloat16, place)),
+        "ours_bf16": TransformersEngine(random_model(shape, torch.bfloat16, torch_device)),
     }
-    with _vllm_beside(shape, model) as vllm:
-        found = {name: _row(model, engines | vllm, name, sizes) for name in lengths}
-    for name, row in found.items():
-        row["peak_rss_mib"] = _peak(shape, name, model, sizes.targets) if memory else None
-    return found
+    with _open_vllm(shape, model) as vllm:
+        results = {name: _measure_lengths(model, engines | vllm, name, sizes) for name in lengths}
+    for name, row in results.items():
+        row["peak_rss_mib"] = (
+            _measure_peak_memory(shape, name, model, sizes.targets) if memory else None
+        )
+    return results
 
 
 @contextmanager
-def _vllm_beside(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
+def _open_vllm(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
     """The engine `vllm` with a model's weights; nothing where it is absent or cannot run it."""
     width = model.config.hidden_size // model.config.num_attention_heads
     too_narrow = model.device.type == "cpu" and width < VLLM_NARROWEST_HEAD
@@ -117,11 +119,13 @@ def _vllm_beside(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
             engine.close()
 
 
-def _row(model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes) -> dict[str, Any]:
+def _measure_lengths(
+    model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes
+) -> dict[str, Any]:
     records = random_records(sizes.targets, *LENGTHS[lengths], model.config.vocab_size)
     rows = np.arange(sizes.targets)
     jobs = [Job(records.prefix(j % len(records)), rows) for j in range(sizes.demonstrations)]
-    naive = partial(naive_padded, model, records, jobs, batch=sizes.naive_batch)
+    naive = partial(score_naively, model, records, jobs, batch=sizes.naive_batch)
     methods: dict[str, Callable[[], Any]] = {
         "naive_full": partial(naive, full_logits=True),
         "naive_answer": partial(naive, full_logits=False),
@@ -131,13 +135,15 @@ def _row(model: Any, engines: dict[str, Engine], lengths: str, sizes: BenchSizes
         "peak": partial(matmul_gflops, model.device, model.dtype),
         "peak_bf16": partial(matmul_gflops, model.device, torch.bfloat16),
     }
-    everything = methods | peaks
-    turns = [
-        {name: _timed(method, model.device) for name, method in everything.items()}
+    functions = methods | peaks
+    rounds = [
+        {name: _time_call(method, model.device) for name, method in functions.items()}
         for _ in range(sizes.repeats + 1)
     ][1:]  # the first one warms up
-    results = {name: [turn[name][0] for turn in turns] for name in everything}
-    median = {name: statistics.median(turn[name][1] for turn in turns) for name in methods}
+    results = {name: [one_round[name][0] for one_round in rounds] for name in functions}
+    median = {
+        name: statistics.median(one_round[name][1] for one_round in rounds) for name in methods
+    }
     return _figures(results, median, jobs, useful_operations(model.config, records, jobs))
 
 
@@ -184,9 +190,9 @@ def useful_operations(config: Any, records: EncodedRecords, jobs: list[Job]) -> 
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    inner, kept = config.num_attention_heads * head, config.num_key_value_heads * head
+    inner, key_width = config.num_attention_heads * head, config.num_key_value_heads * head
     heavy = 2 * (2 * width * inner + 3 * width * config.intermediate_size)
-    keys = 2 * 2 * width * kept
+    keys = 2 * 2 * width * key_width
     lengths = np.diff(records.target_starts).astype(np.float64) - 1
     answers = records.answer_lengths.astype(np.float64)
     total = 0.0
@@ -202,7 +208,7 @@ def useful_operations(config: Any, records: EncodedRecords, jobs: list[Job]) -> 
 
 
 @torch.inference_mode()
-def naive_padded(
+def score_naively(
     model: Any, records: EncodedRecords, jobs: list[Job], *, full_logits: bool, batch: int
 ) -> np.ndarray:
     """What others do: log-probabilities of all answers by padded batches of whole sequences.
@@ -214,19 +220,19 @@ def naive_padded(
         for job in jobs
         for row in job.rows.tolist()
     ]
-    found = []
+    logprobs = []
     for start in range(0, len(pairs), batch):
         part = collate(pairs[start : start + batch]).to(model.device)
-        asked = model if full_logits else model.base_model
-        output = asked(part.input_ids, attention_mask=part.attention_mask, use_cache=False)
+        forward = model if full_logits else model.base_model
+        output = forward(part.input_ids, attention_mask=part.attention_mask, use_cache=False)
         states = output.logits if full_logits else output.last_hidden_state
         chosen = states[part.rows, part.columns]
         logits = chosen if full_logits else model.lm_head(chosen)
-        found.append(logits.float().log_softmax(-1).gather(1, part.labels[:, None])[:, 0].cpu())
-    return torch.cat(found).numpy()
+        logprobs.append(logits.float().log_softmax(-1).gather(1, part.labels[:, None])[:, 0].cpu())
+    return torch.cat(logprobs).numpy()
 
 
-def _timed(method: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+def _time_call(method: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     """What a method returns, and its seconds until the device is done."""
     started = time.perf_counter()
     result = method()
@@ -250,35 +256,35 @@ def _figures(
     return {
         "pairs_per_second": {name: pairs / seconds for name, seconds in median.items()},
         **{f"ratio_vs_{name}": median[name] / median["ours"] for name in others},
-        "max_abs_logprob_difference": _gap(ours, truth),
+        "max_abs_logprob_difference": _largest_difference(ours, truth),
         **speed("ours", "peak"),
         "bf16": {
             "ratio_vs_ours_float32": median["ours"] / median["ours_bf16"],
-            "max_abs_logprob_difference": _gap(half, truth),
+            "max_abs_logprob_difference": _largest_difference(half, truth),
             "max_abs_distance_difference": float(np.abs(_distances(ours) - _distances(half)).max()),
             **speed("ours_bf16", "peak_bf16"),
         },
     }
 
 
-def _gap(found: list[TokenScores], truth: np.ndarray) -> float:
-    return float(np.abs(np.concatenate([score.logprobs for score in found]) - truth).max())
+def _largest_difference(scores: list[TokenScores], truth: np.ndarray) -> float:
+    return float(np.abs(np.concatenate([score.logprobs for score in scores]) - truth).max())
 
 
-def _distances(found: list[TokenScores]) -> np.ndarray:
+def _distances(scores: list[TokenScores]) -> np.ndarray:
     """The distance d of every pair; a utility differs by at most twice as much."""
-    return np.sqrt(np.concatenate([reduce_scores(score).squared_distance for score in found]))
+    return np.sqrt(np.concatenate([reduce_scores(score).squared_distance for score in scores]))
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """Speed of one large square matrix product, in 10^9 operations a second; best of several."""
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = min(_timed(partial(torch.matmul, left, right), device)[1] for _ in range(6))
+    best = min(_time_call(partial(torch.matmul, left, right), device)[1] for _ in range(6))
     return 2 * size**3 / best / 1e9
 
 
-def _peak(shape: str, lengths: str, model: Any, targets: int) -> float:
+def _measure_peak_memory(shape: str, lengths: str, model: Any, targets: int) -> float:
     """Peak memory of scoring over the loaded model, in MiB."""
     if model.device.type == "cpu":
         return peak_memory(shape, lengths, targets)
@@ -296,19 +302,19 @@ def score_twice(model: Any, lengths: str, targets: int) -> None:
 
 
 def peak_memory(shape: str, lengths: str, targets: int) -> float:
-    """`_peak` on a CPU, in a process of its own, which runs this module as its program.
+    """Measure peak memory on a CPU in a separate process, which runs this module as a program.
 
     Raises:
         DeliftError: the process fails.
     """
     command = [sys.executable, "-P", "-m", __name__, shape, lengths, str(targets)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DeliftError(f"peak memory could not be measured: {done.stderr.strip()[-300:]}")
-    return float(json.loads(done.stdout)["peak_rss_mib"])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise DeliftError(f"peak memory could not be measured: {process.stderr.strip()[-300:]}")
+    return float(json.loads(process.stdout)["peak_rss_mib"])
 
 
-def _mib(field: str) -> float:
+def _memory_in_mib(field: str) -> float:
     """A size in /proc/self/status: of this program alone, where rusage keeps its parent's peak."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
@@ -319,9 +325,9 @@ def main(shape: str, lengths: str, targets: int) -> None:
     model = random_model(shape, torch.float32, torch.device("cpu"))
     for parameter in model.parameters():
         parameter.sum()
-    before = _mib("VmRSS")
+    before = _memory_in_mib("VmRSS")
     score_twice(model, lengths, targets)
-    print(json.dumps({"peak_rss_mib": max(_mib("VmHWM") - before, 0.0)}))
+    print(json.dumps({"peak_rss_mib": max(_memory_in_mib("VmHWM") - before, 0.0)}))
 
 
 if __name__ == "__main__":

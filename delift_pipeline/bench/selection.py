@@ -47,7 +47,7 @@ class Case(NamedTuple):
     objective: str
     optimizer: str
     budget: float
-    beside: bool = False
+    compare: bool = False
 
 
 CASES: tuple[Case, ...] = (
@@ -79,8 +79,8 @@ SMALL_CASES: tuple[Case, ...] = (
 
 _MEDIANS = ("seconds", "cpu_seconds", "peak_rss_mib")
 _MEDIANS += ("read_seconds", "kernel_mib", "beyond_kernel_mib")
-_BESIDE = ("ratio_vs_submodlib", "ratio_vs_apricot", "cpu_ratio_vs_submodlib")
-_BESIDE += ("same_ranking", "tie_gap", "value_vs_submodlib")
+_COMPARISONS = ("ratio_vs_submodlib", "ratio_vs_apricot", "cpu_ratio_vs_submodlib")
+_COMPARISONS += ("same_ranking", "tie_gap", "value_vs_submodlib")
 
 OPTIMIZERS: dict[str, Any] = {
     "naive": optimizers.naive_greedy,
@@ -96,18 +96,18 @@ WITH_SIDE = ("flmi", "fl1mi", "fl2mi", "flcg")
 DISTURBANCE = 0.05
 
 
-def chosen_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
+def select_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
     """The cases to measure.
 
     `full` adds ten million records; `small` takes the small cases instead. `only` restricts them
     to sizes, storages, objectives or optimizers; empty for all.
     """
     cases = SMALL_CASES if small else (*CASES, *(FULL_CASES if full else ()))
-    wanted = set(only)
-    return [case for case in cases if not wanted or wanted & set(map(str, case[:4]))]
+    names = set(only)
+    return [case for case in cases if not names or names & set(map(str, case[:4]))]
 
 
-def selection_bench(
+def benchmark_selection(
     cases: Iterable[Case], repeats: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure every case several times; medians are reported. `say` hears of each before it runs.
@@ -127,19 +127,19 @@ def selection_bench(
     with tempfile.TemporaryDirectory(prefix="delift-bench-") as folder:
         for case in cases:
             say(f"{case.n:,} records, {case.storage}, {case.objective}, {case.optimizer}")
-            rows.append(_row(case, folder, repeats))
+            rows.append(_measure_case(case, folder, repeats))
     return {"rows": rows}
 
 
-def _row(case: Case, folder: str, repeats: int) -> dict[str, Any]:
-    def measured(engine: str) -> list[dict[str, Any]]:
-        return [_in_child(case, folder, engine) for _ in range(repeats)]
+def _measure_case(case: Case, folder: str, repeats: int) -> dict[str, Any]:
+    def measure(engine: str) -> list[dict[str, Any]]:
+        return [_measure_in_process(case, folder, engine) for _ in range(repeats)]
 
     def ratio(theirs: list[dict[str, Any]], of: str) -> float:
         return statistics.median(r[of] for r in theirs) / ours[of]
 
-    _in_child(case, folder, "make")
-    runs = measured("ours")
+    _measure_in_process(case, folder, "make")
+    runs = measure("ours")
     first, ours = runs[0], {key: statistics.median(r[key] for r in runs) for key in _MEDIANS}
     row: dict[str, Any] = {
         **case._asdict(),
@@ -148,11 +148,11 @@ def _row(case: Case, folder: str, repeats: int) -> dict[str, Any]:
         "times_a_read": ours["seconds"] / ours["read_seconds"],
         "value": first["value"],
         "computed": first["computed"],
-        **dict.fromkeys(_BESIDE),
+        **dict.fromkeys(_COMPARISONS),
     }
-    if not row.pop("beside"):
+    if not row.pop("compare"):
         return row
-    theirs = measured("submodlib")
+    theirs = measure("submodlib")
     other = theirs[0]
     # Where the rankings first differ, how far do the gains lie apart?
     steps = zip(first["picks"], other["picks"], first["gains"], other["gains"], strict=True)
@@ -166,26 +166,26 @@ def _row(case: Case, folder: str, repeats: int) -> dict[str, Any]:
     }
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
         # Where it takes less than its own compilation varies, nothing can be said.
-        beside = ratio(measured("apricot"), "seconds")
-        row["ratio_vs_apricot"] = beside if beside > 0 else None
+        apricot_ratio = ratio(measure("apricot"), "seconds")
+        row["ratio_vs_apricot"] = apricot_ratio if apricot_ratio > 0 else None
     return row
 
 
-def _in_child(case: Case, folder: str, engine: str) -> dict[str, Any]:
+def _measure_in_process(case: Case, folder: str, engine: str) -> dict[str, Any]:
     """One measurement in a process of its own, which runs this module as its program.
 
     Raises:
         DeliftError: it ended badly; the sentence holds the last line that it said.
     """
     command = [sys.executable, "-P", "-m", __name__, json.dumps(case), folder, engine]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [f"status {process.returncode}"])[-1]
         raise DeliftError(f"a measurement failed: {last}")
-    return {} if engine == "make" else json.loads(done.stdout.strip().splitlines()[-1])
+    return {} if engine == "make" else json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def _make(case: Case, files: Sequence[Path]) -> None:
+def _write_kernel(case: Case, files: Sequence[Path]) -> None:
     """Write the kernel of a case, unless it is there."""
     n = case.n
     if files[0].exists():
@@ -201,23 +201,25 @@ def _make(case: Case, files: Sequence[Path]) -> None:
             rows[start : start + size] = np.sort(near, axis=1)
             data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
         return
-    points = _points(n, 0)
-    shown = points + DISTURBANCE * np.random.default_rng(2).normal(size=points.shape)
-    shown = (shown / np.linalg.norm(shown, axis=1, keepdims=True)).astype(np.float32)
+    points = _draw_points(n, 0)
+    disturbed = points + DISTURBANCE * np.random.default_rng(2).normal(size=points.shape)
+    disturbed = (disturbed / np.linalg.norm(disturbed, axis=1, keepdims=True)).astype(np.float32)
     # The transpose of a row-ordered file is the column-ordered kernel.
     dtype = np.float16 if "half" in case.storage else np.float32
     stored = np.lib.format.open_memmap(files[0], "w+", dtype, (n, n), fortran_order=True)
     for start in range(0, n, STRIP):
-        stored[:, start : start + STRIP] = np.maximum(points @ shown[start : start + STRIP].T, 0)
+        stored[:, start : start + STRIP] = np.maximum(
+            points @ disturbed[start : start + STRIP].T, 0
+        )
     stored.flush()
 
 
-def _points(n: int, seed: int) -> np.ndarray:
+def _draw_points(n: int, seed: int) -> np.ndarray:
     points = np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32)
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def _loaded(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float]:
+def _load_kernel(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float]:
     """The kernel, its bytes, and the seconds of one pass over it, in the page cache by then."""
     if case.storage == "sparse":
         rows, data = (np.load(file).reshape(-1) for file in files)
@@ -227,15 +229,15 @@ def _loaded(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float]:
         seconds = time.perf_counter() - start
         indptr = np.arange(0, NEIGHBOURS * case.n + 1, NEIGHBOURS)
         return SparseColumns(indptr, rows, data, case.n), 8 * len(data), seconds
-    _read(files[0])
-    seconds, mode = _read(files[0]), "r" if "mapped" in case.storage else None
+    _time_reading(files[0])
+    seconds, mode = _time_reading(files[0]), "r" if "mapped" in case.storage else None
     columns: Columns = DenseColumns(np.load(files[0], mmap_mode=mode))
     if "masked" in case.storage:
         columns = Similarity(columns, None, (np.arange(case.n), np.arange(case.n)))
     return columns, files[0].stat().st_size, seconds
 
 
-def _read(name: Path) -> float:
+def _time_reading(name: Path) -> float:
     """Seconds of reading a whole file into one buffer."""
     buffer, start = bytearray(1 << 24), time.perf_counter()
     with name.open("rb", buffering=0) as file:
@@ -244,11 +246,11 @@ def _read(name: Path) -> float:
     return time.perf_counter() - start
 
 
-def _clocks() -> np.ndarray:
+def _read_clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def _apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
+def _run_apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
     """Apricot's ranking and its seconds and processor seconds without compilation.
 
     It compiles anew whenever it fits; what that takes is seen from a fit of few records.
@@ -256,13 +258,13 @@ def _apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
     from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
 
     # Its candidates are the rows.
-    turned = np.ascontiguousarray(kernel.matrix.T, dtype=np.float64)
-    few, chooser, clocks = turned[:50, :50].copy(), None, []
-    for matrix, count in ((few, 5), (few, 5), (turned, budget)):
-        clocks.append(_clocks())
+    transposed = np.ascontiguousarray(kernel.matrix.T, dtype=np.float64)
+    few, chooser, clocks = transposed[:50, :50].copy(), None, []
+    for matrix, count in ((few, 5), (few, 5), (transposed, budget)):
+        clocks.append(_read_clocks())
         chooser = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
         chooser.fit(matrix)
-    clocks.append(_clocks())
+    clocks.append(_read_clocks())
     # The first fit also loads what later ones find in memory.
     _, compilation, whole = np.diff(clocks, axis=0)
     ranking = optimizers.Ranking(np.array(chooser.ranking), np.array(chooser.gains))
@@ -271,37 +273,37 @@ def _apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
 
 def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
     """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
-    kernel, size, read = _loaded(case, files)
+    kernel, size, read = _load_kernel(case, files)
     name: Any = case.objective
     # Similarities [SIDE, n] with records of a target set or existing ones, where they are read.
-    points = _points(case.n, 0) if name in WITH_SIDE else np.zeros((0, 16))
-    other = np.maximum(_points(SIDE, 1) @ points.T, 0)
+    points = _draw_points(case.n, 0) if name in WITH_SIDE else np.zeros((0, 16))
+    other = np.maximum(_draw_points(SIDE, 1) @ points.T, 0)
     existing = np.ascontiguousarray(other.T) if name == "flcg" else None
-    made = partial(objectives.build_objective, name, kernel, other, existing, nu=0.5)
-    rank, budget, own = OPTIMIZERS[case.optimizer], int(case.budget * case.n), engine == "ours"
+    make_objective = partial(objectives.build_objective, name, kernel, other, existing, nu=0.5)
+    rank, budget, is_ours = OPTIMIZERS[case.optimizer], int(case.budget * case.n), engine == "ours"
     if engine == "submodlib":
         from delift_pipeline.selection.submodlib_optimizer import submodlib_greedy as rank
-    if own:
+    if is_ours:
         # A few picks load the compiled loops for this type of kernel.
-        rank(made(), WARM_PICKS, np.arange(case.n))
+        rank(make_objective(), WARM_PICKS, np.arange(case.n))
     # Making the objective, which reads and checks the kernel, is part of our time alone.
-    objective, start = None if own else made(), _clocks()
+    objective, start = None if is_ours else make_objective(), _read_clocks()
     if engine == "apricot":
-        ranking, spent = _apricot(kernel, budget)
+        ranking, seconds = _run_apricot(kernel, budget)
     else:
-        objective = objective or made()
+        objective = objective or make_objective()
         ranking = rank(objective, budget, np.arange(case.n))
-        spent = _clocks() - start
+        seconds = _read_clocks() - start
     peak, mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, size / (1 << 20)
     assert objective is not None
     return {
-        "seconds": spent[0],
-        "cpu_seconds": spent[1],
+        "seconds": seconds[0],
+        "cpu_seconds": seconds[1],
         "peak_rss_mib": peak,
         "read_seconds": read,
         "kernel_mib": mib,
         "beyond_kernel_mib": peak - mib,
-        "value": objective.value if own else objectives.evaluate(objective, ranking.picks),
+        "value": objective.value if is_ours else objectives.evaluate(objective, ranking.picks),
         "computed": ranking.computed,
         "picks": ranking.picks.tolist() if case.n <= 5_000 else None,
         "gains": ranking.gains.tolist() if case.n <= 5_000 else None,
@@ -314,7 +316,7 @@ def main(case: Case, folder: Path, engine: str) -> None:
     names = ("half",) if "half" in case.storage else names
     files = [folder / f"{case.n}-{name}.npy" for name in names]
     if engine == "make":
-        _make(case, files)
+        _write_kernel(case, files)
     else:
         print(json.dumps(_measure(case, files, engine)))
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from delift_pipeline.core.formatting import with_error
 
-CLEAR = 2.0
+RESOLVED_ERRORS = 2.0
 """Standard errors beyond which a difference is called resolved."""
-OTHERS = {"random": "random", "tfidf": "delift_se-tfidf", "delift": "delift"}
+COMPARED_WITH = {"random": "random", "tfidf": "delift_se-tfidf", "delift": "delift"}
 """Short name in a row -> the contender it is compared with."""
 LOWER_IS_BETTER = ("answer_loss", "selection_", "training_")
 """How the names of such metrics begin."""
-KEYS = ("stage", "wrong_share", "mode", "budget", "metric")
+GROUP_COLUMNS = ("stage", "wrong_share", "mode", "budget", "metric")
 """What the rows of one table have in common."""
 
 Values = Mapping[int, float]
@@ -25,14 +25,14 @@ Values = Mapping[int, float]
 Row = dict[str, Any]
 
 
-def rows_of(found: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
+def table_rows(cells: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
     """One row a stage, share of wrong answers, mode, budget, metric and contender.
 
     Cells (stage, seed and wrong_share are read) come with their rows; those of one pool may hold
     different contenders.
     """
     groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = {}
-    for cell, row in ((cell, row) for cell, rows in found for row in rows):
+    for cell, row in ((cell, row) for cell, rows in cells for row in rows):
         key = (cell.stage, cell.wrong_share, row["mode"], row["budget"], row["metric"])
         pools = groups.setdefault(key, {}).setdefault(row["selector"], {})
         pools.setdefault(cell.seed, []).append(row)
@@ -46,9 +46,9 @@ def lower_is_better(metric: str) -> bool:
 
 def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]]]) -> list[Row]:
     """All contenders of one group, best first."""
-    shared = dict(zip(KEYS, key, strict=True))
+    shared = dict(zip(GROUP_COLUMNS, key, strict=True))
     sign = -1 if lower_is_better(shared["metric"]) else 1
-    values = {name: _by_pool(pools, "value") for name, pools in group.items()}
+    values = {name: _mean_by_pool(pools, "value") for name, pools in group.items()}
     best = max(values, key=lambda name: sign * mean(values[name].values()))
     rows = []
     for name, own in values.items():
@@ -60,12 +60,12 @@ def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]
                 "selector": name,
                 "n": len(own),
                 "mean": mean(own.values()),
-                "se": _error(list(own.values())),
+                "se": _standard_error(list(own.values())),
                 **_comparisons(name, own, values),
                 "within_error_of_best": name == best or near,
-                "wrong_in_subset": mean(_by_pool(group[name], "wrong").values()),
-                "records": mean(_by_pool(group[name], "size").values()),
-                "pairs_per_record": mean(_by_pool(group[name], "pairs_per_record").values()),
+                "wrong_in_subset": mean(_mean_by_pool(group[name], "wrong").values()),
+                "records": mean(_mean_by_pool(group[name], "size").values()),
+                "pairs_per_record": mean(_mean_by_pool(group[name], "pairs_per_record").values()),
             }
         )
     return sorted(rows, key=lambda row: -sign * row["mean"])
@@ -73,19 +73,23 @@ def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]
 
 def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
     """Paired differences to the others: diff, standard error, and what can be said of it."""
-    found: Row = {}
-    for short, other in OTHERS.items():
+    comparisons: Row = {}
+    for short, other in COMPARED_WITH.items():
         gap, error, verdict = None, None, None
         if other in values and other != name:
             gap, error = _difference(own, values[other])
         if gap is not None:
-            resolved = error is not None and abs(gap) > CLEAR * error
+            resolved = error is not None and abs(gap) > RESOLVED_ERRORS * error
             verdict = "not resolved" if not resolved else "higher" if gap > 0 else "lower"
-        found |= {f"diff_{short}": gap, error_name(short): error, f"{short}_verdict": verdict}
-    return found
+        comparisons |= {
+            f"diff_{short}": gap,
+            error_column(short): error,
+            f"{short}_verdict": verdict,
+        }
+    return comparisons
 
 
-def error_name(short: str) -> str:
+def error_column(short: str) -> str:
     """The column with the standard error of a difference."""
     return "diff_se" if short == "random" else f"diff_{short}_se"
 
@@ -94,20 +98,20 @@ def difference_text(row: Row, short: str, doubt: str) -> str:
     """A difference with its error, and `doubt` where it is not resolved."""
     if row[f"diff_{short}"] is None:
         return "-"
-    said = with_error(row[f"diff_{short}"], row[error_name(short)], sign=True, ascii_only=True)
-    return said + (doubt if row[f"{short}_verdict"] == "not resolved" else "")
+    text = with_error(row[f"diff_{short}"], row[error_column(short)], sign=True, ascii_only=True)
+    return text + (doubt if row[f"{short}_verdict"] == "not resolved" else "")
 
 
-def _by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:
+def _mean_by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:
     return {seed: mean(row[name] for row in rows) for seed, rows in sorted(pools.items())}
 
 
 def _difference(own: Values, other: Values) -> tuple[float | None, float | None]:
     """Mean paired difference over the pools both have, and its standard error."""
     gaps = [own[seed] - other[seed] for seed in own if seed in other]
-    return (mean(gaps), _error(gaps)) if gaps else (None, None)
+    return (mean(gaps), _standard_error(gaps)) if gaps else (None, None)
 
 
-def _error(values: Sequence[float]) -> float | None:
+def _standard_error(values: Sequence[float]) -> float | None:
     """Standard error of the mean; None from one value."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

@@ -167,7 +167,7 @@ def bench_scoring(
         print(bench.VLLM_ABSENT, file=sys.stderr)
     torch.set_num_threads(threads)
     sizes = bench.BenchSizes(repeats, targets, demonstrations, naive_batch)
-    results = bench.scoring_bench(
+    results = bench.benchmark_scoring(
         shape, device=device, lengths=length or bench.USUAL_LENGTHS, sizes=sizes
     )
     if as_json:
@@ -200,12 +200,12 @@ def bench_selection(
 
     Example: delift bench selection --only 5000 --repeats 3
     """
-    from delift_pipeline.bench.selection import chosen_cases, selection_bench
+    from delift_pipeline.bench.selection import benchmark_selection, select_cases
 
-    cases = chosen_cases(full, quick, only or ())
+    cases = select_cases(full, quick, only or ())
     if not cases:
         raise Refused(f"no case is called {', '.join(only or ())}", field="--only")
-    results = selection_bench(cases, repeats, lambda text: print(text, file=sys.stderr))
+    results = benchmark_selection(cases, repeats, lambda text: print(text, file=sys.stderr))
     if as_json:
         print_json(results)
         return

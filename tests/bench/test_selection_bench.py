@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from delift_pipeline.bench.selection import CASES, chosen_cases
+from delift_pipeline.bench.selection import CASES, select_cases
 from delift_pipeline.cli.main import run
 
 KEYS = {
@@ -40,8 +40,8 @@ def test_the_rows_have_the_promised_keys_and_agree_with_submodlib(capsys) -> Non
 
 
 def test_cases_are_chosen_by_what_they_are_called(capsys) -> None:
-    assert {case.n for case in chosen_cases(False, False, ["5000"])} == {5_000}
+    assert {case.n for case in select_cases(False, False, ["5000"])} == {5_000}
     assert not any(case.n == 10_000_000 for case in CASES)
-    assert chosen_cases(True, False, ["sparse"])[-1].n == 10_000_000
+    assert select_cases(True, False, ["sparse"])[-1].n == 10_000_000
     assert run(["bench", "selection", "--only", "7"]) == 2
     assert "no case is called 7" in capsys.readouterr().err

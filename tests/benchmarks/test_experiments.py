@@ -33,7 +33,7 @@ from benchmarks.theory import (
 )
 from benchmarks.tracking import track_table
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.table import rows_of
+from delift_pipeline.bench.table import table_rows
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.demo import verify_demo_model
@@ -298,7 +298,7 @@ def _table() -> dict[str, Any]:
         "commits_of_cells": ["c0ffee"],
         "seeds": [1, 2, 3],
         "notes": ["<i>a note"],
-        "rows": rows_of(list(zip(cells, varied, strict=True))),
+        "rows": table_rows(list(zip(cells, varied, strict=True))),
     }
 
 

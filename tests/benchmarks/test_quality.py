@@ -15,7 +15,7 @@ from benchmarks.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
 from benchmarks.pools import Sizes, draw, scored
 from delift_pipeline.bench import quality
 from delift_pipeline.bench.quality import run_quality
-from delift_pipeline.bench.table import rows_of
+from delift_pipeline.bench.table import table_rows
 from delift_pipeline.cli.main import run
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
@@ -63,7 +63,7 @@ def test_cells_are_found_again_and_equal(tmp_path: Path, monkeypatch) -> None:
     first = run_quality(tmp_path / "a", "selectors", [tiny()], SilentProgress())
     again = run_quality(tmp_path / "b", "selectors", [tiny()], SilentProgress())
     assert first["rows"] == again["rows"]
-    monkeypatch.setattr(quality, "_do", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr(quality, "_run_unit", lambda *given: pytest.fail("measured again"))
     found = run_quality(tmp_path / "a", "selectors", [tiny()], SilentProgress())
     assert found["rows"] == first["rows"]
     assert tiny().key != tiny(seed=701).key != tiny(steps={0.2: 4}).key
@@ -99,7 +99,7 @@ def test_differences_are_paired_by_pool_and_doubt_is_said() -> None:
         rows = [_row("random", base + d, n) for n, d in enumerate((-0.05, 0.0, 0.05))]
         rows += [_row("delift_trusted", base + gain), _row("delift", base + gain - 0.1)]
         found.append((tiny(seed=seed), rows))
-    table = {row["selector"]: row for row in rows_of(found)}
+    table = {row["selector"]: row for row in table_rows(found)}
     trusted, plain = table["delift_trusted"], table["delift"]
     assert trusted["diff_random"] == pytest.approx(0.15) and trusted["n"] == 3
     assert trusted["diff_se"] == pytest.approx(np.std(gains, ddof=1) / 3**0.5)
