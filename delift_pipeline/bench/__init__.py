@@ -1,1 +1,1 @@
-"""Benchmarks: what is fast, and what is worth it."""
+"""Benchmarks of speed, and of what selectors are worth."""

@@ -1,13 +1,14 @@
-"""Is a selector worth it? Find the experiments, run one or go on with one, and read its table.
+"""Run or resume an experiment on the quality of selectors, and read its table.
 
-The experiments themselves (the paper's and ours) are in `benchmarks`, beside this package in a
-source checkout.
+The experiments themselves (the paper's and ours) are in the package `benchmarks` of a source
+checkout.
 
-Per stage, pool and share of wrong answers every contender chooses at every budget, each subset is
-used (a small LoRA run, or demonstrations), and held-out records are answered. The seed of a pool
-draws its world, its records and the runs' starts; one run a subset, since another start moves a
-value far less than another pool does. Every cell's rows are kept in a file of their own as soon as
-they are there: a run that is killed and started again ends with the same table.
+For each stage, pool and share of wrong answers, every contender chooses a subset at every budget.
+Each subset is used (for a small LoRA run, or as demonstrations), and the model is measured on
+held-out records. A pool's seed decides its world, its records and the initial weights of the runs.
+Each subset is trained once, because other initial weights change a value far less than another pool
+does. The rows of every cell are stored in a file when the cell is done, so a killed run that is
+started again ends with the same table.
 """
 
 import importlib
@@ -25,47 +26,47 @@ from delift_pipeline.core.manifest import git_commit
 from delift_pipeline.core.progress import Progress
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder that holds this package: of a source checkout, or the installed packages."""
+"""The folder of this package: a source checkout, or the folder of installed packages."""
 EXPERIMENT_NAMES = (
     *("selectors", "stages", "budget", "annotation_budget", "tuning"),
     *("objectives", "kernel", "cost", "transfer", "theory"),
 )
 CHECKOUT_NEEDED = (
-    "the experiments are not part of the installed package: clone the project's repository, run "
-    "`pip install -e .` in it, and give this command again"
+    "the experiments are not part of the installed package. Clone the project's repository, run "
+    "`pip install -e .` in it, and run this command again"
 )
 
 
 class Unit(Protocol):
-    """What is measured and kept together; a table reads its `stage` and `wrong_share`, too."""
+    """What is measured and stored together; a table also reads its `stage` and `wrong_share`."""
 
     @property
     def key(self) -> str:
-        """Names what is measured, and the file."""
+        """Identifies what is measured; also the name of the result file."""
         ...
 
     @property
     def seed(self) -> int:
-        """The pool's."""
+        """The seed of the pool."""
         ...
 
     def run(self, folder: Path) -> list[dict[str, Any]]:
-        """Measure; the rows are kept."""
+        """Measure, and return the rows to store."""
         ...
 
 
 def load_experiments() -> Any:
-    """The module `benchmarks.command`, which plans and runs the experiments.
+    """Import the module `benchmarks.command`, which plans and runs the experiments.
 
-    It is imported by name, and only here, because an installed package has to work without it.
+    It is imported by name, and only here, because an installed package must work without it.
 
     Raises:
         Refused: the package is installed without a source checkout.
     """
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
         raise Refused(CHECKOUT_NEEDED)
-    # An editable installation finds the packages of the wheel only.
-    # Worker processes take the path over.
+    # An editable installation finds only the packages of the wheel. Worker processes inherit the
+    # path.
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
     return importlib.import_module("benchmarks.command")
@@ -78,7 +79,7 @@ def refuse_unknown(name: str) -> None:
         Refused: the name is unknown; the fault lists the experiments.
     """
     if name not in EXPERIMENT_NAMES:
-        reason = f"no experiment is called {name!r}; there are {', '.join(EXPERIMENT_NAMES)}"
+        reason = f"{name!r} is not an experiment. Choose from: {', '.join(EXPERIMENT_NAMES)}"
         raise Refused(reason, field="--experiment")
 
 
@@ -90,14 +91,14 @@ def run_quality(
     workers: int = 1,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure what is missing and make the table.
+    """Measure what is missing, and write the table.
 
-    An interrupted experiment goes on from the cells and scores that the folder holds. Each worker
-    is a process of one thread. The notes are what a reader of the table has to know.
+    An interrupted experiment continues from the cells and scores in the folder. Each worker is a
+    process with one thread. The notes say what a reader of the table must know.
 
     Returns:
-        `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; kept in
-        `folder`, too, as `table_path`.
+        `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; also stored at
+        `table_path`.
     """
     missing = [unit for unit in units if not _result_path(folder, unit).exists()]
     with progress.track("cells", len(units), "cells") as meter:
@@ -127,25 +128,25 @@ def run_quality(
 
 
 def table_path(folder: Path, name: str) -> Path:
-    """Where an experiment's table is kept."""
+    """Return the path of an experiment's table."""
     return folder / f"{name}.table.json"
 
 
 def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dict[str, Any]:
-    """An experiment's table as it was kept, all contenders or some.
+    """Read an experiment's table, with all contenders or some.
 
     Raises:
-        Refused: the experiment was not finished there, or has no such contender.
+        Refused: the folder has no such table, or the table has no such contender.
     """
     refuse_unknown(name)
     path = table_path(folder, name)
     if not path.is_file():
-        reason = f"{folder} holds no table of {name}: delift bench quality --experiment {name}"
-        raise Refused(f"{reason} --out {folder}", field="--experiment")
+        reason = f"{folder} has no table of {name}. Run `delift bench quality --experiment {name}"
+        raise Refused(f"{reason} --out {folder}` first", field="--experiment")
     table = read_json(path)
     known = dict.fromkeys(row["selector"] for row in table["rows"])
     if unknown := [one for one in contenders if one not in known]:
-        reason = f"{name} has no contender {unknown[0]!r}; there are {', '.join(known)}"
+        reason = f"{unknown[0]!r} is not a contender of {name}. Choose from: {', '.join(known)}"
         raise Refused(reason, field="arms")
     rows = [row for row in table["rows"] if not contenders or row["selector"] in contenders]
     return {**table, "rows": rows}

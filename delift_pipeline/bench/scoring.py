@@ -1,4 +1,4 @@
-"""`delift bench scoring`: pairs a second of every way to score, side by side in one run."""
+"""`delift bench scoring`: measure the pairs per second of every way to score, in one run."""
 
 import json
 import statistics
@@ -24,10 +24,10 @@ from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.transformers_engine import TransformersEngine
 from delift_pipeline.training.batches import Example, collate
 
-VLLM_ABSENT = "vLLM is not installed in this environment (docs/vllm.md): no vllm row"
+VLLM_ABSENT = "vLLM is not measured because it is not installed here. See docs/vllm.md"
 VLLM_WINDOW = 1024
 VLLM_NARROWEST_HEAD = 32
-"""vLLM's attention on a CPU has no narrower heads."""
+"""The narrowest attention head that vLLM supports on a CPU."""
 _FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
@@ -46,13 +46,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """The configuration of each model that can be measured."""
 LENGTHS = {"short": (35, 10), "realistic": (210, 40), "tiny": (12, 5)}
-"""Prompt and answer tokens; each record's vary by 30 % either way."""
+"""Mean numbers of prompt and answer tokens; each record's numbers vary by up to 30 %."""
 USUAL_LENGTHS = ("short", "realistic")
 
 
 @dataclass(frozen=True)
 class BenchSizes:
-    """Turns, targets of each demonstration, demonstrations in a turn, pairs in a naive batch."""
+    """Sizes of the benchmark.
+
+    Attributes:
+        repeats: How often every method is measured.
+        targets: Targets of each demonstration.
+        demonstrations: Demonstrations in one measurement.
+        naive_batch: Pairs in one batch of a naive method.
+    """
 
     repeats: int = 5
     targets: int = 16
@@ -70,12 +77,12 @@ def benchmark_scoring(
 ) -> dict[str, Any]:
     """Measure every method at every length.
 
-    The methods take turns, and each figure is a median over the turns, so that a busy machine slows
-    all of them alike. On a GPU the naive methods run in bfloat16 as well. vLLM takes part where it
-    is installed.
+    The methods run in rounds, and each figure is a median over the rounds, so a busy machine slows
+    all of them alike. On a GPU the naive methods run in bfloat16 as well. vLLM is measured if it is
+    installed.
 
-    Shapes and lengths are named as in `SHAPES` and `LENGTHS`. Peak memory is measured where it is
-    asked for, on a CPU in a process of its own.
+    `shape` and `lengths` are names in `SHAPES` and `LENGTHS`. With `memory`, peak memory is
+    measured too, on a CPU in a separate process.
 
     Returns:
         For each length the keys of `_figures`, and `peak_rss_mib`.
@@ -98,7 +105,7 @@ def benchmark_scoring(
 
 @contextmanager
 def _open_vllm(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
-    """The engine `vllm` with a model's weights; nothing where it is absent or cannot run it."""
+    """Open the engine `vllm` with a model's weights; none if it is absent or cannot run them."""
     width = model.config.hidden_size // model.config.num_attention_heads
     too_narrow = model.device.type == "cpu" and width < VLLM_NARROWEST_HEAD
     if find_spec("vllm") is None or too_narrow:
@@ -111,7 +118,7 @@ def _open_vllm(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         engine = VllmEngine(Path(folder), options, VLLM_WINDOW)
-        # Importing vLLM sets torch's threads to its own choice.
+        # Importing vLLM changes torch's number of threads.
         torch.set_num_threads(threads)
         try:
             yield {"vllm": engine}
@@ -148,7 +155,7 @@ def _measure_lengths(
 
 
 def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A random Llama (or Qwen2) of a shape; the same weights each time."""
+    """Return a Llama (or Qwen2) of a shape with random weights, the same ones each time."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -160,7 +167,7 @@ def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def random_records(count: int, prompt: int, answer: int, vocabulary: int) -> EncodedRecords:
-    """Records of random tokens, each both target and demonstration."""
+    """Return records of random tokens, which serve as targets and as demonstrations."""
     rng = np.random.default_rng(0)
     prompts = rng.uniform(0.7 * prompt, 1.3 * prompt, count).astype(np.int32).clip(1)
     answers = rng.uniform(0.7 * answer, 1.3 * answer, count).astype(np.int32).clip(1)
@@ -182,11 +189,12 @@ def random_records(count: int, prompt: int, answer: int, vocabulary: int) -> Enc
 
 
 def useful_operations(config: Any, records: EncodedRecords, jobs: list[Job]) -> float:
-    """The floating-point operations that the jobs cannot do without.
+    """Return how many floating-point operations the jobs need at least.
 
-    A product of an [a, b] and a [b, c] matrix counts 2abc. Each prefix is read once and each target
-    once a prefix; logits and the last layer's queries, attention and MLP count at answer positions
-    only; attention counts the keys a query may see. Norms, rotations and softmax count nothing.
+    A product of an [a, b] and a [b, c] matrix counts 2abc. Each prefix is read once, and each
+    target once for each prefix. Logits and the last layer's queries, attention and MLP count only
+    at answer positions. Attention counts the keys that a query may see. Norms, rotations and
+    softmax are not counted.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
@@ -211,9 +219,10 @@ def useful_operations(config: Any, records: EncodedRecords, jobs: list[Job]) -> 
 def score_naively(
     model: Any, records: EncodedRecords, jobs: list[Job], *, full_logits: bool, batch: int
 ) -> np.ndarray:
-    """What others do: log-probabilities of all answers by padded batches of whole sequences.
+    """Compute the log-probabilities of all answers from padded batches of whole sequences.
 
-    The model keeps its default attention. Logits are made everywhere, or at answer positions only.
+    This is the usual way, with the model's default attention. Logits are computed at all positions
+    (`full_logits`) or only at answer positions.
     """
     pairs = [
         Example("", np.concatenate([job.prefix, records.prompt(row)]), records.answer(row))
@@ -233,7 +242,7 @@ def score_naively(
 
 
 def _time_call(method: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What a method returns, and its seconds until the device is done."""
+    """Return a method's result and how many seconds the method and the device took."""
     started = time.perf_counter()
     result = method()
     if device.type == "cuda":
@@ -272,12 +281,12 @@ def _largest_difference(scores: list[TokenScores], truth: np.ndarray) -> float:
 
 
 def _distances(scores: list[TokenScores]) -> np.ndarray:
-    """The distance d of every pair; a utility differs by at most twice as much."""
+    """Return the distance d of every pair; a utility's error is at most twice that of d."""
     return np.sqrt(np.concatenate([reduce_scores(score).squared_distance for score in scores]))
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Speed of one large square matrix product, in 10^9 operations a second; best of several."""
+    """Return the best speed of several large matrix products, in 10^9 operations per second."""
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = min(_time_call(partial(torch.matmul, left, right), device)[1] for _ in range(6))
@@ -285,7 +294,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _measure_peak_memory(shape: str, lengths: str, model: Any, targets: int) -> float:
-    """Peak memory of scoring over the loaded model, in MiB."""
+    """Return the peak memory of scoring without the loaded model, in MiB."""
     if model.device.type == "cpu":
         return peak_memory(shape, lengths, targets)
     before = torch.cuda.memory_allocated(model.device)
@@ -310,18 +319,19 @@ def peak_memory(shape: str, lengths: str, targets: int) -> float:
     command = [sys.executable, "-P", "-m", __name__, shape, lengths, str(targets)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise DeliftError(f"peak memory could not be measured: {process.stderr.strip()[-300:]}")
+        last = process.stderr.strip()[-300:]
+        raise DeliftError(f"the process that measures peak memory failed: {last}")
     return float(json.loads(process.stdout)["peak_rss_mib"])
 
 
 def _memory_in_mib(field: str) -> float:
-    """A size in /proc/self/status: of this program alone, where rusage keeps its parent's peak."""
+    """Return a size from /proc/self/status; unlike rusage it leaves out the parent's peak."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
 
 
 def main(shape: str, lengths: str, targets: int) -> None:
-    """Print `{"peak_rss_mib": ...}`: the peak while scoring less what the loaded model takes."""
+    """Print `{"peak_rss_mib": ...}`: the peak while scoring, minus the loaded model's memory."""
     model = random_model(shape, torch.float32, torch.device("cpu"))
     for parameter in model.parameters():
         parameter.sum()

@@ -1,12 +1,12 @@
-"""Speed and memory of the selection engine beside other libraries, all in the same run.
+"""Measure speed and memory of the selection engine and of other libraries, all in the same run.
 
-Each measurement is a process of its own, so that its peak memory is its own. Compiled loops are
-loaded before the clock starts, and checking the kernel is part of our time; what other libraries
-take to compile is not part of theirs. Kernels are made from a seed. Dense ones are products of
-random directions in 16 dimensions with disturbed copies of them, which are not symmetric, as
-utilities are not: under equal diagonals and symmetry two records that cover each other alone have
-exactly the same gain, and libraries break such ties differently. Sparse ones have 32 neighbours a
-row.
+Each measurement runs in a separate process, so its peak memory is its own. Compiled code is loaded
+before the clock starts. Checking the kernel is part of our time; compilation is not part of the
+other libraries' time. Kernels are drawn from a seed. A dense kernel is the product of random
+directions in 16 dimensions with disturbed copies of them. It is not symmetric, and neither are
+utilities. In a symmetric kernel with equal diagonals, two records that cover only each other have
+exactly the same gain, and libraries break such ties differently. A sparse kernel has 32 neighbours
+per row.
 """
 
 import importlib.util
@@ -29,17 +29,19 @@ from delift_pipeline.kernel.block import Similarity
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 from delift_pipeline.selection import objectives, optimizers
 
-APRICOT_ABSENT = "apricot is not installed (pip install apricot-select==0.6.1), so it is not beside"
+APRICOT_ABSENT = (
+    "apricot is not measured. Run `pip install apricot-select==0.6.1` to compare with it"
+)
 
 
 class Case(NamedTuple):
     """One measurement.
 
     Attributes:
-        storage: How the kernel is held: `dense`, `mapped` (from a file), `mapped-half` (float16),
-            `mapped-masked` (its diagonal hidden), or `sparse`.
+        storage: How the kernel is stored: `dense`, `mapped` (from a file), `mapped-half` (float16),
+            `mapped-masked` (without its diagonal), or `sparse`.
         budget: Share of the records.
-        beside: Whether other libraries run beside it.
+        compare: Whether other libraries are measured too.
     """
 
     n: int
@@ -75,7 +77,7 @@ SMALL_CASES: tuple[Case, ...] = (
     Case(300, "dense", "flcg", "naive", 0.3),
     Case(3_000, "sparse", "fl", "lazy", 0.1),
 )
-"""A second's worth of each kind, to see that everything runs."""
+"""Cases of about a second, to check that everything runs."""
 
 _MEDIANS = ("seconds", "cpu_seconds", "peak_rss_mib")
 _MEDIANS += ("read_seconds", "kernel_mib", "beyond_kernel_mib")
@@ -91,16 +93,16 @@ OPTIMIZERS: dict[str, Any] = {
 }
 NEIGHBOURS, SIDE, STRIP, WARM_PICKS = 32, 64, 500, 5
 WITH_SIDE = ("flmi", "fl1mi", "fl2mi", "flcg")
-"""Objectives that read a second kernel."""
-# How far a demonstration lies from its own target, against a length of 1 in 16 dimensions.
+"""Objectives that need a second kernel."""
+# The standard deviation of the noise that is added to the directions, which have length 1.
 DISTURBANCE = 0.05
 
 
 def select_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
-    """The cases to measure.
+    """Return the cases to measure.
 
-    `full` adds ten million records; `small` takes the small cases instead. `only` restricts them
-    to sizes, storages, objectives or optimizers; empty for all.
+    `full` adds ten million records; `small` takes the small cases instead. `only` lists sizes,
+    storages, objectives or optimizers to measure; all if it is empty.
     """
     cases = SMALL_CASES if small else (*CASES, *(FULL_CASES if full else ()))
     names = set(only)
@@ -110,16 +112,16 @@ def select_cases(full: bool, small: bool, only: Iterable[str]) -> list[Case]:
 def benchmark_selection(
     cases: Iterable[Case], repeats: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure every case several times; medians are reported. `say` hears of each before it runs.
+    """Measure every case several times and report medians. `say` gets a line before each case.
 
     Returns:
-        `rows`, one a case: n, kernel (`dense` or `sparse`), objective, optimizer, budget, seconds,
-        peak_rss_mib, value, ratio_vs_submodlib and ratio_vs_apricot (their seconds over ours; None
-        where not run); beside these storage, cpu_seconds (steadier than seconds on a
-        shared machine), read_seconds (one pass over the kernel in the same process),
-        times_a_read, kernel_mib, beyond_kernel_mib (peak memory beyond the kernel's own), computed
-        (gains), same_ranking (as submodlib), tie_gap (relative difference of the gains
-        where the rankings part, 0 where they do not) and value_vs_submodlib.
+        `rows`, one for each case: n, kernel (`dense` or `sparse`), objective, optimizer, budget,
+        seconds, peak_rss_mib, value, ratio_vs_submodlib and ratio_vs_apricot (their seconds divided
+        by ours; None if not run). Each row also has storage, cpu_seconds (steadier than seconds on
+        a shared machine), read_seconds (one pass over the kernel in the same process),
+        times_a_read, kernel_mib, beyond_kernel_mib (peak memory without the kernel), computed
+        (gains), same_ranking (as submodlib), tie_gap (relative difference of the gains where the
+        rankings first differ, 0 if they are equal) and value_vs_submodlib.
     """
     if importlib.util.find_spec("apricot") is None:
         say(APRICOT_ABSENT)
@@ -165,17 +167,17 @@ def _measure_case(case: Case, folder: str, repeats: int) -> dict[str, Any]:
         "value_vs_submodlib": first["value"] / other["value"],
     }
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
-        # Where it takes less than its own compilation varies, nothing can be said.
+        # A short time can be below the estimate of its compilation; then there is no ratio.
         apricot_ratio = ratio(measure("apricot"), "seconds")
         row["ratio_vs_apricot"] = apricot_ratio if apricot_ratio > 0 else None
     return row
 
 
 def _measure_in_process(case: Case, folder: str, engine: str) -> dict[str, Any]:
-    """One measurement in a process of its own, which runs this module as its program.
+    """Run one measurement in a separate process, which runs this module as a program.
 
     Raises:
-        DeliftError: it ended badly; the sentence holds the last line that it said.
+        DeliftError: the process failed; the message has its last line.
     """
     command = [sys.executable, "-P", "-m", __name__, json.dumps(case), folder, engine]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -186,7 +188,7 @@ def _measure_in_process(case: Case, folder: str, engine: str) -> dict[str, Any]:
 
 
 def _write_kernel(case: Case, files: Sequence[Path]) -> None:
-    """Write the kernel of a case, unless it is there."""
+    """Write the kernel of a case, unless it exists."""
     n = case.n
     if files[0].exists():
         return
@@ -220,7 +222,7 @@ def _draw_points(n: int, seed: int) -> np.ndarray:
 
 
 def _load_kernel(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float]:
-    """The kernel, its bytes, and the seconds of one pass over it, in the page cache by then."""
+    """Return the kernel, its bytes, and the seconds of one pass over it from the page cache."""
     if case.storage == "sparse":
         rows, data = (np.load(file).reshape(-1) for file in files)
         start = time.perf_counter()
@@ -238,7 +240,7 @@ def _load_kernel(case: Case, files: Sequence[Path]) -> tuple[Columns, int, float
 
 
 def _time_reading(name: Path) -> float:
-    """Seconds of reading a whole file into one buffer."""
+    """Return the seconds that reading a whole file into one buffer takes."""
     buffer, start = bytearray(1 << 24), time.perf_counter()
     with name.open("rb", buffering=0) as file:
         while file.readinto(buffer):
@@ -251,13 +253,13 @@ def _read_clocks() -> np.ndarray:
 
 
 def _run_apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarray]:
-    """Apricot's ranking and its seconds and processor seconds without compilation.
+    """Return apricot's ranking, and its seconds and processor seconds without compilation.
 
-    It compiles anew whenever it fits; what that takes is seen from a fit of few records.
+    Apricot compiles again in every fit. A fit of a few records measures the compilation.
     """
     from apricot import FacilityLocationSelection  # pyright: ignore[reportMissingImports]
 
-    # Its candidates are the rows.
+    # Apricot's candidates are the rows.
     transposed = np.ascontiguousarray(kernel.matrix.T, dtype=np.float64)
     few, chooser, clocks = transposed[:50, :50].copy(), None, []
     for matrix, count in ((few, 5), (few, 5), (transposed, budget)):
@@ -265,17 +267,17 @@ def _run_apricot(kernel: Any, budget: int) -> tuple[optimizers.Ranking, np.ndarr
         chooser = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
         chooser.fit(matrix)
     clocks.append(_read_clocks())
-    # The first fit also loads what later ones find in memory.
+    # The first fit also loads code that later fits find in memory, so it is not counted.
     _, compilation, whole = np.diff(clocks, axis=0)
     ranking = optimizers.Ranking(np.array(chooser.ranking), np.array(chooser.gains))
     return ranking, whole - compilation
 
 
 def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
-    """Time from the loaded kernel to the ranking, checks and all, compiled code loaded before."""
+    """Measure the time from the loaded kernel to the ranking, with checks, without compilation."""
     kernel, size, read = _load_kernel(case, files)
     name: Any = case.objective
-    # Similarities [SIDE, n] with records of a target set or existing ones, where they are read.
+    # Similarities [SIDE, n] with a target set or existing records, for objectives that need them.
     points = _draw_points(case.n, 0) if name in WITH_SIDE else np.zeros((0, 16))
     other = np.maximum(_draw_points(SIDE, 1) @ points.T, 0)
     existing = np.ascontiguousarray(other.T) if name == "flcg" else None
@@ -286,7 +288,7 @@ def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
     if is_ours:
         # A few picks load the compiled loops for this type of kernel.
         rank(make_objective(), WARM_PICKS, np.arange(case.n))
-    # Making the objective, which reads and checks the kernel, is part of our time alone.
+    # Only our time includes making the objective, which reads and checks the kernel.
     objective, start = None if is_ours else make_objective(), _read_clocks()
     if engine == "apricot":
         ranking, seconds = _run_apricot(kernel, budget)
@@ -311,7 +313,7 @@ def _measure(case: Case, files: Sequence[Path], engine: str) -> dict[str, Any]:
 
 
 def main(case: Case, folder: Path, engine: str) -> None:
-    """Make a case's kernel in a folder, or measure an engine on it and print a line of JSON."""
+    """Write a case's kernel into a folder, or measure an engine on it and print a line of JSON."""
     names = ("rows", "data") if case.storage == "sparse" else ("single",)
     names = ("half",) if "half" in case.storage else names
     files = [folder / f"{case.n}-{name}.npy" for name in names]

@@ -1,7 +1,7 @@
-"""From the rows of cells to a table: means over pools, paired differences, and what they resolve.
+"""Turn the rows of cells into a table: means over pools, paired differences and verdicts.
 
 Differences are paired by pool: a contender's value minus the mean of three random draws (or minus
-another contender) on the same pool, averaged over pools; the standard error counts pools. A
+another contender) on the same pool, averaged over pools. Standard errors are computed over pools. A
 difference within two standard errors is called not resolved.
 """
 
@@ -12,24 +12,24 @@ from typing import Any
 from delift_pipeline.core.formatting import with_error
 
 RESOLVED_ERRORS = 2.0
-"""Standard errors beyond which a difference is called resolved."""
+"""A difference of more than this many standard errors is resolved."""
 COMPARED_WITH = {"random": "random", "tfidf": "delift_se-tfidf", "delift": "delift"}
-"""Short name in a row -> the contender it is compared with."""
+"""Short name in a column -> the contender that every row is compared with."""
 LOWER_IS_BETTER = ("answer_loss", "selection_", "training_")
-"""How the names of such metrics begin."""
+"""Prefixes of the metrics in which less is better."""
 GROUP_COLUMNS = ("stage", "wrong_share", "mode", "budget", "metric")
-"""What the rows of one table have in common."""
+"""The columns whose values the rows of one group share."""
 
 Values = Mapping[int, float]
-"""A contender's value by pool seed, its draws averaged."""
+"""A contender's value by pool seed, averaged over its draws."""
 Row = dict[str, Any]
 
 
 def table_rows(cells: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
-    """One row a stage, share of wrong answers, mode, budget, metric and contender.
+    """Return one row for each stage, share of wrong answers, mode, budget, metric and contender.
 
-    Cells (stage, seed and wrong_share are read) come with their rows; those of one pool may hold
-    different contenders.
+    Each cell comes with its rows; its stage, seed and wrong_share are read. The cells of one pool
+    may have different contenders.
     """
     groups: dict[tuple[Any, ...], dict[str, dict[int, list[Row]]]] = {}
     for cell, row in ((cell, row) for cell, rows in cells for row in rows):
@@ -40,12 +40,12 @@ def table_rows(cells: Sequence[tuple[Any, list[Row]]]) -> list[Row]:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
+    """Return whether a lower value of a metric is better."""
     return metric.startswith(LOWER_IS_BETTER)
 
 
 def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]]]) -> list[Row]:
-    """All contenders of one group, best first."""
+    """Return the rows of all contenders of one group, best first."""
     shared = dict(zip(GROUP_COLUMNS, key, strict=True))
     sign = -1 if lower_is_better(shared["metric"]) else 1
     values = {name: _mean_by_pool(pools, "value") for name, pools in group.items()}
@@ -72,7 +72,7 @@ def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]
 
 
 def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
-    """Paired differences to the others: diff, standard error, and what can be said of it."""
+    """Return the paired differences from the other contenders, with standard error and verdict."""
     comparisons: Row = {}
     for short, other in COMPARED_WITH.items():
         gap, error, verdict = None, None, None
@@ -90,12 +90,12 @@ def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
 
 
 def error_column(short: str) -> str:
-    """The column with the standard error of a difference."""
+    """Return the name of the column with the standard error of a difference."""
     return "diff_se" if short == "random" else f"diff_{short}_se"
 
 
 def difference_text(row: Row, short: str, doubt: str) -> str:
-    """A difference with its error, and `doubt` where it is not resolved."""
+    """Return a difference with its standard error, followed by `doubt` if it is not resolved."""
     if row[f"diff_{short}"] is None:
         return "-"
     text = with_error(row[f"diff_{short}"], row[error_column(short)], sign=True, ascii_only=True)
@@ -107,11 +107,11 @@ def _mean_by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]
 
 
 def _difference(own: Values, other: Values) -> tuple[float | None, float | None]:
-    """Mean paired difference over the pools both have, and its standard error."""
+    """Return the mean paired difference over the pools that both have, and its standard error."""
     gaps = [own[seed] - other[seed] for seed in own if seed in other]
     return (mean(gaps), _standard_error(gaps)) if gaps else (None, None)
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean; None from one value."""
+    """Return the standard error of the mean; None for one value."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

@@ -176,11 +176,11 @@ def test_compare_shows_the_contenders_that_are_named(delift: Any, tmp_path: Path
     shown = delift(*asked, "delift").out
     assert "exact_match" in shown and "delift *" in shown and "random *" not in shown
     assert shown.splitlines()[-2:] == ["a note", str(tmp_path / "budget.html")]
-    assert "has no contender 'best'; there are random, delift" in delift(*asked, "best").faults[0]
+    assert "'best' is not a contender" in delift(*asked, "best").faults[0]
     missing = delift("compare", "--experiment", "cost", "--out", tmp_path).faults[0]
-    assert "holds no table of cost: delift bench quality --experiment cost" in missing
+    assert "`delift bench quality --experiment cost" in missing
     other = delift("compare", "--experiment", "other").faults[0]
-    assert "no experiment is called 'other'" in other
+    assert "'other' is not an experiment" in other
     assert "name arms as V/ARM" in delift("compare").faults[0]
 
 
