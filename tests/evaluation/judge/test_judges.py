@@ -181,7 +181,7 @@ def test_an_endpoint_without_log_probabilities_is_a_failure_not_a_score(
         options = WRITTEN.model_copy(update={"endpoint": address, "scoring": "expected"})
         found = ask_judge(EndpointJudge(options), questions_for(samples, options), tmp_path)
     assert found.overall.failed == 3
-    assert "use written scores" in found.rows["reply"][0]
+    assert "scoring: written" in found.rows["reply"][0]
 
 
 @contextmanager
