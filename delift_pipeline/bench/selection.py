@@ -29,9 +29,7 @@ from delift_pipeline.kernel.block import Similarity
 from delift_pipeline.kernel.columns import Columns, DenseColumns, SparseColumns
 from delift_pipeline.selection import objectives, optimizers
 
-APRICOT_ABSENT = (
-    "apricot is not measured. Run `pip install apricot-select==0.6.1` to compare with it"
-)
+APRICOT_ABSENT = "apricot is not installed. To compare, run `pip install apricot-select==0.6.1`"
 
 
 class Case(NamedTuple):
