@@ -1,4 +1,4 @@
-"""The demonstration: a synthetic world of word tasks and a tiny model that can learn in context."""
+"""The demo: a synthetic world of word tasks, and a tiny model that can learn in context."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from delift_pipeline.scoring.fingerprint import content_digest
 from delift_pipeline.scoring.model_files import DEMO_MODEL
 
 PROVENANCE = "PROVENANCE.json"
-"""The file in a demo model's folder that says how it was made and what its files' checksums are."""
+"""The file in a demo model's folder that says how it was made, with the files' checksums."""
 
 
 def verify_demo_model(folder: Path = DEMO_MODEL) -> None:
     """Check every file of the demo model against its checksum.
 
     Raises:
-        DeliftError: A file is missing or damaged.
+        DeliftError: a file is missing or damaged.
     """
     try:
         expected = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["sha256"]
@@ -27,7 +27,7 @@ def verify_demo_model(folder: Path = DEMO_MODEL) -> None:
         damaged = sorted(expected.keys() - intact)
     if damaged:
         raise DeliftError(
-            f"the demo model is damaged ({', '.join(damaged)} in {folder}): reinstall the package"
+            f"the demo model is damaged ({', '.join(damaged)} in {folder}). Reinstall the package"
         )
 
 

@@ -1,16 +1,17 @@
-"""The files that the demonstration feeds to the pipeline: two versions of one synthetic data set.
+"""Write the input files of the demo: two versions of one synthetic dataset.
 
-Version `demo-v1` is a pool on five tasks, one of each of five families, with a balanced held-out
-set and 24 clean validation records of two of the tasks as the target set. Version `demo-v2` is that
-pool and new records, three quarters of them on five new tasks, one quarter on the old ones; its
-held-out set is the first one and as much for the new tasks. Its parent is `demo-v1`.
+Version `demo-v1` has a pool on five tasks from five families, a balanced held-out set, and as
+target set 24 correct validation records of two of the tasks. Version `demo-v2` has that pool and
+new records, three quarters of them on five new tasks and one quarter on the old ones. Its held-out
+set is the first one and as many records of the new tasks. Its parent is `demo-v1`.
 
 Why these sizes: exact scoring of 160 records takes 25,600 pairs, of 100 new ones 10,000 and at most
-16,000 with the existing ones: well under a minute on one core, which leaves most of a few minutes
-to about a dozen fine-tunings. Of 160 records the most frequent task has about 65 and the rarest
-about 15, on about 40 facts, so that a budget of 30 % (48) cannot hold each fact twice and has to
-choose. 24 held-out records a task put the standard error of an exact-match rate at .10 a task and
-.05 over all five; differences smaller than that are not resolved by one run.
+16,000 with the existing ones. That is well under a minute on one core, so most of a few minutes is
+left for about a dozen fine-tunings. Of 160 records the most frequent task has about 65 and the
+rarest about 15, on about 40 facts. So a budget of 30 % (48 records) cannot hold each fact twice,
+and the selector has to choose. With 24 held-out records per task, the standard error of an
+exact-match rate is .10 for one task and .05 for all five. One run cannot resolve smaller
+differences.
 """
 
 import json
@@ -31,7 +32,7 @@ DEMO_SEED = 300
 
 @dataclass(frozen=True)
 class DemoSizes:
-    """Numbers of records: of the pool of `demo-v1`, and what `demo-v2` adds on new and old tasks.
+    """Numbers of records: `pool` of `demo-v1`; `demo-v2` adds `new_tasks` and `old_tasks`.
 
     `target` counts the validation records of the two target tasks together.
     """
@@ -45,7 +46,7 @@ class DemoSizes:
 
 @dataclass(frozen=True)
 class DemoRecords:
-    """The records of both versions, and the truth about every pool record."""
+    """The records of both versions, and the right answer of every pool record."""
 
     pool: list[Record]
     new: list[Record]
@@ -58,10 +59,10 @@ class DemoRecords:
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """Where the files lie, all JSON Lines.
+    """The paths of the files, all in JSON Lines.
 
-    The first ones are of version `demo-v1`; the second ones of `demo-v2`, whose pool begins with
-    the first one. `truth` is about every record of both pools, by id, and not for ingestion.
+    The `first_` files are of `demo-v1`, the `second_` files of `demo-v2`, whose pool begins with
+    the first pool. `truth` has the right answer of every pool record by id; it is not ingested.
     """
 
     first_pool: Path

@@ -1,12 +1,12 @@
-"""Records of the demo world: pools, held-out sets and target sets.
+"""Draw records of the demo world: pools, held-out sets and target sets.
 
-A pool is skewed, redundant and wrong in part, with the truth kept apart from it. One of up to about
-800 records on ten tasks is possible; beyond that the frequent facts run out of wordings. All
+A pool is skewed, redundant and partly wrong; the right answers are stored apart from it. It can
+have up to about 800 records on ten tasks; beyond that the frequent facts run out of wordings. All
 answers of held-out and target sets are right.
 
-A prompt (instruction and input) belongs to exactly one part by its own hash: some prompts occur in
-pools only, some in held-out sets only, some in target sets only. So no pool ever shares a prompt
-with a held-out or a target set, whatever their seeds.
+A prompt (instruction and input) belongs to exactly one part, which is decided by its hash: it can
+occur only in pools, only in held-out sets, or only in target sets. So a pool never shares a prompt
+with a held-out or a target set, whatever the seeds.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from delift_pipeline.demo.rules import Content
 from delift_pipeline.demo.world import TASK_NAMES, Task, World, fact_key
 
 TASK_SKEW, FACT_SKEW = 0.9, 1.2
-"""Sizes fall as rank ** -skew."""
+"""Sizes of tasks and facts are proportional to rank ** -skew."""
 SMALLEST_TASK = 26
-"""No task is smaller than the pool's size divided by this."""
+"""The smallest task has at least the pool's size divided by this number."""
 SOURCE = "demo-world"
 TRIES = 5000
-"""Draws of a wording before its fact counts as used up."""
+"""How many wordings of a fact are drawn before they count as used up."""
 
 Part = Literal["pool", "heldout", "target"]
 POOL_EIGHTHS, HELDOUT_EIGHTHS = 5, 2
-"""Of eight prompts, how many belong to pools and to held-out sets; the rest to target sets."""
+"""How many of eight prompts belong to pools and to held-out sets; the rest are for target sets."""
 Prompt = tuple[str, str]
 
 
 class Record(TypedDict):
-    """One record as it stands in a file; selectors see nothing else."""
+    """One record of an input file; selectors see nothing else."""
 
     id: str
     instruction: str
@@ -46,7 +46,7 @@ class Record(TypedDict):
 
 
 class Truth(TypedDict):
-    """What is known about one record and shown to no selector."""
+    """Facts about one record that no selector sees."""
 
     id: str
     task: str
@@ -56,7 +56,7 @@ class Truth(TypedDict):
 
 
 def part_of(instruction: str, input_text: str) -> Part:
-    """The one part in which a prompt may occur."""
+    """Return the one part in which a prompt may occur."""
     digest = hashlib.blake2b(f"{instruction}\n{input_text}".encode(), digest_size=8).digest()
     eighth = digest[0] % 8
     if eighth < POOL_EIGHTHS:
@@ -67,19 +67,20 @@ def part_of(instruction: str, input_text: str) -> Part:
 def draw_record(
     task: Task, content: Content, part: Part, number: int, seen: set[Prompt], rng: random.Random
 ) -> Record:
-    """Draw a right record of a fact in a wording that belongs to a part and was not seen.
+    """Draw a right record of a fact, in a wording that belongs to `part` and is not in `seen`.
 
-    Its id is the part and the number, and its prompt is added to those seen.
+    The record's id is the part and the number. The prompt is added to `seen`.
 
     Raises:
-        ValueError: The wordings of the fact are used up.
+        ValueError: all wordings of the fact are used.
     """
     for _ in range(TRIES):
         prompt = rules.draw_instruction(task.rule, rng), rules.draw_input(task.rule, content, rng)
         if prompt not in seen and part_of(*prompt) == part:
             break
     else:
-        raise ValueError(f"no {part} wording of {fact_key(task, content)!r} is left: ask for fewer")
+        fact = fact_key(task, content)
+        raise ValueError(f"all {part} wordings of {fact!r} are used. Ask for fewer records")
     seen.add(prompt)
     return Record(
         id=f"{part}-{number:05d}",
@@ -92,18 +93,19 @@ def draw_record(
 
 
 def prompts_of(records: Iterable[Record]) -> set[Prompt]:
-    """The distinct prompts of records."""
+    """Return the distinct prompts of records."""
     return {(record["instruction"], record["input"]) for record in records}
 
 
 def task_sizes(tasks: Sequence[Task], size: int) -> dict[str, int]:
-    """How many of `size` records each task gets; sums to `size`.
+    """Return how many of `size` records each task gets; the sum is `size`.
 
     Raises:
-        ValueError: There are fewer than two records a task.
+        ValueError: there are fewer than two records per task.
     """
     if size < 2 * len(tasks):
-        raise ValueError(f"{size} records are too few for {len(tasks)} tasks: at least two a task")
+        reason = f"{size} records are too few for {len(tasks)} tasks. Ask for at least two per task"
+        raise ValueError(reason)
     shares = _rank_weights(len(tasks), TASK_SKEW)
     least = max(2, size // SMALLEST_TASK)
     sizes = [max(least, round(size * share / sum(shares))) for share in shares]
@@ -126,26 +128,25 @@ def make_pool(
     tasks: Collection[str] | None = None,
     after: Sequence[Record] = (),
 ) -> tuple[list[Record], list[Truth]]:
-    """Draw a pool: skewed, redundant, and wrong in part.
+    """Draw a pool: skewed, redundant, and partly wrong.
 
-    Every fact used occurs at least twice. The same arguments with another `wrong_share` give the
-    same prompts.
+    Every fact in it occurs at least twice. With another `wrong_share` the prompts stay the same.
 
     Args:
-        world: The rules.
-        size: Number of records; prompts are all distinct.
-        seed: Of all draws.
-        wrong_share: Share of wrong outputs; rounded to whole records, drawn at random from all.
+        world: The world with its rules.
+        size: Number of records; all prompts are distinct.
+        seed: The seed of all draws.
+        wrong_share: Share of wrong outputs, rounded to whole records, which are drawn at random.
         tasks: Names of the tasks to draw from; all by default.
-        after: Records that this pool continues: no prompt of theirs is repeated, and the numbers of
-            the ids go on from their count.
+        after: Records that this pool continues: their prompts are not repeated, and the numbers in
+            the ids start at their count.
 
     Raises:
-        ValueError: A task is unknown, the size is too small or too large, or the share is not
+        ValueError: a task is unknown, the size is too small or too large, or the share is not
             within 0 and 1.
     """
     if not 0 <= wrong_share <= 1:
-        raise ValueError(f"wrong_share {wrong_share} is not within 0 and 1")
+        raise ValueError(f"wrong_share is {wrong_share}, which is not within 0 and 1")
     rng = random.Random(f"pool {world.seed} {seed}")
     chosen = [world.task(name) for name in (TASK_NAMES if tasks is None else tasks)]
     ranked = [task for task in world.tasks if task in chosen]
@@ -172,7 +173,7 @@ def make_pool(
 
 
 def wrong_answer(world: World, task: Task, content: Content, rng: random.Random) -> str:
-    """What another rule of the task's family would answer; its first word differs for codes."""
+    """Return the answer of another rule of the family; if it is codes, its first word differs."""
     rule, right = task.rule, rules.answer(task.rule, content)
     while True:
         if task.is_closed:
@@ -195,22 +196,22 @@ def make_heldout(
     facts: Collection[str] | None = None,
     first: int = 0,
 ) -> list[Record]:
-    """Draw a balanced held-out set: facts in fresh wording, rules on fresh inputs.
+    """Draw a balanced held-out set: known facts in new wordings, and rules on new inputs.
 
     Args:
-        world: The rules.
-        per_task: Records a task.
-        seed: Of all draws.
+        world: The world with its rules.
+        per_task: Records per task.
+        seed: The seed of all draws.
         tasks: Names of the tasks; all by default.
-        facts: Keys of the facts that may be asked of tasks that are all facts; give those of the
-            pool's truths, so that nothing is asked that the pool does not hold. All by default.
+        facts: Keys of the facts that closed tasks may ask. Give the facts of the pool, so no record
+            asks for a fact that the pool does not have. All by default.
         first: Number of the first id.
 
     Raises:
-        ValueError: A task is unknown, has none of the facts, or has too few wordings.
+        ValueError: a task is unknown, has none of the facts, or has too few wordings.
     """
     for name in tasks or ():
-        world.task(name)  # refuses an unknown one
+        world.task(name)  # raises for an unknown name
     chosen = [name for name in TASK_NAMES if tasks is None or name in tasks]
     names = [name for name in chosen for _ in range(per_task)]
     return _draw_right_records(world, names, "heldout", seed, facts, first)
@@ -219,9 +220,9 @@ def make_heldout(
 def make_target(
     world: World, tasks: Sequence[str], rows: int, seed: int, *, facts: Collection[str] | None
 ) -> list[Record]:
-    """Draw `rows` validation records of the named tasks in turn, for the task-specific stage.
+    """Draw `rows` validation records, spread evenly over the tasks, for the task-specific stage.
 
-    Args and errors are those of `make_heldout`.
+    Arguments and errors are those of `make_heldout`.
     """
     names = sorted(tasks[index % len(tasks)] for index in range(rows))
     return _draw_right_records(world, names, "target", seed, facts)
@@ -240,7 +241,7 @@ def _draw_right_records(
         if task.is_closed:
             known = [c for c in task.facts if facts is None or fact_key(task, c) in facts]
             if not known:
-                raise ValueError(f"none of the given facts is one of task {task.name}")
+                raise ValueError(f"task {task.name} has none of the facts. Give some of its facts")
             content = rng.choice(known)
         else:
             content = rules.draw_content(task.rule, rng, world.forms)

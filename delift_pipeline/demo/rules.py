@@ -1,7 +1,7 @@
-"""What a task of the demo world does: seven families of rules over words.
+"""The rules of the demo world's tasks: seven families of rules over words.
 
 A rule turns a *content* (the words of an input, each concept by its plain word) into an answer. The
-base model learns the families; which rule a mode word stands for it can learn only from records.
+base model knows the families. Which rule a mode word names can be learned only from records.
 """
 
 import random
@@ -37,10 +37,10 @@ class Rule:
         mode: The word that names the rule in an instruction.
         codes: For mapped families: concept (or, for `group`, category) -> code.
         operation: For `order`: a key of `OPERATIONS`.
-        marks: For `format`: what opens, separates and closes the list.
-        step: For `shift`: what is added to the number.
+        marks: For `format`: the marks that open, separate and close the list.
+        step: For `shift`: the number that is added.
         style: For `who`: 0 to 3, the form of the answer.
-        ending: For `who`: the code that ends every answer.
+        ending: For `who`: the code at the end of every answer.
     """
 
     family: str
@@ -54,17 +54,17 @@ class Rule:
 
 
 def draw_map(keys: Sequence[str], codes: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """Give each key another code."""
+    """Give each key a different random code."""
     return dict(zip(keys, rng.sample(list(codes), len(keys)), strict=True))
 
 
 def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = None) -> Rule:
-    """Draw a fresh rule; `mode` is the mode word that will name it.
+    """Draw a rule; `mode` is the mode word that names it.
 
-    A map holds as many concepts or categories as `keys`; 2 to 5 (`group`: 2 or 3) by default.
+    A map has `keys` concepts or categories; 2 to 5 (`group`: 2 or 3) by default.
 
     Raises:
-        ValueError: The family is unknown.
+        ValueError: the family is unknown.
     """
     if family in MAPPED:
         names, most = (tuple(w.CATEGORIES), 3) if family == "group" else (w.CONCEPTS, 5)
@@ -79,13 +79,13 @@ def draw_rule(family: str, mode: str, rng: random.Random, keys: int | None = Non
         return Rule(family, mode, step=rng.choice(SHIFTS))
     if family == "who":
         return Rule(family, mode, style=rng.randint(0, 3), ending=rng.choice(w.CODES))
-    raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
+    raise ValueError(f"{family!r} is not a family. Choose from: {', '.join(FAMILIES)}")
 
 
 def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORMS) -> Content:
-    """Draw an input for a rule, every possible one as likely.
+    """Draw an input for a rule; all possible inputs are equally likely.
 
-    Lists and questions are made of `forms`, of which there are at least four.
+    Lists and questions use the words in `forms`, at least four.
     """
     if rule.family == "lookup":
         return (rng.choice(list(rule.codes)),)
@@ -106,10 +106,10 @@ def draw_content(rule: Rule, rng: random.Random, forms: Sequence[str] = ALL_FORM
 
 
 def answer(rule: Rule, content: Content) -> str:
-    """The right answer to a content, as text.
+    """Return the right answer to a content, as text.
 
     Raises:
-        KeyError: The map holds no code for a concept of the content.
+        KeyError: the map has no code for a concept of the content.
     """
     if rule.family == "group":
         return " ".join(rule.codes[w.CATEGORY_OF[word]] for word in content)
@@ -129,7 +129,7 @@ def answer(rule: Rule, content: Content) -> str:
 
 
 def draw_instruction(rule: Rule, rng: random.Random) -> str:
-    """One of the wordings of the rule's instruction, half of the time with an opening phrase."""
+    """Draw a wording of the rule's instruction, in about half of the cases with a greeting."""
     greeting = rng.choice(w.GREETINGS) if rng.random() < 0.4 else ""
     address = rng.choice(w.ADDRESSES) if rng.random() < 0.2 else ""
     wording = rng.choice(w.TEMPLATES[rule.family]).format(mode=rule.mode)
@@ -137,7 +137,7 @@ def draw_instruction(rule: Rule, rng: random.Random) -> str:
 
 
 def draw_input(rule: Rule, content: Content, rng: random.Random) -> str:
-    """A content as text; in mapped families each concept by either of its two words."""
+    """Return a content as text; in mapped families each concept by one of its two words."""
     if rule.family not in MAPPED:
         return " ".join(content)
     return " ".join(rng.choice((word, w.SYNONYMS[word])) for word in content)

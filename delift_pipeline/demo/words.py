@@ -1,6 +1,6 @@
-"""The words of the demo world: every record of it, and every prompt about it, uses only these.
+"""The words of the demo world, the only ones in its records and prompts.
 
-The world is synthetic. A word is one token, so no word list may hold a blank.
+The world is synthetic. A word is one token, so a word must not contain a blank.
 """
 
 _PLAIN = {
@@ -20,10 +20,10 @@ _SECOND = (
     "crimson azure emerald ebony ivory bronze blush ash golden violet"
 )
 CATEGORIES = {name: tuple(words.split()) for name, words in _PLAIN.items()}
-"""Concepts by category; a concept is named by its plain word."""
+"""Concepts by category. A concept is named by its plain word."""
 CONCEPTS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
 SYNONYMS: dict[str, str] = dict(zip(CONCEPTS, _SECOND.split(), strict=True))
-"""The other word of each concept."""
+"""The second word of each concept."""
 CATEGORY_OF: dict[str, str] = {word: name for name, words in CATEGORIES.items() for word in words}
 NAMES: tuple[str, ...] = tuple("ann bob carl dina eve finn gus hana ivan jo".split())
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(20))
@@ -36,7 +36,7 @@ MODES: tuple[str, ...] = tuple(
     "baki bolu dagi degu dodu feko fugi gaki ganu gomu guli kalo keza labo medu muto "
     "navo nelu nivi nuza pubo ravo rika taku temu tizu velo vimu zegu zivu".split()
 )
-"""Invented names of rules; the one word of an instruction that says which rule is meant."""
+"""Invented names of rules: the only word of an instruction that says which rule is meant."""
 
 OPENERS: tuple[str, ...] = ("[", "(", "{", "<<")
 SEPARATORS: tuple[str, ...] = (",", ";", "|", "/")
@@ -93,7 +93,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "who is it ? say it with {mode} :",
     ),
 }
-"""Wordings of an instruction by family; the input follows the instruction."""
+"""Wordings of an instruction by family. The input follows the instruction."""
 
 GREETINGS: tuple[str, ...] = ("", "ok", "hello", "so", "now", "well", "please")
 ADDRESSES: tuple[str, ...] = ("", "friend ,", "dear friend ,", "everyone ,", "again ,")

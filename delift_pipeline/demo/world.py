@@ -1,16 +1,17 @@
 """The demo world: ten tasks with fixed rules that the base model has never seen.
 
-It is synthetic, and was decided before any selector was tried on it. What makes it fair:
+It is synthetic, and was fixed before any selector was tried on it. What makes it fair:
 
-- every concept has two words, and a fact is asked with either: equal facts need not share words;
-- all tasks share one small set of concepts and codes: shared words do not mean a shared fact;
-- the sizes of tasks and of facts are skewed, so that a random choice repeats the frequent ones;
-- most records repeat a fact in another wording, so that much of a pool is redundant, and known;
-- a share of the outputs is wrong, each independently, and which ones is known too.
+- Every concept has two words, and a fact is asked with either: equal facts need not share words.
+- All tasks share one small set of concepts and codes: shared words do not mean a shared fact.
+- The sizes of tasks and facts are skewed, so a random choice repeats the frequent ones.
+- Most records repeat a fact in another wording, so much of a pool is redundant, and we know which
+  part.
+- A share of the outputs is wrong, each independently, and we know which ones.
 
-The mode word names the task, so a bag of words finds the task of most records: this is not a world
-hostile to embeddings. Its answers are short and exact; nothing measured on it says how long free
-text behaves.
+The mode word names the task, so a bag of words finds the task of most records: the world is not
+hostile to embeddings. Its answers are short and exact, so results on it say nothing about long free
+text.
 """
 
 import random
@@ -25,20 +26,20 @@ TASK_PLAN: tuple[tuple[str, int], ...] = (
     *(("lookup", 10), ("lookup", 8), ("translate", 8), ("translate", 6), ("group", 12)),
     *(("order", 8), ("order", 8), ("format", 8), ("shift", 8), ("who", 8)),
 )
-"""Family and number of facts of each task."""
+"""The family and the number of facts of each task."""
 
 TASK_NAMES: tuple[str, ...] = tuple(
     f"{family}-{1 + sum(other == family for other, _ in TASK_PLAN[:index])}"
     for index, (family, _) in enumerate(TASK_PLAN)
 )
-"""The tasks of every world, by family; which of them is frequent differs from world to world."""
+"""The tasks of every world. Which of them are frequent differs from world to world."""
 
 SHARED_CATEGORIES, PER_CATEGORY, SHARED_CODES, PER_GROUP = 4, 5, 20, 3
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, such as `lookup-1`, and the rule that its right answers follow.
+    """One task, such as `lookup-1`, and the rule of its right answers.
 
     The facts are the distinct inputs that a pool repeats, the most frequent first.
     """
@@ -49,13 +50,13 @@ class Task:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the facts are all there is to know; else the rule applies to any input."""
+        """Whether the facts are the only possible inputs; otherwise the rule fits any input."""
         return self.rule.family in rules.MAPPED
 
 
 @dataclass(frozen=True)
 class World:
-    """Ten tasks, the most frequent first, over shared answer codes and concepts (plain words)."""
+    """Ten tasks, the most frequent first, with shared answer codes and concepts (plain words)."""
 
     seed: int
     tasks: tuple[Task, ...]
@@ -68,19 +69,19 @@ class World:
         return (*self.concepts, *(w.SYNONYMS[concept] for concept in self.concepts))
 
     def task(self, name: str) -> Task:
-        """The task of a name.
+        """Return the task with a name.
 
         Raises:
-            ValueError: No task has it.
+            ValueError: there is no such task.
         """
         for task in self.tasks:
             if task.name == name:
                 return task
-        raise ValueError(f"task {name!r} is none of {', '.join(sorted(TASK_NAMES))}")
+        raise ValueError(f"{name!r} is not a task. Choose from: {', '.join(sorted(TASK_NAMES))}")
 
 
 def fact_key(task: Task, content: Content) -> str:
-    """The name of a fact, such as `lookup-1: cat`."""
+    """Return the name of a fact, such as `lookup-1: cat`."""
     return f"{task.name}: {' '.join(content)}"
 
 
