@@ -28,23 +28,23 @@ WINDOW = 1024
 
 def main() -> None:
     """Measure and print one JSON object: a row for each length."""
-    asked = _asked()
-    torch.set_num_threads(asked.threads)
-    device = torch.device("cpu" if asked.dtype == "float32" else "cuda")
-    model = random_model(asked.shape, getattr(torch, asked.dtype), device)
-    options = ModelOptions(model=asked.shape, dtype=asked.dtype, threads=asked.threads)
+    arguments = _parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cpu" if arguments.dtype == "float32" else "cuda")
+    model = random_model(arguments.shape, getattr(torch, arguments.dtype), device)
+    options = ModelOptions(model=arguments.shape, dtype=arguments.dtype, threads=arguments.threads)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         engines = {
             "vllm": VllmEngine(Path(folder), options, WINDOW),
             "ours": TransformersEngine(model, window=WINDOW),
         }
-        torch.set_num_threads(asked.threads)
-        found = {name: _row(engines, name, asked) for name in LENGTHS}
-    print(json.dumps({"settings": engines["vllm"].settings, **found}, indent=2))
+        torch.set_num_threads(arguments.threads)
+        rows = {name: _measure_lengths(engines, name, arguments) for name in LENGTHS}
+    print(json.dumps({"settings": engines["vllm"].settings, **rows}, indent=2))
 
 
-def _asked() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama-10m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -55,19 +55,21 @@ def _asked() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _row(engines: dict[str, Engine], lengths: str, asked: argparse.Namespace) -> dict[str, Any]:
-    vocabulary = SHAPES[asked.shape]["vocab_size"]
-    records = random_records(asked.targets, *LENGTHS[lengths], vocabulary)
-    rows = np.arange(asked.targets)
-    jobs = [Job(records.prefix(place), rows) for place in range(asked.demonstrations)]
+def _measure_lengths(
+    engines: dict[str, Engine], lengths: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    vocabulary = SHAPES[arguments.shape]["vocab_size"]
+    records = random_records(arguments.targets, *LENGTHS[lengths], vocabulary)
+    rows = np.arange(arguments.targets)
+    jobs = [Job(records.prefix(place), rows) for place in range(arguments.demonstrations)]
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     last: dict[str, Sequence[TokenScores]] = {}
     # They take turns, so that a busy machine slows both; the first turn warms up.
-    for turn in range(asked.repeats + 1):
+    for round_number in range(arguments.repeats + 1):
         for name, engine in engines.items():
             started = time.perf_counter()
             last[name] = engine.score(records, jobs)
-            if turn:
+            if round_number:
                 seconds[name].append(time.perf_counter() - started)
     return _figures(seconds, last, len(jobs) * len(rows))
 

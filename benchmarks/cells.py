@@ -14,8 +14,8 @@ import polars as pl
 
 from benchmarks.contenders import Contender
 from benchmarks.costs import cost_metrics
-from benchmarks.measure import Found, Measurement, Mode, Subset
-from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, scored
+from benchmarks.measure import Measurement, MetricValues, Mode, Subset
+from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, score_pool
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
@@ -39,7 +39,7 @@ CODE = 3
 
 
 @dataclass(frozen=True)
-class Jury:
+class JudgeConfig:
     """A language model that judges generated answers.
 
     Replies are kept in the experiment's home under the judge's identity: the same answer to the
@@ -54,7 +54,7 @@ class Jury:
     model: ModelOptions | None
 
     @classmethod
-    def named(cls, model: str, endpoint: str | None, **how: Any) -> "Jury":
+    def from_name(cls, model: str, endpoint: str | None, **how: Any) -> "JudgeConfig":
         """The judge of that name.
 
         Raises:
@@ -116,7 +116,7 @@ class Setting:
     trained: str = MODEL_DEMO
     template: str = "world"
     texts: bool = False
-    judge: Jury | None = None
+    judge: JudgeConfig | None = None
     costs: bool = False
     steps: dict[float, int] = field(default_factory=dict)
 
@@ -175,8 +175,8 @@ class Cell:
         if judge is not None:
             setting |= {"judge": {**judge.options.identity, "mode": judge.options.mode}}
         options = [asdict(one) for one in self.contenders]
-        asked = [self.budgets, options, asdict(self.sizes), setting, CODE]
-        return f"{self.stage}-{self.seed}-{self.wrong_share:g}-{digest_json(asked)[:12]}"
+        identity = [self.budgets, options, asdict(self.sizes), setting, CODE]
+        return f"{self.stage}-{self.seed}-{self.wrong_share:g}-{digest_json(identity)[:12]}"
 
     def run(self, folder: Path) -> list[dict[str, Any]]:
         """Select, use and measure; one row a subset, mode and metric.
@@ -191,42 +191,46 @@ class Cell:
         import torch
 
         torch.set_num_threads(1)
-        how, rows = self.setting, []
-        drawn = draw(self.stage, self.seed, self.wrong_share, self.sizes)
+        setting, rows = self.setting, []
+        stage_pool = draw(self.stage, self.seed, self.wrong_share, self.sizes)
         needs = [one.needs(self.stage) for one in self.contenders]
         home = Home.at(folder / "home")
-        scores = scored(home, self.key, drawn, needs, how.scoring_model, how.neighbours)
+        scores = score_pool(
+            home, self.key, stage_pool, needs, setting.scoring_model, setting.neighbours
+        )
         subsets = {budget: self._subsets(scores, budget) for budget in self.budgets}
-        judge = partial(how.judge.scores, folder) if how.judge else None
-        measurement = Measurement(drawn, self.seed, how.trained_model, how.texts, judge)
-        for mode in how.modes:
+        judge = partial(setting.judge.scores, folder) if setting.judge else None
+        measurement = Measurement(
+            stage_pool, self.seed, setting.trained_model, setting.texts, judge
+        )
+        for mode in setting.modes:
             for budget, chosen in subsets.items():
                 # Another model trains as long as was set, or for the paper's epochs.
-                equal = how.trained == MODEL_DEMO
-                steps = how.steps_at(budget) if equal else how.steps.get(budget)
-                found = measurement.of(chosen, mode, steps)
-                if how.costs:
-                    found += cost_metrics(
-                        drawn,
+                equal = setting.trained == MODEL_DEMO
+                steps = setting.steps_at(budget) if equal else setting.steps.get(budget)
+                values = measurement.of(chosen, mode, steps)
+                if setting.costs:
+                    values += cost_metrics(
+                        stage_pool,
                         self.contenders,
                         chosen,
-                        how.neighbours,
+                        setting.neighbours,
                         self.seed,
-                        how.steps_at(budget),
+                        setting.steps_at(budget),
                     )
-                rows += self._rows(found, mode, drawn.wrong, scores, drawn.pool.height)
+                rows += self._rows(values, mode, stage_pool.wrong, scores, stage_pool.pool.height)
         return rows
 
     def _subsets(self, scores: Scores, budget: float) -> list[Subset]:
-        found = []
+        subsets = []
         for one in self.contenders:
             for number in range(one.draws):
                 ranking = one.ranking(scores.inputs, budget, 1000 * number + self.seed)
-                found.append(Subset(one.name, budget, number, ranking))
-        return found
+                subsets.append(Subset(one.name, budget, number, ranking))
+        return subsets
 
     def _rows(
-        self, found: Found, mode: Mode, wrong: frozenset[str], scores: Scores, height: int
+        self, values: MetricValues, mode: Mode, wrong: frozenset[str], scores: Scores, height: int
     ) -> list[dict[str, Any]]:
         pairs = {
             one.name: sum(scores.pairs[block] for block in one.needs(self.stage).blocks)
@@ -244,5 +248,5 @@ class Cell:
                 "wrong": len(wrong.intersection(subset.records)) / max(1, len(subset.records)),
                 "pairs_per_record": pairs[subset.selector] / height,
             }
-            for subset, metric, value in found
+            for subset, metric, value in values
         ]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import experiments
-from benchmarks.cells import Jury
+from benchmarks.cells import JudgeConfig
 from benchmarks.contenders import known_names
-from benchmarks.experiments import Asked, Experiment, Unit
+from benchmarks.experiments import Experiment, ExperimentRequest, Unit
 from benchmarks.page import markdown_tables, write_page
 from delift_pipeline.bench.quality import run_quality, table_path
 from delift_pipeline.core.errors import Fault, Refused
@@ -25,7 +25,7 @@ class Plan:
     """An experiment, what is asked of it, and what it will therefore measure."""
 
     experiment: Experiment
-    asked: Asked
+    request: ExperimentRequest
     units: Sequence[Unit]
 
     def run(
@@ -43,7 +43,7 @@ class Plan:
         Returns:
             The table of `run_quality`, with `mlflow_run` where it is logged, and the page's path.
         """
-        name, notes = self.experiment.name, self.experiment.notes(self.asked)
+        name, notes = self.experiment.name, self.experiment.notes(self.request)
         table = run_quality(out, name, self.units, progress, workers, notes)
         page = write_page(out, self.experiment, table)
         if markdown is not None:
@@ -85,17 +85,17 @@ def plan(
     chosen = experiments.experiment(name)
     if judge is None and endpoint is not None:
         raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
-    jury = None if judge is None else Jury.named(judge, endpoint, **how)
+    judge_config = None if judge is None else JudgeConfig.from_name(judge, endpoint, **how)
     known = (*STAGES, *known_names())
     if unknown := [one for one in only if one not in known]:
         reason = f"{unknown[0]!r} is not a stage or a selector. Choose from: {', '.join(known)}"
         raise Refused(Fault(reason, field="--only"))
-    asked = Asked(
+    request = ExperimentRequest(
         stages=tuple(stage for stage in STAGES if stage in only),
         seeds=seeds,
         names=tuple(one for one in only if one not in STAGES),
         quick=quick,
         model=model,
-        judge=jury,
+        judge=judge_config,
     )
-    return Plan(chosen, asked, experiments.units_of(chosen, asked))
+    return Plan(chosen, request, experiments.units_of(chosen, request))

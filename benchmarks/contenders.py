@@ -62,9 +62,9 @@ def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Con
     Raises:
         Refused: a name is unknown; the fault lists the known selectors and variants.
     """
-    wanted, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
-    for name in wanted:
+    requested, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
+    for name in requested:
         if name not in known:
             reason = f"no selector is called {name!r}; there are {', '.join(known)}"
             raise Refused(Fault(reason, field="--only"))
-    return tuple(VARIANTS.get(name, Contender(name, name)) for name in wanted)
+    return tuple(VARIANTS.get(name, Contender(name, name)) for name in requested)

@@ -18,8 +18,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import Contender
-from benchmarks.measure import Found, Subset, demo_model, examples_of, training_options
-from benchmarks.pools import Drawn, scored
+from benchmarks.measure import MetricValues, Subset, demo_model, examples_of, training_options
+from benchmarks.pools import StagePool, score_pool
 from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ COSTS = ("selection_seconds", "selection_flops", "training_seconds", "training_f
 
 
 def cost_metrics(
-    drawn: Drawn,
+    stage_pool: StagePool,
     contenders: Sequence[Contender],
     subsets: Sequence[Subset],
     neighbours: int,
     seed: int,
     steps: int,
-) -> Found:
+) -> MetricValues:
     """Rows of `COSTS` for subsets of one budget that were trained by LoRA.
 
     Args:
-        drawn: The pool.
+        stage_pool: The pool, at one stage.
         contenders: Who chose; each scores and selects once more by itself, from nothing.
         subsets: What they chose.
         neighbours: Near prompts of each record.
@@ -55,30 +55,34 @@ def cost_metrics(
     loaded = demo_model()
     model: Any = loaded.model
     weights = sum(weight.numel() for weight in model.parameters())
-    asked, pool = examples_of(loaded, drawn.asked), examples_of(loaded, drawn.pool)
+    examples, pool = (
+        examples_of(loaded, stage_pool.scored_records),
+        examples_of(loaded, stage_pool.pool),
+    )
     budget = subsets[0].budget
-    spent = {
-        one.name: _selection(drawn, asked, one, budget, neighbours, seed) for one in contenders
+    selection_costs = {
+        one.name: _selection_cost(stage_pool, examples, one, budget, neighbours, seed)
+        for one in contenders
     }
-    found: Found = []
+    metric_values: MetricValues = []
     for subset in subsets:
-        seconds, tokens = spent[subset.selector]
+        seconds, tokens = selection_costs[subset.selector]
         values = [seconds, SCORING * weights * tokens, 0.0, 0.0]
         if subset.records:
             chosen = [pool[record] for record in subset.records]
-            shown = steps * training_options("lora", steps).records_per_step
+            records_read = steps * training_options("lora", steps).records_per_step
             started = time.process_time()
             train(model, [chosen], [0], training_options("lora", TIMED_STEPS))
             values[2] = (time.process_time() - started) * steps / TIMED_STEPS
-            values[3] = LORA * weights * shown * mean(len(example) for example in chosen)
-        found += [(subset, name, value) for name, value in zip(COSTS, values, strict=True)]
-    return found
+            values[3] = LORA * weights * records_read * mean(len(example) for example in chosen)
+        metric_values += [(subset, name, value) for name, value in zip(COSTS, values, strict=True)]
+    return metric_values
 
 
-def _selection(
-    drawn: Drawn,
-    asked: "Mapping[str, Example]",
-    one: Contender,
+def _selection_cost(
+    stage_pool: StagePool,
+    examples: "Mapping[str, Example]",
+    contender: Contender,
     budget: float,
     neighbours: int,
     seed: int,
@@ -87,16 +91,18 @@ def _selection(
 
     Tokens are those of the targets pair by pair, of each demonstration once, and of the baseline.
     """
-    needs = one.needs(drawn.stage)
+    needs = contender.needs(stage_pool.stage)
     with tempfile.TemporaryDirectory() as folder:
-        started, inputs, pairs = time.process_time(), drawn.inputs(), {}
+        started, inputs, pairs = time.process_time(), stage_pool.inputs(), {}
         if needs.blocks or needs.model:
-            scores = scored(Home.at(Path(folder)), "timed", drawn, [needs], neighbours=neighbours)
+            scores = score_pool(
+                Home.at(Path(folder)), "timed", stage_pool, [needs], neighbours=neighbours
+            )
             inputs, pairs = scores.inputs, scores.pairs
-        one.ranking(inputs, budget, seed)
+        contender.ranking(inputs, budget, seed)
         seconds = time.process_time() - started
     if not needs.blocks:
         return seconds, 0.0
     scored_pairs = sum(pairs[block] for block in needs.blocks)
-    length = mean(len(example) for example in asked.values())
-    return seconds, length * (scored_pairs + drawn.pool.height + len(asked))
+    length = mean(len(example) for example in examples.values())
+    return seconds, length * (scored_pairs + stage_pool.pool.height + len(examples))

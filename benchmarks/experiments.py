@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.cells import SMALL, Cell, Jury, Setting
+from benchmarks.cells import SMALL, Cell, JudgeConfig, Setting
 from benchmarks.contenders import (
     FULL,
     INITIAL,
@@ -40,42 +40,42 @@ from delift_pipeline.selection.registry import SELECTORS
 Unit = Cell | TheoryCell
 """What is measured and kept together: one file."""
 FINAL_SEEDS = tuple(range(400, 410))
-"""The pools of the table of `COMPARED`, looked at once, when the settings are committed."""
+"""The pools of the table of `MAIN_CONTENDERS`, looked at once, when the settings are committed."""
 SEEDS = tuple(range(600, 605))
 QUICK_SEEDS = (500, 501)
 BUDGETS, WRONG_SHARES = (0.1, 0.2, 0.3), (0.0, 0.15)
 ONE_BUDGET, ONE_SHARE = (0.2,), (0.15,)
 SWEEP, QUICK_SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.2, 0.5)
-NEAR, QUICK_NEAR = (5, 10, 20, 40), (5, 20)
-COMPARED = (RANDOM, TFIDF, "delift", "delift_trusted")
+NEAR_COUNTS, QUICK_NEAR_COUNTS = (5, 10, 20, 40), (5, 20)
+MAIN_CONTENDERS = (RANDOM, TFIDF, "delift", "delift_trusted")
 """The recommended selector and what it has to beat: ten pools, 20 minutes a stage on two cores."""
-PAPERS = ("selectit", "deft_ucs", "delift_se")
+PAPER_SELECTORS = ("selectit", "deft_ucs", "delift_se")
 """Arms of the paper's tables that `stages` adds; `less` trains a model first: ask for it."""
 
-SELECTIT = (
+SELECTIT_NOTE = (
     "selectit: the demo model knows the digits 1 to 5, but 42 of the 112 tokens of its rating "
     "prompts and question are unknown words to it. Its rating is the digit it would write next, no "
     "judgement of quality: the row shows that the selector runs, not what it is worth."
 )
-SIMILARITY = (
+SIMILARITY_NOTE = (
     "embedding_similarity: cosine of all-MiniLM-L6-v2. Of the demo world's made-up words it says "
     "how much spelling two answers share, not whether they mean the same."
 )
-UNJUDGED = (
+NO_JUDGE_NOTE = (
     "No judge was asked, so no score of one is shown: name one by --judge, with --endpoint or as a "
     "local model's folder."
 )
-JUDGED = (
+JUDGE_NOTE = (
     "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that hold a score, "
     "the others are in no mean."
 )
-WITHOUT_QLORA = (
+NO_QLORA_NOTE = (
     "qlora is left out: bitsandbytes is not installed here (pip install 'delift-pipeline[qlora]')."
 )
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExperimentRequest:
     """What a user asks of an experiment.
 
     Attributes:
@@ -98,7 +98,7 @@ class Asked:
     steps: dict[float, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ()
     model: str = MODEL_DEMO
-    judge: Jury | None = None
+    judge: JudgeConfig | None = None
 
     def cells(
         self,
@@ -122,38 +122,43 @@ class Asked:
             for share in shares
         ]
 
-    def named(self, *defaults: str) -> tuple[Contender, ...]:
+    def requested_contenders(self, *defaults: str) -> tuple[Contender, ...]:
         """The contenders asked for, else these."""
         return contenders(self.names or defaults)
 
 
-def _selectors(asked: Asked) -> list[Cell]:
-    final = bool(asked.names) and set(asked.names) <= set(COMPARED)
-    return asked.cells(
-        asked.named(INITIAL, *SELECTORS, TFIDF, "delift-published"),
+def _selectors(request: ExperimentRequest) -> list[Cell]:
+    final = bool(request.names) and set(request.names) <= set(MAIN_CONTENDERS)
+    return request.cells(
+        request.requested_contenders(INITIAL, *SELECTORS, TFIDF, "delift-published"),
         seeds=FINAL_SEEDS if final else SEEDS,
-        budgets=ONE_BUDGET if asked.quick else BUDGETS,
-        shares=ONE_SHARE if asked.quick else WRONG_SHARES,
+        budgets=ONE_BUDGET if request.quick else BUDGETS,
+        shares=ONE_SHARE if request.quick else WRONG_SHARES,
     )
 
 
-def _stages(asked: Asked) -> list[Cell]:
-    compared = asked.named(INITIAL, *COMPARED, *(() if asked.quick else PAPERS), FULL)
-    return asked.cells(compared, modes=("lora", "in_context"), texts=True, judge=asked.judge)
+def _stages(request: ExperimentRequest) -> list[Cell]:
+    compared = request.requested_contenders(
+        INITIAL, *MAIN_CONTENDERS, *(() if request.quick else PAPER_SELECTORS), FULL
+    )
+    return request.cells(compared, modes=("lora", "in_context"), texts=True, judge=request.judge)
 
 
-def _budget(asked: Asked) -> list[Cell]:
-    return asked.cells(asked.named(*COMPARED), budgets=QUICK_SWEEP if asked.quick else SWEEP)
+def _budget(request: ExperimentRequest) -> list[Cell]:
+    return request.cells(
+        request.requested_contenders(*MAIN_CONTENDERS),
+        budgets=QUICK_SWEEP if request.quick else SWEEP,
+    )
 
 
-def _annotation_budget(asked: Asked) -> list[Cell]:
-    cells = asked.cells(contenders(("delift",)))
-    for count in QUICK_NEAR if asked.quick else NEAR:
+def _annotation_budget(request: ExperimentRequest) -> list[Cell]:
+    cells = request.cells(contenders(("delift",)))
+    for count in QUICK_NEAR_COUNTS if request.quick else NEAR_COUNTS:
         compared = [
             Contender(f"delift-near-{count}", "delift", {"pairs": "neighbours"}),
             Contender(f"delift_trusted-near-{count}", "delift_trusted"),
         ]
-        cells += asked.cells(compared, neighbours=count)
+        cells += request.cells(compared, neighbours=count)
     return cells
 
 
@@ -161,12 +166,12 @@ def _can_quantise() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def _tuning(asked: Asked) -> list[Cell]:
-    return asked.cells(
-        asked.named(INITIAL, TFIDF, "delift_trusted", FULL),
+def _tuning(request: ExperimentRequest) -> list[Cell]:
+    return request.cells(
+        request.requested_contenders(INITIAL, TFIDF, "delift_trusted", FULL),
         stages=("instruction_tuning",),
         modes=("lora", "qlora", "full") if _can_quantise() else ("lora", "full"),
-        trained=asked.model,
+        trained=request.model,
     )
 
 
@@ -176,15 +181,15 @@ def _variants(selector: str, varied: Iterable[dict[str, Any]], **fixed: Any) -> 
     A name holds `eta=10`, but `flmi` and `keep`: what is a word says what it is.
     """
 
-    def named(options: dict[str, Any]) -> str:
-        said = [v if isinstance(v, str) else f"{k}={v:g}" for k, v in options.items()]
-        return "-".join([selector, *said])
+    def variant_name(options: dict[str, Any]) -> str:
+        parts = [v if isinstance(v, str) else f"{k}={v:g}" for k, v in options.items()]
+        return "-".join([selector, *parts])
 
-    return [Contender(named(options), selector, options | fixed) for options in varied]
+    return [Contender(variant_name(options), selector, options | fixed) for options in varied]
 
 
-def _objectives(asked: Asked) -> list[Cell]:
-    etas, nus = ((1.0,), (0.0, 1.0)) if asked.quick else ((0.1, 1.0, 10.0), (0.0, 0.5, 1.0, 1.5))
+def _objectives(request: ExperimentRequest) -> list[Cell]:
+    etas, nus = ((1.0,), (0.0, 1.0)) if request.quick else ((0.1, 1.0, 10.0), (0.0, 0.5, 1.0, 1.5))
     fl = {"objective": "fl"}
     targeted = [
         {"objective": name, "eta": eta} for name in ("flmi", "fl1mi", "fl2mi") for eta in etas
@@ -205,48 +210,48 @@ def _objectives(asked: Asked) -> list[Cell]:
             *_variants("delift_trusted", [{"replay": share} for share in (0.2, 0.4)]),
         ],
     }
-    return asked.cells(compared)
+    return request.cells(compared)
 
 
-def _renamed(asked: Asked, ending: str, **setting: Any) -> list[Cell]:
+def _with_suffix(request: ExperimentRequest, ending: str, **setting: Any) -> list[Cell]:
     """`delift` and `delift_trusted` under names of their own, in another setting."""
     both = contenders(("delift", "delift_trusted"), beside_random=False)
-    return asked.cells([replace(one, name=one.name + ending) for one in both], **setting)
+    return request.cells([replace(one, name=one.name + ending) for one in both], **setting)
 
 
-def _kernel(asked: Asked) -> list[Cell]:
+def _kernel(request: ExperimentRequest) -> list[Cell]:
     forms = [
         {"utility": utility, "scaling": scaling, "diagonal": diagonal}
         for utility in ("distance", "kl", "kl_mean")
         for scaling in ("clip", "min_max")
         for diagonal in ("mask", "keep")
     ]
-    cells = asked.cells([*contenders(("delift_trusted",)), *_variants("delift", forms)])
-    return cells + _renamed(asked, "-paper-template", template="paper")
+    cells = request.cells([*contenders(("delift_trusted",)), *_variants("delift", forms)])
+    return cells + _with_suffix(request, "-paper-template", template="paper")
 
 
-def _cost(asked: Asked) -> list[Cell]:
-    compared = asked.named(INITIAL, *COMPARED, FULL)
-    return asked.cells(compared, stages=("instruction_tuning",), costs=True)
+def _cost(request: ExperimentRequest) -> list[Cell]:
+    compared = request.requested_contenders(INITIAL, *MAIN_CONTENDERS, FULL)
+    return request.cells(compared, stages=("instruction_tuning",), costs=True)
 
 
-def _transfer(asked: Asked) -> list[Cell]:
-    cells = asked.cells(contenders((TFIDF, "delift", "delift_trusted")))
-    return cells + _renamed(asked, "-by-small", scorer=SMALL)
+def _transfer(request: ExperimentRequest) -> list[Cell]:
+    cells = request.cells(contenders((TFIDF, "delift", "delift_trusted")))
+    return cells + _with_suffix(request, "-by-small", scorer=SMALL)
 
 
-def _theory(asked: Asked) -> list[TheoryCell]:
-    return [TheoryCell(seed) for seed in asked.seeds or (QUICK_SEEDS if asked.quick else SEEDS)]
+def _theory(request: ExperimentRequest) -> list[TheoryCell]:
+    return [TheoryCell(seed) for seed in request.seeds or (QUICK_SEEDS if request.quick else SEEDS)]
 
 
-def _selectors_notes(asked: Asked) -> tuple[str, ...]:
-    return (SELECTIT,) if not asked.names or "selectit" in asked.names else ()
+def _selectors_notes(request: ExperimentRequest) -> tuple[str, ...]:
+    return (SELECTIT_NOTE,) if not request.names or "selectit" in request.names else ()
 
 
-def _stages_notes(asked: Asked) -> tuple[str, ...]:
-    judged = JUDGED.format(asked.judge.options.model) if asked.judge else UNJUDGED
-    rated = "selectit" in asked.names or not (asked.names or asked.quick)
-    return (SIMILARITY, judged, *((SELECTIT,) if rated else ()))
+def _stages_notes(request: ExperimentRequest) -> tuple[str, ...]:
+    judge_note = JUDGE_NOTE.format(request.judge.options.model) if request.judge else NO_JUDGE_NOTE
+    rated = "selectit" in request.names or not (request.names or request.quick)
+    return (SIMILARITY_NOTE, judge_note, *((SELECTIT_NOTE,) if rated else ()))
 
 
 @dataclass(frozen=True)
@@ -264,10 +269,10 @@ class Experiment:
 
     name: str
     about: str
-    units: Callable[[Asked], Sequence[Unit]]
+    units: Callable[[ExperimentRequest], Sequence[Unit]]
     across: str | None = None
     takes_names: bool = True
-    notes: Callable[[Asked], tuple[str, ...]] = lambda asked: ()
+    notes: Callable[[ExperimentRequest], tuple[str, ...]] = lambda request: ()
 
 
 _ALL = (
@@ -285,7 +290,7 @@ _ALL = (
         "tuning",
         "The same subsets, fine-tuned by other methods.",
         _tuning,
-        notes=lambda asked: () if _can_quantise() else (WITHOUT_QLORA,),
+        notes=lambda request: () if _can_quantise() else (NO_QLORA_NOTE,),
     ),
     Experiment("objectives", "Which objective, and how weighted?", _objectives, takes_names=False),
     Experiment("kernel", "Which form of utility, and how scaled?", _kernel, takes_names=False),
@@ -316,7 +321,7 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def units_of(chosen: Experiment, asked: Asked) -> Sequence[Unit]:
+def units_of(chosen: Experiment, request: ExperimentRequest) -> Sequence[Unit]:
     """What an experiment measures.
 
     Raises:
@@ -324,13 +329,13 @@ def units_of(chosen: Experiment, asked: Asked) -> Sequence[Unit]:
             another model of an experiment that trains the demo model, or a judge of one without
             generated answers.
     """
-    if asked.model != MODEL_DEMO and chosen.name != "tuning":
+    if request.model != MODEL_DEMO and chosen.name != "tuning":
         reason = f"{chosen.name} trains the demo model; the experiment tuning takes any"
         raise Refused(Fault(reason, field="--model"))
-    if asked.judge and chosen.name != "stages":
+    if request.judge and chosen.name != "stages":
         reason = f"{chosen.name} generates no answers to judge; the experiment stages does"
         raise Refused(Fault(reason, field="--judge"))
-    if asked.names and not chosen.takes_names:
+    if request.names and not chosen.takes_names:
         reason = f"the experiment {chosen.name} names its own contenders; ask for stages only"
         raise Refused(Fault(reason, field="--only"))
-    return chosen.units(asked)
+    return chosen.units(request)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from benchmarks.pools import MODEL, Drawn
+from benchmarks.pools import MODEL, StagePool
 from delift_pipeline.evaluation.options import EvaluationOptions, MetricName
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.training.options import TrainingOptions
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from delift_pipeline.training.stacked import StackedLora, Weights
 
 Mode = Literal["lora", "qlora", "full", "in_context"]
-SHOWN = 5
+DEMONSTRATIONS = 5
 """Demonstrations in context, as in the paper."""
 FULL_LEARNING_RATE = 1e-3
 """Of full fine-tuning, set beforehand: adapters take a higher one than the weights they adapt."""
-NEARNESS = "tfidf"
+EMBEDDER = "tfidf"
 """Embedding by which the shown records are the nearest."""
-PLAIN: tuple[MetricName, ...] = ("exact_match", "answer_loss")
-TEXTS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1", "embedding_similarity")
-MARGIN = 2
+BASIC_METRICS: tuple[MetricName, ...] = ("exact_match", "answer_loss")
+TEXT_METRICS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1", "embedding_similarity")
+ANSWER_MARGIN = 2
 """How far past the longest reference an answer of a stacked run may go."""
 
 
@@ -51,7 +51,7 @@ class Subset:
     records: tuple[str, ...] = field(repr=False)
 
 
-Found = list[tuple[Subset, str, float]]
+MetricValues = list[tuple[Subset, str, float]]
 """Subset, metric (with its held-out group) and value."""
 
 
@@ -59,12 +59,12 @@ def training_options(
     mode: Mode, steps: int | None, preset: Literal["demo", "paper"] = "demo"
 ) -> TrainingOptions:
     """A preset by another method; at so many steps, or as the preset says where that is None."""
-    given: dict[str, Any] = {"preset": preset, "method": "lora" if mode == "in_context" else mode}
+    values: dict[str, Any] = {"preset": preset, "method": "lora" if mode == "in_context" else mode}
     if mode == "full" and preset == "demo":
-        given["learning_rate"] = FULL_LEARNING_RATE
+        values["learning_rate"] = FULL_LEARNING_RATE
     if steps is not None:
-        given["steps"] = steps
-    return TrainingOptions.model_validate(given)
+        values["steps"] = steps
+    return TrainingOptions.model_validate(values)
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ class Measurement:
     """Uses subsets of a pool and measures each on every held-out group.
 
     Attributes:
-        drawn: The pool.
+        stage_pool: The pool, at one stage.
         seed: Of every run's start and order.
         model: What is trained; another one than the demo model by the paper's preset.
         texts: Whether generated answers are compared with the references as texts, too.
         judge: What a judge says of a model's samples, or None.
     """
 
-    drawn: Drawn
+    stage_pool: StagePool
     seed: int
     model: ModelOptions = MODEL
     texts: bool = False
     judge: Callable[[pl.DataFrame], Mapping[str, float]] | None = None
 
-    def of(self, subsets: Sequence[Subset], mode: Mode, steps: int | None) -> Found:
+    def of(self, subsets: Sequence[Subset], mode: Mode, steps: int | None) -> MetricValues:
         """Measure subsets of one budget.
 
         Args:
@@ -94,27 +94,30 @@ class Measurement:
             steps: Optimizer steps of each run; None for the paper's epochs, with another model.
         """
         if self.model != MODEL:
-            return self._one_by_one(subsets, training_options(mode, steps, "paper"))
+            return self._measure_one_by_one(subsets, training_options(mode, steps, "paper"))
         assert steps is not None, "the demo model trains for a number of steps"
         options = training_options(mode, steps)
         if mode == "lora":
-            return self._stacked(subsets, options)
+            return self._measure_stacked(subsets, options)
         if mode == "in_context":
-            return self._in_context(subsets, options)
-        return self._one_by_one(subsets, options)
+            return self._measure_in_context(subsets, options)
+        return self._measure_one_by_one(subsets, options)
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
         """The metrics of evaluation."""
-        return (*PLAIN, *(TEXTS if self.texts else ()))
+        return (*BASIC_METRICS, *(TEXT_METRICS if self.texts else ()))
 
-    def _stacked(self, subsets: Sequence[Subset], options: TrainingOptions) -> Found:
+    def _measure_stacked(self, subsets: Sequence[Subset], options: TrainingOptions) -> MetricValues:
         from delift_pipeline.training.stacked import StackedLora, train
 
         loaded = demo_model()
-        start, examples = self._started(loaded, options), examples_of(loaded, self.drawn.pool)
+        start, examples = (
+            self._start_weights(loaded, options),
+            examples_of(loaded, self.stage_pool.pool),
+        )
         model: Any = loaded.model
-        found: Found = []
+        values: MetricValues = []
         for trained in (False, True):
             group = [subset for subset in subsets if bool(subset.records) == trained]
             if not group:
@@ -130,109 +133,115 @@ class Measurement:
             else:
                 lora = StackedLora(model, seeds, options, begin)
                 lora.merge()
-            for ending, heldout in self.drawn.heldout.items():
-                found += self._answered(loaded, lora, group, ending, heldout)
-        return found
+            for ending, heldout in self.stage_pool.heldout.items():
+                values += self._measure_group(loaded, lora, group, ending, heldout)
+        return values
 
-    def _started(self, loaded: "LoadedModel", options: TrainingOptions) -> "Weights | None":
+    def _start_weights(self, loaded: "LoadedModel", options: TrainingOptions) -> "Weights | None":
         """The weights after the existing records; None where there are none."""
         from delift_pipeline.training.stacked import train
 
-        if self.drawn.existing is None:
+        if self.stage_pool.existing is None:
             return None
-        known = list(examples_of(loaded, self.drawn.existing).values())
+        known = list(examples_of(loaded, self.stage_pool.existing).values())
         model: Any = loaded.model
         return train(model, [known], [self.seed], options).merge()
 
-    def _answered(
+    def _measure_group(
         self,
         loaded: "LoadedModel",
         lora: "StackedLora",
         subsets: Sequence[Subset],
         ending: str,
         heldout: pl.DataFrame,
-    ) -> Found:
+    ) -> MetricValues:
         from delift_pipeline.evaluation.run import evaluate_model
         from delift_pipeline.training.stacked import measure, write_weights
 
-        asked = list(examples_of(loaded, heldout).values())
-        values, found = measure(lora, asked), []
-        for name, measures in zip(PLAIN, (values.exact, values.loss), strict=True):
+        examples = list(examples_of(loaded, heldout).values())
+        results, values = measure(lora, examples), []
+        for name, measures in zip(BASIC_METRICS, (results.exact, results.loss), strict=True):
             means = measures.mean(axis=1).tolist()
-            found += [(s, name + ending, mean) for s, mean in zip(subsets, means, strict=True)]
+            values += [(s, name + ending, mean) for s, mean in zip(subsets, means, strict=True)]
         if not self.texts:
-            return found
-        longest = max(len(example.answer) for example in asked)
-        options = EvaluationOptions(metrics=TEXTS, max_new_tokens=longest + MARGIN)
-        shown: Any = demo_model()
+            return values
+        longest = max(len(example.answer) for example in examples)
+        options = EvaluationOptions(metrics=TEXT_METRICS, max_new_tokens=longest + ANSWER_MARGIN)
+        scratch: Any = demo_model()
         for run, subset in enumerate(subsets):
-            write_weights(shown.model, lora.merge(), run)
-            evaluation = evaluate_model(shown, heldout, options)
-            found += self._values(subset, ending, evaluation, TEXTS)
-        return found
+            write_weights(scratch.model, lora.merge(), run)
+            evaluation = evaluate_model(scratch, heldout, options)
+            values += self._values(subset, ending, evaluation, TEXT_METRICS)
+        return values
 
     def _values(
         self, subset: Subset, ending: str, evaluation: "Evaluation", metrics: Sequence[MetricName]
-    ) -> Found:
+    ) -> MetricValues:
         values = {name: float(evaluation.metrics[name]) for name in metrics}
         opinion = self.judge(evaluation.samples) if self.judge else {}
         return [(subset, name + ending, value) for name, value in {**values, **opinion}.items()]
 
-    def _in_context(self, subsets: Sequence[Subset], options: TrainingOptions) -> Found:
+    def _measure_in_context(
+        self, subsets: Sequence[Subset], options: TrainingOptions
+    ) -> MetricValues:
         from delift_pipeline.evaluation.run import evaluate_in_context, evaluate_model
         from delift_pipeline.training.stacked import write_weights
 
         loaded: Any = demo_model()
-        asked = EvaluationOptions(metrics=self.metrics, in_context=SHOWN)
-        if (start := self._started(loaded, options)) is not None:
+        evaluation_options = EvaluationOptions(metrics=self.metrics, in_context=DEMONSTRATIONS)
+        if (start := self._start_weights(loaded, options)) is not None:
             write_weights(loaded.model, start, 0)
 
         def ask(subset: Subset, heldout: pl.DataFrame) -> "Evaluation":
             if not subset.records:
-                return evaluate_model(loaded, heldout, asked)
-            chosen = self._chosen(subset)
-            return evaluate_in_context(loaded, chosen, heldout, asked, embedder=NEARNESS)
+                return evaluate_model(loaded, heldout, evaluation_options)
+            chosen = self._chosen_records(subset)
+            return evaluate_in_context(
+                loaded, chosen, heldout, evaluation_options, embedder=EMBEDDER
+            )
 
-        return self._evaluated(subsets, ask)
+        return self._evaluate_all(subsets, ask)
 
-    def _chosen(self, subset: Subset) -> pl.DataFrame:
-        return self.drawn.pool.filter(pl.col("record_id").is_in(subset.records))
+    def _chosen_records(self, subset: Subset) -> pl.DataFrame:
+        return self.stage_pool.pool.filter(pl.col("record_id").is_in(subset.records))
 
-    def _evaluated(
+    def _evaluate_all(
         self, subsets: Sequence[Subset], ask: Callable[[Subset, pl.DataFrame], "Evaluation"]
-    ) -> Found:
-        found: Found = []
-        for ending, heldout in self.drawn.heldout.items():
+    ) -> MetricValues:
+        values: MetricValues = []
+        for ending, heldout in self.stage_pool.heldout.items():
             for subset in subsets:
                 evaluation = ask(subset, heldout)
-                found += self._values(subset, ending, evaluation, self.metrics)
-        return found
+                values += self._values(subset, ending, evaluation, self.metrics)
+        return values
 
-    def _one_by_one(self, subsets: Sequence[Subset], options: TrainingOptions) -> Found:
+    def _measure_one_by_one(
+        self, subsets: Sequence[Subset], options: TrainingOptions
+    ) -> MetricValues:
         """Training and evaluation as an arm does them, an adapter or a model a subset."""
         from delift_pipeline.evaluation.run import evaluate
         from delift_pipeline.training.run import train
 
-        asked, found = EvaluationOptions(metrics=self.metrics), []
+        evaluation_options, values = EvaluationOptions(metrics=self.metrics), []
         with tempfile.TemporaryDirectory() as folder:
 
-            def trained(name: str, records: pl.DataFrame, start: Path | None) -> Path:
+            def train_subset(name: str, records: pl.DataFrame, start: Path | None) -> Path:
                 out = Path(folder) / name
                 out.mkdir()
                 train(options, self.model, records, self.seed, out, start)
                 return out
 
             def ask(out: Path | None, _: Subset, heldout: pl.DataFrame) -> "Evaluation":
-                return evaluate(self.model, out, heldout, asked)
+                return evaluate(self.model, out, heldout, evaluation_options)
 
-            existing = self.drawn.existing
-            start = None if existing is None else trained("existing", existing, None)
+            existing = self.stage_pool.existing
+            start = None if existing is None else train_subset("existing", existing, None)
             for number, subset in enumerate(subsets):
                 out = start
                 if subset.records:
-                    out = trained(str(number), self._chosen(subset), start)
-                found += self._evaluated([subset], partial(ask, out))
-        return found
+                    out = train_subset(str(number), self._chosen_records(subset), start)
+                values += self._evaluate_all([subset], partial(ask, out))
+        return values
 
 
 def demo_model() -> "LoadedModel":

@@ -15,7 +15,7 @@ from delift_pipeline.core.plots import Bar, Curve, draw_bars, draw_curves, svg
 from delift_pipeline.evaluation.report import render
 from delift_pipeline.selection.options import STAGES
 
-PLACE = ("stage", "wrong_share", "mode", "budget")
+TABLE_COLUMNS = ("stage", "wrong_share", "mode", "budget")
 FLOPS = ("selection_flops", "training_flops")
 SHORT_COMMIT = 10
 
@@ -40,12 +40,12 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
         seeds=table["seeds"],
         notes=table["notes"],
         commits=[commit[:SHORT_COMMIT] for commit in table["commits_of_cells"]],
-        curves=[*_curves(rows, experiment.across), *_prices(rows)],
-        tables=[_table(place, group) for place, group in _grouped(rows, PLACE)],
+        curves=[*_curves(rows, experiment.across), *_cost_plots(rows)],
+        tables=[_table(place, group) for place, group in _group_rows(rows, TABLE_COLUMNS)],
     )
 
 
-def _grouped(
+def _group_rows(
     rows: Iterable[Row], names: Sequence[str]
 ) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
     """Rows with equal values of these names, stages in their usual order."""
@@ -67,8 +67,8 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
     first.sort(key=lambda row: row["mean"], reverse=not lower_is_better(metrics[0]))
     of = {(row["selector"], row["metric"]): row for row in rows}
     return {
-        "title": f"{_said(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
-        "metrics": [_said(metric) for metric in metrics],
+        "title": f"{_words(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
+        "metrics": [_words(metric) for metric in metrics],
         "rows": [
             {
                 "name": row["selector"],
@@ -79,7 +79,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
             }
             for row in first
         ],
-        "svg": svg(draw_bars({"": [_bar(row) for row in first]}), _said(metrics[0])),
+        "svg": svg(draw_bars({"": [_bar(row) for row in first]}), _words(metrics[0])),
     }
 
 
@@ -90,8 +90,8 @@ def _cell(row: Row | None) -> dict[str, str]:
     gap, error, verdict = row["diff_random"], row["diff_se"], row["random_verdict"]
     better = (verdict == "lower") == lower_is_better(row["metric"])
     style = "soft" if verdict in (None, "not resolved") else ("good" if better else "bad")
-    said = "" if gap is None else with_error(gap, error, sign=True)
-    return {"value": with_error(row["mean"], row["se"]) + best, "gap": said, "style": style}
+    gap_text = "" if gap is None else with_error(gap, error, sign=True)
+    return {"value": with_error(row["mean"], row["se"]) + best, "gap": gap_text, "style": style}
 
 
 def _bar(row: Row) -> Bar:
@@ -101,22 +101,22 @@ def _bar(row: Row) -> Bar:
     return Bar(row["selector"], row["mean"], row["se"], with_error(row["mean"], row["se"]), kind)
 
 
-def _prices(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _cost_plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Score by operations of choosing and training, where these were counted."""
-    plots, spent = [], "floating-point operations"
-    for place, group in _grouped(rows, PLACE):
+    plots, axis = [], "floating-point operations"
+    for place, group in _group_rows(rows, TABLE_COLUMNS):
         of = {(row["selector"], row["metric"]): row for row in group}
         names = dict.fromkeys(name for name, metric in of if metric == FLOPS[0])
         total = {name: sum(of[name, metric]["mean"] for metric in FLOPS) for name in names}
         for metric in dict.fromkeys(metric for _, metric in of if metric.startswith("exact")):
-            shown = [(of[name, metric], flops) for name, flops in total.items() if flops > 0]
+            costs = [(of[name, metric], flops) for name, flops in total.items() if flops > 0]
             points = [
-                Curve(row["selector"], [x], [row["mean"]], [row["se"]], "o") for row, x in shown
+                Curve(row["selector"], [x], [row["mean"]], [row["se"]], "o") for row, x in costs
             ]
             if points:
-                title = f"{_said(place[0])}, {place[1]:.0%} wrong answers: {_said(metric)}"
-                drawn = draw_curves(points, spent, _said(metric), log_x=True)
-                plots.append({"title": title, "svg": svg(drawn, f"{_said(metric)} by {spent}")})
+                title = f"{_words(place[0])}, {place[1]:.0%} wrong answers: {_words(metric)}"
+                figure = draw_curves(points, axis, _words(metric), log_x=True)
+                plots.append({"title": title, "svg": svg(figure, f"{_words(metric)} by {axis}")})
     return plots
 
 
@@ -126,11 +126,11 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
         return []
     rest = ("stage", "wrong_share", "mode", "metric", *(("budget",) if across != "budget" else ()))
     plots = []
-    for place, group in _grouped(rows, rest):
+    for place, group in _group_rows(rows, rest):
         lines: dict[str, list[Row]] = {}
-        for row in sorted(group, key=lambda row: (_swept(row), row[across])):
-            lines.setdefault(_swept(row), []).append(row)
-        shown = [
+        for row in sorted(group, key=lambda row: (_curve_name(row), row[across])):
+            lines.setdefault(_curve_name(row), []).append(row)
+        plotted = [
             Curve(
                 name,
                 [row[across] for row in line],
@@ -139,18 +139,20 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
             )
             for name, line in lines.items()
         ]
-        metric = _said(place[3])
-        title = f"{_said(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
-        plots.append({"title": title, "svg": svg(draw_curves(shown, _said(across), metric), title)})
+        metric = _words(place[3])
+        title = f"{_words(place[0])}, {place[2]}, {place[1]:.0%} wrong answers: {metric}"
+        plots.append(
+            {"title": title, "svg": svg(draw_curves(plotted, _words(across), metric), title)}
+        )
     return plots
 
 
-def _swept(row: Row) -> str:
+def _curve_name(row: Row) -> str:
     """The curve of a row: contenders that differ in the swept number alone share one."""
     return re.sub(r"-near-\d+$", "", row["selector"])
 
 
-def _said(name: str) -> str:
+def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -161,11 +163,9 @@ def markdown_tables(table: Mapping[str, Any], metrics: Sequence[str] = ()) -> st
         table: As `quality.run_quality` returns it.
         metrics: How the names of the shown metrics begin; all by default.
     """
-    shown = [
-        row for row in table["rows"] if not metrics or row["metric"].startswith(tuple(metrics))
-    ]
+    rows = [row for row in table["rows"] if not metrics or row["metric"].startswith(tuple(metrics))]
     place = ("stage", "mode", "wrong_share", "metric")
-    ranked = sorted(shown, key=lambda row: tuple(row[name] for name in place))
+    ranked = sorted(rows, key=lambda row: tuple(row[name] for name in place))
     parts = [
         _markdown(list(group))
         for _, group in groupby(ranked, key=lambda row: tuple(row[name] for name in place))

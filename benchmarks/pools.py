@@ -44,7 +44,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StagePool:
     """One pool at one stage.
 
     Attributes:
@@ -64,7 +64,7 @@ class Drawn:
     existing: pl.DataFrame | None = field(default=None, repr=False)
 
     @property
-    def asked(self) -> pl.DataFrame:
+    def scored_records(self) -> pl.DataFrame:
         """The pool and the target set."""
         return pl.concat([self.pool, *([] if self.target is None else [self.target])])
 
@@ -84,24 +84,24 @@ class Drawn:
         )
 
 
-def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Drawn:
+def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> StagePool:
     """Draw a pool and what its stage is measured on; answers of held-out sets are right."""
     world = make_world(seed)
     records, truths = make_pool(world, sizes.pool, seed, wrong_share)
-    pool, facts = _frame(records), {truth["fact"] for truth in truths}
+    pool, facts = _records_frame(records), {truth["fact"] for truth in truths}
     by_source = dict(zip(pool["source_ids"].list.first(), pool["record_id"], strict=True))
     wrong = frozenset(
         by_source[t["id"]] for t in truths if not t["correct"] and t["id"] in by_source
     )
-    balanced = _frame(make_heldout(world, sizes.heldout_per_task, seed, facts=facts))
+    balanced = _records_frame(make_heldout(world, sizes.heldout_per_task, seed, facts=facts))
 
     def of_tasks(tasks: Iterable[str]) -> pl.DataFrame:
         return balanced.filter(pl.col("task").is_in(list(tasks)))
 
     if stage == "task_specific":
         tasks = random.Random(f"bench target {seed}").sample(list(TASK_NAMES), TARGET_TASKS)
-        target = _frame(make_target(world, tasks, sizes.target, seed, facts=facts))
-        return Drawn(stage, pool, wrong, {"": of_tasks(tasks)}, target=target)
+        target = _records_frame(make_target(world, tasks, sizes.target, seed, facts=facts))
+        return StagePool(stage, pool, wrong, {"": of_tasks(tasks)}, target=target)
     if stage == "continual":
         split = split_continual(records, seed)
         existing = pool.filter(
@@ -109,13 +109,13 @@ def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Drawn:
         )
         new = [name for name in TASK_NAMES if name not in split.old_tasks]
         heldout = {"_new": of_tasks(new), "_old": of_tasks(split.old_tasks)}
-        return Drawn(stage, pool, wrong, heldout, existing=existing)
+        return StagePool(stage, pool, wrong, heldout, existing=existing)
     rows = sizes.heldout_per_task * len(TASK_NAMES)
-    pooled = _frame(make_pool_heldout(world, rows, seed, truths))
-    return Drawn(stage, pool, wrong, {"": balanced, "_pool": pooled})
+    pooled = _records_frame(make_pool_heldout(world, rows, seed, truths))
+    return StagePool(stage, pool, wrong, {"": balanced, "_pool": pooled})
 
 
-def _frame(records: Iterable[Record]) -> pl.DataFrame:
+def _records_frame(records: Iterable[Record]) -> pl.DataFrame:
     """Records as a file of them would be read."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records.jsonl"
@@ -136,10 +136,10 @@ class Scores:
     pairs: Mapping[str, int]
 
 
-def scored(
+def score_pool(
     home: Home,
     name: str,
-    drawn: Drawn,
+    stage_pool: StagePool,
     needs: Iterable[Needs],
     model: ModelOptions = MODEL,
     neighbours: int = NEIGHBOURS,
@@ -149,26 +149,27 @@ def scored(
     Args:
         home: Where scores and kernels are kept.
         name: The kernel's name there.
-        drawn: The pool.
+        stage_pool: The pool, at one stage.
         needs: What the selectors read.
         model: The scoring model.
         neighbours: Near prompts of each record.
     """
-    read, inputs = list(needs), drawn.inputs()
-    near = nearest(embed(prompt_texts(drawn.pool)), neighbours)
+    all_needs, inputs = list(needs), stage_pool.inputs()
+    near = nearest(embed(prompt_texts(stage_pool.pool)), neighbours)
     plan = build_plan(
-        drawn.pool,
-        drawn.target,
-        drawn.existing,
-        self_pairs="all" if any(one.self_pairs == "all" for one in read) else "neighbours",
-        target_pairs=drawn.target is not None and any(one.target_pairs for one in read),
-        existing_pairs=drawn.existing is not None and any(one.existing_pairs for one in read),
+        stage_pool.pool,
+        stage_pool.target,
+        stage_pool.existing,
+        self_pairs="all" if any(one.self_pairs == "all" for one in all_needs) else "neighbours",
+        target_pairs=stage_pool.target is not None and any(one.target_pairs for one in all_needs),
+        existing_pairs=stage_pool.existing is not None
+        and any(one.existing_pairs for one in all_needs),
         neighbours=near,
         existing_rows=inputs.pool,
     )
-    everything = drawn.asked.unique("record_id", keep="first", maintain_order=True)
-    found = score_plan(home, model, everything, plan, SilentProgress())
-    beside = neighbour_block(tuple(drawn.pool["record_id"]), near)
+    records = stage_pool.scored_records.unique("record_id", keep="first", maintain_order=True)
+    scores = score_plan(home, model, records, plan, SilentProgress())
+    near_pairs = neighbour_block(tuple(stage_pool.pool["record_id"]), near)
     fingerprint = fingerprint_of(model).digest
     manifest = build_kernel(
         home,
@@ -176,11 +177,11 @@ def scored(
         fingerprint,
         ScoreStore(home.scores(fingerprint)),
         plan,
-        unscorable=found.unscorable,
-        neighbours=beside,
+        unscorable=scores.unscorable,
+        neighbours=near_pairs,
     )
     blocks: dict[str, Any] = manifest.details["blocks"]
     pairs = {block: entry["pairs"] for block, entry in blocks.items()}
-    pairs["neighbours"] = beside.pairs
+    pairs["neighbours"] = near_pairs.pairs
     block = partial(load_block, home, name, fingerprint)
     return Scores(replace(inputs, block=block, model=LanguageModel(model, home)), pairs)

@@ -19,16 +19,16 @@ def make_pool_heldout(world: World, rows: int, seed: int, truths: Sequence[Truth
     """
     rng = random.Random(f"pool heldout {world.seed} {seed}")
     contents = {fact_key(task, content): content for task in world.tasks for content in task.facts}
-    seen: set[Prompt] = set()
-    drawn = []
+    used_prompts: set[Prompt] = set()
+    records = []
     for number in range(rows):
         fact = rng.choice(truths)
         task = world.task(fact["task"])
         content = contents[fact["fact"]]
         if not task.is_closed:
             content = draw_content(task.rule, rng, world.forms)
-        drawn.append(draw_record(task, content, "heldout", number, seen, rng))
-    return drawn
+        records.append(draw_record(task, content, "heldout", number, used_prompts, rng))
+    return records
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def split_continual(records: Sequence[Record], seed: int) -> ContinualSplit:
     if len(names) < OLD_TASKS:
         raise ValueError(f"a continual split needs {OLD_TASKS} tasks, not {len(names)}")
     old = tuple(sorted(rng.sample(names, OLD_TASKS)))
-    taken: set[str] = set()
+    existing_ids: set[str] = set()
     for name in old:
         ids = [record["id"] for record in records if record["task"] == name]
-        taken.update(rng.sample(ids, len(ids) // 2))
-    existing = [record for record in records if record["id"] in taken]
-    return ContinualSplit(old, existing, [r for r in records if r["id"] not in taken])
+        existing_ids.update(rng.sample(ids, len(ids) // 2))
+    existing = [record for record in records if record["id"] in existing_ids]
+    return ContinualSplit(old, existing, [r for r in records if r["id"] not in existing_ids])

@@ -44,7 +44,7 @@ class Rules:
     answers: np.ndarray
 
     @classmethod
-    def drawn(cls, seed: int) -> "Rules":
+    def draw(cls, seed: int) -> "Rules":
         """Rules by seed."""
         random = np.random.default_rng(seed)
         answers = random.dirichlet(np.ones(WORDS**2), size=(RULES, QUESTIONS))
@@ -80,24 +80,24 @@ class MixtureModel(torch.nn.Module):
 
     def _text(self, ids: list[int]) -> np.ndarray:
         """float64 [tokens, vocabulary]."""
-        found = np.full((len(ids), VOCABULARY), IMPOSSIBLE)
+        logprobs = np.full((len(ids), VOCABULARY), IMPOSSIBLE)
         weights, record = self.rules.prior.copy(), []
         for place, token in enumerate(ids):
             record = [] if token in (START, STOP) else [*record, token]
             if len(record) == 0:
-                found[place, :QUESTIONS] = -np.log(QUESTIONS)
+                logprobs[place, :QUESTIONS] = -np.log(QUESTIONS)
                 continue
-            asked = self.rules.answers[:, record[0]]
+            answers = self.rules.answers[:, record[0]]
             if len(record) == 1:
-                words = weights / weights.sum() @ asked.sum(axis=2)
-                found[place, QUESTIONS:START] = np.log(words)
+                words = weights / weights.sum() @ answers.sum(axis=2)
+                logprobs[place, QUESTIONS:START] = np.log(words)
             elif len(record) == 2:
-                both = weights / weights.sum() @ asked[:, record[1] - QUESTIONS]
-                found[place, QUESTIONS:START] = np.log(both / both.sum())
+                both = weights / weights.sum() @ answers[:, record[1] - QUESTIONS]
+                logprobs[place, QUESTIONS:START] = np.log(both / both.sum())
             else:
-                weights = weights * asked[:, record[1] - QUESTIONS, record[2] - QUESTIONS]
-                found[place, STOP] = 0.0
-        return found
+                weights = weights * answers[:, record[1] - QUESTIONS, record[2] - QUESTIONS]
+                logprobs[place, STOP] = 0.0
+        return logprobs
 
 
 def utilities(rules: Rules) -> np.ndarray:
@@ -106,8 +106,8 @@ def utilities(rules: Rules) -> np.ndarray:
     texts = [np.array([x, QUESTIONS + y, QUESTIONS + z, STOP]) for x, y, z in RECORDS]
     begin = np.array([START])
 
-    def sums(shown: np.ndarray) -> list[float]:
-        scores = (answer_logprobs(model, shown, text[:1], text[1:]) for text in texts)
+    def sums(prefix: np.ndarray) -> list[float]:
+        scores = (answer_logprobs(model, prefix, text[:1], text[1:]) for text in texts)
         return [score.astype(np.float64).sum() for score in scores]
 
     alone = np.array(sums(begin))
@@ -139,7 +139,7 @@ class TheoryCell:
 
     def run(self, folder: Any) -> list[dict[str, Any]]:
         """Rows of the largest difference and of both conditional mutual informations."""
-        rules = Rules.drawn(self.seed)
+        rules = Rules.draw(self.seed)
         ours, exact = utilities(rules), pointwise_information(rules)
         information = "conditional_mutual_information"
         values = [

@@ -40,17 +40,21 @@ def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> st
     tracker = Tracker(Home.at(folder / "home"), None, MLFLOW_EXPERIMENT)
     content = digest_json([table["experiment"], table["rows"]])
     with tracker.translate_errors():
-        client, where = tracker.client, tracker.experiment_id
-        found = client.search_runs([where], f"tags.`{CONTENT}` = '{content}'", max_results=1)
-        if found and found[0].info.status == FINISHED:
-            return found[0].info.run_id
-        if found:
-            parent = found[0].info.run_id
-            for half in client.search_runs([where], f"tags.`{PARENT}` = '{parent}'", 1, MOST_RUNS):
+        client, experiment_id = tracker.client, tracker.experiment_id
+        runs = client.search_runs([experiment_id], f"tags.`{CONTENT}` = '{content}'", max_results=1)
+        if runs and runs[0].info.status == FINISHED:
+            return runs[0].info.run_id
+        if runs:
+            parent = runs[0].info.run_id
+            for half in client.search_runs(
+                [experiment_id], f"tags.`{PARENT}` = '{parent}'", 1, MOST_RUNS
+            ):
                 client.delete_run(half.info.run_id)
         else:
             tags = {CONTENT: content, "delift.commit": str(table["commit"])}
-            parent = client.create_run(where, tags=tags, run_name=table["experiment"]).info.run_id
+            parent = client.create_run(
+                experiment_id, tags=tags, run_name=table["experiment"]
+            ).info.run_id
             client.log_param(parent, "experiment", table["experiment"])
             client.log_param(parent, "seeds", str(table["seeds"]))
         places: dict[str, list[Row]] = {}
@@ -59,18 +63,20 @@ def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> st
             name = " ".join([row["selector"], row["stage"], row["mode"], share, wrong])
             places.setdefault(name, []).append(row)
         for name, rows in places.items():
-            _log(client, where, parent, name, rows)
+            _log(client, experiment_id, parent, name, rows)
         for file in files:
             client.log_artifact(parent, str(file))
         client.set_terminated(parent, FINISHED)
     return parent
 
 
-def _log(client: "MlflowClient", where: str, parent: str, name: str, rows: list[Row]) -> None:
+def _log(
+    client: "MlflowClient", experiment_id: str, parent: str, name: str, rows: list[Row]
+) -> None:
     from mlflow.entities import Metric, Param
 
     tags, now = {PARENT: parent, "delift.place": name}, int(time.time() * 1000)
-    run = client.create_run(where, tags=tags, run_name=name).info.run_id
+    run = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     metrics = [
         Metric(row["metric"] + ending, row[column], now, 0)
         for row in rows

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks import experiments
-from benchmarks.cells import Cell, Jury, Setting
+from benchmarks.cells import Cell, JudgeConfig, Setting
 from benchmarks.contenders import contenders, known_names
 from benchmarks.experiments import (
     EXPERIMENTS,
-    Asked,
+    ExperimentRequest,
     experiment,
     units_of,
 )
@@ -49,13 +49,14 @@ COLUMNS = (
 PROGRAM = """
 import sys
 from pathlib import Path
-from benchmarks.experiments import Asked, experiment, units_of
+from benchmarks.experiments import ExperimentRequest, experiment, units_of
 from benchmarks.pools import Sizes
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.core.progress import SilentProgress
 sizes, steps = Sizes(40, 2, 4), {0.2: 2}
-asked = Asked(("instruction_tuning",), (700, 701, 702), ("delift",), True, sizes, steps)
-units = units_of(experiment("selectors"), asked)
+seeds = (700, 701, 702)
+request = ExperimentRequest(("instruction_tuning",), seeds, ("delift",), True, sizes, steps)
+units = units_of(experiment("selectors"), request)
 run_quality(Path(sys.argv[1]), "selectors", units, SilentProgress())
 """
 
@@ -68,8 +69,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def asked(*stages: str, **given: Any) -> Asked:
-    return Asked(
+def request_for(*stages: str, **given: Any) -> ExperimentRequest:
+    return ExperimentRequest(
         cast(Any, stages),
         **{"seeds": (700,), "quick": True, "sizes": TINY, "steps": STEPS, **given},
     )
@@ -96,7 +97,7 @@ def tables(rows: list[dict[str, Any]], metric: str) -> dict[tuple[str, str, floa
 def test_an_experiment_gives_the_rows_of_its_table(
     name: str, stage: str, present: set[tuple[str, str]], tmp_path: Path
 ) -> None:
-    units = units_of(experiment(name), asked(stage))
+    units = units_of(experiment(name), request_for(stage))
     result = run_quality(tmp_path, name, units, SilentProgress())
     rows = result["rows"]
     assert all(set(COLUMNS) <= set(row) and row["stage"] == stage for row in rows)
@@ -108,7 +109,7 @@ def test_an_experiment_gives_the_rows_of_its_table(
 
 
 def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) -> None:
-    given = asked("continual", names=("delift_trusted",), model=tiny.model)
+    given = request_for("continual", names=("delift_trusted",), model=tiny.model)
     units = units_of(experiment("tuning"), given)
     rows = run_quality(tmp_path, "tuning", units, SilentProgress())["rows"]
     losses = tables(rows, "answer_loss_new")
@@ -116,11 +117,11 @@ def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) 
     paper = training_options("qlora", None, "paper")
     assert (paper.rank, paper.learning_rate, paper.epochs) == (8, 2.5e-5, 20.0)
     with pytest.raises(Refused, match="the experiment tuning takes any"):
-        units_of(experiment("budget"), Asked(model=tiny.model))
+        units_of(experiment("budget"), ExperimentRequest(model=tiny.model))
 
 
 def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
-    units = units_of(experiment("stages"), asked("instruction_tuning", names=("initial",)))
+    units = units_of(experiment("stages"), request_for("instruction_tuning", names=("initial",)))
     rows = run_quality(tmp_path, "stages", units, SilentProgress())["rows"]
     for metric in ("exact_match", "answer_loss", "rougeL", "squad_f1", "embedding_similarity"):
         found = tables(rows, metric)
@@ -130,7 +131,7 @@ def test_untrained_is_the_base_model_in_every_mode(tmp_path: Path) -> None:
 
 
 def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:
-    units = units_of(experiment("cost"), asked(names=("initial", "delift", "delift_trusted")))
+    units = units_of(experiment("cost"), request_for(names=("initial", "delift", "delift_trusted")))
     rows = run_quality(tmp_path, "cost", units, SilentProgress())["rows"]
     flops = tables(rows, "selection_flops")
     near, every = flops["delift_trusted", "lora", 0.2], flops["delift", "lora", 0.2]
@@ -150,7 +151,7 @@ def test_costs_grow_with_the_pairs_that_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_log_probability_utility_is_conditional_mutual_information(seed: int) -> None:
-    rules = Rules.drawn(seed)
+    rules = Rules.draw(seed)
     ours, exact = utilities(rules), pointwise_information(rules)
     assert np.abs(exact).max() > 1
     np.testing.assert_allclose(ours, exact, atol=1e-6, rtol=0)
@@ -163,7 +164,7 @@ def test_log_probability_utility_is_conditional_mutual_information(seed: int) ->
 
 
 def test_theory_is_an_experiment_like_the_others(tmp_path: Path) -> None:
-    units = units_of(experiment("theory"), Asked())
+    units = units_of(experiment("theory"), ExperimentRequest())
     rows = run_quality(tmp_path, "theory", units, SilentProgress())["rows"]
     largest = next(row for row in rows if row["metric"] == "largest_difference")
     assert largest["n"] == 5 and 0 < largest["mean"] < 1e-6
@@ -183,15 +184,15 @@ def test_the_smaller_scorer_is_packaged_whole() -> None:
 def test_every_registered_selector_is_a_contender() -> None:
     assert {*SELECTORS, "initial", "delift_se-tfidf"} <= set(known_names())
     assert [one.name for one in contenders(["delift", "random"])] == ["random", "delift"]
-    everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], Asked())[0]).contenders
+    everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], ExperimentRequest())[0]).contenders
     assert {one.selector for one in everyone} >= set(SELECTORS)
     with pytest.raises(Refused, match="no selector is called 'best'"):
         contenders(["best"])
 
 
 def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_path: Path) -> None:
-    jury = Jury.named(str(chat_folder), None, scoring="expected", least_mass=0.0)
-    given = asked("instruction_tuning", names=("initial",), judge=jury)
+    judge_config = JudgeConfig.from_name(str(chat_folder), None, scoring="expected", least_mass=0.0)
+    given = request_for("instruction_tuning", names=("initial",), judge=judge_config)
     stages = experiment("stages")
     units = units_of(stages, given)
     first = run_quality(tmp_path, "stages", units, SilentProgress(), notes=stages.notes(given))
@@ -208,15 +209,17 @@ def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_pat
         cell.unlink()
     second = run_quality(tmp_path, "stages", units, SilentProgress())
     assert second["rows"] == rows and journal.read_bytes() == said
-    unjudged = units_of(stages, asked("instruction_tuning", names=("initial",)))
+    unjudged = units_of(stages, request_for("instruction_tuning", names=("initial",)))
     assert unjudged[0].key != units[0].key
     with pytest.raises(Refused, match="generates no answers to judge"):
         units_of(experiment("budget"), given)
 
 
 def test_a_judge_that_does_not_reply_stops_the_experiment(tmp_path: Path) -> None:
-    nobody = Jury.named("judge", "http://127.0.0.1:9/v1", retries=0)
-    given = asked("instruction_tuning", names=("initial",), judge=nobody, modes=("in_context",))
+    nobody = JudgeConfig.from_name("judge", "http://127.0.0.1:9/v1", retries=0)
+    given = request_for(
+        "instruction_tuning", names=("initial",), judge=nobody, modes=("in_context",)
+    )
     units = units_of(experiment("stages"), given)
     with pytest.raises(DeliftError, match="questions to the judge failed: start the experiment"):
         run_quality(tmp_path, "stages", units, SilentProgress())
@@ -233,7 +236,7 @@ def test_a_table_says_what_it_leaves_out_and_what_its_numbers_mean(
         experiments, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
     )
     tuning = experiment("tuning")
-    given = asked("instruction_tuning", names=("initial",))
+    given = request_for("instruction_tuning", names=("initial",))
     units = units_of(tuning, given)
     table = run_quality(tmp_path, "tuning", units, SilentProgress(), notes=tuning.notes(given))
     assert {row["mode"] for row in table["rows"]} == {"lora", "full"}
@@ -249,20 +252,20 @@ def test_ratings_of_the_demo_model_are_said_to_mean_nothing() -> None:
     from delift_pipeline.selection.selectors.selectit import QUESTION, RATING_PROMPTS
 
     selectors, stages = experiment("selectors"), experiment("stages")
-    assert any("selectit" in note for note in selectors.notes(Asked()))
-    assert any("selectit" in note for note in stages.notes(Asked()))
-    assert not selectors.notes(Asked(names=("delift",)))
+    assert any("selectit" in note for note in selectors.notes(ExperimentRequest()))
+    assert any("selectit" in note for note in stages.notes(ExperimentRequest()))
+    assert not selectors.notes(ExperimentRequest(names=("delift",)))
     encoder = load_encoder(ModelOptions(model="demo", template="world"))
     unknown: Any = encoder.tokenizer.unk_token_id
     ids = [token for text in (*RATING_PROMPTS, QUESTION) for token in encoder.plain.ids(text)]
     counts = f"{ids.count(unknown)} of the {len(ids)} tokens"
-    assert counts in experiments.SELECTIT
+    assert counts in experiments.SELECTIT_NOTE
 
 
 def test_every_experiment_has_five_pools_and_a_quick_form() -> None:
     for one in EXPERIMENTS.values():
-        seeds = {unit.seed for unit in units_of(one, Asked())}
-        quick = units_of(one, Asked(quick=True))
+        seeds = {unit.seed for unit in units_of(one, ExperimentRequest())}
+        quick = units_of(one, ExperimentRequest(quick=True))
         assert len(seeds) >= 5 and len({unit.seed for unit in quick}) == 2
         assert not {unit.seed for unit in quick} & set(experiments.FINAL_SEEDS)
         assert len({unit.key for unit in quick}) == len(quick)

@@ -11,8 +11,8 @@ import torch
 from benchmarks import experiments
 from benchmarks.cells import Cell, Setting
 from benchmarks.contenders import contenders
-from benchmarks.experiments import EXPERIMENTS, FINAL_SEEDS, Asked, units_of
-from benchmarks.pools import Sizes, draw, scored
+from benchmarks.experiments import EXPERIMENTS, FINAL_SEEDS, ExperimentRequest, units_of
+from benchmarks.pools import Sizes, draw, score_pool
 from delift_pipeline.bench import quality
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import table_rows
@@ -73,7 +73,7 @@ def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
     drawn = draw("instruction_tuning", 700, 0.15, TINY)
     assert len(drawn.wrong) == 6
     assert draw("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
-    scores = scored(Home.at(tmp_path), "x", drawn, [Needs("neighbours")])
+    scores = score_pool(Home.at(tmp_path), "x", drawn, [Needs("neighbours")])
     assert scores.pairs["self"] == scores.pairs["neighbours"] <= 40 * 40
     assert "correct" not in scores.inputs.pool.columns
 
@@ -112,13 +112,15 @@ def test_differences_are_paired_by_pool_and_doubt_is_said() -> None:
 
 def test_the_four_compared_selectors_keep_the_final_pools() -> None:
     selectors = EXPERIMENTS["selectors"]
-    four = units_of(selectors, Asked(names=("delift", "delift_trusted", "delift_se-tfidf")))
+    four = units_of(
+        selectors, ExperimentRequest(names=("delift", "delift_trusted", "delift_se-tfidf"))
+    )
     assert len(four) == 3 * 10 * 2 and {cell.seed for cell in four} == set(FINAL_SEEDS)
-    quick = units_of(selectors, Asked(names=("delift",), quick=True))
+    quick = units_of(selectors, ExperimentRequest(names=("delift",), quick=True))
     assert len(quick) == 6 and not {cell.seed for cell in quick} & set(FINAL_SEEDS)
     assert all(isinstance(cell, Cell) and cell.budgets == (0.2,) for cell in quick)
     assert [one.name for one in cast(Cell, quick[0]).contenders] == ["random", "delift"]
-    everyone = units_of(selectors, Asked())
+    everyone = units_of(selectors, ExperimentRequest())
     assert len({cell.seed for cell in everyone}) == 5
 
 
