@@ -1,4 +1,4 @@
-"""The paper's experiments and comparisons with other programs, run from a source checkout.
+"""The paper's experiments and comparisons with other programs, which need a source checkout.
 
-`command` is what `delift bench quality` calls; `experiments` says what each experiment compares.
+`delift bench quality` calls `command`. `experiments` defines what each experiment compares.
 """

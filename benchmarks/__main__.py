@@ -8,7 +8,7 @@ BENCHMARKS = (["bench", "scoring", "--json"], ["bench", "selection", "--json"])
 
 
 def main() -> int:
-    """Run them one after another; the first failing one's exit status."""
+    """Run the benchmarks in turn, and return the exit status of the first one that fails."""
     for arguments in BENCHMARKS:
         if status := run(list(arguments)):
             return status

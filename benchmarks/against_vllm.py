@@ -1,6 +1,6 @@
-"""Pairs a second of vLLM's prompt_logprobs against the transformers engine, in one run.
+"""Compare the pairs per second of vLLM's prompt_logprobs and the transformers engine in one run.
 
-`make test-vllm` makes the environment; then, in the repository's root:
+`make test-vllm` makes the environment. Then run in the repository's root:
 
     OMP_NUM_THREADS=1 .venv-vllm/bin/python -m benchmarks.against_vllm --threads 1
 """
@@ -27,7 +27,7 @@ WINDOW = 1024
 
 
 def main() -> None:
-    """Measure and print one JSON object: a row for each length."""
+    """Measure, and print one JSON object with a row for each length."""
     arguments = _parse_arguments()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu" if arguments.dtype == "float32" else "cuda")
@@ -64,7 +64,7 @@ def _measure_lengths(
     jobs = [Job(records.prefix(place), rows) for place in range(arguments.demonstrations)]
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     last: dict[str, Sequence[TokenScores]] = {}
-    # They take turns, so that a busy machine slows both; the first turn warms up.
+    # The engines alternate, so a busy machine slows both. The first round is a warm-up.
     for round_number in range(arguments.repeats + 1):
         for name, engine in engines.items():
             started = time.perf_counter()

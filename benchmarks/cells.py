@@ -1,7 +1,7 @@
-"""One cell of a quality experiment: a pool, its subsets under every contender, what they are worth.
+"""One cell of a quality experiment: a pool, its subsets by every contender, and their values.
 
 A cell is a stage, a pool (seed), a share of wrong answers and a setting. Its result is one JSON
-file, so that an interrupted experiment goes on where it stopped.
+file, so an interrupted experiment continues with the next cell.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from delift_pipeline.stages.judge import JudgeSetup
 
 SMALL, SMALL_MODEL = "small-1500", Path(__file__).parent / "small_model"
-"""The name and the files of a scorer with fewer and narrower layers than the demo model's.
+"""The name and the files of a scorer with fewer and narrower layers than the demo model.
 
-It was pretrained by the demo model's recipe in 1,500 steps.
+It was pretrained like the demo model, in 1,500 steps.
 """
 LEAST_STEPS, STEPS_A_SHARE = 150, 1000
 CODE = 3
-"""Counted up when a cell's meaning changes."""
+"""Raise this number when the meaning of a cell's result changes."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class JudgeConfig:
 
     @classmethod
     def from_name(cls, model: str, endpoint: str | None, **how: Any) -> "JudgeConfig":
-        """The judge of that name.
+        """Return the configuration of the judge `model`.
 
         Raises:
             Refused: a setting is out of range.
@@ -64,14 +64,14 @@ class JudgeConfig:
         return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
 
     def scores(self, folder: Path, samples: pl.DataFrame) -> Mapping[str, float]:
-        """`judge`, the mean score from 1 to 5, and `judge_scored`, the share of answers with one.
+        """Return `judge`, the mean score (1 to 5), and `judge_scored`, the share with a score.
 
         Args:
-            folder: The experiment's.
+            folder: The experiment's folder.
             samples: record_id, instruction, input, reference and generated.
 
         Raises:
-            DeliftError: a question was not answered; a second call asks it again.
+            DeliftError: a question was not answered; the next call asks it again.
         """
         from delift_pipeline.evaluation.judge.questions import questions_for
         from delift_pipeline.evaluation.judge.run import ask_judge
@@ -82,7 +82,7 @@ class JudgeConfig:
         overall = ask_judge(_judge(setup), questions, setup.folder).overall
         if overall.failed:
             reason = f"{overall.failed} of {samples.height} questions to the judge failed"
-            raise DeliftError(f"{reason}: start the experiment again, and it goes on from here")
+            raise DeliftError(f"{reason}. Start the experiment again; it continues from here")
         mean = {} if overall.mean is None else {"judge": overall.mean}
         return {**mean, "judge_scored": overall.scored / samples.height}
 
@@ -98,16 +98,16 @@ class Setting:
     """How a cell scores and measures.
 
     Attributes:
-        modes: What is done with a subset, see `measure`.
-        neighbours: Near prompts that are scored, where a contender reads near pairs only.
+        modes: How subsets are used, see `measure`.
+        neighbours: How many near prompts are scored, for contenders that read only near pairs.
         scorer: The scoring model: `demo` or `SMALL`.
-        trained: The model that is trained: `demo`, a folder or a hub id. Another one than the demo
-            model scores for itself.
+        trained: The model that is trained: `demo`, a folder or a hub id. A model other than the
+            demo model also scores.
         template: The prompt template of scoring; training always uses the demo world's own.
-        texts: Whether answers are generated and compared as texts, too.
-        judge: Who scores the generated answers, or None.
-        costs: Whether seconds and floating-point operations are measured, too.
-        steps: Optimizer steps by budget where they are not `steps_at`.
+        texts: Whether answers are also generated and compared as texts.
+        judge: The judge of the generated answers, or None.
+        costs: Whether seconds and floating-point operations are also measured.
+        steps: Optimizer steps by budget, instead of the default of `steps_at`.
     """
 
     modes: tuple[Mode, ...] = ("lora",)
@@ -121,7 +121,7 @@ class Setting:
     steps: dict[float, int] = field(default_factory=dict)
 
     def steps_at(self, budget: float) -> int:
-        """Optimizer steps for every subset at a budget, large or small: equal compute."""
+        """Return the optimizer steps for every subset at a budget: all get equal compute."""
         return self.steps.get(budget) or max(LEAST_STEPS, round(STEPS_A_SHARE * budget))
 
     @property
@@ -135,13 +135,13 @@ class Setting:
         """The model that scores.
 
         Raises:
-            Refused: no scorer has that name.
+            Refused: there is no scorer with that name.
         """
         if self.trained != MODEL_DEMO:
             return self.trained_model
         models = {MODEL_DEMO: MODEL_DEMO, SMALL: str(SMALL_MODEL)}
         if self.scorer not in models:
-            raise Refused(f"no scorer is called {self.scorer!r}; write {' or '.join(models)}")
+            raise Refused(f"{self.scorer!r} is not a scorer. Use {' or '.join(models)}")
         return MODEL.model_copy(update={"model": models[self.scorer], "template": self.template})
 
 
@@ -150,13 +150,13 @@ class Cell:
     """What is measured together.
 
     Attributes:
-        stage: The stage.
-        seed: Of the world, the pool and the training.
+        stage: The fine-tuning stage.
+        seed: The seed of the world, the pool and the training.
         wrong_share: Share of wrong answers in the pool.
         budgets: Shares of the pool.
-        contenders: What is compared.
+        contenders: The selectors that are compared.
         sizes: Numbers of records.
-        setting: How.
+        setting: How the cell scores and measures.
     """
 
     stage: Stage
@@ -169,7 +169,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names what was measured; equal cells have equal keys."""
+        """Identifies what is measured; equal cells have equal keys."""
         setting, judge = asdict(replace(self.setting, judge=None)), self.setting.judge
         setting |= {"steps": sorted(self.setting.steps.items())}
         if judge is not None:
@@ -179,14 +179,14 @@ class Cell:
         return f"{self.stage}-{self.seed}-{self.wrong_share:g}-{digest_json(identity)[:12]}"
 
     def run(self, folder: Path) -> list[dict[str, Any]]:
-        """Select, use and measure; one row a subset, mode and metric.
+        """Select subsets, use them and measure.
 
         Args:
-            folder: The experiment's; scores are kept in it, and found again.
+            folder: The experiment's folder; scores are stored in it and reused.
 
         Returns:
-            Rows of selector, mode, budget, draw, metric, value, size, wrong (share in the subset)
-            and pairs_per_record.
+            One row for each subset, mode and metric: selector, mode, budget, draw, metric, value,
+            size, wrong (share in the subset) and pairs_per_record.
         """
         import torch
 
@@ -205,7 +205,7 @@ class Cell:
         )
         for mode in setting.modes:
             for budget, chosen in subsets.items():
-                # Another model trains as long as was set, or for the paper's epochs.
+                # Another model trains for the steps in the setting, or for the paper's epochs.
                 equal = setting.trained == MODEL_DEMO
                 steps = setting.steps_at(budget) if equal else setting.steps.get(budget)
                 values = measurement.of(chosen, mode, steps)

@@ -1,4 +1,4 @@
-"""What `delift bench quality` calls: an experiment is planned, then run, shown and logged."""
+"""Plan an experiment for `delift bench quality`, run it, and write and log its table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from delift_pipeline.core.progress import Progress
 from delift_pipeline.selection.options import STAGES
 
 MARKDOWN_METRICS = ("exact_match", "largest", "conditional")
-"""How the names of the metrics begin that the Markdown tables show."""
+"""Prefixes of the metrics in the Markdown tables."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment, what is asked of it, and what it will therefore measure."""
+    """An experiment, the user's request, and what will be measured."""
 
     experiment: Experiment
     request: ExperimentRequest
@@ -34,14 +34,14 @@ class Plan:
         """Measure what is missing, and write the table and its page.
 
         Args:
-            out: Where results are kept; an interrupted experiment goes on from there.
-            progress: Where cells done are shown.
-            workers: Processes, one thread each.
-            markdown: Where the tables are written as Markdown, too.
+            out: The folder of the results; an interrupted experiment continues from it.
+            progress: Shows how many cells are done.
+            workers: Number of processes, with one thread each.
+            markdown: A file to which the tables are also written as Markdown, or None.
             track: Whether the table is logged to MLflow, in the home of `out`.
 
         Returns:
-            The table of `run_quality`, with `mlflow_run` where it is logged, and the page's path.
+            The table of `run_quality`, with `mlflow_run` if it is logged, and the page's path.
         """
         name, notes = self.experiment.name, self.experiment.notes(self.request)
         table = run_quality(out, name, self.units, progress, workers, notes)
@@ -69,22 +69,23 @@ def plan(
     """Plan an experiment.
 
     Args:
-        name: The experiment's.
+        name: Name of the experiment.
         only: Stages and contenders; empty for the experiment's own.
-        seeds: The pools; empty for the experiment's own.
-        quick: Whether two pools and one budget are enough.
-        model: What the experiment `tuning` trains.
-        judge: Who scores generated answers: a model's name or folder, or None.
-        endpoint: The judge's address; None where its model runs here.
-        how: The judge's other settings.
+        seeds: Seeds of the pools; empty for the experiment's own.
+        quick: Whether only two pools and one budget are measured.
+        model: The model that the experiment `tuning` trains.
+        judge: Name or folder of the judge of generated answers, or None.
+        endpoint: The judge's address; None if its model runs in this process.
+        how: The judge's other options.
 
     Raises:
         Refused: the experiment, stage or contender is unknown, an endpoint is given without a
-            judge, a setting is out of range, or the experiment does not take the request.
+            judge, a setting is out of range, or the experiment does not support the request.
     """
     chosen = experiments.experiment(name)
     if judge is None and endpoint is not None:
-        raise Refused(Fault("name the judge at this endpoint by --judge", field="--endpoint"))
+        reason = "--endpoint needs a judge. Name the endpoint's judge with --judge"
+        raise Refused(Fault(reason, field="--endpoint"))
     judge_config = None if judge is None else JudgeConfig.from_name(judge, endpoint, **how)
     known = (*STAGES, *known_names())
     if unknown := [one for one in only if one not in known]:

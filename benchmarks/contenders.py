@@ -1,4 +1,4 @@
-"""What the quality experiments compare: selectors with options, by the name in the table."""
+"""The contenders of the quality experiments: selectors with options, by their names in tables."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ class Contender:
     """One row of a table.
 
     Attributes:
-        name: In the table.
-        selector: In the registry.
+        name: Name in the table.
+        selector: Name of the selector in the registry.
         options: The selector's options.
     """
 
@@ -30,34 +30,34 @@ class Contender:
 
     @property
     def draws(self) -> int:
-        """How many subsets are drawn and averaged; random choice alone varies by seed."""
+        """How many subsets are drawn and averaged; only random choice varies by seed."""
         return RANDOM_DRAWS if self.selector == RANDOM else 1
 
     def needs(self, stage: Stage) -> Needs:
-        """Which scores it reads at a stage."""
+        """Return which scores the contender reads at a stage."""
         return needs_of(self.selector, stage, self.options)
 
     def ranking(self, inputs: SelectionInputs, share: float, seed: int) -> tuple[str, ...]:
-        """The record_ids it chooses; `full` takes everything, whatever is asked."""
+        """Return the chosen record_ids in rank order; `full` ignores the share."""
         budget = "full" if self.selector == FULL else share
         return select(inputs, self.selector, budget, seed, self.options).ranking
 
 
 VARIANTS: dict[str, Contender] = {
-    # The diagonal kept, as the paper's code does.
+    # Keeps the diagonal, as the paper's code does.
     "delift-published": Contender("delift-published", "delift", {"diagonal": "keep"}),
     TFIDF: Contender(TFIDF, "delift_se", {"embedder": "tfidf"}),
 }
-"""Named variants beside the registry's selectors."""
+"""Variants of the registry's selectors, by name."""
 
 
 def known_names() -> tuple[str, ...]:
-    """Every name a table may hold: no tuning, the registry's selectors, and the variants."""
+    """Return all names in tables: `initial` (no training), the selectors and the variants."""
     return tuple(dict.fromkeys((INITIAL, RANDOM, *SELECTORS, *VARIANTS)))
 
 
 def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Contender, ...]:
-    """The contenders of these names, each once; random choice comes first.
+    """Return the contenders of these names, each once; random choice comes first.
 
     Raises:
         Refused: a name is unknown; the fault lists the known selectors and variants.
@@ -65,6 +65,6 @@ def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Con
     requested, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
     for name in requested:
         if name not in known:
-            reason = f"no selector is called {name!r}; there are {', '.join(known)}"
+            reason = f"{name!r} is not a selector. Choose from: {', '.join(known)}"
             raise Refused(Fault(reason, field="--only"))
     return tuple(VARIANTS.get(name, Contender(name, name)) for name in requested)

@@ -1,13 +1,13 @@
-"""What choosing and training cost: processor seconds, and floating-point operations.
+"""Measure the costs of selection and training: processor seconds and floating-point operations.
 
-    scoring   2 P a token that goes through the model (a multiply and an add a weight)
-    LoRA      4 P a token: forward, and backward to the activations; the base has no gradients
-    P         the model's weights, the embedding once, as the output head
+    scoring   2 P per token that the model reads (a multiplication and an addition per weight)
+    LoRA      4 P per token: forward, and backward to the activations; the base has no gradients
+    P         number of the model's weights, with the embedding once, as the output head
 
-Attention's products over positions, the adapters' own weights and greedy selection are left out of
-the operations: they are small beside it at these lengths. Of a selector that computes more than
-pair scores (gradients, hidden states) only the pair scores are counted, but all its seconds are.
-Seconds are measured where nothing was scored before; they are a machine's, and differ between runs.
+Operations leave out attention over positions, the adapters' weights and greedy selection, which are
+small in comparison at these lengths. For a selector that computes more than pair scores (gradients,
+hidden states), only the pair scores are counted as operations, but all its seconds are measured.
+Seconds are measured without stored scores. They depend on the machine and differ between runs.
 """
 
 import tempfile
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from delift_pipeline.training.batches import Example
 
 SCORING, LORA = 2, 4
-"""Operations a weight and token."""
+"""Operations per weight and token."""
 TIMED_STEPS = 20
-"""Steps of one run by which training is timed."""
+"""How many steps are run to time training."""
 COSTS = ("selection_seconds", "selection_flops", "training_seconds", "training_flops")
 
 
@@ -40,15 +40,15 @@ def cost_metrics(
     seed: int,
     steps: int,
 ) -> MetricValues:
-    """Rows of `COSTS` for subsets of one budget that were trained by LoRA.
+    """Measure `COSTS` for subsets of one budget that were trained with LoRA.
 
     Args:
         stage_pool: The pool, at one stage.
-        contenders: Who chose; each scores and selects once more by itself, from nothing.
-        subsets: What they chose.
-        neighbours: Near prompts of each record.
-        seed: Of the choice.
-        steps: Of training.
+        contenders: The contenders; each scores and selects once more, without stored scores.
+        subsets: The subsets that they chose.
+        neighbours: Number of near prompts of each record.
+        seed: The seed of selection.
+        steps: Optimizer steps of training.
     """
     from delift_pipeline.training.stacked import train
 
@@ -87,9 +87,10 @@ def _selection_cost(
     neighbours: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Processor seconds of one contender's choice, and the tokens that went through the model.
+    """Return the processor seconds of one contender's selection, and the tokens the model read.
 
-    Tokens are those of the targets pair by pair, of each demonstration once, and of the baseline.
+    The tokens are those of the target in every pair, of each demonstration once, and of the
+    baseline.
     """
     needs = contender.needs(stage_pool.stage)
     with tempfile.TemporaryDirectory() as folder:

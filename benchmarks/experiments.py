@@ -1,13 +1,13 @@
-"""The quality experiments by name: what each compares, and on which pools.
+"""The quality experiments by name: what they compare, and on which pools.
 
     selectors          every selector at 10, 20 and 30 %
     stages             arms x metrics x modes in each stage, the shape of the paper's tables 1 to 8
     budget             shares from 5 to 50 %
-    annotation_budget  how many pairs are scored: 5 to 40 near prompts a record, and all pairs
+    annotation_budget  how many pairs are scored: 5 to 40 near prompts per record, and all pairs
     tuning             LoRA, QLoRA and full fine-tuning on the same subsets
     objectives         FL, the forms of FLMI and FLCG, with other eta and nu
     kernel             forms of utility, scaling, diagonal, and another template
-    cost               seconds and operations of choosing and training beside the scores
+    cost               seconds and operations of selection and training, and the results
     transfer           pairs scored by a smaller model
     theory             the log-probability utility against conditional mutual information, exactly
 
@@ -38,9 +38,9 @@ from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
 
 Unit = Cell | TheoryCell
-"""What is measured and kept together: one file."""
+"""What is measured together and stored in one file."""
 FINAL_SEEDS = tuple(range(400, 410))
-"""The pools of the table of `MAIN_CONTENDERS`, looked at once, when the settings are committed."""
+"""Pools for the final table of `MAIN_CONTENDERS`, used once, after the settings were committed."""
 SEEDS = tuple(range(600, 605))
 QUICK_SEEDS = (500, 501)
 BUDGETS, WRONG_SHARES = (0.1, 0.2, 0.3), (0.0, 0.15)
@@ -48,46 +48,47 @@ ONE_BUDGET, ONE_SHARE = (0.2,), (0.15,)
 SWEEP, QUICK_SWEEP = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.2, 0.5)
 NEAR_COUNTS, QUICK_NEAR_COUNTS = (5, 10, 20, 40), (5, 20)
 MAIN_CONTENDERS = (RANDOM, TFIDF, "delift", "delift_trusted")
-"""The recommended selector and what it has to beat: ten pools, 20 minutes a stage on two cores."""
+"""The recommended selector and its rivals: ten pools take 20 minutes per stage on two cores."""
 PAPER_SELECTORS = ("selectit", "deft_ucs", "delift_se")
-"""Arms of the paper's tables that `stages` adds; `less` trains a model first: ask for it."""
+"""Selectors of the paper's tables that `stages` adds; `less`, which trains a model, on request."""
 
 SELECTIT_NOTE = (
     "selectit: the demo model knows the digits 1 to 5, but 42 of the 112 tokens of its rating "
-    "prompts and question are unknown words to it. Its rating is the digit it would write next, no "
-    "judgement of quality: the row shows that the selector runs, not what it is worth."
+    "prompts and question are unknown words to it. Its rating is the digit it would write next, "
+    "not a judgement of quality: the row shows that the selector runs, not what it is worth."
 )
 SIMILARITY_NOTE = (
-    "embedding_similarity: cosine of all-MiniLM-L6-v2. Of the demo world's made-up words it says "
-    "how much spelling two answers share, not whether they mean the same."
+    "embedding_similarity: cosine of all-MiniLM-L6-v2. For the demo world's invented words it says "
+    "how similar two answers are spelled, not whether they mean the same."
 )
 NO_JUDGE_NOTE = (
-    "No judge was asked, so no score of one is shown: name one by --judge, with --endpoint or as a "
-    "local model's folder."
+    "There are no judge's scores. To get them, name a judge with --judge: a model at an --endpoint "
+    "or a local model's folder."
 )
 JUDGE_NOTE = (
-    "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that hold a score, "
+    "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that have a score; "
     "the others are in no mean."
 )
 NO_QLORA_NOTE = (
-    "qlora is left out: bitsandbytes is not installed here (pip install 'delift-pipeline[qlora]')."
+    "qlora is left out because bitsandbytes is not installed. Run "
+    "`pip install 'delift-pipeline[qlora]'` to include it."
 )
 
 
 @dataclass(frozen=True)
 class ExperimentRequest:
-    """What a user asks of an experiment.
+    """A user's request to run an experiment.
 
     Attributes:
         stages: The stages; empty for the experiment's own.
-        seeds: The pools; empty for the experiment's own.
-        names: Contenders, for the experiments that take any; empty for the experiment's own.
+        seeds: Seeds of the pools; empty for the experiment's own.
+        names: Contenders, for experiments that can take any; empty for the experiment's own.
         quick: Two pools, one budget, 15 % wrong answers.
         sizes: Numbers of records.
-        steps: Optimizer steps by budget where they are not the usual ones.
-        modes: What is done with subsets; empty for the experiment's own.
-        model: What `tuning` trains: `demo`, a folder or a hub id, the paper's facebook/opt-125m.
-        judge: Who scores the answers of `stages`, or None.
+        steps: Optimizer steps by budget, instead of the default.
+        modes: How subsets are used; empty for the experiment's own.
+        model: What `tuning` trains: `demo`, a folder or a hub id (the paper: facebook/opt-125m).
+        judge: The judge of the answers of `stages`, or None.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -110,7 +111,7 @@ class ExperimentRequest:
         shares: Sequence[float] = ONE_SHARE,
         **setting: Any,
     ) -> list[Cell]:
-        """One cell a stage, pool and share of wrong answers; `setting` as in `Setting`."""
+        """Return a cell per stage, pool and share of wrong answers; see `Setting` for `setting`."""
         if self.modes:
             setting["modes"] = self.modes
         how = Setting(steps=self.steps, **setting)
@@ -123,7 +124,7 @@ class ExperimentRequest:
         ]
 
     def requested_contenders(self, *defaults: str) -> tuple[Contender, ...]:
-        """The contenders asked for, else these."""
+        """Return the requested contenders, or the defaults."""
         return contenders(self.names or defaults)
 
 
@@ -176,9 +177,9 @@ def _tuning(request: ExperimentRequest) -> list[Cell]:
 
 
 def _variants(selector: str, varied: Iterable[dict[str, Any]], **fixed: Any) -> list[Contender]:
-    """A selector under several options, named by them; `fixed` ones are left out of the name.
+    """Return a selector with several options and names for them; names leave out `fixed` options.
 
-    A name holds `eta=10`, but `flmi` and `keep`: what is a word says what it is.
+    A name has numbers as `eta=10`, but words such as `flmi` and `keep` without the option's name.
     """
 
     def variant_name(options: dict[str, Any]) -> str:
@@ -205,7 +206,7 @@ def _objectives(request: ExperimentRequest) -> list[Cell]:
         "continual": [
             *random,
             *_variants("delift", [fl, *({"objective": "flcg", "nu": nu} for nu in nus)]),
-            # Without replay, so that nu alone differs.
+            # Without replay, so only nu differs.
             *_variants("delift_trusted", [{"nu": nu} for nu in nus], replay=0.0),
             *_variants("delift_trusted", [{"replay": share} for share in (0.2, 0.4)]),
         ],
@@ -214,7 +215,7 @@ def _objectives(request: ExperimentRequest) -> list[Cell]:
 
 
 def _with_suffix(request: ExperimentRequest, ending: str, **setting: Any) -> list[Cell]:
-    """`delift` and `delift_trusted` under names of their own, in another setting."""
+    """Return cells of `delift` and `delift_trusted` in another setting, with longer names."""
     both = contenders(("delift", "delift_trusted"), beside_random=False)
     return request.cells([replace(one, name=one.name + ending) for one in both], **setting)
 
@@ -259,12 +260,12 @@ class Experiment:
     """One experiment.
 
     Attributes:
-        name: As asked for.
+        name: Its name in the command.
         about: One sentence for the page.
-        units: What it measures, from what is asked.
-        across: The column that its curves run over, or None for bars.
-        takes_names: Whether contenders can be asked for.
-        notes: What a reader of its table has to know, from what is asked.
+        units: Returns what to measure for a request.
+        across: The column on the x axis of its curves, or None for bars.
+        takes_names: Whether a request can name contenders.
+        notes: Returns what a reader of the table must know.
     """
 
     name: str
@@ -312,30 +313,29 @@ EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in _ALL}
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment with that name.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such experiment.
     """
     refuse_unknown(name)
     return EXPERIMENTS[name]
 
 
 def units_of(chosen: Experiment, request: ExperimentRequest) -> Sequence[Unit]:
-    """What an experiment measures.
+    """Return what an experiment measures for a request.
 
     Raises:
-        Refused: contenders are asked of an experiment that names its own, one is unknown, or
-            another model of an experiment that trains the demo model, or a judge of one without
-            generated answers.
+        Refused: a contender is unknown, or the request has contenders, a model or a judge that the
+            experiment cannot use.
     """
     if request.model != MODEL_DEMO and chosen.name != "tuning":
-        reason = f"{chosen.name} trains the demo model; the experiment tuning takes any"
+        reason = f"{chosen.name} trains only the demo model. Use the experiment tuning for others"
         raise Refused(Fault(reason, field="--model"))
     if request.judge and chosen.name != "stages":
-        reason = f"{chosen.name} generates no answers to judge; the experiment stages does"
+        reason = f"{chosen.name} generates no answers to judge. Use the experiment stages"
         raise Refused(Fault(reason, field="--judge"))
     if request.names and not chosen.takes_names:
-        reason = f"the experiment {chosen.name} names its own contenders; ask for stages only"
+        reason = f"the experiment {chosen.name} has its own contenders. Name only stages"
         raise Refused(Fault(reason, field="--only"))
     return chosen.units(request)

@@ -1,11 +1,11 @@
-"""What a subset is worth: a model trained on it, or shown it, answers held-out records.
+"""Measure what a subset is worth: a model that uses it answers held-out records.
 
-    lora        LoRA, all subsets of a cell stacked in one batch; held to PEFT by a test
+    lora        LoRA, all subsets of a cell stacked in one batch; a test compares it with PEFT
     qlora, full the same steps by `delift_pipeline.training`, one subset after another
-    in_context  no training: the nearest chosen records stand before each question
+    in_context  no training: the nearest chosen records come before each question
 
-No record at all (`initial`) is the model before training. In the continual stage every model starts
-from one that was trained on the existing records, in context too by LoRA merged into the base.
+An empty subset (`initial`) is the model before training. In the continual stage every model starts
+from one that was trained on the existing records; in context too, by LoRA merged into the base.
 """
 
 import tempfile
@@ -32,18 +32,18 @@ Mode = Literal["lora", "qlora", "full", "in_context"]
 DEMONSTRATIONS = 5
 """Demonstrations in context, as in the paper."""
 FULL_LEARNING_RATE = 1e-3
-"""Of full fine-tuning, set beforehand: adapters take a higher one than the weights they adapt."""
+"""For full fine-tuning, fixed beforehand: adapters need a higher rate than full weights."""
 EMBEDDER = "tfidf"
-"""Embedding by which the shown records are the nearest."""
+"""The embedding that decides which records are nearest in context."""
 BASIC_METRICS: tuple[MetricName, ...] = ("exact_match", "answer_loss")
 TEXT_METRICS: tuple[MetricName, ...] = ("rouge1", "rougeL", "squad_f1", "embedding_similarity")
 ANSWER_MARGIN = 2
-"""How far past the longest reference an answer of a stacked run may go."""
+"""How many tokens an answer of a stacked run may be longer than the longest reference."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """One subset: the contender's name, the budget, the draw and the record_ids."""
+    """One subset: its contender's name, its budget, its draw and its record_ids."""
 
     selector: str
     budget: float
@@ -52,13 +52,13 @@ class Subset:
 
 
 MetricValues = list[tuple[Subset, str, float]]
-"""Subset, metric (with its held-out group) and value."""
+"""Each entry: a subset, a metric (with its held-out group) and a value."""
 
 
 def training_options(
     mode: Mode, steps: int | None, preset: Literal["demo", "paper"] = "demo"
 ) -> TrainingOptions:
-    """A preset by another method; at so many steps, or as the preset says where that is None."""
+    """Return a preset with another method, and with `steps` if it is not None."""
     values: dict[str, Any] = {"preset": preset, "method": "lora" if mode == "in_context" else mode}
     if mode == "full" and preset == "demo":
         values["learning_rate"] = FULL_LEARNING_RATE
@@ -73,10 +73,10 @@ class Measurement:
 
     Attributes:
         stage_pool: The pool, at one stage.
-        seed: Of every run's start and order.
-        model: What is trained; another one than the demo model by the paper's preset.
-        texts: Whether generated answers are compared with the references as texts, too.
-        judge: What a judge says of a model's samples, or None.
+        seed: The seed of every run's initial weights and order.
+        model: The model that is trained; any but the demo model uses the paper's preset.
+        texts: Whether generated answers are also compared with the references as texts.
+        judge: Returns a judge's scores of a model's samples, or None.
     """
 
     stage_pool: StagePool
@@ -89,8 +89,8 @@ class Measurement:
         """Measure subsets of one budget.
 
         Args:
-            subsets: What was chosen.
-            mode: What is done with it.
+            subsets: The chosen subsets.
+            mode: How they are used.
             steps: Optimizer steps of each run; None for the paper's epochs, with another model.
         """
         if self.model != MODEL:
@@ -138,7 +138,7 @@ class Measurement:
         return values
 
     def _start_weights(self, loaded: "LoadedModel", options: TrainingOptions) -> "Weights | None":
-        """The weights after the existing records; None where there are none."""
+        """Return the weights after training on the existing records; None without them."""
         from delift_pipeline.training.stacked import train
 
         if self.stage_pool.existing is None:
@@ -218,7 +218,7 @@ class Measurement:
     def _measure_one_by_one(
         self, subsets: Sequence[Subset], options: TrainingOptions
     ) -> MetricValues:
-        """Training and evaluation as an arm does them, an adapter or a model a subset."""
+        """Train and evaluate each subset alone, as an arm does."""
         from delift_pipeline.evaluation.run import evaluate
         from delift_pipeline.training.run import train
 
@@ -245,14 +245,14 @@ class Measurement:
 
 
 def demo_model() -> "LoadedModel":
-    """The demo model, loaded afresh."""
+    """Load a new copy of the demo model."""
     from delift_pipeline.scoring.model import load_model
 
     return load_model(MODEL)
 
 
 def examples_of(loaded: "LoadedModel", records: pl.DataFrame) -> dict[str, "Example"]:
-    """The tokens of records, by record_id."""
+    """Return the tokens of records, by record_id."""
     from delift_pipeline.training.batches import encode_examples
 
     return {example.record_id: example for example in encode_examples(loaded.encoder, records)[0]}

@@ -1,4 +1,4 @@
-"""An experiment's table for readers: a self-contained page, and Markdown for documents."""
+"""Write an experiment's table as a self-contained page, and as Markdown for documents."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +21,14 @@ SHORT_COMMIT = 10
 
 
 def write_page(folder: Path, experiment: Experiment, table: Mapping[str, Any]) -> Path:
-    """Write `<experiment>.html`; returns its path."""
+    """Write `<experiment>.html`, and return its path."""
     path = folder / f"{experiment.name}.html"
     write_text(path, experiment_page(experiment, table))
     return path
 
 
 def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
-    """The page of a table as `quality.run_quality` returns it."""
+    """Return the page of a table from `quality.run_quality`."""
     rows: list[Row] = table["rows"]
     return render(
         "experiment.html.j2",
@@ -48,7 +48,7 @@ def experiment_page(experiment: Experiment, table: Mapping[str, Any]) -> str:
 def _group_rows(
     rows: Iterable[Row], names: Sequence[str]
 ) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows with equal values of these names, stages in their usual order."""
+    """Yield groups of rows with equal values in these columns, stages in their usual order."""
 
     def key(row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)
@@ -60,7 +60,7 @@ def _group_rows(
 
 
 def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
-    """One stage, share of wrong answers, mode and budget: a row a contender, a column a metric."""
+    """Return the table of one group: a row for each contender, a column for each metric."""
     stage, wrong, mode, budget = place
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     first = [row for row in rows if row["metric"] == metrics[0]]
@@ -102,7 +102,7 @@ def _bar(row: Row) -> Bar:
 
 
 def _cost_plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Score by operations of choosing and training, where these were counted."""
+    """Plot scores by the operations of selection and training, if these were counted."""
     plots, axis = [], "floating-point operations"
     for place, group in _group_rows(rows, TABLE_COLUMNS):
         of = {(row["selector"], row["metric"]): row for row in group}
@@ -121,7 +121,7 @@ def _cost_plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
-    """One plot a stage, share of wrong answers, mode and metric; the rest is swept over."""
+    """Return a plot for each stage, share of wrong answers, mode and metric, over `across`."""
     if across is None:
         return []
     rest = ("stage", "wrong_share", "mode", "metric", *(("budget",) if across != "budget" else ()))
@@ -148,7 +148,7 @@ def _curves(rows: Sequence[Row], across: str | None) -> list[dict[str, Any]]:
 
 
 def _curve_name(row: Row) -> str:
-    """The curve of a row: contenders that differ in the swept number alone share one."""
+    """Return the name of a row's curve; contenders that differ only in a number share it."""
     return re.sub(r"-near-\d+$", "", row["selector"])
 
 
@@ -157,11 +157,11 @@ def _words(name: str) -> str:
 
 
 def markdown_tables(table: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
-    """One Markdown table a stage, mode, share of wrong answers and metric, budgets side by side.
+    """Return a Markdown table for each stage, mode, share of wrong answers and metric.
 
     Args:
-        table: As `quality.run_quality` returns it.
-        metrics: How the names of the shown metrics begin; all by default.
+        table: A table from `quality.run_quality`.
+        metrics: Prefixes of the metrics to include; all by default.
     """
     rows = [row for row in table["rows"] if not metrics or row["metric"].startswith(tuple(metrics))]
     place = ("stage", "mode", "wrong_share", "metric")

@@ -1,4 +1,4 @@
-"""Pools of the demo world for the quality benchmark: records, held-out sets, scores."""
+"""Draw pools of the demo world for the quality benchmark, with held-out sets, and score them."""
 
 import json
 import random
@@ -36,7 +36,7 @@ MODEL = ModelOptions(model=MODEL_DEMO, template="world", threads=1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of records: of the pool, of held-out records a task, of the target set."""
+    """Numbers of records: of the pool, of held-out records per task, of the target set."""
 
     pool: int = 360
     heldout_per_task: int = 24
@@ -48,7 +48,7 @@ class StagePool:
     """One pool at one stage.
 
     Attributes:
-        stage: The stage.
+        stage: The fine-tuning stage.
         pool: All records.
         wrong: record_ids with wrong answers; no selector sees them.
         heldout: Held-out records by the name of their metric's group.
@@ -69,7 +69,7 @@ class StagePool:
         return pl.concat([self.pool, *([] if self.target is None else [self.target])])
 
     def inputs(self) -> SelectionInputs:
-        """What a selector is given that reads no scores and no model."""
+        """Return the inputs of a selector that reads no scores and no model."""
         candidates, existing = self.pool, self.existing
         if existing is not None:
             candidates = self.pool.join(existing, "record_id", how="anti", maintain_order="left")
@@ -85,7 +85,7 @@ class StagePool:
 
 
 def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> StagePool:
-    """Draw a pool and what its stage is measured on; answers of held-out sets are right."""
+    """Draw a pool and its held-out sets, in which all answers are right."""
     world = make_world(seed)
     records, truths = make_pool(world, sizes.pool, seed, wrong_share)
     pool, facts = _records_frame(records), {truth["fact"] for truth in truths}
@@ -116,7 +116,7 @@ def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> StagePool
 
 
 def _records_frame(records: Iterable[Record]) -> pl.DataFrame:
-    """Records as a file of them would be read."""
+    """Return records in the form in which they are read from a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
@@ -125,11 +125,11 @@ def _records_frame(records: Iterable[Record]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pool's selectors read, and what it cost.
+    """The inputs of a pool's selectors, and how many pairs were scored.
 
     Attributes:
-        inputs: For the selectors.
-        pairs: Pairs by kernel block, in selectors' names of the blocks.
+        inputs: The inputs of the selectors.
+        pairs: Number of pairs by kernel block, with the selectors' names of the blocks.
     """
 
     inputs: SelectionInputs
@@ -144,15 +144,15 @@ def score_pool(
     model: ModelOptions = MODEL,
     neighbours: int = NEIGHBOURS,
 ) -> Scores:
-    """Score a pool's pairs and build its kernel; what the home has is found again.
+    """Score a pool's pairs and build its kernel; what the home has is reused.
 
     Args:
-        home: Where scores and kernels are kept.
+        home: The home that stores scores and kernels.
         name: The kernel's name there.
         stage_pool: The pool, at one stage.
-        needs: What the selectors read.
+        needs: Which scores the selectors read.
         model: The scoring model.
-        neighbours: Near prompts of each record.
+        neighbours: Number of near prompts of each record.
     """
     all_needs, inputs = list(needs), stage_pool.inputs()
     near = nearest(embed(prompt_texts(stage_pool.pool)), neighbours)

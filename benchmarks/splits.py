@@ -1,4 +1,4 @@
-"""Held-out sets as skewed as their pool, and the two halves of the continual stage."""
+"""Draw held-out sets as skewed as their pool, and split a pool for the continual stage."""
 
 import random
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ OLD_TASKS = 5
 
 
 def make_pool_heldout(world: World, rows: int, seed: int, truths: Sequence[Truth]) -> list[Record]:
-    """Draw a held-out set with the tasks and facts as frequent as in a pool.
+    """Draw a held-out set in which tasks and facts are as frequent as in a pool.
 
-    Its ids are those of a balanced set of as many rows; the two are two ways to evaluate one pool.
+    Its ids are those of a balanced set of the same size; use one or the other to evaluate a pool.
     """
     rng = random.Random(f"pool heldout {world.seed} {seed}")
     contents = {fact_key(task, content): content for task in world.tasks for content in task.facts}
@@ -33,11 +33,11 @@ def make_pool_heldout(world: World, rows: int, seed: int, truths: Sequence[Truth
 
 @dataclass(frozen=True)
 class ContinualSplit:
-    """A pool in two.
+    """A pool, split into existing and new records.
 
     Attributes:
-        old_tasks: The tasks that the existing records come from.
-        existing: Half of the records of each old task, as if trained on before.
+        old_tasks: The tasks of the existing records.
+        existing: Half of the records of each old task, on which a model is trained first.
         new: All other records of the pool.
     """
 
@@ -50,12 +50,13 @@ def split_continual(records: Sequence[Record], seed: int) -> ContinualSplit:
     """Draw five tasks and take half of their records as existing; the rest is new.
 
     Raises:
-        ValueError: The records hold fewer than five tasks.
+        ValueError: the records have fewer than five tasks.
     """
     rng = random.Random(f"continual {seed}")
     names = sorted({record["task"] for record in records})
     if len(names) < OLD_TASKS:
-        raise ValueError(f"a continual split needs {OLD_TASKS} tasks, not {len(names)}")
+        reason = f"a continual split needs {OLD_TASKS} tasks, but the records have {len(names)}"
+        raise ValueError(f"{reason}. Draw a pool of more tasks")
     old = tuple(sorted(rng.sample(names, OLD_TASKS)))
     existing_ids: set[str] = set()
     for name in old:

@@ -1,11 +1,11 @@
-"""The log-probability utility is conditional pointwise mutual information: shown by enumeration.
+"""Show by enumeration: the log-probability utility is conditional pointwise mutual information.
 
 A world that can be enumerated: a rule r is drawn, then records of it, one after another, each a
 question x (independent of r) and an answer y of two tokens from p(y | r, x). `MixtureModel` is its
 exact predictor: p(next token | text) = sum_r p(r | text) p(next | r, text). For a target (x, y) and
 a demonstration j = (x_j, y_j) drawn by the same rule
 
-    U_ij = log p(y | j, x) - log p(y | x)                     what the engine reads off it
+    U_ij = log p(y | j, x) - log p(y | x)                     what the engine computes
     pmi  = log p(y, j | x) / (p(y | x) p(j | x))              from the joint distribution
     sum over j and y of p(j, y | x) U_ij = I(Y; J | X = x)    conditional mutual information
 
@@ -45,7 +45,7 @@ class Rules:
 
     @classmethod
     def draw(cls, seed: int) -> "Rules":
-        """Rules by seed."""
+        """Draw rules with a seed."""
         random = np.random.default_rng(seed)
         answers = random.dirichlet(np.ones(WORDS**2), size=(RULES, QUESTIONS))
         return cls(
@@ -53,33 +53,33 @@ class Rules:
         )
 
     def joint(self) -> np.ndarray:
-        """p(y, j | x) times the number of questions, by record, float64 [records, records]."""
+        """Return p(y, j | x) times the number of questions, float64 [records, records]."""
         flat = self.answers.reshape(len(self.prior), len(RECORDS))
         return np.einsum("r,ri,rj->ij", self.prior, flat, flat)
 
     def alone(self) -> np.ndarray:
-        """p(y | x) by record, float64 [records]."""
+        """Return p(y | x) of each record, float64 [records]."""
         return self.prior @ self.answers.reshape(len(self.prior), len(RECORDS))
 
 
 class MixtureModel(torch.nn.Module):
-    """The exact predictor of a world, with the face of a causal language model."""
+    """The exact predictor of a world, with the interface of a causal language model."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
         self.rules, self.anchor = rules, torch.nn.Embedding(1, 1)
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        """Where the model lies."""
+        """Return a weight, from which the engine reads the device."""
         return self.anchor
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
-        """Log-probabilities of the next token after every prefix."""
+        """Return the log-probabilities of the next token after every prefix."""
         rows = [self._text(ids) for ids in input_ids.tolist()]
         return SimpleNamespace(logits=torch.tensor(np.array(rows)))
 
     def _text(self, ids: list[int]) -> np.ndarray:
-        """float64 [tokens, vocabulary]."""
+        """Return log-probabilities of the next tokens of one text, float64 [tokens, vocabulary]."""
         logprobs = np.full((len(ids), VOCABULARY), IMPOSSIBLE)
         weights, record = self.rules.prior.copy(), []
         for place, token in enumerate(ids):
@@ -101,7 +101,7 @@ class MixtureModel(torch.nn.Module):
 
 
 def utilities(rules: Rules) -> np.ndarray:
-    """U of every record (row) after every record (column), as records are scored."""
+    """Return U of every record (row) after every record (column), computed by the engine."""
     model: Any = MixtureModel(rules)
     texts = [np.array([x, QUESTIONS + y, QUESTIONS + z, STOP]) for x, y, z in RECORDS]
     begin = np.array([START])
@@ -115,18 +115,18 @@ def utilities(rules: Rules) -> np.ndarray:
 
 
 def pointwise_information(rules: Rules) -> np.ndarray:
-    """The logarithm of p(y, j | x) / (p(y | x) p(j | x)) by enumeration, float64 [records]^2."""
+    """Return log p(y, j | x) / (p(y | x) p(j | x)) by enumeration, float64 [records, records]."""
     return np.log(rules.joint()) - np.add.outer(np.log(rules.alone()), np.log(rules.alone()))
 
 
 def mutual_information(rules: Rules, pointwise: np.ndarray) -> float:
-    """Mean of `pointwise` over p(x) p(j, y | x): I(Y; J | X) in nats."""
+    """Return the mean of `pointwise` over p(x) p(j, y | x), which is I(Y; J | X) in nats."""
     return float((rules.joint() / QUESTIONS**2 * pointwise).sum())
 
 
 @dataclass(frozen=True)
 class TheoryCell:
-    """One world: utilities by the engine beside the enumerated information."""
+    """One world: compares the engine's utilities with the enumerated information."""
 
     seed: int
     stage: str = "theory"
@@ -134,11 +134,11 @@ class TheoryCell:
 
     @property
     def key(self) -> str:
-        """Names the world."""
+        """Identifies the world."""
         return f"theory-{self.seed}-{QUESTIONS}-{WORDS}-{RULES}"
 
     def run(self, folder: Any) -> list[dict[str, Any]]:
-        """Rows of the largest difference and of both conditional mutual informations."""
+        """Return rows with the largest difference and both conditional mutual informations."""
         rules = Rules.draw(self.seed)
         ours, exact = utilities(rules), pointwise_information(rules)
         information = "conditional_mutual_information"

@@ -1,7 +1,7 @@
-"""An experiment's table in MLflow: a parent run, and under it one run a contender and place.
+"""Log an experiment's table to MLflow: a parent run, and one child run per contender and setting.
 
-The runs hold the very numbers of the table. A table that was logged whole is found again by its
-content; one whose logging was cut short is logged anew under the same parent.
+The runs have exactly the numbers of the table. A completely logged table is recognised by its
+content and not logged again. If logging was interrupted, it is repeated under the same parent.
 """
 
 import time
@@ -27,12 +27,12 @@ MOST_RUNS = 10_000
 
 
 def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> str:
-    """Log a table, its page and its JSON; returns the parent run's id.
+    """Log a table, its page and its JSON, and return the parent run's id.
 
     Args:
-        folder: The experiment's; the MLflow store lies in its home.
-        table: As `quality.run_quality` returns it.
-        files: Kept as the parent's artifacts.
+        folder: The experiment's folder; its home has the MLflow store.
+        table: A table from `quality.run_quality`.
+        files: Files that become the parent's artifacts.
 
     Raises:
         DeliftError: the store cannot be used.

@@ -116,7 +116,7 @@ def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) 
     assert losses["random", "lora", 0.2] != losses["random", "full", 0.2]
     paper = training_options("qlora", None, "paper")
     assert (paper.rank, paper.learning_rate, paper.epochs) == (8, 2.5e-5, 20.0)
-    with pytest.raises(Refused, match="the experiment tuning takes any"):
+    with pytest.raises(Refused, match="Use the experiment tuning"):
         units_of(experiment("budget"), ExperimentRequest(model=tiny.model))
 
 
@@ -177,7 +177,7 @@ def test_the_smaller_scorer_is_packaged_whole() -> None:
     prints = [fingerprint_of(model).parts for model in (small, demo)]
     assert prints[0]["tokenizer"] == prints[1]["tokenizer"]
     assert prints[0]["weights"] != prints[1]["weights"]
-    with pytest.raises(Refused, match="no scorer is called"):
+    with pytest.raises(Refused, match="is not a scorer"):
         _ = Setting(scorer="../other").scoring_model
 
 
@@ -186,7 +186,7 @@ def test_every_registered_selector_is_a_contender() -> None:
     assert [one.name for one in contenders(["delift", "random"])] == ["random", "delift"]
     everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], ExperimentRequest())[0]).contenders
     assert {one.selector for one in everyone} >= set(SELECTORS)
-    with pytest.raises(Refused, match="no selector is called 'best'"):
+    with pytest.raises(Refused, match="'best' is not a selector"):
         contenders(["best"])
 
 
@@ -221,7 +221,7 @@ def test_a_judge_that_does_not_reply_stops_the_experiment(tmp_path: Path) -> Non
         "instruction_tuning", names=("initial",), judge=nobody, modes=("in_context",)
     )
     units = units_of(experiment("stages"), given)
-    with pytest.raises(DeliftError, match="questions to the judge failed: start the experiment"):
+    with pytest.raises(DeliftError, match="questions to the judge failed"):
         run_quality(tmp_path, "stages", units, SilentProgress())
     assert not list(tmp_path.glob("cells/*.json"))
 
@@ -241,7 +241,7 @@ def test_a_table_says_what_it_leaves_out_and_what_its_numbers_mean(
     table = run_quality(tmp_path, "tuning", units, SilentProgress(), notes=tuning.notes(given))
     assert {row["mode"] for row in table["rows"]} == {"lora", "full"}
     (note,) = json.loads((tmp_path / "tuning.table.json").read_text())["notes"]
-    assert note.startswith("qlora is left out: bitsandbytes is not installed")
+    assert note.startswith("qlora is left out")
     assert note in markdown_tables(table)
     assert "qlora is left out" in experiment_page(tuning, table)
 

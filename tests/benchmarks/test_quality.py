@@ -194,8 +194,8 @@ def test_installed_command_knows_every_experiment() -> None:
     ("asked", "said"),
     [
         (["--only", "best"], "not a stage or a selector"),
-        (["--experiment", "other"], "there are selectors, stages"),
-        (["--experiment", "theory", "--only", "delift"], "names its own contenders"),
+        (["--experiment", "other"], "Choose from: selectors, stages"),
+        (["--experiment", "theory", "--only", "delift"], "has its own contenders"),
         (["--seeds", "a"], "write --seeds"),
         (["--seeds", "9-3"], "holds no pool"),
     ],

@@ -216,7 +216,7 @@ class LocalJudge:
         parts = rendered.split(QUESTION_MARKER)
         if len(parts) != 2:
             reason = "the judge's chat template drops or repeats the question. Use another judge"
-            raise Refused(reason, field="judge")
+            raise Refused(reason)
         before, after = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
         return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)
 
