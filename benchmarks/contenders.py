@@ -56,13 +56,13 @@ def known_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((INITIAL, RANDOM, *SELECTORS, *VARIANTS)))
 
 
-def contenders(names: Iterable[str], *, beside_random: bool = True) -> tuple[Contender, ...]:
+def contenders(names: Iterable[str], *, with_random: bool = True) -> tuple[Contender, ...]:
     """Return the contenders of these names, each once; random choice comes first.
 
     Raises:
         Refused: a name is unknown; the fault lists the known selectors and variants.
     """
-    requested, known = dict.fromkeys((*((RANDOM,) if beside_random else ()), *names)), known_names()
+    requested, known = dict.fromkeys((*((RANDOM,) if with_random else ()), *names)), known_names()
     for name in requested:
         if name not in known:
             reason = f"{name!r} is not a selector. Choose from: {', '.join(known)}"

@@ -216,7 +216,7 @@ def _objectives(request: ExperimentRequest) -> list[Cell]:
 
 def _with_suffix(request: ExperimentRequest, ending: str, **setting: Any) -> list[Cell]:
     """Return cells of `delift` and `delift_trusted` in another setting, with longer names."""
-    both = contenders(("delift", "delift_trusted"), beside_random=False)
+    both = contenders(("delift", "delift_trusted"), with_random=False)
     return request.cells([replace(one, name=one.name + ending) for one in both], **setting)
 
 
@@ -295,7 +295,7 @@ _ALL = (
     ),
     Experiment("objectives", "Which objective, and how weighted?", _objectives, takes_names=False),
     Experiment("kernel", "Which form of utility, and how scaled?", _kernel, takes_names=False),
-    Experiment("cost", "What choosing and training cost beside what they give.", _cost),
+    Experiment("cost", "What selection and training cost, and what they give.", _cost),
     Experiment(
         "transfer",
         "Pairs scored by a smaller model than the one that is trained.",
