@@ -27,29 +27,29 @@ app = typer.Typer(help="Measure speed, and compare the quality of selectors.", n
 def bench_quality(
     experiment: str = Option(
         "selectors",
-        help="selectors, stages, budget, annotation_budget, tuning, objectives, kernel, cost, "
-        "transfer or theory.",
+        help="The experiment: selectors, stages, budget, annotation_budget, tuning, "
+        "objectives, kernel, cost, transfer or theory.",
     ),
-    quick: bool = Option(False, "--quick", help="Use 2 pools, one budget and 15 % wrong answers."),
+    quick: bool = Option(False, "--quick", help="Only 2 pools, one budget and 15 % wrong answers."),
     only: list[str] | None = Option(
-        None, help="Stages or selectors, with commas or repeated. Random is always included."
+        None, help="Stages or selectors, with commas or repeated [all]. Random is always included."
     ),
     seeds: str | None = Option(
-        None, help="Pools, e.g. 500-509 or 500,503 [the experiment's; quick: 500-501]."
+        None, help="The seeds of the pools, e.g. 500-509 or 500,503 [the experiment's own]."
     ),
     model: str = Option("demo", help="With --experiment tuning: the model to train."),
     judge: str | None = Option(
         None, help="With --experiment stages: the judge at --endpoint, or a local model."
     ),
     endpoint: str | None = Option(None, help="The judge's OpenAI-compatible address."),
-    judge_mode: str = Option("single", help="single or dimensions."),
-    judge_scoring: str = Option("written", help="written or expected."),
-    workers: int = Option(2, min=1, help="Processes of one thread each."),
+    judge_mode: str = Option("single", help="single or dimensions; see `delift judge`."),
+    judge_scoring: str = Option("written", help="written or expected; see `delift judge`."),
+    workers: int = Option(2, min=1, help="How many processes run, with one thread each."),
     out: Path = Option(
-        Path(DEFAULT_FOLDER), help="Where results are stored; a second call continues there."
+        Path(DEFAULT_FOLDER), help="The folder of results. A second call continues."
     ),
     track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
-    markdown: Path | None = Option(None, help="Also write the tables of exact match as Markdown."),
+    markdown: Path | None = Option(None, help="A file for the tables of exact match, as Markdown."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Compare selectors on synthetic pools: select, train, answer, and compare the answers.
@@ -91,7 +91,7 @@ def _parse_seeds(text: str | None) -> tuple[int, ...]:
     except ValueError as error:
         raise typer.BadParameter(f"write --seeds 500-509 or 500,503, not {text}") from error
     if not seeds:
-        raise typer.BadParameter(f"--seeds {text} holds no pool")
+        raise typer.BadParameter(f"--seeds {text} holds no pool: write the lower number first")
     return tuple(dict.fromkeys(seeds))
 
 
@@ -133,17 +133,19 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
 @app.command("scoring")
 def bench_scoring(
     shape: str = Option(
-        "llama-10m", help="llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ..."
+        "llama-10m",
+        help="Model size: llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...",
     ),
-    device: str = Option("cpu", help="cpu or cuda."),
-    repeats: int = Option(5, min=1, help="Repetitions; each figure is their median."),
-    targets: int = Option(16, min=1, help="Targets of each demonstration."),
-    demonstrations: int = Option(2, min=1, help="Demonstrations in each repetition."),
+    device: str = Option("cpu", help="The device: cpu or cuda."),
+    repeats: int = Option(5, min=1, help="How many repetitions; each figure is their median."),
+    targets: int = Option(16, min=1, help="How many targets follow each demonstration."),
+    demonstrations: int = Option(2, min=1, help="How many demonstrations each repetition has."),
     length: list[str] | None = Option(
-        None, help="short, realistic or tiny; repeatable [the first two]."
+        None,
+        help="The length of the records: short, realistic or tiny; repeatable [the first two].",
     ),
-    naive_batch: int = Option(16, min=1, help="Pairs in a naive batch."),
-    threads: int = Option(1, min=1, help="CPU threads."),
+    naive_batch: int = Option(16, min=1, help="How many pairs a padded batch has."),
+    threads: int = Option(1, min=1, help="How many CPU threads to use."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Measure pairs scored per second, and compare with padded batches.
@@ -156,7 +158,7 @@ def bench_scoring(
 
     choices = {"--shape": ([shape], bench.SHAPES), "--length": (length or [], bench.LENGTHS)}
     faults = [
-        Fault(f"no {field[2:]} {name!r}: use one of {', '.join(known)}", field=field)
+        Fault(f"{name!r} is not a {field[2:]}. Use one of: {', '.join(known)}", field=field)
         for field, (names, known) in choices.items()
         for name in names
         if name not in known
@@ -186,14 +188,14 @@ def bench_scoring(
 
 @app.command("selection")
 def bench_selection(
-    full: bool = Option(False, "--full", help="Add ten million records (14 GiB, minutes)."),
+    full: bool = Option(False, "--full", help="Also run ten million records (14 GiB, minutes)."),
     quick: bool = Option(
         False, "--quick", help="Small kernels only, to check that everything runs."
     ),
     only: list[str] | None = Option(
-        None, help="A size, storage, objective or optimizer, e.g. 5000; repeatable."
+        None, help="Measure only this size, storage, objective or optimizer, e.g. 5000; repeatable."
     ),
-    repeats: int = Option(5, min=1, help="Repetitions; each figure is their median."),
+    repeats: int = Option(5, min=1, help="How many repetitions; each figure is their median."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Measure time and memory of greedy selection, and compare with submodlib and apricot.
@@ -204,7 +206,10 @@ def bench_selection(
 
     cases = select_cases(full, quick, only or ())
     if not cases:
-        raise Refused(f"no case is called {', '.join(only or ())}", field="--only")
+        raise Refused(
+            f"no case is called {', '.join(only or ())}. Try a number of records, such as 5000",
+            field="--only",
+        )
     results = benchmark_selection(cases, repeats, lambda text: print(text, file=sys.stderr))
     if as_json:
         print_json(results)

@@ -31,12 +31,12 @@ def compare(
     arms: list[str] | None = Argument(
         None,
         metavar="V/ARM V/ARM...",
-        help="Arms; differences are from the first. With --experiment: selectors [all].",
+        help="Arms to compare with the first one. With --experiment: selectors [all].",
     ),
     experiment: str | None = Option(
-        None, help="The table of `delift bench quality --experiment NAME`."
+        None, help="Show the results of `delift bench quality --experiment NAME` instead."
     ),
-    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: where it was stored."),
+    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: the --out of that command."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
@@ -51,7 +51,7 @@ def compare(
         show_table(stored, out / f"{experiment}.html", as_json)
         return
     if not arms:
-        raise Refused("name arms as V/ARM, or an experiment by --experiment", field="arms")
+        raise Refused("name arms as V/ARM, or an experiment with --experiment NAME", field="arms")
     from delift_pipeline.operations.compare import compare_arms
 
     comparison = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
@@ -104,35 +104,40 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
 @shared.with_model_flags
 def judge(
     arms: list[str] = Argument(
-        ..., help="VERSION/ARM or VERSION/initial; differences are from the first."
+        ...,
+        help="VERSION/ARM or VERSION/initial (the untrained model), compared with the first.",
     ),
-    model: str = Option(..., "--judge", help="The judge's name at the endpoint, or a local model."),
-    endpoint: str | None = Option(
-        None, help="An OpenAI-compatible address; without one the judge runs here."
+    model: str = Option(
+        ..., "--judge", help="The judge's name at --endpoint, or a model to run here."
     ),
+    endpoint: str | None = Option(None, help="An OpenAI-compatible address [the judge runs here]."),
     mode: str = Option(
-        "single", help="single: one overall score; dimensions: one for each of eight qualities."
+        "single",
+        help="single (one overall score) or dimensions (a score for each of eight qualities).",
     ),
     scoring: str = Option(
-        "written", help="written: the score in the reply; expected: the mean over the digits."
+        "written",
+        help="written (the score in the reply) or expected (the mean over the digits' "
+        "probabilities).",
     ),
-    max_tokens: int = Option(512, help="Most tokens of a written reply."),
-    least_mass: float = Option(0.5, help="expected: least total probability of the digits."),
-    parallel: int = Option(4, help="Requests at a time."),
+    max_tokens: int = Option(512, help="The most tokens of a reply with --scoring written."),
+    least_mass: float = Option(
+        0.5, help="With --scoring expected: the least total probability of the digits."
+    ),
+    parallel: int = Option(4, help="How many requests are sent at a time."),
     retries: int = Option(5, help="How often a failed request is tried again."),
-    timeout: float = Option(120.0, help="Seconds a request may take."),
-    price_in: float | None = Option(
-        None, help="Price of a million prompt tokens, for the estimate."
-    ),
-    price_out: float | None = Option(None, help="Price of a million reply tokens."),
+    timeout: float = Option(120.0, help="The most seconds that a request may take."),
+    price_in: float | None = Option(None, help="The estimate's price of a million prompt tokens."),
+    price_out: float | None = Option(None, help="The estimate's price of a million reply tokens."),
     estimate: bool = Option(False, "--estimate", help="Print the cost and send no request."),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Let a language model score stored answers from 1 to 5; no answer is scored twice.
+    """Let a language model score the stored answers of arms from 1 to 5.
 
-    The endpoint's key is read from the environment variable DELIFT_JUDGE_API_KEY.
+    Scores are stored, so no answer is sent twice. The environment variable DELIFT_JUDGE_API_KEY
+    holds the endpoint's key.
 
     Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """
@@ -150,7 +155,10 @@ def judge(
     options = validate(JudgeOptions, {name: arguments[name] for name in fields})
     if endpoint and flags.values():
         names = ", ".join(f"--{name.replace('_', '-')}" for name in flags.values())
-        raise Refused(f"{names} is for a judge that runs here", field="--endpoint")
+        raise Refused(
+            f"{names} is for a judge that runs here. Leave it out, or leave out --endpoint",
+            field="--endpoint",
+        )
     local = None if endpoint else flags.options(model)
     setup = JudgeSetup(Home.at(home), options, local)
     form = f"write VERSION/ARM or VERSION/{BASE_MODEL}"
@@ -170,8 +178,8 @@ def judge(
 def _cost_line(cost: "Estimate") -> str:
     price = "" if cost.price is None else f", price about {cost.price:,.2f}"
     return (
-        f"{cost.requests:,} questions to ask ({cost.known:,} of {cost.questions:,} known), about "
-        f"{cost.prompt_tokens:,} tokens asked and {cost.reply_tokens:,} replied{price}"
+        f"{cost.requests:,} requests ({cost.known:,} of {cost.questions:,} replies are stored), "
+        f"about {cost.prompt_tokens:,} prompt tokens and {cost.reply_tokens:,} reply tokens{price}"
     )
 
 

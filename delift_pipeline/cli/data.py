@@ -19,33 +19,34 @@ from delift_pipeline.core.validation import validate
 FILES: Any = Argument(
     ...,
     metavar="FILE",
-    help="JSON Lines, JSON, CSV, Parquet or Arrow (.gz, .zst); a folder of them; - is standard "
-    "input.",
+    help="Files in JSON Lines, JSON, CSV, Parquet or Arrow (also .gz, .zst), or folders of them. "
+    "- reads standard input.",
 )
 
 
 def ingest(
     files: list[Path] = FILES,
     version: str = Option(..., help="The new version's name, e.g. mydata-v1."),
-    parent: list[str] | None = Option(
-        None, help="The version that this one continues; repeatable."
-    ),
+    parent: list[str] | None = Option(None, help="A version that this one continues; repeatable."),
     target: Path | None = shared.TARGET,
     heldout: Path | None = Option(
-        None, help="Records for evaluation only [the parent's, else a random tenth]."
+        None, help="A file of records for evaluation only [the parent's, else a random tenth]."
     ),
-    dataset: str | None = Option(None, help="The dataset that this is a version of."),
-    model: str | None = Option(
-        None, envvar="DELIFT_MODEL", help="The model that scores this version."
-    ),
+    dataset: str | None = Option(None, help="The name of the dataset that this is a version of."),
+    model: str | None = Option(None, envvar="DELIFT_MODEL", help="The model that scores it."),
     template: str | None = shared.TEMPLATE,
-    coverage: str = Option("auto", help="Pairs to score: auto, neighbours or all."),
+    coverage: str = Option(
+        "auto",
+        help="Which pairs to score: all, neighbours, or auto (all if an arm needs them and the "
+        "pool is small).",
+    ),
     existing: str = Option(
-        "subset", help="Existing records of the continual stage: the parents' subset or pool."
+        "subset",
+        help="What the model already knows in the continual stage: the parents' subset or pool.",
     ),
     column: list[str] | None = shared.COLUMN,
     keep: list[str] | None = Option(
-        None, help="A column to keep for balance reports and quotas; repeatable."
+        None, help="A further column to store, for balance reports and quotas; repeatable."
     ),
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -104,42 +105,46 @@ def select(
     model: str = shared.MODEL,
     budget: str = Option(
         ...,
-        help="How many: 0.3 (share), 500 (count), 20000tokens, full, or auto (until the gains "
-        "become small).",
+        help="How many records to choose: 0.3 (share), 500 (count), 20000tokens, full, or "
+        "auto (until the gains become small).",
     ),
     out: Path | None = Option(
-        None, help="Where the chosen records go; - is standard output [./FILE.selected.jsonl]."
+        None, help="The file for the chosen records; - is standard output [./FILE.selected.jsonl]."
     ),
-    why: Path | None = Option(None, help="Where the reasons go, as JSON Lines."),
+    why: Path | None = Option(None, help="A file for the reasons, in JSON Lines."),
     stage: str | None = Option(
         None,
-        help="instruction_tuning, task_specific or continual [task_specific with --target, "
-        "continual with --existing, else instruction_tuning].",
+        help="The fine-tuning stage: instruction_tuning, task_specific or continual "
+        "[task_specific with --target, continual with --existing, else instruction_tuning].",
     ),
     selector: str = Option(
         "delift_trusted",
-        help="delift_trusted, delift, delift_se, random, full, initial, length, selectit, "
-        "less, deft_ucs, rds_plus, ifd or nuggets.",
+        help="The selection method: delift_trusted, delift, delift_se, random, full, "
+        "initial, length, selectit, less, deft_ucs, rds_plus, ifd or nuggets.",
     ),
     option: list[str] | None = Option(
-        None, help="A selector option NAME=VALUE, e.g. embedder=minilm; repeatable."
+        None, help="An option of the selector, e.g. embedder=minilm; repeatable."
     ),
     target: Path | None = shared.TARGET,
-    existing: Path | None = Option(None, help="Records that the model was already trained on."),
+    existing: Path | None = Option(None, help="A file of records that the model was trained on."),
     balance: list[str] | None = Option(
         None, help="A further column to compare pool and subset by; repeatable."
     ),
     quota: list[str] | None = Option(
-        None, help="COLUMN:LOW..HIGH, e.g. task:0.1..0.4 or task=math:50..; repeatable."
+        None,
+        help="The least and most records of each value of a column, e.g. task:0.1..0.4, or of one "
+        "value, e.g. task=math:50..; repeatable.",
     ),
     cap: list[str] | None = Option(
-        None, help="COLUMN:MOST, the most records of each value, e.g. source:500."
+        None, help="The most records of each value of a column, e.g. source:500; repeatable."
     ),
-    pin: list[str] | None = Option(None, help="Always choose these: a FILE or an ID; repeatable."),
+    pin: list[str] | None = Option(
+        None, help="A record id, or a file of records, to choose in any case; repeatable."
+    ),
     exclude: list[str] | None = Option(
-        None, help="Never choose these: a FILE or an ID; repeatable."
+        None, help="A record id, or a file of records, that is never chosen; repeatable."
     ),
-    seed: int = Option(0, help="Seed of random choices."),
+    seed: int = Option(0, help="The seed of random choices."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -212,7 +217,7 @@ def _default_out(file: Path) -> Path:
 def score(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
-    out: Path = Option(..., help="The Parquet file to write, one row for each pair."),
+    out: Path = Option(..., help="The Parquet file to write. It has one row for each pair."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -249,9 +254,11 @@ def score(
 def prompt(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
-    target: str = Option(..., help="The record to answer: its record_id or the file's id."),
+    target: str = Option(
+        ..., help="The record whose answer is scored: its record_id, or its id in the file."
+    ),
     demonstration: list[str] | None = Option(
-        None, help="A record to show before it; repeatable. Without one: the baseline."
+        None, help="A record to show before the target; repeatable [none: the baseline]."
     ),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,

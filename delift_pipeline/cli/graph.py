@@ -156,7 +156,7 @@ class GraphRuns:
 
 def _failure_of(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     """Return the error of the first failed step, with its traceback as a note for `--debug`."""
-    error = DeliftError(f"{label} failed; `delift ui` shows run {result.run_id}")
+    error = DeliftError(f"{label} failed. `delift ui` shows run {result.run_id}")
     failures = [(event, event.step_failure_data) for event in result.get_step_failure_events()]
     for event, data in failures:
         if (failure := data.user_failure_data) is not None:
@@ -197,7 +197,7 @@ def _close_dead_runs(instance: "dg.DagsterInstance", *, served: bool) -> None:
     from delift_pipeline.orchestration.dagster_internals import close_dead_runs
 
     for run_id in close_dead_runs(instance, served=served):
-        note = f"run {run_id[:8]} was interrupted: {PROCESS_GONE}; what it finished is kept"
+        note = f"run {run_id[:8]} was interrupted: {PROCESS_GONE}. Its finished work is stored"
         print(note, file=sys.stderr, flush=True)
 
 
@@ -215,7 +215,7 @@ def runs(home: Home) -> Iterator["Finding"]:
         gone, queues = internals.runs_without_process(instance), internals.pool_queues(instance)
         if any(map(internals.is_launched, gone)) and is_served(home):
             gone = [run for run in gone if not internals.is_launched(run)]
-        todo = "the next `delift run` or `delift ui` closes it and goes on with its work"
+        todo = "the next `delift run` or `delift ui` closes it and continues its work"
         warnings = [
             (f"run {run.run_id[:8]} ({run.job_name}) was interrupted: {PROCESS_GONE}", todo)
             for run in gone
@@ -225,7 +225,9 @@ def runs(home: Home) -> Iterator["Finding"]:
             runs_there = [f"run {run_id[:8]} ({place})" for run_id, place in places.items()]
             names, by = ", ".join(one[:8] for one in waiting), " and ".join(runs_there) or "no run"
             todo = "the next `delift run` or `delift ui` frees it"
-            todo = "let it finish, or end its process" if any(holders.values()) else todo
+            todo = (
+                "wait until it is finished, or end its process" if any(holders.values()) else todo
+            )
             warnings.append(
                 (f"run {names} waits for a place in the pool {pool}, held by {by}", todo)
             )

@@ -25,16 +25,17 @@ MOST_LINES = 10
 def lineage(
     adapter: str | None = Option(None, metavar="V/ARM", help="Show what made this adapter."),
     record: str | None = Option(
-        None, help="Show what became of this record: record_id, its beginning, or the file's id."
+        None,
+        help="Show where this record was used: record_id, the beginning of it, or id in the file.",
     ),
-    version: str | None = Option(None, help="Show what this version changed against its parents."),
+    version: str | None = Option(None, help="Show how this version differs from its parents."),
     openlineage: Path | None = Option(
-        None, help="Also write the runs that led there as OpenLineage events, one a line."
+        None, help="A file for the runs that made it, as OpenLineage events, one on each line."
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show what made an adapter, or what became of a record or of a version.
+    """Show what an adapter was made from, where a record was used, or what a version changed.
 
     Example: delift lineage --adapter V/instruction_tuning.delift_trusted
     """
@@ -42,7 +43,7 @@ def lineage(
     options = {"--adapter": adapter, "--record": record, "--version": version}
     chosen = {option: value for option, value in options.items() if value is not None}
     if len(chosen) != 1:
-        raise Refused("give one of --adapter V/ARM, --record ID and --version V")
+        raise Refused("pass one of --adapter V/ARM, --record ID and --version V")
     shared.check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = chosen.items()
     facts, text, names = _find_lineage(place, option, value)
@@ -195,7 +196,7 @@ def _version_text(facts: dict[str, Any]) -> str:
             moved += f"; {one['parent']} has no subset to compare with"
         else:
             moved = f"{one['kept']:,} of {moved} were in {one['parent']}/{one['against']}; "
-            moved += f"{len(one['came']):,} came, {len(one['went']):,} went"
+            moved += f"{len(one['came']):,} are new, {len(one['went']):,} are gone"
         lines.append(f"  {one['arm']}: {moved}")
         moves = [f"    + {row['record_id']}  {row['why']}" for row in one["came"]]
         moves += [f"    - {row['record_id']}  {row['why']}" for row in one["went"]]
@@ -205,20 +206,23 @@ def _version_text(facts: dict[str, Any]) -> str:
 
 @shared.with_model_flags
 def explain(
-    record: str = Option(..., help="The record: record_id, its beginning, or the file's own id."),
+    record: str = Option(
+        ..., help="The record: record_id, the beginning of it, or id in the file."
+    ),
     version: str | None = Option(None, help="The dataset version."),
     arm: str | None = Option(None, help="The arm, e.g. instruction_tuning.delift_trusted."),
     why: Path | None = Option(
-        None, help="The file of reasons that select wrote, instead of a version and an arm."
+        None,
+        help="A file of reasons that `delift select --why` wrote, instead of --version and --arm.",
     ),
     model: str | None = Option(
-        None, help="A model that computes how each answer token changes after a neighbour."
+        None, help="A model, to show how neighbours change each answer token."
     ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show why a record was chosen or dropped, and what its near prompts say of its answer.
+    """Show why a record was chosen or dropped, and whether similar records support its answer.
 
     Example: delift explain --why reasons.jsonl --record ID
     """
@@ -230,8 +234,8 @@ def explain(
     elif why is None and version is not None and arm is not None:
         explanation = stage.explain(Home.at(home), version, arm, record, options)
     else:
-        reason = "give --version and --arm of a stored subset, or --why FILE that select wrote"
-        raise Refused(f"{reason} (--model goes with the former)")
+        reason = "pass --version and --arm of a stored subset, or --why FILE that select wrote"
+        raise Refused(f"{reason} (--model needs --version and --arm)")
     shared.print_result(as_json, asdict(explanation), explanation_text(explanation))
 
 
@@ -257,12 +261,14 @@ def _choice_lines(explanation: "Explanation") -> list[str]:
         if explanation.covered_by is None:
             return ["dropped; no chosen record covers it"]
         by = explanation.covered_by
-        return [f"dropped; covered {explanation.coverage:.3f} by {by['source_id']}: {by['text']}"]
+        return [
+            f"dropped; covered to {explanation.coverage:.3f} by {by['source_id']}: {by['text']}"
+        ]
     gain = "" if explanation.gain is None else f", gain {explanation.gain:.4f}"
     own = (
         ""
         if explanation.self_share is None
-        else f", {explanation.self_share:.0%} of it its own row"
+        else f", {explanation.self_share:.0%} of it from its own row"
     )
     kind = "replayed" if explanation.replayed else "chosen"
     return [
@@ -281,7 +287,7 @@ def _record_lines(title: str, records: list[dict[str, str]]) -> list[str]:
 
 def _trust_lines(evidence: dict[str, Any] | None) -> list[str]:
     if evidence is None:
-        return ["trust: not known, no near pairs were scored"]
+        return ["trust: not known, because no near pairs were scored"]
     verdict = "SUSPECTED WRONG" if evidence["suspected"] else "not suspected"
     relative = evidence.get("relative") or 0.0
     why = ""

@@ -23,12 +23,14 @@ MOST_ROWS = 100
 
 
 def forget(
-    records: list[str] = Argument(..., metavar="ID...", help="record_ids, or the file's own ids."),
+    records: list[str] = Argument(
+        ..., metavar="ID...", help="The record_id of a record, or its id in the file."
+    ),
     dry_run: bool = Option(False, "--dry-run", help="List what would change, and change nothing."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Remove records for good, and mark everything made from them for rebuilding.
+    """Delete records for good, and mark everything that was made from them for rebuilding.
 
     Example: delift forget ID --dry-run
     """
@@ -38,7 +40,9 @@ def forget(
     done = "forgotten" if removal.applied else "would be forgotten (--dry-run)"
     marked = "marked for rebuilding" if removal.applied else "would be marked"
     lines = [f"{', '.join(removal.records)}: {done}"]
-    lines += [f"  out of the {', '.join(parts)} of {v}" for v, parts in removal.versions.items()]
+    lines += [
+        f"  removed from the {', '.join(parts)} of {v}" for v, parts in removal.versions.items()
+    ]
     lines += [f"  {marked}: {one['path']}" for one in removal.artifacts]
     lines += [f"  not cleaned, do it yourself: {line}" for line in removal.beyond]
     lines += [f"next: {run}" for run in removal.runs]
@@ -46,11 +50,13 @@ def forget(
 
 
 def doctor(
-    self_test: bool = Option(True, help="Score and select a few records with the packaged model."),
+    self_test: bool = Option(True, help="Also score and select some records with the demo model."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Check packages, GPU, disk, store, databases, runs and ports; status 1 if one is broken.
+    """Check packages, GPU, disk, store, databases, runs and ports.
+
+    The exit status is 1 if one of them is broken.
 
     Example: delift doctor --home ~/delift
     """
@@ -70,11 +76,11 @@ def doctor(
 
 
 def gc(
-    apply: bool = Option(False, "--apply", help="Delete what is listed."),
+    apply: bool = Option(False, "--apply", help="Delete the listed files."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """List files that can be deleted: leftovers of killed runs, and results in no use.
+    """List files that can be deleted: remains of killed runs, and results that nothing uses.
 
     Example: delift gc --apply
     """
@@ -82,7 +88,7 @@ def gc(
 
     garbage = collect_garbage(_open_home(home, written=apply), apply=apply)
     lines = [f"{one.bytes / 1e6:10,.1f} MB  {one.path}: {one.reason}" for one in garbage.waste]
-    done = "removed" if apply else "can go (delift gc --apply removes it)"
+    done = "deleted" if apply else "can be deleted (`delift gc --apply` does it)"
     lines.append(f"{garbage.bytes / 1e6:10,.1f} MB  in {len(garbage.waste):,} places {done}")
     shared.print_result(as_json, asdict(garbage), "\n".join(lines))
 
@@ -107,7 +113,9 @@ def verify(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Check the checksums of all stored scores; exit status 1 if one is damaged.
+    """Check the checksums of all stored scores.
+
+    The exit status is 1 if a file of scores is damaged.
 
     Example: delift verify --repair
     """
@@ -154,8 +162,8 @@ def _check_store(folder: Path, repair: bool) -> dict[str, Any]:
 
 
 def query(
-    sql: str = Argument(..., help="One SELECT; docs/queries.md lists the views."),
-    as_csv: bool = Option(False, "--csv", help="Comma-separated values with a header."),
+    sql: str = Argument(..., help="One SELECT statement; docs/queries.md lists the views."),
+    as_csv: bool = Option(False, "--csv", help="Print comma-separated values with a header."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
@@ -166,7 +174,7 @@ def query(
     from delift_pipeline.operations.query import run_query
 
     if as_csv and as_json:
-        raise Refused("give --json or --csv, not both")
+        raise Refused("pass --json or --csv, not both")
     answer = run_query(_open_home(home), sql)
     shared.print_notes(answer.left_out)
     if as_json:
@@ -189,7 +197,7 @@ def query(
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
     more = len(answer.rows) - MOST_ROWS
     if more > 0:
-        print(f"and {more:,} more rows (--csv and --json give all)", file=sys.stderr)
+        print(f"and {more:,} more rows (--csv and --json print all)", file=sys.stderr)
 
 
 def _escape_unprintable(letter: str) -> str:
@@ -198,7 +206,7 @@ def _escape_unprintable(letter: str) -> str:
 
 
 def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> None:
-    """Rebuild catalog.duckdb from the files of the home.
+    """Rebuild catalog.duckdb, the database that `delift query` reads.
 
     Example: delift catalog --home ~/delift
     """
@@ -219,10 +227,11 @@ def plan(
     ),
     version: str | None = Option(None, help="A stored version, instead of FILE."),
     arm: list[str] | None = Option(
-        None, help="An arm; repeatable [all that apply; for a file: select's default]."
+        None,
+        help="An arm; repeatable [all that apply to the version; for FILE: the default of select].",
     ),
     model: str | None = shared.OWN_MODEL,
-    measure: bool = Option(True, help="If no scores are stored, time the model on a few records."),
+    measure: bool = Option(True, help="If no scores are stored, time the model on some records."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -238,7 +247,7 @@ def plan(
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
-        raise Refused("name either a file of records or a stored version (--version V)")
+        raise Refused("pass either FILE or --version V of a stored version")
     if version is not None and version not in place.versions() and Path(version).is_file():
         files = [Path(version)]
     if files:
@@ -279,7 +288,9 @@ def _cost_text(cost: "Cost") -> str:
     time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
     rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
     lines += [
-        f"  scoring   {time}{rate}" if cost.pairs else "  scoring   nothing is missing",
+        f"  scoring   {time}{rate}"
+        if cost.pairs
+        else "  scoring   nothing is missing: every score is stored",
         f"  disk      {cost.disk_bytes / 1e6:,.1f} MB more for scores and kernel",
     ]
     for arm in cost.arms:

@@ -25,26 +25,22 @@ if TYPE_CHECKING:
     from delift_pipeline.scoring.options import ModelOptions
 
 # Options that commands share. Each command declares their type.
-HOME: Any = Option(None, "--home", envvar="DELIFT_HOME", help="The home directory [./delift_home].")
-AS_JSON: Any = Option(
-    False, "--json", help="Print one JSON document on standard output and nothing else."
+HOME: Any = Option(
+    None, "--home", envvar="DELIFT_HOME", help="The folder that holds all results [./delift_home]."
 )
-MODEL_HELP = "A model folder, a hub id, preset:NAME, or `demo` (the packaged one)."
+AS_JSON: Any = Option(False, "--json", help="Print the result as one JSON document.")
+MODEL_HELP = "The model: a folder, a hub id, preset:NAME, or `demo` (the packaged model)."
 MODEL: Any = Option(..., "--model", envvar="DELIFT_MODEL", help=MODEL_HELP)
 OWN_MODEL: Any = Option(
     None, "--model", envvar="DELIFT_MODEL", help="The model [the version's own]."
 )
-TARGET: Any = Option(None, "--target", help="Example records of the task to select for.")
-TEMPLATE_HELP = "Prompt template: plain, paper, world, chat (the model's own) or a file."
+TARGET: Any = Option(None, "--target", help="A file of example records of the task to select for.")
+TEMPLATE_HELP = "The prompt template: plain, paper, world, chat (the model's own), or a file."
 TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
-SKIP_BAD: Any = Option(
-    False,
-    "--skip-bad",
-    help="Leave faulty records out, count them by reason and list their faults.",
-)
-IDS: Any = Option("keep", "--ids", help="keep, or ignore (do not use the ids of the file).")
+SKIP_BAD: Any = Option(False, "--skip-bad", help="Leave faulty records out, and list their faults.")
+IDS: Any = Option("keep", "--ids", help="keep or ignore the ids in the file.")
 COLUMN: Any = Option(
-    None, "--column", help="FIELD=COLUMN, if the file names its columns otherwise; repeatable."
+    None, "--column", help="FIELD=COLUMN: the column of the file that holds a field; repeatable."
 )
 
 DEBUG_VARIABLE = "DELIFT_DEBUG"
@@ -131,11 +127,11 @@ def check_outputs(
             continue
         real, reason = os.path.realpath(path), output.reason_unwritable(path)
         if real in used:
-            reason = f"{path} is read or written by this command already: choose another file"
+            reason = f"this command already reads or writes {path}. Choose another file"
         elif as_json and output.is_standard_output(path):
-            reason = "standard output holds the document of --json already: name a file"
+            reason = "--json already uses standard output. Name a file"
         elif not output.is_standard_output(path) and os.path.dirname(real) in folders:
-            reason = f"{path} is in a folder that this command reads: choose another folder"
+            reason = f"{path} is in a folder that this command reads. Choose another folder"
         faults += [Fault(reason, field=option)] if reason else []
         used.add(real)
     if faults:
@@ -219,25 +215,29 @@ class ModelFlags:
 
     revision: str | None = _flag("The hub revision to load.")
     template: str | None = _flag(TEMPLATE_HELP)
-    window: int | None = _flag("Most tokens of a prompt [the model's, at most 2048].")
-    dtype: str | None = _flag("float32, bfloat16 or float16 [the preset's, else float32].")
+    window: int | None = _flag("The most tokens of a prompt [the model's limit, at most 2048].")
+    dtype: str | None = _flag(
+        "Number format: float32, bfloat16 or float16 [the preset's, else float32]."
+    )
     load_in: str | None = _flag("Load weights in 4bit or 8bit with bitsandbytes.")
-    engine: str | None = _flag("transformers, vllm, or naive (slow, for checks) [transformers].")
-    device: str | None = _flag("auto, cpu, cuda or cuda:N [auto].")
+    engine: str | None = _flag(
+        "The scoring engine: transformers, vllm, or naive (slow, for checks) [transformers]."
+    )
+    device: str | None = _flag("The device: auto, cpu, cuda or cuda:N [auto].")
     device_map: str | None = _flag(
         "Spread one model over several GPUs: auto, balanced, balanced_low_0 or sequential."
     )
-    tensor_parallel: int | None = _flag("GPUs that vLLM splits the model over [1].")
-    gpu_memory: float | None = _flag("Share of each GPU's memory for vLLM [0.9].")
-    batch_tokens: int | None = _flag("Most target tokens in one batch [depends on the device].")
+    tensor_parallel: int | None = _flag("How many GPUs vLLM splits the model over [1].")
+    gpu_memory: float | None = _flag("The share of each GPU's memory that vLLM may use [0.9].")
+    batch_tokens: int | None = _flag("The most target tokens in one batch [depends on the device].")
     memory_limit: float | None = _flag(
-        "Most GiB for scoring besides the model [CPU: 1.5; GPU: 0.8 of the free]."
+        "The most GiB that scoring may use besides the model [CPU: 1.5; GPU: 0.8 of the free]."
     )
-    in_flight: int | None = _flag("Demonstrations scored in one batch [CPU: 1; GPU: 64].")
+    in_flight: int | None = _flag("How many demonstrations a batch has [CPU: 1; GPU: 64].")
     threads: int | None = _flag("CPU threads of each process [PyTorch's default].")
-    workers: int | None = _flag("Scoring processes; use one for each GPU [1].")
+    workers: int | None = _flag("How many processes score; use one for each GPU [1].")
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Let code that comes with the model run."}
+        default=False, metadata={"help": "Allow code that comes with the model to run."}
     )
 
     def options(self, model: str) -> "ModelOptions":

@@ -19,23 +19,23 @@ def recipe(
     name: str | None = Argument(None, help="A benchmark or a transfer experiment [list all]."),
     source: list[str] | None = Option(
         None,
-        help="A file, folder or hub id, for a transfer RECIPE=PLACE; repeatable "
-        "[the benchmark's own hub id].",
+        help="Where to read the benchmark: a file, folder or hub id; for a transfer "
+        "BENCHMARK=PLACE, repeatable [the benchmark's own hub id].",
     ),
-    split: str = Option("train", help="train or test."),
-    limit: int | None = Option(None, min=1, help="Number of rows, drawn at random."),
-    seed: int = Option(0, min=0, help="Seed of --limit."),
+    split: str = Option("train", help="The part of the benchmark: train or test."),
+    limit: int | None = Option(None, min=1, help="How many rows to draw at random [all]."),
+    seed: int = Option(0, min=0, help="The seed of --limit."),
     revision: str | None = Option(None, help="The hub revision to load."),
-    target: int = Option(100, min=1, help="For a transfer: number of records in the target set."),
-    heldout: int = Option(300, min=1, help="For a transfer: number of held-out records."),
+    target: int = Option(100, min=1, help="For a transfer: how many records the target set has."),
+    heldout: int = Option(300, min=1, help="For a transfer: how many records are held out."),
     out: Path | None = Option(
-        None, help="The file to write; for a transfer the folder, such as HOME/inbox."
+        None, help="The output file; for a transfer a folder like HOME/inbox."
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
     """Convert a benchmark to records, or a transfer experiment to versions for the inbox.
 
-    A benchmark's row may have its publisher's columns or those of a record.
+    A file of a benchmark may have the publisher's columns, or those of a record.
 
     Example: delift recipe gsm8k --out gsm8k.jsonl
     """
@@ -46,7 +46,7 @@ def recipe(
         _print_list(as_json)
         return
     if out is None:
-        raise Refused("say where to write", field="--out")
+        raise Refused("no output is named. Pass --out FILE", field="--out")
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
         sizes = PartSizes(limit or PartSizes.pool, target, heldout)
@@ -55,7 +55,7 @@ def recipe(
         shared.check_outputs({"--out": out}, as_json=as_json)
         benchmark = find_recipe(name)
         if source and len(source) > 1:
-            raise Refused("a benchmark has one source", field="--source")
+            raise Refused("a benchmark has one source. Pass --source once", field="--source")
         place = source[0] if source else None
         rows = benchmark_rows(benchmark, place, split, limit=limit, seed=seed, revision=revision)
         write_rows(out, rows)

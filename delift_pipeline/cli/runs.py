@@ -27,7 +27,7 @@ DEMO_TEMPLATE = "world"
 # The matrices of the demo model are so small that more threads would slow it down.
 ONE_THREAD = {"compute": {"config": {"threads": 1}}}
 INTERRUPTED_NOTE = (
-    "interrupted: what is finished is kept; run the same command again to go on from there"
+    "interrupted: finished work is stored; run the same command again to continue from there"
 )
 
 
@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Score, select, train and evaluate a version with Dagster, in this process.
 
-    Ctrl-C and SIGTERM end it within ten seconds. The next run continues where it stopped.
+    Ctrl-C and SIGTERM end the run within ten seconds. The next run continues where it stopped.
 
     Example: delift run --version mydata-v1
     """
@@ -71,11 +71,11 @@ def run(
 
 
 def ui(
-    port: int = Option(3000, min=1, max=65535, help="Dagster's port."),
-    mlflow_port: int = Option(5000, min=1, max=65535, help="MLflow's port."),
+    port: int = Option(3000, min=1, max=65535, help="The port of Dagster."),
+    mlflow_port: int = Option(5000, min=1, max=65535, help="The port of MLflow."),
     home: Path | None = shared.HOME,
 ) -> None:
-    """Serve Dagster (webserver and daemon) and MLflow on 127.0.0.1 until interrupted.
+    """Serve the user interfaces of Dagster and MLflow on 127.0.0.1 until Ctrl-C.
 
     Example: delift ui --port 3001
     """
@@ -133,11 +133,13 @@ def _cancel_runs(home: Home) -> None:
 
 def demo(
     home: Path | None = Option(
-        None, "--home", help=f"The demo's own folder; DELIFT_HOME is not used [./{DEMO_HOME}]."
+        None,
+        "--home",
+        help=f"The folder for the demo's results, instead of DELIFT_HOME [./{DEMO_HOME}].",
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Run all three stages on a synthetic dataset with a tiny model; print the leaderboard.
+    """Run all three stages on a synthetic dataset with a tiny model, and print the results.
 
     Example: delift demo --home ./delift_demo
     """
@@ -167,7 +169,7 @@ def demo(
     text = (
         f"{graph.pairs_scored:,} pairs scored, {graph.pairs_reused:,} reused from the store, "
         f"{figures['seconds']['total']:.0f} s\nreport: {page}\n"
-        f"to look around: delift ui --home {place.root}"
+        f"to look at the results: delift ui --home {place.root}"
     )
     shared.print_result(as_json, facts, text)
 

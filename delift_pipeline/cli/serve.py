@@ -56,14 +56,14 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
         DeliftError: a server did not answer in time, or ended too often.
     """
     if port == mlflow_port and not _remote_tracking():
-        reason = f"{port} is Dagster's port already: give MLflow another one"
+        reason = f"Dagster already uses port {port}. Choose another port for MLflow"
         raise Refused(reason, field="--mlflow-port")
     faults = []
     for option, number in {"--port": port, "--mlflow-port": mlflow_port}.items():
         try:
             socket.create_server((ADDRESS, number)).close()
         except OSError:
-            reason = f"port {number} is taken: end what uses it or choose another"
+            reason = f"another program uses port {number}. End it, or choose another port"
             faults.append(Fault(reason, field=option))
     if faults:
         raise Refused(*faults)
@@ -73,7 +73,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
             _prepare_home(home, port, mlflow_port)
             _run_servers(home, port, mlflow_port)
     except Timeout:
-        reason = f"{home.root.name} is served by another `delift ui`: end that one first"
+        reason = f"{home.root.name} is served by another `delift ui`. End that one first"
         raise Refused(reason, field="--home") from None
 
 
@@ -216,7 +216,9 @@ class _Servers:
             else:
                 _print_line(f"{name}: http://{ADDRESS}:{port}")
                 return
-        raise DeliftError(f"no answer on port {port} within {READY_SECONDS:.0f} s")
+        raise DeliftError(
+            f"the {name} server did not answer on port {port} within {READY_SECONDS:.0f} s"
+        )
 
     def watch(self) -> NoReturn:
         """Restart each server that ends, unless servers ended too often."""

@@ -127,7 +127,7 @@ def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
     Raises:
         Refused: the subset is not materialised yet.
     """
-    reason = f"{version} has no subset of {arm} yet: materialise `subset` first"
+    reason = f"{version} has no subset of {arm} yet. Materialise `subset` first"
     return required_manifest(home.subset(version, arm), reason, field="arm")
 
 

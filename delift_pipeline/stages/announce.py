@@ -65,7 +65,7 @@ def _announcement(files: Sequence[Path]) -> str | None:
     more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
     return (
         f"reading {files[0].name}{more}: about {records:,.0f} records in {stored / 1e6:,.0f} MB, "
-        f"about {duration_text(seconds)} and {memory / 2**30:,.1f} GiB of memory"
+        f"in about {duration_text(seconds)} and {memory / 2**30:,.1f} GiB of memory"
     )
 
 
@@ -96,7 +96,7 @@ def announce_pairs(
     if records.height <= LARGE:
         return
     rate = stored_rate(ScoreStore(home.scores(fingerprint_of(model).digest)))
-    time = f"about {duration_text(pairs / rate)}" if rate else "the time is said after a trial"
+    time = f"about {duration_text(pairs / rate)}" if rate else "the time is estimated after a trial"
     bytes_each = {"4bit": NF4_BYTES, "8bit": INT8_BYTES}.get(
         model.load_in or "", BYTES[model.dtype]
     )
@@ -115,4 +115,4 @@ def announce_scoring(records: int, pairs: int, rate: float | None, progress: Pro
     if records <= LARGE:
         return
     duration = rate and f"about {duration_text(pairs / rate)} at {rate:,.0f} pairs a second"
-    progress.say(f"{pairs:,} pairs to score, {duration or 'how long is not known'}")
+    progress.say(f"{pairs:,} pairs to score, {duration or 'the time is not known'}")

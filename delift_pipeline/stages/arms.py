@@ -68,8 +68,10 @@ class PlanOptions(BaseModel):
     @classmethod
     def _check_embedder(cls, embedder: str) -> str:
         if embedder == MODEL:
-            reason = "pairs are planned without the model: choose tfidf or minilm here"
-            raise ValueError(reason + ", and model in a selector's options")
+            reason = (
+                "Pairs are planned without the model. Choose tfidf or minilm here. The embedder"
+            )
+            raise ValueError(f"{reason} `{MODEL}` can be set in the options of a selector.")
         return embedder
 
 

@@ -29,25 +29,23 @@ def cost_sentence(
         time = f", about {duration_text(pairs / rate)} here" if rate and pairs else ""
         return f"needs {pairs:,} more pairs{of}{time}"
 
-    every = (
-        f"set coverage: all (plan.coverage in arms.yaml) and materialise {STEPS_TO_REPEAT} again"
-    )
+    every = f"Set plan.coverage to all in arms.yaml, and materialise {STEPS_TO_REPEAT} again"
     if "self" in absent:
         plan = read_manifest(home.plan(dataset.version))
         planned = plan.details["blocks"].get("self", {}).get("pairs", 0) if plan else 0
-        return f"arm {arm.name} {cost(dataset.pool.height**2 - planned)}; {every}"
+        return f"arm {arm.name} {cost(dataset.pool.height**2 - planned)}. {every}"
     if "replay" in absent:
         ids = tuple(find_existing_records(home, dataset, arm.name).records["record_id"])
         if why := reason_not_dense(dataset, len(ids), load_arms(home).plan):
             more = store.missing(PairPlan((PairBlock("replay", ids, ids),))).pairs
             return (
                 f"arm {arm.name} replays from {len(ids):,} existing records, and "
-                f"{cost(more, ' of them')}, which are not planned ({why}); {every}, or set the "
-                "arm's replay to 0"
+                f"{cost(more, ' of them')}, which are not planned ({why}). {every}, or set the "
+                "arm's option replay to 0"
             )
     return (
-        f"arm {arm.name} needs the {' and '.join(absent)} pairs of {dataset.version}, which were "
-        f"not planned: materialise {STEPS_TO_REPEAT} again (delift run --version {dataset.version} "
+        f"arm {arm.name} needs the {' and '.join(absent)} pairs of {dataset.version}, which are "
+        f"not planned. Materialise {STEPS_TO_REPEAT} again (delift run --version {dataset.version} "
         f"--arm {arm.name})"
     )
 

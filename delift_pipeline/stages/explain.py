@@ -37,7 +37,7 @@ from delift_pipeline.stages.suspects import stored_token_changes
 
 NEIGHBOURS = 5
 REASON_KEYS = {"record_id", "source_id", "text", "trust", "near_duplicates", "suspected"}
-NO_REASONS = "is no line of reasons: write the file anew with delift select --why FILE"
+NO_REASONS = "This line holds no reasons. Write the file again with `delift select --why FILE`"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def explain(
     """
     dataset, folder = load_version(home, version), home.subset(version, arm)
     load_arms(home).arm(arm)
-    reason = f"{version} has no subset of {arm} yet: delift run --version {version} --arm {arm}"
+    reason = (
+        f"{version} has no subset of {arm} yet. Run it: delift run --version {version} --arm {arm}"
+    )
     manifest = required_manifest(folder, reason, field="--arm")
     known = known_records(home, dataset)
     name = find_record(known, record, "no record of the version")
@@ -169,7 +171,7 @@ def _read_evidence(
         options = manifest.request["options"]
         trust_options = {key: options[key] for key in ("embedder", "floor") if key in options}
     if trust_options.get("embedder") == MODEL and reader is None:
-        reason = "trust was read from the model's own embeddings here: name the model"
+        reason = "Trust was computed here with the model's own embeddings. Pass --model"
         raise Refused(reason, field="--model")
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
@@ -224,7 +226,7 @@ def _read_reasons(path: Path) -> list[dict[str, Any]]:
         # splitlines() would also split at characters that a record's text may hold.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Fault(f"cannot be read: {error}", file=str(path))) from error
+        raise Refused(Fault(f"This file cannot be read: {error}", file=str(path))) from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -150,10 +150,10 @@ def _samples(home: Home, answers: AnswerSet) -> pl.DataFrame:
     else:
         paths = [home.report(answers.version, answers.arm) / SAMPLES]
     if len(paths) > 1:
-        reason = f"{answers} was measured with {len(paths)} models: judge an arm"
+        reason = f"{answers} has reports of {len(paths)} models. Name an arm instead"
         raise Refused(reason, field="arm")
     if not paths or not paths[0].is_file():
-        raise Refused(f"{answers} has no report yet: evaluate it first", field="arm")
+        raise Refused(f"{answers} has no report yet. Evaluate it first", field="arm")
     return pl.read_parquet(paths[0])
 
 

@@ -23,7 +23,7 @@ def make_kernel(home: Home, version: str, model: ModelOptions, run_id: str | Non
     pair_plan = plan_manifest(home, version)
     scores = required_manifest(
         home.version_scores(version, fingerprint, "in_context"),
-        f"{version} is not scored with this model: materialise in_context_logprobs",
+        f"{version} is not scored with this model. Materialise in_context_logprobs first",
     )
     request = {"fingerprint": fingerprint}
     parents = {

@@ -116,7 +116,7 @@ def plan_manifest(home: Home, version: str) -> Manifest:
     Raises:
         DeliftError: the version has no plan yet.
     """
-    reason = f"{version} has no pair plan yet: materialise pair_plan first"
+    reason = f"{version} has no pair plan yet. Materialise pair_plan first"
     return required_manifest(home.plan(version), reason)
 
 
@@ -135,7 +135,7 @@ def plan_inputs(
         self_pairs, dense = "all", []
     elif not near_for_trust and all(need.self_pairs == "none" for _, need in needs):
         self_pairs = "none"
-    notes = [f"{name} needs every pair, which is not planned ({why})" for name in dense]
+    notes = [f"{name} needs every pair, but not every pair is planned ({why})" for name in dense]
     existing, replay = list[pl.DataFrame](), list[pl.DataFrame]()
     replay_notes, parents = list[str](), dict[str, str]()
     for name, need in needs:
@@ -151,7 +151,7 @@ def plan_inputs(
         existing += [records] * need.existing_pairs
         if need.replay_pairs:
             why = reason_not_dense(dataset, records.height, arms.plan)
-            note = f"{name} replays, and pairs of existing records are not planned ({why})"
+            note = f"{name} replays, but pairs of existing records are not planned ({why})"
             replay_notes += [note] if why else []
             replay += [] if why else [records]
     return PlanInputs(
@@ -178,4 +178,6 @@ def reason_not_dense(dataset: DatasetVersion, n: int, plan: PlanOptions) -> str 
     coverage = _coverage(dataset, plan)
     if coverage == "neighbours":
         return "coverage is neighbours"
-    return None if coverage == "all" or n <= plan.dense_limit else f"{n:,} > {plan.dense_limit:,}"
+    if coverage == "all" or n <= plan.dense_limit:
+        return None
+    return f"{n:,} records are more than dense_limit {plan.dense_limit:,}"

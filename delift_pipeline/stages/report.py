@@ -94,7 +94,7 @@ def make_report(
     """
     dataset, folder = load_version(home, version), home.report(version, arm.name)
     trained, options = home.adapter(version, arm.name), arm.evaluation
-    reason = f"{version} has no adapter of {arm.name} yet: materialise it first"
+    reason = f"{version} has no adapter of {arm.name} yet. Materialise `adapter` first"
     adapter = required_manifest(trained, reason, field="arm")
     fingerprint = fingerprint_of(model).digest
     subject = Subject(home, dataset, arm, model, fingerprint, adapter, progress)

@@ -84,7 +84,7 @@ def score_version(
     manifest = up_to_date(folder, {}, parents, CODE_VERSION)
     if manifest and not missing_scores(store, plan, part, manifest.details["unscorable"]):
         planned, shards = manifest.counts["wanted"], len(store.shards)
-        progress.say(f"all {planned:,} scores found in {shards:,} shards")
+        progress.say(f"all {planned:,} scores are stored already, in {shards:,} shards")
         return ScoreResult(home, folder, manifest, True, part, model, plan, store, None)
     from delift_pipeline.scoring.model import load_encoder
 

@@ -143,12 +143,14 @@ def _read_files(request: Request) -> Sets:
         shared = target.filter(pl.col("record_id").is_in(pool["record_id"].implode()))
         if shared.height:
             ids = ", ".join(shared["source_ids"].list.first().head(MOST_IDS))
-            reason = f"shares {shared.height} records with the pool (first: {ids}); take them out"
+            reason = f"{shared.height} records are also in the pool (first: {ids}). Remove them"
             raise Refused(reason, field="--target")
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
-        raise Refused("every record of the file is among the existing ones", field="FILE")
+        raise Refused(
+            "Every record of the file is in --existing too. Pass new records", field="FILE"
+        )
     return Sets(stage, read, pool, target, existing)
 
 
@@ -161,14 +163,14 @@ def _stage_of(request: Request) -> tuple[Stage, list[Fault]]:
     fitting = ["instruction_tuning", *(needed for needed, _, is_present in files if is_present)]
     stage = request.stage or fitting[-1]
     if stage not in STAGES:
-        reason = f"{stage!r} is no stage; there are: {', '.join(STAGES)}"
+        reason = f"{stage!r} is not a stage. Use one of: {', '.join(STAGES)}"
         return "instruction_tuning", [Fault(reason, field="--stage")]
     faults = []
     for needed, name, is_present in files:
         if stage == needed and not is_present:
             faults.append(Fault(f"the stage {stage} needs --{name} FILE", field="--stage"))
         if stage != needed and is_present:
-            reason = f"is read in the stage {needed} only, not in {stage}"
+            reason = f"The stage {stage} does not read this file, only {needed} does. Leave it out"
             faults.append(Fault(reason, field=f"--{name}"))
     return cast(Stage, stage), faults
 

@@ -132,7 +132,10 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
     refuse_inapplicable(dataset, arm)
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
     if pool.is_empty():
-        raise Refused(f"{version} adds no record to its parents", field="version")
+        raise Refused(
+            f"{version} adds no record to its parents, so there is nothing to select",
+            field="version",
+        )
     needs = needs_of(arm.selector, arm.stage, arm.options)
     existing, blocks, extra = None, dict[str, str](), dict[str, str]()
     if needs.reads_existing:
@@ -140,7 +143,7 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
         existing, extra = existing_records.records, dict(existing_records.parents)
     fingerprint = fingerprint_of(model).digest if needs.blocks or needs.model else None
     if needs.blocks and fingerprint:
-        reason = f"{version} has no kernel for this model yet: materialise utility_kernel"
+        reason = f"{version} has no kernel for this model yet. Materialise utility_kernel first"
         kernel = required_manifest(home.kernel(version, fingerprint), reason, field="arm")
         known = block_hashes(kernel)
         if absent := [name for name in needs.blocks if name not in known]:

@@ -74,7 +74,7 @@ def test_arms_are_judged_side_by_side_and_once(
 def test_what_cannot_be_judged_is_refused_in_a_sentence(delift: Delift, home: Home) -> None:
     given = ("--judge", "x", "--endpoint", "http://127.0.0.1:9/v1", "--home", home.root)
     faults = delift("judge", "v1/instruction_tuning.full", *given).faults
-    assert faults == ["arm: v1/instruction_tuning.full has no report yet: evaluate it first"]
+    assert faults == ["arm: v1/instruction_tuning.full has no report yet. Evaluate it first"]
     assert delift("judge", "v1", *given).faults == [
         "arm: 'v1': write VERSION/ARM or VERSION/initial"
     ]

@@ -73,7 +73,7 @@ def test_pairs_time_and_memory_are_said_before_scoring(
     said = delift("select", file, "--model", tiny.model, *given).err.splitlines()
     kinds = [
         "reading few.jsonl: about 30 records",
-        "30 records: at most 870 pairs to score, the time is said after a trial, in about 1.5 GiB",
+        "30 records: at most 870 pairs to score, the time is estimated after a trial",
         "tokenised: 30/30 records done",
         "near prompts: 30/30 records done",
         "pairs to score, about 1 second at",

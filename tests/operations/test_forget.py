@@ -195,5 +195,5 @@ def test_unknown_record_is_refused(small: Home, delift) -> None:
 
 def test_forget_prints_what_it_did(small: Home, delift) -> None:
     said = delift("forget", "b", "--home", small.root, "--dry-run").out
-    assert "would be forgotten" in said and "out of the pool of w1" in said
+    assert "would be forgotten" in said and "from the pool of w1" in said
     assert delift("forget", "b", "--home", small.root, "--json").json["applied"] is True

@@ -292,8 +292,8 @@ def test_openlineage_events_connect_the_adapter_with_the_data(made: Home, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        ((), "give one of"),
-        (("--record", "x", "--version", "v1"), "give one of"),
+        ((), "pass one of"),
+        (("--record", "x", "--version", "v1"), "pass one of"),
         (("--adapter", "v1"), "write V/ARM"),
         (("--adapter", "../x/instruction_tuning.random"), "no version name"),
         (("--adapter", "v1/instruction_tuning.none"), "has no adapter"),

@@ -171,7 +171,7 @@ def test_query_prints_json_csv_and_a_table(made: Home, delift) -> None:
     rows = list(csv.reader(io.StringIO(delift(*given, "--csv").out)))
     assert rows == [["version", "records"], ["v1", "20"], ["v2", "40"]]
     assert "v2" in delift(*given).out
-    assert delift(*given, "--csv", "--json").faults == ["give --json or --csv, not both"]
+    assert delift(*given, "--csv", "--json").faults == ["pass --json or --csv, not both"]
 
 
 def test_record_text_cannot_steer_the_terminal(made: Home, delift) -> None:
