@@ -310,6 +310,6 @@ def test_a_lost_registry_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Tracker(home, "http://127.0.0.1:9", lazy=True)
-    with pytest.raises(DeliftError, match="run without it") as caught:
+    with pytest.raises(DeliftError, match="run without tracking") as caught:
         settled(home, away, dataset)
     assert "\n" not in str(caught.value)

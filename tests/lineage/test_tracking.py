@@ -165,7 +165,7 @@ class TestMetrics:
         assert run.data.tags["delift.not_finite.curve"] == "inf at step 1"
 
     def test_a_lost_run_is_one_sentence(self, tracker: Tracker) -> None:
-        with pytest.raises(DeliftError, match="run without it") as caught:
+        with pytest.raises(DeliftError, match="run without tracking") as caught:
             tracker.log_metrics("0" * 32, {"loss": 1.0})
         assert "\n" not in str(caught.value)
 

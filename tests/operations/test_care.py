@@ -98,7 +98,7 @@ def test_doctor_finds_damage_inside_a_database(home: Home, database: Path) -> No
         file.seek(4096)
         file.write(b"\xff" * 200)
     found = database_finding(home)
-    assert found.state == "broken" and "is damaged" in found.note and "aside" in found.todo
+    assert found.state == "broken" and "is damaged" in found.note and "move" in found.todo
 
 
 def test_doctor_says_who_uses_a_locked_catalog(home: Home) -> None:
