@@ -36,7 +36,9 @@ def compare(
     experiment: str | None = Option(
         None, help="Show the results of `delift bench quality --experiment NAME` instead."
     ),
-    out: Path = Option(Path(DEFAULT_FOLDER), help="With --experiment: the --out of that command."),
+    out: Path = Option(
+        Path(DEFAULT_FOLDER), help="With --experiment: the --out of `delift bench quality`."
+    ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
@@ -122,7 +124,7 @@ def judge(
     ),
     max_tokens: int = Option(512, help="The most tokens of a reply with --scoring written."),
     least_mass: float = Option(
-        0.5, help="With --scoring expected: the least total probability of the digits."
+        0.5, help="With --scoring expected: a reply counts if the digits sum to this probability."
     ),
     parallel: int = Option(4, help="How many requests are sent at a time."),
     retries: int = Option(5, help="How often a failed request is tried again."),

@@ -46,7 +46,7 @@ def ingest(
     ),
     column: list[str] | None = shared.COLUMN,
     keep: list[str] | None = Option(
-        None, help="A further column to store, for balance reports and quotas; repeatable."
+        None, help="A further column to store, e.g. for quotas; repeatable."
     ),
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,

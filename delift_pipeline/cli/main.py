@@ -36,7 +36,9 @@ def options(
     version: bool = Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
-    debug: bool = Option(False, DEBUG, help="Show the traceback of an error. May stand anywhere."),
+    debug: bool = Option(
+        False, DEBUG, help="Show the traceback of an error. May stand anywhere in the command."
+    ),
 ) -> None:
     """Choose the part of an instruction dataset that is worth fine-tuning on, with reasons."""
 

@@ -231,7 +231,7 @@ class ModelFlags:
     gpu_memory: float | None = _flag("The share of each GPU's memory that vLLM may use [0.9].")
     batch_tokens: int | None = _flag("The most target tokens in one batch [depends on the device].")
     memory_limit: float | None = _flag(
-        "The most GiB that scoring may use besides the model [CPU: 1.5; GPU: 0.8 of the free]."
+        "The most GiB for scoring besides the model [CPU: 1.5; GPU: 80 % of free memory]."
     )
     in_flight: int | None = _flag("How many demonstrations a batch has [CPU: 1; GPU: 64].")
     threads: int | None = _flag("CPU threads of each process [PyTorch's default].")

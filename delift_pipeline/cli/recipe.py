@@ -35,7 +35,8 @@ def recipe(
 ) -> None:
     """Convert a benchmark to records, or a transfer experiment to versions for the inbox.
 
-    A file of a benchmark may have the publisher's columns, or those of a record.
+    The rows of a benchmark may have the columns of its publisher, or those of a record
+    (instruction, input, output).
 
     Example: delift recipe gsm8k --out gsm8k.jsonl
     """
