@@ -30,7 +30,7 @@ def lineage(
     ),
     version: str | None = Option(None, help="Show how this version differs from its parents."),
     openlineage: Path | None = Option(
-        None, help="A file for the runs behind the result, as OpenLineage events, one on each line."
+        None, help="A file for the runs that made what is shown, as OpenLineage events, one a line."
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
