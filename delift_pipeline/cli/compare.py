@@ -124,7 +124,8 @@ def judge(
     ),
     max_tokens: int = Option(512, help="The most tokens of a reply with --scoring written."),
     least_mass: float = Option(
-        0.5, help="With --scoring expected: to count, a reply's digits need at least this probability."
+        0.5,
+        help="With --scoring expected: to count, a reply's digits need at least this probability.",
     ),
     parallel: int = Option(4, help="How many requests are sent at a time."),
     retries: int = Option(5, help="How often a failed request is tried again."),
