@@ -14,8 +14,8 @@ import polars as pl
 
 from benchmarks.contenders import Contender
 from benchmarks.costs import cost_metrics
-from benchmarks.measure import Measurement, MetricValues, Mode, Subset
-from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw, score_pool
+from benchmarks.measure import MetricValues, Mode, Subset, SubsetEvaluator
+from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw_pool, score_pool
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
@@ -54,13 +54,13 @@ class JudgeConfig:
     model: ModelOptions | None
 
     @classmethod
-    def from_name(cls, model: str, endpoint: str | None, **how: Any) -> "JudgeConfig":
+    def from_name(cls, model: str, endpoint: str | None, **settings: Any) -> "JudgeConfig":
         """Return the configuration of the judge `model`.
 
         Raises:
             Refused: a setting is out of range.
         """
-        options = validate(JudgeOptions, {"model": model, "endpoint": endpoint, **how})
+        options = validate(JudgeOptions, {"model": model, "endpoint": endpoint, **settings})
         return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
 
     def scores(self, folder: Path, samples: pl.DataFrame) -> Mapping[str, float]:
@@ -79,7 +79,7 @@ class JudgeConfig:
 
         setup = JudgeSetup(Home.at(folder / "home"), self.options, self.model)
         questions = questions_for(samples, self.options)
-        overall = ask_judge(_judge(setup), questions, setup.folder).overall
+        overall = ask_judge(_load_judge(setup), questions, setup.folder).overall
         if overall.failed:
             reason = f"{overall.failed} of {samples.height} questions to the judge failed"
             raise DeliftError(f"{reason}. Start the experiment again; it continues from here")
@@ -88,7 +88,7 @@ class JudgeConfig:
 
 
 @lru_cache(maxsize=1)
-def _judge(setup: "JudgeSetup") -> "Judge":
+def _load_judge(setup: "JudgeSetup") -> "Judge":
     """The judge; one that runs here is loaded once a process."""
     return setup.judge()
 
@@ -192,7 +192,7 @@ class Cell:
 
         torch.set_num_threads(1)
         setting, rows = self.setting, []
-        stage_pool = draw(self.stage, self.seed, self.wrong_share, self.sizes)
+        stage_pool = draw_pool(self.stage, self.seed, self.wrong_share, self.sizes)
         needs = [one.needs(self.stage) for one in self.contenders]
         home = Home.at(folder / "home")
         scores = score_pool(
@@ -200,15 +200,15 @@ class Cell:
         )
         subsets = {budget: self._subsets(scores, budget) for budget in self.budgets}
         judge = partial(setting.judge.scores, folder) if setting.judge else None
-        measurement = Measurement(
+        evaluator = SubsetEvaluator(
             stage_pool, self.seed, setting.trained_model, setting.texts, judge
         )
         for mode in setting.modes:
             for budget, chosen in subsets.items():
                 # Another model trains for the steps in the setting, or for the paper's epochs.
-                equal = setting.trained == MODEL_DEMO
-                steps = setting.steps_at(budget) if equal else setting.steps.get(budget)
-                values = measurement.of(chosen, mode, steps)
+                is_demo = setting.trained == MODEL_DEMO
+                steps = setting.steps_at(budget) if is_demo else setting.steps.get(budget)
+                values = evaluator.measure(chosen, mode, steps)
                 if setting.costs:
                     values += cost_metrics(
                         stage_pool,

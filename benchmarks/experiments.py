@@ -114,10 +114,10 @@ class ExperimentRequest:
         """Return a cell per stage, pool and share of wrong answers; see `Setting` for `setting`."""
         if self.modes:
             setting["modes"] = self.modes
-        how = Setting(steps=self.steps, **setting)
+        cell_setting = Setting(steps=self.steps, **setting)
         by_stage = compared if isinstance(compared, dict) else dict.fromkeys(STAGES, compared)
         return [
-            Cell(stage, seed, share, budgets, tuple(by_stage[stage]), self.sizes, how)
+            Cell(stage, seed, share, budgets, tuple(by_stage[stage]), self.sizes, cell_setting)
             for stage in self.stages or stages
             for seed in self.seeds or (QUICK_SEEDS if self.quick else seeds)
             for share in shares

@@ -68,7 +68,7 @@ def training_options(
 
 
 @dataclass(frozen=True)
-class Measurement:
+class SubsetEvaluator:
     """Uses subsets of a pool and measures each on every held-out group.
 
     Attributes:
@@ -85,7 +85,7 @@ class Measurement:
     texts: bool = False
     judge: Callable[[pl.DataFrame], Mapping[str, float]] | None = None
 
-    def of(self, subsets: Sequence[Subset], mode: Mode, steps: int | None) -> MetricValues:
+    def measure(self, subsets: Sequence[Subset], mode: Mode, steps: int | None) -> MetricValues:
         """Measure subsets of one budget.
 
         Args:

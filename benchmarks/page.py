@@ -65,7 +65,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     first = [row for row in rows if row["metric"] == metrics[0]]
     first.sort(key=lambda row: row["mean"], reverse=not lower_is_better(metrics[0]))
-    of = {(row["selector"], row["metric"]): row for row in rows}
+    by_name = {(row["selector"], row["metric"]): row for row in rows}
     return {
         "title": f"{_words(stage)}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}",
         "metrics": [_words(metric) for metric in metrics],
@@ -75,7 +75,7 @@ def _table(place: tuple[Any, ...], rows: list[Row]) -> dict[str, Any]:
                 "records": number(row["records"], 0),
                 "wrong": f"{row['wrong_in_subset']:.0%}",
                 "pairs": number(row["pairs_per_record"], 1),
-                "cells": [_cell(of.get((row["selector"], name))) for name in metrics],
+                "cells": [_cell(by_name.get((row["selector"], name))) for name in metrics],
             }
             for row in first
         ],
@@ -105,11 +105,11 @@ def _cost_plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Plot scores by the operations of selection and training, if these were counted."""
     plots, axis = [], "floating-point operations"
     for place, group in _group_rows(rows, TABLE_COLUMNS):
-        of = {(row["selector"], row["metric"]): row for row in group}
-        names = dict.fromkeys(name for name, metric in of if metric == FLOPS[0])
-        total = {name: sum(of[name, metric]["mean"] for metric in FLOPS) for name in names}
-        for metric in dict.fromkeys(metric for _, metric in of if metric.startswith("exact")):
-            costs = [(of[name, metric], flops) for name, flops in total.items() if flops > 0]
+        by_name = {(row["selector"], row["metric"]): row for row in group}
+        names = dict.fromkeys(name for name, metric in by_name if metric == FLOPS[0])
+        total = {name: sum(by_name[name, metric]["mean"] for metric in FLOPS) for name in names}
+        for metric in dict.fromkeys(metric for _, metric in by_name if metric.startswith("exact")):
+            costs = [(by_name[name, metric], flops) for name, flops in total.items() if flops > 0]
             points = [
                 Curve(row["selector"], [x], [row["mean"]], [row["se"]], "o") for row, x in costs
             ]

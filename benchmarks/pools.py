@@ -84,7 +84,7 @@ class StagePool:
         )
 
 
-def draw(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> StagePool:
+def draw_pool(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> StagePool:
     """Draw a pool and its held-out sets, in which all answers are right."""
     world = make_world(seed)
     records, truths = make_pool(world, sizes.pool, seed, wrong_share)

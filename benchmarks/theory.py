@@ -75,28 +75,28 @@ class MixtureModel(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
         """Return the log-probabilities of the next token after every prefix."""
-        rows = [self._text(ids) for ids in input_ids.tolist()]
+        rows = [self._next_token_logprobs(ids) for ids in input_ids.tolist()]
         return SimpleNamespace(logits=torch.tensor(np.array(rows)))
 
-    def _text(self, ids: list[int]) -> np.ndarray:
+    def _next_token_logprobs(self, ids: list[int]) -> np.ndarray:
         """Return log-probabilities of the next tokens of one text, float64 [tokens, vocabulary]."""
         logprobs = np.full((len(ids), VOCABULARY), IMPOSSIBLE)
         weights, record = self.rules.prior.copy(), []
-        for place, token in enumerate(ids):
+        for position, token in enumerate(ids):
             record = [] if token in (START, STOP) else [*record, token]
             if len(record) == 0:
-                logprobs[place, :QUESTIONS] = -np.log(QUESTIONS)
+                logprobs[position, :QUESTIONS] = -np.log(QUESTIONS)
                 continue
             answers = self.rules.answers[:, record[0]]
             if len(record) == 1:
                 words = weights / weights.sum() @ answers.sum(axis=2)
-                logprobs[place, QUESTIONS:START] = np.log(words)
+                logprobs[position, QUESTIONS:START] = np.log(words)
             elif len(record) == 2:
                 both = weights / weights.sum() @ answers[:, record[1] - QUESTIONS]
-                logprobs[place, QUESTIONS:START] = np.log(both / both.sum())
+                logprobs[position, QUESTIONS:START] = np.log(both / both.sum())
             else:
                 weights = weights * answers[:, record[1] - QUESTIONS, record[2] - QUESTIONS]
-                logprobs[place, STOP] = 0.0
+                logprobs[position, STOP] = 0.0
         return logprobs
 
 

@@ -46,10 +46,10 @@ def track_table(folder: Path, table: Mapping[str, Any], files: list[Path]) -> st
             return runs[0].info.run_id
         if runs:
             parent = runs[0].info.run_id
-            for half in client.search_runs(
+            for child in client.search_runs(
                 [experiment_id], f"tags.`{PARENT}` = '{parent}'", 1, MOST_RUNS
             ):
-                client.delete_run(half.info.run_id)
+                client.delete_run(child.info.run_id)
         else:
             tags = {CONTENT: content, "delift.commit": str(table["commit"])}
             parent = client.create_run(

@@ -254,30 +254,30 @@ def _figures(
     results: dict[str, list[Any]], median: dict[str, float], jobs: list[Job], operations: float
 ) -> dict[str, Any]:
     pairs = sum(len(job.rows) for job in jobs)
-    truth, ours, half = (results[name][0] for name in ("naive_full", "ours", "ours_bf16"))
+    reference, ours, bf16 = (results[name][0] for name in ("naive_full", "ours", "ours_bf16"))
     others = [name for name in median if not name.startswith("ours")]
 
     def speed(method: str, peak: str) -> dict[str, float]:
-        useful, most = operations / median[method] / 1e9, statistics.median(results[peak])
+        useful, limit = operations / median[method] / 1e9, statistics.median(results[peak])
         names = ("matmul_peak_gflops", "useful_gflops", "fraction_of_peak")
-        return dict(zip(names, (most, useful, useful / most), strict=True))
+        return dict(zip(names, (limit, useful, useful / limit), strict=True))
 
     return {
         "pairs_per_second": {name: pairs / seconds for name, seconds in median.items()},
         **{f"ratio_vs_{name}": median[name] / median["ours"] for name in others},
-        "max_abs_logprob_difference": _largest_difference(ours, truth),
+        "max_abs_logprob_difference": _largest_difference(ours, reference),
         **speed("ours", "peak"),
         "bf16": {
             "ratio_vs_ours_float32": median["ours"] / median["ours_bf16"],
-            "max_abs_logprob_difference": _largest_difference(half, truth),
-            "max_abs_distance_difference": float(np.abs(_distances(ours) - _distances(half)).max()),
+            "max_abs_logprob_difference": _largest_difference(bf16, reference),
+            "max_abs_distance_difference": float(np.abs(_distances(ours) - _distances(bf16)).max()),
             **speed("ours_bf16", "peak_bf16"),
         },
     }
 
 
-def _largest_difference(scores: list[TokenScores], truth: np.ndarray) -> float:
-    return float(np.abs(np.concatenate([score.logprobs for score in scores]) - truth).max())
+def _largest_difference(scores: list[TokenScores], reference: np.ndarray) -> float:
+    return float(np.abs(np.concatenate([score.logprobs for score in scores]) - reference).max())
 
 
 def _distances(scores: list[TokenScores]) -> np.ndarray:

@@ -135,8 +135,8 @@ def _measure_case(case: Case, folder: str, repeats: int) -> dict[str, Any]:
     def measure(engine: str) -> list[dict[str, Any]]:
         return [_measure_in_process(case, folder, engine) for _ in range(repeats)]
 
-    def ratio(theirs: list[dict[str, Any]], of: str) -> float:
-        return statistics.median(r[of] for r in theirs) / ours[of]
+    def ratio(theirs: list[dict[str, Any]], key: str) -> float:
+        return statistics.median(r[key] for r in theirs) / ours[key]
 
     _measure_in_process(case, folder, "make")
     runs = measure("ours")
@@ -196,9 +196,9 @@ def _write_kernel(case: Case, files: Sequence[Path]) -> None:
         data = np.lib.format.open_memmap(files[1], "w+", np.float32, shape)
         for start in range(0, n, 100_000):
             size = min(100_000, n - start)
-            far = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
-            near = (np.arange(start, start + size)[:, None] + far) % n
-            rows[start : start + size] = np.sort(near, axis=1)
+            offsets = (rng.standard_cauchy((size, NEIGHBOURS)) * 50).astype(np.int64)
+            columns = (np.arange(start, start + size)[:, None] + offsets) % n
+            rows[start : start + size] = np.sort(columns, axis=1)
             data[start : start + size] = rng.random((size, NEIGHBOURS), np.float32)
         return
     points = _draw_points(n, 0)

@@ -12,7 +12,7 @@ from benchmarks import experiments
 from benchmarks.cells import Cell, Setting
 from benchmarks.contenders import contenders
 from benchmarks.experiments import EXPERIMENTS, FINAL_SEEDS, ExperimentRequest, units_of
-from benchmarks.pools import Sizes, draw, score_pool
+from benchmarks.pools import Sizes, draw_pool, score_pool
 from delift_pipeline.bench import quality
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import table_rows
@@ -70,9 +70,9 @@ def test_cells_are_found_again_and_equal(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_wrong_answers_are_known_to_the_table_alone(tmp_path: Path) -> None:
-    drawn = draw("instruction_tuning", 700, 0.15, TINY)
+    drawn = draw_pool("instruction_tuning", 700, 0.15, TINY)
     assert len(drawn.wrong) == 6
-    assert draw("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
+    assert draw_pool("instruction_tuning", 700, 0.0, TINY).wrong == frozenset()
     scores = score_pool(Home.at(tmp_path), "x", drawn, [Needs("neighbours")])
     assert scores.pairs["self"] == scores.pairs["neighbours"] <= 40 * 40
     assert "correct" not in scores.inputs.pool.columns

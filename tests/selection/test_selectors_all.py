@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks.pools import Sizes, draw, score_pool
+from benchmarks.pools import Sizes, draw_pool, score_pool
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
@@ -32,7 +32,7 @@ SIZES = {"initial": 0, "full": 150}
 
 @pytest.mark.parametrize("stage", ["instruction_tuning", "task_specific", "continual"])
 def test_every_selector_chooses_from_the_demo_world(tmp_path: Path, stage: Any) -> None:
-    drawn = draw(stage, 3, 0.0, Sizes(pool=40, heldout_per_task=1, target=6))
+    drawn = draw_pool(stage, 3, 0.0, Sizes(pool=40, heldout_per_task=1, target=6))
     needs = Needs("neighbours", target_pairs=True, existing_pairs=True)
     inputs = score_pool(Home.at(tmp_path), "demo", drawn, [needs]).inputs
     known = set(inputs.records["record_id"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.pools import MODEL, Sizes, draw
+from benchmarks.pools import MODEL, Sizes, draw_pool
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate_model
@@ -43,7 +43,7 @@ def one_thread():
 
 def test_a_stacked_run_is_the_run_that_peft_does_alone() -> None:
     trainable = load_trainable(OPTIONS, MODEL, None)
-    pool = draw("instruction_tuning", 700, 0.15, TINY).pool
+    pool = draw_pool("instruction_tuning", 700, 0.15, TINY).pool
     examples = encode_examples(trainable.encoder, pool)[0]
     base = cast(Any, trainable.model).base_model.model
     lora = StackedLora(base, [0, 0], OPTIONS, start=_plain(base))
@@ -95,7 +95,7 @@ def _losses(lora: StackedLora, examples: Any, options: TrainingOptions, seed: in
 def test_runs_do_not_touch_each_other() -> None:
     loaded = load_model(MODEL)
     model = cast(Any, loaded.model)
-    drawn = draw("instruction_tuning", 700, 0.15, TINY)
+    drawn = draw_pool("instruction_tuning", 700, 0.15, TINY)
     examples = encode_examples(loaded.encoder, drawn.pool)[0]
     asked = encode_examples(loaded.encoder, drawn.heldout[""])[0]
     both = measure(train(model, [examples[:8], examples[8:30]], [1, 2], OPTIONS), asked)
@@ -106,7 +106,8 @@ def test_runs_do_not_touch_each_other() -> None:
 
 def test_padding_changes_nothing() -> None:
     loaded = load_model(MODEL)
-    examples = encode_examples(loaded.encoder, draw("instruction_tuning", 700, 0, TINY).pool)[0]
+    pool = draw_pool("instruction_tuning", 700, 0, TINY).pool
+    examples = encode_examples(loaded.encoder, pool)[0]
     lora = StackedLora(cast(Any, loaded.model), [0, 1], OPTIONS)
     longest, shortest = max(examples, key=len), min(examples, key=len)
     mixed = step_losses(lora, stack_batches([[longest, shortest], [shortest]]))
@@ -116,7 +117,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_a_run_answers_as_the_model_with_its_weights_generates() -> None:
     loaded, other = load_model(MODEL), load_model(MODEL)
-    drawn = draw("instruction_tuning", 700, 0.0, Sizes(pool=60, heldout_per_task=3, target=4))
+    drawn = draw_pool("instruction_tuning", 700, 0.0, Sizes(pool=60, heldout_per_task=3, target=4))
     pool = encode_examples(loaded.encoder, drawn.pool)[0]
     heldout = encode_examples(loaded.encoder, drawn.heldout[""])[0]
     options = TrainingOptions(preset="demo", steps=60)
