@@ -40,14 +40,14 @@ CODE = 3
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A language model that judges generated answers.
+    """The language model that judges generated answers, and its settings.
 
-    Replies are kept in the experiment's home under the judge's identity: the same answer to the
-    same question is asked about once, and an experiment that was killed goes on with what is there.
+    Replies are stored in the experiment's home under the judge's identity. So the judge reads the
+    same answer to the same question once, also if the experiment was killed and continues.
 
     Attributes:
         options: How answers are judged.
-        model: The judge's model where it runs here; None for an endpoint.
+        model: The judge's model if it runs on this machine; None for an endpoint.
     """
 
     options: JudgeOptions
@@ -71,7 +71,7 @@ class JudgeConfig:
             samples: record_id, instruction, input, reference and generated.
 
         Raises:
-            DeliftError: a question was not answered; the next call asks it again.
+            DeliftError: the judge did not reply to a question. The next call asks it again.
         """
         from delift_pipeline.evaluation.judge.questions import questions_for
         from delift_pipeline.evaluation.judge.run import ask_judge
@@ -89,7 +89,7 @@ class JudgeConfig:
 
 @lru_cache(maxsize=1)
 def _load_judge(setup: "JudgeSetup") -> "Judge":
-    """The judge; one that runs here is loaded once a process."""
+    """Return the judge. A judge that runs on this machine is loaded once in each process."""
     return setup.judge()
 
 
@@ -121,18 +121,18 @@ class Setting:
     steps: dict[float, int] = field(default_factory=dict)
 
     def steps_at(self, budget: float) -> int:
-        """Return the optimizer steps for every subset at a budget: all get equal compute."""
+        """Return the optimizer steps at a budget. Small and large subsets train equally long."""
         return self.steps.get(budget) or max(LEAST_STEPS, round(STEPS_A_SHARE * budget))
 
     @property
     def trained_model(self) -> ModelOptions:
-        """The model that is trained."""
+        """The model that the cell trains."""
         other = self.trained != MODEL_DEMO
         return ModelOptions(model=self.trained, threads=1) if other else MODEL
 
     @property
     def scoring_model(self) -> ModelOptions:
-        """The model that scores.
+        """The model that scores the pairs.
 
         Raises:
             Refused: there is no scorer with that name.
@@ -147,7 +147,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured together.
+    """One pool at one stage, with the contenders that choose from it.
 
     Attributes:
         stage: The fine-tuning stage.

@@ -1,7 +1,7 @@
 """The quality experiments by name: what they compare, and on which pools.
 
     selectors          every selector at 10, 20 and 30 %
-    stages             arms x metrics x modes in each stage, the shape of the paper's tables 1 to 8
+    stages             arms x metrics x modes in each stage, like tables 1 to 8 of the paper
     budget             shares from 5 to 50 %
     annotation_budget  how many pairs are scored: 5 to 40 near prompts per record, and all pairs
     tuning             LoRA, QLoRA and full fine-tuning on the same subsets
@@ -9,9 +9,9 @@
     kernel             forms of utility, scaling, diagonal, and another template
     cost               seconds and operations of selection and training, and the results
     transfer           pairs scored by a smaller model
-    theory             the log-probability utility against conditional mutual information, exactly
+    theory             the log-probability utility equals conditional mutual information
 
-Settings were written down before any of them was run.
+We fixed the settings before we ran any experiment.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +40,7 @@ from delift_pipeline.selection.registry import SELECTORS
 Unit = Cell | TheoryCell
 """What is measured together and stored in one file."""
 FINAL_SEEDS = tuple(range(400, 410))
-"""Pools for the final table of `MAIN_CONTENDERS`, used once, after the settings were committed."""
+"""Pools of the final table of `MAIN_CONTENDERS`. We used them once, with settings fixed before."""
 SEEDS = tuple(range(600, 605))
 QUICK_SEEDS = (500, 501)
 BUDGETS, WRONG_SHARES = (0.1, 0.2, 0.3), (0.0, 0.15)
@@ -50,24 +50,24 @@ NEAR_COUNTS, QUICK_NEAR_COUNTS = (5, 10, 20, 40), (5, 20)
 MAIN_CONTENDERS = (RANDOM, TFIDF, "delift", "delift_trusted")
 """The recommended selector and its rivals: ten pools take 20 minutes per stage on two cores."""
 PAPER_SELECTORS = ("selectit", "deft_ucs", "delift_se")
-"""Selectors of the paper's tables that `stages` adds; `less`, which trains a model, on request."""
+"""Selectors of the paper's tables that `stages` adds. `less` trains a model: name it to add it."""
 
 SELECTIT_NOTE = (
     "selectit: the demo model knows the digits 1 to 5, but 42 of the 112 tokens of its rating "
-    "prompts and question are unknown words to it. Its rating is the digit it would write next, "
-    "not a judgement of quality: the row shows that the selector runs, not what it is worth."
+    "prompts and question are unknown words to it. So its ratings do not measure quality: the row "
+    "shows that the selector runs, not how good it is."
 )
 SIMILARITY_NOTE = (
-    "embedding_similarity: cosine of all-MiniLM-L6-v2. For the demo world's invented words it says "
-    "how similar two answers are spelled, not whether they mean the same."
+    "embedding_similarity: cosine of all-MiniLM-L6-v2. The demo world has invented words, so "
+    "it measures how similar the spelling of two answers is, not their meaning."
 )
 NO_JUDGE_NOTE = (
-    "There are no judge's scores. To get them, name a judge with --judge: a model at an --endpoint "
-    "or a local model's folder."
+    "There are no scores of a judge. To add them, pass --judge with a local model's folder, or "
+    "--judge and --endpoint."
 )
 JUDGE_NOTE = (
-    "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that have a score; "
-    "the others are in no mean."
+    "judge: mean score from 1 to 5 by {}; judge_scored: share of its replies that have a score. "
+    "The mean leaves out the other replies."
 )
 NO_QLORA_NOTE = (
     "qlora is left out because bitsandbytes is not installed. Run "
@@ -177,9 +177,9 @@ def _tuning(request: ExperimentRequest) -> list[Cell]:
 
 
 def _variants(selector: str, varied: Iterable[dict[str, Any]], **fixed: Any) -> list[Contender]:
-    """Return a selector with several options and names for them; names leave out `fixed` options.
+    """Return a selector with several options, which its names show; `fixed` options are not shown.
 
-    A name has numbers as `eta=10`, but words such as `flmi` and `keep` without the option's name.
+    A name shows the key of a number (`eta=10`), but only the value of a word (`flmi`, `keep`).
     """
 
     def variant_name(options: dict[str, Any]) -> str:
@@ -257,7 +257,7 @@ def _stages_notes(request: ExperimentRequest) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment.
+    """An experiment: what it measures, and how its page shows the results.
 
     Attributes:
         name: Its name in the command.

@@ -69,14 +69,14 @@ def training_options(
 
 @dataclass(frozen=True)
 class SubsetEvaluator:
-    """Uses subsets of a pool and measures each on every held-out group.
+    """Trains on subsets of a pool, or uses them in context, and measures each held-out group.
 
     Attributes:
         stage_pool: The pool, at one stage.
         seed: The seed of every run's initial weights and order.
         model: The model that is trained; any but the demo model uses the paper's preset.
         texts: Whether generated answers are also compared with the references as texts.
-        judge: Returns a judge's scores of a model's samples, or None.
+        judge: Returns a judge's scores of a model's samples; None for no judge.
     """
 
     stage_pool: StagePool
@@ -105,7 +105,7 @@ class SubsetEvaluator:
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
-        """The metrics of evaluation."""
+        """The metrics that each evaluation computes."""
         return (*BASIC_METRICS, *(TEXT_METRICS if self.texts else ()))
 
     def _measure_stacked(self, subsets: Sequence[Subset], options: TrainingOptions) -> MetricValues:

@@ -51,7 +51,7 @@ class StagePool:
         stage: The fine-tuning stage.
         pool: All records.
         wrong: record_ids with wrong answers; no selector sees them.
-        heldout: Held-out records by the name of their metric's group.
+        heldout: Held-out records, by the ending that the names of their metrics get.
         target: The target set (task-specific).
         existing: The existing records (continual).
     """
@@ -144,7 +144,7 @@ def score_pool(
     model: ModelOptions = MODEL,
     neighbours: int = NEIGHBOURS,
 ) -> Scores:
-    """Score a pool's pairs and build its kernel; what the home has is reused.
+    """Score a pool's pairs and build its kernel. Scores that the home has are used again.
 
     Args:
         home: The home that stores scores and kernels.

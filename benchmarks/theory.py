@@ -1,16 +1,16 @@
 """Show by enumeration: the log-probability utility is conditional pointwise mutual information.
 
-A world that can be enumerated: a rule r is drawn, then records of it, one after another, each a
-question x (independent of r) and an answer y of two tokens from p(y | r, x). `MixtureModel` is its
-exact predictor: p(next token | text) = sum_r p(r | text) p(next | r, text). For a target (x, y) and
-a demonstration j = (x_j, y_j) drawn by the same rule
+The world is small enough to enumerate. It draws a rule r, then records one after another. Each has
+a question x (independent of r) and an answer y of two tokens from p(y | r, x). `MixtureModel`
+is the exact predictor: p(next token | text) = sum_r p(r | text) p(next | r, text). For a target
+(x, y) and a demonstration j = (x_j, y_j) drawn by the same rule
 
     U_ij = log p(y | j, x) - log p(y | x)                     what the engine computes
     pmi  = log p(y, j | x) / (p(y | x) p(j | x))              from the joint distribution
     sum over j and y of p(j, y | x) U_ij = I(Y; J | X = x)    conditional mutual information
 
-The left side comes from token log-probabilities in float32, one forward pass a pair, the right side
-from sums over all rules in float64. Both must agree to 1e-6.
+The left side comes from token log-probabilities in float32, one forward pass a pair. The right side
+comes from sums over all rules in float64. Both must agree to 1e-6.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ QUESTIONS, WORDS, RULES = 3, 3, 4
 START, STOP = QUESTIONS + WORDS, QUESTIONS + WORDS + 1
 VOCABULARY = STOP + 1
 RECORDS = [(x, y, z) for x in range(QUESTIONS) for y in range(WORDS) for z in range(WORDS)]
-"""Every question with every answer."""
+"""All possible records: every question with every answer."""
 IMPOSSIBLE = -1e4
-"""Log-probability of a token that cannot follow."""
+"""The log-probability of a token that cannot come next."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class TheoryCell:
 
     @property
     def key(self) -> str:
-        """Identifies the world."""
+        """Identifies the world; also the name of the result file."""
         return f"theory-{self.seed}-{QUESTIONS}-{WORDS}-{RULES}"
 
     def run(self, folder: Any) -> list[dict[str, Any]]:

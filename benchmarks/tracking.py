@@ -21,7 +21,7 @@ MLFLOW_EXPERIMENT = "delift-bench"
 CONTENT, PARENT = "delift.content", "mlflow.parentRunId"
 PARAMETERS = ("stage", "selector", "mode", "budget", "wrong_share", "n")
 COLUMNS = {"": "mean", "_se": "se", "_minus_random": "diff_random", "_minus_random_se": "diff_se"}
-"""Ending of a metric's name -> the table's column."""
+"""The ending of a metric's name in MLflow -> the column of the table."""
 FINISHED = "FINISHED"
 MOST_RUNS = 10_000
 

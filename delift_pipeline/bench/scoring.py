@@ -105,7 +105,7 @@ def benchmark_scoring(
 
 @contextmanager
 def _open_vllm(shape: str, model: Any) -> Iterator[dict[str, Engine]]:
-    """Open the engine `vllm` with a model's weights; none if it is absent or cannot run them."""
+    """Open the engine `vllm` with a model's weights; yield {} if vLLM cannot run here."""
     width = model.config.hidden_size // model.config.num_attention_heads
     too_narrow = model.device.type == "cpu" and width < VLLM_NARROWEST_HEAD
     if find_spec("vllm") is None or too_narrow:
@@ -146,7 +146,7 @@ def _measure_lengths(
     rounds = [
         {name: _time_call(method, model.device) for name, method in functions.items()}
         for _ in range(sizes.repeats + 1)
-    ][1:]  # the first one warms up
+    ][1:]  # the first round is a warm-up
     results = {name: [one_round[name][0] for one_round in rounds] for name in functions}
     median = {
         name: statistics.median(one_round[name][1] for one_round in rounds) for name in methods

@@ -3,8 +3,8 @@
 Each measurement runs in a separate process, so its peak memory is its own. Compiled code is loaded
 before the clock starts. Checking the kernel is part of our time; compilation is not part of the
 other libraries' time. Kernels are drawn from a seed. A dense kernel is the product of random
-directions in 16 dimensions with disturbed copies of them. It is not symmetric, and neither are
-utilities. In a symmetric kernel with equal diagonals, two records that cover only each other have
+directions in 16 dimensions with disturbed copies of them. Like utilities, it is not
+symmetric. In a symmetric kernel with equal diagonals, two records that cover only each other have
 exactly the same gain, and libraries break such ties differently. A sparse kernel has 32 neighbours
 per row.
 """
@@ -154,7 +154,7 @@ def _measure_case(case: Case, folder: str, repeats: int) -> dict[str, Any]:
         return row
     theirs = measure("submodlib")
     other = theirs[0]
-    # Where the rankings first differ, how far do the gains lie apart?
+    # How far apart are the gains where the rankings first differ?
     steps = zip(first["picks"], other["picks"], first["gains"], other["gains"], strict=True)
     gaps = (abs(gain - g) / max(gain, 1e-300) for pick, p, gain, g in steps if pick != p)
     row |= {
@@ -165,7 +165,7 @@ def _measure_case(case: Case, folder: str, repeats: int) -> dict[str, Any]:
         "value_vs_submodlib": first["value"] / other["value"],
     }
     if case.objective == "fl" and importlib.util.find_spec("apricot"):
-        # A short time can be below the estimate of its compilation; then there is no ratio.
+        # The compilation time is an estimate. If it exceeds a short run, there is no ratio.
         apricot_ratio = ratio(measure("apricot"), "seconds")
         row["ratio_vs_apricot"] = apricot_ratio if apricot_ratio > 0 else None
     return row

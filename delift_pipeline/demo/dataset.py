@@ -1,16 +1,16 @@
 """Write the input files of the demo: two versions of one synthetic dataset.
 
-Version `demo-v1` has a pool on five tasks from five families, a balanced held-out set, and as
-target set 24 correct validation records of two of the tasks. Version `demo-v2` has that pool and
+Version `demo-v1` has a pool of five tasks from five families, a balanced held-out set, and a
+target set of 24 correct records of two of the tasks. Version `demo-v2` has that pool and
 new records, three quarters of them on five new tasks and one quarter on the old ones. Its held-out
 set is the first one and as many records of the new tasks. Its parent is `demo-v1`.
 
-Why these sizes: exact scoring of 160 records takes 25,600 pairs, of 100 new ones 10,000 and at most
-16,000 with the existing ones. That is well under a minute on one core, so most of a few minutes is
-left for about a dozen fine-tunings. Of 160 records the most frequent task has about 65 and the
+Why these sizes: exact scoring takes 25,600 pairs for 160 records, 10,000 for 100 new ones, and at
+most 16,000 with the existing ones. That is well under a minute on one core, which leaves some
+minutes for about a dozen fine-tunings. Of 160 records the most frequent task has about 65 and the
 rarest about 15, on about 40 facts. So a budget of 30 % (48 records) cannot hold each fact twice,
 and the selector has to choose. With 24 held-out records per task, the standard error of an
-exact-match rate is .10 for one task and .05 for all five. One run cannot resolve smaller
+exact-match rate is 0.10 for one task and 0.05 for all five. One run cannot resolve smaller
 differences.
 """
 

@@ -146,7 +146,7 @@ def make_pool(
             within 0 and 1.
     """
     if not 0 <= wrong_share <= 1:
-        raise ValueError(f"wrong_share is {wrong_share}, which is not within 0 and 1")
+        raise ValueError(f"wrong_share is {wrong_share}. Use a share within 0 and 1")
     rng = random.Random(f"pool {world.seed} {seed}")
     chosen = [world.task(name) for name in (TASK_NAMES if tasks is None else tasks)]
     ranked = [task for task in world.tasks if task in chosen]

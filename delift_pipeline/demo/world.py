@@ -1,17 +1,17 @@
 """The demo world: ten tasks with fixed rules that the base model has never seen.
 
-It is synthetic, and was fixed before any selector was tried on it. What makes it fair:
+It is synthetic, and we fixed it before we tried any selector on it. It is fair because:
 
-- Every concept has two words, and a fact is asked with either: equal facts need not share words.
-- All tasks share one small set of concepts and codes: shared words do not mean a shared fact.
+- Every concept has two words, and records use either: equal facts can have different words.
+- All tasks share one small set of concepts and codes: equal words do not mean an equal fact.
 - The sizes of tasks and facts are skewed, so a random choice repeats the frequent ones.
 - Most records repeat a fact in another wording, so much of a pool is redundant, and we know which
   part.
-- A share of the outputs is wrong, each independently, and we know which ones.
+- A share of the outputs, drawn at random, is wrong, and we know which ones.
 
-The mode word names the task, so a bag of words finds the task of most records: the world is not
-hostile to embeddings. Its answers are short and exact, so results on it say nothing about long free
-text.
+The mode word names the task, so a bag of words finds the task of most records: the world does
+not put embeddings at a disadvantage. Its answers are short and exact, so results do not show how
+long free text behaves.
 """
 
 import random
@@ -50,7 +50,7 @@ class Task:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the facts are the only possible inputs; otherwise the rule fits any input."""
+        """Whether held-out records use only the facts. Those of other tasks have any inputs."""
         return self.rule.family in rules.MAPPED
 
 

@@ -180,7 +180,7 @@ def test_impossible_wishes_are_refused_with_a_reason() -> None:
     world = make_world(300)
     with pytest.raises(ValueError, match="too few"):
         make_pool(world, 12, 1)
-    with pytest.raises(ValueError, match="not within"):
+    with pytest.raises(ValueError, match="wrong_share"):
         make_pool(world, 100, 1, 1.5)
     with pytest.raises(ValueError, match="is not a task"):
         make_pool(world, 100, 1, tasks=["nonsense"])
