@@ -43,7 +43,7 @@ WARNING: dict[str, dict[str, str]] = {
 }
 
 
-def specs(asset: str, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
+def check_specs(asset: str, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
     """Return the check specifications of one asset, with the asset's partitions.
 
     So a failed check blocks only its own version (and arm).

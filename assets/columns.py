@@ -11,12 +11,12 @@ PROMPT = "raw_dataset.instruction raw_dataset.input"
 OUTPUT, ADAPTER = "raw_dataset.output", "adapter.record_id"
 NEAR = "pair_plan.record_id pair_plan.neighbours"
 DEMONSTRATION = "in_context_logprobs.demonstration_id"
-ALONE, AFTER = "baseline_logprobs", "in_context_logprobs"
-SCORES = f"{ALONE}.squared_distance {ALONE}.tokens {AFTER}.squared_distance"
+BASELINE, IN_CONTEXT = "baseline_logprobs", "in_context_logprobs"
+SCORES = f"{BASELINE}.squared_distance {BASELINE}.tokens {IN_CONTEXT}.squared_distance"
 UTILITY = "utility_kernel.utility"
 INSTRUCTION, INPUT = "what is asked", "what it is asked about; may be empty"
-SQUARED = ("float32", "sum of (1 - p)^2 over its answer tokens")
-SUMMED = ("float32", "summed log-probability of its answer tokens, nats")
+SQUARED_DISTANCE = ("float32", "sum of (1 - p)^2 over its answer tokens")
+SUM_LOGPROB = ("float32", "summed log-probability of its answer tokens, nats")
 MEANS = {"": "mean", "_se": "standard error"}
 DIFFERENCES = {
     "_minus_random": "mean difference from the random arm, paired by record",
@@ -42,15 +42,15 @@ _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "baseline_logprobs": {
         "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
-        "sum_logprob": SUMMED,
-        "squared_distance": SQUARED,
+        "sum_logprob": SUM_LOGPROB,
+        "squared_distance": SQUARED_DISTANCE,
         "tokens": ("int32", "answer tokens, end-of-text included"),
     },
     "in_context_logprobs": {
         "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
         "demonstration_id": ("string", "record that stands before it", NEAR),
-        "sum_logprob": SUMMED,
-        "squared_distance": SQUARED,
+        "sum_logprob": SUM_LOGPROB,
+        "squared_distance": SQUARED_DISTANCE,
     },
     "utility_kernel": {
         "target_id": ("string", "row of the kernel", "in_context_logprobs.target_id"),

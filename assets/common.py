@@ -9,9 +9,9 @@ from typing import Any
 
 import dagster as dg
 
-from assets.checks import specs
+from assets.checks import check_specs
 from assets.columns import column_metadata
-from assets.door import execute_stage, progress
+from assets.execution import execute_stage, progress
 from assets.outcome import Outcome
 from assets.source import code_references
 from delift_pipeline.core.home import Home
@@ -81,7 +81,7 @@ def asset_of(
             yield from execute_stage(context, lambda: body(Step(context)))
 
         def build(arms: Arms) -> dg.AssetsDefinition:
-            own = partitions(arms) if callable(partitions) else partitions
+            partitions_def = partitions(arms) if callable(partitions) else partitions
             return dg.asset(
                 name=name,
                 description=inspect.getdoc(body),
@@ -89,8 +89,8 @@ def asset_of(
                 code_version=sys.modules[stage.__module__].CODE_VERSION,
                 metadata={**column_metadata(name), **code_references(stage, body)},
                 freshness_policy=within_a_week,
-                check_specs=specs(name, own),
-                partitions_def=own,
+                check_specs=check_specs(name, partitions_def),
+                partitions_def=partitions_def,
                 retry_policy=retry_policy(arms.automation),
                 **{"required_resource_keys": {"store"}, **options},
             )(run)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
-from assets.door import GPU_POOL
+from assets.execution import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot, preview
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import BASE_MODEL
@@ -55,37 +55,37 @@ def leaderboard(step: Step) -> Outcome:
     return leaderboard_outcome(make_leaderboard(step.home, step.run_id))
 
 
-def report_outcome(reported: ReportResult, judged: Mapping[str, float | int]) -> Outcome:
+def report_outcome(result: ReportResult, judgement: Mapping[str, float | int]) -> Outcome:
     """Convert a report to what Dagster shows."""
-    measured = reported.evaluations
-    own, forgotten = measured.own, measured.forgetting
+    evaluations = result.evaluations
+    own, forgotten = evaluations.own, evaluations.forgetting
 
-    others = [(name, one.metrics, "plain") for name, one in measured.beside.items() if one]
-    models = [(reported.selector, own.metrics, "chosen"), *others]
+    others = [(name, one.metrics, "plain") for name, one in evaluations.beside.items() if one]
+    models = [(result.selector, own.metrics, "chosen"), *others]
     facts: Facts = {**own.metrics, **own.counts, **(forgotten.improvements() if forgotten else {})}
-    if reported.leader:
-        facts["leader"] = reported.leader
+    if result.leader:
+        facts["leader"] = result.leader
     tables = {"samples": preview(own.samples, SAMPLE_COLUMNS)}
     if forgotten:
         tables["forgetting"] = forgotten.frame().head(PREVIEW_ROWS)
     return Outcome.of(
-        reported,
-        facts={**facts, **judged},
-        plots={"scores": load_plot(reported.folder / "scores.png", lambda: _bars_png(models))},
+        result,
+        facts={**facts, **judgement},
+        plots={"scores": load_plot(result.folder / "scores.png", lambda: _bars_png(models))},
         tables=tables,
         checks={
-            "beats_base": _not_worse(measured, BASE_MODEL),
-            "beats_random": _not_worse(measured, "random"),
+            "beats_base": _compare_answer_loss(evaluations, BASE_MODEL),
+            "beats_random": _compare_answer_loss(evaluations, "random"),
         },
-        links=reported.links,
+        links=result.links,
     )
 
 
-def _not_worse(measured: ArmEvaluations, other: str) -> Check:
-    reference = measured.beside.get(other)
+def _compare_answer_loss(evaluations: ArmEvaluations, other: str) -> Check:
+    reference = evaluations.beside.get(other)
     if reference is None:
         return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
-    gaps = differences(measured.own, reference)
+    gaps = differences(evaluations.own, reference)
     if "answer_loss" not in gaps:
         return Check(True, "nothing to compare: the answer loss was not asked for")
     gap = gaps["answer_loss"]
@@ -103,12 +103,12 @@ def leaderboard_outcome(result: LeaderboardResult) -> Outcome:
     return Outcome.of(
         result,
         facts={**result.manifest.counts, "page": PAGE},
-        plots=_newest_arms(result.rows),
+        plots=_newest_arms_plot(result.rows),
         tables={"leaderboard": table.head(PREVIEW_ROWS)},
     )
 
 
-def _newest_arms(rows: list[Row]) -> dict[str, bytes]:
+def _newest_arms_plot(rows: list[Row]) -> dict[str, bytes]:
     """Plot all arms of the version and stage in the table's last row."""
     if not rows:
         return {}

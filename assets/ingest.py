@@ -11,7 +11,7 @@ from delift_pipeline.records.schema import RECORD_SCHEMA
 from delift_pipeline.records.stored import DatasetVersion, compare_with_parents, pool_ids
 from delift_pipeline.stages.dataset import DatasetResult, open_dataset
 
-PREVIEWED = ("record_id", "instruction", "input", "output", "task", "copies")
+PREVIEW_COLUMNS = ("record_id", "instruction", "input", "output", "task", "copies")
 
 
 @asset_of(open_dataset, dataset_version, group_name="ingest", kinds={"polars", "parquet"})
@@ -35,7 +35,7 @@ def dataset_outcome(result: DatasetResult) -> Outcome:
         result,
         facts=_facts(result.home, dataset),
         plots={"answer lengths": load_plot(result.folder / "lengths.png", draw)},
-        tables={"first records": preview(dataset.pool, PREVIEWED)},
+        tables={"first records": preview(dataset.pool, PREVIEW_COLUMNS)},
         checks=_checks(result),
     )
 
@@ -51,9 +51,9 @@ def _facts(home: Home, dataset: DatasetVersion) -> Facts:
     if same := details.get("same_as"):
         facts["same_as"] = same
     if dataset.parents:
-        compared = compare_with_parents(home, dataset.version)
+        change = compare_with_parents(home, dataset.version)
         facts["parent_versions"] = ", ".join(dataset.parents)
-        facts |= {"added": compared.added, "removed": compared.removed, "changed": compared.changed}
+        facts |= {"added": change.added, "removed": change.removed, "changed": change.changed}
     return facts
 
 

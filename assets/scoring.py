@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
-from assets.door import GPU_POOL
+from assets.execution import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.jobs import on_new_data_version
@@ -71,9 +71,9 @@ def _score_part(step: Step, part: score.Part) -> Outcome:
     )
 
 
-def plan_outcome(planned: plan.PlanResult) -> Outcome:
+def plan_outcome(result: plan.PlanResult) -> Outcome:
     """Convert a pair plan to what Dagster shows."""
-    folder, manifest, inputs = planned.folder, planned.manifest, planned.inputs
+    folder, manifest, inputs = result.folder, result.manifest, result.inputs
     blocks = [
         {
             "block": block.name,
@@ -85,41 +85,41 @@ def plan_outcome(planned: plan.PlanResult) -> Outcome:
         for block in read_plan(folder).blocks
     ]
     records = pl.read_parquet(folder / "records.parquet")
-    lonely = records.filter(pl.col("neighbours") == 0)
-    alone, unexplained = manifest.counts["without_neighbours"], lonely["reason"].null_count()
+    isolated = records.filter(pl.col("neighbours") == 0)
+    count, unexplained = manifest.counts["without_neighbours"], isolated["reason"].null_count()
     tables = {"blocks": pl.DataFrame(blocks)}
     if inputs.notes:
         tables["arms whose pairs are not planned"] = pl.DataFrame({"why": list(inputs.notes)})
-    if lonely.height:
-        tables["records without neighbours"] = lonely.head(PREVIEW_ROWS)
+    if isolated.height:
+        tables["records without neighbours"] = isolated.head(PREVIEW_ROWS)
 
     def draw() -> bytes:
         counts = records["neighbours"].to_numpy()
         return histogram_png(counts, "records of the pool", "near prompts found")
 
     return Outcome.of(
-        planned,
+        result,
         facts={**manifest.counts, "coverage": inputs.self_pairs},
         plots={"neighbours": load_plot(folder / "neighbours.png", draw)},
         tables=tables,
         checks={
             "neighbours": Check(
                 unexplained == 0,
-                f"{alone} records have no neighbours, {unexplained} of them without a reason",
-                {"without_neighbours": alone},
+                f"{count} records have no neighbours, {unexplained} of them without a reason",
+                {"without_neighbours": count},
             )
         },
     )
 
 
-def scores_outcome(scored: score.ScoreResult) -> Outcome:
+def scores_outcome(result: score.ScoreResult) -> Outcome:
     """Convert scores to what Dagster shows."""
-    manifest, report, model = scored.manifest, scored.report, scored.model
+    manifest, report, model = result.manifest, result.report, result.model
     facts: Facts = {
         **{name: manifest.counts[name] for name in ("wanted", "left_out", "unscorable")},
         "pairs_scored": report.pairs_scored if report else 0,
         "pairs_reused": report.pairs_reused if report else manifest.counts["pairs"],
-        "shards": len(scored.store.shards),
+        "shards": len(result.store.shards),
         "model": portable_name(model.model),
         "revision": model.revision or "",
         "template": model.template,
@@ -131,14 +131,14 @@ def scores_outcome(scored: score.ScoreResult) -> Outcome:
             "engine": str(report.engine.get("engine", "")),
             "halved_batches": report.halved,
         }
-    cuts, unscorable = manifest.details["cuts"], list(scored.unscorable.items())[:PREVIEW_ROWS]
-    missing = score.missing_scores(scored.store, scored.plan, scored.part, scored.unscorable)
+    cuts, unscorable = manifest.details["cuts"], list(result.unscorable.items())[:PREVIEW_ROWS]
+    missing = score.missing_scores(result.store, result.plan, result.part, result.unscorable)
     complete = "some scores of the plan are missing" if missing else "every planned score is there"
-    plot = scored.folder / score.DISTANCES_PLOT
+    plot = result.folder / score.DISTANCES_PLOT
     return Outcome.of(
-        scored,
+        result,
         facts=facts,
-        plots={"distances": load_plot(plot, lambda: _distances_png(scored))},
+        plots={"distances": load_plot(plot, lambda: _distances_png(result))},
         tables={
             "cuts": pl.DataFrame(list(cuts.items()), schema=["kind", "records"], orient="row"),
             "unscorable records": pl.DataFrame(
@@ -147,49 +147,49 @@ def scores_outcome(scored: score.ScoreResult) -> Outcome:
         },
         checks={
             "complete": Check(not missing, complete),
-            "finite": Check(_finite(scored), "log-probabilities are finite and at most 0"),
+            "finite": Check(_finite(result), "log-probabilities are finite and at most 0"),
         },
     )
 
 
-def _distances_png(scored: score.ScoreResult) -> bytes:
+def _distances_png(result: score.ScoreResult) -> bytes:
     """Plot the distances d of the answers, alone or after the first demonstrations."""
     distances = [np.empty(0, np.float32)]
-    for squared, _, tokens in _scores(scored, PLOTTED_COLUMNS):
-        there = (tokens > 0) & ~np.isnan(squared)
-        distances.append(np.sqrt(squared[there] / tokens[there]))
-    title = "answers" if scored.part == "baseline" else "answers after a demonstration"
+    for squared, _, tokens in _scores(result, PLOTTED_COLUMNS):
+        valid = (tokens > 0) & ~np.isnan(squared)
+        distances.append(np.sqrt(squared[valid] / tokens[valid]))
+    title = "answers" if result.part == "baseline" else "answers after a demonstration"
     return histogram_png(
         np.concatenate(distances), title, "d, from 0 (certain of every token) to 1"
     )
 
 
-def _finite(scored: score.ScoreResult) -> bool:
+def _finite(result: score.ScoreResult) -> bool:
     """Whether all scores are finite with log-probabilities of at most 0."""
     return all(
         (np.isfinite(squared) & (squared >= 0) & np.isfinite(logprob) & (logprob <= 0)).all()
-        for squared, logprob, _ in _scores(scored)
+        for squared, logprob, _ in _scores(result)
     )
 
 
 def _scores(
-    scored: score.ScoreResult, most: int | None = None
+    result: score.ScoreResult, most: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (T d^2, log-probability, tokens T) of all answers alone, or for one demonstration each.
 
     `most` limits the demonstrations of a block. Pairs without a score are left out here, because
     the check `complete` reports them.
     """
-    store, unscorable = scored.store, scored.unscorable
-    if scored.part == "baseline":
-        alone = store.baseline(score.scorable_records(scored.plan, unscorable))
-        yield alone.squared_distance, alone.sum_logprob, alone.tokens
+    store, unscorable = result.store, result.unscorable
+    if result.part == "baseline":
+        baseline = store.baseline(score.scorable_records(result.plan, unscorable))
+        yield baseline.squared_distance, baseline.sum_logprob, baseline.tokens
         return
-    for block in scored.plan.blocks:
+    for block in result.plan.blocks:
         targets = tuple(record for record in block.targets if record not in unscorable)
         tokens = store.baseline(targets).tokens
         for record in block.demonstrations[:most]:
             if record not in unscorable:
                 column = store.column(record, targets)
-                there = ~np.isnan(column.sum_logprob)
-                yield column.squared_distance[there], column.sum_logprob[there], tokens[there]
+                valid = ~np.isnan(column.sum_logprob)
+                yield column.squared_distance[valid], column.sum_logprob[valid], tokens[valid]

@@ -3,7 +3,7 @@
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
-from assets.door import gpu_pool_claim
+from assets.execution import gpu_pool_claim
 from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot, preview
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.core.plots import gain_curve_png, heat_map_png
@@ -102,9 +102,9 @@ def kernel_outcome(result: Result, version: str) -> Outcome:
     )
 
 
-def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
+def subset_outcome(result: subset_stage.SubsetResult) -> Outcome:
     """Convert a subset to what Dagster shows."""
-    inputs, manifest, folder = chosen.inputs, chosen.manifest, chosen.folder
+    inputs, manifest, folder = result.inputs, result.manifest, result.folder
     subset, balance = pl.read_parquet(folder / SUBSET), pl.read_parquet(folder / BALANCE)
     # Picks come from the pool and, in the continual stage, also from the existing records.
     records = inputs.pool
@@ -112,8 +112,8 @@ def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
         records = pl.concat([records, inputs.existing], how="diagonal_relaxed")
         records = records.unique("record_id", keep="first")
     details = manifest.details
-    named = ("objective", "value", "value_random", "knee", "tokens")
-    known = {name: details[name] for name in named if details.get(name) is not None}
+    names = ("objective", "value", "value_random", "knee", "tokens")
+    known = {name: details[name] for name in names if details.get(name) is not None}
     facts: Facts = {**manifest.counts, **known}
     if details["notes"]:
         facts["notes"] = " ".join(details["notes"])
@@ -130,12 +130,13 @@ def subset_outcome(chosen: subset_stage.SubsetResult) -> Outcome:
         tables["suspected wrong records"] = preview(texts, columns)
     picks, n = subset["record_id"], subset.height
     known, different = picks.is_in(records["record_id"].implode()).sum(), picks.n_unique()
-    plots, drawn = dict[str, bytes](), chosen.selection
-    if drawn and drawn.gains is not None:
-        marks = (drawn.details.get("knee"), drawn.value_random)
-        plots["gains"] = gain_curve_png(drawn.gains, drawn.selector, drawn.objective or "", *marks)
+    plots, selection = dict[str, bytes](), result.selection
+    if selection and selection.gains is not None:
+        marks = (selection.details.get("knee"), selection.value_random)
+        title = (selection.selector, selection.objective or "")
+        plots["gains"] = gain_curve_png(selection.gains, *title, *marks)
     return Outcome.of(
-        chosen,
+        result,
         facts=facts,
         plots=plots,
         tables=tables,
@@ -161,9 +162,9 @@ def _balance_check(
     inputs: subset_stage.SubsetInputs, table: pl.DataFrame, subset: pl.DataFrame
 ) -> Check:
     """Check whether every group of the pool is in the subset. A failure only warns."""
-    lost = vanished_group_warnings(table) if subset.height else ()
+    vanished = vanished_group_warnings(table) if subset.height else ()
     absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
-    warnings = [line.removeprefix("warning: ") for line in lost]
+    warnings = [line.removeprefix("warning: ") for line in vanished]
     warnings += [
         f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from assets.common import MODEL_RESOURCES, Step, asset_of
-from assets.door import GPU_POOL
+from assets.execution import GPU_POOL
 from assets.outcome import PREVIEW_ROWS, Check, Outcome, load_plot
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.plots import loss_curve_png
@@ -33,14 +33,14 @@ def adapter(step: Step) -> Outcome:
     )
 
 
-def adapter_outcome(trained: AdapterResult) -> Outcome:
+def adapter_outcome(result: AdapterResult) -> Outcome:
     """Convert an adapter to what Dagster shows."""
-    log, manifest = trained.log, trained.manifest
+    log, manifest = result.log, result.manifest
 
     left_out = list(log.records_left_out.items())[:PREVIEW_ROWS]
-    fell = f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
+    loss = f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
     return Outcome.of(
-        trained,
+        result,
         facts={
             **manifest.counts,
             "method": log.method,
@@ -48,21 +48,22 @@ def adapter_outcome(trained: AdapterResult) -> Outcome:
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",
         },
-        plots={"loss": load_plot(trained.folder / "loss.png", lambda: loss_curve_png(log.losses))},
+        plots={"loss": load_plot(result.folder / "loss.png", lambda: loss_curve_png(log.losses))},
         tables={
             "records left out": pl.DataFrame(left_out, schema=["record_id", "why"], orient="row")
         },
         checks={
-            "loads": ALREADY_CHECKED if trained.reused else _loads(trained.folder),
+            "loads": ALREADY_CHECKED if result.reused else _check_weights(result.folder),
             "loss_fell": Check(
-                log.loss_fell, fell if log.losses else "nothing was trained: this is the base model"
+                log.loss_fell,
+                loss if log.losses else "nothing was trained: this is the base model",
             ),
         },
-        links=trained.links,
+        links=result.links,
     )
 
 
-def _loads(folder: Path) -> Check:
+def _check_weights(folder: Path) -> Check:
     """Check whether every weight can be read and is finite."""
     import torch
     from safetensors import SafetensorError, safe_open

@@ -6,7 +6,7 @@ import resources
 from assets import evaluation, ingest, scoring, selection, training
 from assets.source import with_code_references
 from delift_pipeline.core.home import Home
-from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES, executor
+from delift_pipeline.orchestration.jobs import ALL_JOBS, ALL_SCHEDULES, build_executor
 from delift_pipeline.orchestration.sensors import build_sensors
 from delift_pipeline.stages.arms import Arms, load_arms
 
@@ -30,15 +30,15 @@ def build_definitions(home: Home) -> dg.Definitions:
     """
     arms = load_arms(home)
     # If the environment names the home, run configurations hold no path, so a home can be moved.
-    named = "" if home == Home.at() else str(home.root)
+    home_path = "" if home == Home.at() else str(home.root)
     return dg.Definitions(
         assets=build_assets(arms),
         jobs=ALL_JOBS,
         sensors=build_sensors(arms.automation.seconds),
         schedules=ALL_SCHEDULES,
-        executor=executor(arms.automation),
+        executor=build_executor(arms.automation),
         resources={
-            "store": resources.StoreResource(home=named),
+            "store": resources.StoreResource(home=home_path),
             "language_model": resources.LanguageModelResource(),
             "compute": resources.ComputeResource(),
             "embedder": resources.EmbedderResource(),

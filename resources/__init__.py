@@ -207,5 +207,5 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
 
         settings = self.model_dump(exclude={"endpoint", "device"})
         options = validate(JudgeOptions, settings | {"endpoint": self.endpoint or None})
-        here = {"model": self.model, "device": self.device}
-        return JudgeSetup(home, options, None if self.endpoint else read_options(here))
+        local = {"model": self.model, "device": self.device}
+        return JudgeSetup(home, options, None if self.endpoint else read_options(local))

@@ -42,8 +42,8 @@ from sqlalchemy.exc import SQLAlchemyError
 INTERRUPTS = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 PROCESS_TAG = "delift/process"
 """Names the process (id and start time) of a `delift` program that executes a run itself."""
-AT_WORK = [Status.STARTING, Status.STARTED, Status.CANCELING]
-UNENDED = [Status.NOT_STARTED, *AT_WORK]
+ACTIVE = [Status.STARTING, Status.STARTED, Status.CANCELING]
+ACTIVE_OR_CREATED = [Status.NOT_STARTED, *ACTIVE]
 ENDING = (Status.CANCELING, Status.CANCELED, Status.FAILURE)
 FAILURE_CURSOR = "EVENT_LOG_CONSUMER_CURSOR-RUN_FAILURE"
 """The cursor of Dagster's daemon: the last failure that it considered for a retry."""
@@ -52,15 +52,15 @@ REPORT_SECONDS = 30.0
 SLACK_SECONDS = 2.0
 """How much later than the event that names it a process may seem to have started."""
 NO_RETRY = {"dagster/max_retries": "0"}
-MESSAGE = "the process of this run is gone; what it finished is kept, and it is launched again"
-MESSAGE_ALONE = "the process of this run is gone; what it finished is found again by the next run"
-INTERRUPTED = "a signal ended the process of this run; what it finished is kept"
+RELAUNCHED = "the process of this run is gone; what it finished is kept, and it is launched again"
+GONE = "the process of this run is gone; what it finished is found again by the next run"
+INTERRUPTED_BY_SIGNAL = "a signal ended the process of this run; what it finished is kept"
 
 
 # Which process works on a run, whether it lives, and how a run without one is closed
 
 
-def own_tags() -> dict[str, str]:
+def own_run_tags() -> dict[str, str]:
     """Return the tags of a run that this process executes. No daemon may launch it again."""
     process = psutil.Process()
     return {PROCESS_TAG: f"{process.pid} {start_after_boot(process)}", **NO_RETRY}
@@ -107,10 +107,10 @@ def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     if run.status == Status.CANCELING:
         instance.report_run_canceled(run)
     elif not run.is_finished and is_launched(run):
-        instance.report_run_failed(run, MESSAGE)
+        instance.report_run_failed(run, RELAUNCHED)
     elif not run.is_finished:
         instance.add_run_tags(run.run_id, NO_RETRY)
-        instance.report_run_failed(run, MESSAGE_ALONE)
+        instance.report_run_failed(run, GONE)
     free_slots(instance, run.run_id)
 
 
@@ -125,8 +125,8 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     # A server's run may wait long before it starts; ours starts as soon as it is created.
     runs = [
         run
-        for run in instance.get_runs(dg.RunsFilter(statuses=UNENDED))
-        if run.status in AT_WORK or PROCESS_TAG in run.tags
+        for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE_OR_CREATED))
+        if run.status in ACTIVE or PROCESS_TAG in run.tags
     ]
     return [run for run in reversed(runs) if process_of(instance, run) is None]
 
@@ -172,9 +172,9 @@ def pool_queues(
 
 def cancel_own_runs(instance: dg.DagsterInstance) -> None:
     """Record the runs of this process as canceled, because the process is about to exit."""
-    own = {PROCESS_TAG: own_tags()[PROCESS_TAG]}
-    for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=UNENDED)):
-        instance.report_run_canceled(run, INTERRUPTED)
+    own = {PROCESS_TAG: own_run_tags()[PROCESS_TAG]}
+    for run in instance.get_runs(dg.RunsFilter(tags=own, statuses=ACTIVE_OR_CREATED)):
+        instance.report_run_canceled(run, INTERRUPTED_BY_SIGNAL)
         free_slots(instance, run.run_id)
 
 
@@ -288,7 +288,7 @@ class InterruptibleExecutor(InProcessExecutor):
             known = instance.get_run_by_id(run.run_id)
             if known and known.status == Status.STARTED and not is_launched(run):
                 # Otherwise Dagster would record it as failed, because nobody cancelled it.
-                instance.report_run_canceling(run, INTERRUPTED)
+                instance.report_run_canceling(run, INTERRUPTED_BY_SIGNAL)
             raise
         finally:
             free_slots(instance, run.run_id)
@@ -379,7 +379,7 @@ def execute_in_process(
         instance=instance,
         output_capturing_enabled=True,
         raise_on_error=False,
-        run_tags=merge_run_tags(job, partition, own_tags(), None, instance, run_config),
+        run_tags=merge_run_tags(job, partition, own_run_tags(), None, instance, run_config),
         asset_selection=frozenset(),
     )
     run = instance.get_run_by_id(result.run_id)

@@ -60,14 +60,14 @@ ALL_SCHEDULES = [weekly_reselection_schedule]
 def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
     """Return how often a step is tried again after its process was killed or a passing failure.
 
-    The step continues where it stopped. `assets.door` decides which failures may pass
+    The step continues where it stopped. `assets.execution` decides which failures may pass
     (`core.errors.may_pass`). Refused input is never tried again.
     """
     backoff = dg.Backoff.EXPONENTIAL
     return dg.RetryPolicy(options.retries, delay=options.retry_seconds, backoff=backoff)
 
 
-def executor(options: AutomationOptions) -> dg.ExecutorDefinition:
+def build_executor(options: AutomationOptions) -> dg.ExecutorDefinition:
     """Return the default executor of runs. A user can choose another one in the launchpad."""
     config = (
         {"multiprocess": {"max_concurrent": 2}} if options.isolate_steps else {"in_process": {}}

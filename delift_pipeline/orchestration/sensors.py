@@ -22,7 +22,7 @@ from delift_pipeline.core.errors import DeliftError, Fault, Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import json_text
 from delift_pipeline.core.validation import check_webhook
-from delift_pipeline.orchestration.dagster_internals import UNENDED, sensor_cursor
+from delift_pipeline.orchestration.dagster_internals import ACTIVE_OR_CREATED, sensor_cursor
 from delift_pipeline.orchestration.jobs import arm_job, score_job, select_job
 from delift_pipeline.orchestration.partitions import (
     PARTITION_TAG,
@@ -106,14 +106,14 @@ def _post(url: str, body: str) -> str | None:
         return reason
 
 
-KERNELS_A_TICK = 20
-MOST_FAULTS = 20
+KERNELS_PER_TICK = 20
+MAX_FAULTS = 20
 ARMS_SENSOR = "applicable_arms_sensor"
 RAW_DATASET, UTILITY_KERNEL = dg.AssetKey("raw_dataset"), dg.AssetKey("utility_kernel")
-UNFINISHED = [Status.QUEUED, *UNENDED]
+UNFINISHED = [Status.QUEUED, *ACTIVE_OR_CREATED]
 SIGNATURE_TAG = "delift/inbox_signature"
 """Names the inbox contents that a run was launched to ingest."""
-ASK_AGAIN = "to try again, move it out of the inbox and back, or touch it"
+RETRY_HINT = "to try again, move it out of the inbox and back, or touch it"
 WILL_RETRY = "dagster/will_retry"
 
 
@@ -145,9 +145,9 @@ def new_dataset_version_sensor(
         tags = {SIGNATURE_TAG: entry.signature}
         runs = instance.get_runs(dg.RunsFilter(tags=tags))  # newest first
         unfinished = any(run.status in UNFINISHED for run in runs)
-        state, again = _state(runs)
+        state, again = _describe_state(runs)
         if requested.get(name) == mark or unfinished:
-            waiting.append(f"{name}: {state}{'' if unfinished or again else f'; {ASK_AGAIN}'}")
+            waiting.append(f"{name}: {state}{'' if unfinished or again else f'; {RETRY_HINT}'}")
             continue
         requested[name] = mark
         if runs:
@@ -155,12 +155,12 @@ def new_dataset_version_sensor(
         key = _run_key(f"{entry.version}:{entry.signature}", runs)
         requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
     keys = dict.fromkeys(str(one.partition_key) for one in requests)
-    add = [name for name in keys if name not in known]
+    new = [name for name in keys if name not in known]
     nothing = "; ".join(waiting) or "nothing new in the inbox"
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(nothing),
-        dynamic_partitions_requests=[dataset_version.build_add_request(add)] if add else [],
+        dynamic_partitions_requests=[dataset_version.build_add_request(new)] if new else [],
         asset_events=[_reject(home, entry, faults) for entry, faults in scan.faulty],
         cursor=json.dumps({"seen": scan.seen, "asked": requested}),
     )
@@ -171,7 +171,7 @@ def _run_key(base: str, runs: Sequence[dg.DagsterRun]) -> str:
     return f"{base}:{sum(run.is_finished for run in runs)}"
 
 
-def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
+def _describe_state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
     """Describe the newest run that was launched to ingest an entry.
 
     Also return whether Dagster launches this run again.
@@ -192,8 +192,8 @@ def _state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
 
 def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
     """Reject an inbox entry; return a failed check, which names no version as there is none."""
-    beside = reject_entry(home, entry, faults)
-    first = "\n".join(f"- `{fault}`" for fault in faults[:MOST_FAULTS])
+    faults_file = reject_entry(home, entry, faults)
+    first = "\n".join(f"- `{fault}`" for fault in faults[:MAX_FAULTS])
     return dg.AssetCheckEvaluation(
         asset_key=RAW_DATASET,
         check_name="inbox",
@@ -203,7 +203,7 @@ def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheck
         metadata={
             "faults": dg.MetadataValue.int(len(faults)),
             "first faults": dg.MetadataValue.md(first),
-            "file": dg.MetadataValue.text(beside.relative_to(home.root).as_posix()),
+            "file": dg.MetadataValue.text(faults_file.relative_to(home.root).as_posix()),
         },
     )
 
@@ -212,7 +212,7 @@ def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
     """Return why some versions cannot be parents yet: a run works on them, or their arms wait."""
     running, cursor = sensor_cursor(instance, ARMS_SENSOR)
     unseen = _kernels_after(instance, cursor) if running else []
-    busy = {_kernel_of(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
+    busy = {_version_and_digest(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         version, _ = version_and_arm_in(run.tags)
         if version:
@@ -236,7 +236,7 @@ def applicable_arms_sensor(
     job = arm_job if arms.automation.train else select_job
     requests: list[dg.RunRequest] = []
     for record in records:
-        version, digest = _kernel_of(record)
+        version, digest = _version_and_digest(record)
         if failed := _failed_checks(context.instance, record, version):
             context.log.warning(f"no arm of {version}: its kernel failed {', '.join(failed)}")
             continue
@@ -266,11 +266,11 @@ def automatic_arms(dataset: DatasetVersion, arms: Arms) -> list[Arm]:
 def _kernels_after(instance: dg.DagsterInstance, cursor: str | None) -> list[dg.EventLogRecord]:
     after = int(cursor) if cursor else None
     records = dg.AssetRecordsFilter(UTILITY_KERNEL, after_storage_id=after)
-    page = instance.fetch_materializations(records, limit=KERNELS_A_TICK, ascending=True)
+    page = instance.fetch_materializations(records, limit=KERNELS_PER_TICK, ascending=True)
     return list(page.records)
 
 
-def _kernel_of(record: dg.EventLogRecord) -> tuple[str, str]:
+def _version_and_digest(record: dg.EventLogRecord) -> tuple[str, str]:
     """Return the version that a kernel belongs to, and the kernel's data version."""
     event = record.asset_materialization
     if event is None or event.partition is None:

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.door import GPU_POOL
+from assets.execution import GPU_POOL
 from delift_pipeline.core.home import Home
 from delift_pipeline.orchestration import dagster_internals
 from delift_pipeline.orchestration.partitions import add_versions

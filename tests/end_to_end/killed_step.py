@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.door import execute_stage
+from assets.execution import execute_stage
 from assets.outcome import Outcome
 from delift_pipeline.core.manifest import Manifest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.checks import specs
+from assets.checks import check_specs
 from delift_pipeline.core.errors import Refused
 from delift_pipeline.core.home import Home
 from delift_pipeline.definitions import defs
@@ -282,7 +282,7 @@ def requested(
 
 def make_kernel(instance: dg.DagsterInstance, version: str, sound: bool) -> None:
     """A run that makes a kernel whose checks pass or fail."""
-    checks = specs("utility_kernel", dataset_version)
+    checks = check_specs("utility_kernel", dataset_version)
 
     @dg.asset(name="utility_kernel", partitions_def=dataset_version, check_specs=checks)
     def stand_in() -> dg.MaterializeResult:

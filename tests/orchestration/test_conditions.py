@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.checks import specs
+from assets.checks import check_specs
 from assets.ingest import raw_dataset
 from assets.scoring import pair_plan
 from delift_pipeline.core.home import Home
@@ -31,7 +31,7 @@ class Ticks:
         instance.add_dynamic_partitions(VERSIONS, list(self.versions))
 
     def made(self, data_version: str, sound: bool = True, version: str = "v1") -> None:
-        checks = specs("raw_dataset", dataset_version)
+        checks = check_specs("raw_dataset", dataset_version)
 
         @dg.asset(name="raw_dataset", partitions_def=dataset_version, check_specs=checks)
         def stand_in() -> dg.MaterializeResult:

@@ -10,7 +10,7 @@ import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.checks import severity
-from assets.door import execute_stage
+from assets.execution import execute_stage
 from assets.outcome import Outcome
 from delift_pipeline.core.errors import DeliftError, Refused
 from delift_pipeline.core.manifest import Manifest

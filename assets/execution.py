@@ -51,19 +51,19 @@ def gpu_pool_claim(context: dg.AssetExecutionContext) -> Iterator[Callable[[], N
     in the same storage as Dagster's executors. The slot of a killed process is freed with its run.
     """
     step = context.get_step_execution_context().step.key
-    with PoolClaims(context.instance, context.run) as places:
+    with PoolClaims(context.instance, context.run) as claims:
 
         @cache
         def claim() -> None:
-            if not places.claim(GPU_POOL, step):
+            if not claims.claim(GPU_POOL, step):
                 context.log.info(f"waiting for a place in the pool {GPU_POOL}")
-                while not places.claim(GPU_POOL, step):
+                while not claims.claim(GPU_POOL, step):
                     pass
 
         try:
             yield claim
         finally:
-            places.free_step(step)
+            claims.free_step(step)
 
 
 def progress(context: dg.AssetExecutionContext) -> Progress:
