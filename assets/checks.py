@@ -6,39 +6,39 @@ import dagster as dg
 
 BLOCKING: dict[str, dict[str, str]] = {
     "raw_dataset": {
-        "schema": "Columns and types are those every later step reads.",
-        "not_empty": "Pool, held-out and target sets hold records.",
-        "disjoint": "Pool (the parents' included), target and held-out set share no record.",
+        "schema": "The columns and types are those that the later steps read.",
+        "not_empty": "The pool, the held-out set and the target set, if any, have records.",
+        "disjoint": "No record is in two of pool (or a parent's), target and held-out set.",
     },
-    "pair_plan": {"neighbours": "Every record has its neighbours or says why not."},
+    "pair_plan": {"neighbours": "Every record has neighbours, or a reason why it has none."},
     "baseline_logprobs": {
-        "complete": "Every record of the plan has its score alone, or is reported unscorable.",
+        "complete": "Every record of the plan has a baseline score, or is unscorable.",
         "finite": "Log-probabilities are finite and at most 0.",
     },
     "in_context_logprobs": {
         "complete": "Every planned pair is scored, or one of its records is unscorable.",
         "finite": "Log-probabilities are finite and at most 0.",
     },
-    "utility_kernel": {"shape": "Blocks have the plan's shape and only finite values."},
+    "utility_kernel": {"shape": "All blocks have the plan's shape and only finite values."},
     "subset": {
-        "budget": "The subset is as large as the budget, or says why it is shorter.",
-        "known": "Every picked record stands in the pool, or is replayed (continual stage).",
+        "budget": "The subset has the size of the budget, or a note says why it is smaller.",
+        "known": "Every pick is in the pool or, in the continual stage, an existing record.",
         "unique": "No record is picked twice.",
     },
     "adapter": {"loads": "The weights are readable safetensors with finite values."},
 }
 
 WARNING: dict[str, dict[str, str]] = {
-    "raw_dataset": {"inbox": "What was dropped into the inbox under this name was taken."},
-    "utility_kernel": {"positive": "Some demonstrations help: a share of utilities is above 0."},
+    "raw_dataset": {"inbox": "No file in the inbox with this version's name was rejected."},
+    "utility_kernel": {"positive": "Some demonstrations help: some utilities are above 0."},
     "subset": {
         "trust": "The trust of the picks is at most .01 below the pool's, or is not known.",
-        "balance": "No group of the pool vanishes: task, source, length, script, columns named.",
+        "balance": "No group (task, source, length, script or own column) of the pool is missing.",
     },
     "adapter": {"loss_fell": "The loss fell from the first tenth of the steps to the last."},
     "eval_report": {
         "beats_base": "The answer loss is not above the base model's.",
-        "beats_random": "The answer loss is not above the random arm's of the same stage.",
+        "beats_random": "The answer loss is not above that of the same stage's random arm.",
     },
 }
 

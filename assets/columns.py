@@ -6,7 +6,7 @@ import dagster as dg
 
 from delift_pipeline.evaluation.options import METRICS
 
-RECORD = "digest of instruction, input and output"
+RECORD = "hash of instruction, input and output"
 PROMPT = "raw_dataset.instruction raw_dataset.input"
 OUTPUT, ADAPTER = "raw_dataset.output", "adapter.record_id"
 NEAR = "pair_plan.record_id pair_plan.neighbours"
@@ -14,9 +14,9 @@ DEMONSTRATION = "in_context_logprobs.demonstration_id"
 BASELINE, IN_CONTEXT = "baseline_logprobs", "in_context_logprobs"
 SCORES = f"{BASELINE}.squared_distance {BASELINE}.tokens {IN_CONTEXT}.squared_distance"
 UTILITY = "utility_kernel.utility"
-INSTRUCTION, INPUT = "what is asked", "what it is asked about; may be empty"
-SQUARED_DISTANCE = ("float32", "sum of (1 - p)^2 over its answer tokens")
-SUM_LOGPROB = ("float32", "summed log-probability of its answer tokens, nats")
+INSTRUCTION, INPUT = "the instruction", "the input that the instruction is about; may be empty"
+SQUARED_DISTANCE = ("float32", "sum of (1 - p)^2 over the tokens of the answer")
+SUM_LOGPROB = ("float32", "log-probability of the answer: the sum over its tokens, in nats")
 MEANS = {"": "mean", "_se": "standard error"}
 DIFFERENCES = {
     "_minus_random": "mean difference from the random arm, paired by record",
@@ -30,70 +30,70 @@ _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "instruction": ("string", INSTRUCTION),
         "input": ("string", INPUT),
         "output": ("string", "the reference answer"),
-        "source": ("string", "where the record comes from, as the file says"),
-        "task": ("string", "the task, as the file says"),
-        "copies": ("uint32", "identical records folded into this one, itself included"),
-        "source_ids": ("list[string]", "the file's own ids of all copies"),
+        "source": ("string", "the source of the record, from the file"),
+        "task": ("string", "the task of the record, from the file"),
+        "copies": ("uint32", "number of identical records that became this one"),
+        "source_ids": ("list[string]", "ids of all copies in the user's file"),
     },
     "pair_plan": {
         "record_id": ("string", RECORD, "raw_dataset.record_id"),
-        "neighbours": ("int32", "near prompts found for it", PROMPT),
-        "reason": ("string", "why it has none; null where it has"),
+        "neighbours": ("int32", "number of the record's near prompts", PROMPT),
+        "reason": ("string", "why the record has none; null if it has some"),
     },
     "baseline_logprobs": {
         "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
         "sum_logprob": SUM_LOGPROB,
         "squared_distance": SQUARED_DISTANCE,
-        "tokens": ("int32", "answer tokens, end-of-text included"),
+        "tokens": ("int32", "tokens of the answer, with the end-of-text token"),
     },
     "in_context_logprobs": {
         "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),
-        "demonstration_id": ("string", "record that stands before it", NEAR),
+        "demonstration_id": ("string", "record that the model sees before it", NEAR),
         "sum_logprob": SUM_LOGPROB,
         "squared_distance": SQUARED_DISTANCE,
     },
     "utility_kernel": {
         "target_id": ("string", "row of the kernel", "in_context_logprobs.target_id"),
         "demonstration_id": ("string", "column of the kernel", DEMONSTRATION),
-        "utility": ("float32", "d alone minus d after the demonstration, in [-1, 1]", SCORES),
+        "utility": ("float32", "d without minus d after the demonstration, in [-1, 1]", SCORES),
     },
     "subset": {
         "record_id": ("string", RECORD, "raw_dataset.record_id"),
-        "source_id": ("string", "the file's own id of it", "raw_dataset.source_ids"),
-        "rank": ("uint32", "place in the ranking, from 0; a smaller budget is a prefix"),
-        "gain": ("float64", "marginal gain; null where nothing was maximised", UTILITY),
-        "covers": ("list[string]", "records it covers best", UTILITY),
-        "trust": ("float64", "agreement of near prompts; null where it is not known", UTILITY),
-        "self_share": ("float64", "share of its gain that is its own row"),
-        "near_duplicates": ("uint32", "near duplicates of it in the pool"),
-        "replayed": ("bool", "whether it is replayed from what the parents trained on"),
+        "source_id": ("string", "id of the record in the user's file", "raw_dataset.source_ids"),
+        "rank": ("uint32", "rank from 0; the subset of a smaller budget has the first ranks"),
+        "gain": ("float64", "marginal gain; null if the selector maximises nothing", UTILITY),
+        "covers": ("list[string]", "records that the pick covers", UTILITY),
+        "trust": ("float64", "trust from 0 to 1; null if it is not known", UTILITY),
+        "self_share": ("float64", "share of the gain that comes from the record itself"),
+        "near_duplicates": ("uint32", "number of the record's near duplicates in the pool"),
+        "replayed": ("bool", "whether the record is an existing one, for replay"),
     },
     "adapter": {
         "record_id": ("string", RECORD, "subset.record_id"),
-        "adapter": ("string", "the adapter trained on it: this one, or one before it"),
-        "rank": ("uint32", "its rank in that adapter's subset", "subset.rank"),
-        "left_out": ("string", "why it was not trained on; null where it was", OUTPUT),
+        "adapter": ("string", "the adapter that was trained on it: this or an earlier one"),
+        "rank": ("uint32", "rank of the record in that adapter's subset", "subset.rank"),
+        "left_out": ("string", "why training left it out; null if it was used", OUTPUT),
     },
     "eval_report": {
         "record_id": ("string", RECORD, "raw_dataset.record_id"),
         "instruction": ("string", INSTRUCTION, "raw_dataset.instruction"),
         "input": ("string", INPUT, "raw_dataset.input"),
         "reference": ("string", "the reference answer", OUTPUT),
-        "generated": ("string", "the model's answer; null where no metric needs it", ADAPTER),
+        "generated": ("string", "the model's answer; null if no metric needs it", ADAPTER),
         **{name: ("float64", metric.meaning) for name, metric in METRICS.items()},
     },
     "leaderboard": {
         "version": ("string", "dataset version"),
         "stage": ("string", "stage of the arm"),
         "selector": ("string", "selector of the arm; `initial` is the base model"),
-        "arm": ("string", "the arm"),
-        "budget": ("string", "budget as asked for; null for the base model"),
+        "arm": ("string", "name of the arm"),
+        "budget": ("string", "budget of the arm; null for the base model"),
         "seed": ("int64", "seed of selection and training"),
-        "records": ("int64", "records trained on"),
-        "pool": ("int64", "records to choose from"),
-        "heldout": ("int64", "held-out records measured"),
+        "records": ("int64", "number of training records"),
+        "pool": ("int64", "number of records in the pool"),
+        "heldout": ("int64", "number of held-out records in the report"),
         "fingerprint": ("string", "scoring fingerprint of the base model"),
-        "seconds": ("float64", "wall time of everything in the report"),
+        "seconds": ("float64", "wall time of the whole evaluation"),
         **{
             f"{name}{end}": ("float64", f"{metric.title}: {what}", f"eval_report.{name}")
             for ends in (MEANS, DIFFERENCES)

@@ -34,7 +34,7 @@ BOARD_COLUMNS = ("version", "stage", "selector", "budget", "records", *METRICS)
     required_resource_keys=MODEL_RESOURCES | {"tracking", "judge"},
 )
 def eval_report(step: Step) -> Outcome:
-    """The arm on the held-out set, beside the base model and the stage's random and full arms."""
+    """The evaluation of an arm on the held-out set, with the base model and reference arms."""
     home, version, arm, model = step.home, step.version, step.arm, step.model
     tracker, progress = step.resources.tracking.tracker(home), step.progress
     result = make_report(home, version, arm, model, tracker, progress, step.run_id)
@@ -51,7 +51,7 @@ def eval_report(step: Step) -> Outcome:
     automation_condition=on_any_report,
 )
 def leaderboard(step: Step) -> Outcome:
-    """All reports in one table: stage, selector, metrics, and differences to random."""
+    """All reports in one table: stage, selector, metrics, and differences from the random arm."""
     return leaderboard_outcome(make_leaderboard(step.home, step.run_id))
 
 
@@ -84,10 +84,10 @@ def report_outcome(result: ReportResult, judgement: Mapping[str, float | int]) -
 def _compare_answer_loss(evaluations: ArmEvaluations, other: str) -> Check:
     reference = evaluations.beside.get(other)
     if reference is None:
-        return Check(True, f"nothing to compare: no evaluated {other} beside this arm")
+        return Check(True, f"there is nothing to compare: {other} is not evaluated")
     gaps = differences(evaluations.own, reference)
     if "answer_loss" not in gaps:
-        return Check(True, "nothing to compare: the answer loss was not asked for")
+        return Check(True, "there is nothing to compare: answer_loss is not among the metrics")
     gap = gaps["answer_loss"]
     return Check(
         gap.mean <= 0,

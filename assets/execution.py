@@ -56,7 +56,7 @@ def gpu_pool_claim(context: dg.AssetExecutionContext) -> Iterator[Callable[[], N
         @cache
         def claim() -> None:
             if not claims.claim(GPU_POOL, step):
-                context.log.info(f"waiting for a place in the pool {GPU_POOL}")
+                context.log.info(f"the step waits for a slot in the pool {GPU_POOL}")
                 while not claims.claim(GPU_POOL, step):
                     pass
 
@@ -76,7 +76,7 @@ def progress(context: dg.AssetExecutionContext) -> Progress:
 def execute_stage(
     context: dg.AssetExecutionContext, step: Callable[[], Outcome]
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """Run a step of the library and yield its outcome as Dagster's results.
+    """Run a stage of the library and yield its outcome as Dagster's results.
 
     Raises:
         dagster.Failure: the step failed or refused its input. It is retried only if another try
@@ -99,7 +99,7 @@ def execute_stage(
         message = system_sentence(failed) if failed else message
         raise dg.Failure(message, allow_retries=may_pass(error)) from error
     seconds = round(time.monotonic() - started, 3)
-    context.log.info(f"{name}: {'found' if outcome.reused else 'made'} {outcome.path}")
+    context.log.info(f"{name}: {outcome.path} is {'reused' if outcome.reused else 'new'}")
     manifest = outcome.manifest
     about = {"fingerprint": manifest.fingerprint, "git_commit": manifest.git_commit}
     yield dg.MaterializeResult(
@@ -132,11 +132,11 @@ def execute_stage(
 
 @contextmanager
 def _end_on_signal(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """End this process in time if a server or a run started it.
+    """Make a process that a server or a run started exit when its run is over.
 
-    It ends when its parent is killed: the run is over then, and the next run would use the same
-    device at the same time. It also ends when the step is still working some seconds after an
-    interrupt: Dagster would give its slot in the pool to another step.
+    It exits when its parent is killed, because the next run would use the same device at the same
+    time. It also exits if the step is still working some seconds after an interrupt, because
+    Dagster gives its slot in the pool to another step.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -186,12 +186,12 @@ def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult
         return
     for check in (*BLOCKING[name], *WARNING[name]):
         own = check == REFUSAL_CHECK
-        others = f"not evaluated: the data set was refused (check {REFUSAL_CHECK})"
+        others = f"not evaluated, because the data set was refused: see check {REFUSAL_CHECK}"
         yield dg.AssetCheckResult(
             check_name=check,
             passed=False,
             severity=dg.AssetCheckSeverity.ERROR if own else dg.AssetCheckSeverity.WARN,
-            description=f"{len(refused.faults)} faults; nothing was stored" if own else others,
+            description=f"{len(refused.faults)} faults: nothing was stored" if own else others,
             metadata=_fault_metadata(refused) if own else {},
         )
 

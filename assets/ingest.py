@@ -16,9 +16,9 @@ PREVIEW_COLUMNS = ("record_id", "instruction", "input", "output", "task", "copie
 
 @asset_of(open_dataset, dataset_version, group_name="ingest", kinds={"polars", "parquet"})
 def raw_dataset(step: Step) -> Outcome:
-    """A dataset version: pool, held-out set and perhaps a target set, typed and identified.
+    """A dataset version: a pool, a held-out set and perhaps a target set.
 
-    Stored by `delift ingest`, or taken from `inbox/<version>/`. It never changes.
+    `delift ingest` stored it, or it comes from `inbox/<version>/`. It never changes.
     """
     return dataset_outcome(open_dataset(step.home, step.version))
 
@@ -74,9 +74,9 @@ def _checks(result: DatasetResult) -> dict[str, Check]:
         ),
         "inbox": Check(
             rejected is None,
-            f"rejected, see inbox/rejected/: {rejected}"
+            f"the inbox entry was rejected, see inbox/rejected/: {rejected}"
             if rejected
-            else "nothing under this name was rejected",
+            else "no inbox entry of this name was rejected",
         ),
     }
 

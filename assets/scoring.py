@@ -1,4 +1,4 @@
-"""Scoring: which pairs, each record's answer alone, and after each demonstration."""
+"""Scoring: the pair plan, and log-probabilities without and after a demonstration."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ PLOTTED_COLUMNS = 200
     required_resource_keys={"store", "embedder"},
 )
 def pair_plan(step: Step) -> Outcome:
-    """Which (target, demonstration) pairs the enabled arms of this version need scored."""
+    """The (target, demonstration) pairs that the enabled arms of this version need."""
     arms = step.resources.embedder.apply_to(step.resources.store.arms())
     return plan_outcome(plan.plan_pairs(step.home, step.version, arms, step.run_id))
 
@@ -45,7 +45,7 @@ def pair_plan(step: Step) -> Outcome:
     required_resource_keys=MODEL_RESOURCES,
 )
 def baseline_logprobs(step: Step) -> Outcome:
-    """Teacher-forced log-probabilities of each record's answer without a demonstration."""
+    """The teacher-forced log-probability of each record's answer without a demonstration."""
     return _score_part(step, "baseline")
 
 
@@ -60,7 +60,7 @@ def baseline_logprobs(step: Step) -> Outcome:
     required_resource_keys=MODEL_RESOURCES,
 )
 def in_context_logprobs(step: Step) -> Outcome:
-    """The same log-probabilities after each planned demonstration; resumes at the first gap."""
+    """The same log-probability after each planned demonstration. Only missing pairs are scored."""
     return _score_part(step, "in_context")
 
 
@@ -133,7 +133,7 @@ def scores_outcome(result: score.ScoreResult) -> Outcome:
         }
     cuts, unscorable = manifest.details["cuts"], list(result.unscorable.items())[:PREVIEW_ROWS]
     missing = score.missing_scores(result.store, result.plan, result.part, result.unscorable)
-    complete = "some scores of the plan are missing" if missing else "every planned score is there"
+    complete = "some planned scores are missing" if missing else "no planned score is missing"
     plot = result.folder / score.DISTANCES_PLOT
     return Outcome.of(
         result,

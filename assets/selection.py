@@ -33,7 +33,7 @@ from delift_pipeline.stages.result import Result
     required_resource_keys=MODEL_RESOURCES,
 )
 def utility_kernel(step: Step) -> Outcome:
-    """How much showing record j helps the model answer record i, as memory-mapped blocks."""
+    """The utility of each demonstration j for each target i, as memory-mapped blocks."""
     result = make_kernel(step.home, step.version, step.model, step.run_id)
     return kernel_outcome(result, step.version)
 
@@ -47,9 +47,9 @@ def utility_kernel(step: Step) -> Outcome:
     required_resource_keys=MODEL_RESOURCES,
 )
 def subset(step: Step) -> Outcome:
-    """The records an arm chose: a ranking with marginal gains, and why each is in or out.
+    """The records that an arm chose, in rank order with gains, and the reasons for all records.
 
-    Only a selector that reads the model itself takes a place in the gpu pool, while it does.
+    Only a selector that loads the model takes a slot in the gpu pool.
     """
     home, version, arm, model = step.home, step.version, step.arm, step.model
     with gpu_pool_claim(step.context) as claim:
@@ -166,11 +166,11 @@ def _balance_check(
     absent = [name for name in inputs.arm.balance if name not in inputs.pool.columns]
     warnings = [line.removeprefix("warning: ") for line in vanished]
     warnings += [
-        f"{inputs.dataset.version} keeps no column {name} (ingest --keep)" for name in absent
+        f"{inputs.dataset.version} has no column {name} (ingest it with --keep)" for name in absent
     ]
     groups = int(table["vanished"].sum()) if subset.height else 0
     compared = ", ".join(table["by"].unique(maintain_order=True))
-    note = "; ".join(warnings) or f"every group is in the subset, by {compared}"
+    note = "; ".join(warnings) or f"the subset has records of every group, by {compared}"
     return Check(not warnings, note, {"vanished": groups})
 
 
@@ -187,11 +187,11 @@ def _budget_check(
     short = picks.height < allowed.count and not (allowed.is_open_ended or notes)
     if allowed.tokens is not None:
         cost = token_cost(inputs.pool, records)
-        note = f"{picks.height} records of {cost:,} tokens, {allowed.tokens:,} asked for"
+        note = f"{picks.height} records of {cost:,} tokens; the budget is {allowed.tokens:,}"
     elif allowed.stop:
-        note = f"{picks.height} records until a gain fell under {allowed.stop:g} of the first"
+        note = f"{picks.height} records until a gain fell below {allowed.stop:g} of the first"
     else:
-        note = f"{picks.height} of {allowed.count} asked for"
+        note = f"{picks.height} records; the budget is {allowed.count}"
     requested = str(arm.budget) if allowed.is_open_ended else allowed.count
     facts: Facts = {"selected": picks.height, "asked": requested}
     return Check(not (wrong or short), " ".join([note, *wrong, *notes]), facts)

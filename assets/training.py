@@ -1,4 +1,4 @@
-"""Training: the base model fine-tuned on a subset."""
+"""Training: fine-tune the base model on a subset."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.orchestration.partitions import version_and_arm
 from delift_pipeline.stages.adapter import AdapterResult, make_adapter
 
-ALREADY_CHECKED = Check(True, "found, byte for byte as it was checked when it was made")
+ALREADY_CHECKED = Check(True, "the stored weights are those that were checked after training")
 
 
 @asset_of(
@@ -25,7 +25,7 @@ ALREADY_CHECKED = Check(True, "found, byte for byte as it was checked when it wa
     required_resource_keys=MODEL_RESOURCES | {"tracking"},
 )
 def adapter(step: Step) -> Outcome:
-    """The fine-tuned adapter (or full model) of one version's arm, as safetensors."""
+    """The adapter (or whole model) that fine-tuning on an arm's subset produced."""
     home, version, arm, model = step.home, step.version, step.arm, step.model
     tracker = step.resources.tracking.tracker(home)
     return adapter_outcome(

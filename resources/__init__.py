@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class StoreResource(dg.ConfigurableResource, use_attribute_docstrings=True):
-    """Where data sets, scores, kernels, subsets, adapters and reports lie.
+    """The home, which stores versions, scores, kernels, subsets, adapters and reports.
 
-    Assets write for themselves through this store instead of an I/O manager: shards, memory-mapped
-    kernels and adapter folders are no single Python value that one could hand over.
+    Assets write their files themselves. An I/O manager handles single Python values, which shards,
+    memory-mapped kernels and adapter folders are not.
     """
 
     home: str = ""
-    """The home directory; empty takes $DELIFT_HOME, else ./delift_home."""
+    """The home's folder. Empty means $DELIFT_HOME, else ./delift_home."""
 
     def open(self) -> Home:
         """Return the home."""
@@ -42,19 +42,19 @@ DEFAULT_EXPERIMENT = "delift"
 
 
 class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
-    """MLflow, in the home or on a server. Nothing is opened until something is logged.
+    """MLflow, in the home or on a server. It is opened when something is logged.
 
-    MLflow's own `MLFLOW_TRACKING_URI` is not read: what is logged holds record texts, and these go
-    to a server only where one was named for them.
+    MLflow's own `MLFLOW_TRACKING_URI` is not read. Logged data contains the texts of records, and
+    it is sent to a server only if a user named the server for this purpose.
     """
 
     uri: str = ""
-    """A tracking server such as http://host:5000; empty takes $DELIFT_TRACKING_URI, else the home's
+    """A tracking server such as http://host:5000. Empty means $DELIFT_TRACKING_URI, else the home's
     own store."""
     experiment: str = ""
-    """The MLflow experiment, one a project; empty takes $DELIFT_EXPERIMENT, else `delift`."""
+    """The MLflow experiment of the project. Empty means $DELIFT_EXPERIMENT, else `delift`."""
     enabled: bool = True
-    """Whether anything is tracked at all."""
+    """Whether runs are tracked."""
 
     def tracker(self, home: Home) -> "Tracker | None":
         """Return the tracker for a home, or None if tracking is off.
@@ -70,7 +70,7 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         if uri and not uri.startswith(("http://", "https://")):
             raise Refused(
                 f"{uri!r} is not a tracking server. Give http://host:port or https://host, or "
-                "nothing for the home's own store.",
+                "leave `uri` empty for the home's own store.",
                 field="tracking.uri",
             )
         name = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
@@ -78,31 +78,31 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
 
 
 class ComputeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
-    """Device, engine, threads, batches: no result changes by them beyond the stated bounds."""
+    """Device, engine, threads and batches. They change results only within the stated bounds."""
 
     device: str = ""
-    """auto, cpu, cuda or cuda:N; empty takes auto."""
+    """auto, cpu, cuda or cuda:N. Empty means auto."""
     device_map: str = ""
-    """Lay one model over several GPUs and memory: auto, balanced, balanced_low_0 or sequential
-    (engine transformers); empty takes one device."""
+    """Spread one model over several GPUs and memory: auto, balanced, balanced_low_0 or sequential
+    (engine transformers). Empty means one device."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 leaves PyTorch's own choice."""
+    """CPU threads. 0 means PyTorch's default."""
     batch_tokens: int = Field(default=0, ge=0)
-    """Most target tokens scored in one batch; 0 takes the device's own."""
+    """Maximal number of target tokens in one batch. 0 means the device's default."""
     memory_limit: float = Field(default=0, ge=0)
-    """GiB that scoring takes over the loaded model; 0 takes 1.5 on a CPU and four fifths of what is
-    free on a GPU."""
+    """GiB that scoring uses in addition to the loaded model. 0 means 1.5 on a CPU and four fifths
+    of the free memory on a GPU."""
     in_flight: int = Field(default=0, ge=0)
-    """Demonstrations that share batches; 0 takes 1 on a CPU and 4 on a GPU."""
+    """Demonstrations that share batches. 0 means 1 on a CPU and 4 on a GPU."""
     engine: str = ""
-    """transformers, vllm (where installed; docs/vllm.md) or naive, the reference; empty takes the
-    preset's, else transformers."""
+    """transformers, vllm (if installed; see docs/vllm.md) or naive, the reference. Empty means the
+    preset's engine, else transformers."""
     tensor_parallel_size: int = Field(default=0, ge=0)
-    """GPUs that vLLM splits a model over; 0 takes the preset's."""
+    """GPUs that vLLM splits a model over. 0 means the preset's number."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM takes."""
+    """Share of each GPU's memory that vLLM uses."""
     workers: int = Field(default=1, ge=1)
-    """Processes that score one plan together, each pinned to GPUs of its own."""
+    """Processes that score one plan together. Each uses GPUs of its own."""
 
     def model_settings(self) -> dict[str, Any]:
         """Return these settings by the names of `ModelOptions`; None means the model's default."""
@@ -113,22 +113,22 @@ MODEL_VARIABLE = "DELIFT_MODEL"
 
 
 class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=True):
-    """Which model, and what of it decides scores. Nothing is loaded until a step needs it."""
+    """The model and the settings that decide scores. A step loads the model when it needs it."""
 
     model: str = ""
-    """A local folder, a hub id, preset:NAME (docs/models.md), or `demo`; empty takes the model the
-    version was ingested with, else $DELIFT_MODEL. Safetensors only."""
+    """A local folder, a hub id, preset:NAME (docs/models.md), or `demo`. Empty means the model that
+    the version was ingested with, else $DELIFT_MODEL. Weights have to be safetensors."""
     revision: str = ""
-    """Hub revision; empty takes the newest."""
+    """Hub revision. Empty means the newest."""
     template: str = ""
-    """Prompt template: plain, paper, world, chat (the model's own) or a YAML file; empty takes the
-    version's own, else the preset's, else plain."""
+    """Prompt template: plain, paper, world, chat (the model's own) or a YAML file. Empty means the
+    version's template, else the preset's, else plain."""
     window: int = Field(default=0, ge=0)
-    """Tokens in one sequence; 0 takes the model's own, at most 2,048."""
+    """Tokens in one sequence. 0 means the model's window, at most 2,048."""
     dtype: str = ""
-    """float32, bfloat16 or float16; empty takes the preset's, else float32."""
+    """float32, bfloat16 or float16. Empty means the preset's, else float32."""
     load_in: str = ""
-    """4bit or 8bit weights, by bitsandbytes; empty takes those of `dtype`."""
+    """4bit or 8bit weights with bitsandbytes. Empty means weights in `dtype`."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 
@@ -143,8 +143,8 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
         model = self.model or stored or os.environ.get(MODEL_VARIABLE)
         if not model:
             raise Refused(
-                f"version {version} was ingested without a model, and none is set. Pass --model "
-                f"(or ${MODEL_VARIABLE}, or the language_model resource's `model`)",
+                f"version {version} was ingested without a model, and none is set. Pass --model, "
+                f"or set ${MODEL_VARIABLE} or `model` of the resource language_model.",
                 field="model",
             )
         settings = {
@@ -157,10 +157,10 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
 
 
 class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):
-    """Embeds prompts for neighbour plans."""
+    """The embedder of prompts, which finds each record's neighbours."""
 
     name: str = ""
-    """tfidf, minilm, or a sentence-transformers folder or hub id; empty takes `plan.embedder` of
+    """tfidf, minilm, or a sentence-transformers folder or hub id. Empty means `plan.embedder` of
     arms.yaml."""
 
     def apply_to(self, arms: Arms) -> Arms:
@@ -174,27 +174,27 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """A language model that scores answers from 1 to 5 (docs/evaluation.md). Off by default."""
 
     model: str = ""
-    """The judge's name at the endpoint; without an endpoint a model folder or hub id. Empty:
-    answers are not judged."""
+    """The judge's name at the endpoint. Without an endpoint, a model folder or hub id. Empty means
+    that answers are not judged."""
     endpoint: str = ""
     """An OpenAI-compatible address such as http://127.0.0.1:8000/v1."""
     api_key_variable: str = "DELIFT_JUDGE_API_KEY"
     """The environment variable that holds the endpoint's key."""
     mode: str = "single"
-    """single: one score over eight dimensions; dimensions: each by itself."""
+    """single: one score for all eight dimensions. dimensions: one score for each."""
     scoring: str = "written"
-    """written: the score the judge writes; expected: from the digits' log-probabilities."""
+    """written: the score that the judge writes. expected: the digits' probability-weighted mean."""
     least_mass: float = 0.5
-    """expected: least probability of the digits together."""
+    """With scoring `expected`: the least total probability of the digits."""
     max_tokens: int = 512
-    """Longest written judgement, in tokens."""
+    """Maximal length of a written judgement, in tokens."""
     parallel: int = 4
-    """Requests at a time."""
+    """Requests at the same time."""
     device: str = "auto"
-    """Of a judge that runs here."""
+    """The device of a judge that runs on this machine."""
 
     def judge_setup(self, home: Home) -> "JudgeSetup | None":
-        """The judge for a home's answers, or None where there is none.
+        """Return the judge for a home's answers, or None if there is none.
 
         Raises:
             Refused: a setting is out of range.

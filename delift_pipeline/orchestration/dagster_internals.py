@@ -52,12 +52,12 @@ REPORT_SECONDS = 30.0
 SLACK_SECONDS = 2.0
 """How much later than the event that names it a process may seem to have started."""
 NO_RETRY = {"dagster/max_retries": "0"}
-RELAUNCHED = "the process of this run is gone; what it finished is kept, and it is launched again"
-GONE = "the process of this run is gone; what it finished is found again by the next run"
-INTERRUPTED_BY_SIGNAL = "a signal ended the process of this run; what it finished is kept"
+RELAUNCHED = "the run's process is gone. Dagster launches the run again and reuses finished work"
+GONE = "the run's process is gone. The next run reuses its finished work"
+INTERRUPTED_BY_SIGNAL = "a signal ended the run's process. The next run reuses its finished work"
 
 
-# Which process works on a run, whether it lives, and how a run without one is closed
+# Find the process of a run, and close runs whose process is gone
 
 
 def own_run_tags() -> dict[str, str]:
@@ -103,7 +103,7 @@ def _find_process(pid: int, is_same: Callable[[psutil.Process], bool]) -> psutil
 
 
 def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Record that a run has ended whose process is gone or about to exit, and free its slots."""
+    """Record the end of a run whose process is gone or about to exit, and free its slots."""
     if run.status == Status.CANCELING:
         instance.report_run_canceled(run)
     elif not run.is_finished and is_launched(run):
@@ -134,9 +134,9 @@ def runs_without_process(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 def close_dead_runs(instance: dg.DagsterInstance, *, served: bool = False) -> list[str]:
     """Close every run that is recorded as working but has no process any more.
 
-    The daemon then launches again those that a server had launched. Slots of pools that such runs,
-    or ended runs, still have are freed. With `served`, a `delift ui` is running: it takes care of
-    the runs that it launched, of which one that is about to start has no process yet.
+    The daemon then launches again those that a server had launched. Pool slots of closed and of
+    ended runs are freed. `served` means that a `delift ui` is running: the runs that it launched
+    are left to it, because such a run has no process until it starts.
 
     Returns:
         The ids of the closed runs, oldest first.
@@ -198,7 +198,7 @@ def sensor_cursor(instance: dg.DagsterInstance, name: str) -> tuple[bool, str | 
     return False, None
 
 
-# Executing the steps of a run in one process
+# Execute the steps of a run in this process
 
 
 class PoolClaims(InstanceConcurrencyContext):
@@ -222,8 +222,8 @@ class PoolClaims(InstanceConcurrencyContext):
         waited = time.monotonic() - since
         if waited >= report_at and (holders := self._pool_holders(concurrency_key, waited)):
             self._waiting[step_key] = since, waited + REPORT_SECONDS
-            what = f"{step_key} waits for a place in the pool {concurrency_key}"
-            print(f"{what}, held by {holders}; {waited:.0f} s so far", file=sys.stderr, flush=True)
+            what = f"{step_key} has waited {waited:.0f} s for a slot in the pool {concurrency_key}"
+            print(f"{what}, used by {holders}", file=sys.stderr, flush=True)
         sleep(POLL_SECONDS)
         if check_captured_interrupt():
             raise DagsterExecutionInterruptedError
@@ -302,7 +302,7 @@ def _step_events(
 
 
 def _reports_interrupt(event: DagsterEvent) -> bool:
-    """Whether an event says that a step failed, or is to be tried again, after an interrupt."""
+    """Whether an event reports an interrupted step, as failed or as waiting for another try."""
     error = event.step_failure_data.error if event.is_step_failure else None
     if event.is_step_up_for_retry:
         error = event.step_retry_data.error

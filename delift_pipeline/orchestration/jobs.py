@@ -42,10 +42,10 @@ ALL_JOBS = [score_job, select_job, arm_job, leaderboard_job]
 def weekly_reselection_schedule(
     context: dg.ScheduleEvaluationContext, store: StoreResource
 ) -> Iterator[dg.RunRequest]:
-    """Rescan, plan and score what is missing of the newest version of each data set.
+    """Score what is missing of the newest version of each data set.
 
-    What was scored is found again, so that a week without change costs seconds; a new kernel asks
-    for its arms through the sensor.
+    Stored scores are reused, so a week without changes costs seconds. If the kernel is new, the
+    sensor `applicable_arms_sensor` starts its arms.
     """
     home = store.open()
     add_versions(context.instance, home)
@@ -58,7 +58,7 @@ ALL_SCHEDULES = [weekly_reselection_schedule]
 
 
 def retry_policy(options: AutomationOptions) -> dg.RetryPolicy:
-    """Return how often a step is tried again after its process was killed or a passing failure.
+    """Return how often a step is tried again after a kill or a failure that may pass.
 
     The step continues where it stopped. `assets.execution` decides which failures may pass
     (`core.errors.may_pass`). Refused input is never tried again.

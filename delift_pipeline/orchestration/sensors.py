@@ -120,12 +120,12 @@ WILL_RETRY = "dagster/will_retry"
 def new_dataset_version_sensor(
     context: dg.SensorEvaluationContext, store: StoreResource
 ) -> dg.SensorResult:
-    """What is ingested, or dropped into the inbox, becomes a partition and is scored.
+    """Turn ingested versions and inbox entries into partitions, and start runs that score them.
 
-    A drop is taken once two ticks have seen it unchanged, and after the versions it follows. What
-    can be no version by its name is rejected here; all else is read, and if need be rejected, by
-    the run that is asked for. What a run has left in the inbox is asked for again only after it was
-    moved or touched, so that a run that fails is not launched at every tick.
+    An entry is ready when two ticks saw it unchanged and its parent versions are done. An entry
+    whose name cannot be a version is rejected here; the run reads all others and may reject them.
+    If a run leaves its entry in the inbox, the next run starts only after a user moved or touched
+    the entry, so a failing run does not start again at every tick.
     """
     home, instance = store.open(), context.instance
     known = set(instance.get_dynamic_partitions(str(dataset_version.name)))
@@ -151,12 +151,12 @@ def new_dataset_version_sensor(
             continue
         requested[name] = mark
         if runs:
-            context.log.info(f"{name} is ingested again: {state}")
+            context.log.info(f"another run will ingest {name}: {state}")
         key = _run_key(f"{entry.version}:{entry.signature}", runs)
         requests.append(dg.RunRequest(run_key=key, partition_key=entry.version, tags=tags))
     keys = dict.fromkeys(str(one.partition_key) for one in requests)
     new = [name for name in keys if name not in known]
-    nothing = "; ".join(waiting) or "nothing new in the inbox"
+    nothing = "; ".join(waiting) or "there is nothing new in the inbox"
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(nothing),
@@ -191,7 +191,7 @@ def _describe_state(runs: Sequence[dg.DagsterRun]) -> tuple[str, bool]:
 
 
 def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheckEvaluation:
-    """Reject an inbox entry; return a failed check, which names no version as there is none."""
+    """Reject an inbox entry, and return a failed check. It names no version: there is none."""
     faults_file = reject_entry(home, entry, faults)
     first = "\n".join(f"- `{fault}`" for fault in faults[:MAX_FAULTS])
     return dg.AssetCheckEvaluation(
@@ -209,7 +209,7 @@ def _reject(home: Home, entry: InboxEntry, faults: list[Fault]) -> dg.AssetCheck
 
 
 def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
-    """Return why some versions cannot be parents yet: a run works on them, or their arms wait."""
+    """Return version -> why it cannot be a parent yet: a run works on it, or its arms wait."""
     running, cursor = sensor_cursor(instance, ARMS_SENSOR)
     unseen = _kernels_after(instance, cursor) if running else []
     busy = {_version_and_digest(one)[0]: f"its kernel waits for {ARMS_SENSOR}" for one in unseen}
@@ -223,11 +223,11 @@ def busy_versions(instance: dg.DagsterInstance) -> dict[str, str]:
 def applicable_arms_sensor(
     context: dg.SensorEvaluationContext, store: StoreResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Every new kernel asks for one run per enabled arm that applies to its version.
+    """Start one run for each enabled arm that applies to a version with a new kernel.
 
-    Arms are selected; they are trained and evaluated too where arms.yaml says
-    `automation: {train: true}`. The cursor is the last kernel seen, so that of several versions
-    scored between two ticks none is passed over, as it would be by a sensor on the latest one.
+    A run selects a subset. If arms.yaml has `automation: {train: true}`, it also trains and
+    evaluates. The cursor is the last kernel that a tick saw, so no version is missed if several
+    kernels are made between two ticks.
     """
     records = _kernels_after(context.instance, context.cursor)
     if not records:
@@ -238,13 +238,13 @@ def applicable_arms_sensor(
     for record in records:
         version, digest = _version_and_digest(record)
         if failed := _failed_checks(context.instance, record, version):
-            context.log.warning(f"no arm of {version}: its kernel failed {', '.join(failed)}")
+            context.log.warning(f"{version} starts no arm: its kernel failed {', '.join(failed)}")
             continue
         dataset = load_version(home, version)
         if same := dataset.manifest.details.get("same_as"):
-            context.log.info(f"{version} holds the records of {same}: see the arms of {same}")
+            context.log.info(f"{version} has the same records as {same}: see the arms of {same}")
         for arm in automatic_arms(dataset, arms):
-            # The same kernel asks for an arm once.
+            # Dagster skips a key that it has seen, so a kernel starts each arm once.
             key = f"{job.name}:{version}:{arm.name}:{digest}"
             partition = partition_of(version, arm.name)
             requests.append(dg.RunRequest(key, partition_key=partition, job_name=job.name))
@@ -274,7 +274,7 @@ def _version_and_digest(record: dg.EventLogRecord) -> tuple[str, str]:
     """Return the version that a kernel belongs to, and the kernel's data version."""
     event = record.asset_materialization
     if event is None or event.partition is None:
-        raise DeliftError("a utility_kernel was materialised without a version")
+        raise DeliftError("a materialisation of utility_kernel has no version as its partition")
     return event.partition, (event.tags or {}).get("dagster/data_version", "")
 
 
@@ -289,7 +289,7 @@ def _failed_checks(
 
 
 def failed_run_alerts(context: dg.RunFailureSensorContext, store: StoreResource) -> None:
-    """A failed run is logged in the home's alerts.jsonl, and posted where a webhook is set."""
+    """Log a failed run in the home's alerts.jsonl, and post it to the webhook if one is set."""
     run = context.dagster_run
     version, arm = version_and_arm_in(run.tags)
     # The first step that failed gives the reason.
