@@ -59,7 +59,6 @@ def report_outcome(result: ReportResult, judgement: Mapping[str, float | int]) -
     """Convert a report to what Dagster shows."""
     evaluations = result.evaluations
     own, forgotten = evaluations.own, evaluations.forgetting
-
     others = [(name, one.metrics, "plain") for name, one in evaluations.beside.items() if one]
     models = [(result.selector, own.metrics, "chosen"), *others]
     facts: Facts = {**own.metrics, **own.counts, **(forgotten.improvements() if forgotten else {})}

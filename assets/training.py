@@ -36,7 +36,6 @@ def adapter(step: Step) -> Outcome:
 def adapter_outcome(result: AdapterResult) -> Outcome:
     """Convert an adapter to what Dagster shows."""
     log, manifest = result.log, result.manifest
-
     left_out = list(log.records_left_out.items())[:PREVIEW_ROWS]
     loss = f"loss per answer token {log.first_loss:.3f} -> {log.last_loss:.3f} nats"
     return Outcome.of(
@@ -55,8 +54,7 @@ def adapter_outcome(result: AdapterResult) -> Outcome:
         checks={
             "loads": ALREADY_CHECKED if result.reused else _check_weights(result.folder),
             "loss_fell": Check(
-                log.loss_fell,
-                loss if log.losses else "nothing was trained: this is the base model",
+                log.loss_fell, loss if log.losses else "nothing was trained: this is the base model"
             ),
         },
         links=result.links,
