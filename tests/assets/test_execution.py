@@ -1,4 +1,4 @@
-"""The door: what is tried again, and what is not."""
+"""Executing a stage in an asset: which failures are tried again."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from delift_pipeline.stages.arms import AutomationOptions, load_arms
 
 
 def tries(step: Callable[[], Outcome]) -> tuple[bool, int, str]:
-    """Whether a step succeeded behind the door, how often it was tried, what it said at last."""
+    """Return whether a step succeeded in an asset, how often it was tried, and its last message."""
     count = 0
 
     def counted() -> Outcome:

@@ -61,13 +61,13 @@ def test_groups_follow_one_another_as_the_method_does() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_code_references_lead_to_the_door_and_to_the_step(name: str) -> None:
-    step, door = references(spec_of(name))
-    for reference, function in ((step, STEPS[name]), (door, name)):
+def test_code_references_lead_to_the_body_and_to_the_step(name: str) -> None:
+    step, body = references(spec_of(name))
+    for reference, function in ((step, STEPS[name]), (body, name)):
         lines = Path(reference.file_path).read_text(encoding="utf-8").splitlines()
         near = "\n".join(lines[reference.line_number - 1 :][:20])
         assert re.search(rf"def {function}\(", near), reference
-    assert Path(door.file_path).parent == ROOT / "assets"
+    assert Path(body.file_path).parent == ROOT / "assets"
     assert Path(step.file_path).parent == ROOT / "delift_pipeline" / "stages"
 
 
@@ -78,10 +78,10 @@ def test_code_references_lead_to_the_projects_home_where_one_is_named(
 
     monkeypatch.setenv("DELIFT_SOURCE_URL", "https://github.com/someone/delift/")
     (asset,) = with_code_references([raw_dataset(load_arms())])
-    step, door = references(asset.specs_by_key[asset.key])
+    step, body = references(asset.specs_by_key[asset.key])
     start = r"https://github\.com/someone/delift/tree/[0-9a-z.]+/"
     assert re.fullmatch(start + r"delift_pipeline/stages/dataset\.py#L\d+", step.url)
-    assert re.fullmatch(start + r"assets/ingest\.py#L\d+", door.url)
+    assert re.fullmatch(start + r"assets/ingest\.py#L\d+", body.url)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def step() -> Outcome:
 
 @dg.asset(name="leaderboard", retry_policy=dg.RetryPolicy(max_retries=2, delay=0))
 def stand_in(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    """Goes through the door as every asset does."""
+    """Execute the step as every asset does."""
     yield from execute_stage(context, step)
 
 
