@@ -19,7 +19,7 @@ from assets.columns import column_lineage, row_count
 from assets.outcome import Outcome
 from delift_pipeline.core.errors import (
     DeliftError,
-    Refused,
+    InputError,
     may_pass,
     system_error,
     system_sentence,
@@ -90,7 +90,7 @@ def execute_stage(
     except INTERRUPTS as interrupt:
         # Under a retry policy Dagster would try an interrupted step again.
         raise dg.Failure("the step was interrupted", allow_retries=False) from interrupt
-    except Refused as refused:
+    except InputError as refused:
         yield from _refusal_checks(name, refused)
         raise dg.Failure(str(refused), _fault_metadata(refused), allow_retries=False) from refused
     except Exception as error:
@@ -176,7 +176,7 @@ def _image(title: str, png: bytes) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
-def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult]:
+def _refusal_checks(name: str, refused: InputError) -> Iterator[dg.AssetCheckResult]:
     """Yield a failed check for a refused data set, so that the web interface shows the faults.
 
     In a failed run, Dagster shows a check without a result as failed. So the other checks are
@@ -196,7 +196,7 @@ def _refusal_checks(name: str, refused: Refused) -> Iterator[dg.AssetCheckResult
         )
 
 
-def _fault_metadata(refused: Refused) -> dict[str, dg.MetadataValue]:
+def _fault_metadata(refused: InputError) -> dict[str, dg.MetadataValue]:
     first = "\n".join(f"- `{fault}`" for fault in refused.faults[:20])
     return {
         "faults": dg.MetadataValue.int(len(refused.faults)),

@@ -16,7 +16,7 @@ from benchmarks.contenders import Contender
 from benchmarks.costs import cost_metrics
 from benchmarks.measure import MetricValues, Mode, Subset, SubsetEvaluator
 from benchmarks.pools import MODEL, NEIGHBOURS, Scores, Sizes, draw_pool, score_pool
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.validation import validate
@@ -58,7 +58,7 @@ class JudgeConfig:
         """Return the configuration of the judge `model`.
 
         Raises:
-            Refused: a setting is out of range.
+            InputError: a setting is out of range.
         """
         options = validate(JudgeOptions, {"model": model, "endpoint": endpoint, **settings})
         return cls(options, None if endpoint else read_options({"model": model, "threads": 1}))
@@ -135,13 +135,13 @@ class Setting:
         """The model that scores the pairs.
 
         Raises:
-            Refused: there is no scorer with that name.
+            InputError: there is no scorer with that name.
         """
         if self.trained != MODEL_DEMO:
             return self.trained_model
         models = {MODEL_DEMO: MODEL_DEMO, SMALL: str(SMALL_MODEL)}
         if self.scorer not in models:
-            raise Refused(f"{self.scorer!r} is not a scorer. Use {' or '.join(models)}")
+            raise InputError(f"{self.scorer!r} is not a scorer. Use {' or '.join(models)}")
         return MODEL.model_copy(update={"model": models[self.scorer], "template": self.template})
 
 

@@ -11,7 +11,7 @@ from benchmarks.contenders import known_names
 from benchmarks.experiments import Experiment, ExperimentRequest, Unit
 from benchmarks.page import markdown_tables, write_page
 from delift_pipeline.bench.quality import run_quality, table_path
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.output import write_output
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.selection.options import STAGES
@@ -79,18 +79,18 @@ def plan(
         how: The judge's other options.
 
     Raises:
-        Refused: the experiment, stage or contender is unknown, an endpoint is given without a
+        InputError: the experiment, stage or contender is unknown, an endpoint is given without a
             judge, a setting is out of range, or the experiment does not support the request.
     """
     chosen = experiments.experiment(name)
     if judge is None and endpoint is not None:
         reason = "--endpoint needs a judge. Name the endpoint's judge with --judge"
-        raise Refused(Fault(reason, field="--endpoint"))
+        raise InputError(Fault(reason, field="--endpoint"))
     judge_config = None if judge is None else JudgeConfig.from_name(judge, endpoint, **how)
     known = (*STAGES, *known_names())
     if unknown := [one for one in only if one not in known]:
         reason = f"{unknown[0]!r} is not a stage or a selector. Choose from: {', '.join(known)}"
-        raise Refused(Fault(reason, field="--only"))
+        raise InputError(Fault(reason, field="--only"))
     request = ExperimentRequest(
         stages=tuple(stage for stage in STAGES if stage in only),
         seeds=seeds,

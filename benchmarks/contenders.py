@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.run import select
@@ -60,11 +60,11 @@ def contenders(names: Iterable[str], *, with_random: bool = True) -> tuple[Conte
     """Return the contenders of these names, each once; random choice comes first.
 
     Raises:
-        Refused: a name is unknown; the fault lists the known selectors and variants.
+        InputError: a name is unknown; the fault lists the known selectors and variants.
     """
     requested, known = dict.fromkeys((*((RANDOM,) if with_random else ()), *names)), known_names()
     for name in requested:
         if name not in known:
             reason = f"{name!r} is not a selector. Choose from: {', '.join(known)}"
-            raise Refused(Fault(reason, field="--only"))
+            raise InputError(Fault(reason, field="--only"))
     return tuple(VARIANTS.get(name, Contender(name, name)) for name in requested)

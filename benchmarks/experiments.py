@@ -32,7 +32,7 @@ from benchmarks.measure import Mode
 from benchmarks.pools import Sizes
 from benchmarks.theory import TheoryCell
 from delift_pipeline.bench.quality import refuse_unknown
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.scoring.options import MODEL_DEMO
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.registry import SELECTORS
@@ -316,7 +316,7 @@ def experiment(name: str) -> Experiment:
     """Return the experiment with that name.
 
     Raises:
-        Refused: there is no such experiment.
+        InputError: there is no such experiment.
     """
     refuse_unknown(name)
     return EXPERIMENTS[name]
@@ -326,16 +326,16 @@ def units_of(chosen: Experiment, request: ExperimentRequest) -> Sequence[Unit]:
     """Return what an experiment measures for a request.
 
     Raises:
-        Refused: a contender is unknown, or the request has contenders, a model or a judge that the
-            experiment cannot use.
+        InputError: a contender is unknown, or the request has contenders, a model or a judge that
+            the experiment cannot use.
     """
     if request.model != MODEL_DEMO and chosen.name != "tuning":
         reason = f"{chosen.name} trains only the demo model. Use the experiment tuning for others"
-        raise Refused(Fault(reason, field="--model"))
+        raise InputError(Fault(reason, field="--model"))
     if request.judge and chosen.name != "stages":
         reason = f"{chosen.name} generates no answers to judge. Use the experiment stages"
-        raise Refused(Fault(reason, field="--judge"))
+        raise InputError(Fault(reason, field="--judge"))
     if request.names and not chosen.takes_names:
         reason = f"the experiment {chosen.name} has its own contenders. Name only stages"
-        raise Refused(Fault(reason, field="--only"))
+        raise InputError(Fault(reason, field="--only"))
     return chosen.units(request)

@@ -26,7 +26,7 @@ def build_definitions(home: Home) -> dg.Definitions:
     """Build the graph from the home's present `arms.yaml`, in some hundredths of a second.
 
     Raises:
-        Refused: the `arms.yaml` is faulty.
+        InputError: the `arms.yaml` is faulty.
     """
     arms = load_arms(home)
     # If the environment names the home, run configurations hold no path, so a home can be moved.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home, model_path
 from delift_pipeline.records.stored import version_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
@@ -60,7 +60,7 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         """Return the tracker for a home, or None if tracking is off.
 
         Raises:
-            Refused: the address of the server is not http or https.
+            InputError: the address of the server is not http or https.
         """
         from delift_pipeline.lineage.tracking import Tracker
 
@@ -68,7 +68,7 @@ class TrackingResource(dg.ConfigurableResource, use_attribute_docstrings=True):
             return None
         uri = self.uri or os.environ.get(URI_VARIABLE) or None
         if uri and not uri.startswith(("http://", "https://")):
-            raise Refused(
+            raise InputError(
                 f"{uri!r} is not a tracking server. Give http://host:port or https://host, or "
                 "leave `uri` empty for the home's own store.",
                 field="tracking.uri",
@@ -136,13 +136,13 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
         """Return the options for one version: this resource's, else the version's own.
 
         Raises:
-            Refused: no model is named anywhere, or a setting is out of range.
+            InputError: no model is named anywhere, or a setting is out of range.
         """
         own = version_manifest(home, version).details
         stored = model_path(home, own["model"]) if own.get("model") and not self.model else None
         model = self.model or stored or os.environ.get(MODEL_VARIABLE)
         if not model:
-            raise Refused(
+            raise InputError(
                 f"version {version} was ingested without a model, and none is set. Pass --model, "
                 f"or set ${MODEL_VARIABLE} or `model` of the resource language_model.",
                 field="model",
@@ -197,7 +197,7 @@ class JudgeResource(dg.ConfigurableResource, use_attribute_docstrings=True):
         """Return the judge for a home's answers, or None if there is none.
 
         Raises:
-            Refused: a setting is out of range.
+            InputError: a setting is out of range.
         """
         if not self.model:
             return None

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from delift_pipeline.bench.table import table_rows
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.manifest import git_commit
 from delift_pipeline.core.progress import Progress
 
@@ -61,10 +61,10 @@ def load_experiments() -> Any:
     It is imported by name, and only here, because an installed package must work without it.
 
     Raises:
-        Refused: the package is installed without a source checkout.
+        InputError: the package is installed without a source checkout.
     """
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
-        raise Refused(CHECKOUT_NEEDED)
+        raise InputError(CHECKOUT_NEEDED)
     # An editable installation finds only the packages of the wheel. Worker processes inherit the
     # path.
     if str(CHECKOUT) not in sys.path:
@@ -76,11 +76,11 @@ def refuse_unknown(name: str) -> None:
     """Refuse an unknown experiment.
 
     Raises:
-        Refused: the name is unknown; the fault lists the experiments.
+        InputError: the name is unknown; the fault lists the experiments.
     """
     if name not in EXPERIMENT_NAMES:
         reason = f"{name!r} is not an experiment. Choose from: {', '.join(EXPERIMENT_NAMES)}"
-        raise Refused(reason, field="--experiment")
+        raise InputError(reason, field="--experiment")
 
 
 def run_quality(
@@ -136,18 +136,18 @@ def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dic
     """Read an experiment's table, with all contenders or some.
 
     Raises:
-        Refused: the folder has no such table, or the table has no such contender.
+        InputError: the folder has no such table, or the table has no such contender.
     """
     refuse_unknown(name)
     path = table_path(folder, name)
     if not path.is_file():
         reason = f"{folder} has no table of {name}. Run `delift bench quality --experiment {name}"
-        raise Refused(f"{reason} --out {folder}` first", field="--experiment")
+        raise InputError(f"{reason} --out {folder}` first", field="--experiment")
     table = read_json(path)
     known = dict.fromkeys(row["selector"] for row in table["rows"])
     if unknown := [one for one in contenders if one not in known]:
         reason = f"{unknown[0]!r} is not a contender of {name}. Choose from: {', '.join(known)}"
-        raise Refused(reason, field="arms")
+        raise InputError(reason, field="arms")
     rows = [row for row in table["rows"] if not contenders or row["selector"] in contenders]
     return {**table, "rows": rows}
 

@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from delift_pipeline.cli.options import AS_JSON, check_outputs, print_json, progress
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.output import refuse_unwritable_folder
 
 COLUMNS = (
@@ -164,7 +164,7 @@ def bench_scoring(
         if name not in known
     ]
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     if find_spec("vllm") is None:
         print(bench.VLLM_ABSENT, file=sys.stderr)
     torch.set_num_threads(threads)
@@ -206,7 +206,7 @@ def bench_selection(
 
     cases = select_cases(full, quick, only or ())
     if not cases:
-        raise Refused(
+        raise InputError(
             f"no case is called {', '.join(only or ())}. Try a number of records, such as 5000",
             field="--only",
         )

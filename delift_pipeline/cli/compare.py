@@ -14,7 +14,7 @@ from typer import Argument, Option
 from delift_pipeline.cli import options as shared
 from delift_pipeline.cli.bench import DEFAULT_FOLDER, show_table
 from delift_pipeline.cli.lineage import split_adapter
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.formatting import with_error
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.output import refuse_unwritable_folder
@@ -53,7 +53,9 @@ def compare(
         show_table(stored, out / f"{experiment}.html", as_json)
         return
     if not arms:
-        raise Refused("name arms as V/ARM, or an experiment with --experiment NAME", field="arms")
+        raise InputError(
+            "name arms as V/ARM, or an experiment with --experiment NAME", field="arms"
+        )
     from delift_pipeline.operations.compare import compare_arms
 
     comparison = compare_arms(Home.at(home), [split_adapter(name) for name in arms])
@@ -158,7 +160,7 @@ def judge(
     options = validate(JudgeOptions, {name: arguments[name] for name in fields})
     if endpoint and flags.values():
         names = ", ".join(f"--{name.replace('_', '-')}" for name in flags.values())
-        raise Refused(
+        raise InputError(
             f"{names} is for a judge that runs here. Leave it out, or leave out --endpoint",
             field="--endpoint",
         )

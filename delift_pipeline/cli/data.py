@@ -12,7 +12,7 @@ import polars as pl
 from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Refused, fault_counts
+from delift_pipeline.core.errors import InputError, fault_counts
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.validation import validate
 
@@ -200,9 +200,9 @@ def _name_fields_as_options(selector_options: Mapping[str, Any]) -> Iterator[Non
     names |= {name: f"--option {name}" for name in selector_options}
     try:
         yield
-    except Refused as refused:
+    except InputError as refused:
         faults = [replace(f, field=names.get(f.field or "", f.field)) for f in refused.faults]
-        raise Refused(*faults) from refused
+        raise InputError(*faults) from refused
 
 
 def _default_out(file: Path) -> Path:

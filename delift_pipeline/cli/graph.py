@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from delift_pipeline.cli.options import environment
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.stages.arms import Arm, load_arms
@@ -57,17 +57,17 @@ def applicable_arms(home: Home, dataset: DatasetVersion, names: Sequence[str]) -
     """Return the named arms, or all enabled arms that apply to a version; random and full first.
 
     Raises:
-        Refused: a named arm does not exist, or does not apply to the version.
+        InputError: a named arm does not exist, or does not apply to the version.
     """
     arms = load_arms(home)
     faults: list[Fault] = []
     for name in names:
         try:
             refuse_inapplicable(dataset, arms.arm(name))
-        except Refused as refused:
+        except InputError as refused:
             faults.extend(refused.faults)
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     enabled = arms.of_stages(dataset.stages())
     chosen = [arm for arm in enabled if arm.name in names]
     retired = [arm for arm in map(arms.arm, names) if arm not in chosen]
@@ -110,7 +110,7 @@ class GraphRuns:
         """Materialise a version up to its kernel, then the named arms, or all that apply.
 
         Raises:
-            Refused: the version is unknown, or a named arm does not apply to it.
+            InputError: the version is unknown, or a named arm does not apply to it.
             DeliftError: a step failed. The message is that of the step.
         """
         from delift_pipeline.orchestration.partitions import dataset_version, partition_of
@@ -161,7 +161,7 @@ def _failure_of(result: "dg.ExecuteInProcessResult", label: str) -> DeliftError:
     for event, data in failures:
         if (failure := data.user_failure_data) is not None:
             text = failure.description or "failed"
-            error = Refused(text) if "faults" in (failure.metadata or {}) else DeliftError(text)
+            error = InputError(text) if "faults" in (failure.metadata or {}) else DeliftError(text)
             break
         if data.error is not None:
             cause = data.error.cause or data.error

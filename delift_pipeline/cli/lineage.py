@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typer import Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.home import Home
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lineage(
     options = {"--adapter": adapter, "--record": record, "--version": version}
     chosen = {option: value for option, value in options.items() if value is not None}
     if len(chosen) != 1:
-        raise Refused("pass one of --adapter V/ARM, --record ID and --version V")
+        raise InputError("pass one of --adapter V/ARM, --record ID and --version V")
     shared.check_outputs({"--openlineage": openlineage}, as_json=as_json)
     ((option, value),) = chosen.items()
     facts, text, names = _find_lineage(place, option, value)
@@ -84,12 +84,12 @@ def split_adapter(value: str, fault: Fault | None = None) -> tuple[str, str]:
     """Split `V/ARM` into its two names.
 
     Raises:
-        Refused: the value has another form. The fault is `fault`, if one is passed.
+        InputError: the value has another form. The fault is `fault`, if one is passed.
     """
     version, _, arm = value.partition("/")
     if not (version and arm):
         reason = f"write V/ARM, such as mydata-v1/continual.delift, not {value!r}"
-        raise Refused(fault or Fault(reason))
+        raise InputError(fault or Fault(reason))
     return version, arm
 
 
@@ -235,7 +235,7 @@ def explain(
         explanation = stage.explain(Home.at(home), version, arm, record, options)
     else:
         reason = "pass --version and --arm of a stored subset, or --why FILE that select wrote"
-        raise Refused(f"{reason} (--model needs --version and --arm)")
+        raise InputError(f"{reason} (--model needs --version and --arm)")
     shared.print_result(as_json, asdict(explanation), explanation_text(explanation))
 
 

@@ -95,7 +95,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _exit_status_and_lines(error: Exception) -> tuple[int, list[str]]:
     """Return the exit status for an error, and the lines to print."""
-    if isinstance(error, errors.Refused):
+    if isinstance(error, errors.InputError):
         return 2, errors.fault_lines(error.faults)
     if isinstance(error, errors.DeliftError):
         return 1, [str(error)]

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import FINGERPRINT_PATTERN, Home
 from delift_pipeline.records.tabular import csv_cell
 
@@ -97,12 +97,12 @@ def _open_home(home: Path | None, *, written: bool = False) -> Home:
     """Return the home. `written` says whether the command writes to it.
 
     Raises:
-        Refused: there is no home, or it cannot be written.
+        InputError: there is no home, or it cannot be written.
     """
     place = Home.at(home)
     if not place.root.is_dir():
         reason = f"{place.root} is not a DELIFT home. Pass --home DIR, or run `delift ingest` first"
-        raise Refused(reason, field="--home")
+        raise InputError(reason, field="--home")
     return shared.writable_home(home) if written else place
 
 
@@ -174,7 +174,7 @@ def query(
     from delift_pipeline.operations.query import run_query
 
     if as_csv and as_json:
-        raise Refused("pass --json or --csv, not both")
+        raise InputError("pass --json or --csv, not both")
     answer = run_query(_open_home(home), sql)
     shared.print_notes(answer.left_out)
     if as_json:
@@ -247,7 +247,7 @@ def plan(
 
     place, names = Home.at(home), arm or []
     if bool(files) == (version is not None):
-        raise Refused("pass either FILE or --version V of a stored version")
+        raise InputError("pass either FILE or --version V of a stored version")
     if version is not None and version not in place.versions() and Path(version).is_file():
         files = [Path(version)]
     if files:

@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from delift_pipeline.core import output
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import BarProgress, LineProgress, Progress
 
@@ -117,7 +117,7 @@ def check_outputs(
     document uses standard output.
 
     Raises:
-        Refused: an option names such a file. Each such option is one fault.
+        InputError: an option names such a file. Each such option is one fault.
     """
     used = {os.path.realpath(one) for one in read if one not in (None, output.STANDARD_OUTPUT)}
     folders = {path for path in used if os.path.isdir(path)}
@@ -135,14 +135,14 @@ def check_outputs(
         faults += [Fault(reason, field=option)] if reason else []
         used.add(real)
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
 
 
 def writable_home(path: Path | None) -> Home:
     """Return the home for a command that writes to it.
 
     Raises:
-        Refused: the home cannot be written.
+        InputError: the home cannot be written.
     """
     home = Home.at(path)
     output.refuse_unwritable_folder(home.root, "--home")
@@ -244,7 +244,7 @@ class ModelFlags:
         """Return the validated options of a model.
 
         Raises:
-            Refused: an option is out of range or contradicts another. Each is one fault.
+            InputError: an option is out of range or contradicts another. Each is one fault.
         """
         from delift_pipeline.scoring.options import read_options
 
@@ -262,7 +262,7 @@ class ModelFlags:
         """Return the run config of the `language_model` and `compute` resources.
 
         Raises:
-            Refused: as `options`.
+            InputError: as `options`.
         """
         self.options(model or "the version's own")
         flags = self.values().items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typer import Argument, Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.output import refuse_unwritable_folder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def recipe(
         _print_list(as_json)
         return
     if out is None:
-        raise Refused("no output is named. Pass --out FILE", field="--out")
+        raise InputError("no output is named. Pass --out FILE", field="--out")
     if name in TRANSFERS:
         refuse_unwritable_folder(out, "--out")
         sizes = PartSizes(limit or PartSizes.pool, target, heldout)
@@ -56,7 +56,7 @@ def recipe(
         shared.check_outputs({"--out": out}, as_json=as_json)
         benchmark = find_recipe(name)
         if source and len(source) > 1:
-            raise Refused("a benchmark has one source. Pass --source once", field="--source")
+            raise InputError("a benchmark has one source. Pass --source once", field="--source")
         place = source[0] if source else None
         rows = benchmark_rows(benchmark, place, split, limit=limit, seed=seed, revision=revision)
         write_rows(out, rows)
@@ -76,7 +76,7 @@ def _write_transfer(
     pairs = [item.partition("=") for item in source]
     bad = [recipe for recipe, equals, place in pairs if not equals or not place]
     if bad:
-        raise Refused(*(f"{item!r}: write RECIPE=PLACE" for item in bad), field="--source")
+        raise InputError(*(f"{item!r}: write RECIPE=PLACE" for item in bad), field="--source")
     places = {find_recipe(recipe).name: place for recipe, _, place in pairs}
     versions = write_transfer(out, transfer, places, sizes, seed)
     metrics = find_recipe(transfer.goal).metrics

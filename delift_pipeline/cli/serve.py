@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from delift_pipeline.cli.graph import close_runs_without_process, prepare_dagster_home, server_lock
 from delift_pipeline.cli.options import is_debugging
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, InputError
 from delift_pipeline.core.home import Home
 
 ADDRESS = "127.0.0.1"
@@ -52,12 +52,12 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
     the work that they had not finished.
 
     Raises:
-        Refused: a port is in use or given to both servers, or the home is served already.
+        InputError: a port is in use or given to both servers, or the home is served already.
         DeliftError: a server did not answer in time, or ended too often.
     """
     if port == mlflow_port and not _remote_tracking():
         reason = f"Dagster already uses port {port}. Choose another port for MLflow"
-        raise Refused(reason, field="--mlflow-port")
+        raise InputError(reason, field="--mlflow-port")
     faults = []
     for option, number in {"--port": port, "--mlflow-port": mlflow_port}.items():
         try:
@@ -66,7 +66,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
             reason = f"another program uses port {number}. End it, or choose another port"
             faults.append(Fault(reason, field=option))
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     home.dagster.mkdir(parents=True, exist_ok=True)
     try:
         with server_lock(home, LOCK_SECONDS):
@@ -74,7 +74,7 @@ def serve(home: Home, port: int, mlflow_port: int) -> None:
             _run_servers(home, port, mlflow_port)
     except Timeout:
         reason = f"{home.root.name} is served by another `delift ui`. End that one first"
-        raise Refused(reason, field="--home") from None
+        raise InputError(reason, field="--home") from None
 
 
 def _prepare_home(home: Home, port: int, mlflow_port: int) -> None:

@@ -42,7 +42,7 @@ class Fault:
         return ": ".join(filter(None, (place, self.field, self.reason)))
 
 
-class Refused(DeliftError):
+class InputError(DeliftError):
     """Input or arguments were refused as a whole, and nothing was written.
 
     The command line prints one line per fault and exits with status 2. A fault can be passed as
@@ -110,7 +110,7 @@ def may_pass(error: BaseException) -> bool:
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if isinstance(cause, Refused):
+        if isinstance(cause, InputError):
             return False
         if is_memory_error(cause) or isinstance(cause, TimeoutError | ConnectionError):
             return True

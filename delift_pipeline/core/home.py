@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.hashing import digest_text
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -48,7 +48,7 @@ def check_fingerprint(fingerprint: str) -> str:
 
 def _check_name(name: str, pattern: re.Pattern[str], field: str, words: str) -> str:
     if not pattern.fullmatch(name) or ".." in name:
-        raise Refused(f"{name!r} is not a valid {words}", field=field)
+        raise InputError(f"{name!r} is not a valid {words}", field=field)
     return name
 
 
@@ -91,14 +91,14 @@ class Home:
         """Return the home at `path`, else at `$DELIFT_HOME`, else at `./delift_home`.
 
         Raises:
-            Refused: the path, or a part of it, is a file.
+            InputError: the path, or a part of it, is a file.
         """
         chosen = path or os.environ.get("DELIFT_HOME") or "delift_home"
         root = Path(os.path.realpath(Path(chosen).expanduser()))
         for place in (root, *root.parents):
             if place.is_file():
                 reason = f"{place} is a file, but a home is a folder. Choose another place."
-                raise Refused(reason, field="--home")
+                raise InputError(reason, field="--home")
         return cls(root)
 
     def dataset(self, version: str) -> Path:
@@ -183,7 +183,7 @@ def model_path(home: Home, name: str) -> str:
     """Return the folder or the id to load for a model, from its name in a manifest.
 
     Raises:
-        Refused: the folder is gone, or `models.json` does not list it.
+        InputError: the folder is gone, or `models.json` does not list it.
     """
     if name.startswith(INSIDE):
         return str(home.root / name.removeprefix(INSIDE))
@@ -196,7 +196,7 @@ def model_path(home: Home, name: str) -> str:
             f"the model {name} {problem}. Pass --model DIR, or write its folder into {MODELS_FILE} "
             "of the home."
         )
-        raise Refused(reason, field="model")
+        raise InputError(reason, field="model")
     return place
 
 
@@ -204,7 +204,7 @@ def outside_models(home: Home) -> dict[str, str]:
     """Return name -> folder of the models outside a home, from `models.json`.
 
     Raises:
-        Refused: the file is damaged.
+        InputError: the file is damaged.
     """
     path = home.root / MODELS_FILE
     if not path.is_file():
@@ -213,4 +213,4 @@ def outside_models(home: Home) -> dict[str, str]:
         return {str(name): str(place) for name, place in read_json(path).items()}
     except (ValueError, AttributeError) as error:
         reason = f"the file is not a JSON object of names and folders: {error}. Correct it."
-        raise Refused(Fault(reason, file=MODELS_FILE)) from error
+        raise InputError(Fault(reason, file=MODELS_FILE)) from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.core.atomic import replace_file, temporary_path
-from delift_pipeline.core.errors import DeliftError, Refused, system_error, system_sentence
+from delift_pipeline.core.errors import DeliftError, InputError, system_error, system_sentence
 
 STANDARD_OUTPUT = Path("-")
 
@@ -112,12 +112,12 @@ def refuse_unwritable_folder(folder: Path, option: str) -> None:
     """Refuse a folder that cannot be written to, before any work.
 
     Raises:
-        Refused: the fault's field is `option`.
+        InputError: the fault's field is `option`.
     """
     try:
         try_folder(folder)
     except OSError as error:
-        raise Refused(system_sentence(error), field=option) from error
+        raise InputError(system_sentence(error), field=option) from error
 
 
 def _send(source: Path, path: Path) -> None:

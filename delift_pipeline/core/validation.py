@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -29,12 +29,12 @@ def validate(
     """Validate a value as a pydantic model and return it. `faults_of` explains the arguments.
 
     Raises:
-        Refused: one fault for each field that is wrong.
+        InputError: one fault for each field that is wrong.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise Refused(*faults_of(error, model, file=file, names=names)) from error
+        raise InputError(*faults_of(error, model, file=file, names=names)) from error
 
 
 def faults_of(
@@ -97,12 +97,12 @@ def check_webhook(url: str) -> str:
     """Return the address if alerts can be posted to it.
 
     Raises:
-        Refused: it is not an http or https address.
+        InputError: it is not an http or https address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         reason = f"{url!r} is not an http or https address. Give one such as https://host/path."
-        raise Refused(reason, field="webhook")
+        raise InputError(reason, field="webhook")
     return url
 
 
@@ -124,21 +124,21 @@ def read_text(path: Path, file: str) -> str:
     """Read the text of a YAML file.
 
     Raises:
-        Refused: the file is not UTF-8.
+        InputError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         reason = "This is not UTF-8 text. Save the file as UTF-8."
-        raise Refused(Fault(reason, file, line)) from error
+        raise InputError(Fault(reason, file, line)) from error
 
 
 def parse_yaml(text: str, file: str) -> YamlDocument:
     """Parse a YAML text.
 
     Raises:
-        Refused: the text is not YAML; the fault names the line.
+        InputError: the text is not YAML; the fault names the line.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -149,7 +149,7 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         reason = f"This is not valid YAML: {problem}. Correct it."
-        raise Refused(Fault(reason, file, mark.line + 1 if mark else None)) from error
+        raise InputError(Fault(reason, file, mark.line + 1 if mark else None)) from error
     lines, repeated = dict[str, int](), list[Fault]()
     for field, line in keys:
         if field in lines:

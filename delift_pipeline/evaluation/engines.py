@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.batches import pad_sequences
@@ -212,7 +212,7 @@ def evaluation_engine(
     memory.
 
     Raises:
-        Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
+        InputError: vLLM is not installed, or cannot use the device, the model or the adapter.
     """
     if not isinstance(loaded, VllmModel):
         yield TransformersEvaluation(loaded.model, options)
@@ -237,7 +237,7 @@ def load_for_evaluation(
     If `options.engine` is None, the base model's engine is used.
 
     Raises:
-        Refused: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
+        InputError: `adapter` is neither a PEFT nor a model folder, or the engine cannot be used.
     """
     requested = model_options
     if options.engine not in (None, requested.engine):
@@ -247,7 +247,7 @@ def load_for_evaluation(
         if not (adapter / "config.json").is_file():
             reason = f"{adapter.name} has neither adapter_config.json nor config.json, so it is "
             reason += "neither an adapter nor a model. Give the folder that training wrote"
-            raise Refused(reason, field="adapter")
+            raise InputError(reason, field="adapter")
         requested = requested.model_copy(update={"model": str(adapter), "revision": None})
     if requested.engine == "vllm":
         return VllmModel(**vars(load_scorer(requested)), adapter=adapter if is_peft else None)

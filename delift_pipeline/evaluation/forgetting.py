@@ -166,7 +166,7 @@ def base_evaluation(
     `evaluation`), `samples.parquet` and the manifest.
 
     Raises:
-        Refused: the held-out set is empty.
+        InputError: the held-out set is empty.
         DeliftError: no held-out record can be measured.
     """
     folder = home.base_report(version, fingerprint)

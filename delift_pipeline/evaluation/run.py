@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.evaluation.engines import (
     PAPER_NEW_TOKENS,
@@ -49,7 +49,7 @@ def evaluate(
     `adapter` is a PEFT folder for the base model, a folder with a whole trained model, or None.
 
     Raises:
-        Refused: the held-out set is empty, or `adapter` has neither an adapter nor a model.
+        InputError: the held-out set is empty, or `adapter` has neither an adapter nor a model.
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
@@ -66,7 +66,7 @@ def evaluate_model(
     """Measure a loaded model.
 
     Raises:
-        Refused: the held-out set is empty.
+        InputError: the held-out set is empty.
         DeliftError: no held-out record can be measured.
     """
     _refuse_empty(heldout)
@@ -78,7 +78,7 @@ def evaluate_model(
 def _refuse_empty(heldout: pl.DataFrame) -> None:
     if not heldout.height:
         reason = "the held-out set is empty. Ingest a version with held-out records"
-        raise Refused(reason, field="heldout")
+        raise InputError(reason, field="heldout")
 
 
 def new_tokens(options: EvaluationOptions, longest_answer: int) -> int:
@@ -260,7 +260,7 @@ def nearest_records(
     The result maps each held-out record_id to k ids (at least 1), the nearest first.
 
     Raises:
-        Refused: the embedder cannot be loaded.
+        InputError: the embedder cannot be loaded.
     """
     subset = chosen.sort("record_id")
     rows = embed([*prompt_texts(subset), *prompt_texts(heldout)], embedder)
@@ -290,19 +290,19 @@ def evaluate_in_context(
     `embedder` decides which records are nearest; by default it is the one of the metrics.
 
     Raises:
-        Refused: `in_context` is 0, there is no chosen or held-out record, or a held-out record is
-            also a chosen one.
+        InputError: `in_context` is 0, there is no chosen or held-out record, or a held-out record
+            is also a chosen one.
         DeliftError: no held-out record can be measured.
     """
     if not options.in_context:
-        raise Refused("in_context is 0. Ask for at least one demonstration", field="in_context")
+        raise InputError("in_context is 0. Ask for at least one demonstration", field="in_context")
     for name, frame in (("subset", chosen), ("held-out set", heldout)):
         if frame.is_empty():
-            raise Refused(f"the {name} is empty", field="in_context")
+            raise InputError(f"the {name} is empty", field="in_context")
     if both := set(chosen["record_id"]) & set(heldout["record_id"]):
         reason = f"{len(both)} held-out records are in the subset too, for example {min(both)}. A "
         reason += "question must not be shown its own answer. Remove them from one of both"
-        raise Refused(reason, field="in_context")
+        raise InputError(reason, field="in_context")
     requested = heldout[: options.limit]
     near = nearest_records(chosen, requested, options.in_context, embedder or options.embedder)
     encoded = loaded.encoder.encode(pl.concat([requested.select(chosen.columns), chosen]))

@@ -80,7 +80,7 @@ def embedding_similarity(
     """Return the cosine of each pair's sentence embeddings; 0.0 if the generated text is blank.
 
     Raises:
-        Refused: the embedder cannot be loaded.
+        InputError: the embedder cannot be loaded.
     """
     ours = _embed_texts(tuple(generated), embedder, device)
     theirs = _embed_texts(tuple(references), embedder, device)

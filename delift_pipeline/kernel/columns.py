@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 FLOATS = (np.float16, np.float32, np.float64)
 # Dense kernels up to this size are copied once into memory, column after column. Larger ones are
@@ -134,17 +134,17 @@ def as_columns(kernel: Any) -> Columns:
     A row-ordered array in memory is copied once into column order. A memory map is not copied.
 
     Raises:
-        Refused: The kernel is not a matrix of floats.
+        InputError: The kernel is not a matrix of floats.
     """
     if hasattr(kernel, "column"):
         return kernel
     if not isinstance(kernel, np.ndarray) and not hasattr(kernel, "tocsc"):
         kind = type(kernel).__name__
-        raise Refused(f"the kernel is a {kind}. Pass a NumPy array or a sparse matrix")
+        raise InputError(f"the kernel is a {kind}. Pass a NumPy array or a sparse matrix")
     if kernel.ndim != 2:
-        raise Refused(f"the kernel has {kernel.ndim} dimensions. Pass targets x demonstrations")
+        raise InputError(f"the kernel has {kernel.ndim} dimensions. Pass targets x demonstrations")
     if kernel.dtype not in FLOATS:
-        raise Refused(f"the kernel holds {kernel.dtype}. Convert it to floats")
+        raise InputError(f"the kernel holds {kernel.dtype}. Convert it to floats")
     if isinstance(kernel, np.ndarray):
         mapped = isinstance(kernel, np.memmap)
         return DenseColumns(kernel if mapped else np.asfortranarray(kernel))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from delift_pipeline.core.atomic import replace_folder
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
@@ -188,7 +188,7 @@ def load_block(
 
     Raises:
         DeliftError: There is no kernel, or it is damaged.
-        Refused: The kernel does not have this block.
+        InputError: The kernel does not have this block.
     """
     folder = home.kernel(version, fingerprint)
     manifest = read_manifest(folder)
@@ -202,7 +202,7 @@ def load_block(
         if name == "self" and near is not None:
             more = near["rows"] * near["columns"] - near["pairs"]
             sentence += f". It needs {more:,} more pairs: set coverage to all and score them"
-        raise Refused(sentence)
+        raise InputError(sentence)
     index = read_index(folder, stored)
     matrix = read_matrix(folder, index, DISTANCE if form == "distance" else KL)
     if form == "kl_mean":

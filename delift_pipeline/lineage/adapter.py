@@ -14,7 +14,7 @@ import polars as pl
 import polars.selectors as cs
 
 from delift_pipeline.core.atomic import write_parquet
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home, check_arm, check_version
 from delift_pipeline.core.manifest import read_manifest, rebuild_reason
@@ -127,14 +127,14 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
     """Collect everything that an adapter was made of.
 
     Raises:
-        Refused: a name is not valid, or there is no such adapter.
+        InputError: a name is not valid, or there is no such adapter.
         DeliftError: a manifest is damaged.
     """
     adapter = find_artifact(home, f"adapter:{check_version(version)}:{check_arm(arm)}")
     if adapter is None:
         run = f"delift run --version {version} --arm {arm}"
         reason = f"{version} has no adapter of {arm}. Run `{run}` to train one."
-        raise Refused(reason, field="--adapter")
+        raise InputError(reason, field="--adapter")
     own, edges, records = adapter.manifest, causes(home, adapter), _records(home, adapter)
     report, subset = (
         find_artifact(home, f"{kind}:{version}:{arm}") for kind in ("report", "subset")

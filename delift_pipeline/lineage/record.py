@@ -54,7 +54,7 @@ def record_lineage(home: Home, record: str) -> RecordLineage:
     `record` is a record_id, the beginning of one, or a source id.
 
     Raises:
-        Refused: no stored record matches, or several do.
+        InputError: no stored record matches, or several do.
     """
     records = stored_records(home)
     name = find_record(records, record, "no record of any version")

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.lineage.artifacts import Artifact, arm_artifacts, find_artifact
 from delift_pipeline.records.stored import DatasetVersion, load_version, version_manifest
@@ -39,7 +39,7 @@ def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> Exis
     version. With `existing: pool` they are the parents' whole pools.
 
     Raises:
-        Refused: a parent has no such subset; the sentence says what to run.
+        InputError: a parent has no such subset; the sentence says what to run.
     """
     frames: list[pl.DataFrame] = []
     parents: dict[str, str] = {}
@@ -53,7 +53,7 @@ def find_existing_records(home: Home, dataset: DatasetVersion, arm: str) -> Exis
         subset = parent_subset(home, name, arm)
         if subset is None:
             fallback = fallback_arm(arm)
-            raise Refused(
+            raise InputError(
                 f"arm {arm} of {dataset.version} continues what {name} trained on, but {name} "
                 f"has no subset of {arm} or {fallback}. First run `delift run --version {name} "
                 f"--arm {fallback}`, or ingest the version with existing: pool.",
@@ -118,7 +118,7 @@ def version_lineage(home: Home, version: str) -> VersionLineage:
     """Compare a version and its arms with each parent.
 
     Raises:
-        Refused: there is no such version.
+        InputError: there is no such version.
     """
     manifest = version_manifest(home, check_version(version))
     changes = {parent: _change(home, parent, version) for parent in manifest.details["parents"]}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.home import Home, check_arm, check_version
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.evaluation.options import METRICS
@@ -49,7 +49,7 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
     """Compare each evaluated arm (version, arm) with the first.
 
     Raises:
-        Refused: there are fewer than two arms, one is named twice, or one is not evaluated.
+        InputError: there are fewer than two arms, one is named twice, or one is not evaluated.
     """
     faults = [] if len(arms) > 1 else [Fault("give at least two arms as V/ARM", field="ARM")]
     twice = sorted({f"{v}/{a}" for v, a in arms if list(arms).count((v, a)) > 1})
@@ -65,7 +65,7 @@ def compare_arms(home: Home, arms: Sequence[tuple[str, str]]) -> Comparison:
         else:
             measured.append((evaluation, manifest.fingerprint))
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     (reference, model), first = measured[0], _picks(home, *arms[0])
     sides, notes = [], []
     for (version, arm), (evaluation, fingerprint) in zip(arms, measured, strict=True):

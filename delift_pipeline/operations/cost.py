@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.core.progress import LARGE
@@ -110,7 +110,7 @@ def cost_of_records(
     stored.
 
     Raises:
-        Refused: no record can be scored, an arm needs more than a pool, or the model cannot be
+        InputError: no record can be scored, an arm needs more than a pool, or the model cannot be
             used.
     """
     arms, store = load_arms(home), _store(home, model)
@@ -125,7 +125,7 @@ def cost_of_records(
     for arm in map(arms.arm, names):
         if arm.stage != "instruction_tuning":
             reason = f"{arm.name} needs more than a pool. Ingest the files and plan the version."
-            raise Refused(reason, field="--arm")
+            raise InputError(reason, field="--arm")
         kinds.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
     if "all" in kinds:
         blocks = [_count_block(PairBlock("self", ids, ids), store, left_out)]
@@ -152,7 +152,7 @@ def cost_of(
     `model` and `measure` are as for `cost_of_records`.
 
     Raises:
-        Refused: an arm is unknown or does not apply, or the model cannot be used.
+        InputError: an arm is unknown or does not apply, or the model cannot be used.
     """
     dataset, arms = load_version(home, version), load_arms(home)
     if names:

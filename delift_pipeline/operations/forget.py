@@ -16,7 +16,7 @@ import polars as pl
 from filelock import FileLock
 
 from delift_pipeline.core.atomic import replace_folder, write_parquet
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home
 from delift_pipeline.core.manifest import MANIFEST, mark_for_rebuilding, read_manifest
@@ -57,8 +57,8 @@ def forget(home: Home, records: Sequence[str], *, dry_run: bool = False) -> Forg
     `records` are record_ids, beginnings of them, or source ids. `dry_run` only lists.
 
     Raises:
-        Refused: a record is not known, several match, or a part of a version would be left empty.
-            Nothing is changed then.
+        InputError: a record is not known, several match, or a part of a version would be left
+            empty. Nothing is changed then.
         DeliftError: an artifact is damaged.
     """
     known = forgotten_ids(home)  # forgotten records can be named again by their full ids
@@ -80,7 +80,7 @@ def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
     """Return version -> its parts that have one of the records.
 
     Raises:
-        Refused: a part would be left empty.
+        InputError: a part would be left empty.
     """
     parts: dict[str, list[str]] = {}
     faults = []
@@ -92,7 +92,7 @@ def _holders(home: Home, ids: frozenset[str]) -> dict[str, list[str]]:
             if _without(stored, ids).is_empty():
                 faults.append(f"nothing would be left of the {part} of {version}")
     if faults:
-        raise Refused(*faults, field="ID")
+        raise InputError(*faults, field="ID")
     return parts
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.operations.catalog import refresh_catalog
 from delift_pipeline.operations.catalog_views import VIEWS
@@ -36,7 +36,7 @@ def run_query(home: Home, sql: str) -> Answer:
     """Bring the catalog up to date and answer one SELECT from it.
 
     Raises:
-        Refused: the text is not one SELECT, or DuckDB refuses it; the sentence is DuckDB's.
+        InputError: the text is not one SELECT, or DuckDB refuses it; the sentence is DuckDB's.
         DeliftError: an artifact is damaged.
     """
     import duckdb
@@ -49,7 +49,7 @@ def run_query(home: Home, sql: str) -> Answer:
             if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
                 kinds_text = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "none"
                 reason = f"a query must be one SELECT, but this is {kinds_text}"
-                raise Refused(reason, field="query")
+                raise InputError(reason, field="query")
             result = connection.execute(sql)
             columns = [column[0] for column in result.description or ()]
             return Answer(columns, result.fetchall(), _left_out(connection, sql))
@@ -57,7 +57,7 @@ def run_query(home: Home, sql: str) -> Answer:
             text = " ".join(str(error).split())
             if "does not exist" in text and "Table" in text:
                 text = f"{text.split(' LINE ')[0]} The views are: {', '.join(VIEWS)}"
-            raise Refused(text, field="query") from error
+            raise InputError(text, field="query") from error
 
 
 def _left_out(connection: "duckdb.DuckDBPyConnection", sql: str) -> list[str]:

@@ -18,7 +18,7 @@ import dagster as dg
 from dagster import DagsterRunStatus as Status
 from filelock import FileLock
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.output import json_text
 from delift_pipeline.core.validation import check_webhook
@@ -99,7 +99,7 @@ def _post(url: str, body: str) -> str | None:
         )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=WEBHOOK_SECONDS):
             return None
-    except (Refused, urllib.error.URLError, OSError, ValueError) as error:
+    except (InputError, urllib.error.URLError, OSError, ValueError) as error:
         # The address may contain a secret, so only the host is shown.
         reason = f"the alert could not be posted to {urlsplit(url).hostname}: {error}"
         LOG.warning(reason)

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_json
 
 TEMPLATE_DATE = "26 Jul 2024"
@@ -70,7 +70,7 @@ def chat_template_digest(source: str | None) -> str:
     """Return a digest of everything that decides the wording, for the fingerprint.
 
     Raises:
-        Refused: The model has no chat template.
+        InputError: The model has no chat template.
     """
     return digest_json({"source": _require_source(source), "date": TEMPLATE_DATE})
 
@@ -86,7 +86,7 @@ def parse_chat_template(
         system: The system message; it may be empty.
 
     Raises:
-        Refused: The model has no template, or its template cannot be used (see the module).
+        InputError: The model has no template, or its template cannot be used (see the module).
     """
     renderer = _PlaceholderRenderer(_require_source(source), names, system)
     # Dialogues of one, two and three turns have to repeat the same words around their texts.
@@ -180,9 +180,9 @@ def _require_source(source: str | None) -> str:
     return source
 
 
-def _refusal(why: str, what: str = "The model's chat template ") -> Refused:
+def _refusal(why: str, what: str = "The model's chat template ") -> InputError:
     instead = "Use plain, paper, or a YAML file of your own."
-    return Refused(f"{what}{why}. {instead}", field="template")
+    return InputError(f"{what}{why}. {instead}", field="template")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.prompts.chat import parse_chat_template
 from delift_pipeline.prompts.plain_text import PlainTextTokenizer, SpecialToken
 from delift_pipeline.prompts.template import (
@@ -248,7 +248,7 @@ class Encoder:
             chat: The model's own chat template, which only templates with `chat: true` use.
 
         Raises:
-            Refused: The tokenizer has no end-of-text token or no fast backend, the chat template
+            InputError: The tokenizer has no end-of-text token or no fast backend, the chat template
                 cannot be used, or the window is too small for the template's own words.
         """
         self.tokenizer, self.template, self.window = tokenizer, template, window
@@ -256,7 +256,7 @@ class Encoder:
         own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
         if not isinstance(own_end, int):
             reason = "The tokenizer has no end-of-text token (eos_token) to end an answer. Set one."
-            raise Refused(reason, field="model")
+            raise InputError(reason, field="model")
         bos = None
         if isinstance(begin, int):
             bos = SpecialToken(begin, str(tokenizer.decode([begin])))
@@ -277,7 +277,7 @@ class Encoder:
         demonstration = len(self.start) + sum(lengths[2:]) + 2 + len(self.close)
         needed = max(len(self.head) + 1, sum(lengths[:2]) + 2, demonstration)
         if needed > half:
-            raise Refused(
+            raise InputError(
                 f"A window of {window} tokens is too small: the template's own words take "
                 f"{needed} of its half. Use a larger window.",
                 field="window",

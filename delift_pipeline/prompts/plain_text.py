@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -52,11 +52,11 @@ class PlainTextTokenizer:
         """Copy a tokenizer of transformers.
 
         Raises:
-            Refused: The tokenizer has no fast backend (`tokenizers`).
+            InputError: The tokenizer has no fast backend (`tokenizers`).
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise Refused(
+            raise InputError(
                 f"The tokenizer {type(tokenizer).__name__} has no fast backend "
                 "(tokenizer.json). Convert it first.",
                 field="model",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.prompts.encode import Encoder, Example, Unscorable
 from delift_pipeline.prompts.template import Piece, write
 
@@ -33,7 +33,7 @@ def render(
     prompt of the baseline log-probability.
 
     Raises:
-        Refused: One of the records cannot be scored, or together they do not fit the window.
+        InputError: One of the records cannot be scored, or together they do not fit the window.
     """
     scored = _encode_example(encoder, target, "target")
     eos = str(encoder.tokenizer.decode([encoder.eos]))
@@ -56,7 +56,7 @@ def render(
     answer_start = len(ids)
     ids += [*scored.answer.ids.tolist(), encoder.eos]
     if len(ids) > encoder.window:
-        raise Refused(
+        raise InputError(
             f"{len(demonstrations)} demonstrations and the target take {len(ids):,} tokens, more "
             f"than the window of {encoder.window:,}. Use fewer demonstrations.",
             field="demonstration",
@@ -71,5 +71,5 @@ def _write_piece(parts: Piece) -> str:
 def _encode_example(encoder: Encoder, record: Mapping[str, Any], role: str) -> Example:
     example = encoder.examples([record])[0]
     if isinstance(example, Unscorable):
-        raise Refused(f"this record cannot be scored: {example}", field=role)
+        raise InputError(f"this record cannot be scored: {example}", field=role)
     return example

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.validation import parse_yaml, read_text, validate
 from delift_pipeline.prompts.chat import DialogueWording
@@ -98,7 +98,7 @@ def load_template(name_or_path: str) -> Template:
     """Load a shipped template by name, or any template from a YAML file.
 
     Raises:
-        Refused: The template does not exist or is not valid; every fault is listed.
+        InputError: The template does not exist or is not valid; every fault is listed.
     """
     known = shipped_templates()
     shipped = name_or_path in known
@@ -107,7 +107,7 @@ def load_template(name_or_path: str) -> Template:
     ).expanduser()
     if not path.is_file():
         reason = f"There is no template {name_or_path!r}. Use {', '.join(known)} or a YAML file."
-        raise Refused(reason, field="template")
+        raise InputError(reason, field="template")
     text = read_text(path, name_or_path)
     return validate(Template, parse_yaml(text, name_or_path).value, file=name_or_path)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.hashing import digest_frame
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.read import RecordsFile
@@ -25,12 +25,12 @@ def file_columns(
     The first of identical rows gives the values.
 
     Raises:
-        Refused: No row of the file has one of the columns.
+        InputError: No row of the file has one of the columns.
     """
     known = list(dict.fromkeys(column for row in file.rows for column in row))
     if missing := [name for name in names if name not in known]:
         reason = f"no row of the file has this column. The columns are: {', '.join(known)}"
-        raise Refused(*(Fault(reason, field=f"{option} {name}") for name in missing))
+        raise InputError(*(Fault(reason, field=f"{option} {name}") for name in missing))
     row_of = {record: at for at, record in enumerate(file.frame["record_id"])}
     rows = [file.rows[row_of[record]] for record in pool["record_id"]]
     return {name: [row.get(name) for row in rows] for name in names}
@@ -48,11 +48,11 @@ def read_extra_columns(pool: pl.DataFrame, file: RecordsFile, names: Sequence[st
     """Return `record_id` and the named columns, with one row for each record of the pool.
 
     Raises:
-        Refused: A column is a field of every record, or no row of the file has it.
+        InputError: A column is a field of every record, or no row of the file has it.
     """
     reason = "is always stored with a record: leave it out"
     if reserved := [name for name in names if name in RESERVED]:
-        raise Refused(*(Fault(reason, field=f"--keep {name}") for name in reserved))
+        raise InputError(*(Fault(reason, field=f"--keep {name}") for name in reserved))
     columns = file_columns(pool, file, names, "--keep")
     return pool.select("record_id").with_columns(text_series(columns))
 

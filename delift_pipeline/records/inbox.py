@@ -20,7 +20,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from delift_pipeline.core.atomic import write_text
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.core.manifest import Manifest, read_manifest
@@ -67,7 +67,7 @@ def read_version_file(folder: Path) -> VersionFile:
     """Read a folder's `version.yaml`, or return the defaults if it has none.
 
     Raises:
-        Refused: The file is not YAML, or a field is unknown or of the wrong type.
+        InputError: The file is not YAML, or a field is unknown or of the wrong type.
     """
     path = folder / VERSION_FILE
     if not path.is_file():
@@ -109,7 +109,7 @@ class InboxEntry:
         faults = [Fault(reason)] if reason else []
         try:
             check_version(self.version)
-        except Refused as refused:
+        except InputError as refused:
             faults += refused.faults
         return [replace(fault, file=self.path.name) for fault in faults]
 
@@ -236,7 +236,7 @@ def _parents_by_version(home: Home, entries: Iterable[InboxEntry]) -> dict[str, 
         siblings = earlier[entry.dataset]
         parents[entry.version] = []
         if entry.path.is_dir():
-            with suppress(Refused):  # `ingest_from_inbox` reports its faults
+            with suppress(InputError):  # `ingest_from_inbox` reports its faults
                 parents[entry.version] = read_version_file(entry.path).parents
         elif entry.version not in stored:
             parents[entry.version] = [*siblings, *filter(None, [newest.get(entry.dataset)])]
@@ -278,7 +278,7 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
     ingest the same version, the first one stores it and the others return what it stored.
 
     Raises:
-        Refused: The version is neither in the inbox nor stored, or its entry is faulty.
+        InputError: The version is neither in the inbox nor stored, or its entry is faulty.
     """
     home.inbox.mkdir(parents=True, exist_ok=True)
     with FileLock(home.inbox / f".{check_version(version)}.lock"):
@@ -286,12 +286,12 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
         if entry is None:
             if stored := read_manifest(home.dataset(version)):
                 return stored
-            raise Refused(_unknown_version_message(home, version), field="version")
+            raise InputError(_unknown_version_message(home, version), field="version")
         try:
             if faults := entry.faults():
-                raise Refused(*faults)
+                raise InputError(*faults)
             manifest = _ingest(home, entry)
-        except Refused as refused:
+        except InputError as refused:
             # Homes can be moved, so faults name files relative to the inbox.
             inside = f"{home.inbox}/"
             faults = [
@@ -299,7 +299,7 @@ def ingest_from_inbox(home: Home, version: str) -> Manifest:
                 for fault in refused.faults
             ]
             reject_entry(home, entry, faults)
-            raise Refused(*faults) from None
+            raise InputError(*faults) from None
         _move(entry.path, home.inbox / ACCEPTED)
         return manifest
 
@@ -320,7 +320,7 @@ def _ingest(home: Home, entry: InboxEntry) -> Manifest:
             reason = (
                 f"It is {settings.version!r}, but the folder is {entry.version!r}. Make them equal."
             )
-            raise Refused(Fault(reason, file=VERSION_FILE, field="version"))
+            raise InputError(Fault(reason, file=VERSION_FILE, field="version"))
         pool, target, heldout = (part_file(entry.path, part) for part in PARTS)
         assert pool is not None  # `InboxEntry.faults` has refused a folder without one
     elif inherited_from := read_manifest(home.dataset(entry.version)):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, InputError
 from delift_pipeline.core.output import is_standard_output, write_output
 from delift_pipeline.records import shapes
 from delift_pipeline.records.formats import Row, Table
@@ -82,14 +82,14 @@ def read_records(
         all_mapped: Whether every mapped column has to be in one of the files.
 
     Raises:
-        Refused: A whole file is unusable, there is no good record, a mapped column is in no file,
-            or there are faults and `skip_bad` is off. Every fault is listed, in file order.
+        InputError: A whole file is unusable, there is no good record, a mapped column is in no
+            file, or there are faults and `skip_bad` is off. Every fault is listed, in file order.
     """
     parts, faults = read_parts(
         {"": inputs}, mapping=mapping, skip_bad=skip_bad, ids=ids, all_mapped=all_mapped
     )
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     return parts[""]
 
 
@@ -114,7 +114,7 @@ def read_parts(
     for part, paths in paths_by_part.items():
         try:
             read[part] = _read_files(paths, fields, skip_bad, ids)
-        except Refused as refused:
+        except InputError as refused:
             faults += refused.faults
     if all_mapped and not faults:
         used = frozenset[str]().union(*(file.mapped for file in read.values()))
@@ -161,7 +161,7 @@ class _InputReader:
         file = str(path)
         try:
             table = read_table(path, shapes.KNOWN_COLUMNS | set(self.fields.values()))
-        except Refused as refused:
+        except InputError as refused:
             self.file_faults += refused.faults
             return
         self.tables.append(table)
@@ -223,11 +223,11 @@ def _read_files(
     for path in files:
         reader.add(path)
     if faults := reader.file_faults + ([] if skip_bad else reader.row_faults):
-        raise Refused(*faults)
+        raise InputError(*faults)
     records, tables = list(reader.records.values()), reader.tables
     if not records:
         names = ", ".join(map(str, paths))
-        raise Refused(Fault("The input has no good record.", names), *reader.row_faults)
+        raise InputError(Fault("The input has no good record.", names), *reader.row_faults)
     notes += [note for table in tables for note in table.notes]
     if renamed := reader.name_records():
         new, old = next(iter(renamed.items()))

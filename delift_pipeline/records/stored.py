@@ -6,7 +6,7 @@ from itertools import product
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 
@@ -46,7 +46,7 @@ def load_version(home: Home, version: str) -> DatasetVersion:
     """Read a stored version.
 
     Raises:
-        Refused: The version is not stored.
+        InputError: The version is not stored.
         DeliftError: Its files are damaged.
     """
     manifest = version_manifest(home, version)
@@ -59,12 +59,12 @@ def version_manifest(home: Home, version: str) -> Manifest:
     """Read the manifest of a stored version.
 
     Raises:
-        Refused: The version is not stored.
+        InputError: The version is not stored.
     """
     manifest = read_manifest(home.dataset(version))
     if manifest is None:
         known = ", ".join(home.versions()) or "none yet"
-        raise Refused(f"There is no version {version!r}. Stored: {known}.", field="version")
+        raise InputError(f"There is no version {version!r}. Stored: {known}.", field="version")
     return manifest
 
 
@@ -114,7 +114,7 @@ def compare_with_parents(home: Home, version: str) -> VersionChanges:
     """Compare a version's pool with all of its parents' pools together.
 
     Raises:
-        Refused: The version is not stored.
+        InputError: The version is not stored.
     """
     loaded = load_version(home, version)
     columns = ["record_id", "source_ids"]
@@ -172,18 +172,18 @@ def find_record(
         prefix: Whether the beginning of a record id is enough.
 
     Raises:
-        Refused: No record matches, or several do.
+        InputError: No record matches, or several do.
     """
     matches = match_records(records, [name])[name]
     if not matches and prefix:
         starting = records.filter(pl.col("record_id").str.starts_with(name))
         matches = starting["record_id"].unique(maintain_order=True).to_list()
     if not matches:
-        raise Refused(f"{none} has the id {name!r}", field=field)
+        raise InputError(f"{none} has the id {name!r}", field=field)
     if len(matches) > 1:
         first = ", ".join(matches[:MOST_NAMED]) + (", ..." if len(matches) > MOST_NAMED else "")
         reason = f"{name!r} fits {len(matches)} records ({first}): give a record_id"
-        raise Refused(reason, field=field)
+        raise InputError(reason, field=field)
     return matches[0]
 
 
@@ -191,12 +191,12 @@ def stored_records(home: Home) -> pl.DataFrame:
     """Return all records of all versions: record_id, source_ids, copies, version and part.
 
     Raises:
-        Refused: The home has no version.
+        InputError: The home has no version.
     """
     every = product(map(home.dataset, home.versions()), PARTS)
     files = (folder / f"{part}.parquet" for folder, part in every)
     if not (paths := [path.as_posix() for path in files if path.is_file()]):
-        raise Refused("no version is stored in this home: run `delift ingest`", field="--record")
+        raise InputError("no version is stored in this home: run `delift ingest`", field="--record")
     # One scan reads all files: hundreds of single reads would take seconds.
     scanned = pl.scan_parquet(paths, include_file_paths="path", extra_columns="ignore")
     rows = scanned.select("record_id", "source_ids", "copies", "path").collect()
@@ -208,6 +208,6 @@ def find_stored_record(home: Home, name: str) -> str:
     """Return the id of a stored record from its record id, the beginning of it, or a source id.
 
     Raises:
-        Refused: No stored record matches, or several do.
+        InputError: No stored record matches, or several do.
     """
     return find_record(stored_records(home), name, "no record of any version")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delift_pipeline.core.atomic import read_json
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.records.formats import Table, decode_leniently, text_start
 from delift_pipeline.records.json_rows import JSON, JSON_LINES
 from delift_pipeline.records.tabular import ARROW, CSV, PARQUET, TSV, best_header
@@ -68,12 +68,12 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     record from an object that holds a list of records.
 
     Raises:
-        Refused: The format is unknown, or the file cannot be read at all.
+        InputError: The format is unknown, or the file cannot be read at all.
     """
     data, file = _read_bytes(path), str(path)
     for start, content in _UNSUPPORTED_CONTENT.items():
         if data.startswith(start):
-            raise Refused(Fault(f"The file is {content}", file))
+            raise InputError(Fault(f"The file is {content}", file))
     for candidate in FORMATS.values():
         if candidate.starts and data.startswith(candidate.starts):
             return candidate.read(data, file, columns)
@@ -90,7 +90,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> Table:
     reason = f"The format is unknown. Use one of these suffixes: {known}."
     if format_name:
         reason = f"The content is not {format_name.title()}. Correct the suffix of the file."
-    raise Refused(Fault(reason, file))
+    raise InputError(Fault(reason, file))
 
 
 def _to_utf8(data: bytes, file: str) -> bytes:
@@ -105,14 +105,14 @@ def _to_utf8(data: bytes, file: str) -> bytes:
         return data.decode(encoding).encode("utf-8")
     except UnicodeError as error:
         reason = f"This looks like {encoding} but is not ({error}). Save the file as UTF-8."
-        raise Refused(Fault(reason, file)) from error
+        raise InputError(Fault(reason, file)) from error
 
 
 def _read_bytes(path: Path) -> bytes:
     """Read and decompress a file. Its first bytes, not its name, identify the codec.
 
     Raises:
-        Refused: The file cannot be read, or its compressed data is damaged.
+        InputError: The file cannot be read, or its compressed data is damaged.
     """
     codec = None
     try:
@@ -127,10 +127,10 @@ def _read_bytes(path: Path) -> bytes:
             with pa.CompressedInputStream(pa.py_buffer(data), "zstd") as stream:
                 return stream.read()
     except FileNotFoundError:
-        raise Refused(Fault("no such file", file=str(path))) from None
+        raise InputError(Fault("no such file", file=str(path))) from None
     except (OSError, EOFError, zlib.error) as error:
         what = f"The file cannot be read as {codec}" if codec else "The file cannot be read"
-        raise Refused(Fault(f"{what}: {error}", file=str(path))) from error
+        raise InputError(Fault(f"{what}: {error}", file=str(path))) from error
     return data
 
 
@@ -165,7 +165,7 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     the data set that `datasets` saved there.
 
     Raises:
-        Refused: An input is a URL or a folder without data; every such fault is listed.
+        InputError: An input is a URL or a folder without data; every such fault is listed.
     """
     files, notes, faults = list[Path](), list[str](), list[Fault]()
     for path in map(Path, paths):
@@ -173,7 +173,7 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             try:
                 folder_files, folder_notes = _folder_files(path)
                 files, notes = files + folder_files, notes + folder_notes
-            except Refused as refused:
+            except InputError as refused:
                 faults += refused.faults
         elif (address := _ADDRESS.fullmatch(str(path))) and not path.exists():
             reason = "This is a URL. First download the file, then give its path."
@@ -181,7 +181,7 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         else:
             files.append(STDIN_PATH if path == STDIN_ARGUMENT else path)
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     return files, notes
 
 
@@ -197,7 +197,7 @@ def _folder_files(folder: Path) -> tuple[list[Path], list[str]]:
         folders = [path.name for path in visible if path.is_dir()]
         inside = f"; its folders are: {_list_names(folders)}" if folders else ""
         known = ", ".join(formats_by_suffix())
-        raise Refused(Fault(f"The folder has no data file ({known}){inside}", str(folder)))
+        raise InputError(Fault(f"The folder has no data file ({known}){inside}", str(folder)))
     splits = {path: re.split(r"[-_.]", path.name.lower())[0] for path in files}
     if TRAIN in splits.values():
         files = [path for path in files if splits[path] not in SPLITS - {TRAIN}]
@@ -222,7 +222,7 @@ def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
         return _saved_files(folder / name), [note] if others else []
     names = _list_names(splits)
     reason = f"The folder has several splits ({names}). Give one, such as FOLDER/SPLIT."
-    raise Refused(Fault(reason, str(folder)))
+    raise InputError(Fault(reason, str(folder)))
 
 
 def _saved_files(folder: Path) -> list[Path]:
@@ -231,7 +231,7 @@ def _saved_files(folder: Path) -> list[Path]:
     files = [folder / shard["filename"] for shard in state.get("_data_files") or []]
     if state.get("_indices_data_files") or not files:
         reason = "It lists no plain shards. Save the data set again with `save_to_disk`."
-        raise Refused(Fault(reason, str(folder / STATE_FILE)))
+        raise InputError(Fault(reason, str(folder / STATE_FILE)))
     return files
 
 
@@ -239,5 +239,5 @@ def _read_json_object(path: Path) -> dict:
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise Refused(Fault(f"The file cannot be read: {error}", str(path))) from error
+        raise InputError(Fault(f"The file cannot be read: {error}", str(path))) from error
     return value if isinstance(value, dict) else {}

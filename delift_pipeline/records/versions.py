@@ -8,7 +8,7 @@ import polars as pl
 from filelock import FileLock
 
 from delift_pipeline.core.atomic import replace_folder, write_parquet
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.hashing import digest_json, digest_text
 from delift_pipeline.core.home import Home, check_version, portable_model_name
 from delift_pipeline.core.manifest import Manifest, read_manifest
@@ -78,13 +78,13 @@ def ingest(
         The manifest. Its content hash depends on the records, not on their order or copies.
 
     Raises:
-        Refused: Names, options or files have faults. All are listed, and nothing is written.
+        InputError: Names, options or files have faults. All are listed, and nothing is written.
     """
     settings = {"coverage": coverage, "existing": existing, "model": model, "template": template}
     inputs = {"pool": file, "target": target, "heldout": heldout}
     read_files, faults = read_parts(inputs, mapping=mapping, skip_bad=skip_bad, ids=ids)
     if faults := _name_faults(home, version, parents, settings) + faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     if say is not None:
         for note in dict.fromkeys(note for part in read_files.values() for note in part.notes):
             say(note)
@@ -154,7 +154,7 @@ def _build_sets(
         manifest: the content hash of each set, and where the held-out set comes from.
 
     Raises:
-        Refused: Two sets share records (their ids are listed), or nothing is left of the pool.
+        InputError: Two sets share records (their ids are listed), or nothing is left of the pool.
     """
     versions = [load_version(home, name) for name in parents]
     frames = {part: file.frame for part, file in files.items()}
@@ -179,7 +179,7 @@ def _build_sets(
         reason = "Every record is in the parent's held-out set. Give other records."
         faults.append(Fault(reason, field="pool"))
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     return frames, details
 
 
@@ -194,7 +194,7 @@ def _split_heldout(pool: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict
     """
     if pool.height < 2:
         reason = "One record cannot be both pool and held-out set. Give a held-out file."
-        raise Refused(reason, field="heldout")
+        raise InputError(reason, field="heldout")
     rows = max(1, int(HELDOUT_SHARE * pool.height + 0.5))
     prefix = f"heldout:{HELDOUT_SEED}"
     by_digest = sorted(pool["record_id"], key=lambda record: digest_text(prefix, record))
@@ -234,7 +234,7 @@ def _name_faults(
             check_version(name)
             if name in parents and name != version:
                 version_manifest(home, name)
-        except Refused as refused:
+        except InputError as refused:
             field = "parent" if name in parents else "version"
             faults += [Fault(fault.reason, field=field) for fault in refused.faults]
     if version in parents:
@@ -263,7 +263,7 @@ def _store_version(
                     f"version {version!r} is stored with other {', '.join(different)}, and a "
                     "version never changes. Choose another name."
                 )
-                raise Refused(reason, field="version")
+                raise InputError(reason, field="version")
             return stored
         with replace_folder(home.dataset(version)) as folder:
             for part, frame in frames.items():

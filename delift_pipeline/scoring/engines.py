@@ -71,7 +71,7 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
     support is detected here and never scored wrongly.
 
     Raises:
-        Refused: not even one pair fits the memory limit.
+        InputError: not even one pair fits the memory limit.
     """
     model, options, window = loaded.model, loaded.options, loaded.encoder.window
     if options.engine == "naive":

@@ -49,7 +49,7 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
     they change scores only by rounding.
 
     Raises:
-        Refused: the model or the template cannot be used; the message says why.
+        InputError: the model or the template cannot be used; the message says why.
     """
     folder = model_folder(options)
     config, template = read_config(folder), load_template(options.template)

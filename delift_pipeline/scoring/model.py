@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, InputError, is_memory_error
 from delift_pipeline.prompts.chat import read_chat_template
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.template import load_template
@@ -53,11 +53,11 @@ def refuse_without_bitsandbytes(feature: str, instead: str, field: str) -> None:
     """Refuse a feature where bitsandbytes is missing; `instead` says what works without it.
 
     Raises:
-        Refused: bitsandbytes is not installed.
+        InputError: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         why = f"{feature} needs bitsandbytes: pip install 'delift-pipeline[qlora]'; or {instead}"
-        raise Refused(why, field=field)
+        raise InputError(why, field=field)
 
 
 def quantisation_config(load_in: str, dtype: "torch.dtype") -> Any:
@@ -109,7 +109,7 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     With `shape_only` the model has the right shape and no weights.
 
     Raises:
-        Refused: the model cannot be used; the message says why.
+        InputError: the model cannot be used; the message says why.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -121,7 +121,7 @@ def load_model(options: ModelOptions, *, shape_only: bool = False) -> LoadedMode
     unused = encoder.plain.special_ids - encoder.special_ids
     largest = max(set(encoder.tokenizer.get_vocab().values()) - unused)
     if largest >= rows:
-        raise Refused(
+        raise InputError(
             f"{options.model}: the tokenizer has ids up to {largest:,}, but the model has only "
             f"{rows:,} tokens, so they do not belong together. Use the tokenizer of this model",
             field="model",
@@ -135,7 +135,7 @@ def load_scorer(options: ModelOptions) -> LoadedModel:
     vLLM loads the weights itself, and a second copy of a large model would not fit in memory.
 
     Raises:
-        Refused: the model cannot be used, or vLLM is not installed and the options name it.
+        InputError: the model cannot be used, or vLLM is not installed and the options name it.
     """
     if options.engine == "vllm":
         refuse_without_vllm()
@@ -146,7 +146,7 @@ def load_encoder(options: ModelOptions) -> Encoder:
     """Load what turns records into tokens, without the model's weights.
 
     Raises:
-        Refused: the model, its tokenizer or the template cannot be used; the message says why.
+        InputError: the model, its tokenizer or the template cannot be used; the message says why.
     """
     folder = model_folder(options)
     tokenizer = load_tokenizer(folder, options)
@@ -158,7 +158,7 @@ def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerB
     """Load a tokenizer from a model's folder.
 
     Raises:
-        Refused: the folder has no tokenizer that can be read.
+        InputError: the folder has no tokenizer that can be read.
     """
     from transformers import AutoTokenizer
 
@@ -172,12 +172,12 @@ def resolve_device(device: str) -> torch.device:
     """Return a device by its name; `auto` is the first GPU if there is one, else the CPU.
 
     Raises:
-        Refused: the name is that of a GPU and there is none.
+        InputError: the name is that of a GPU and there is none.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused(
+        raise InputError(
             f"{device} is set, but this machine has no usable CUDA device; use cpu or auto",
             field="device",
         )
@@ -206,7 +206,7 @@ def _load_weights(folder: Path, options: ModelOptions) -> "PreTrainedModel":
             )  # pyright: ignore
         # transformers fills missing weights with random numbers: scores would mean nothing.
         if absent := [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]:
-            raise Refused(
+            raise InputError(
                 f"{options.model}: {len(absent)} weights are missing or have the wrong shape "
                 f"(first: {absent[0]}). The files are incomplete, or the model is not a causal "
                 "language model; download or copy the folder again, or choose another model",
@@ -237,7 +237,7 @@ def refuse_if_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
     They raise many kinds of error for the same cause: files that do not fit together.
 
     Raises:
-        Refused: loading failed for another reason than a lack of memory.
+        InputError: loading failed for another reason than a lack of memory.
     """
     try:
         yield
@@ -247,7 +247,7 @@ def refuse_if_loading_fails(options: ModelOptions, what: str) -> Iterator[None]:
         if is_memory_error(error):
             raise
         reason = _explain_loading_error(error)
-        raise Refused(
+        raise InputError(
             f"{options.model}: {what} could not be loaded: {reason}", field="model"
         ) from error
 
@@ -269,7 +269,7 @@ def _check_quantised(model: "PreTrainedModel", options: ModelOptions) -> None:
     except Exception as error:
         if is_memory_error(error):
             raise
-        raise Refused(
+        raise InputError(
             f"{options.model} does not work in {options.load_in} on device {device} "
             f"({_explain_loading_error(error)}); remove load_in, or use another device",
             field="load_in",

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
 
 GIB = 2**30
@@ -59,7 +59,7 @@ def check_model_folder(folder: Path, name: str) -> None:
     calls it.
 
     Raises:
-        Refused: the folder has no complete model; the message says what it is and what to do.
+        InputError: the folder has no complete model; the message says what it is and what to do.
     """
     try:
         files = ((p.name, p.stat() if p.exists() else p.lstat()) for p in folder.iterdir())
@@ -175,8 +175,8 @@ def _check_weights(path: Path) -> None:
         raise _BrokenFile(f"{reason}, so the file is not whole")
 
 
-def _refusal(name: str, reason: str) -> Refused:
-    return Refused(f"{name}: {reason}", field="model")
+def _refusal(name: str, reason: str) -> InputError:
+    return InputError(f"{name}: {reason}", field="model")
 
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -193,7 +193,7 @@ def model_folder(options: ModelOptions) -> Path:
     """Return the folder with the model's files; a hub model is downloaded if it is not here yet.
 
     Raises:
-        Refused: there is no such folder or hub model, or the model is not complete.
+        InputError: there is no such folder or hub model, or the model is not complete.
     """
     local = DEMO_MODEL if options.model == MODEL_DEMO else Path(options.model).expanduser()
     if local.is_file():
@@ -208,7 +208,7 @@ def check_local_model(options: ModelOptions) -> None:
     """Refuse a local model that cannot be loaded; a hub id is not looked up.
 
     Raises:
-        Refused: there is no such folder, or its model is not complete.
+        InputError: there is no such folder, or its model is not complete.
     """
     if not _is_hub_id(options.model):
         model_folder(options)
@@ -246,7 +246,7 @@ def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
     """Return the window: by default the model's limit, at most `LARGEST_DEFAULT_WINDOW`.
 
     Raises:
-        Refused: the options' window is larger than the model's limit.
+        InputError: the options' window is larger than the model's limit.
     """
     text = config.get("text_config") or {}
     known = [part[name] for part in (config, text) for name in _LIMITS if part.get(name)]
@@ -254,7 +254,7 @@ def resolve_window(options: ModelOptions, config: dict[str, Any]) -> int:
     if options.window is None:
         return min(limit or LARGEST_DEFAULT_WINDOW, LARGEST_DEFAULT_WINDOW)
     if limit is not None and options.window > limit:
-        raise Refused(
+        raise InputError(
             f"{options.window:,} tokens are more than the {limit:,} that the model supports; use a "
             "smaller window",
             field="window",

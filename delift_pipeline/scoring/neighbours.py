@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -17,7 +17,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
     """Load a sentence-transformers model: `minilm` (`embed`), a folder or a hub id.
 
     Raises:
-        Refused: the model cannot be loaded, or has no safetensors weights.
+        InputError: the model cannot be loaded, or has no safetensors weights.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -35,7 +35,7 @@ def load_embedder(name: str, device: str = "cpu") -> "SentenceTransformer":
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"{name!r} cannot be loaded as a sentence-transformers model ({first_line}); "
         reason += "use tfidf, minilm, or a folder or hub id with safetensors weights"
-        raise Refused(reason, field="embedder") from error
+        raise InputError(reason, field="embedder") from error
 
 
 # Cosines are rounded before they are compared, so a tie does not depend on the order of the sum.
@@ -78,7 +78,7 @@ def embed(texts: Sequence[str], embedder: str = "tfidf") -> Any:
     hub id.
 
     Raises:
-        Refused: the embedder cannot be loaded.
+        InputError: the embedder cannot be loaded.
     """
     if embedder == "tfidf":
         return _tfidf(texts)
@@ -111,12 +111,12 @@ def nearest(embeddings: Any, m: int, advance: Callable[[int], None] = lambda _: 
     is called with the number of rows done since its last call.
 
     Raises:
-        Refused: `m` is below 1.
+        InputError: `m` is below 1.
     """
     from sklearn.metrics import pairwise_distances_chunked
 
     if m < 1:
-        raise Refused(f"{m} neighbours are too few; ask for 1 or more", field="m")
+        raise InputError(f"{m} neighbours are too few; ask for 1 or more", field="m")
     n = embeddings.shape[0]
     if hasattr(embeddings, "tocsc") and n >= _COMPILED_FROM:
         from delift_pipeline.scoring.near_words import nearest_by_words

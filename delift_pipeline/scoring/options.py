@@ -172,7 +172,7 @@ def read_options(values: Mapping[str, Any], names: Mapping[str, str] | None = No
     `names` maps settings to what the user calls them, where that differs.
 
     Raises:
-        Refused: one fault for each setting that is out of range or excludes another.
+        InputError: one fault for each setting that is out of range or excludes another.
     """
     settings = {name: value for name, value in values.items() if value is not None}
     return validate(ModelOptions, settings, names=names)

@@ -59,7 +59,7 @@ class PackedEngine:
         With `compiled` the small operations between the products of a layer are fused.
 
         Raises:
-            Refused: not even one pair fits the memory limit.
+            InputError: not even one pair fits the memory limit.
         """
         self.decoder, self.in_flight = Decoder(model), in_flight or IN_FLIGHT
         self.plan = plan_memory(

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.core.atomic import read_json, replace_folder, write_json, write_parquet
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.hashing import digest_bytes, digest_json, digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.scoring.neighbours import Neighbours
@@ -105,7 +105,7 @@ def build_plan(
     while another stage selects from all). `replay` has the existing records that may be replayed.
 
     Raises:
-        Refused: a block lacks its records or neighbours.
+        InputError: a block lacks its records or neighbours.
     """
     ids, blocks = _ids(pool), []
     if self_pairs == "all":
@@ -127,13 +127,13 @@ def neighbour_block(ids: Sequence[str], neighbours: Neighbours) -> PairBlock:
     """Return the `self` block of near pairs: (i, j) and (j, i) for each neighbour j of i.
 
     Raises:
-        Refused: the neighbours belong to another number of records.
+        InputError: the neighbours belong to another number of records.
     """
     from scipy.sparse import csc_matrix
 
     n = len(ids)
     if len(neighbours.indices) != n:
-        raise Refused(f"neighbours of {len(neighbours.indices)} records do not fit {n} records")
+        raise InputError(f"neighbours of {len(neighbours.indices)} records do not fit {n} records")
     rows, slots = np.nonzero(neighbours.indices >= 0)
     ones = np.ones(len(rows), dtype=np.int8)
     near = csc_matrix((ones, (rows, neighbours.indices[rows, slots])), shape=(n, n))
@@ -149,7 +149,7 @@ def _ids(frame: pl.DataFrame) -> tuple[str, ...]:
 
 def _require(value: Any, block: str, what: str) -> Any:
     if value is None:
-        raise Refused(
+        raise InputError(
             f"the {block} pairs need {what}, but this version does not have that", field=block
         )
     return value

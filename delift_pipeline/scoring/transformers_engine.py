@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, InputError, is_memory_error
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.batches import Batch, Targets
 from delift_pipeline.scoring.decoder import CachePath, Decoder
@@ -79,7 +79,7 @@ def plan_memory(
     default limit.
 
     Raises:
-        Refused: not even one pair fits the user's limit.
+        InputError: not even one pair fits the user's limit.
     """
     config: Any = decoder.config
     gpu, itemsize = decoder.device.type == "cuda", decoder.model.dtype.itemsize
@@ -119,7 +119,7 @@ def plan_memory(
     fixed += longest_prefix * (prefix_bytes if shared else key_bytes)
     pair_bytes = longest_target * token_bytes + (0 if shared else window * key_bytes)
     if memory_limit and fixed + pair_bytes > limit:
-        raise Refused(
+        raise InputError(
             f"{memory_limit:g} GiB is less than the {(fixed + pair_bytes) / GIB:.2f} GiB that one "
             f"pair of {window:,} tokens can take; raise it, or use a smaller window",
             field="memory_limit",
@@ -169,7 +169,7 @@ class TransformersEngine:
         arguments are those of `ModelOptions`.
 
         Raises:
-            Refused: not even one pair fits the memory limit.
+            InputError: not even one pair fits the memory limit.
         """
         # Once glibc has freed a block this large, it keeps freed memory for the next pass. Fresh
         # pages would take a tenth of the time (mallopt(3), M_MMAP_THRESHOLD).

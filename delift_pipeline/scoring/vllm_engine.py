@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.options import ModelOptions
@@ -53,7 +53,7 @@ class VllmEngine:
         """Load a model into vLLM; `adapter` is a PEFT LoRA folder that is applied to every pair.
 
         Raises:
-            Refused: vLLM is not installed, or cannot use the device, the model or the adapter.
+            InputError: vLLM is not installed, or cannot use the device, the model or the adapter.
         """
         refuse_without_vllm()
         for name, value in _ENVIRONMENT.items():
@@ -67,7 +67,7 @@ class VllmEngine:
 
         kind = "cpu" if current_platform.is_cpu() else str(current_platform.device_type)
         if options.device not in ("auto", kind):
-            raise Refused(
+            raise InputError(
                 f"this vLLM runs on {kind or 'no device here'}, not on {options.device}; use "
                 "device auto, and choose GPUs with CUDA_VISIBLE_DEVICES",
                 field="device",
@@ -180,10 +180,10 @@ def refuse_without_vllm() -> None:
     """Refuse engine vllm where vLLM is missing.
 
     Raises:
-        Refused: vLLM is not installed; the message says how to install it.
+        InputError: vLLM is not installed; the message says how to install it.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise Refused(HOW_TO_INSTALL, field="engine")
+        raise InputError(HOW_TO_INSTALL, field="engine")
 
 
 def last_logprobs(prompt_logprobs: Any, ids: list[int], answer: int) -> np.ndarray:
@@ -210,7 +210,7 @@ def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | 
         modules, rank = adapted_modules(adapter)
         larger = [known for known in _LORA_RANKS if known >= rank]
         if not larger:
-            raise Refused(
+            raise InputError(
                 f"vLLM supports LoRA ranks up to {_LORA_RANKS[-1]}, not {rank}", field="adapter"
             )
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": larger[0]}
@@ -242,7 +242,7 @@ def _load_llm(folder: Path, options: ModelOptions, window: int, adapter: Path | 
             )
     except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(
+        raise InputError(
             f"{options.model}: vLLM could not load the model ({reason})", field="engine"
         ) from error
     finally:
@@ -253,20 +253,20 @@ def adapted_modules(adapter: Path) -> tuple[list[str], int]:
     """Return the linear layers that a PEFT adapter changes, and its largest rank.
 
     Raises:
-        Refused: the folder has no LoRA weights in safetensors, or vLLM cannot apply them.
+        InputError: the folder has no LoRA weights in safetensors, or vLLM cannot apply them.
     """
     from safetensors import safe_open
 
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
-        raise Refused(f"{adapter.name} has no adapter_model.safetensors", field="adapter")
+        raise InputError(f"{adapter.name} has no adapter_model.safetensors", field="adapter")
     with safe_open(path, "np") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     foreign = [name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     modules = {name.rsplit(".", 3)[-3] for name in shapes if name not in foreign}
     if foreign or not modules or modules & {"lm_head", "embed_tokens"}:
         first = (foreign or sorted(modules & {"lm_head", "embed_tokens"}) or ["nothing"])[0]
-        raise Refused(
+        raise InputError(
             f"{adapter.name} adapts {first}, but vLLM supports LoRA only on the linear layers "
             "below the head; use engine transformers",
             field="adapter",
@@ -288,7 +288,7 @@ def _check_head_size(llm: Any) -> None:
 
     known = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     if config.get_head_size() not in known:
-        raise Refused(
+        raise InputError(
             f"vLLM on a CPU does not support attention heads of size {config.get_head_size()} "
             f"(only {', '.join(map(str, known))}); use engine transformers",
             field="engine",

@@ -27,7 +27,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.atomic import write_json
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.progress import Meter, Progress
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -93,7 +93,7 @@ def main() -> int:
         run_job(Path(sys.argv[1]), _Channel())
     except DeliftError as error:
         print(error, file=sys.stderr)
-        return REFUSED if isinstance(error, Refused) else FAILED
+        return REFUSED if isinstance(error, InputError) else FAILED
     except Exception:
         # No exception may reach the interpreter: its shutdown would wait for the thread above.
         traceback.print_exc()
@@ -117,7 +117,7 @@ def score_with_workers(
     the plan; with `baseline` they are also scored without a demonstration.
 
     Raises:
-        Refused: there are too few GPUs, or the model cannot be used.
+        InputError: there are too few GPUs, or the model cannot be used.
         DeliftError: workers ended early and pairs are missing.
     """
     started = time.monotonic()
@@ -180,7 +180,7 @@ def worker_environments(options: ModelOptions) -> list[dict[str, str]]:
     """Return environment variables for each worker: its GPUs, or its share of the CPUs.
 
     Raises:
-        Refused: there are not enough GPUs.
+        InputError: there are not enough GPUs.
     """
     visible: list[str] = []
     if options.device != "cpu":
@@ -206,12 +206,12 @@ def assign_gpus(workers: int, visible: Sequence[str], gpus_each: int) -> list[st
     """Return values of CUDA_VISIBLE_DEVICES that give each worker `gpus_each` of the visible GPUs.
 
     Raises:
-        Refused: there are not enough GPUs.
+        InputError: there are not enough GPUs.
     """
     if workers * gpus_each > len(visible):
         needed = f"{workers} workers of {gpus_each} GPUs each need {workers * gpus_each:,}"
         reason = f"{needed}, but only {len(visible)} are visible here; use fewer workers"
-        raise Refused(reason, field="workers")
+        raise InputError(reason, field="workers")
     starts = range(0, workers * gpus_each, gpus_each)
     return [",".join(visible[start : start + gpus_each]) for start in starts]
 
@@ -283,7 +283,7 @@ class Worker:
 def _failure(workers: Sequence[Worker], left: int) -> DeliftError:
     early = [worker for worker in workers if worker.status]
     if refused := next((worker for worker in early if worker.status == REFUSED), None):
-        return Refused(*refused.errors)
+        return InputError(*refused.errors)
     words = early[-1].last_error if early else "none"
     return DeliftError(
         f"{len(early)} of {len(workers)} workers ended early and {left:,} pairs are not scored "

@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 BudgetText = float | int | str
 """A budget as written: 0.3, 50, `full`, `20000tokens`, `auto` or `auto:0.05`."""
@@ -52,7 +52,7 @@ def parse_budget(budget: BudgetText, n: int) -> Budget:
     """Return the limits that a budget of any kind sets for a pool of n records.
 
     Raises:
-        Refused: The pool is empty, or the budget has none of the known forms.
+        InputError: The pool is empty, or the budget has none of the known forms.
     """
     text = budget.strip() if isinstance(budget, str) else ""
     if tokens := _TOKENS.fullmatch(text):
@@ -74,10 +74,12 @@ def resolve_budget(budget: BudgetText, n: int) -> int:
     half up on its decimal digits, and is at least 1 record. Texts are read like numbers.
 
     Raises:
-        Refused: The pool is empty, the budget is not such a value, or it is above n.
+        InputError: The pool is empty, the budget is not such a value, or it is above n.
     """
     if n < 1:
-        raise Refused("the pool is empty. Give at least one record to select from", field="budget")
+        raise InputError(
+            "the pool is empty. Give at least one record to select from", field="budget"
+        )
     if is_full(budget):
         return n
     number = _parse_number(budget.strip()) if isinstance(budget, str) else budget
@@ -90,7 +92,7 @@ def resolve_budget(budget: BudgetText, n: int) -> int:
         raise _bad_budget(number)
     if number > n:
         reason = f"{number:,} is above the pool's {n:,} records. Lower the budget, or use full"
-        raise Refused(reason, field="budget")
+        raise InputError(reason, field="budget")
     return number
 
 
@@ -106,8 +108,8 @@ def _parse_number(text: str) -> float | int:
     raise _bad_budget(text)
 
 
-def _bad_budget(budget: object) -> Refused:
-    return Refused(f"{budget!r} is not a budget. {_FORMS}", field="budget")
+def _bad_budget(budget: object) -> InputError:
+    return InputError(f"{budget!r} is not a budget. {_FORMS}", field="budget")
 
 
 BYTES_PER_TOKEN = 4

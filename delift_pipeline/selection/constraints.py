@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ConstraintTracker:
         scaled: Whether candidates are compared by gain per unit of cost.
 
     Raises:
-        Refused: No set of that size fulfils the constraints.
+        InputError: No set of that size fulfils the constraints.
     """
 
     def __init__(self, constraints: Constraints, n: int, budget: int, scaled: bool = False) -> None:
@@ -99,7 +99,7 @@ class ConstraintTracker:
         self._is_open_ended = constraints.is_open_ended
         costs = np.ones(n) if constraints.costs is None else constraints.costs
         if costs.shape != (n,) or not (np.isfinite(costs).all() and (costs > 0).all()):
-            raise Refused(f"the costs must be {n:,} finite numbers above 0")
+            raise InputError(f"the costs must be {n:,} finite numbers above 0")
         widest = max((len(grouping.groups) for grouping in groupings), default=0)
         groups = np.zeros((len(groupings), n), np.int64)
         low, high, counts = (np.zeros((len(groupings), widest), np.int64) for _ in range(3))
@@ -138,34 +138,34 @@ class ConstraintTracker:
         """Refuse a ranking that stopped before its budget or without filling a quota.
 
         Raises:
-            Refused: Each constraint is possible, but they are not possible together.
+            InputError: Each constraint is possible, but they are not possible together.
         """
         short = picked > 0 and bool((self.limits.owed > 0).any())
         if short or (self.slots > 0 and not self._is_open_ended):
             reason = f"the quotas conflict: after {picked:,} picks no other record is allowed"
-            raise Refused(f"{reason}. Widen a quota, or lower the budget", field="quota")
+            raise InputError(f"{reason}. Widen a quota, or lower the budget", field="quota")
 
 
 def _check_numbers(constraints: Constraints, n: int, budget: int, costs: np.ndarray) -> None:
     pinned, excluded = set(constraints.pinned), set(constraints.excluded)
     if not all(0 <= j < n for j in pinned | excluded):
-        raise Refused(f"a pinned or excluded record is not one of the {n:,} candidates")
+        raise InputError(f"a pinned or excluded record is not one of the {n:,} candidates")
     if both := pinned & excluded:
         reason = f"{len(both):,} records are both pinned and excluded. Remove one of the rules"
-        raise Refused(reason, field="pin")
+        raise InputError(reason, field="pin")
     if len(pinned) > budget:
         reason = f"{len(pinned):,} pinned records are above the budget of {budget:,}"
-        raise Refused(f"{reason}. Raise the budget, or pin fewer", field="pin")
+        raise InputError(f"{reason}. Raise the budget, or pin fewer", field="pin")
     if budget > (left := n - len(excluded)) and not constraints.is_open_ended:
         reason = (
             f"{len(excluded):,} of {n:,} records are excluded, and the other {left:,} are fewer "
             f"than the budget of {budget:,}. Exclude fewer records, or lower the budget"
         )
-        raise Refused(reason, field="exclude")
+        raise InputError(reason, field="exclude")
     cost = float(costs[list(pinned)].sum())
     if constraints.capacity is not None and cost > constraints.capacity:
         reason = f"the pinned records cost {cost:,.0f}, above {constraints.capacity:,.0f}"
-        raise Refused(f"{reason}. Raise the budget, or pin fewer", field="budget")
+        raise InputError(f"{reason}. Raise the budget, or pin fewer", field="budget")
 
 
 def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget: int) -> None:
@@ -185,6 +185,6 @@ def _check_feasible(grouping: Grouping, constraints: Constraints, n: int, budget
         raise _bad_quota(grouping, f"it allows at most {most:,} records of {budget:,}")
 
 
-def _bad_quota(grouping: Grouping, reason: str) -> Refused:
+def _bad_quota(grouping: Grouping, reason: str) -> InputError:
     start = f"no subset of the budget's size can fulfil the quota on {grouping.name}"
-    return Refused(f"{start}: {reason}. Change the quota or the budget", field="quota")
+    return InputError(f"{start}: {reason}. Change the quota or the budget", field="quota")

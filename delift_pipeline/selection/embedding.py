@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, embed, nearest, prompt_texts
 from delift_pipeline.selection.language_model import (
     LanguageModel,
@@ -69,13 +69,13 @@ def embed_texts(texts: Sequence[str], embedder: str, model: LanguageModel | None
     layer's hidden states of the language model, weighted by position (Muennighoff 2022).
 
     Raises:
-        Refused: The embedder or the model cannot be loaded, or there is no model.
+        InputError: The embedder or the model cannot be loaded, or there is no model.
     """
     if embedder != MODEL:
         return embed(texts, embedder)
     if model is None:
         reason = "this selection has no language model to embed with. Choose tfidf, minilm or a"
-        raise Refused(f"{reason} sentence-transformers model", field="embedder")
+        raise InputError(f"{reason} sentence-transformers model", field="embedder")
     return hidden_states(texts, model, "embeddings")
 
 
@@ -117,7 +117,7 @@ def similarities(
     among the `neighbours` nearest of the other, and all others are 0.
 
     Raises:
-        Refused: The embedder cannot be loaded.
+        InputError: The embedder cannot be loaded.
     """
     ordered = frame.sort("record_id")
     ids, n = tuple(ordered["record_id"]), ordered.height

@@ -60,7 +60,7 @@ class LanguageModel:
         """Return the tokenizer with the prompt template; no weights are loaded.
 
         Raises:
-            Refused: The model, its tokenizer or the template cannot be used.
+            InputError: The model, its tokenizer or the template cannot be used.
         """
         from delift_pipeline.scoring.model import load_encoder
 
@@ -74,7 +74,7 @@ class LanguageModel:
         loads the model even if vLLM scores.
 
         Raises:
-            Refused: The model cannot be used.
+            InputError: The model cannot be used.
         """
         from delift_pipeline.scoring.model import load_model
 
@@ -88,7 +88,7 @@ class LanguageModel:
         vLLM loads the weights itself.
 
         Raises:
-            Refused: The model cannot be used, or vLLM is chosen and not installed.
+            InputError: The model cannot be used, or vLLM is chosen and not installed.
         """
         from delift_pipeline.scoring.model import load_scorer
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.kernel.columns import (
     Columns,
     DenseColumns,
@@ -56,7 +56,7 @@ class Coverage:
         floor: float64 [rows], the state before any column is chosen.
 
     Raises:
-        Refused: A value is missing, infinite or negative, or a shape does not fit.
+        InputError: A value is missing, infinite or negative, or a shape does not fit.
     """
 
     name = "coverage"
@@ -228,7 +228,7 @@ class TensorCoverage(Coverage):
     The original objective does not change. Shorter blocks are padded, so all sums have one order.
 
     Raises:
-        Refused: The device cannot be used.
+        InputError: The device cannot be used.
     """
 
     def __init__(self, objective: Coverage, device: str, block: int = BLOCK) -> None:
@@ -242,7 +242,7 @@ class TensorCoverage(Coverage):
             self._kernel = torch.from_numpy(to_dense(objective.kernel).T).to(self._device)
         except RuntimeError as error:
             reason = f"the device {device} cannot be used ({error}). Choose another"
-            raise Refused(reason) from error
+            raise InputError(reason) from error
         self.reset()
 
     def gain(self, j: int) -> float:
@@ -300,10 +300,10 @@ def check_factor(value: float, name: str) -> float:
     """Return a factor of an objective.
 
     Raises:
-        Refused: It is negative or not finite.
+        InputError: It is negative or not finite.
     """
     if not (np.isfinite(value) and value >= 0):
-        raise Refused(f"{name} is {value}. Give a finite number of at least 0")
+        raise InputError(f"{name} is {value}. Give a finite number of at least 0")
     return float(value)
 
 
@@ -327,7 +327,7 @@ def check_kernel(kernel: Any, name: str = "kernel") -> Columns:
     """Return the kernel as `Columns` after a check that all values are finite and at least 0.
 
     Raises:
-        Refused: A value is not; the message names the first such column.
+        InputError: A value is not; the message names the first such column.
     """
     columns = as_columns(kernel)
     stored = getattr(columns, "matrix" if isinstance(columns, DenseColumns) else "data", None)
@@ -336,7 +336,7 @@ def check_kernel(kernel: Any, name: str = "kernel") -> Columns:
     for j, (_, values) in enumerate(each_column(columns)):
         if not _all_usable(values):
             fault = "a negative" if np.isfinite(values).all() else "a missing or infinite"
-            raise Refused(
+            raise InputError(
                 f"the {name} has {fault} value in column {j}. Objectives need finite values of "
                 "at least 0: clip or scale the utilities"
             )
@@ -354,7 +354,7 @@ def _as_vector(values: Any, length: int, name: str, default: float | None = None
         return np.full(length, default)
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (length,):
-        raise Refused(f"{name} has shape {vector.shape}. The kernel needs ({length},)")
+        raise InputError(f"{name} has shape {vector.shape}. The kernel needs ({length},)")
     if not (np.isfinite(vector).all() and (vector >= 0).all()):
-        raise Refused(f"{name} has a missing, infinite or negative value")
+        raise InputError(f"{name} has a missing, infinite or negative value")
     return vector

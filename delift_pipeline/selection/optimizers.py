@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.constraints import Constraints, ConstraintTracker
 from delift_pipeline.selection.objectives import BLOCK, Coverage, TensorCoverage
 
@@ -68,7 +68,7 @@ def take_in_order(order: np.ndarray, budget: int, constraints: Constraints | Non
     """Pick candidates in an order, int [n], as constraints allow. Pinned ones come first.
 
     Raises:
-        Refused: The budget or the constraints are not possible.
+        InputError: The budget or the constraints are not possible.
     """
     constraints = constraints or Constraints()
     tracker = ConstraintTracker(constraints, len(order), budget)
@@ -98,12 +98,12 @@ def rank_greedily(
     `tie_order` is int [n], and `phase` returns a new greedy run for each ranking.
 
     Raises:
-        Refused: The budget or the constraints are not possible.
+        InputError: The budget or the constraints are not possible.
     """
     if budget < 0 or budget > objective.n:
-        raise Refused(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
+        raise InputError(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
     if len(tie_order) != objective.n:
-        raise Refused(f"tie_order has {len(tie_order):,} ids for {objective.n:,} candidates")
+        raise InputError(f"tie_order has {len(tie_order):,} ids for {objective.n:,} candidates")
     constraints = constraints or Constraints()
     plain = _rank_once(objective, budget, tie_order, constraints, phase(objective), scaled=False)
     if constraints.costs is None:
@@ -177,7 +177,7 @@ def blocked_greedy(
     almost equal gains.
 
     Raises:
-        Refused: The budget or the constraints are not possible, or the device cannot be used.
+        InputError: The budget or the constraints are not possible, or the device cannot be used.
     """
     on_device = objective if device is None else TensorCoverage(objective, device, block)
     phase = sampling_phase(block)

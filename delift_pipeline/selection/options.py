@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.kernel.block import UtilityForm
 
 Stage = Literal["instruction_tuning", "task_specific", "continual"]
@@ -34,12 +34,12 @@ def objective_at(stage: Stage, named: ObjectiveName | None) -> ObjectiveName:
     """Return the objective to maximise at a stage: the named one, or the stage's default.
 
     Raises:
-        Refused: The named one needs a target set or existing records, which the stage lacks.
+        InputError: The named one needs a target set or existing records, which the stage lacks.
     """
     objective = named or STAGE_OBJECTIVE[stage]
     if (only := ONLY_STAGE.get(objective, stage)) != stage:
         reason = f"{objective} belongs to the stage {only}. Choose another for {stage}"
-        raise Refused(reason, field="objective")
+        raise InputError(reason, field="objective")
     return objective
 
 

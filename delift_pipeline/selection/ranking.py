@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.constraints import Constraints
 from delift_pipeline.selection.objectives import Coverage, mean_random_value
@@ -45,7 +45,7 @@ def rank_by_score(
 
     Raises:
         DeliftError: No record has a score, or a score is not finite.
-        Refused: A rule or quota cannot be obeyed.
+        InputError: A rule or quota cannot be obeyed.
     """
     if not len(ids):
         raise DeliftError(f"no record of the pool has scores, so {selector} cannot rank any")
@@ -94,7 +94,7 @@ def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     """Refuse the budget `auto`, which stops at a small gain, for a ranking without gains."""
     if inputs.allowance is not None and inputs.allowance.stop:
         reason = f"{selector} has no gains, so auto cannot stop it. Give a share or a count"
-        raise Refused(reason, field="budget")
+        raise InputError(reason, field="budget")
 
 
 def _cut_off(picks: np.ndarray, scores: np.ndarray, constraints: Constraints | None) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.validation import validate
 from delift_pipeline.selection.options import Stage
 from delift_pipeline.selection.selector import Needs, Selector, Traits
@@ -88,11 +88,11 @@ def get_selector(name: str) -> Selector:
     """Return the selector with this name.
 
     Raises:
-        Refused: There is none; the fault lists all selectors.
+        InputError: There is none; the fault lists all selectors.
     """
     if name not in SELECTORS:
         known = ", ".join(sorted(SELECTORS))
-        raise Refused(f"{name!r} is not a selector. Choose from: {known}", field="selector")
+        raise InputError(f"{name!r} is not a selector. Choose from: {known}", field="selector")
     return SELECTORS[name]
 
 
@@ -100,7 +100,7 @@ def options_of(name: str, values: Mapping[str, Any] | BaseModel) -> BaseModel:
     """Return the validated options of the selector with this name.
 
     Raises:
-        Refused: The selector is unknown, or an option is unknown or out of range.
+        InputError: The selector is unknown, or an option is unknown or out of range.
     """
     plain = values.model_dump() if isinstance(values, BaseModel) else dict(values)
     return validate(get_selector(name).options_model, plain)
@@ -110,7 +110,7 @@ def replay_share(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel)
     """Return the share of picks that a selector replays from existing records.
 
     Raises:
-        Refused: The selector is unknown, or an option is unknown or out of range.
+        InputError: The selector is unknown, or an option is unknown or out of range.
     """
     options: Any = options_of(name, values)
     return options.replay if stage == "continual" and SELECTORS[name].traits.replays else 0.0
@@ -120,6 +120,6 @@ def needs_of(name: str, stage: Stage, values: Mapping[str, Any] | BaseModel) -> 
     """Return what a selector reads at a stage with these options.
 
     Raises:
-        Refused: The selector is unknown, or an option is unknown or out of range.
+        InputError: The selector is unknown, or an option is unknown or out of range.
     """
     return get_selector(name).needs(stage, options_of(name, values))

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.records.schema import display_ids
 from delift_pipeline.records.stored import match_records
 from delift_pipeline.selection.budget import Budget, token_costs
@@ -53,11 +53,11 @@ class Quota:
         """Read a quota from its text.
 
         Raises:
-            Refused: The text does not have the form of a quota.
+            InputError: The text does not have the form of a quota.
         """
         match = _QUOTA.fullmatch(text.strip())
         if match is None or not (match[3] or match[4]):
-            raise Refused(f"{text!r} is not a quota. {_FORM}", field="quota")
+            raise InputError(f"{text!r} is not a quota. {_FORM}", field="quota")
         low = _parse_end(match[3], text) if match[3] else 0
         high = _parse_end(match[4], text) if match[4] else None
         return cls(match[1].strip(), match[2], low, high)
@@ -78,9 +78,9 @@ def _parse_end(text: str, quota: str) -> float | int:
     try:
         number = int(text) if text.isdigit() else float(text)
     except ValueError as error:
-        raise Refused(f"{quota!r} is not a quota. {_FORM}", field="quota") from error
+        raise InputError(f"{quota!r} is not a quota. {_FORM}", field="quota") from error
     if isinstance(number, float) and number > 1:
-        raise Refused(f"{quota!r} has a share above 1. {_FORM}", field="quota")
+        raise InputError(f"{quota!r} has a share above 1. {_FORM}", field="quota")
     return number
 
 
@@ -99,8 +99,8 @@ class Rules:
         """Return the rules in candidate numbers. `ids` are the candidates in the objective's order.
 
         Raises:
-            Refused: A record or column does not exist, or a quota has a share or a least count and
-                the budget is in tokens or `auto`.
+            InputError: A record or column does not exist, or a quota has a share or a least count
+                and the budget is in tokens or `auto`.
         """
         number, known = {record: j for j, record in enumerate(ids)}, set(pool["record_id"])
         frame = pl.DataFrame({"record_id": list(ids)}, schema={"record_id": pl.String})
@@ -129,13 +129,13 @@ class Rules:
                 reason = f"{quota} needs at least {least:,} of {quota.column} {lost[0]!r}"
                 why = "but its records have no scores and cannot be ranked"
                 form = f"Set quotas for the other values instead ({quota.column}=VALUE:LOW..)"
-                raise Refused(f"{reason}, {why}. {form}", field="quota")
+                raise InputError(f"{reason}, {why}. {form}", field="quota")
 
     def _build_grouping(self, frame: pl.DataFrame, column: str, budget: Budget) -> Grouping:
         """Combine all quotas and caps on one column."""
         if column not in frame.columns:
             names = ", ".join(sorted(frame.columns))
-            raise Refused(f"the pool has no column {column}. It has: {names}", field="quota")
+            raise InputError(f"the pool has no column {column}. It has: {names}", field="quota")
         values = _group_names(frame[column])
         number = {name: place for place, name in enumerate(sorted(set(values)))}
         names = tuple(number)
@@ -144,12 +144,12 @@ class Rules:
             shares = isinstance(quota.low, float) or isinstance(quota.high, float)
             if budget.is_open_ended and (shares or quota.low):
                 reason = "a quota with a share or a least count needs a budget in records"
-                raise Refused(f"{reason}. Do not use tokens or auto with it", field="quota")
+                raise InputError(f"{reason}. Do not use tokens or auto with it", field="quota")
             least, most = quota.counts(budget.count)
             for name in names if quota.value is None else [quota.value]:
                 if name not in number:
                     reason = f"no record has {column} {name!r}. Remove the quota"
-                    raise Refused(reason, field="quota")
+                    raise InputError(reason, field="quota")
                 # A column can have several quotas and caps; the strictest end of each counts.
                 low[number[name]] = max(low[number[name]], least)
                 high[number[name]] = min(high[number[name]], frame.height if most is None else most)
@@ -169,7 +169,7 @@ def _candidate_numbers(
         known = absent[0] in set(pool["record_id"])
         why = "have no scores and cannot be ranked" if known else "are not in the pool"
         first = display_ids(pool, absent[:1])[0]
-        raise Refused(f"{len(absent):,} records {why} (first: {first})", field=field)
+        raise InputError(f"{len(absent):,} records {why} (first: {first})", field=field)
     return tuple(dict.fromkeys(number[record] for record in records))
 
 
@@ -193,7 +193,7 @@ class RuleOptions(BaseModel):
         try:
             for text in written:
                 (parse_cap if info.field_name == "cap" else Quota.parse)(text)
-        except Refused as refused:
+        except InputError as refused:
             raise ValueError(refused.faults[0].reason) from refused
         return written
 
@@ -211,7 +211,7 @@ class RuleOptions(BaseModel):
         """Return the rules with the record_ids of a pool.
 
         Raises:
-            Refused: An id is not in the pool, or several records have it.
+            InputError: An id is not in the pool, or several records have it.
         """
         pin, exclude = (
             resolve_record_ids(pool, getattr(self, name), name) for name in ("pin", "exclude")
@@ -223,13 +223,13 @@ def parse_cap(text: str) -> Quota:
     """Read a cap from its text: `source:500`, `source=web:500` or `task:0.5`.
 
     Raises:
-        Refused: The text does not have the form of a cap.
+        InputError: The text does not have the form of a cap.
     """
     match = _CAP.fullmatch(text.strip())
     try:
         return Quota.parse(f"{match[1]}:..{match[2]}" if match else "")
-    except Refused as refused:
-        raise Refused(f"{text!r} is not a cap. {_CAP_FORM}", field="cap") from refused
+    except InputError as refused:
+        raise InputError(f"{text!r} is not a cap. {_CAP_FORM}", field="cap") from refused
 
 
 def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> tuple[str, ...]:
@@ -238,7 +238,7 @@ def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> 
     A fault has the field `field`.
 
     Raises:
-        Refused: One fault lists the names that no record has, and one those of several records.
+        InputError: One fault lists the names that no record has, and one those of several records.
     """
     ids_of = match_records(pool, names)
     absent = [name for name in names if not ids_of[name]]
@@ -252,7 +252,7 @@ def resolve_record_ids(pool: pl.DataFrame, names: Sequence[str], field: str) -> 
         verb = "is" if len(wrong) == 1 else "are"
         faults += [Fault(f"{listed} {verb} {reason}", field=field)] if wrong else []
     if faults:
-        raise Refused(*faults)
+        raise InputError(*faults)
     return tuple(dict.fromkeys(record for ids in ids_of.values() for record in ids))
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.core.atomic import replace_folder, write_parquet
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.selection.budget import Budget, BudgetText, is_full, parse_budget
@@ -47,7 +47,7 @@ def select(
     `seed` decides everything random. `rules` replace those of `inputs`.
 
     Raises:
-        Refused: The selector, an option, the budget or a rule is not possible.
+        InputError: The selector, an option, the budget or a rule is not possible.
         DeliftError: Scores that the selector reads are missing.
     """
     options = options_of(selector, options)
@@ -62,10 +62,10 @@ def select(
             gains = [None if np.isnan(gain) else gain for gain in selection.gains.tolist()]
         if allowed.stop and all(gain is None for gain in gains):
             reason = f"{selection.selector} has no gains, so auto cannot stop it. Give a count"
-            raise Refused(reason, field="budget")
+            raise InputError(reason, field="budget")
         if wrong := find_violations(selection.ranking, gains, inputs.pool, allowed, rules):
             reason = f"{selection.selector} violates the budget or the rules: {'; '.join(wrong)}"
-            raise Refused(f"{reason}. Choose another selector", field="budget")
+            raise InputError(f"{reason}. Choose another selector", field="budget")
     details = dict(selection.details)
     if allowed.tokens is not None:
         details["tokens"] = token_cost(inputs.pool, selection.ranking)
@@ -85,18 +85,18 @@ def check_budget(
     """Return the limits that a budget sets, after a check that the selector can obey them.
 
     Raises:
-        Refused: The budget is not valid, or the selector cannot obey it or any rules.
+        InputError: The budget is not valid, or the selector cannot obey it or any rules.
     """
     allowed, reference = parse_budget(budget, n), get_selector(selector).traits.reference
     if reference == "whole" and (has_rules or allowed.is_open_ended):
         reason = f"{selector} takes every record. Choose another selector"
-        raise Refused(reason, field="budget")
+        raise InputError(reason, field="budget")
     if reference == "random" and allowed.stop:
         reason = f"{selector} has no gains, so auto cannot stop it. Give a count"
-        raise Refused(reason, field="budget")
+        raise InputError(reason, field="budget")
     if allowed.is_open_ended and replay_share(selector, stage, options):
         reason = "a budget in tokens or auto does not work with replay. Give a share or a count"
-        raise Refused(f"{reason}, or set replay to 0", field="budget")
+        raise InputError(f"{reason}, or set replay to 0", field="budget")
     return allowed
 
 
@@ -109,12 +109,12 @@ def refuse_unscorable(records: pl.DataFrame, unscorable: Mapping[str, str], what
     `unscorable` gives the reason by record_id, here and below.
 
     Raises:
-        Refused: None can be scored; the message has the reason for the first.
+        InputError: None can be scored; the message has the reason for the first.
     """
     count, first = count_unscorable(records, unscorable)
     if count and count == records.height:
         reason = f"none of the {count:,} {what} can be scored (first: {first}). {ADVICE}"
-        raise Refused(reason, field="window")
+        raise InputError(reason, field="window")
 
 
 def unscorable_notes(
@@ -142,7 +142,7 @@ def refuse_beyond_scorable(
         The share of the picks that the selector replays, and how many existing records can be.
 
     Raises:
-        Refused: The budget is too large; the message says why the first record is unscorable.
+        InputError: The budget is too large; the message says why the first record is unscorable.
     """
     share, replayable = 0.0, 0
     if stage == "continual" and existing is not None:
@@ -159,7 +159,7 @@ def refuse_beyond_scorable(
                 f"{pool.height:,} can be scored (first that cannot: {first}). Lower the budget to "
                 f"{possible:,}. Or: {ADVICE}"
             )
-            raise Refused(reason, field="budget")
+            raise InputError(reason, field="budget")
     return share, replayable
 
 
@@ -174,7 +174,7 @@ def selection_request(
     """Return the request of a selection for its manifest, with all defaults, and rules if any.
 
     Raises:
-        Refused: The selector or an option is not possible.
+        InputError: The selector or an option is not possible.
     """
     return {
         "stage": stage,

@@ -141,7 +141,7 @@ class SelectionInputs:
             count: The number of picks. Shares in quotas are shares of it.
 
         Raises:
-            Refused: A rule names a record or column that does not exist.
+            InputError: A rule names a record or column that does not exist.
         """
         allowance = self.allowance or Budget(count)
         if self.rules == Rules() and not allowance.is_open_ended:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.kernel.columns import Columns, to_dense
 from delift_pipeline.selection import objectives
 from delift_pipeline.selection.constraints import Constraints
@@ -24,12 +24,12 @@ def submodlib_greedy(
     """Run submodlib's lazy greedy on the same objective. It breaks ties in an order of its own.
 
     Raises:
-        Refused: submodlib has no such function, the budget is above n, or there are constraints.
+        InputError: submodlib has no such function, the budget is above n, or there are constraints.
     """
     if constraints is not None:
-        raise Refused("submodlib cannot obey constraints. Choose another optimizer")
+        raise InputError("submodlib cannot obey constraints. Choose another optimizer")
     if budget < 0 or budget > objective.n:
-        raise Refused(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
+        raise InputError(f"the budget is {budget:,} picks. It must be from 0 to {objective.n:,}")
     function = _submodlib_function(objective)
     # It refuses a budget of n, so the last candidate is added below.
     picked = function.maximize(
@@ -51,10 +51,10 @@ def _submodlib_function(objective: objectives.Coverage) -> Any:
     library: Any = submodlib
     n, kernel = objective.n, _row_major(objective.kernel)
     if objective.weights is not None:
-        raise Refused("submodlib has no weights per target. Choose another optimizer")
+        raise InputError("submodlib has no weights per target. Choose another optimizer")
     if isinstance(objective, objectives.FL1MI | objectives.FLCG) and len(kernel) != n:
         shape = objective.kernel.shape
-        raise Refused(f"the kernel has shape {shape}. submodlib needs a square one here")
+        raise InputError(f"the kernel has shape {shape}. submodlib needs a square one here")
     match objective:
         case objectives.FacilityLocation() | objectives.FLMI():
             if isinstance(objective, objectives.FLMI):
@@ -76,7 +76,7 @@ def _submodlib_function(objective: objectives.Coverage) -> Any:
             factors = {"private_sijs": private, "privacyHardness": objective.nu}
             conditional = library.FacilityLocationConditionalGainFunction
             return conditional(n, private.shape[1], data_sijs=kernel, **factors)
-    raise Refused(f"submodlib has no function {objective.name}. Choose another optimizer")
+    raise InputError(f"submodlib has no function {objective.name}. Choose another optimizer")
 
 
 def _row_major(kernel: Columns) -> np.ndarray:

@@ -69,7 +69,7 @@ def token_changes(
         no demonstration.
 
     Raises:
-        Refused: The model cannot be used.
+        InputError: The model cannot be used.
     """
     if not any(demonstrations.values()):
         return {record: [] for record in demonstrations}

@@ -88,7 +88,7 @@ def trust_of(
 
     Raises:
         DeliftError: `frame` has records that the block lacks.
-        Refused: The embedder cannot be loaded.
+        InputError: The embedder cannot be loaded.
     """
     from scipy.sparse import csc_matrix
 

@@ -57,7 +57,7 @@ def make_adapter(
     A continual arm starts from an adapter of a parent version, if there is one.
 
     Raises:
-        Refused: there is no subset yet, or none of its records fits the window.
+        InputError: there is no subset yet, or none of its records fits the window.
         DeliftError: training failed.
     """
     dataset, folder = load_version(home, version), home.adapter(version, arm.name)
@@ -125,7 +125,7 @@ def subset_manifest(home: Home, version: str, arm: str) -> Manifest:
     """Return the manifest of an arm's subset.
 
     Raises:
-        Refused: the subset is not materialised yet.
+        InputError: the subset is not materialised yet.
     """
     reason = f"{version} has no subset of {arm} yet. Materialise `subset` first"
     return required_manifest(home.subset(version, arm), reason, field="arm")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import LARGE, Progress
 from delift_pipeline.records.read import Inputs
@@ -47,7 +47,7 @@ def announce_reading(parts: Iterable[Inputs | None], progress: Progress) -> None
     for inputs in parts:
         paths = [inputs] if isinstance(inputs, Path) else list(inputs or ())
         # A file that cannot be read is refused later, together with all other faults.
-        with suppress(OSError, Refused):
+        with suppress(OSError, InputError):
             # A pipe can be read only once, so it is not counted.
             files = [file for file in input_files(paths)[0] if file.is_file()]
             if files and (announcement := _announcement(files)):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.home import ARM_PATTERN, Home
 from delift_pipeline.core.validation import (
     check_webhook,
@@ -42,7 +42,7 @@ def _call_check(check: Callable[..., object], *values: Any) -> None:
     """Call a check, and raise its refusal as the `ValueError` that pydantic expects."""
     try:
         check(*values)
-    except Refused as refused:
+    except InputError as refused:
         raise ValueError(refused.faults[0].reason) from refused
 
 
@@ -188,12 +188,12 @@ class Arms:
         """Return the arm of that name.
 
         Raises:
-            Refused: there is no such arm. The message lists the arms that exist.
+            InputError: there is no such arm. The message lists the arms that exist.
         """
         if name in self.names:
             return self.arms[self.names.index(name)]
         reason = f"no arm is named {name!r}; arms.yaml has: {', '.join(self.names)}"
-        raise Refused(reason, field="arm")
+        raise InputError(reason, field="arm")
 
     def of_stages(self, stages: tuple[str, ...]) -> list[Arm]:
         """Return the enabled arms of these stages, the reference arms random and full first."""
@@ -205,7 +205,7 @@ def load_arms(home: Home | None = None) -> Arms:
     """Load the arms of a home: the settings of its own `arms.yaml` replace the shipped ones.
 
     Raises:
-        Refused: the file has faults. They are reported together, each with its field.
+        InputError: the file has faults. They are reported together, each with its field.
     """
     own = (home or Home.at()).arms_file
     if own.is_file():
@@ -228,7 +228,7 @@ def read_arms(text: str, file: str) -> Arms:
     file without that block keeps the shipped arms.
 
     Raises:
-        Refused: the file has faults. They are reported together.
+        InputError: the file has faults. They are reported together.
     """
     reader, shipped = _ArmsReader(text, file), _shipped_settings()
     sections = reader.sections
@@ -240,7 +240,7 @@ def read_arms(text: str, file: str) -> Arms:
     names = sections["arms"] if reader.lists_arms else shipped["arms"]
     arms = [reader.arm(name, defaults, selectors) for name in names]
     if reader.faults:
-        raise Refused(*sorted(dict.fromkeys(reader.faults), key=lambda fault: fault.line or 0))
+        raise InputError(*sorted(dict.fromkeys(reader.faults), key=lambda fault: fault.line or 0))
     # Invalid options are a fault, so these are valid here.
     assert plan is not None and automation is not None
     return Arms(plan, automation, tuple(filter(None, arms)))

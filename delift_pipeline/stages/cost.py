@@ -56,7 +56,7 @@ def with_token_counts(pool: pl.DataFrame, budget: BudgetText, model: ModelOption
     The model's tokenizer counts instruction, input and output, without the text of a template.
 
     Raises:
-        Refused: the budget is not valid, or the model has no tokenizer.
+        InputError: the budget is not valid, or the model has no tokenizer.
     """
     if parse_budget(budget, pool.height).tokens is None:
         return pool

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.inbox import find_entry, ingest_from_inbox
 from delift_pipeline.records.stored import DatasetVersion, load_version
@@ -20,7 +20,7 @@ class DatasetResult(Result):
     """
 
     dataset: DatasetVersion
-    rejected: Refused | None
+    rejected: InputError | None
 
 
 def open_dataset(home: Home, version: str) -> DatasetResult:
@@ -30,14 +30,14 @@ def open_dataset(home: Home, version: str) -> DatasetResult:
     stored version stays as it is.
 
     Raises:
-        Refused: the version is neither stored nor in the inbox, or its file there is faulty.
+        InputError: the version is neither stored nor in the inbox, or its file there is faulty.
         DeliftError: the stored files are damaged.
     """
     stored, rejected = version in home.versions(), None
     if not stored or find_entry(home, version) is not None:
         try:
             ingest_from_inbox(home, version)
-        except Refused as refused:
+        except InputError as refused:
             if not stored:
                 raise
             rejected = refused

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Fault, Refused
+from delift_pipeline.core.errors import DeliftError, Fault, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.kernel.kernel import load_block
@@ -88,7 +88,7 @@ def explain(
     are scored after each of the neighbours in the evidence.
 
     Raises:
-        Refused: there is no such version, arm, subset or record.
+        InputError: there is no such version, arm, subset or record.
         DeliftError: stored files are damaged.
     """
     dataset, folder = load_version(home, version), home.subset(version, arm)
@@ -172,7 +172,7 @@ def _read_evidence(
         trust_options = {key: options[key] for key in ("embedder", "floor") if key in options}
     if trust_options.get("embedder") == MODEL and reader is None:
         reason = "Trust was computed here with the model's own embeddings. Pass --model"
-        raise Refused(reason, field="--model")
+        raise InputError(reason, field="--model")
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
     except DeliftError:
@@ -186,7 +186,8 @@ def explain_file(path: Path, record: str) -> Explanation:
     `record` is a record_id, the beginning of one, or a source id.
 
     Raises:
-        Refused: the file is not a readable file of reasons, or `record` does not name one record.
+        InputError: the file is not a readable file of reasons, or `record` does not name one
+            record.
     """
     known = {row["record_id"]: row for row in _read_reasons(path)}
     sources = [[row["source_id"]] for row in known.values()]
@@ -226,7 +227,7 @@ def _read_reasons(path: Path) -> list[dict[str, Any]]:
         # splitlines() would also split at characters that a record's text may hold.
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Fault(f"This file cannot be read: {error}", file=str(path))) from error
+        raise InputError(Fault(f"This file cannot be read: {error}", file=str(path))) from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -234,6 +235,6 @@ def _read_reasons(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict) or not row.keys() >= REASON_KEYS:
-            raise Refused(Fault(NO_REASONS, file=str(path), line=number))
+            raise InputError(Fault(NO_REASONS, file=str(path), line=number))
         rows.append(row)
     return rows

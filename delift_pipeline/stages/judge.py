@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from delift_pipeline.core.atomic import write_json, write_parquet, write_text
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.home import BASE_MODEL, Home, check_version
 from delift_pipeline.core.plots import Bar, draw_bars, svg
@@ -106,7 +106,7 @@ def judge_answer_sets(
     `judgements/<judge>/<version>/<arm>/`.
 
     Raises:
-        Refused: an arm has no report, or its report has no generated answers.
+        InputError: an arm has no report, or its report has no generated answers.
     """
     first, questions = answer_sets[0], {}
     for answers in answer_sets:
@@ -151,9 +151,9 @@ def _samples(home: Home, answers: AnswerSet) -> pl.DataFrame:
         paths = [home.report(answers.version, answers.arm) / SAMPLES]
     if len(paths) > 1:
         reason = f"{answers} has reports of {len(paths)} models. Name an arm instead"
-        raise Refused(reason, field="arm")
+        raise InputError(reason, field="arm")
     if not paths or not paths[0].is_file():
-        raise Refused(f"{answers} has no report yet. Evaluate it first", field="arm")
+        raise InputError(f"{answers} has no report yet. Evaluate it first", field="arm")
     return pl.read_parquet(paths[0])
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, up_to_date
@@ -64,7 +64,7 @@ def plan_pairs(
     for the trust of records, even if no arm reads them.
 
     Raises:
-        Refused: the version is unknown or the embedder cannot be loaded.
+        InputError: the version is unknown or the embedder cannot be loaded.
     """
     dataset, folder = load_version(home, version), home.plan(version)
     inputs = plan_inputs(home, dataset, arms, near_for_trust)
@@ -143,7 +143,7 @@ def plan_inputs(
             continue
         try:
             existing_records = find_existing_records(home, dataset, name)
-        except Refused as refused:
+        except InputError as refused:
             notes.append(str(refused))
             continue
         parents |= existing_records.parents

@@ -89,7 +89,7 @@ def make_report(
     written again if an evaluation that it is compared with has changed.
 
     Raises:
-        Refused: the arm has no adapter yet.
+        InputError: the arm has no adapter yet.
         DeliftError: no held-out record can be measured.
     """
     dataset, folder = load_version(home, version), home.report(version, arm.name)

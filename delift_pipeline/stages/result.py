@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.lineage.version import ancestors
@@ -35,12 +35,12 @@ def required_manifest(folder: Path, reason: str, field: str | None = None) -> Ma
     """Return the manifest in a folder.
 
     Raises:
-        Refused: there is none, and the user asked for it by `field`.
+        InputError: there is none, and the user asked for it by `field`.
         DeliftError: there is none, and `field` is None.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise Refused(reason, field=field) if field else DeliftError(reason)
+        raise InputError(reason, field=field) if field else DeliftError(reason)
     return manifest
 
 

@@ -71,7 +71,7 @@ def score_version(
     if they are encoded already.
 
     Raises:
-        Refused: no record of the pool can be scored, or the model cannot be used.
+        InputError: no record of the pool can be scored, or the model cannot be used.
         DeliftError: the version has no plan, or the model's output is not finite.
     """
     fingerprint = fingerprint_of(model).digest
@@ -163,7 +163,7 @@ def score_plan(
     are encoded already. The report is that of the last of `parts`.
 
     Raises:
-        Refused: the model cannot be used, or the home cannot be written.
+        InputError: the model cannot be used, or the home cannot be written.
         DeliftError: the model's output is not finite.
     """
     from delift_pipeline.scoring.model import load_encoder, load_scorer

@@ -28,7 +28,7 @@ def score_file(
         Counts, seconds, the fingerprint, and the path of the table.
 
     Raises:
-        Refused: the model cannot be used, or no record can be scored.
+        InputError: the model cannot be used, or no record can be scored.
     """
     from delift_pipeline.scoring.report import read_table
 

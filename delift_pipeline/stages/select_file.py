@@ -11,7 +11,7 @@ from typing import cast
 import polars as pl
 
 from delift_pipeline.core.atomic import write_parquet
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
@@ -58,7 +58,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     The files become a dataset version in a temporary home, which shares the scores of `home`.
 
     Raises:
-        Refused: files, options or the model cannot be used. Nothing is written then.
+        InputError: files, options or the model cannot be used. Nothing is written then.
         DeliftError: scoring failed.
     """
     started = time.monotonic()
@@ -134,7 +134,7 @@ def _read_files(request: Request) -> Sets:
     )
     stage, stage_faults = _stage_of(request)
     if faults or stage_faults:
-        raise Refused(*stage_faults, *faults)
+        raise InputError(*stage_faults, *faults)
     pool, target, existing = (
         read[name].frame if name in read else None for name in ("file", "target", "existing")
     )
@@ -144,11 +144,11 @@ def _read_files(request: Request) -> Sets:
         if shared.height:
             ids = ", ".join(shared["source_ids"].list.first().head(MOST_IDS))
             reason = f"{shared.height} records are also in the pool (first: {ids}). Remove them"
-            raise Refused(reason, field="--target")
+            raise InputError(reason, field="--target")
     if existing is not None:
         pool = pool.join(existing, on="record_id", how="anti", maintain_order="left")
     if pool.is_empty():
-        raise Refused(
+        raise InputError(
             "Every record of the file is in --existing too. Pass new records", field="FILE"
         )
     return Sets(stage, read, pool, target, existing)
@@ -181,7 +181,7 @@ def _record_rules(request: Request, pool: pl.DataFrame) -> Rules:
     A file of excluded records may hold records that are not in the pool.
 
     Raises:
-        Refused: a file cannot be read, or the pool lacks a record that is pinned or that is
+        InputError: a file cannot be read, or the pool lacks a record that is pinned or that is
             excluded by its id.
     """
     ids: dict[str, tuple[str, ...]] = {}

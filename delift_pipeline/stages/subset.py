@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import up_to_date
 from delift_pipeline.kernel.block import Block, UtilityForm
@@ -87,7 +87,7 @@ def make_subset(
     `unscorable` says why records cannot be scored, by record_id. None reads it from the scores.
 
     Raises:
-        Refused: the arm does not apply to this version, the subset that it continues is missing,
+        InputError: the arm does not apply to this version, the subset that it continues is missing,
             or it needs pairs that are not planned. The message then states their cost.
         DeliftError: scores or kernel are damaged or missing.
     """
@@ -119,11 +119,11 @@ def refuse_inapplicable(dataset: DatasetVersion, arm: Arm) -> None:
     """Refuse an arm if the version has no data for its stage.
 
     Raises:
-        Refused: the data is missing. The message says which.
+        InputError: the data is missing. The message says which.
     """
     if arm.stage not in dataset.stages():
         reason = f"{arm.name} does not apply to {dataset.version}: {NOT_APPLICABLE[arm.stage]}"
-        raise Refused(reason, field="arm")
+        raise InputError(reason, field="arm")
 
 
 def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> SubsetInputs:
@@ -132,7 +132,7 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
     refuse_inapplicable(dataset, arm)
     pool = dataset.new_records(home) if arm.stage == "continual" else dataset.pool
     if pool.is_empty():
-        raise Refused(
+        raise InputError(
             f"{version} adds no record to its parents, so there is nothing to select",
             field="version",
         )
@@ -148,7 +148,7 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
         known = block_hashes(kernel)
         if absent := [name for name in needs.blocks if name not in known]:
             reason = cost_sentence(home, dataset, arm, fingerprint, absent)
-            raise Refused(reason, field="arm")
+            raise InputError(reason, field="arm")
         blocks = {name: known[name] for name in needs.blocks}
     if needs.model and fingerprint:
         extra["model"] = fingerprint
@@ -206,7 +206,7 @@ def refuse_unreachable_budget(
         The share of the picks that is replayed, and how many existing records can be replayed.
 
     Raises:
-        Refused: no record can be scored, or fewer than the budget asks for.
+        InputError: no record can be scored, or fewer than the budget asks for.
     """
     refuse_unscorable(pool, unscorable, what)
     settings = (arm.selector, arm.stage, arm.options, arm.budget)

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.hashing import digest_files, digest_json
 from delift_pipeline.core.progress import Progress
 from delift_pipeline.scoring.batches import length_batches
@@ -157,10 +157,12 @@ def signs(start: int, rows: int, dims: int, seed: int, device: torch.device) -> 
     """Return rows `start` to `start + rows` of the matrix of signs, float32 [rows, dims].
 
     Raises:
-        Refused: `dims` is not a multiple of 64.
+        InputError: `dims` is not a multiple of 64.
     """
     if dims < WORD_BITS or dims % WORD_BITS:
-        raise Refused(f"dims is {dims:,}, which is not a multiple of {WORD_BITS}. Choose another")
+        raise InputError(
+            f"dims is {dims:,}, which is not a multiple of {WORD_BITS}. Choose another"
+        )
     # One int64 holds 64 signs: [rows, dims / 64].
     words = dims // WORD_BITS
     first = torch.arange(start, start + rows, dtype=torch.int64, device=device)[:, None]

@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from delift_pipeline.core.atomic import read_json, replace_folder, write_json
-from delift_pipeline.core.errors import DeliftError, Refused, is_memory_error
+from delift_pipeline.core.errors import DeliftError, InputError, is_memory_error
 from delift_pipeline.core.hashing import digest_json
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.scoring.options import ModelOptions
@@ -218,8 +218,8 @@ def train(
     `options.checkpoint_every` steps; if a state of the same run is there, training resumes from it.
 
     Raises:
-        Refused: no record can be used for training, `start` does not fit the method, or a package
-            that the method needs is not installed.
+        InputError: no record can be used for training, `start` does not fit the method, or a
+            package that the method needs is not installed.
         DeliftError: the loss is not finite, or memory ran out.
     """
     if records.is_empty():
@@ -286,8 +286,8 @@ def _write_log(
     return log
 
 
-def _no_examples_error(why: str) -> Refused:
-    return Refused(f"there is no record to train on: {why}", field="records")
+def _no_examples_error(why: str) -> InputError:
+    return InputError(f"there is no record to train on: {why}", field="records")
 
 
 @contextmanager

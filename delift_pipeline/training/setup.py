@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
 from delift_pipeline.core.atomic import read_json, write_json
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.model import (
     LoadedModel,
@@ -69,7 +69,7 @@ def load_trainable(
     (`load_in`) is ignored here, because the method decides in which form the base is loaded.
 
     Raises:
-        Refused: `start` does not fit the method, or qlora's package is not installed.
+        InputError: `start` does not fit the method, or qlora's package is not installed.
     """
     if start is not None:
         _refuse_unfit_start(options, start)
@@ -181,9 +181,9 @@ def _refuse_unfit_start(options: TrainingOptions, start: Path) -> None:
     if config.is_file() == (options.method == "full"):
         content = "is an adapter" if config.is_file() else "is not an adapter"
         why = f"{start.name} {content}, so method {options.method} cannot start from it"
-        raise Refused(why, field="start")
+        raise InputError(why, field="start")
     stored = read_json(config) if config.is_file() else {}
     for name, value in {"r": options.rank, "lora_alpha": options.alpha}.items():
         if stored.get(name, value) != value:
             why = f"{start.name} has {name} {stored[name]}, not {value:g}. Use the same value"
-            raise Refused(why, field="training")
+            raise InputError(why, field="training")

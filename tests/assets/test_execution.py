@@ -12,7 +12,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from assets.checks import severity
 from assets.execution import execute_stage
 from assets.outcome import Outcome
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.graph import build_assets
 from delift_pipeline.orchestration.jobs import retry_policy
@@ -66,7 +66,7 @@ def test_memory_that_runs_out_every_time_ends_after_the_last_retry() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [Refused("the file is faulty"), DeliftError("the scores are damaged"), KeyError("a bug")],
+    [InputError("the file is faulty"), DeliftError("the scores are damaged"), KeyError("a bug")],
 )
 def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
     success, count, said = tries(failing(error))

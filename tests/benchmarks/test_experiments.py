@@ -34,7 +34,7 @@ from benchmarks.theory import (
 from benchmarks.tracking import track_table
 from delift_pipeline.bench.quality import run_quality
 from delift_pipeline.bench.table import table_rows
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.demo import verify_demo_model
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -116,7 +116,7 @@ def test_another_model_is_tuned_by_the_papers_preset(tiny: Any, tmp_path: Path) 
     assert losses["random", "lora", 0.2] != losses["random", "full", 0.2]
     paper = training_options("qlora", None, "paper")
     assert (paper.rank, paper.learning_rate, paper.epochs) == (8, 2.5e-5, 20.0)
-    with pytest.raises(Refused, match="Use the experiment tuning"):
+    with pytest.raises(InputError, match="Use the experiment tuning"):
         units_of(experiment("budget"), ExperimentRequest(model=tiny.model))
 
 
@@ -177,7 +177,7 @@ def test_the_smaller_scorer_is_packaged_whole() -> None:
     prints = [fingerprint_of(model).parts for model in (small, demo)]
     assert prints[0]["tokenizer"] == prints[1]["tokenizer"]
     assert prints[0]["weights"] != prints[1]["weights"]
-    with pytest.raises(Refused, match="is not a scorer"):
+    with pytest.raises(InputError, match="is not a scorer"):
         _ = Setting(scorer="../other").scoring_model
 
 
@@ -186,7 +186,7 @@ def test_every_registered_selector_is_a_contender() -> None:
     assert [one.name for one in contenders(["delift", "random"])] == ["random", "delift"]
     everyone = cast(Cell, units_of(EXPERIMENTS["selectors"], ExperimentRequest())[0]).contenders
     assert {one.selector for one in everyone} >= set(SELECTORS)
-    with pytest.raises(Refused, match="'best' is not a selector"):
+    with pytest.raises(InputError, match="'best' is not a selector"):
         contenders(["best"])
 
 
@@ -211,7 +211,7 @@ def test_a_judge_scores_the_answers_and_is_asked_once(chat_folder: Path, tmp_pat
     assert second["rows"] == rows and journal.read_bytes() == said
     unjudged = units_of(stages, request_for("instruction_tuning", names=("initial",)))
     assert unjudged[0].key != units[0].key
-    with pytest.raises(Refused, match="generates no answers to judge"):
+    with pytest.raises(InputError, match="generates no answers to judge"):
         units_of(experiment("budget"), given)
 
 

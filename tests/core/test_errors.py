@@ -7,7 +7,7 @@ import pytest
 from delift_pipeline.core.errors import (
     DeliftError,
     Fault,
-    Refused,
+    InputError,
     fault_counts,
     fault_lines,
     may_pass,
@@ -42,7 +42,7 @@ def test_memory_reads_and_connections_may_pass_also_as_a_cause(error: BaseExcept
     "error",
     [
         DeliftError("the scores are damaged"),
-        Refused("no such version"),
+        InputError("no such version"),
         FileNotFoundError(errno.ENOENT, "no such file"),
         OSError(errno.ENOSPC, "no space left on device"),
         RuntimeError("shapes differ"),
@@ -55,7 +55,7 @@ def test_what_the_same_input_brings_about_again_does_not(error: BaseException) -
 
 
 def test_a_refusal_stays_one_whatever_it_was_raised_from() -> None:
-    refusal = Refused("cannot be read")
+    refusal = InputError("cannot be read")
     refusal.__cause__ = OSError(errno.EIO, "input/output error")
     assert not may_pass(refusal)
 
@@ -75,7 +75,7 @@ def test_a_long_list_of_faults_shows_the_first_of_each_kind_and_the_counts() -> 
     assert str(broken[1]) in lines
     assert any("9,999 x output: is empty" in line for line in lines)
     assert any("2 x invalid JSON" in line for line in lines)
-    assert str(Refused(*empty, *broken)).splitlines() == lines
+    assert str(InputError(*empty, *broken)).splitlines() == lines
     assert list(fault_counts([*broken, *empty]).values()) == [9_999, 2]
 
 

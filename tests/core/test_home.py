@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 
 
 @pytest.mark.parametrize("name", ["", "A", "../x", "a/b", "a|b", ".hidden", "a..b", "x" * 65])
 def test_version_names_outside_the_allow_list_are_refused(home: Home, name: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InputError):
         home.dataset(name)
 
 
@@ -16,7 +16,7 @@ def test_version_names_outside_the_allow_list_are_refused(home: Home, name: str)
     "name", ["delift", "instruction_tuning", "instruction_tuning.", "other.delift", "continual.a/b"]
 )
 def test_arm_names_outside_the_allow_list_are_refused(home: Home, name: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InputError):
         home.subset("v1", name)
 
 

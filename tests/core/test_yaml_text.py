@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.validation import parse_yaml
 from delift_pipeline.prompts.template import load_template
 from delift_pipeline.records.inbox import VERSION_FILE, read_version_file
@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_read_is_one_fault_with_its_line(
 ) -> None:
     path = tmp_path / VERSION_FILE
     path.write_bytes(content)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         read(path)
     (fault,) = refused.value.faults
     assert fault.line == line and str(fault.file).endswith(VERSION_FILE)

@@ -5,7 +5,7 @@ import importlib.util
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.engines import VllmModel, load_for_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
@@ -28,16 +28,16 @@ def test_evaluation_by_vllm_is_refused_where_it_is_missing(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else found(name)
     )
-    with pytest.raises(Refused, match="engine: vLLM is not installed here"):
+    with pytest.raises(InputError, match="engine: vLLM is not installed here"):
         evaluate(tiny, None, records, BY_VLLM)
 
 
 def test_settings_that_exclude_the_engine_are_refused(tiny: ModelOptions) -> None:
     quantised = tiny.model_copy(update={"load_in": "4bit"})
-    with pytest.raises(Refused, match="load_in: engine vllm does not quantise"):
+    with pytest.raises(InputError, match="load_in: engine vllm does not quantise"):
         load_for_evaluation(quantised, None, BY_VLLM)
     split = tiny.model_copy(update={"engine": "vllm", "tensor_parallel_size": 2})
-    with pytest.raises(Refused, match="tensor_parallel_size: only engine vllm"):
+    with pytest.raises(InputError, match="tensor_parallel_size: only engine vllm"):
         load_for_evaluation(split, None, EvaluationOptions(engine="transformers"))
 
 

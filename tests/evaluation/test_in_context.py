@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate_in_context, nearest_records
 from delift_pipeline.scoring.model import LoadedModel, load_model
@@ -77,10 +77,10 @@ def test_as_many_demonstrations_as_the_window_holds_are_shown(
 def test_a_question_among_the_chosen_is_refused(
     loaded: LoadedModel, records: pl.DataFrame, options: EvaluationOptions
 ) -> None:
-    with pytest.raises(Refused, match="its own answer"):
+    with pytest.raises(InputError, match="its own answer"):
         evaluate_in_context(loaded, records, records.tail(1), options)
-    with pytest.raises(Refused, match="at least one demonstration"):
+    with pytest.raises(InputError, match="at least one demonstration"):
         none = options.model_copy(update={"in_context": 0})
         evaluate_in_context(loaded, records.head(8), records.tail(1), none)
-    with pytest.raises(Refused, match="the subset is empty"):
+    with pytest.raises(InputError, match="the subset is empty"):
         evaluate_in_context(loaded, records.head(0), records.tail(1), options)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.evaluation.options import GENERAL, EvaluationOptions
 from delift_pipeline.evaluation.result import SAMPLE_SCHEMA, mean_and_error
 from delift_pipeline.evaluation.run import NEW_TOKENS_MARGIN, evaluate, evaluate_model
@@ -170,14 +170,14 @@ def test_loss_alone_generates_nothing(loaded: LoadedModel, records: pl.DataFrame
 
 
 def test_an_empty_heldout_set_is_refused(loaded: LoadedModel, options: EvaluationOptions) -> None:
-    with pytest.raises(Refused, match="the held-out set is empty"):
+    with pytest.raises(InputError, match="the held-out set is empty"):
         evaluate_model(loaded, pl.DataFrame(schema=RECORD_SCHEMA), options)
 
 
 def test_a_folder_without_a_model_is_refused(
     tiny: ModelOptions, records: pl.DataFrame, options: EvaluationOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="neither an adapter nor a model"):
+    with pytest.raises(InputError, match="neither an adapter nor a model"):
         evaluate(tiny, tmp_path, records, options)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.text_metrics import (
     embedding_similarity,
     exact_match,
@@ -97,7 +97,7 @@ def test_an_embedder_is_read_from_safetensors_only(tiny: Any, tmp_path: Path) ->
     assert len(embedding_similarity(["one"], ["two"], str(folder))) == 1
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(Refused, match=r"pickled.*safetensors"):
+    with pytest.raises(InputError, match=r"pickled.*safetensors"):
         embedding_similarity(["one"], ["two"], str(pickled))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import read_manifest
 from delift_pipeline.kernel.columns import DenseColumns, SparseColumns, to_dense
@@ -203,7 +203,7 @@ def test_absent_kernels_and_blocks_are_one_sentence(home: Home) -> None:
         load_block(home, "v1", PRINT, "self")
     manifest = build_kernel(home, "v1", PRINT, MemoryReader(), plan("neighbours"))
     assert block_names(manifest)["neighbours"] == "self"
-    with pytest.raises(Refused, match="needs 28 more pairs"):
+    with pytest.raises(InputError, match="needs 28 more pairs"):
         load_block(home, "v1", PRINT, "self")
     (home.kernel("v1", PRINT) / "target.npy").write_bytes(b"")
     with pytest.raises(DeliftError, match=r"target\.npy is damaged"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.lineage.version import ancestors, find_existing_records
@@ -111,7 +111,7 @@ def test_existing_pool_takes_whole_pools_and_needs_no_subset(home: Home) -> None
 
 
 def test_a_missing_subset_is_refused_with_what_to_run(chain: Home) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         find_existing_records(chain, load_version(chain, "b"), CONTINUAL)
     (fault,) = refused.value.faults
     assert f"delift run --version a --arm {KIN}" in fault.reason

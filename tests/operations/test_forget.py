@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import rebuild_reason
 from delift_pipeline.operations.forget import forget
@@ -176,7 +176,7 @@ def test_originals_and_judgements_that_no_run_makes_again_are_named(
 
 def test_version_is_never_emptied(small: Home) -> None:
     before = version_manifest(small, "w1")
-    with pytest.raises(Refused, match="nothing would be left of the pool of w1"):
+    with pytest.raises(InputError, match="nothing would be left of the pool of w1"):
         forget(small, ["a", "b", "c"])
     assert version_manifest(small, "w1") == before
     assert not forgotten_file(small).exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.kernel.kernel import load_block
@@ -71,14 +71,14 @@ def test_query_that_reads_or_writes_anything_else_is_refused(
 ) -> None:
     refresh_catalog(copied)
     before = copied.catalog.read_bytes()
-    with pytest.raises(Refused):
+    with pytest.raises(InputError):
         run_query(copied, sql.format(place=tmp_path, home=copied.root))
     assert copied.catalog.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copied"]
 
 
 def test_refusal_names_the_views(made: Home) -> None:
-    with pytest.raises(Refused, match="The views are: versions, records"):
+    with pytest.raises(InputError, match="The views are: versions, records"):
         run_query(made, "SELECT * FROM nothing")
 
 

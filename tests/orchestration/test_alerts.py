@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.validation import check_webhook
 from delift_pipeline.orchestration.jobs import score_job
@@ -105,7 +105,7 @@ def test_a_webhook_that_is_not_there_fails_nothing(home: Home, hook: Hook) -> No
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "hook", "http://"])
 def test_only_http_addresses_are_webhooks(home: Home, url: str) -> None:
-    with pytest.raises(Refused, match="not an http or https address"):
+    with pytest.raises(InputError, match="not an http or https address"):
         check_webhook(url)
     assert send_alert(home, ALERT, url) is not None
 

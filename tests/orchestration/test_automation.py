@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from assets.checks import check_specs
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.definitions import defs
 from delift_pipeline.orchestration.jobs import weekly_reselection_schedule
@@ -137,7 +137,7 @@ class TestNewDatasetVersionSensor:
         inbox.tick()
         assert inbox.asked() == ["a-v1"]
         path.write_text("{broken\n")
-        with pytest.raises(Refused):
+        with pytest.raises(InputError):
             ingest_from_inbox(home, "a-v1")
         write_pool(home.inbox / "a-v1.jsonl", "better")
         inbox.tick()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.prompts.chat import TEMPLATE_DATE, parse_chat_template
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.render import RenderedPrompt, render
@@ -164,7 +164,7 @@ def test_a_system_message_stands_once_in_front(chat_named: Chat) -> None:
 def test_a_template_that_refuses_a_system_message_says_so_in_one_line(
     name: str, why: str, chat_named: Chat
 ) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(InputError, match=why) as refused:
         encoder(chat_named(name), system="Be brief.")
     assert len(str(refused.value).splitlines()) == 1
     assert refused.value.faults[0].field == "template"
@@ -188,7 +188,7 @@ def test_a_template_that_refuses_a_system_message_says_so_in_one_line(
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_in_one_line(source: str, why: str) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(InputError, match=why) as refused:
         parse_chat_template(source, {})
     assert len(str(refused.value).splitlines()) == 1
 
@@ -210,7 +210,7 @@ def test_several_demonstrations_that_do_not_fit_are_refused_with_the_count(
 ) -> None:
     coder = encoder(chat_named("chatml"), window=256)
     assert render(coder, RECORDS[0], RECORDS[1]).answer_positions
-    with pytest.raises(Refused, match=r"9 demonstrations .* window of 256"):
+    with pytest.raises(InputError, match=r"9 demonstrations .* window of 256"):
         render(coder, RECORDS[0], *[RECORDS[1]] * 9)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.prompts.encode import Encoder
 from delift_pipeline.prompts.render import render
 from delift_pipeline.prompts.template import load_template, shipped_templates
@@ -157,7 +157,7 @@ def test_an_answer_that_does_not_fit_makes_the_record_unscorable_with_a_reason(
     encoded = coder.encode(frame(long, short))
     assert encoded.ids == ("b" * 32,)
     assert "answer takes" in encoded.unscorable["a" * 32]
-    with pytest.raises(Refused, match="answer takes"):
+    with pytest.raises(InputError, match="answer takes"):
         render(coder, long)
 
 
@@ -210,10 +210,10 @@ def test_an_empty_frame_encodes_to_nothing(byte_level_tokenizer: PreTrainedToken
 def test_a_tokenizer_without_an_end_or_a_window_without_room_is_refused(
     byte_level_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    with pytest.raises(Refused, match="too small"):
+    with pytest.raises(InputError, match="too small"):
         encoder(byte_level_tokenizer, "paper", 64)
     byte_level_tokenizer.eos_token = None
-    with pytest.raises(Refused, match="end-of-text"):
+    with pytest.raises(InputError, match="end-of-text"):
         encoder(byte_level_tokenizer)
 
 

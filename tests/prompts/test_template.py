@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.prompts.template import (
     Template,
     WrittenText,
@@ -65,18 +65,18 @@ def test_paper_has_the_papers_words_with_the_same_white_space_on_both_sides() ->
 def test_every_fault_of_a_template_is_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: Mine!\nprompt: ['{instruction}']\nanswer: ['{outptu}']\nextra: 1\n")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         load_template(str(path))
     fields = {fault.field for fault in refused.value.faults}
     assert fields == {"name", "version", "extra"}
     path.write_text("name: mine\nversion: 1\nprompt: ['{instruction}']\nanswer: ['{outptu}']\n")
-    with pytest.raises(Refused, match=r"\{input\}.*\{output\}"):
+    with pytest.raises(InputError, match=r"\{input\}.*\{output\}"):
         load_template(str(path))
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "no/such.yaml"])
 def test_a_template_that_is_not_there_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(Refused, match="plain") as refused:
+    with pytest.raises(InputError, match="plain") as refused:
         load_template(name)
     assert len(str(refused.value).splitlines()) == 1
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.records.read import RecordsFile, read_records
 
 ROWS: list[dict[str, Any]] = [
@@ -34,7 +34,7 @@ def read(folder: Path, name: str, content: str | bytes, **options: Any) -> Recor
 
 
 def refusal(folder: Path, name: str, content: str | bytes) -> tuple[Fault, ...]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         read(folder, name, content)
     return caught.value.faults
 
@@ -222,6 +222,6 @@ def test_a_damaged_file_is_read_or_refused(
     whole = content.encode() if isinstance(content, str) else content
     place = int(at * len(whole))
     damaged = whole[:place] + put + whole[place + removed :]
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(InputError):
         found = read(tmp_path_factory.mktemp("damaged"), name, damaged, skip_bad=skip_bad)
         assert found.frame.height > 0

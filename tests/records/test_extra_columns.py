@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.operations.forget import forget
@@ -57,9 +57,9 @@ def test_other_values_of_a_kept_column_are_another_version(home: Home, tmp_path:
     assert kept.content_hash != plain.content_hash
     assert store(home, tmp_path, ("topic",)) == kept
     again = {"rows": squares("EVEN")}
-    with pytest.raises(Refused, match="stored with other records"):
+    with pytest.raises(InputError, match="stored with other records"):
         store(home, tmp_path, ("topic",), **again)
-    with pytest.raises(Refused, match="stored with other records, keep"):
+    with pytest.raises(InputError, match="stored with other records, keep"):
         store(home, tmp_path, ())
     backwards = store(home, tmp_path, ("topic",), version="back-v1", rows=squares()[::-1])
     assert backwards.content_hash == kept.content_hash
@@ -76,7 +76,7 @@ def test_other_values_of_a_kept_column_are_another_version(home: Home, tmp_path:
     ],
 )
 def test_what_cannot_be_kept_is_refused(home: Home, tmp_path: Path, keep: str, said: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         store(home, tmp_path, (keep,))
     assert str(refused.value).startswith(said) and not home.versions()
 

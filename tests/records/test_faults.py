@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.records.read import read_records
 
 GOOD = b'{"id": "g", "instruction": "Add 1 and 1.", "input": "", "output": "2"}'
@@ -73,7 +73,7 @@ BAD_LINES = {
 
 
 def faults_of(path: Path) -> tuple[Fault, ...]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         read_records(path)
     return caught.value.faults
 
@@ -113,7 +113,7 @@ def test_a_file_with_no_good_record_is_refused_even_with_skip_bad(
 ) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
-    with pytest.raises(Refused, match="no good record"):
+    with pytest.raises(InputError, match="no good record"):
         read_records(path, skip_bad=True)
 
 
@@ -145,7 +145,7 @@ def test_a_broken_array_is_refused_whole(
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     for skip_bad in (False, True):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(InputError) as caught:
             read_records(path, skip_bad=skip_bad)
         assert (caught.value.faults[-1].line, len(caught.value.faults)) == (line, 1)
         assert reason in caught.value.faults[-1].reason

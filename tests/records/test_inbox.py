@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.inbox import InboxScan, inbox_entries, ingest_from_inbox, scan_inbox
 from delift_pipeline.records.stored import load_version
@@ -96,7 +96,7 @@ class TestWhoseTurnItIs:
             drop(home, f"{one}/pool.jsonl")
             drop(home, f"{one}/version.yaml", text=f"parents: [{other}]\n")
         assert names(settled(home)) == ["a", "b"]
-        with pytest.raises(Refused, match="no version 'b'"):
+        with pytest.raises(InputError, match="no version 'b'"):
             ingest_from_inbox(home, "a")
 
     def test_a_version_waits_while_its_parent_is_at_work(self, home: Home) -> None:
@@ -182,7 +182,7 @@ class TestTaking:
 
     def test_a_bad_file_is_rejected_with_its_faults_beside_it(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", text=lines([1]) + '{"instruction": "x"}\n{broken\n')
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(InputError) as caught:
             ingest_from_inbox(home, "squares-v1")
         rejected = home.inbox / "rejected"
         beside = (rejected / "squares-v1.jsonl.faults.txt").read_text().splitlines()
@@ -197,7 +197,7 @@ class TestTaking:
     def test_after_a_rejection_the_name_is_free_for_a_better_file(self, home: Home) -> None:
         for text in ("{broken\n", "{worse\n"):
             drop(home, "squares-v1.jsonl", text=text)
-            with pytest.raises(Refused):
+            with pytest.raises(InputError):
                 ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v1.jsonl")
         ingest_from_inbox(home, "squares-v1")
@@ -208,7 +208,7 @@ class TestTaking:
     def test_asking_for_a_rejected_version_says_where_it_went(self, home: Home) -> None:
         drop(home, "squares-v1.jsonl", text="{broken\n")
         for reason in ("invalid JSON", "squares-v1.jsonl.faults.txt"):
-            with pytest.raises(Refused, match=reason):
+            with pytest.raises(InputError, match=reason):
                 ingest_from_inbox(home, "squares-v1")
 
     def test_a_version_dropped_again_with_the_same_records_is_found(self, home: Home) -> None:
@@ -221,14 +221,14 @@ class TestTaking:
         drop(home, "squares-v1.jsonl")
         first = ingest_from_inbox(home, "squares-v1")
         drop(home, "squares-v1.jsonl", range(30))
-        with pytest.raises(Refused, match="never changes"):
+        with pytest.raises(InputError, match="never changes"):
             ingest_from_inbox(home, "squares-v1")
         assert load_version(home, "squares-v1").manifest == first
 
     def test_a_folder_named_otherwise_than_its_version_yaml_is_rejected(self, home: Home) -> None:
         drop(home, "squares-v1/pool.jsonl")
         drop(home, "squares-v1/version.yaml", text="version: squares-v2\n")
-        with pytest.raises(Refused, match="squares-v2"):
+        with pytest.raises(InputError, match="squares-v2"):
             ingest_from_inbox(home, "squares-v1")
 
     def test_a_folder_may_follow_several_parents(self, home: Home) -> None:

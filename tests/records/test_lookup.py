@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import find_record, find_stored_record, match_records
 
@@ -25,21 +25,21 @@ def test_a_record_is_found_by_id_file_id_or_prefix(name: str, record: str) -> No
 
 
 def test_several_matches_are_refused_with_their_ids() -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         find_record(RECORDS, "ab", field="--target")
     (fault,) = refused.value.faults
     assert fault.field == "--target"
     assert fault.reason == "'ab' fits 2 records (ab1, ab2): give a record_id"
-    with pytest.raises(Refused, match=r"fits 4 records \(ab1, ab2, cd, \.\.\.\)"):
+    with pytest.raises(InputError, match=r"fits 4 records \(ab1, ab2, cd, \.\.\.\)"):
         find_record(RECORDS, "")
-    with pytest.raises(Refused, match=r"fits 2 records \(ab1, cd\)"):
+    with pytest.raises(InputError, match=r"fits 2 records \(ab1, cd\)"):
         find_record(RECORDS, "same")
 
 
 def test_no_match_is_refused() -> None:
-    with pytest.raises(Refused, match="no record of the file has the id 'x'"):
+    with pytest.raises(InputError, match="no record of the file has the id 'x'"):
         find_record(RECORDS, "x", "no record of the file")
-    with pytest.raises(Refused, match="no record has the id 'c'"):
+    with pytest.raises(InputError, match="no record has the id 'c'"):
         find_record(RECORDS, "c", prefix=False)
 
 
@@ -59,5 +59,5 @@ def test_records_without_file_ids_have_record_ids_alone() -> None:
 
 
 def test_a_home_without_versions_is_refused(home: Home) -> None:
-    with pytest.raises(Refused, match="no version is stored in this home"):
+    with pytest.raises(InputError, match="no version is stored in this home"):
         find_stored_record(home, "x")

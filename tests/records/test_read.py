@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.records.read import read_records
 from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 
@@ -129,7 +129,7 @@ def test_what_the_file_name_decides_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["data.txt", "data", "data.jsonl.bz2"])
 def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("Dear reader,\n")
-    with pytest.raises(Refused, match=r"\.jsonl.*\.json.*\.csv.*\.parquet.*\.gz"):
+    with pytest.raises(InputError, match=r"\.jsonl.*\.json.*\.csv.*\.parquet.*\.gz"):
         read_records(tmp_path / name)
 
 
@@ -137,7 +137,7 @@ def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: s
 def test_text_under_the_name_of_a_binary_format_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data{suffix}"
     path.write_bytes(b"Dear reader,\n")
-    with pytest.raises(Refused, match=r"is not (Parquet|Arrow)"):
+    with pytest.raises(InputError, match=r"is not (Parquet|Arrow)"):
         read_records(path)
 
 
@@ -145,15 +145,15 @@ def test_text_under_the_name_of_a_binary_format_is_refused(tmp_path: Path, suffi
 def test_a_compressed_file_cut_short_is_refused(tmp_path: Path, codec: str) -> None:
     path = write(tmp_path, [(f"question {n}", "", f"{n * n}") for n in range(500)], ".jsonl", codec)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(Refused, match="cannot be read as"):
+    with pytest.raises(InputError, match="cannot be read as"):
         read_records(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         read_records(tmp_path / "absent.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(Refused, match="no data file"):
+    with pytest.raises(InputError, match="no data file"):
         read_records(tmp_path / "folder.jsonl")
 
 
@@ -182,7 +182,7 @@ def test_real_files_load_whole(shared_data: Path, name: str) -> None:
 @pytest.mark.data
 def test_real_alpaca_is_refused_for_its_four_empty_answers(shared_data: Path) -> None:
     path = shared_data / "alpaca" / "v1_original.jsonl"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         read_records(path)
     places = [(fault.file, fault.line, fault.field) for fault in caught.value.faults]
     assert places == [(str(path), line, "output") for line in (285, 1224, 1348, 1737)]

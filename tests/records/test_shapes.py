@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.records.read import RecordsFile, read_parts, read_records
 
 
@@ -97,7 +97,7 @@ def test_a_faulty_conversation_is_named(
     tmp_path: Path, value: Any, field: str, reason: str
 ) -> None:
     good = turns(("user", "q"), ("assistant", "a"))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, good, {"messages": value})
     (fault,) = caught.value.faults
     assert (fault.line, fault.field) == (2, field)
@@ -134,7 +134,7 @@ def test_a_mapping_may_name_a_conversation(tmp_path: Path) -> None:
 def test_a_mapping_that_does_not_fit_is_refused(
     tmp_path: Path, mapping: dict[str, str], fields: set[str]
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, {"q": "i", "a": "o"}, mapping=mapping)
     assert {fault.field for fault in caught.value.faults} == fields
 
@@ -152,7 +152,7 @@ def test_a_column_that_one_text_took_is_no_longer_another(tmp_path: Path) -> Non
 
 
 def test_a_mapping_that_takes_the_answers_column_has_to_name_another(tmp_path: Path) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, {"instruction": "i", "output": "o"}, mapping={"input": "output"})
     assert [fault.field for fault in caught.value.faults] == ["output"]
 
@@ -167,14 +167,14 @@ def test_a_mapping_that_takes_the_answers_column_has_to_name_another(tmp_path: P
 def test_a_column_named_for_a_text_is_not_passed_over_for_a_shape_that_is_recognised(
     tmp_path: Path, row: dict[str, Any]
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, row, mapping={"instruction": "q"})
     assert [fault.field for fault in caught.value.faults] == ["output"]
 
 
 def test_an_object_of_records_is_refused_without_naming_every_key(tmp_path: Path) -> None:
     records = {f"id{n}": {"instruction": "i", "output": "o"} for n in range(5_000)}
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, records)
     (fault,) = caught.value.faults
     assert "4,980 more" in fault.reason and len(fault.reason) < 1_000
@@ -219,7 +219,7 @@ def test_a_mapped_task_goes_with_any_recognised_shape(tmp_path: Path) -> None:
 def test_an_unrecognised_shape_is_refused_with_what_was_found_and_what_is_known(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, {"text": "a", "label": "b"}, skip_bad=True)
     assert "columns found: text, label" in str(caught.value)
     for known in ("alpaca (instruction, output)", "chat (messages)", "question/answer"):
@@ -228,7 +228,7 @@ def test_an_unrecognised_shape_is_refused_with_what_was_found_and_what_is_known(
 
 def test_mixed_shapes_are_refused_with_the_first_place(tmp_path: Path) -> None:
     alpaca = [{"instruction": f"i{n}", "output": "o"} for n in range(3)]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         load(tmp_path, *alpaca, {"prompt": "p", "response": "r"}, skip_bad=True)
     (fault,) = caught.value.faults
     assert fault.line == 4

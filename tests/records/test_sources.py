@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.records.read import read_records, write_records
 
 
@@ -43,7 +43,7 @@ def answers(inputs: Path | list[Path], **options: Any) -> list[str]:
 
 
 def refusal(inputs: Path | list[Path]) -> tuple[Fault, ...]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         read_records(inputs)
     return caught.value.faults
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.manifest import Manifest, read_manifest
 from delift_pipeline.records.schema import record_id
@@ -103,9 +103,9 @@ def test_the_same_again_does_nothing_and_other_content_is_refused(
     before = (home.dataset("squares-v1") / "manifest.json").read_bytes()
     again = ingest(home, pool, version="squares-v1", heldout=heldout)
     assert again == first
-    with pytest.raises(Refused, match="other records"):
+    with pytest.raises(InputError, match="other records"):
         ingest(home, files("other", rows(1, 2)), version="squares-v1", heldout=heldout)
-    with pytest.raises(Refused, match="other coverage"):
+    with pytest.raises(InputError, match="other coverage"):
         ingest(home, pool, version="squares-v1", heldout=heldout, coverage="all")
     assert (home.dataset("squares-v1") / "manifest.json").read_bytes() == before
 
@@ -136,7 +136,7 @@ def test_the_roles_of_records_change_the_hash(home: Home, files: Files) -> None:
 def test_sets_that_share_records_are_refused_with_their_ids(
     home: Home, files: Files, target: list[int], heldout: list[int], shared: dict[str, int]
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         ingest(
             home,
             files("pool", rows(1, 2, 3)),
@@ -152,7 +152,7 @@ def test_sets_that_share_records_are_refused_with_their_ids(
 
 def test_many_shared_records_are_counted_and_the_first_named(home: Home, files: Files) -> None:
     pool = files("pool", rows(*range(30)))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         ingest(home, pool, version="v1", heldout=files("h", rows(*range(5, 30))))
     (fault,) = caught.value.faults
     assert "25 records" in fault.reason
@@ -162,7 +162,7 @@ def test_many_shared_records_are_counted_and_the_first_named(home: Home, files: 
 def test_held_out_records_may_not_be_in_a_parents_pool(
     home: Home, files: Files, first: Manifest
 ) -> None:
-    with pytest.raises(Refused, match="the pool of squares-v1"):
+    with pytest.raises(InputError, match="the pool of squares-v1"):
         ingest(
             home,
             files("next", rows(20, 21)),
@@ -201,7 +201,7 @@ def test_a_child_of_two_parents(home: Home, files: Files, first: Manifest) -> No
 def test_a_parents_held_out_file_in_the_pool_is_refused(
     home: Home, files: Files, first: Manifest
 ) -> None:
-    with pytest.raises(Refused, match=identity(91)):
+    with pytest.raises(InputError, match=identity(91)):
         ingest(home, files("n", rows(10, 91)), version="v2", parents=["squares-v1"])
 
 
@@ -226,7 +226,7 @@ class TestSetAside:
         assert (manifest.counts["pool"], manifest.counts["heldout"]) == (1, 1)
 
     def test_one_record_is_refused(self, home: Home, files: Files) -> None:
-        with pytest.raises(Refused, match="held-out file"):
+        with pytest.raises(InputError, match="held-out file"):
             ingest(home, files("pool", rows(1)), version="v1")
 
     def test_it_stays_out_of_every_later_pool(self, home: Home, files: Files) -> None:
@@ -243,7 +243,7 @@ def test_every_fault_comes_at_once_and_nothing_is_written(
     home: Home, files: Files, first: Manifest
 ) -> None:
     bad = [*rows(1, 2), {"instruction": "a", "output": ""}]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InputError) as caught:
         ingest(
             home,
             files("bad", bad),
@@ -269,7 +269,7 @@ def test_every_fault_comes_at_once_and_nothing_is_written(
 
 
 def test_a_version_is_not_its_own_parent(home: Home, files: Files, first: Manifest) -> None:
-    with pytest.raises(Refused, match="own parent"):
+    with pytest.raises(InputError, match="own parent"):
         ingest(home, files("p", rows(1)), version="squares-v1", parents=["squares-v1"])
 
 
@@ -286,7 +286,7 @@ def test_bad_rows_of_all_files_can_be_left_out(home: Home, files: Files) -> None
 
 
 def test_a_missing_version_is_refused_with_the_known_ones(home: Home, first: Manifest) -> None:
-    with pytest.raises(Refused, match="squares-v1"):
+    with pytest.raises(InputError, match="squares-v1"):
         load_version(home, "squares-v9")
 
 

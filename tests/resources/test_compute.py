@@ -2,7 +2,7 @@
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from resources import ComputeResource, LanguageModelResource
@@ -31,5 +31,5 @@ def test_the_engine_and_its_devices_reach_the_model(home: Home) -> None:
 
 
 def test_an_engine_that_does_not_exist_is_refused(home: Home) -> None:
-    with pytest.raises(Refused, match=r"engine: .*'transformers'.*'vllm'"):
+    with pytest.raises(InputError, match=r"engine: .*'transformers'.*'vllm'"):
         options(home, ComputeResource(engine="vlm"))

@@ -1,6 +1,6 @@
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from resources import JudgeResource
 
@@ -20,6 +20,6 @@ def test_an_endpoint_needs_no_model_here_and_a_folder_does(home: Home) -> None:
 
 
 def test_every_setting_out_of_range_is_named(home: Home) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         JudgeResource(model="x", mode="both", parallel=0, least_mass=2.0).judge_setup(home)
     assert {fault.field for fault in refused.value.faults} == {"mode", "parallel", "least_mass"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
@@ -58,10 +58,10 @@ def test_a_home_that_has_moved_finds_its_models_and_names_no_path(
         == (load_version(moved, "outside").manifest.details["model"])
     )
     (moved.root / "models.json").write_text(f'{{"{_model(moved)}": "/gone"}}')
-    with pytest.raises(Refused, match=r"/gone, which is gone. Pass --model DIR"):
+    with pytest.raises(InputError, match=r"/gone, which is gone. Pass --model DIR"):
         options(moved, "outside")
     (moved.root / "models.json").unlink()
-    with pytest.raises(Refused, match="is not listed"):
+    with pytest.raises(InputError, match="is not listed"):
         options(moved, "outside")
     assert options(moved, "outside", model="demo").model == "demo"
 
@@ -84,7 +84,7 @@ def test_the_environment_comes_last(versions: Home, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_model_anywhere_is_refused_with_how_to_name_one(versions: Home) -> None:
-    with pytest.raises(Refused, match="--model"):
+    with pytest.raises(InputError, match="--model"):
         options(versions, "bare")
 
 
@@ -94,7 +94,7 @@ def test_no_model_anywhere_is_refused_with_how_to_name_one(versions: Home) -> No
 def test_settings_out_of_range_are_refused_by_name(
     versions: Home, settings: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         options(versions, "own", **settings)
     assert [fault.field for fault in refused.value.faults] == [field]
 
@@ -115,7 +115,7 @@ def test_a_preset_fills_what_neither_resource_nor_version_says(versions: Home) -
 
 def test_every_fault_of_both_resources_is_named_at_once(versions: Home) -> None:
     compute = ComputeResource(device="cpu", device_map="auto", engine="vllm", batch_tokens=1)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         LanguageModelResource(dtype="f", window=3, load_in="2bit").options(versions, "own", compute)
     found = sorted(fault.field or "" for fault in refused.value.faults)
     assert found == ["device_map", "device_map", "dtype", "load_in", "load_in", "window"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.lineage.tracking import Tracker
 from resources import TrackingResource
@@ -48,7 +48,7 @@ def test_mlflows_own_variable_sends_no_text_anywhere(
 
 @pytest.mark.parametrize("uri", ["./mlruns", "sqlite:///x.db", "host:5000", "file:///tmp"])
 def test_what_is_no_server_is_refused(home: Home, uri: str) -> None:
-    with pytest.raises(Refused, match="is not a tracking server"):
+    with pytest.raises(InputError, match="is not a tracking server"):
         TrackingResource(uri=uri).tracker(home)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from delift_pipeline.bench.scoring import peak_memory, random_model, random_records
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.decoder import Decoder
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.model import LoadedModel
@@ -91,14 +91,16 @@ def test_more_demonstrations_in_flight_leave_less_for_their_targets(wide: Any) -
 
 
 def test_a_limit_that_no_pair_fits_is_refused_with_what_it_needs(wide: Any) -> None:
-    with pytest.raises(Refused, match=r"memory_limit: 0\.1 GiB is less than the 0\.\d+ GiB that"):
+    with pytest.raises(
+        InputError, match=r"memory_limit: 0\.1 GiB is less than the 0\.\d+ GiB that"
+    ):
         TransformersEngine(wide, memory_limit=0.1)
 
 
 def test_where_no_limit_is_given_a_model_that_needs_more_gets_it(wide: Any) -> None:
     asked = {"window": 1 << 17, "shared": False}
     assert plan(wide, **asked).tokens >= 1
-    with pytest.raises(Refused, match="smaller window"):
+    with pytest.raises(InputError, match="smaller window"):
         plan(wide, memory_limit=1.5, **asked)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.fingerprint import fingerprint_of
@@ -97,12 +97,12 @@ def test_the_fingerprint_follows_weights_tokenizer_and_config(folder: Path) -> N
 def test_the_window_defaults_to_the_models_own_and_cannot_exceed_it(llama: LoadedModel) -> None:
     assert llama.encoder.window == 256
     assert load_encoder(ModelOptions(model=str(llama.folder), window=64)).window == 64
-    with pytest.raises(Refused, match="more than the 256"):
+    with pytest.raises(InputError, match="more than the 256"):
         digest(llama.folder, window=300)
 
 
 def refusal(folder: Path | str, **options: object) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         load_model(ModelOptions.model_validate({"model": str(folder), **options}))
     assert len(refused.value.faults) == 1
     return str(refused.value)

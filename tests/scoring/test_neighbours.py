@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 
 
@@ -54,7 +54,7 @@ def test_texts_without_words_and_single_texts_have_none(texts: list[str]) -> Non
 
 
 def test_fewer_than_one_neighbour_is_refused() -> None:
-    with pytest.raises(Refused, match="ask for 1 or more"):
+    with pytest.raises(InputError, match="ask for 1 or more"):
         nearest(np.eye(3), 0)
 
 
@@ -73,5 +73,5 @@ def test_the_packaged_model_embeds_meaning() -> None:
 
 def test_an_embedder_that_is_not_there_is_refused(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refused, match="cannot be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         embed(["a"], str(tmp_path / "empty"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.scoring.options import ModelOptions, read_options
 
 CONFLICTS: list[tuple[dict[str, Any], str, str]] = [
@@ -21,7 +21,7 @@ CONFLICTS: list[tuple[dict[str, Any], str, str]] = [
 def test_a_conflict_is_one_sentence_on_one_field(
     given: dict[str, Any], field: str, why: str
 ) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(InputError, match=why) as refused:
         read_options({"model": "some/model", **given})
     assert [fault.field for fault in refused.value.faults] == [field]
     with pytest.raises(ValueError, match=why):

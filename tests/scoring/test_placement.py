@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model
@@ -76,7 +76,7 @@ def test_missing_bitsandbytes_is_said_with_the_command(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name)
     )
-    with pytest.raises(Refused, match="load_in 8bit needs bitsandbytes: pip install") as refused:
+    with pytest.raises(InputError, match="load_in 8bit needs bitsandbytes: pip install") as refused:
         reloaded(llama, load_in="8bit")
     assert [fault.field for fault in refused.value.faults] == ["load_in"]
 

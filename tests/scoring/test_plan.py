@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.scoring.neighbours import Neighbours, embed, nearest
 from delift_pipeline.scoring.plan import (
     NO_NEIGHBOUR,
@@ -78,7 +78,7 @@ def test_no_pairs_make_an_empty_plan() -> None:
     ],
 )
 def test_what_is_missing_is_said(target, existing, neighbours, sentence) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         build_plan(
             POOL,
             target,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions
@@ -34,7 +34,7 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_vllm_is_refused_with_how_to_install_it(
     refused: Callable[[ModelOptions], object], llama: LoadedModel
 ) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InputError) as refusal:
         refused(ModelOptions(model=str(llama.folder), engine="vllm"))
     (line,) = str(refusal.value).splitlines()
     assert line.startswith("engine: vLLM is not installed here")
@@ -96,12 +96,12 @@ def test_the_adapted_layers_are_read_from_the_adapters_weights(tmp_path: Path) -
 def test_an_adapter_that_vllm_cannot_follow_is_refused(
     name: str, word: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=word):
+    with pytest.raises(InputError, match=word):
         adapted_modules(adapter(tmp_path, name))
 
 
 def test_a_folder_without_adapter_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="adapter_model"):
+    with pytest.raises(InputError, match="adapter_model"):
         adapted_modules(tmp_path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.progress import LineProgress
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.options import ModelOptions
@@ -120,7 +120,7 @@ def test_a_model_that_no_worker_can_use_is_refused_in_its_own_words(
     tensors = load_file(weights)
     tensors.pop("model.layers.1.self_attn.q_proj.weight")
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(Refused, match="weights are missing"):
+    with pytest.raises(InputError, match="weights are missing"):
         work.scored(model=str(weights.parent))
     assert sum("ended early" in line for line in work.said) == 2
 
@@ -172,7 +172,7 @@ def test_an_error_in_a_worker_ends_it_with_a_traceback_and_status_1(tmp_path: Pa
 def test_workers_get_gpus_of_their_own_and_too_few_are_refused() -> None:
     assert assign_gpus(2, ["0", "1", "2", "3"], 2) == ["0,1", "2,3"]
     assert assign_gpus(2, ["GPU-a", "GPU-b", "GPU-c"], 1) == ["GPU-a", "GPU-b"]
-    with pytest.raises(Refused, match="workers: 3 workers of 2 GPUs each need 6"):
+    with pytest.raises(InputError, match="workers: 3 workers of 2 GPUs each need 6"):
         assign_gpus(3, ["0", "1", "2", "3"], 2)
 
 

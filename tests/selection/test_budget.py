@@ -2,7 +2,7 @@
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.budget import resolve_budget
 
 
@@ -32,12 +32,12 @@ def test_shares_counts_and_full(budget, n: int, count: int) -> None:
     [0, -1, 0.0, -0.5, 1.0, 1.5, float("nan"), float("inf"), True, "30%", "", "all", "1.0"],
 )
 def test_anything_else_is_refused_with_what_is_meant(budget) -> None:
-    with pytest.raises(Refused, match="below 1 for a share"):
+    with pytest.raises(InputError, match="below 1 for a share"):
         resolve_budget(budget, 10)
 
 
 def test_above_the_pool_and_an_empty_pool_are_refused() -> None:
-    with pytest.raises(Refused, match="11 is above the pool's 10 records"):
+    with pytest.raises(InputError, match="11 is above the pool's 10 records"):
         resolve_budget(11, 10)
-    with pytest.raises(Refused, match="the pool is empty"):
+    with pytest.raises(InputError, match="the pool is empty"):
         resolve_budget("full", 0)

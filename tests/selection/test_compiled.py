@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.kernel.block import AffineMap, RowScaledColumns, Similarity, common_affine
 from delift_pipeline.kernel.columns import (
     Columns,
@@ -111,7 +111,7 @@ def test_bad_values_are_named_by_the_compiled_check(value: float, dtype: type, f
     kernel[3, 4] = value
     if form is sparse.csc_matrix and dtype is np.float16:
         kernel = kernel.astype(np.float32)
-    with pytest.raises(Refused, match="value in column 4"):
+    with pytest.raises(InputError, match="value in column 4"):
         FacilityLocation(form(kernel))
 
 
@@ -157,7 +157,7 @@ def test_every_memory_order_reads_the_same_through_the_compiled_loops(form: str,
 )
 def test_wrong_shapes_and_budgets_are_one_sentence(compiled: bool, build, sentence: str) -> None:
     objectives.COMPILED_FROM = 0 if compiled else 1 << 60
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         build(np.asfortranarray(np.random.default_rng(0).random((40, 30), np.float32)))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection import objectives
 from delift_pipeline.selection.budget import Budget, parse_budget, token_costs
 from delift_pipeline.selection.constraints import Constraints, Grouping
@@ -168,7 +168,7 @@ def test_what_no_subset_can_keep_is_one_sentence(constraints, sentence: str | No
             len(lazy_greedy(FacilityLocation(np.eye(3)), 2, np.arange(3), constraints).picks) == 2
         )
         return
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         lazy_greedy(FacilityLocation(np.eye(3)), 2, np.arange(3), constraints)
 
 
@@ -176,7 +176,7 @@ def test_quotas_that_exclude_each_other_are_refused_when_found() -> None:
     one = Grouping("task", ("a", "b"), np.array([0, 0, 1]), np.zeros(2, int), np.array([1, 1]))
     two = Grouping("source", ("x", "y"), np.array([0, 1, 0]), np.zeros(2, int), np.array([1, 1]))
     kernel = np.diag([3.0, 1.0, 1.0])
-    with pytest.raises(Refused, match="conflict: after 1 picks"):
+    with pytest.raises(InputError, match="conflict: after 1 picks"):
         lazy_greedy(FacilityLocation(kernel), 2, np.arange(3), Constraints(groupings=(one, two)))
 
 
@@ -188,7 +188,7 @@ def test_tensors_rank_as_arrays_do(weights) -> None:
     moved = blocked_greedy(make(kernel), 20, np.arange(60), block=7, device="cpu")
     assert moved.picks.tolist() == plain.picks.tolist()
     assert moved.gains == pytest.approx(plain.gains)
-    with pytest.raises(Refused, match="cannot be used"):
+    with pytest.raises(InputError, match="cannot be used"):
         blocked_greedy(make(kernel), 2, np.arange(60), device="nowhere")
 
 
@@ -217,7 +217,7 @@ def test_budgets_of_every_kind(text: float | str, budget: Budget) -> None:
 
 @pytest.mark.parametrize("text", ["0tokens", "tokens", "auto:0", "auto:2", "autos", "1.5tokens"])
 def test_budgets_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(Refused, match="not a budget"):
+    with pytest.raises(InputError, match="not a budget"):
         parse_budget(text, 10)
 
 
@@ -255,7 +255,7 @@ def test_rules_become_candidate_numbers() -> None:
 
 def test_a_least_count_of_records_without_scores_is_refused_and_named() -> None:
     frame = pl.DataFrame({"record_id": list("abcd"), "task": ["x", "x", "y", "z"]})
-    with pytest.raises(Refused, match=r"at least 1 of task 'z'.* no scores"):
+    with pytest.raises(InputError, match=r"at least 1 of task 'z'.* no scores"):
         Rules(quotas=(Quota("task", None, 0.25, 1.0),)).resolve(frame, list("abc"), Budget(3))
     kept = (Quota("task", "y", 1), Quota("task", None, 0, 2))
     (grouping,) = Rules(quotas=kept).resolve(frame, list("abc"), Budget(3)).groupings
@@ -266,7 +266,7 @@ def test_a_least_count_of_records_without_scores_is_refused_and_named() -> None:
     "text", ["task", "task:", "task:..", "0.1..0.2", "task:a..b", "task:0.1..1.5", "task:1.2.3..4"]
 )
 def test_quotas_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(Refused, match="quota"):
+    with pytest.raises(InputError, match="quota"):
         Quota.parse(text)
 
 
@@ -281,5 +281,5 @@ def test_quotas_that_mean_nothing_are_refused(text: str) -> None:
     ],
 )
 def test_rules_that_do_not_fit_the_pool_are_refused(rules, budget, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         rules.resolve(pool(), list("abcdef"), budget)

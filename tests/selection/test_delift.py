@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.options import Stage, objective_at
@@ -226,7 +226,7 @@ def test_without_replay_no_pair_of_existing_records_is_read() -> None:
 
 
 def test_a_budget_in_tokens_cannot_be_shared_with_replay() -> None:
-    with pytest.raises(Refused, match="set replay to 0"):
+    with pytest.raises(InputError, match="set replay to 0"):
         replaying("auto", replay=0.4)
     assert replaying("auto", replay=0).replayed is None
 
@@ -310,9 +310,9 @@ def test_needs_are_known_before_anything_is_scored(stage: Stage, options, needs:
 
 
 def test_objectives_of_another_stage_and_bad_options_are_refused() -> None:
-    with pytest.raises(Refused, match="flmi belongs to the stage task_specific"):
+    with pytest.raises(InputError, match="flmi belongs to the stage task_specific"):
         needs_of("delift", "continual", {"objective": "flmi"})
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         needs_of("delift", "continual", {"eta": -1, "scalling": "clip", "optimizer": "best"})
     assert {fault.field for fault in refused.value.faults} == {"eta", "scalling", "optimizer"}
     assert objective_at("continual", None) == "flcg"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import embed_texts
@@ -23,7 +23,7 @@ def test_hidden_states_have_unit_length_and_do_not_depend_on_company(home: Home)
 
 
 def test_without_a_model_it_is_refused() -> None:
-    with pytest.raises(Refused, match="no language model"):
+    with pytest.raises(InputError, match="no language model"):
         embed_texts(["a"], "model", None)
     with pytest.raises(ValueError, match="planned without the model"):
         PlanOptions(embedder="model")

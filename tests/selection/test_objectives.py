@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -162,9 +162,9 @@ def spoiled(value: float, form) -> object:
     [(np.nan, "missing or infinite"), (np.inf, "missing or infinite"), (-0.1, "negative")],
 )
 def test_bad_values_are_refused_with_the_column(form, value: float, sentence: str) -> None:
-    with pytest.raises(Refused, match=f"{sentence} value in column 2"):
+    with pytest.raises(InputError, match=f"{sentence} value in column 2"):
         FacilityLocation(spoiled(value, form))
-    with pytest.raises(Refused, match=f"kernel of existing records has a.* {sentence}"):
+    with pytest.raises(InputError, match=f"kernel of existing records has a.* {sentence}"):
         FLCG(GOOD, spoiled(value, form))
 
 
@@ -183,7 +183,7 @@ def test_bad_values_are_refused_with_the_column(form, value: float, sentence: st
     ],
 )
 def test_wrong_shapes_and_factors_are_one_sentence(build, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         build()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -149,11 +149,11 @@ class TestEveryOptimizer:
 
     def test_budgets_and_ids_that_do_not_fit_are_refused(self, optimizer) -> None:
         objective = FacilityLocation(np.eye(3))
-        with pytest.raises(Refused, match=r"4 picks.* 0 to 3"):
+        with pytest.raises(InputError, match=r"4 picks.* 0 to 3"):
             optimizer(objective, 4, np.arange(3))
-        with pytest.raises(Refused, match="-1 picks"):
+        with pytest.raises(InputError, match="-1 picks"):
             optimizer(objective, -1, np.arange(3))
-        with pytest.raises(Refused, match="2 ids"):
+        with pytest.raises(InputError, match="2 ids"):
             optimizer(objective, 1, np.arange(2))
 
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.rules import (
     Quota,
@@ -37,7 +37,7 @@ def test_a_cap_is_a_quota_without_a_least_count() -> None:
 
 @pytest.mark.parametrize("text", ["source", "source:", ":3", "source:1..2", "source:x", "s:1.5"])
 def test_what_is_no_cap_is_refused(text: str) -> None:
-    with pytest.raises(Refused, match="not a cap"):
+    with pytest.raises(InputError, match="not a cap"):
         parse_cap(text)
     with pytest.raises(ValidationError, match="not a cap"):
         RuleOptions(cap=(text,))
@@ -45,7 +45,7 @@ def test_what_is_no_cap_is_refused(text: str) -> None:
 
 def test_records_are_named_by_either_id() -> None:
     assert resolve_record_ids(POOL, ["3", "a", "1"], "pin") == ("b", "a")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         resolve_record_ids(POOL, ["9", "4", "8"], "pin")
     absent, several = refused.value.faults
     assert absent.reason.startswith("'9', '8' are not in the pool")

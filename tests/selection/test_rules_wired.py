@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.selection.rules import Quota, Rules
@@ -46,7 +46,7 @@ class TestSelectorsThatRank:
         assert 0 < sum(costs) <= 30
 
     def test_what_cannot_be_kept_is_refused(self, selector: str) -> None:
-        with pytest.raises(Refused, match="at most 2 records"):
+        with pytest.raises(InputError, match="at most 2 records"):
             select(inputs(), selector, 10, 0, {}, Rules(quotas=(Quota.parse("task:..1"),)))
 
 
@@ -68,5 +68,5 @@ def test_auto_stops_and_the_knee_is_kept(optimizer: str) -> None:
     ],
 )
 def test_selectors_without_a_way_say_so(selector, budget, options, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         select(inputs(), selector, budget, 0, options)

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.manifest import read_manifest, up_to_date
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
@@ -81,19 +81,19 @@ def test_full_is_the_pool_in_file_order() -> None:
 @pytest.mark.parametrize("name", ["random", "full"])
 def test_selectors_without_scores_need_and_accept_nothing(name: str) -> None:
     assert needs_of(name, "continual", {}) == Needs() and Needs().blocks == ()
-    with pytest.raises(Refused, match="eta"):
+    with pytest.raises(InputError, match="eta"):
         needs_of(name, "continual", {"eta": 1})
 
 
 def test_unknown_selectors_are_refused_with_those_there_are() -> None:
-    with pytest.raises(Refused, match="not a selector") as refused:
+    with pytest.raises(InputError, match="not a selector") as refused:
         select(inputs(), "best", 1, 0, {})
     assert all(name in str(refused.value) for name in SELECTORS)
     assert set(SELECTORS) >= {"delift", "delift_se", "delift_trusted", "full", "random"}
 
 
 def test_a_budget_above_the_pool_is_refused() -> None:
-    with pytest.raises(Refused, match="6 is above the pool's 5 records"):
+    with pytest.raises(InputError, match="6 is above the pool's 5 records"):
         select(inputs(), "delift", 6, 0, {})
 
 

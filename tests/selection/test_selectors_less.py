@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.language_model import LanguageModel
@@ -183,7 +183,7 @@ def test_projection_keeps_cosines() -> None:
 
 
 def test_projection_refuses_dims_it_cannot_make() -> None:
-    with pytest.raises(Refused, match="multiple of 64"):
+    with pytest.raises(InputError, match="multiple of 64"):
         project(torch.ones(1, 3), 100, 0)
 
 

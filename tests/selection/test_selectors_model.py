@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
@@ -122,7 +122,7 @@ def test_selectit_reads_several_models_by_their_sizes(
 def test_selectit_refuses_a_model_without_ratings_in_its_vocabulary(
     tiny: ModelOptions, records: pl.DataFrame, home: Home
 ) -> None:
-    with pytest.raises(Refused, match="no single token for each of the ratings"):
+    with pytest.raises(InputError, match="no single token for each of the ratings"):
         select(of(tiny, home, records), "selectit", 3, 0, {})
 
 
@@ -195,7 +195,7 @@ def test_tasks_take_turns_unless_the_best_target_decides(records: pl.DataFrame, 
     best = select(inputs, "rds_plus", "full", 0, {"tasks": "max"})
     assert turns.gains is None and best.gains is not None
     assert sorted(turns.ranking) == sorted(best.ranking)
-    with pytest.raises(Refused, match="no gains"):
+    with pytest.raises(InputError, match="no gains"):
         select(inputs, "rds_plus", "auto", 0, {})
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.scoring.neighbours import embed
 from delift_pipeline.scoring.options import ModelOptions
@@ -53,7 +53,7 @@ def test_initial_takes_nothing_and_says_so(records: pl.DataFrame) -> None:
 
 def test_initial_refuses_pins_that_it_cannot_keep(records: pl.DataFrame) -> None:
     rules = Rules(pin=(records["record_id"][0],))
-    with pytest.raises(Refused, match="initial takes no record"):
+    with pytest.raises(InputError, match="initial takes no record"):
         select(of(records), "initial", 0.5, 0, {}, rules)
 
 
@@ -109,7 +109,7 @@ def test_auto_stops_where_a_score_falls_below_its_share_of_the_first(
     found = select(of(records), "length", "auto:0.5", 0, {"unit": "characters"})
     sizes = sorted(records["output"].str.len_chars(), reverse=True)
     assert len(found.ranking) == sum(size >= sizes[0] / 2 for size in sizes)
-    with pytest.raises(Refused, match="no gains"):
+    with pytest.raises(InputError, match="no gains"):
         select(of(records), "deft_ucs", "auto:0.5", 0, TFIDF)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.objectives import (
     FL1MI,
     FL2MI,
@@ -98,11 +98,11 @@ def test_a_budget_of_everything_is_completed() -> None:
 
 def test_what_submodlib_cannot_do_is_refused() -> None:
     weighted = FacilityLocation(np.eye(3), weights=np.ones(3))
-    with pytest.raises(Refused, match="no weights"):
+    with pytest.raises(InputError, match="no weights"):
         submodlib_greedy(weighted, 1, np.arange(3))
-    with pytest.raises(Refused, match="4 picks"):
+    with pytest.raises(InputError, match="4 picks"):
         submodlib_greedy(FacilityLocation(np.eye(3)), 4, np.arange(3))
-    with pytest.raises(Refused, match="square"):
+    with pytest.raises(InputError, match="square"):
         submodlib_greedy(FLCG(np.ones((2, 3)), np.ones((2, 1))), 1, np.arange(3))
-    with pytest.raises(Refused, match="no function coverage"):
+    with pytest.raises(InputError, match="no function coverage"):
         submodlib_greedy(Coverage(np.eye(3)), 1, np.arange(3))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.scoring.neighbours import embed, prompt_texts
@@ -233,7 +233,7 @@ def test_needs_and_options() -> None:
     needs = needs_of("delift_trusted", "continual", {})
     assert needs == Needs("neighbours", existing_records=True) and needs.reads_existing
     assert needs.blocks == ("neighbours",)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         needs_of("delift_trusted", "continual", {"replay": 1.0, "floor": -1, "power": 3})
     assert {fault.field for fault in refused.value.faults} == {"replay", "floor", "power"}
 
@@ -258,7 +258,7 @@ def test_embedding_similarity_has_the_papers_objectives() -> None:
     found = select(inputs("continual"), "delift_se", 4, 0, TFIDF)
     wanted = greedy(lambda a: float(np.maximum(own[:, a].max(1) - held, 0).sum()), len(NEW), 4)
     assert found.ranking == tuple(NEW[j] for j in wanted)
-    with pytest.raises(Refused, match="belongs to the stage continual"):
+    with pytest.raises(InputError, match="belongs to the stage continual"):
         needs_of("delift_se", "instruction_tuning", {"objective": "flcg"})
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.stages.arms import Arms, load_arms, read_arms
 
@@ -13,7 +13,7 @@ def arms_of(text: str) -> Arms:
 
 def faults_of(text: str) -> dict[str, str]:
     """Field -> reason of a refused file."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         arms_of(text)
     assert all(fault.file == "arms.yaml" for fault in refused.value.faults)
     return {fault.field or "": fault.reason for fault in refused.value.faults}
@@ -29,7 +29,7 @@ selectors:
   less: {colour: red}
   delfit: {}
 """
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         arms_of(text)
     assert [(fault.line, fault.field) for fault in refused.value.faults] == [
         (3, "defaults.training.rank"),
@@ -52,7 +52,7 @@ def test_an_unknown_field_is_answered_with_the_valid_ones() -> None:
     [("plan:\n  seed: [1\narms: {}", 3), ("plan: {}\n\tx: 1", 2), ("a: 1\n---\nb: 1", 2)],
 )
 def test_a_syntax_error_is_one_line_that_names_its_line(text: str, line: int) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         arms_of(text)
     (fault,) = refused.value.faults
     assert fault.line == line and "YAML" in fault.reason and "\n" not in fault.reason
@@ -66,7 +66,7 @@ def test_text_that_yaml_cannot_build_is_a_fault_and_no_crash(text: str) -> None:
 def test_a_file_that_is_not_utf_8_is_refused(home: Home) -> None:
     home.root.mkdir(parents=True)
     home.arms_file.write_bytes("# größer\narms: {}".encode("latin-1"))
-    with pytest.raises(Refused, match="UTF-8"):
+    with pytest.raises(InputError, match="UTF-8"):
         load_arms(home)
 
 
@@ -163,13 +163,13 @@ def test_a_budget_that_means_nothing_is_a_fault(budget: object) -> None:
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:
     arms = arms_of("arms: {continual.full: {training: {steps: 1}}}")
-    with pytest.raises(Refused, match=r"no arm is named 'nobody'.*continual\.full"):
+    with pytest.raises(InputError, match=r"no arm is named 'nobody'.*continual\.full"):
         arms.arm("nobody")
 
 
 def test_what_is_given_twice_is_refused_with_both_lines() -> None:
     one = "  continual.full: {training: {steps: 1}}\n"
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         arms_of(f"arms:\n{one}{one}plan: {{neighbours: 0}}\n")
     repeated, other = refused.value.faults
     assert (repeated.line, repeated.field) == (3, "arms.continual.full")

@@ -9,7 +9,7 @@ import pytest
 
 from assets.outcome import Outcome
 from assets.selection import subset_outcome
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
@@ -110,7 +110,7 @@ def test_rules_may_name_a_kept_column(stored: Home) -> None:
     kept = pl.read_parquet(stored.dataset("v1") / "columns.parquet")
     topics = Counter(subset.join(kept, on="record_id")["topic"])
     assert topics["rare"] == 1 and topics["t0"] <= 1 and outcome.checks["budget"].passed
-    with pytest.raises(Refused, match="the pool has no column colour"):
+    with pytest.raises(InputError, match="the pool has no column colour"):
         made(stored, 6, "{quota: ['colour=red:1..']}")
 
 
@@ -131,9 +131,9 @@ def test_the_check_fails_for_a_subset_that_breaks_its_rules(stored: Home) -> Non
 
 
 def test_rules_that_no_subset_keeps_are_refused(stored: Home) -> None:
-    with pytest.raises(Refused, match="at most 2 records of 6"):
+    with pytest.raises(InputError, match="at most 2 records of 6"):
         made(stored, 6, "{cap: ['task:1']}")
-    with pytest.raises(Refused, match="'r99' is not in the pool"):
+    with pytest.raises(InputError, match="'r99' is not in the pool"):
         made(stored, 6, "{pin: [r99]}")
 
 
@@ -149,6 +149,6 @@ def test_rules_that_no_subset_keeps_are_refused(stored: Home) -> None:
     ],
 )
 def test_a_file_that_asks_for_nonsense_names_the_field(budget: str, rules: str, field: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         read_arms(ARMS.format(budget=budget, rules=rules, balance="[]"), "arms.yaml")
     assert refused.value.faults[0].field == f"arms.instruction_tuning.delift_se.{field}"

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.core.plots import loss_curve_png
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
@@ -185,9 +185,9 @@ def test_a_start_that_does_not_fit_is_refused(
 ) -> None:
     run(quick, tiny, records, tmp_path / "a")
     full = TrainingOptions(method="full", steps=2)
-    with pytest.raises(Refused, match="an adapter"):
+    with pytest.raises(InputError, match="an adapter"):
         run(full, tiny, records, tmp_path / "b", start=tmp_path / "a")
-    with pytest.raises(Refused, match="a has r 4, not 8"):
+    with pytest.raises(InputError, match="a has r 4, not 8"):
         other = quick.model_copy(update={"rank": 8})
         run(other, tiny, records, tmp_path / "c", start=tmp_path / "a")
 
@@ -195,7 +195,7 @@ def test_a_start_that_does_not_fit_is_refused(
 def test_an_empty_subset_is_refused(
     quick: TrainingOptions, tiny: ModelOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="the subset is empty"):
+    with pytest.raises(InputError, match="the subset is empty"):
         run(quick, tiny, pl.DataFrame(schema=RECORD_SCHEMA), tmp_path / "a")
 
 
@@ -208,7 +208,7 @@ def test_records_that_do_not_fit_are_left_out_and_counted(
     log = run(quick, tiny, pl.concat([records, long]), tmp_path / "a")
     assert log.records_used == 12
     assert list(log.records_left_out) == ["0" * 32]
-    with pytest.raises(Refused, match="none of the subset's 1 records"):
+    with pytest.raises(InputError, match="none of the subset's 1 records"):
         run(quick, tiny, long, tmp_path / "b")
 
 
@@ -274,7 +274,7 @@ def test_qlora_without_its_package_is_refused(
 
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
     options = quick.model_copy(update={"method": "qlora"})
-    with pytest.raises(Refused, match=r"pip install 'delift-pipeline\[qlora\]'"):
+    with pytest.raises(InputError, match=r"pip install 'delift-pipeline\[qlora\]'"):
         run(options, tiny, records, tmp_path / "a")
 
 

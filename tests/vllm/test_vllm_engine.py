@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.core.errors import DeliftError, Refused
+from delift_pipeline.core.errors import DeliftError, InputError
 from delift_pipeline.prompts.encode import EncodedRecords
 from delift_pipeline.scoring import engines, vllm_engine
 from delift_pipeline.scoring.engine import Engine, Job
@@ -183,14 +183,14 @@ def test_a_device_that_this_vllm_does_not_have_is_refused(
     asked: ModelOptions, llama: LoadedModel
 ) -> None:
     options = asked.model_copy(update={"device": "cuda:1"})
-    with pytest.raises(Refused, match=r"device: this vLLM runs on .*, not on cuda:1"):
+    with pytest.raises(InputError, match=r"device: this vLLM runs on .*, not on cuda:1"):
         VllmEngine(llama.folder, options, llama.encoder.window)
 
 
 @pytest.mark.data
 def test_heads_that_the_cpu_attention_lacks_are_refused(stories: Path) -> None:
     options = ModelOptions(model=str(stories), device="cpu", threads=1, engine="vllm")
-    with pytest.raises(Refused, match="heads of size 8"):
+    with pytest.raises(InputError, match="heads of size 8"):
         engine_for(load_scorer(options))
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.engines import VllmModel, load_for_evaluation
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.result import Evaluation
@@ -139,7 +139,7 @@ def test_an_adapter_on_the_head_is_refused_with_the_other_engine(
 
     config = LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
     get_peft_model(load_model(asked).model, config).save_pretrained(str(tmp_path))
-    with pytest.raises(Refused, match="use engine transformers"):
+    with pytest.raises(InputError, match="use engine transformers"):
         evaluate(asked, tmp_path, heldout, BY_VLLM)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.judge.questions import SCORES, SYSTEM, JudgeOptions, Question
 from delift_pipeline.evaluation.options import EvaluationOptions
@@ -186,14 +186,14 @@ class LocalJudge:
         """Return a question's tokens inside the model's chat template, int32.
 
         Raises:
-            Refused: the tokens and the reply do not fit the model's window.
+            InputError: the tokens and the reply do not fit the model's window.
         """
         encoder = self.loaded.encoder
         parts = [self.before, encoder.plain.ids(question.text), self.after]
         ids = np.concatenate(parts).astype(np.int32)
         room = self.options.max_tokens if self.options.scoring == "written" else 1
         if len(ids) + room > encoder.window:
-            raise Refused(
+            raise InputError(
                 f"the question about record {question.record_id} has {len(ids):,} tokens and "
                 f"its reply up to {room:,}, but the judge's window has {encoder.window:,}. Use a "
                 "judge with a longer window",
@@ -216,7 +216,7 @@ class LocalJudge:
         parts = rendered.split(QUESTION_MARKER)
         if len(parts) != 2:
             reason = "the judge's chat template drops or repeats the question. Use another judge"
-            raise Refused(reason)
+            raise InputError(reason)
         before, after = self.tokenizer(parts, add_special_tokens=False)["input_ids"]
         return np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)
 
@@ -252,7 +252,7 @@ class LocalJudge:
         digit_tokens = [(token, text) for token, text in texts if text in DIGITS]
         missing = set(DIGITS) - {digit for _, digit in digit_tokens}
         if missing:
-            raise Refused(
+            raise InputError(
                 f"the judge's tokenizer has no token for {', '.join(sorted(missing))}. Use "
                 "scoring: written",
                 field="scoring",

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_json
 
 RUBRIC_VERSION = 1
@@ -157,11 +157,11 @@ def questions_for(samples: pl.DataFrame, options: JudgeOptions) -> list[Question
     """Return all questions to a judge about a model's generated answers.
 
     Raises:
-        Refused: a row has no generated answer.
+        InputError: a row has no generated answer.
     """
     if samples.is_empty() or samples["generated"].null_count():
         reason = "there are no generated answers to judge. Evaluate with a metric that needs them"
-        raise Refused(reason, field="metrics")
+        raise InputError(reason, field="metrics")
     dimensions = (OVERALL,) if options.mode == "single" else tuple(DIMENSIONS)
     return [
         Question(row["record_id"], dimension, _question_text(row, dimension, options.scoring))

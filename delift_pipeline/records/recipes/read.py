@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from delift_pipeline.core.atomic import replace_folder, write_text
-from delift_pipeline.core.errors import Fault, Refused
+from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.home import check_version
 from delift_pipeline.core.output import write_output
 from delift_pipeline.records.inbox import VERSION_FILE
@@ -41,12 +41,12 @@ def benchmark_rows(
         revision: The revision of the data set at the hub.
 
     Raises:
-        Refused: There is no file, a row cannot be read, or a row has none of the known columns.
+        InputError: There is no file, a row cannot be read, or a row has none of the known columns.
     """
     files = split_files(recipe, source, split, revision)
     rows = [row for path in files for row in _read_rows(recipe, path)]
     if not rows:
-        raise Refused(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
+        raise InputError(Fault(f"the {split} split of {recipe.name} has no rows", file=source))
     return draw_rows(rows, limit, seed)
 
 
@@ -63,10 +63,10 @@ def split_files(
     """Return the files of a split.
 
     Raises:
-        Refused: The split has no files.
+        InputError: The split has no files.
     """
     if split not in recipe.files:
-        raise Refused(f"{split!r} is unknown. Use train or test.", field="split")
+        raise InputError(f"{split!r} is unknown. Use train or test.", field="split")
     patterns = recipe.files[split]
     folder = Path(source).expanduser() if source else None
     if folder is not None and folder.is_file():
@@ -75,7 +75,7 @@ def split_files(
         hub_id = source or recipe.hub
         if hub_id is None:
             reason = f"give the files of {recipe.name} by --source: {recipe.note}"
-            raise Refused(reason, field="source")
+            raise InputError(reason, field="source")
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
 
@@ -85,12 +85,14 @@ def split_files(
         except (HFValidationError, OSError) as error:
             first = str(error).splitlines()[0]
             reason = f"This is neither a file, a folder nor a data set at the hub: {first}"
-            raise Refused(Fault(reason, file=hub_id)) from error
+            raise InputError(Fault(reason, file=hub_id)) from error
     for pattern in patterns:
         if files := sorted(folder.glob(pattern)):
             return files
     looked = f"looked for {', '.join(patterns)}"
-    raise Refused(Fault(f"The {split} split of {recipe.name} has no file ({looked}).", str(folder)))
+    raise InputError(
+        Fault(f"The {split} split of {recipe.name} has no file ({looked}).", str(folder))
+    )
 
 
 def write_rows(path: Path, rows: Rows) -> None:
@@ -119,7 +121,7 @@ def _read_rows(recipe: Recipe, path: Path) -> Rows:
             reason = f"A row of {recipe.name} needs {needed} ({type(error).__name__}: {error})."
             faults.append(Fault(reason, str(path), row.line))
     if faults or table.fatal:
-        raise Refused(*faults, *table.fatal)
+        raise InputError(*faults, *table.fatal)
     return rows
 
 
@@ -144,13 +146,13 @@ def write_transfer(
         The names of the versions. Each is the parent of the next one.
 
     Raises:
-        Refused: A source is missing or unreadable, or a folder of that name exists.
+        InputError: A source is missing or unreadable, or a folder of that name exists.
     """
     parts = enumerate(_version_parts(transfer, sources, seed), start=1)
     versions = {f"{transfer.name}-v{number}": sets for number, sets in parts}
     if existing := [folder / name for name in versions if (folder / name).exists()]:
         reason = "The folder exists already. Move it away."
-        raise Refused(*(Fault(reason, file=str(path)) for path in existing))
+        raise InputError(*(Fault(reason, file=str(path)) for path in existing))
     parents: list[str] = []
     for version, sets in versions.items():
         stated = {"dataset": transfer.name, "version": version, "parents": parents}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 
 Row = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -237,9 +237,9 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe of that name.
 
     Raises:
-        Refused: There is no such recipe.
+        InputError: There is no such recipe.
     """
     if name not in RECIPES:
         reason = f"{name!r} is unknown. The recipes are {', '.join(RECIPES)}."
-        raise Refused(reason, field="recipe")
+        raise InputError(reason, field="recipe")
     return RECIPES[name]

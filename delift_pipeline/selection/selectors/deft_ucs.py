@@ -58,7 +58,7 @@ class DeftUcsSelector(Selector):
         """Rank the whole pool.
 
         Raises:
-            Refused: The embedder cannot be loaded, or the budget is `auto`.
+            InputError: The embedder cannot be loaded, or the budget is `auto`.
         """
         refuse_auto(self.name, inputs)
         ordered = inputs.pool.sort("record_id")

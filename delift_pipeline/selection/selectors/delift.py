@@ -41,7 +41,7 @@ class DeliftSelector(Selector):
         """Return the blocks that the objective reads.
 
         Raises:
-            Refused: The objective needs a target set or existing records, which the stage lacks.
+            InputError: The objective needs a target set or existing records, which the stage lacks.
         """
         objective = objective_at(stage, options.objective)
         return Needs(

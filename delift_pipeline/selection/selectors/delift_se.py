@@ -33,7 +33,7 @@ class DeliftSeSelector(Selector):
         """Return no scores, the model if it is the embedder, and D_E if the objective is `flcg`.
 
         Raises:
-            Refused: The objective belongs to another stage.
+            InputError: The objective belongs to another stage.
         """
         objective = objective_at(stage, options.objective)
         return Needs(existing_records=objective == "flcg", model=options.embedder == MODEL)
@@ -45,7 +45,7 @@ class DeliftSeSelector(Selector):
 
         Raises:
             DeliftError: The objective reads a target set, and its records are missing.
-            Refused: The embedder cannot be loaded.
+            InputError: The embedder cannot be loaded.
         """
         ids = tuple(sorted(inputs.pool["record_id"]))
         name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()

@@ -57,7 +57,7 @@ class DeliftTrustedSelector(Selector):
 
         Raises:
             DeliftError: A block lacks records, or no record of the pool could be scored.
-            Refused: The embedder cannot be loaded.
+            InputError: The embedder cannot be loaded.
         """
         near = inputs.block("neighbours", "distance")
         trust = trust_of(near, inputs.neighbourhood, options.embedder, options.floor, inputs.model)

@@ -60,7 +60,7 @@ class RdsPlusSelector(Selector):
         """Rank the whole pool; texts beyond the window are cut in their middle.
 
         Raises:
-            Refused: The budget is `auto` and several tasks pick in turn.
+            InputError: The budget is `auto` and several tasks pick in turn.
         """
         targets = target_set(inputs, seed, options.target_share)
         pool = inputs.pool.sort("record_id")

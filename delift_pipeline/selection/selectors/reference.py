@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.ranking import rank_by_order
 from delift_pipeline.selection.result import Selection
@@ -59,9 +59,9 @@ class InitialSelector(Selector):
         """Return the empty subset.
 
         Raises:
-            Refused: There are rules, which an empty subset cannot obey.
+            InputError: There are rules, which an empty subset cannot obey.
         """
         if inputs.rules != Rules():
             reason = "initial takes no record, so it cannot follow rules. Choose another selector"
-            raise Refused(reason, field="selector")
+            raise InputError(reason, field="selector")
         return Selection(self.name, (), notes=("initial takes no record: it is the base model",))

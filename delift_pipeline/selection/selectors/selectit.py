@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.selection.embedding import record_texts
 from delift_pipeline.selection.language_model import (
     LanguageModel,
@@ -90,7 +90,8 @@ class SelectItSelector(Selector):
         """Rank the whole pool. Texts longer than the window lose their middle.
 
         Raises:
-            Refused: A model has no token for a rating, or its window is too small for the prompt.
+            InputError: A model has no token for a rating, or its window is too small for the
+                prompt.
         """
         pool, own = inputs.pool.sort("record_id"), inputs.language_model
         prompts = options.prompts[:1] if options.level == "token" else options.prompts
@@ -129,7 +130,7 @@ def rating_probabilities(
     """Return probabilities of the ratings 1 to 5, renormalised, float64 [prompts, records, 5].
 
     Raises:
-        Refused: The vocabulary has no token for a rating, or the window is too small.
+        InputError: The vocabulary has no token for a rating, or the window is too small.
     """
     import torch
 
@@ -144,7 +145,7 @@ def rating_probabilities(
         room = encoder.window - len(lead) - len(tail)
         if room < 1:
             reason = f"a window of {encoder.window} tokens is too small for selectit's rating"
-            raise Refused(f"{reason} prompt. Raise it", field="window")
+            raise InputError(f"{reason} prompt. Raise it", field="window")
         parts = ([lead, cut_middle(row, room), tail] for row in rows)
         return [np.concatenate(part).astype(np.int32) for part in parts]
 
@@ -182,7 +183,7 @@ def rating_tokens(encoder: "Encoder") -> RatingTokens:
     same tokens and differ only in the last one, which is the rating's token.
 
     Raises:
-        Refused: The vocabulary has no single token for each rating.
+        InputError: The vocabulary has no single token for each rating.
     """
     for blank in (" ", ""):
         written = [encoder.plain.ids(f"{blank}{rating}") for rating in RATINGS]
@@ -191,7 +192,7 @@ def rating_tokens(encoder: "Encoder") -> RatingTokens:
         if len(alike) == 1 and len(last) == len(RATINGS):
             ids = np.array([ids[-1] for ids in written], dtype=np.int64)
             return RatingTokens(written[0][:-1].astype(np.int32), ids)
-    raise Refused(
+    raise InputError(
         "its tokenizer has no single token for each of the ratings 1 to 5, so it cannot rate "
         "records. Choose another model for selectit",
         field="model",

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import torch
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.judge.judges import EndpointJudge, LocalJudge
 from delift_pipeline.evaluation.judge.questions import JudgeOptions, questions_for
 from delift_pipeline.evaluation.judge.run import ask_judge
@@ -72,10 +72,10 @@ def test_a_judge_without_digits_or_room_says_so(
     options = JudgeOptions(model="judge", scoring="expected")
     small = load_model(ModelOptions(model=str(judge_folder), device="cpu", window=256))
     questions = questions_for(samples, options)
-    with pytest.raises(Refused, match="window has 256"):
+    with pytest.raises(InputError, match="window has 256"):
         list(LocalJudge(small, options).replies(questions))
     wordy = LocalJudge(load_model(tiny), options)
-    with pytest.raises(Refused, match="no token for 1, 2, 3, 4, 5"):
+    with pytest.raises(InputError, match="no token for 1, 2, 3, 4, 5"):
         _ = wordy._digit_tokens
 
 

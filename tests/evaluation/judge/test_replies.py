@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.judge.judges import Reply, expected_score, written_score
 from delift_pipeline.evaluation.judge.questions import (
     DIMENSIONS,
@@ -66,7 +66,7 @@ def test_single_asks_once_about_all_eight_and_dimensions_asks_for_each(
 
 def test_answers_that_were_not_generated_are_refused(samples: pl.DataFrame) -> None:
     bare = samples.with_columns(generated=pl.lit(None, dtype=pl.String))
-    with pytest.raises(Refused, match="no generated answers to judge"):
+    with pytest.raises(InputError, match="no generated answers to judge"):
         questions_for(bare, WRITTEN)
 
 

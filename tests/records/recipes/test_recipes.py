@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from delift_pipeline.core.errors import Refused
+from delift_pipeline.core.errors import InputError
 from delift_pipeline.evaluation.options import METRICS, EvaluationOptions
 from delift_pipeline.evaluation.run import listed_options
 from delift_pipeline.records.read import read_records
@@ -191,15 +191,15 @@ def test_what_is_no_benchmark_is_refused_with_its_lines(tmp_path: Path) -> None:
     source = write_json_lines(
         tmp_path / "train.jsonl", [{"question": "a", "answer": "b"}, {"x": 1}]
     )
-    with pytest.raises(Refused, match=r"train.jsonl:2: .*gsm8k needs answer, question"):
+    with pytest.raises(InputError, match=r"train.jsonl:2: .*gsm8k needs answer, question"):
         benchmark_rows(find_recipe("gsm8k"), str(source))
-    with pytest.raises(Refused, match="test split of gsm8k has no file"):
+    with pytest.raises(InputError, match="test split of gsm8k has no file"):
         benchmark_rows(find_recipe("gsm8k"), str(tmp_path), "test")
-    with pytest.raises(Refused, match="recipes are mix_instruct"):
+    with pytest.raises(InputError, match="recipes are mix_instruct"):
         find_recipe("unknown")
-    with pytest.raises(Refused, match="give the files of p3 by --source"):
+    with pytest.raises(InputError, match="give the files of p3 by --source"):
         benchmark_rows(find_recipe("p3"), None)
-    with pytest.raises(Refused, match="neither a file, a folder nor a data set"):
+    with pytest.raises(InputError, match="neither a file, a folder nor a data set"):
         benchmark_rows(find_recipe("gsm8k"), str(tmp_path / "nowhere"))
 
 
@@ -232,7 +232,7 @@ def test_a_transfer_is_versions_for_the_inbox(
             found = set(read_records(inbox / version / f"{part}.jsonl").frame["record_id"])
             assert not found & seen
             seen |= found
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         write_transfer(inbox, transfer, sources, PartSizes(25, 8, 12))
 
 
