@@ -12,7 +12,7 @@ RETIRED = frozenset(
 )
 """Words of the project's first version that say nothing about the thing named."""
 PREPOSITIONS = frozenset("as at by for from in into of on only to when where with".split())
-VERBS = frozenset("embed feed need seed".split())
+NOT_PARTICIPLES = frozenset("embed feed need seed speed".split())
 IRREGULAR = frozenset(
     "begun bound built chosen done drawn gone hidden left lost meant seen sent spent taken "
     "written".split()
@@ -41,7 +41,7 @@ def is_participle(name: str) -> bool:
     "stored_versions" says what is returned and is fine; "stored" and "stored_by" are not.
     """
     first, *rest = words_of(name)
-    participle = first in IRREGULAR or (first.endswith("ed") and first not in VERBS)
+    participle = first in IRREGULAR or (first.endswith("ed") and first not in NOT_PARTICIPLES)
     return participle and (not rest or rest[0] in PREPOSITIONS)
 
 

@@ -46,7 +46,7 @@ from delift_pipeline.selection.options import Stage
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-STANDING_TAG = f"{PREFIX}standing"
+PROMOTION_TAG = f"{PREFIX}standing"
 
 Key = tuple[str, str, str]
 """What identifies an adapter: dataset version, arm and content hash."""
@@ -211,8 +211,8 @@ def update_champion(
                 client.delete_registered_model_alias(name, alias)
         for one in candidates:
             version, text = registered.get(one.key), decision.status_of(one)
-            if version is not None and version.tags.get(STANDING_TAG) != text:
-                client.set_model_version_tag(name, str(version.version), STANDING_TAG, text)
+            if version is not None and version.tags.get(PROMOTION_TAG) != text:
+                client.set_model_version_tag(name, str(version.version), PROMOTION_TAG, text)
     if one := decision.champion:
         return f"champion of {name} is {one.version} {one.arm} (by {decision.metric})"
     whys = sorted({f"{key[1]}: {why}" for key, why in decision.objections.items()})
