@@ -148,7 +148,7 @@ def bench_scoring(
     threads: int = Option(1, min=1, help="How many CPU threads to use."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Measure pairs scored per second, and compare with padded batches.
+    """Compare scoring engines and padded batches by pairs scored per second.
 
     Example: delift bench scoring --length realistic --repeats 3
     """

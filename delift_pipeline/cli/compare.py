@@ -114,7 +114,9 @@ def judge(
     model: str = Option(
         ..., "--judge", help="The judge's name at --endpoint, or a model to run here."
     ),
-    endpoint: str | None = Option(None, help="An OpenAI-compatible address [the judge runs here]."),
+    endpoint: str | None = Option(
+        None, help="An OpenAI-compatible address [none: the judge runs on this machine]."
+    ),
     mode: str = Option(
         "single",
         help="single (one overall score) or dimensions (a score for each of eight qualities).",
@@ -127,7 +129,8 @@ def judge(
     max_tokens: int = Option(512, help="The most tokens of a reply with --scoring written."),
     least_mass: float = Option(
         0.5,
-        help="With --scoring expected: to count, a reply's digits need at least this probability.",
+        help="With --scoring expected: a reply counts only if the digits 1 to 5 together have "
+        "at least this probability.",
     ),
     parallel: int = Option(4, help="How many requests are sent at a time."),
     retries: int = Option(5, help="How often a failed request is tried again."),

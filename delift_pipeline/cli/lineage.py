@@ -30,7 +30,9 @@ def lineage(
     ),
     version: str | None = Option(None, help="Show how this version differs from its parents."),
     openlineage: Path | None = Option(
-        None, help="A file for the runs that made what is shown, as OpenLineage events, one a line."
+        None,
+        help="Also write the runs that made the shown artifacts to this file, one OpenLineage "
+        "event per line.",
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,

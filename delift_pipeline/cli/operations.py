@@ -30,7 +30,7 @@ def forget(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Delete records for good, and mark everything that was made from them for rebuilding.
+    """Delete records for good, and mark for rebuilding everything that was made from them.
 
     Example: delift forget ID --dry-run
     """

@@ -215,7 +215,10 @@ class ModelFlags:
 
     revision: str | None = _flag("The hub revision to load.")
     template: str | None = _flag(TEMPLATE_HELP)
-    window: int | None = _flag("The most tokens of a prompt [the model's limit, at most 2048].")
+    window: int | None = _flag(
+        "How many tokens the model reads at once: demonstration, prompt and answer "
+        "[the model's limit, at most 2048]."
+    )
     dtype: str | None = _flag(
         "Number format: float32, bfloat16 or float16 [the preset's, else float32]."
     )
@@ -233,7 +236,9 @@ class ModelFlags:
     memory_limit: float | None = _flag(
         "The most GiB for scoring besides the model [CPU: 1.5; GPU: 80 % of free memory]."
     )
-    in_flight: int | None = _flag("How many demonstrations a batch has [CPU: 1; GPU: 64].")
+    in_flight: int | None = _flag(
+        "How many demonstrations may share a batch [CPU: 1; GPU: 64, or 4 in float32]."
+    )
     threads: int | None = _flag("CPU threads of each process [PyTorch's default].")
     workers: int | None = _flag("How many processes score; use one for each GPU [1].")
     trust_remote_code: bool = field(
