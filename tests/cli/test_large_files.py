@@ -107,7 +107,7 @@ def test_a_plan_of_a_file_may_name_arms_that_need_no_more_than_it(
     none = delift("plan", file, "--arm", "instruction_tuning.random", *home, "--json").json
     assert none["pairs"] == 0
     (line,) = delift("plan", file, "--arm", "continual.delift", *home).faults
-    assert "continual.delift" in line and "ingest" in line
+    assert "continual.delift" in line and "Ingest" in line
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_the_reading_itself(

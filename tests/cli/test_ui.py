@@ -193,7 +193,7 @@ def test_one_port_for_both_servers_is_refused(
     delift: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DELIFT_TRACKING_URI", raising=False)
-    for name in ("_prepare", "_serve_prepared"):
+    for name in ("_prepare_home", "_run_servers"):
         monkeypatch.setattr(serve, name, lambda *_: 0)
     port, _ = free_ports()
     options = ("--port", port, "--mlflow-port", port, "--home", tmp_path / "home")

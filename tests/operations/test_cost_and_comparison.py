@@ -117,7 +117,7 @@ def test_plan_refuses_what_cannot_be(made: Home, delift) -> None:
     assert "no version 'v9'" in line
     for given in (("plan",), ("plan", "--version", "v1", "v1.jsonl")):
         (line,) = delift(*given, "--home", made.root).faults
-        assert "either a file of records or a stored version" in line
+        assert "either FILE or --version" in line
     given = ("plan", "--version", "v1", "--arm", "continual.random", "--home", made.root)
     (line,) = delift(*given).faults
     assert "does not apply to v1" in line

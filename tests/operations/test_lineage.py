@@ -295,7 +295,7 @@ def test_openlineage_events_connect_the_adapter_with_the_data(made: Home, tmp_pa
         ((), "pass one of"),
         (("--record", "x", "--version", "v1"), "pass one of"),
         (("--adapter", "v1"), "write V/ARM"),
-        (("--adapter", "../x/instruction_tuning.random"), "no version name"),
+        (("--adapter", "../x/instruction_tuning.random"), "not a valid version name"),
         (("--adapter", "v1/instruction_tuning.none"), "has no adapter"),
         (("--record", "nobody"), "no record of any version"),
         (("--record", ""), "fits"),
