@@ -229,7 +229,7 @@ def runs(home: Home) -> Iterator["Finding"]:
                 "wait until it is finished, or end its process" if any(holders.values()) else todo
             )
             warnings.append(
-                (f"run {names} waits for a place in the pool {pool}, held by {by}", todo)
+                (f"run {names} waits for a slot of the pool {pool}, which {by} holds", todo)
             )
     for note, todo in warnings:
         yield Finding("runs", "warning", note, todo)

@@ -37,7 +37,7 @@ def options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
     debug: bool = Option(
-        False, DEBUG, help="Show the traceback of an error. May stand anywhere in the command."
+        False, DEBUG, help="Show the traceback of an error. It works anywhere in a command."
     ),
 ) -> None:
     """Choose the part of an instruction dataset that is worth fine-tuning on, with reasons."""

@@ -125,7 +125,7 @@ def _arms(home: Home) -> Iterator[Finding]:
         note, todo = f"{sum(arm.enabled for arm in load_arms(home))} arms enabled", ""
     except DeliftError as error:
         faults = str(error).splitlines()
-        note, todo = f"{len(faults)} faults, {faults[0]}", "mend the file"
+        note, todo = f"{len(faults)} faults, {faults[0]}", "repair the file"
     yield _finding("arms", f"{own}: {note}", todo)
 
 

@@ -190,7 +190,7 @@ def _apply(
     add_forgotten(home, ids)
     few = ", ".join(sorted(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
     for artifact in touched:
-        mark_for_rebuilding(artifact.folder, f"a record it was made of was forgotten: {few}")
+        mark_for_rebuilding(artifact.folder, f"it was made from records that were forgotten: {few}")
     for version in _parents_first(home, list(holders)):
         with FileLock(home.datasets / f".{version}.lock"):
             _rewrite(home, version, holders[version], ids)
