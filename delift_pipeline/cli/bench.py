@@ -46,7 +46,7 @@ def bench_quality(
     judge_scoring: str = Option("written", help="written or expected; see `delift judge`."),
     workers: int = Option(2, min=1, help="How many processes run, with one thread each."),
     out: Path = Option(
-        Path(DEFAULT_FOLDER), help="The folder of results. A second call continues."
+        Path(DEFAULT_FOLDER), help="The folder of results. Results that it already has are reused."
     ),
     track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
     markdown: Path | None = Option(None, help="A file for the tables of exact match, as Markdown."),

@@ -37,7 +37,8 @@ def compare(
         None, help="Show the results of `delift bench quality --experiment NAME` instead."
     ),
     out: Path = Option(
-        Path(DEFAULT_FOLDER), help="With --experiment: the --out of `delift bench quality`."
+        Path(DEFAULT_FOLDER),
+        help="With --experiment: the folder that `delift bench quality` wrote.",
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
@@ -112,10 +113,10 @@ def judge(
         help="VERSION/ARM or VERSION/initial (the untrained model), compared with the first.",
     ),
     model: str = Option(
-        ..., "--judge", help="The judge's name at --endpoint, or a model to run here."
+        ..., "--judge", help="The judge's name at --endpoint, or a model to run on this machine."
     ),
     endpoint: str | None = Option(
-        None, help="An OpenAI-compatible address [none: the judge runs on this machine]."
+        None, help="An OpenAI-compatible address. Without it the judge runs on this machine."
     ),
     mode: str = Option(
         "single",
@@ -135,8 +136,12 @@ def judge(
     parallel: int = Option(4, help="How many requests are sent at a time."),
     retries: int = Option(5, help="How often a failed request is tried again."),
     timeout: float = Option(120.0, help="The most seconds that a request may take."),
-    price_in: float | None = Option(None, help="The estimate's price of a million prompt tokens."),
-    price_out: float | None = Option(None, help="The estimate's price of a million reply tokens."),
+    price_in: float | None = Option(
+        None, help="Your price for a million prompt tokens, for --estimate."
+    ),
+    price_out: float | None = Option(
+        None, help="Your price for a million reply tokens, for --estimate."
+    ),
     estimate: bool = Option(False, "--estimate", help="Print the cost and send no request."),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,

@@ -19,8 +19,8 @@ from delift_pipeline.core.validation import validate
 FILES: Any = Argument(
     ...,
     metavar="FILE",
-    help="Files in JSON Lines, JSON, CSV, Parquet or Arrow (also .gz, .zst), or folders of them. "
-    "- reads standard input.",
+    help="Files in JSON Lines, JSON, CSV, Parquet or Arrow (also .gz, .zst), or folders of such "
+    "files. Give `-` for standard input.",
 )
 
 
@@ -32,8 +32,10 @@ def ingest(
     heldout: Path | None = Option(
         None, help="A file of records for evaluation only [the parent's, else a random tenth]."
     ),
-    dataset: str | None = Option(None, help="The name of the dataset that this is a version of."),
-    model: str | None = Option(None, envvar="DELIFT_MODEL", help="The model that scores it."),
+    dataset: str | None = Option(None, help="The name of the dataset that the version belongs to."),
+    model: str | None = Option(
+        None, envvar="DELIFT_MODEL", help="The model that scores the version."
+    ),
     template: str | None = shared.TEMPLATE,
     coverage: str = Option(
         "auto",
@@ -109,7 +111,8 @@ def select(
         "auto (until the gains become small).",
     ),
     out: Path | None = Option(
-        None, help="The file for the chosen records; - is standard output [./FILE.selected.jsonl]."
+        None,
+        help="The file for the chosen records; `-` for standard output [./FILE.selected.jsonl].",
     ),
     why: Path | None = Option(None, help="A file for the reasons, in JSON Lines."),
     stage: str | None = Option(
@@ -258,7 +261,8 @@ def prompt(
         ..., help="The record whose answer is scored: its record_id, or its id in the file."
     ),
     demonstration: list[str] | None = Option(
-        None, help="A record to show before the target; repeatable [none: the baseline]."
+        None,
+        help="A record to show before the target; repeatable. Without it the target is alone.",
     ),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,

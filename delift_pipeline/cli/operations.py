@@ -30,7 +30,9 @@ def forget(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Delete records for good, and mark for rebuilding everything that was made from them.
+    """Delete records for good, and mark all results that were made from them.
+
+    The next run makes the marked results again.
 
     Example: delift forget ID --dry-run
     """

@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 
 def recipe(
-    name: str | None = Argument(None, help="A benchmark or a transfer experiment [list all]."),
+    name: str | None = Argument(
+        None, help="A benchmark or a transfer experiment. Without it, all are listed."
+    ),
     source: list[str] | None = Option(
         None,
         help="Where to read the benchmark: a file, folder or hub id; for a transfer "
         "BENCHMARK=PLACE, repeatable [the benchmark's own hub id].",
     ),
     split: str = Option("train", help="The part of the benchmark: train or test."),
-    limit: int | None = Option(None, min=1, help="How many rows to draw at random [all]."),
+    limit: int | None = Option(
+        None,
+        min=1,
+        help="The most rows to draw at random; for a transfer: in each pool "
+        "[all; for a transfer: 2000].",
+    ),
     seed: int = Option(0, min=0, help="The seed of --limit."),
     revision: str | None = Option(None, help="The hub revision to load."),
     target: int = Option(100, min=1, help="For a transfer: how many records the target set has."),

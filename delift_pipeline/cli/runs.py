@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Score, select, train and evaluate a version with Dagster, in this process.
 
-    Ctrl-C and SIGTERM end the run within ten seconds. The next run continues where it stopped.
+    Ctrl-C and SIGTERM end the run within ten seconds. The next run does the rest of the work.
 
     Example: delift run --version mydata-v1
     """
