@@ -137,7 +137,7 @@ def bench_scoring(
         help="Model size: llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...",
     ),
     device: str = Option("cpu", help="The device: cpu or cuda."),
-    repeats: int = Option(5, min=1, help="How many repetitions; each figure is their median."),
+    repeats: int = Option(5, min=1, help="How many repetitions; each figure is a median."),
     targets: int = Option(16, min=1, help="How many targets follow each demonstration."),
     demonstrations: int = Option(2, min=1, help="How many demonstrations each repetition has."),
     length: list[str] | None = Option(
@@ -195,7 +195,7 @@ def bench_selection(
     only: list[str] | None = Option(
         None, help="Measure only this size, storage, objective or optimizer, e.g. 5000; repeatable."
     ),
-    repeats: int = Option(5, min=1, help="How many repetitions; each figure is their median."),
+    repeats: int = Option(5, min=1, help="How many repetitions; each figure is a median."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Measure time and memory of greedy selection, and compare with submodlib and apricot.

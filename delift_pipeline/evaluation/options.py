@@ -135,7 +135,7 @@ class EvaluationOptions(BaseModel):
     engine: Literal["transformers", "vllm"] | None = Field(
         default=None,
         description="Which engine computes losses and generates answers; by default the engine of "
-        "scoring (docs/evaluation.md). Greedy answers and losses do not depend on it.",
+        "scoring (docs/evaluation.md). Greedy answers and losses do not depend on the engine.",
     )
     generation: Generation = Field(
         default="greedy",
@@ -156,7 +156,7 @@ class EvaluationOptions(BaseModel):
         "margin.",
     )
     max_new_tokens_cap: int = Field(
-        default=512, ge=1, description="Upper limit of that default, in tokens."
+        default=512, ge=1, description="Upper limit of the default of max_new_tokens."
     )
     embedder: str = Field(
         default="minilm",
@@ -173,7 +173,7 @@ class EvaluationOptions(BaseModel):
         "target set's tasks, if there are any.",
     )
     limit: int | None = Field(
-        default=None, ge=1, description="Measure only this many held-out records, the first ones."
+        default=None, ge=1, description="How many held-out records are measured: the first ones."
     )
 
     @property

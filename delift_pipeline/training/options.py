@@ -96,7 +96,9 @@ class TrainingOptions(BaseModel):
         default=False, description="Recompute activations in the backward pass to save memory."
     )
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints; a killed run resumes from one."
+        default=None,
+        ge=1,
+        description="Steps between checkpoints; a killed run resumes from the last.",
     )
 
     @model_validator(mode="before")

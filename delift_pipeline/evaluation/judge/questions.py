@@ -79,7 +79,8 @@ class JudgeOptions(BaseModel):
         description="The environment variable that holds the endpoint's key; never stored.",
     )
     mode: Mode = Field(
-        default="single", description="single: one score over all dimensions; dimensions: one each."
+        default="single",
+        description="single: one score over all dimensions; dimensions: one for each.",
     )
     scoring: Scoring = Field(
         default="written",
@@ -90,8 +91,8 @@ class JudgeOptions(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="With `expected`: the least probability of the five digits together for which "
-        "a score counts.",
+        description="With `expected`: a score counts only if the five digits together have at "
+        "least this probability.",
     )
     max_tokens: int = Field(default=512, ge=1, description="Longest written judgement, in tokens.")
     seed: int = Field(default=0, ge=0, description="Sent with each request; the temperature is 0.")
