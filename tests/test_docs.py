@@ -48,6 +48,7 @@ PLACEHOLDERS = {
     "M": "demo",
     "./my-model": "demo",
     "ID": RECORD,
+    "NAME": "random",
     "FILE": "data.jsonl",
     "SELECT ...": "SELECT count(*) AS n FROM records",
 }

@@ -196,7 +196,7 @@ def test_a_waiting_run_says_who_holds_the_pool_and_a_signal_ends_it(
     later(lambda: os.kill(os.getpid(), signal.SIGINT), lambda: waiting_steps(home) > 0)
     answer = delift("run", "--version", "v1", "--home", home.root)
     assert answer.status == 130
-    (waits,) = [line for line in answer.err.splitlines() if " waits " in line]
+    (waits,) = [line for line in answer.err.splitlines() if " waited " in line]
     assert POOL in waits and run_id[:8] in waits and f"process {other.pid}" in waits
     assert "0 s" in waits
     assert_own_run_ended(home, dg.DagsterRunStatus.CANCELED)

@@ -55,7 +55,7 @@ def test_a_budget_in_tokens_is_kept_and_recorded(stored: Home) -> None:
     outcome, subset = made(stored, "60tokens")
     assert 0 < subset.height < 30
     assert 0 < outcome.manifest.details["tokens"] <= 60
-    assert outcome.checks["budget"].passed and "60 asked for" in outcome.checks["budget"].note
+    assert outcome.checks["budget"].passed and "budget is 60" in outcome.checks["budget"].note
     again, _ = made(stored, "60tokens")
     assert again.reused and again.checks["budget"].passed
 
@@ -101,7 +101,8 @@ def test_the_balance_is_taken_by_a_kept_column_and_warns_of_what_vanishes(stored
         whole.checks["balance"].passed and "length, script, topic" in whole.checks["balance"].note
     )
     absent, _ = made(stored, 30, balance="[colour]")
-    assert absent.checks["balance"].note == "v1 keeps no column colour (ingest --keep)"
+    note = absent.checks["balance"].note
+    assert "colour" in note and "--keep" in note
     assert not absent.checks["balance"].passed
 
 
