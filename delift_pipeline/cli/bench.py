@@ -30,29 +30,52 @@ def bench_quality(
         help="The experiment: selectors, stages, budget, annotation_budget, tuning, "
         "objectives, kernel, cost, transfer or theory.",
     ),
-    quick: bool = Option(False, "--quick", help="Only 2 pools, one budget and 15 % wrong answers."),
+    quick: bool = Option(
+        False,
+        "--quick",
+        help="Measure only 2 pools and one budget, with 15 % wrong answers in each pool.",
+    ),
     only: list[str] | None = Option(
-        None, help="Stages or selectors, with commas or repeated [all]. Random is always included."
+        None,
+        help="The stages or selectors to measure, separated by commas; repeatable [all]. "
+        "The selector random is always included.",
     ),
     seeds: str | None = Option(
-        None, help="The seeds of the pools, e.g. 500-509 or 500,503 [the experiment's own]."
+        None, help="The seeds of the pools, e.g. 500-509 or 500,503 [the seeds of the experiment]."
     ),
     model: str = Option("demo", help="With --experiment tuning: the model to train."),
     judge: str | None = Option(
-        None, help="With --experiment stages: the judge at --endpoint, or a local model."
+        None,
+        help="With --experiment stages: the judge, which is the name of a model at "
+        "--endpoint, or a local model.",
     ),
-    endpoint: str | None = Option(None, help="The judge's OpenAI-compatible address."),
-    judge_mode: str = Option("single", help="single or dimensions; see `delift judge`."),
-    judge_scoring: str = Option("written", help="written or expected; see `delift judge`."),
-    workers: int = Option(2, min=1, help="How many processes run, with one thread each."),
+    endpoint: str | None = Option(
+        None, help="The address of an OpenAI-compatible server that runs the judge."
+    ),
+    judge_mode: str = Option(
+        "single",
+        help="How many scores an answer gets: single or dimensions, as in `delift judge --mode`.",
+    ),
+    judge_scoring: str = Option(
+        "written",
+        help="How a score is computed: written or expected, as in `delift judge --scoring`.",
+    ),
+    workers: int = Option(2, min=1, help="How many processes run. Each process uses one thread."),
     out: Path = Option(
-        Path(DEFAULT_FOLDER), help="The folder of results. Results that it already has are reused."
+        Path(DEFAULT_FOLDER),
+        help="The folder for the results. Results that are already in this folder are used again.",
     ),
-    track: bool = Option(True, "--track/--no-track", help="Log the table to MLflow, in OUT/home."),
-    markdown: Path | None = Option(None, help="A file for the tables of exact match, as Markdown."),
+    track: bool = Option(
+        True,
+        "--track/--no-track",
+        help="Log the table of results to MLflow, in the folder OUT/home.",
+    ),
+    markdown: Path | None = Option(
+        None, help="Also write the tables of exact match to this file, as Markdown."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare selectors on synthetic pools: select, train, answer, and compare the answers.
+    """Compare selectors on synthetic pools: train on the picks of each, and compare the answers.
 
     Example: delift bench quality --experiment selectors --quick
     """
@@ -134,21 +157,24 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
 def bench_scoring(
     shape: str = Option(
         "llama-10m",
-        help="Model size: llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...",
+        help="The model: llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...",
     ),
     device: str = Option("cpu", help="The device: cpu or cuda."),
-    repeats: int = Option(5, min=1, help="How many repetitions; each figure is a median."),
+    repeats: int = Option(
+        5, min=1, help="How often each case is measured. The results are medians."
+    ),
     targets: int = Option(16, min=1, help="How many targets follow each demonstration."),
-    demonstrations: int = Option(2, min=1, help="How many demonstrations each repetition has."),
+    demonstrations: int = Option(2, min=1, help="How many demonstrations each measurement has."),
     length: list[str] | None = Option(
         None,
-        help="The length of the records: short, realistic or tiny; repeatable [the first two].",
+        help="The length of the records: short, realistic or tiny; repeatable [short and "
+        "realistic].",
     ),
     naive_batch: int = Option(16, min=1, help="How many pairs a padded batch has."),
     threads: int = Option(1, min=1, help="How many CPU threads to use."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare scoring engines and padded batches by pairs scored per second.
+    """Measure how many pairs are scored per second, and compare with padded batches and vLLM.
 
     Example: delift bench scoring --length realistic --repeats 3
     """
@@ -188,14 +214,22 @@ def bench_scoring(
 
 @app.command("selection")
 def bench_selection(
-    full: bool = Option(False, "--full", help="Also run ten million records (14 GiB, minutes)."),
+    full: bool = Option(
+        False,
+        "--full",
+        help="Also measure ten million records. This takes minutes and up to 14 GiB of memory.",
+    ),
     quick: bool = Option(
-        False, "--quick", help="Small kernels only, to check that everything runs."
+        False, "--quick", help="Measure only small kernels, to check that everything runs."
     ),
     only: list[str] | None = Option(
-        None, help="Measure only this size, storage, objective or optimizer, e.g. 5000; repeatable."
+        None,
+        help="Measure only cases with this number of records, storage, objective or "
+        "optimizer, e.g. 5000, mapped, fl or lazy; repeatable.",
     ),
-    repeats: int = Option(5, min=1, help="How many repetitions; each figure is a median."),
+    repeats: int = Option(
+        5, min=1, help="How often each case is measured. The results are medians."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Measure time and memory of greedy selection, and compare with submodlib and apricot.

@@ -31,14 +31,17 @@ def compare(
     arms: list[str] | None = Argument(
         None,
         metavar="V/ARM V/ARM...",
-        help="Arms to compare with the first one. With --experiment: selectors [all].",
+        help="The arms to compare. Differences are from the first arm. With --experiment: "
+        "the selectors to show [all].",
     ),
     experiment: str | None = Option(
-        None, help="Show the results of `delift bench quality --experiment NAME` instead."
+        None,
+        help="Compare selectors instead of arms: show the results of `delift bench "
+        "quality` for this experiment.",
     ),
     out: Path = Option(
         Path(DEFAULT_FOLDER),
-        help="With --experiment: the folder that `delift bench quality` wrote.",
+        help="With --experiment: the folder that holds the results of `delift bench quality`.",
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
@@ -110,47 +113,57 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
 def judge(
     arms: list[str] = Argument(
         ...,
-        help="VERSION/ARM or VERSION/initial (the untrained model), compared with the first.",
+        help="The arms to judge: VERSION/ARM, or VERSION/initial (the untrained model). "
+        "Differences are from the first.",
     ),
     model: str = Option(
-        ..., "--judge", help="The judge's name at --endpoint, or a model to run on this machine."
+        ...,
+        "--judge",
+        help="The judge: the name of a model at --endpoint, or a model to run on this machine.",
     ),
     endpoint: str | None = Option(
-        None, help="An OpenAI-compatible address. Without it the judge runs on this machine."
+        None,
+        help="The address of an OpenAI-compatible server. Without an address, the judge "
+        "runs on this machine.",
     ),
     mode: str = Option(
         "single",
-        help="single (one overall score) or dimensions (a score for each of eight qualities).",
+        help="How many scores an answer gets: single (one score for eight qualities "
+        "together) or dimensions (one score for each of the eight).",
     ),
     scoring: str = Option(
         "written",
-        help="written (the score in the reply) or expected (the mean over the digits' "
-        "probabilities).",
+        help="How a score is computed: written (the judge writes the score) or expected "
+        "(the mean of 1 to 5, weighted by the probabilities of the digits).",
     ),
-    max_tokens: int = Option(512, help="The most tokens of a reply with --scoring written."),
+    max_tokens: int = Option(
+        512, help="With --scoring written: the greatest number of tokens in a reply."
+    ),
     least_mass: float = Option(
         0.5,
         help="With --scoring expected: a reply counts only if the digits 1 to 5 together have "
         "at least this probability.",
     ),
-    parallel: int = Option(4, help="How many requests are sent at a time."),
+    parallel: int = Option(4, help="How many requests run at the same time."),
     retries: int = Option(5, help="How often a failed request is tried again."),
-    timeout: float = Option(120.0, help="The most seconds that a request may take."),
+    timeout: float = Option(120.0, help="How many seconds a request may take."),
     price_in: float | None = Option(
         None, help="Your price for a million prompt tokens, for --estimate."
     ),
     price_out: float | None = Option(
         None, help="Your price for a million reply tokens, for --estimate."
     ),
-    estimate: bool = Option(False, "--estimate", help="Print the cost and send no request."),
+    estimate: bool = Option(
+        False, "--estimate", help="Print the estimated cost, and send no request."
+    ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Let a language model score the stored answers of arms from 1 to 5.
+    """Let a language model give each stored answer of an arm a score from 1 to 5.
 
-    Scores are stored, so no answer is sent twice. The environment variable DELIFT_JUDGE_API_KEY
-    holds the endpoint's key.
+    Scores are stored, so no answer is sent twice. The key of the endpoint is read from the
+    environment variable DELIFT_JUDGE_API_KEY.
 
     Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """

@@ -27,35 +27,41 @@ FILES: Any = Argument(
 def ingest(
     files: list[Path] = FILES,
     version: str = Option(..., help="The new version's name, e.g. mydata-v1."),
-    parent: list[str] | None = Option(None, help="A version that this one continues; repeatable."),
+    parent: list[str] | None = Option(
+        None, help="An earlier version that the new version continues; repeatable."
+    ),
     target: Path | None = shared.TARGET,
     heldout: Path | None = Option(
-        None, help="A file of records for evaluation only [the parent's, else a random tenth]."
+        None,
+        help="A file of records that are used for evaluation only [the held-out records of "
+        "the parent, else a random tenth of the records].",
     ),
     dataset: str | None = Option(None, help="The name of the dataset that the version belongs to."),
     model: str | None = Option(
-        None, envvar="DELIFT_MODEL", help="The model that scores the version."
+        None, envvar="DELIFT_MODEL", help="The model that scores the records of the version."
     ),
     template: str | None = shared.TEMPLATE,
     coverage: str = Option(
         "auto",
-        help="Which pairs to score: all, neighbours, or auto (all if an arm needs them and the "
-        "pool is small).",
+        help="Which pairs to score: all, neighbours (each record with the most similar "
+        "records), or auto (all pairs if an arm needs them and the pool is small, "
+        "else neighbours).",
     ),
     existing: str = Option(
         "subset",
-        help="What the model already knows in the continual stage: the parents' subset or pool.",
+        help="Which records the model already knows in the continual stage: subset (the "
+        "picks of the parents) or pool (the pools of the parents).",
     ),
     column: list[str] | None = shared.COLUMN,
     keep: list[str] | None = Option(
-        None, help="A further column to store, e.g. for quotas; repeatable."
+        None, help="Also store this column of the file, e.g. for quotas; repeatable."
     ),
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Store files as an immutable dataset version.
+    """Store the records of files as an immutable dataset version.
 
     Example: delift ingest data.jsonl --version mydata-v1 --model demo
     """
@@ -107,14 +113,18 @@ def select(
     model: str = shared.MODEL,
     budget: str = Option(
         ...,
-        help="How many records to choose: 0.3 (share), 500 (count), 20000tokens, full, or "
-        "auto (until the gains become small).",
+        help="How many records to choose: 0.3 (30 % of the pool), 500 (500 records), "
+        "20000tokens (records with at most 20000 tokens in total), full (all "
+        "records), or auto (until the gains become small).",
     ),
     out: Path | None = Option(
         None,
-        help="The file for the chosen records; `-` for standard output [./FILE.selected.jsonl].",
+        help="The file for the chosen records [./FILE.selected.jsonl]. Give `-` for "
+        "standard output.",
     ),
-    why: Path | None = Option(None, help="A file for the reasons, in JSON Lines."),
+    why: Path | None = Option(
+        None, help="Also write the reasons for each record to this file, in JSON Lines."
+    ),
     stage: str | None = Option(
         None,
         help="The fine-tuning stage: instruction_tuning, task_specific or continual "
@@ -131,21 +141,29 @@ def select(
     target: Path | None = shared.TARGET,
     existing: Path | None = Option(None, help="A file of records that the model was trained on."),
     balance: list[str] | None = Option(
-        None, help="A further column to compare pool and subset by; repeatable."
+        None,
+        help="Another column whose shares the report compares between the pool and the "
+        "subset; repeatable.",
     ),
     quota: list[str] | None = Option(
         None,
-        help="The least and most records of each value of a column, e.g. task:0.1..0.4, or of one "
-        "value, e.g. task=math:50..; repeatable.",
+        help="How many records each value of a column gets: task:0.1..0.4 gives each task "
+        "10 % to 40 % of the budget, and task=math:50.. gives math at least 50 "
+        "records; repeatable.",
     ),
     cap: list[str] | None = Option(
-        None, help="The most records of each value of a column, e.g. source:500; repeatable."
+        None,
+        help="The greatest number of records for each value of a column: source:500 allows "
+        "at most 500 records of each source; repeatable.",
     ),
     pin: list[str] | None = Option(
-        None, help="A record id, or a file of records, to choose in any case; repeatable."
+        None,
+        help="Records that are always chosen: the id of a record, or a file of records; "
+        "repeatable.",
     ),
     exclude: list[str] | None = Option(
-        None, help="A record id, or a file of records, that is never chosen; repeatable."
+        None,
+        help="Records that are never chosen: the id of a record, or a file of records; repeatable.",
     ),
     seed: int = Option(0, help="The seed of random choices."),
     column: list[str] | None = shared.COLUMN,
@@ -220,7 +238,7 @@ def _default_out(file: Path) -> Path:
 def score(
     files: list[Path] = FILES,
     model: str = shared.MODEL,
-    out: Path = Option(..., help="The Parquet file to write. It has one row for each pair."),
+    out: Path = Option(..., help="The Parquet file for the scores, with one row for each pair."),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -228,7 +246,7 @@ def score(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Score every pair of a file's records and write a Parquet table.
+    """Score every pair of records in a file, and write the scores to a Parquet file.
 
     Example: delift score data.jsonl --model demo --out scores.parquet
     """
@@ -262,7 +280,8 @@ def prompt(
     ),
     demonstration: list[str] | None = Option(
         None,
-        help="A record to show before the target; repeatable. Without it the target is alone.",
+        help="A record to show before the target; repeatable. Without this option, only "
+        "the target is shown.",
     ),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,

@@ -23,16 +23,19 @@ MOST_LINES = 10
 
 
 def lineage(
-    adapter: str | None = Option(None, metavar="V/ARM", help="Show what made this adapter."),
+    adapter: str | None = Option(
+        None, metavar="V/ARM", help="Show what this adapter was made from."
+    ),
     record: str | None = Option(
         None,
-        help="Show where this record was used: record_id, the beginning of it, or id in the file.",
+        help="Show where this record was used. Give its record_id, the beginning of its "
+        "record_id, or its id in the file.",
     ),
     version: str | None = Option(None, help="Show how this version differs from its parents."),
     openlineage: Path | None = Option(
         None,
-        help="Also write the runs that made the shown artifacts to this file, one OpenLineage "
-        "event per line.",
+        help="Also write OpenLineage events to this file, one on each line. They describe "
+        "the runs that made the shown artifacts.",
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
@@ -209,16 +212,20 @@ def _version_text(facts: dict[str, Any]) -> str:
 @shared.with_model_flags
 def explain(
     record: str = Option(
-        ..., help="The record: record_id, the beginning of it, or id in the file."
+        ...,
+        help="The record: its record_id, the beginning of its record_id, or its id in the file.",
     ),
     version: str | None = Option(None, help="The dataset version."),
     arm: str | None = Option(None, help="The arm, e.g. instruction_tuning.delift_trusted."),
     why: Path | None = Option(
         None,
-        help="A file of reasons that `delift select --why` wrote, instead of --version and --arm.",
+        help="The file of reasons that `delift select --why` wrote. Give --why, or "
+        "--version and --arm.",
     ),
     model: str | None = Option(
-        None, help="A model, to show how neighbours change each answer token."
+        None,
+        help="Use this model to show how each neighbour changes the probabilities of the "
+        "answer tokens. Needs --version and --arm.",
     ),
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,

@@ -37,10 +37,12 @@ def options(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
     debug: bool = Option(
-        False, DEBUG, help="Show the traceback of an error. It works anywhere in a command."
+        False,
+        DEBUG,
+        help="Show the traceback of an error. --debug may stand anywhere in a command.",
     ),
 ) -> None:
-    """Choose the part of an instruction dataset that is worth fine-tuning on, with reasons."""
+    """Choose the records of an instruction dataset that are worth fine-tuning on, and show why."""
 
 
 for command in (

@@ -58,7 +58,7 @@ def doctor(
 ) -> None:
     """Check packages, GPU, disk, store, databases, runs and ports.
 
-    The exit status is 1 if one of them is broken.
+    The exit status is 1 if one of these is broken.
 
     Example: delift doctor --home ~/delift
     """
@@ -110,7 +110,10 @@ def _open_home(home: Path | None, *, written: bool = False) -> Home:
 
 def verify(
     repair: bool = Option(
-        False, "--repair", help="Move damaged shards to `aside`. The next run scores them again."
+        False,
+        "--repair",
+        help="Move damaged files of scores to the folder `aside`. The next run scores "
+        "their pairs again.",
     ),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
@@ -225,15 +228,18 @@ def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> 
 @shared.with_model_flags
 def plan(
     files: list[Path] | None = Argument(
-        None, metavar="FILE", help="Files of records, instead of a stored version."
+        None, metavar="FILE", help="Files of records. Give files or --version, not both."
     ),
-    version: str | None = Option(None, help="A stored version, instead of FILE."),
+    version: str | None = Option(None, help="A stored version."),
     arm: list[str] | None = Option(
         None,
-        help="An arm; repeatable [all that apply to the version; for FILE: the default of select].",
+        help="An arm of the planned run; repeatable [all arms that apply to the version; "
+        "for FILE: instruction_tuning.delift_trusted].",
     ),
     model: str | None = shared.OWN_MODEL,
-    measure: bool = Option(True, help="If no scores are stored, time the model on some records."),
+    measure: bool = Option(
+        True, help="If no scores are stored, run the model on some records to measure its speed."
+    ),
     column: list[str] | None = shared.COLUMN,
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
@@ -241,7 +247,7 @@ def plan(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Estimate pairs, time, disk and training steps before you run.
+    """Estimate the pairs, time, disk space and training steps of a run before you start the run.
 
     Example: delift plan data.jsonl --model demo
     """

@@ -32,15 +32,27 @@ AS_JSON: Any = Option(False, "--json", help="Print the result as one JSON docume
 MODEL_HELP = "The model: a folder, a hub id, preset:NAME, or `demo` (the packaged model)."
 MODEL: Any = Option(..., "--model", envvar="DELIFT_MODEL", help=MODEL_HELP)
 OWN_MODEL: Any = Option(
-    None, "--model", envvar="DELIFT_MODEL", help="The model [the version's own]."
+    None,
+    "--model",
+    envvar="DELIFT_MODEL",
+    help="The model: a folder, a hub id, preset:NAME, or `demo` [the model of the version].",
 )
-TARGET: Any = Option(None, "--target", help="A file of example records of the task to select for.")
-TEMPLATE_HELP = "The prompt template: plain, paper, world, chat (the model's own), or a file."
+TARGET: Any = Option(
+    None,
+    "--target",
+    help="A file with the target set: example records of the task that the model must learn.",
+)
+TEMPLATE_HELP = (
+    "The prompt template: plain, paper, world, chat (the chat template of the model), or a file."
+)
 TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
 SKIP_BAD: Any = Option(False, "--skip-bad", help="Leave faulty records out, and list their faults.")
-IDS: Any = Option("keep", "--ids", help="keep or ignore the ids in the file.")
+IDS: Any = Option("keep", "--ids", help="What to do with the ids in the file: keep or ignore.")
 COLUMN: Any = Option(
-    None, "--column", help="FIELD=COLUMN: the column of the file that holds a field; repeatable."
+    None,
+    "--column",
+    help="FIELD=COLUMN: read a field from this column of the file, e.g. "
+    "instruction=question; repeatable.",
 )
 
 DEBUG_VARIABLE = "DELIFT_DEBUG"
@@ -213,36 +225,41 @@ def _flag(help: str) -> Any:
 class ModelFlags:
     """The group of options of a model. None stands for an option that the user did not set."""
 
-    revision: str | None = _flag("The hub revision to load.")
+    revision: str | None = _flag("The branch, tag or commit to load from the Hugging Face hub.")
     template: str | None = _flag(TEMPLATE_HELP)
     window: int | None = _flag(
         "How many tokens the model reads at once: demonstration, prompt and answer "
         "[the model's limit, at most 2048]."
     )
     dtype: str | None = _flag(
-        "Number format: float32, bfloat16 or float16 [the preset's, else float32]."
+        "The number format: float32, bfloat16 or float16 [the format of the preset, else float32]."
     )
-    load_in: str | None = _flag("Load weights in 4bit or 8bit with bitsandbytes.")
+    load_in: str | None = _flag("Quantize the weights with bitsandbytes: 4bit or 8bit.")
     engine: str | None = _flag(
         "The scoring engine: transformers, vllm, or naive (slow, for checks) [transformers]."
     )
-    device: str | None = _flag("The device: auto, cpu, cuda or cuda:N [auto].")
+    device: str | None = _flag("The device that runs the model: auto, cpu, cuda or cuda:N [auto].")
     device_map: str | None = _flag(
         "Spread one model over several GPUs: auto, balanced, balanced_low_0 or sequential."
     )
-    tensor_parallel: int | None = _flag("How many GPUs vLLM splits the model over [1].")
+    tensor_parallel: int | None = _flag("How many GPUs share one model in vLLM [1].")
     gpu_memory: float | None = _flag("The share of each GPU's memory that vLLM may use [0.9].")
-    batch_tokens: int | None = _flag("The most target tokens in one batch [depends on the device].")
+    batch_tokens: int | None = _flag(
+        "How many tokens of targets one batch may have [CPU: 2048, or 4096 for tiny "
+        "models; GPU: 65536; vllm: the default of vLLM]."
+    )
     memory_limit: float | None = _flag(
-        "The most GiB for scoring besides the model [CPU: 1.5; GPU: 80 % of free memory]."
+        "How many GiB scoring may use in addition to the loaded model [CPU: 1.5; GPU: "
+        "80 % of the free memory]."
     )
     in_flight: int | None = _flag(
         "How many demonstrations may share a batch [CPU: 1; GPU: 64, or 4 in float32]."
     )
-    threads: int | None = _flag("CPU threads of each process [PyTorch's default].")
-    workers: int | None = _flag("How many processes score; use one for each GPU [1].")
+    threads: int | None = _flag("How many CPU threads each process uses [the default of PyTorch].")
+    workers: int | None = _flag("How many processes score pairs [1]. Use one process for each GPU.")
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Allow code that comes with the model to run."}
+        default=False,
+        metadata={"help": "Allow the Python code in the model's folder or hub repository to run."},
     )
 
     def options(self, model: str) -> "ModelOptions":

@@ -17,33 +17,38 @@ if TYPE_CHECKING:
 
 def recipe(
     name: str | None = Argument(
-        None, help="A benchmark or a transfer experiment. Without it, all are listed."
+        None,
+        help="The name of a benchmark or of a transfer experiment. Without a name, the "
+        "command lists all names.",
     ),
     source: list[str] | None = Option(
         None,
-        help="Where to read the benchmark: a file, folder or hub id; for a transfer "
-        "BENCHMARK=PLACE, repeatable [the benchmark's own hub id].",
+        help="The place to read the benchmark from: a file, a folder or a hub id [the hub "
+        "id of the benchmark]. For a transfer: BENCHMARK=PLACE; repeatable.",
     ),
     split: str = Option("train", help="The part of the benchmark: train or test."),
     limit: int | None = Option(
         None,
         min=1,
-        help="The most rows to draw at random; for a transfer: in each pool "
-        "[all; for a transfer: 2000].",
+        help="The greatest number of rows, drawn at random. For a transfer: the greatest "
+        "number of records in each pool [all; for a transfer: 2000].",
     ),
-    seed: int = Option(0, min=0, help="The seed of --limit."),
-    revision: str | None = Option(None, help="The hub revision to load."),
+    seed: int = Option(0, min=0, help="The seed of the random draw for --limit."),
+    revision: str | None = Option(
+        None, help="The branch, tag or commit to load from the Hugging Face hub."
+    ),
     target: int = Option(100, min=1, help="For a transfer: how many records the target set has."),
     heldout: int = Option(300, min=1, help="For a transfer: how many records are held out."),
     out: Path | None = Option(
-        None, help="The output file; for a transfer a folder like HOME/inbox."
+        None,
+        help="The file to write. For a transfer: the folder for the versions, e.g. HOME/inbox.",
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
     """Convert a benchmark to records, or a transfer experiment to versions for the inbox.
 
-    The rows of a benchmark may have the columns of its publisher, or those of a record
-    (instruction, input, output).
+    The rows of a benchmark may have the columns of its publisher, or the columns of a
+    record (instruction, input, output).
 
     Example: delift recipe gsm8k --out gsm8k.jsonl
     """

@@ -34,7 +34,9 @@ INTERRUPTED_NOTE = (
 @shared.with_model_flags
 def run(
     version: str = Option(..., help="The dataset version to run."),
-    arm: list[str] | None = Option(None, help="An arm to run; repeatable [all that apply]."),
+    arm: list[str] | None = Option(
+        None, help="An arm to run; repeatable [all enabled arms that apply to the version]."
+    ),
     model: str | None = shared.OWN_MODEL,
     flags: shared.ModelFlags = shared.NO_FLAGS,
     home: Path | None = shared.HOME,
@@ -135,7 +137,7 @@ def demo(
     home: Path | None = Option(
         None,
         "--home",
-        help=f"The folder for the demo's results, instead of DELIFT_HOME [./{DEMO_HOME}].",
+        help=f"The folder for the results of the demo [./{DEMO_HOME}]. DELIFT_HOME is ignored.",
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
