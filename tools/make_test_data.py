@@ -49,7 +49,7 @@ def main() -> None:
         action="append",
         default=[],
         type=_named_source,
-        metavar="NAME=PLACE",
+        metavar="RECIPE=PLACE",
         help="a recipe's data set: a local file or folder, or a hub id instead of its own",
     )
     given = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
 def _named_source(text: str) -> tuple[str, str]:
     name, separator, place = text.partition("=")
     if not separator:
-        raise argparse.ArgumentTypeError(f"write NAME=PLACE, not {text}")
+        raise argparse.ArgumentTypeError(f"write RECIPE=PLACE, not {text}")
     return name, place
 
 

@@ -24,7 +24,7 @@ def recipe(
     source: list[str] | None = Option(
         None,
         help="The place to read the benchmark from: a file, a folder or a hub id [the hub "
-        "id of the benchmark]. For a transfer: BENCHMARK=PLACE; repeatable.",
+        "id of the benchmark]. For a transfer: RECIPE=PLACE; repeatable.",
     ),
     split: str = Option("train", help="The part of the benchmark: train or test."),
     limit: int | None = Option(
@@ -33,12 +33,16 @@ def recipe(
         help="The greatest number of rows, drawn at random. For a transfer: the greatest "
         "number of records in each pool [all; for a transfer: 2000].",
     ),
-    seed: int = Option(0, min=0, help="The seed of the random draw for --limit."),
+    seed: int = Option(0, min=0, help="The seed of the random draw."),
     revision: str | None = Option(
         None, help="The branch, tag or commit to load from the Hugging Face hub."
     ),
-    target: int = Option(100, min=1, help="For a transfer: how many records the target set has."),
-    heldout: int = Option(300, min=1, help="For a transfer: how many records are held out."),
+    target: int = Option(
+        100, min=1, help="For a transfer: the greatest number of records in the target set."
+    ),
+    heldout: int = Option(
+        300, min=1, help="For a transfer: the greatest number of records in each held-out set."
+    ),
     out: Path | None = Option(
         None,
         help="The file to write. For a transfer: the folder for the versions, e.g. HOME/inbox.",
