@@ -31,7 +31,8 @@ def compare(
     arms: list[str] | None = Argument(
         None,
         metavar="V/ARM V/ARM...",
-        help="The arms to compare. Differences are from the first arm. With --experiment: "
+        help="The arms to compare. The output shows how much each arm differs from the first "
+        "arm. With --experiment: "
         "the selectors to show [all].",
     ),
     experiment: str | None = Option(
@@ -114,7 +115,7 @@ def judge(
     arms: list[str] = Argument(
         ...,
         help="The arms to judge: VERSION/ARM, or VERSION/initial (the untrained model). "
-        "Differences are from the first.",
+        "The output shows how much each arm differs from the first arm.",
     ),
     model: str = Option(
         ...,

@@ -142,8 +142,7 @@ def select(
     existing: Path | None = Option(None, help="A file of records that the model was trained on."),
     balance: list[str] | None = Option(
         None,
-        help="Another column whose shares the report compares between the pool and the "
-        "subset; repeatable.",
+        help="Also compare the pool and the subset by this column; repeatable.",
     ),
     quota: list[str] | None = Option(
         None,
