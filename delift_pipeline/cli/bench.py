@@ -157,7 +157,8 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
 def bench_scoring(
     shape: str = Option(
         "llama-10m",
-        help="The model: llama-10m, llama-3.2-1b, llama-3.2-3b, qwen2.5-0.5b, demo, ...",
+        help="A model with random weights of this shape: llama-10m, llama-3.2-1b, llama-3.2-3b, "
+        "qwen2.5-0.5b, demo or wide-vocabulary.",
     ),
     device: str = Option("cpu", help="The device: cpu or cuda."),
     repeats: int = Option(

@@ -47,7 +47,7 @@ def compare(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Compare evaluated arms, paired by held-out record, or the selectors of an experiment.
+    """Compare evaluated arms on the same held-out records, or the selectors of an experiment.
 
     Example: delift compare V/instruction_tuning.random V/instruction_tuning.delift
     """

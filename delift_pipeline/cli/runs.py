@@ -141,7 +141,7 @@ def demo(
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Run all three stages on a synthetic dataset with a tiny model, and print the results.
+    """Run all three fine-tuning stages with a tiny model on synthetic data, and print the results.
 
     Example: delift demo --home ./delift_demo
     """
