@@ -88,8 +88,8 @@ def test_an_asset_shows_columns_owner_kinds_freshness_and_code(desk: Any) -> Non
     page = desk.page
     page.goto(f"{desk.dagster}/assets/adapter?view=overview")
     for shown in (
-        "The fine-tuned adapter (or full model) of one version's arm, as safetensors.",
-        "the adapter trained on it: this one, or one before it",
+        "The adapter (or whole model) that fine-tuning on an arm's subset produced.",
+        "the adapter that was trained on it: this or an earlier one",
         "Hugging Face",
         "delift",
         "Freshness policy",
