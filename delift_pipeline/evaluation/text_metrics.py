@@ -56,7 +56,7 @@ def squad_f1(generated: str, reference: str) -> float:
 
 
 def hotpotqa_f1(generated: str, reference: str) -> float:
-    """Return `squad_f1`, but 0.0 if both differ and one is yes, no or noanswer (Yang et al. 2018)."""
+    """Return `squad_f1`, but 0.0 if they differ and one is yes, no or noanswer (Yang et al.)."""
     texts = {" ".join(squad_words(text)) for text in (generated, reference)}
     return 0.0 if len(texts) == 2 and texts & CLOSED_ANSWERS else squad_f1(generated, reference)
 

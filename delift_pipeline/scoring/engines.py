@@ -95,8 +95,12 @@ def engine_for(loaded: "LoadedModel", progress: Progress | None = None) -> Engin
         # On a machine without a compiler the layers run as they are.
         for compiled in (True, False):
             engine = PackedEngine(model, compiled=compiled, **sizes)
-            if reason_against_sharing(engine, model, window) is None:
+            refusal = reason_against_sharing(engine, model, window)
+            if refusal is None:
                 return engine
+            tried = "packed and compiled" if compiled else "packed"
+            line = f"{options.model}: its pairs are not scored {tried}, because {refusal}"
+            (progress or SilentProgress()).say(line)
     # The first try runs layer by layer, the second with the model's own cache.
     for _ in range(2):
         engine = TransformersEngine(model, why_not_layers=reason, **sizes)

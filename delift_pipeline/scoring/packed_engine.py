@@ -22,16 +22,16 @@ IN_FLIGHT = 64
 
 
 def reason_against_packing(model: "PreTrainedModel", window: int) -> str | None:
-    """Why the pairs of a model cannot be packed, or None."""
-    device = model.get_input_embeddings().weight.device  # pyright: ignore
-    if device.type != "cuda" or model.dtype not in HALF:
-        return "packed attention needs a GPU and half precision"
-    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-        return "its layers are on several devices"
+    """Return why the pairs of a model cannot be packed, or None if they can be tried."""
     config: Any = model.config.get_text_config()
     sliding = getattr(config, "sliding_window", None)
     if sliding and window > sliding:
         return "its attention slides"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "its layers are on several devices"
+    device = model.get_input_embeddings().weight.device  # pyright: ignore
+    if device.type != "cuda" or model.dtype not in HALF:
+        return "packed attention needs a GPU and half precision"
     return None
 
 
@@ -156,6 +156,9 @@ class PackedEngine:
 
 
 def answer_logprobs(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Log p of the true tokens, float32 [answers], given logits [answers, words]."""
+    """Return log p of the true tokens, float32 [answers], given logits [answers, words].
+
+    Once compiled, this reads the logits and writes no second array of their size.
+    """
     logits = logits.float()
     return logits.gather(1, answers[:, None])[:, 0] - logits.logsumexp(-1)

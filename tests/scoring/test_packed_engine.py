@@ -8,12 +8,15 @@ import polars as pl
 import pytest
 import torch
 
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.prompts.encode import EncodedRecords
+from delift_pipeline.scoring import engines
 from delift_pipeline.scoring.engine import Job
 from delift_pipeline.scoring.engines import NaiveEngine, reason_against_sharing
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.packed_engine import PackedEngine, reason_against_packing
 from delift_pipeline.scoring.packing import pack_pairs, split_jobs
+from delift_pipeline.scoring.transformers_engine import TransformersEngine
 
 ModelOf = Callable[[str], LoadedModel]
 Made = Callable[..., pl.DataFrame]
@@ -63,16 +66,48 @@ def test_batches_stay_within_their_tokens_and_hold_every_target_once(
     assert rows == [job.rows.tolist() for job in jobs]
 
 
-def test_a_model_whose_attention_is_not_plain_is_not_packed(model_of: ModelOf) -> None:
-    for family in ("mistral-sliding", "gemma2"):
-        model = model_of(family).model
-        assert reason_against_sharing(PackedEngine(model), model, 2048) or reason_against_packing(
-            model, 2048
-        )
+@pytest.mark.parametrize("family", ["mistral-sliding", "gemma2"])
+def test_the_trial_refuses_a_model_whose_attention_is_not_plain(
+    family: str, model_of: ModelOf
+) -> None:
+    model = model_of(family).model
+    assert reason_against_sharing(PackedEngine(model), model, 256)
 
 
-def test_packing_is_for_half_precision_on_a_gpu(llama: LoadedModel) -> None:
-    assert reason_against_packing(llama.model, 256)
+def test_packing_is_for_half_precision_on_one_gpu_and_for_attention_that_does_not_slide(
+    llama: LoadedModel, model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "half precision" in str(reason_against_packing(llama.model, 256))
+    assert "slides" in str(reason_against_packing(model_of("mistral-sliding").model, 256))
+    monkeypatch.setattr(llama.model, "hf_device_map", {"a": 0, "b": 1}, raising=False)
+    assert "several devices" in str(reason_against_packing(llama.model, 256))
+
+
+class Lines(SilentProgress):
+    """The lines that were said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_takes_the_packed_engine_or_says_why_not(
+    model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU stands in for a GPU; its layers are not compiled, which would take minutes.
+    monkeypatch.setattr(engines, "reason_against_packing", lambda *_: None)
+
+    def without_compiling(model: Any, compiled: bool, **sizes: Any) -> PackedEngine:
+        return PackedEngine(model, **sizes)
+
+    monkeypatch.setattr(engines, "PackedEngine", without_compiling)
+    progress = Lines()
+    assert isinstance(engines.engine_for(model_of("llama"), progress), PackedEngine)
+    assert not progress.lines
+    assert isinstance(engines.engine_for(model_of("gemma2"), progress), TransformersEngine)
+    assert len(progress.lines) == 2 and all("packed" in line for line in progress.lines)
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_one_pair_is_left(
@@ -95,3 +130,18 @@ def test_a_batch_that_does_not_fit_is_halved_until_one_pair_is_left(
     assert [scores.halved for scores in halved] == [3, 0]
     for whole, parts in zip(expected, halved, strict=True):
         np.testing.assert_allclose(whole.logprobs, parts.logprobs, atol=TOKEN_BOUND)
+
+
+@pytest.mark.slow
+def test_compiled_layers_score_as_plain_ones_for_any_number_of_tokens(
+    llama: LoadedModel, made_up: Made
+) -> None:
+    records = llama.encoder.encode(made_up(14))
+    jobs = jobs_of(records)
+    engine = PackedEngine(llama.model, compiled=True)
+    for some in (jobs, jobs[:2], jobs[3:4]):
+        expected = PackedEngine(llama.model).score(records, some)
+        for plain, compiled in zip(expected, engine.score(records, some), strict=True):
+            np.testing.assert_allclose(plain.logprobs, compiled.logprobs, atol=TOKEN_BOUND)
+    # Other users of the model get its layers as they were.
+    assert all(layer._compiled_call_impl is None for layer in engine.decoder.body.layers)
