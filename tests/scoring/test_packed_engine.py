@@ -89,8 +89,8 @@ class Lines(SilentProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def test_a_run_takes_the_packed_engine_or_says_why_not(
@@ -144,4 +144,5 @@ def test_compiled_layers_score_as_plain_ones_for_any_number_of_tokens(
         for plain, compiled in zip(expected, engine.score(records, some), strict=True):
             np.testing.assert_allclose(plain.logprobs, compiled.logprobs, atol=TOKEN_BOUND)
     # Other users of the model get its layers as they were.
-    assert all(layer._compiled_call_impl is None for layer in engine.decoder.body.layers)
+    layers: Any = engine.decoder.body.layers
+    assert all(layer._compiled_call_impl is None for layer in layers)
