@@ -125,7 +125,8 @@ class Report:
         if facts["tokens"] is not None:
             lines.append(f"{facts['tokens']:,} tokens, budget {facts['budget']}")
         if facts["knee"] is not None:
-            lines.append(f"knee of the gain curve: after {facts['knee']:,} records")
+            plural = "" if facts["knee"] == 1 else "s"
+            lines.append(f"knee of the gain curve: after {facts['knee']:,} record{plural}")
         scored, reused = facts["pairs_scored"], facts["pairs_reused"]
         lines.append(
             f"{scored:,} pairs scored, {reused:,} reused from the store, {facts['seconds']:.1f} s"

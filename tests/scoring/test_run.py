@@ -17,6 +17,7 @@ import torch
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.prompts.encode import EncodedRecords
+from delift_pipeline.scoring import run as scoring_run
 from delift_pipeline.scoring.engine import Job, TokenScores
 from delift_pipeline.scoring.engines import NaiveEngine, engine_for
 from delift_pipeline.scoring.model import LoadedModel
@@ -243,6 +244,30 @@ def test_what_was_scored_before_an_error_is_kept(
         score_pairs(llama, store, records, all_pairs(records), engine=Failing())  # pyright: ignore
     assert store.missing(all_pairs(records)).pairs == 36 - 18
     assert not list((tmp_path / "leases").glob("*.lease"))
+
+
+@pytest.mark.parametrize(("most_pairs", "together"), [(36, 3), (5, 1), (1000, 8)])
+def test_a_call_scores_no_more_pairs_than_an_interrupted_run_may_lose(
+    llama: LoadedModel,
+    tmp_path: Path,
+    made_up: Made,
+    monkeypatch: pytest.MonkeyPatch,
+    most_pairs: int,
+    together: int,
+) -> None:
+    records = llama.encoder.encode(made_up(12))
+    calls: list[int] = []
+
+    class Counting(TransformersEngine):
+        def score(self, records: EncodedRecords, jobs: Sequence[Job]) -> list[TokenScores]:
+            calls.append(len(jobs))
+            return super().score(records, jobs)
+
+    monkeypatch.setattr(scoring_run, "CALL_PAIRS", most_pairs)
+    engine = Counting(llama.model, in_flight=8)
+    report = score_pairs(llama, ScoreStore(tmp_path), records, all_pairs(records), engine=engine)
+    assert max(calls) == together and sum(calls) == 12
+    assert report.pairs_scored == 144
 
 
 def test_demonstrations_in_flight_end_in_the_same_bits_after_a_failure(
