@@ -304,6 +304,9 @@ def _cost_text(cost: "Cost") -> str:
     for arm in cost.arms:
         took = "time not known" if arm.seconds is None else f"about {duration_text(arm.seconds)}"
         lines.append(f"  training  {arm.arm}: {arm.records:,} records, {arm.steps:,} steps, {took}")
+    for arm in cost.disabled:
+        took = f", about {duration_text(arm.seconds)}" if arm.seconds is not None else ""
+        lines.append(f"  disabled  {arm.arm}: with it, {arm.pairs:,} pairs to score{took}")
     if cost.hours is not None:
         lines.append(f"  in all    {cost.hours:,.2f} {'GPU hours' if cost.gpu else 'hours here'}")
     return "\n".join([*lines, *(f"  note      {note}" for note in cost.notes)])

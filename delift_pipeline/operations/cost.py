@@ -21,7 +21,7 @@ from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
 from delift_pipeline.stages.arms import Arm, Arms, load_arms
-from delift_pipeline.stages.plan import plan_inputs
+from delift_pipeline.stages.plan import plan_inputs, reason_not_dense
 from delift_pipeline.stages.score import scorable_pairs, unscorable_of
 from delift_pipeline.stages.subset import refuse_inapplicable
 from delift_pipeline.training.log import read_training_log
@@ -68,6 +68,20 @@ class ArmCost:
 
 
 @dataclass(frozen=True)
+class DisabledCost:
+    """What scoring would cost if a disabled arm that applies were enabled beside the others.
+
+    Attributes:
+        pairs: Pairs that would not be scored yet, in all blocks, those of the other arms included.
+        seconds: Time of scoring; None if the rate is not known.
+    """
+
+    arm: str
+    pairs: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Cost:
     """The estimated cost of a version or a file.
 
@@ -78,6 +92,7 @@ class Cost:
         disk_bytes: Additional disk space for scores and kernel.
         hours: Scoring and training together; None if one of them is not known.
         gpu: Whether these are hours of a GPU.
+        disabled: Only if no arm was named: what disabled arms would cost.
     """
 
     name: str
@@ -92,6 +107,7 @@ class Cost:
     hours: float | None
     gpu: bool
     notes: list[str]
+    disabled: list[DisabledCost]
 
 
 def cost_of_records(
@@ -105,9 +121,9 @@ def cost_of_records(
 ) -> Cost:
     """Estimate the cost of `delift select` on records, without held-out set and training.
 
-    With `names`, the selectors of these arms count instead of the default selector. Without a model
-    the time is not known. With `measure`, the model is tried on a few records if no scores are
-    stored.
+    With `names`, the selectors of these arms count instead of the default selector. Without `names`
+    the estimate also prices disabled arms. Without a model the time is not known. With `measure`,
+    the model is tried on a few records if no scores are stored.
 
     Raises:
         InputError: no record can be scored, an arm needs more than a pool, or the model cannot be
@@ -135,7 +151,12 @@ def cost_of_records(
         else:
             near = nearest(embed(prompt_texts(pool), plan.embedder), plan.neighbours)
             blocks = [_count_block(neighbour_block(ids, near), store, left_out)]
-    return _cost(name, pool, blocks, [], notes, store, model, measure)
+    disabled = dict[str, int]()
+    for arm in arms.list_disabled(("instruction_tuning",)) if not names else []:
+        if needs_of(arm.selector, arm.stage, arm.options).self_pairs == "all":
+            every = _count_block(PairBlock("self", ids, ids), store, left_out)
+            disabled[arm.name] = every.missing
+    return _cost(name, pool, blocks, [], notes, store, model, measure, disabled)
 
 
 def cost_of(
@@ -148,7 +169,8 @@ def cost_of(
 ) -> Cost:
     """Estimate the cost of a version's arms.
 
-    Without `names` these are all enabled arms that apply; a retired arm counts if it is named.
+    Without `names` these are all enabled arms that apply, and the estimate also says what each
+    disabled arm that applies would cost. A disabled arm counts if it is named.
     `model` and `measure` are as for `cost_of_records`.
 
     Raises:
@@ -170,7 +192,18 @@ def cost_of(
     trained = [_training(home, dataset, arm, fingerprint) for arm in applicable]
     if unknown := [one.arm for one in trained if one.seconds is None]:
         notes.append(f"no earlier training tells how long a step takes: {', '.join(unknown)}")
-    return _cost(version, dataset.pool, blocks, trained, notes, store, model, measure)
+    disabled = dict[str, int]()
+    every = arms.plan.model_copy(update={"coverage": "all"})
+    for arm in arms.list_disabled(dataset.stages()) if not names else []:
+        dense = needs_of(arm.selector, arm.stage, arm.options).self_pairs == "all"
+        added = (*arms, arm.model_copy(update={"enabled": True}))
+        with_it = replace(arms, arms=added, plan=every if dense else arms.plan)
+        more, _ = _blocks(home, dataset, with_it, store, left_out)
+        disabled[arm.name] = sum(block.missing for block in more)
+        why = reason_not_dense(dataset, dataset.pool.height, arms.plan)
+        if dense and why:
+            notes.append(f"{arm.name} also needs plan.coverage: all ({why})")
+    return _cost(version, dataset.pool, blocks, trained, notes, store, model, measure, disabled)
 
 
 def _store(home: Home, model: ModelOptions | None) -> ScoreStore | None:
@@ -186,6 +219,7 @@ def _cost(
     store: ScoreStore | None,
     model: ModelOptions | None,
     measure: bool,
+    disabled: Mapping[str, int],
 ) -> Cost:
     """Estimate the cost of pairs and trainings, from the speed of stored scores or of a trial."""
     rate, rate_from = stored_rate(store) if store else None, "stored scores"
@@ -208,7 +242,12 @@ def _cost(
     known = [one for one in times if one is not None]
     hours = sum(known) / 3600 if len(known) == len(times) else None
     speed = (rate, rate_from if rate else None, seconds)
-    return Cost(name, pool.height, blocks, pairs, *speed, disk_bytes, arms, hours, gpu, notes)
+    extra = [
+        DisabledCost(arm, more, more / rate if rate else None) for arm, more in disabled.items()
+    ]
+    return Cost(
+        name, pool.height, blocks, pairs, *speed, disk_bytes, arms, hours, gpu, notes, extra
+    )
 
 
 def _blocks(

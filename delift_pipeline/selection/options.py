@@ -65,7 +65,8 @@ class SelectorOptions(NoOptions):
         optimizer: `lazy`, `naive`, `stochastic`, `lazier` (its lazy form), `blocked`, or
             `submodlib` to cross-check.
         sample: Share of the candidates that `stochastic` and `lazier` compare in each step.
-        pairs: `all` reads every pair of the pool, `neighbours` only near pairs.
+        pairs: `all` reads every pair of the pool, `neighbours` only near pairs. The pairs of the
+            pool with the target set or with existing records are read in full in both cases.
         replay: Share of the picks replayed from the existing records (continual). The paper's
             method replays none.
     """

@@ -200,6 +200,10 @@ class Arms:
         chosen = [arm for arm in self.arms if arm.enabled and arm.stage in stages]
         return sorted(chosen, key=lambda arm: arm.selector not in COMPARISONS)
 
+    def list_disabled(self, stages: tuple[str, ...]) -> list[Arm]:
+        """Return the disabled arms of these stages, in the order of the file."""
+        return [arm for arm in self.arms if not arm.enabled and arm.stage in stages]
+
 
 def load_arms(home: Home | None = None) -> Arms:
     """Load the arms of a home: the settings of its own `arms.yaml` replace the shipped ones.
@@ -224,8 +228,8 @@ def read_arms(text: str, file: str) -> Arms:
     """Read the arms of an `arms.yaml`. A setting that it lacks has the value of the shipped file.
 
     `plan`, `automation`, `defaults` and `selectors` inherit field by field. A file with an `arms:`
-    block lists all arms of its home, and each inherits from the shipped arm of the same name. A
-    file without that block keeps the shipped arms.
+    block lists all arms of its home, and each inherits from the shipped arm of the same name, but
+    is enabled unless the file disables it. A file without that block keeps the shipped arms.
 
     Raises:
         InputError: the file has faults. They are reported together.
@@ -288,7 +292,10 @@ class _ArmsReader:
             reason = f"Its selector {unknown_name(selector, sorted(SELECTORS))}"
             return self.refuse(reason, field)
         own = self.mapping(self.sections["arms"].get(name), field)
-        settings = _merge_settings(_shipped_settings()["arms"].get(name) or {}, own)
+        shipped = dict(_shipped_settings()["arms"].get(name) or {})
+        if self.lists_arms:
+            shipped.pop("enabled", None)  # Whoever lists an arm wants it.
+        settings = _merge_settings(shipped, own)
         settings = _merge_settings(defaults, settings)
         own_options = self.mapping(settings.get("options"), f"{field}.options")
         options = self.validate(

@@ -8,7 +8,8 @@ import pytest
 from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.result import differences, read_evaluation
 from delift_pipeline.operations.compare import compare_arms
-from delift_pipeline.operations.cost import cost_of
+from delift_pipeline.operations.cost import cost_of, cost_of_records
+from delift_pipeline.records.read import read_records
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
@@ -78,6 +79,36 @@ def test_arm_that_needs_every_pair_is_costed_exactly(copied: Home) -> None:
     assert found.rate and found.seconds == pytest.approx(block.missing / found.rate)
     assert found.disk_bytes == int(block.missing * 8 * 1.01) + 400 * 8 + 20 * 16
     assert [arm.arm for arm in found.arms] == ["instruction_tuning.delift"]
+
+
+def test_a_disabled_arm_is_priced_beside_the_enabled_ones(copied: Home, delift) -> None:
+    name = "instruction_tuning.delift"
+    arms = copied.arms_file.read_text("utf-8") + f"  {name}: {{enabled: false}}\n"
+    copied.arms_file.write_text(arms, encoding="utf-8")
+    found = cost_of(copied, "v1", [], DEMO)
+    (arm,) = found.disabled
+    assert arm.arm == name
+    near = json.loads((copied.plan("v1") / "manifest.json").read_text("utf-8"))
+    assert (found.pairs, arm.pairs) == (0, 400 - near["counts"]["pairs"])
+    assert found.rate and arm.seconds == pytest.approx(arm.pairs / found.rate)
+    text = delift("plan", "--version", "v1", "--home", copied.root).out
+    assert f"{name}: with it, {arm.pairs:,} pairs to score" in text
+    assert cost_of(copied, "v1", [name], DEMO).disabled == []
+    copied.arms_file.write_text(
+        arms.replace("{neighbours: 4}", "{neighbours: 4, dense_limit: 19}"), encoding="utf-8"
+    )
+    limited = cost_of(copied, "v1", [], DEMO)
+    assert limited.disabled == found.disabled
+    assert any(name in note and "dense_limit 19" in note for note in limited.notes)
+
+
+def test_a_file_is_priced_with_every_pair_too(tmp_path: Path) -> None:
+    file = write_pool(tmp_path / "new.jsonl", 30)
+    pool = read_records(file).frame
+    found = cost_of_records("new", pool, Home.at(tmp_path / "fresh"), [], None, measure=False)
+    assert [(arm.arm, arm.pairs, arm.seconds) for arm in found.disabled] == [
+        ("instruction_tuning.delift", 30 * 30, None)
+    ]
 
 
 def test_near_pairs_not_yet_found_are_bounded_and_the_bound_holds(

@@ -13,7 +13,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.lineage.version import fallback_arm
 from delift_pipeline.selection.options import STAGES
-from delift_pipeline.selection.registry import SELECTORS
+from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.stages.arms import (
     Arms,
     ArmSettings,
@@ -44,7 +44,8 @@ def test_both_files_of_the_package_are_found() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_file_loads_with_random_full_and_delift_in_each_stage(name: str) -> None:
     arms = shipped_arms(name)
-    assert len(arms.names) == len(set(arms.names)) <= TRACKED_LIMIT
+    assert len(arms.names) == len(set(arms.names))
+    assert sum(arm.enabled for arm in arms) <= TRACKED_LIMIT
     for stage in STAGES:
         assert {"random", "full", "delift"} <= {arm.selector for arm in arms.of_stages((stage,))}
 
@@ -56,6 +57,31 @@ def test_every_shipped_arm_of_a_stage_differs_in_the_choice_only(name: str) -> N
         assert len({str(getattr(arm, field)) for arm in arms}) == 1, field
     assert {arm.budget for arm in arms if arm.selector == "full"} == {"full"}
     assert len({arm.budget for arm in arms if arm.selector != "full"}) == 1
+
+
+def test_shipped_arms_score_near_pairs_only_and_list_the_papers_arms_disabled() -> None:
+    arms = shipped_arms()
+    for stage in STAGES:
+        enabled = arms.of_stages((stage,))
+        kinds = {needs_of(arm.selector, stage, arm.options).self_pairs for arm in enabled}
+        assert kinds == {"none", "neighbours"}
+        assert f"{stage}.delift-near" in [arm.name for arm in enabled]
+        (retired,) = arms.list_disabled((stage,))
+        assert retired.name == f"{stage}.delift"
+        near = arms.arm(f"{stage}.delift-near")
+        assert near.options == retired.options | {"pairs": "neighbours"}
+
+
+def test_an_arm_that_a_home_lists_is_enabled_unless_the_home_disables_it() -> None:
+    arms = arms_of(
+        """
+        arms:
+          instruction_tuning.delift: {}
+          task_specific.delift:
+          continual.delift: {enabled: false}
+        """
+    )
+    assert [arm.enabled for arm in arms] == [True, True, False]
 
 
 def test_package_default_is_used_without_a_home_file(home: Home) -> None:
