@@ -331,6 +331,8 @@ def _scores(store: ScoreStore) -> Iterator[tuple[str, pl.DataFrame]]:
     frames = [pl.DataFrame()]
     for shard in store.shards:
         for place, number in enumerate(shard.demonstrations):
+            if number < BASELINE:
+                continue  # the two halves of support, which are no scores of a whole answer
             alone = number == BASELINE
             columns = {"target": shard.targets(place), **shard.scores(place)._asdict()}
             columns |= {"tokens": shard.tokens(place)} if alone else {}

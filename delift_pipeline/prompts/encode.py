@@ -330,6 +330,28 @@ class Encoder:
             cuts=dict(Counter(cut for example in examples for cut in example.cuts)),
         )
 
+    def without_prompts(self, records: EncodedRecords) -> EncodedRecords:
+        """Return the records with an empty prompt in place of each target's own.
+
+        The empty prompt is what the template writes for a record without instruction and input.
+        Answers keep their token ids, so the two scores of an answer differ only by its prompt.
+        """
+        head = records.head
+        prompt = self._tokenise_slot([_EMPTY], self.wording.prompt)[0].ids
+        if not len(prompt):
+            # An engine predicts an answer from its prompt, so the last token before becomes that.
+            head, prompt = head[:-1], head[-1:] if len(head) else _int32([self.eos])
+        answers = [records.answer(row) for row in range(len(records))]
+        targets = [part for answer in answers for part in (prompt, answer)]
+        lengths = [len(prompt) + len(answer) for answer in answers]
+        return replace(
+            records,
+            head=head,
+            target_tokens=np.concatenate([_int32([]), *targets]),
+            target_starts=np.cumsum([0, *lengths], dtype=np.int64),
+            prompt_lengths=np.full(len(records), len(prompt), dtype=np.int32),
+        )
+
     def examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example | Unscorable]:
         """Tokenise records and cut each to the caps."""
         slots = self.wording.slots

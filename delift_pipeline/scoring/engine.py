@@ -1,7 +1,7 @@
 """The interface of scoring engines, and the two numbers that are stored for a pair."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -72,6 +72,16 @@ class PairScores(NamedTuple):
 
     squared_distance: np.ndarray
     sum_logprob: np.ndarray
+
+
+def without_end(scores: TokenScores) -> TokenScores:
+    """Return the scores with the token that ends each answer as certain (log p = 0).
+
+    So sums leave this token out, and an answer still has its T tokens.
+    """
+    logprobs = scores.logprobs.copy()
+    logprobs[np.cumsum(scores.lengths) - 1] = 0.0
+    return replace(scores, logprobs=logprobs)
 
 
 def reduce_scores(scores: TokenScores) -> PairScores:

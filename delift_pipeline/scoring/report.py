@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.scoring.engine import Engine, Job
-from delift_pipeline.scoring.shards import BASELINE
 from delift_pipeline.scoring.store import ScoreStore
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def stored_rate(store: ScoreStore) -> float | None:
 
     This needs no model, because every shard says how long its work took.
     """
-    shards = [shard for shard in store.shards if BASELINE not in shard.demonstrations]
+    shards = [shard for shard in store.shards if shard.has_pairs]
     seconds = sum(float(shard.meta["seconds"]) for shard in shards)
     return sum(shard.pairs for shard in shards) / seconds if seconds > 0 else None
 

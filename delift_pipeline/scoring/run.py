@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -11,12 +12,17 @@ import numpy as np
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.progress import Progress, SilentProgress
 from delift_pipeline.prompts.encode import EncodedRecords
-from delift_pipeline.scoring.engine import Engine, Job, reduce_scores
+from delift_pipeline.scoring.engine import Engine, Job, TokenScores, reduce_scores, without_end
 from delift_pipeline.scoring.engines import engine_for
 from delift_pipeline.scoring.model import LoadedModel
 from delift_pipeline.scoring.plan import PairPlan
 from delift_pipeline.scoring.report import ScoreReport
-from delift_pipeline.scoring.shards import BASELINE, ShardDraft
+from delift_pipeline.scoring.shards import (
+    BASELINE,
+    PROMPTED_ANSWER,
+    UNPROMPTED_ANSWER,
+    ShardDraft,
+)
 from delift_pipeline.scoring.store import Leases, PairRequest, ScoreStore
 
 SHARD_SECONDS = 5.0
@@ -24,8 +30,9 @@ SHARD_SECONDS = 5.0
 LEASE_SPAN = 16
 """How many demonstrations with consecutive numbers one lease covers at least."""
 BASELINE_ROWS = 512
-"""How many targets of the baseline are scored before a shard can be written."""
-BASELINE_LEASE = "baseline"
+"""How many targets without a demonstration are scored before a shard can be written."""
+LEASES_ALONE = {BASELINE: "baseline", UNPROMPTED_ANSWER: "unprompted"}
+"""The leases of the passes without a demonstration."""
 CALL_PAIRS = 4096
 """How many pairs one call scores: enough to fill a GPU, few for an interrupted run to lose."""
 POLL_SECONDS = 0.2
@@ -38,18 +45,21 @@ def score_baseline(
     progress: Progress | None = None,
     *,
     record_ids: Sequence[str] | None = None,
+    support: bool = False,
     engine: Engine | None = None,
     shard_seconds: float = SHARD_SECONDS,
 ) -> ScoreReport:
     """Score the answers of `record_ids` (or all) without a demonstration, if they are missing.
 
-    `engine` replaces the one that the model's options name.
+    With `support`, each answer is also scored without its prompt (`scoring.support`). The report
+    counts each pass over an answer as a pair. `engine` replaces the one that the model's options
+    name.
 
     Raises:
         DeliftError: the store has another fingerprint, or the model gives no numbers.
     """
     baseline_ids = records.ids if record_ids is None else record_ids
-    run = _Run(model, store, records, PairPlan(()), baseline_ids, shard_seconds)
+    run = _Run(model, store, records, PairPlan(()), baseline_ids, shard_seconds, support)
     return run.score("baseline", progress or SilentProgress(), engine)
 
 
@@ -88,12 +98,13 @@ class _Run:
         plan: PairPlan,
         baseline_ids: Sequence[str],
         shard_seconds: float,
+        support: bool = False,
     ) -> None:
         self.started = time.monotonic()
         store.ensure_manifest(model.fingerprint)
         store.refresh()
         self.model, self.store, self.records = model, store, records
-        self.request = PairRequest(plan, records, store, baseline_ids)
+        self.request = PairRequest(plan, records, store, baseline_ids, support=support)
         self.shard_seconds = shard_seconds
         self.leases, self.draft = Leases(store.folder / "leases"), ShardDraft()
         self.shards_before, self.counts = len(store.index.shards), Counter[str]()
@@ -141,7 +152,7 @@ class _Run:
 
     def _lease_name(self, number: int) -> str:
         span = max(LEASE_SPAN, self.in_flight)
-        return BASELINE_LEASE if number == BASELINE else str(number // span)
+        return LEASES_ALONE.get(number, str(number // span))
 
     def _score_lease(self, group: Iterable[int], lease: str) -> None:
         # Another writer may have scored this group before its lease was free.
@@ -151,13 +162,13 @@ class _Run:
             demonstrations = [
                 (number, ids)
                 for number in numbers
-                if len(ids := self.store.index.missing(number, self.request.targets(number)))
+                if len(ids := self.request.missing_targets(number))
             ]
             parts = [demonstrations]
-            if demonstrations and lease == BASELINE_LEASE:
-                ids = demonstrations[0][1]
+            if demonstrations and demonstrations[0][0] in LEASES_ALONE:
+                ((number, ids),) = demonstrations
                 cuts = range(BASELINE_ROWS, len(ids), BASELINE_ROWS)
-                parts = [[(BASELINE, part)] for part in np.split(ids, cuts)]
+                parts = [[(number, part)] for part in np.split(ids, cuts)]
             for part in filter(None, parts):
                 self._score_demonstrations(part)
                 if self.draft.seconds >= self.shard_seconds:
@@ -166,22 +177,38 @@ class _Run:
 
     def _score_demonstrations(self, demonstrations: Sequence[tuple[int, np.ndarray]]) -> None:
         """Score (number, target numbers) of each demonstration; all go into the same shard."""
-        jobs = []
+        records, jobs = self.records, []
+        if demonstrations[0][0] == UNPROMPTED_ANSWER:
+            records = self.bare_records
         for number, ids in demonstrations:
-            prefix_rows = [] if number == BASELINE else [int(self.request.rows[number])]
-            jobs.append(Job(self.records.prefix(*prefix_rows), self.request.rows[ids]))
+            prefix_rows = [] if number in LEASES_ALONE else [int(self.request.rows[number])]
+            jobs.append(Job(records.prefix(*prefix_rows), self.request.rows[ids]))
         started = time.monotonic()
-        results = self.engine.score(self.records, jobs)
+        results = self.engine.score(records, jobs)
         if not all(np.isfinite(scores.logprobs).all() for scores in results):
             raise DeliftError(
                 "the model returned log-probabilities that are not finite; try dtype float32"
             )
         self.draft.seconds += time.monotonic() - started
         for (number, ids), scores in zip(demonstrations, results, strict=True):
-            tokens = scores.lengths if number == BASELINE else None
-            self.draft.add(number, ids, reduce_scores(scores), tokens)
+            if number in LEASES_ALONE:
+                self._add_answers(number, ids, scores)
+            else:
+                self.draft.add(number, ids, reduce_scores(scores))
             self.draft.halved += scores.halved
             self.meter.advance(len(ids))
+
+    def _add_answers(self, number: int, ids: np.ndarray, scores: TokenScores) -> None:
+        answers = reduce_scores(without_end(scores))
+        if number == BASELINE:
+            self.draft.add(BASELINE, ids, reduce_scores(scores), scores.lengths)
+            number = PROMPTED_ANSWER
+        self.draft.add(number, ids, answers, scores.lengths)
+
+    @cached_property
+    def bare_records(self) -> EncodedRecords:
+        """The records with an empty prompt."""
+        return self.model.encoder.without_prompts(self.records)
 
     def _flush(self) -> None:
         """Write the draft as a shard, if it has any scores."""

@@ -2,13 +2,13 @@
 
 A shard is a safetensors file:
 
-    demonstrations      int32 [d]      record numbers; -1 is no demonstration (the baseline)
+    demonstrations      int32 [d]      record numbers, or a number below 0 (see `BASELINE`)
     sets                unsigned [d]   the target set of each demonstration; absent if each has its
                                        own, in order
     set_first, set_forms, set_steps    the different target sets (`IdSets`)
     squared_distance    float32 [pairs]
     sum_logprob         float32 [pairs]
-    tokens              int32 [pairs]  answer tokens of the targets; baseline shards only
+    tokens              int32 [pairs]  answer tokens of the targets; only without demonstrations
 
 Pairs are sorted by demonstration in the order of `demonstrations`, then by target number. The
 header's metadata has, as JSON, the engine's settings, how many batches were halved for lack of
@@ -98,7 +98,14 @@ def _shortest_form(ids: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.stack([starts, stops], axis=1).ravel(), True
 
 
+# Numbers below 0 stand for no demonstration. They are never in one shard with demonstrations, and
+# their scores are not pairs. The number -2 is not used, because it is `store.UNKNOWN`.
 BASELINE = -1
+"""The answer after its prompt."""
+PROMPTED_ANSWER = -3
+"""The same without the token that ends the answer (`engine.without_end`)."""
+UNPROMPTED_ANSWER = -4
+"""The answer after an empty prompt, also without that token."""
 SUFFIX = ".safetensors"
 _META = "delift"
 
@@ -121,7 +128,7 @@ class ShardDraft:
         scores: PairScores,
         tokens: np.ndarray | None = None,
     ) -> None:
-        """Add a demonstration's scores; `targets` ascend, and only the baseline has `tokens`."""
+        """Add a demonstration's scores; `targets` ascend. Only numbers below 0 have `tokens`."""
         self.demonstrations.append(demonstration)
         self.targets.append(targets)
         self.scores.append(scores)
@@ -130,8 +137,9 @@ class ShardDraft:
 
     @property
     def pairs(self) -> int:
-        """The number of pairs."""
-        return sum(len(targets) for targets in self.targets)
+        """The number of pairs, or of answers; one pass scores `BASELINE` and `PROMPTED_ANSWER`."""
+        scored = zip(self.demonstrations, self.targets, strict=True)
+        return sum(len(targets) for number, targets in scored if number != PROMPTED_ANSWER)
 
 
 def write_shard(path: Path, draft: ShardDraft, settings: dict[str, Any]) -> None:
@@ -199,6 +207,11 @@ class Shard:
         self._starts = np.concatenate([[0], ends]).astype(np.int64)
         self.pairs = int(self._starts[-1])
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it has pairs, and not answers without a demonstration."""
+        return bool((self.demonstrations >= 0).all())
+
     def targets(self, place: int) -> np.ndarray:
         """Return the target numbers of the demonstration at `place`, ascending, int32."""
         return self._id_sets.unpack(int(self._sets[place]))
@@ -208,7 +221,7 @@ class Shard:
         return PairScores(*self._read(place, "squared_distance", "sum_logprob"))
 
     def tokens(self, place: int) -> np.ndarray:
-        """Read the targets' answer token counts at `place`, int32; baseline shards only."""
+        """Read the targets' answer token counts at `place`, int32; only without demonstrations."""
         return self._read(place, "tokens")[0]
 
     def is_intact(self) -> bool:

@@ -22,7 +22,9 @@ from delift_pipeline.scoring.fingerprint import Fingerprint
 from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.shards import (
     BASELINE,
+    PROMPTED_ANSWER,
     SUFFIX,
+    UNPROMPTED_ANSWER,
     Shard,
     ShardDraft,
     ShardIndex,
@@ -32,7 +34,7 @@ from delift_pipeline.scoring.shards import (
 
 ID_BYTES = 16
 UNKNOWN = -2
-"""The number of a record without a number. In shards -1 is the baseline."""
+"""The number of a record without a number; no shard has it."""
 
 
 class IdTable:
@@ -155,8 +157,8 @@ class ScoreStore:
 
     @property
     def pair_count(self) -> int:
-        """The number of pairs in all shards, without the baseline."""
-        return sum(s.pairs for s in self.shards if BASELINE not in s.demonstrations)
+        """The number of pairs in all shards, without scores of answers alone."""
+        return sum(shard.pairs for shard in self.shards if shard.has_pairs)
 
     def write(self, draft: ShardDraft, settings: dict[str, Any]) -> None:
         """Write a draft as a new shard."""
@@ -185,6 +187,15 @@ class ScoreStore:
             places, inside = _match(shard.targets(place), numbers)
             tokens[inside] = shard.tokens(place)[places]
         return Baseline(*self._read_scores(BASELINE, numbers), tokens)
+
+    def answer_sums(self, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Read log p of answers after their prompt and after an empty one, the end token left out.
+
+        Both are sums over an answer's tokens in nats, float32 [targets], and NaN where missing.
+        """
+        numbers = self._numbers_of(targets)
+        prompted = self._read_scores(PROMPTED_ANSWER, numbers).sum_logprob
+        return prompted, self._read_scores(UNPROMPTED_ANSWER, numbers).sum_logprob
 
     def digest(self, block: PairBlock) -> str:
         """Return a digest of a block's pairs and scores: equal scores give equal digests."""
@@ -315,8 +326,9 @@ class PairRequest:
     Attributes:
         rows: Record number -> row in the encoded records, int64; -1 for other records.
         left_out: How many pairs of the plan have an unscorable record, counted block by block.
-        pairs: How many pairs are requested; one in several blocks counts once.
-        demonstrations: How many demonstrations have such pairs; the baseline counts as one.
+        pairs: How many pairs are requested; one in several blocks counts once. The passes over
+            answers without a demonstration count as pairs here.
+        demonstrations: How many demonstrations have such pairs, with each kind of pass as one more.
     """
 
     def __init__(
@@ -325,10 +337,13 @@ class PairRequest:
         records: EncodedRecords,
         store: ScoreStore,
         baseline_ids: Sequence[str] = (),
+        *,
+        support: bool = False,
     ) -> None:
         """Number every scorable record of the plan.
 
-        `baseline_ids` are scored without a demonstration, under the number `BASELINE`.
+        `baseline_ids` are scored without a demonstration, under the number `BASELINE`. With
+        `support` they are also scored without their prompt.
 
         Raises:
             DeliftError: the plan names a record that was not encoded.
@@ -342,13 +357,14 @@ class PairRequest:
             )
         scorable = [record for record in (*mentioned, *baseline_ids) if record in records.rows]
         numbers = store.ids.add(scorable)
-        self.store = store
+        self.store, self._support = store, support
         self.rows = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
         self.rows[numbers] = [records.rows[record] for record in scorable]
         number = dict(zip(scorable, numbers.tolist(), strict=True))
         # Demonstration number -> target numbers in each block. A dense block makes them once.
         self._targets: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.left_out = plan.pairs + len(baseline_ids)
+        alone = (BASELINE, UNPROMPTED_ANSWER) if support else (BASELINE,)
+        self.left_out = plan.pairs + len(baseline_ids) * len(alone)
         for block in plan.blocks:
             targets = np.asarray([number.get(t, -1) for t in block.targets], dtype=np.int32)
             everything = np.unique(targets[targets >= 0])
@@ -361,8 +377,9 @@ class PairRequest:
                     self._targets[number[demonstration]].append(scored)
                     self.left_out -= len(scored)
         if ids := [number[record] for record in baseline_ids if record in number]:
-            self._targets[BASELINE].append(np.unique(np.asarray(ids, dtype=np.int32)))
-            self.left_out -= len(ids)
+            for pass_number in alone:
+                self._targets[pass_number].append(np.unique(np.asarray(ids, dtype=np.int32)))
+                self.left_out -= len(ids)
         self.pairs = sum(len(self.targets(number)) for number in self._targets)
         self.demonstrations = len(self._targets)
 
@@ -371,9 +388,17 @@ class PairRequest:
         sets = self._targets[demonstration]
         return sets[0] if len(sets) == 1 else np.unique(np.concatenate(sets))
 
+    def missing_targets(self, demonstration: int) -> np.ndarray:
+        """Return the targets that are not scored yet: ascending numbers, int32."""
+        missing, targets = self.store.index.missing, self.targets(demonstration)
+        ids = missing(demonstration, targets)
+        if demonstration == BASELINE and self._support:
+            # A store of an older version has baselines alone. Their pass is made once more.
+            ids = np.union1d(ids, missing(PROMPTED_ANSWER, targets))
+        return ids
+
     def missing(self, demonstrations: Sequence[int] | None = None) -> dict[int, int]:
         """Count targets that are not scored yet: demonstration number -> count above 0."""
         numbers = sorted(self._targets) if demonstrations is None else demonstrations
-        missing = self.store.index.missing
-        counts = {number: len(missing(number, self.targets(number))) for number in numbers}
+        counts = {number: len(self.missing_targets(number)) for number in numbers}
         return {number: count for number, count in counts.items() if count}

@@ -77,7 +77,7 @@ def run_job(folder: Path, channel: _Channel) -> None:
     store, plan = ScoreStore(Path(job["store"])), read_plan(folder / PLAN)
     report = score_pairs(loaded, store, records, plan, channel)
     if job["baseline"]:
-        score_baseline(loaded, store, records, channel)
+        score_baseline(loaded, store, records, channel, support=True)
     channel.send(report={"halved": report.halved, "engine": report.engine})
 
 
@@ -160,7 +160,9 @@ def score_with_workers(
         for thread in threads:
             thread.join()
         store.refresh()
-        if left := sum(request.missing().values()):
+        ids = records.ids if baseline else ()
+        alone = PairRequest(PairPlan(()), records, store, ids, support=True)
+        if left := sum(request.missing().values()) + sum(alone.missing().values()):
             raise _failure(workers, left)
     return ScoreReport(
         pairs_scored=missing,

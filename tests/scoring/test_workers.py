@@ -22,6 +22,7 @@ from delift_pipeline.scoring.plan import PairBlock, PairPlan
 from delift_pipeline.scoring.report import ScoreReport
 from delift_pipeline.scoring.run import score_baseline, score_pairs
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.scoring.support import support_of
 from delift_pipeline.scoring.workers import (
     MODULE,
     ORPHANED,
@@ -53,12 +54,14 @@ class Work:
 
     def assert_as_one_process_would(self, folder: Path) -> None:
         alone, ids = ScoreStore(folder), self.records.ids
-        score_baseline(self.model, alone, self.records)
+        score_baseline(self.model, alone, self.records, support=True)
         score_pairs(self.model, alone, self.records, self.plan)
         assert self.store.pair_count == COUNT * COUNT
+        assert np.isfinite(support_of(self.store, ids)).all()
         self.store.refresh()
         for mine, theirs in (
             (self.store.baseline(ids), alone.baseline(ids)),
+            (self.store.answer_sums(ids), alone.answer_sums(ids)),
             (self.store.read_block(ids, ids), alone.read_block(ids, ids)),
         ):
             for one, other in zip(mine, theirs, strict=True):
