@@ -9,7 +9,7 @@ VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
 DEMO_HOME ?= delift_demo
 
-.PHONY: demo test test-slow test-endings test-browser screenshots test-vllm lint format ui bench check install clean
+.PHONY: demo test test-slow test-endings test-browser screenshots test-real real-model test-vllm lint format ui bench check install clean
 
 install: $(INSTALLED)
 
@@ -22,10 +22,10 @@ demo: $(INSTALLED)
 	$(BIN)/delift demo --home "$(DEMO_HOME)"
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not browser and not real" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser" --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser and not real" --numprocesses $(WORKERS) --dist loadfile
 
 # All other ways to end a run than those of `make test-slow`; half an hour, with a table.
 test-endings: $(INSTALLED)
@@ -37,6 +37,13 @@ test-browser: $(INSTALLED)
 
 screenshots: $(INSTALLED)
 	DELIFT_SCREENSHOTS=docs/images OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
+
+# A chat model of 135 million parameters, made once; nothing is installed.
+real-model: $(INSTALLED)
+	$(BIN)/python -m tools.real_model
+
+test-real: $(INSTALLED)
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -m real tests/real
 
 # vLLM asks for an older fastapi than the rest needs, and its CPU build fails beside the torch add-ons.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt
@@ -69,4 +76,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist .cache *.egg-info .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.scoring.options import ModelOptions
 
+ROOT = Path(__file__).resolve().parents[1]
 OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DELIFT_DEBUG", "DAGSTER_HOME")
 DATA_VARIABLE = "DELIFT_TEST_DATA"
 THINGS = "red blue green grey pink gold teal plum rust lime navy sand".split()
@@ -31,7 +32,7 @@ CHAT_TEMPLATE = (
 
 def test_data_root() -> Path:
     """Where the public data and the tiny pretrained model lie."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
+    beside = ROOT.parent / "shared"
     return Path(os.environ.get(DATA_VARIABLE) or beside)
 
 
@@ -83,6 +84,21 @@ def shared_data() -> Path:
 def stories() -> Path:
     """The real tiny pretrained model's folder."""
     return test_data_root() / "models" / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of a real chat model, which is made if none is named and none is there."""
+    from tools.real_model import FOLDER, UNAVAILABLE, VARIABLE
+
+    if folder := os.environ.get(VARIABLE):
+        return Path(folder)
+    command = [sys.executable, "-m", "tools.real_model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == UNAVAILABLE:
+        pytest.skip(f"no real chat model: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return FOLDER
 
 
 @pytest.fixture
