@@ -142,3 +142,31 @@ def test_the_pages_show_every_command() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     group: Any = typer.main.get_command(main.app)
     assert [name for name in group.commands if f"delift {name}" not in text] == []
+
+
+def test_every_variable_is_on_the_page_of_variables() -> None:
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    folders = ("delift_pipeline", "assets", "resources", "tools", "tests/browser")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    text = "".join(p.read_text(encoding="utf-8") for p in [*files, ROOT / "tests" / "conftest.py"])
+    read = set(re.findall(r"\bDELIFT_[A-Z_]+", text)) - {"DELIFT_PROGRESS_BAR"}  # Ours alone.
+    assert {"DELIFT_HOME", "DELIFT_REAL_MODEL"} <= read
+    assert [name for name in sorted(read) if f"`{name}`" not in page] == []
+
+
+def test_every_group_of_tests_is_on_the_pages_and_not_in_another() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    groups = re.findall(r"^(test-?[a-z]*):", makefile, re.MULTILINE)
+    page = (ROOT / "docs" / "tests.md").read_text(encoding="utf-8")
+    assert [group for group in groups if f"| `make {group}` |" not in page] == []
+    in_ci = re.findall(r"^make (test\S*)", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    row = next(line for line in page.splitlines() if line.startswith("| `.ci/run` |"))
+    assert {"test", "test-real"} <= set(in_ci)
+    assert [group for group in in_ci if f"`{group}`" not in row] == []
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [group for group in in_ci if f"| `make {group}` |" not in table] == []
+    own = re.findall(r'"(\w+): .*run by `make test-', (ROOT / "pyproject.toml").read_text("utf-8"))
+    for group in ("test", "test-slow"):
+        (chosen,) = re.findall(rf'^{group}: .*\n.* -m "(.*?)"', makefile, re.MULTILINE)
+        assert {"real", "slow"} <= set(own)
+        assert [name for name in own if name not in chosen] == []

@@ -24,7 +24,7 @@ from tests.scoring.test_oracle import (
 )
 
 pytestmark = pytest.mark.real
-LONGEST = 300
+LONGEST = 240
 """The most characters of a record: two cores have to be quick."""
 
 
