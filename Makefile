@@ -43,7 +43,7 @@ real-model: $(INSTALLED)
 	$(BIN)/python -m tools.real_model
 
 test-real: $(INSTALLED)
-	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -m real tests/real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real tests/real
 
 # vLLM asks for an older fastapi than the rest needs, and its CPU build fails beside the torch add-ons.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from delift_pipeline.core.atomic import replace_folder
 from delift_pipeline.core.errors import DeliftError
@@ -103,7 +104,7 @@ def convert(source: Path, folder: Path) -> None:
     # transformers refuses to save a model that was read from GGUF, so its weights are copied.
     values = read.config.to_dict()
     del values["quantization_config"]
-    model = LlamaForCausalLM(LlamaConfig(**values))
+    model: Any = LlamaForCausalLM(LlamaConfig(**values))
     model.load_state_dict(read.state_dict())
     model.to(dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
