@@ -1,10 +1,10 @@
 """Make a real chat model without a model hub: `python -m tools.real_model [FOLDER]`.
 
 A package in the Python package index contains SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0,
-arXiv 2502.02737) as a GGUF file of about four bits a weight. This script converts the weights to bfloat16
-safetensors, and stores them with the tokenizer and the chat template. The weights stay rounded to
-four bits, so the model is a little worse than the published one. The script installs nothing: it
-unpacks both packages into a temporary folder.
+arXiv 2502.02737) as a GGUF file of about four bits a weight. This script converts the weights to
+bfloat16 safetensors, and stores them with the tokenizer and the chat template. The weights stay
+rounded to four bits, so the model is a little worse than the published one. The script installs
+nothing: it unpacks both packages into a temporary folder.
 """
 
 import argparse
