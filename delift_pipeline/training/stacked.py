@@ -6,7 +6,8 @@ run has its own records, order, loss, gradient clipping and Adam state, so it gi
 `delift_pipeline.training` gives alone with the same start; a test compares it with PEFT.
 
 Only the demo model's architecture is supported: a Llama without biases, with tied embeddings and
-as many key heads as query heads.
+as many key heads as query heads. `delift_pipeline.training.stacked_layers` supports any model, and
+trains the demo model more slowly.
 """
 
 import math
