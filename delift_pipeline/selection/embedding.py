@@ -6,7 +6,7 @@ Cosines are rounded to six decimals, and records are embedded in order of record
 depends neither on the order of the file nor on the order of a sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,18 +110,20 @@ def similarities(
     dense_limit: int = DENSE_LIMIT,
     neighbours: int = NEAREST,
     model: LanguageModel | None = None,
+    texts_of: Callable[[pl.DataFrame], list[str]] = record_texts,
 ) -> Similarities:
     """Embed records and compute their cosines, of all pairs or of nearest neighbours.
 
     Up to `dense_limit` records every cosine is kept. Beyond it, a cosine is kept if one record is
-    among the `neighbours` nearest of the other, and all others are 0.
+    among the `neighbours` nearest of the other, and all others are 0. `texts_of` returns the text
+    of each record that is embedded.
 
     Raises:
         InputError: The embedder cannot be loaded.
     """
     ordered = frame.sort("record_id")
     ids, n = tuple(ordered["record_id"]), ordered.height
-    embeddings = embed_texts(record_texts(ordered), embedder, model)
+    embeddings = embed_texts(texts_of(ordered), embedder, model)
     if n <= dense_limit:
         product = embeddings @ embeddings.T
         cosines = product if isinstance(product, np.ndarray) else product.toarray()

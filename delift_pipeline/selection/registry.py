@@ -17,6 +17,7 @@ from delift_pipeline.selection.selectors.ifd import IfdSelector
 from delift_pipeline.selection.selectors.length import LengthSelector
 from delift_pipeline.selection.selectors.less import LessSelector
 from delift_pipeline.selection.selectors.nuggets import NuggetsSelector
+from delift_pipeline.selection.selectors.qdit import QditSelector
 from delift_pipeline.selection.selectors.rds_plus import RdsPlusSelector
 from delift_pipeline.selection.selectors.reference import (
     FullSelector,
@@ -76,6 +77,7 @@ SELECTORS: dict[str, Selector] = register(
     RdsPlusSelector,
     IfdSelector,
     NuggetsSelector,
+    QditSelector,
 )
 
 
