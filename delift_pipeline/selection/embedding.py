@@ -143,8 +143,13 @@ def coverage_similarities(
     frame: pl.DataFrame, options: EmbeddingOptions | TrustedOptions, model: LanguageModel | None
 ) -> Similarities:
     """Return `similarities` of records with the embedder and limits of a selector's options."""
-    limits = {"dense_limit": options.dense_limit, "neighbours": options.coverage_neighbours}
-    return similarities(frame, options.embedder, **limits, model=model)
+    return similarities(
+        frame,
+        options.embedder,
+        dense_limit=options.dense_limit,
+        neighbours=options.coverage_neighbours,
+        model=model,
+    )
 
 
 def cosines_at(embeddings: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

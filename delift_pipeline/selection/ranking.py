@@ -90,6 +90,23 @@ def rank_by_order(
     return Selection(selector, tuple(ids[int(j)] for j in picks), **fields)
 
 
+def take_turns(scores: np.ndarray, groups: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """Return all records in order, int64 [n]: columns pick in turn, each its best one not picked.
+
+    `scores` are float [n, columns]. Of equal scores, the record with the smaller number comes
+    first. With `groups` of columns, the groups take turns, and within each group its columns do.
+    """
+    groups = [np.array([column]) for column in range(scores.shape[1])] if groups is None else groups
+    # A view gives Python's own numbers one by one, which saves the memory of a list.
+    queues = [iter(np.argsort(-one, kind="stable").astype(np.int32).data) for one in scores.T]
+    turns = itertools.cycle([itertools.cycle(group.tolist()) for group in groups])
+    order: dict[int, None] = {}
+    while len(order) < len(scores):
+        queue = queues[next(next(turns))]
+        order[next(record for record in queue if record not in order)] = None
+    return np.array(list(order), dtype=np.int64)
+
+
 def refuse_auto(selector: str, inputs: SelectionInputs) -> None:
     """Refuse the budget `auto`, which stops at a small gain, for a ranking without gains."""
     if inputs.allowance is not None and inputs.allowance.stop:

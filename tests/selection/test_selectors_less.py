@@ -235,25 +235,72 @@ def test_ranking_is_that_of_a_slow_oracle(
     assert np.ptp(expected) > 0.05
 
 
+def test_targets_take_turns_by_their_own_influences(
+    tiny: ModelOptions, records: pl.DataFrame, home: Home
+) -> None:
+    given = inputs(tiny, home, records)
+    found = select(given, "less", "full", 0, SMALL | {"queries": "round_robin"})
+    options = LessOptions.model_validate(SMALL)
+    by_hand = influences_by_hand(given, options)
+    targets = target_set(given, 0, options.target_share).ids
+    assert found.gains is None and sorted(found.ranking) == sorted(by_hand)
+    assert len(targets) == 3
+    for place, record in enumerate(found.ranking):
+        target = targets[place % len(targets)]
+        left = {other: by_hand[other].get(target, -1.0) for other in found.ranking[place:]}
+        # float16 of unit vectors is good to about 1e-4 in a cosine.
+        assert left[record] == pytest.approx(max(left.values()), abs=6e-4)
+    assert found.ranking != select(given, "less", "full", 0, SMALL).ranking
+    with pytest.raises(InputError, match="no gains"):
+        select(given, "less", "auto", 0, SMALL | {"queries": "round_robin"})
+
+
+def test_tasks_take_turns_and_within_each_its_targets(
+    tiny: ModelOptions, records: pl.DataFrame, home: Home
+) -> None:
+    pool, names = records.head(8), ["a", "b", "b", "b"]
+    target = records.tail(4).sort("record_id").with_columns(task=pl.Series(names))
+
+    def ranking(targets: pl.DataFrame) -> tuple[str, ...]:
+        given = replace(inputs(tiny, home, pool), stage="task_specific", target=targets)
+        return select(given, "less", "full", 0, SMALL | {"queries": "round_robin"}).ranking
+
+    alone = [ranking(target[[number]]) for number in range(4)]
+    order: list[str] = []
+    for turn in (0, 1, 0, 2, 0, 3, 0, 1):
+        order.append(next(record for record in alone[turn] if record not in order))
+    assert ranking(target) == tuple(order)
+    assert len(set(alone)) > 1
+
+
 def oracle(given: SelectionInputs, options: LessOptions) -> dict[str, float]:
-    """Scores from single backward passes, written-out Adam and the signs as a matrix."""
+    """Mean influence on the targets other than the record itself."""
+    return {
+        record: float(np.mean(list(by_target.values())))
+        for record, by_target in influences_by_hand(given, options).items()
+    }
+
+
+def influences_by_hand(given: SelectionInputs, options: LessOptions) -> dict[str, dict[str, float]]:
+    """Record -> target -> influence, without that on itself.
+
+    From single backward passes, written-out Adam and the signs as a matrix.
+    """
     model = given.language_model
     (folder,) = model.gradients.iterdir()
     steps = json.loads((folder / "checkpoints.json").read_text())
     pool = given.pool.sort("record_id")
     ids = pool["record_id"].to_list()
     targets = target_set(given, 0, options.target_share).ids
-    total = dict.fromkeys(ids, 0.0)
+    total = {record: {t: 0.0 for t in targets if t != record} for record in ids}
     for entry in steps:
         rows = checkpoint_gradients(model, folder / f"step-{entry['step']:08d}", options, pool)
         weight = entry["learning_rate"] / sum(e["learning_rate"] for e in steps)
         for j, record in enumerate(ids):
-            cosines = [
-                float(torch.nn.functional.cosine_similarity(rows[1][j], rows[0][ids.index(t)], 0))
-                for t in targets
-                if t != record
-            ]
-            total[record] += weight * float(np.mean(cosines))
+            for t in total[record]:
+                pair = rows[1][j], rows[0][ids.index(t)]
+                cosine = torch.nn.functional.cosine_similarity(*pair, 0)
+                total[record][t] += weight * float(cosine)
     return total
 
 

@@ -15,12 +15,11 @@ from delift_pipeline.scoring.model import LoadedModel, load_model
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.selection.embedding import hidden_states, record_texts
 from delift_pipeline.selection.language_model import LanguageModel
-from delift_pipeline.selection.ranking import DECIMALS, target_set
+from delift_pipeline.selection.ranking import DECIMALS, take_turns, target_set
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.selectors.ifd import difficulties
 from delift_pipeline.selection.selectors.nuggets import golden_scores, one_shot_gains
-from delift_pipeline.selection.selectors.rds_plus import round_robin
 from delift_pipeline.selection.selectors.selectit import (
     QUESTION,
     RATING_PROMPTS,
@@ -182,9 +181,63 @@ def test_a_drawn_target_does_not_find_itself(
     assert alone.ranking[-1] == target
 
 
-def test_round_robin_lets_tasks_take_turns() -> None:
+def test_columns_take_turns() -> None:
     scores = np.array([[0.9, 0.9], [0.8, 0.1], [0.1, 0.8], [0.7, 0.2]])
-    assert round_robin(scores).tolist() == [0, 2, 1, 3]
+    assert take_turns(scores).tolist() == [0, 2, 1, 3]
+
+
+def turns_by_hand(scores: np.ndarray, groups: list[list[int]]) -> list[int]:
+    """The whole order: each turn looks at all records that are left."""
+    waiting = [list(group) for group in groups]
+    order: list[int] = []
+    while len(order) < len(scores):
+        group = waiting.pop(0)
+        waiting.append(group)
+        column = group.pop(0)
+        group.append(column)
+        left = [record for record in range(len(scores)) if record not in order]
+        order.append(max(left, key=lambda j: (scores[j, column], -j)))
+    return order
+
+
+@pytest.mark.parametrize("groups", [[[0], [1], [2], [3]], [[0, 2, 3], [1]], [[3, 1], [0, 2]]])
+def test_groups_take_turns_and_within_each_its_columns(groups: list[list[int]]) -> None:
+    # Rounded, so that some scores are equal.
+    scores = np.random.default_rng(3).random((30, 4)).round(1)
+    found = take_turns(scores, [np.array(group) for group in groups])
+    assert found.tolist() == turns_by_hand(scores, groups)
+
+
+@pytest.mark.parametrize("tasks", ["round_robin", "max"])
+def test_rds_plus_lets_the_targets_take_turns(
+    records: pl.DataFrame, home: Home, tasks: str
+) -> None:
+    pool = records.head(9)
+    target = records.tail(3).with_columns(task=pl.Series(["a", "b", "b"]))
+    inputs = of(DEMO, home, pool, target=target)
+    found = select(inputs, "rds_plus", "full", 0, {"queries": "round_robin", "tasks": tasks})
+    pool, target = pool.sort("record_id"), target.sort("record_id")
+    own, wanted = (
+        hidden_states(record_texts(frame), inputs.language_model, "records")
+        for frame in (pool, target)
+    )
+    names = target["task"].to_list()
+    groups = [[i for i in range(3) if names[i] == task] for task in "ab"]
+    order = turns_by_hand((own @ wanted.T).round(6), groups if tasks != "max" else [[0, 1, 2]])
+    assert found.ranking == tuple(pool["record_id"][j] for j in order)
+    assert found.gains is None
+    with pytest.raises(InputError, match="no gains"):
+        select(inputs, "rds_plus", "auto", 0, {"queries": "round_robin"})
+
+
+def test_a_drawn_target_is_not_its_own_first_choice(
+    tiny: ModelOptions, records: pl.DataFrame, home: Home
+) -> None:
+    inputs = of(tiny, home, records)
+    options = {"queries": "round_robin", "target_share": 0.01}
+    found = select(inputs, "rds_plus", "full", 0, options)
+    # The only target is ranked after all others.
+    assert found.ranking[-1] == target_set(inputs, 0, 0.01).ids[0]
 
 
 def test_tasks_take_turns_unless_the_best_target_decides(records: pl.DataFrame, home: Home) -> None:

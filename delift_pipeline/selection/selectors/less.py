@@ -12,6 +12,10 @@ Xia et al. 2024 (arXiv 2402.04333). Their code has epsilon inside the root and n
 one record per pass, and fixed tasks. Here many records share a pass (`training.gradients`), and any
 target set works. A target from the pool is not compared with itself. The paper has adapters only on
 q, k, v and o: name these in `target_modules` to do the same.
+
+With `queries: round_robin` there is no mean. Tasks pick in turn, and so do the targets i within a
+task: each takes the record with its greatest sum_c w_c cos(P G_j, P g_i) that is not picked yet.
+Source: a comparison of targeted selection (arXiv 2602.14696).
 """
 
 from collections.abc import Sequence
@@ -26,10 +30,14 @@ from delift_pipeline.core.progress import Meter
 from delift_pipeline.selection.language_model import Checkpoints, Example
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.ranking import (
+    DECIMALS,
     TARGET_SHARE,
     WARM_UP,
     draw_share,
+    rank_by_order,
     rank_by_score,
+    refuse_auto,
+    take_turns,
     target_set,
     tasks_of,
 )
@@ -50,6 +58,8 @@ class LessOptions(NoOptions):
         dropout: Dropout before the adapters, only in the warm-up.
         target_modules: Layers with adapters: `all-linear`, or names.
         dims: Dimensions of a projected gradient, a multiple of 64.
+        queries: `mean` scores a record by its mean influence on a task. With `round_robin` the
+            targets pick in turn, each by its own influences.
     """
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
@@ -61,6 +71,7 @@ class LessOptions(NoOptions):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     dims: int = Field(default=8192, ge=64, multiple_of=64)
+    queries: Literal["mean", "round_robin"] = "mean"
 
 
 class LessSelector(Selector):
@@ -78,7 +89,10 @@ class LessSelector(Selector):
 
         Raises:
             DeliftError: No target or no record of the pool fits, or a gradient is not finite.
+            InputError: The budget is `auto`, and targets pick in turn.
         """
+        if options.queries == "round_robin":
+            refuse_auto(self.name, inputs)
         targets = target_set(inputs, seed, options.target_share)
         model, gradients = inputs.language_model, inputs.gradients
         if gradients is None:
@@ -93,8 +107,15 @@ class LessSelector(Selector):
         chosen = draw_share(fitting, options.warmup_share, [seed, WARM_UP])
         checkpoints = gradients.warm_up(model, chosen, seed, options)
         count = len(checkpoints.learning_rates) * (len(pool) + len(target_examples))
+        known = [example.record_id for example in target_examples]
+        tasks = list(tasks_of(targets.records.filter(pl.col("record_id").is_in(known))).values())
+        by_turns = options.queries == "round_robin"
+        groups = [np.array([target]) for target in range(len(known))] if by_turns else tasks
         with model.progress.track("gradients", count, "records") as meter:
-            influence = influences(checkpoints, pool, targets.records, target_examples, meter)
+            influence = influences(checkpoints, pool, target_examples, groups, meter)
+        if by_turns:
+            order = take_turns(np.round(influence, DECIMALS), tasks)
+            return rank_by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
         best = influence.max(axis=1)
         return rank_by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
 
@@ -102,24 +123,23 @@ class LessSelector(Selector):
 def influences(
     checkpoints: Checkpoints,
     pool: Sequence[Example],
-    targets: pl.DataFrame,
-    target_examples: Sequence[Example],
+    targets: Sequence[Example],
+    groups: Sequence[np.ndarray],
     meter: Meter,
 ) -> np.ndarray:
-    """Return I_j by task, float64 [pool, tasks].
+    """Return I_j on each group of targets, float64 [pool, groups].
 
-    `pool` and `target_examples` are the records and targets that fit, sorted by record_id.
+    `pool` and `targets` are the examples that fit. `groups` are positions of targets.
     """
-    places = {example.record_id: place for place, example in enumerate(target_examples)}
+    places = {example.record_id: place for place, example in enumerate(targets)}
     target_of = np.array([places.get(example.record_id, -1) for example in pool])
-    known = targets.sort("record_id").filter(pl.col("record_id").is_in(list(places)))
-    groups = list(tasks_of(known).values())
     total = np.zeros((len(pool), len(groups)))
     rates = np.array(checkpoints.learning_rates)
     for number, weight in enumerate(rates / rates.sum()):
-        target_features = checkpoints.gradient_features(number, target_examples, meter)
+        features_of_targets = checkpoints.gradient_features(number, targets, meter)
         for part, features in checkpoints.step_features(number, pool, meter):
-            total[part] += weight * mean_cosines(features, target_features, groups, target_of[part])
+            means = mean_cosines(features, features_of_targets, groups, target_of[part])
+            total[part] += weight * means
     return total
 
 

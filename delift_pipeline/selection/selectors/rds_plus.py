@@ -4,12 +4,15 @@
     score_j = max_{i in targets} cos(h_i, h_j)
 
 where h_it are the last hidden states of prompt and answer, and the targets are those of one task.
-Several tasks pick in turn, each its best record that is not picked yet. Cost: one forward pass per
-record and target, without logits. Source: Ivison et al. 2025 (arXiv 2503.01807), who find it better
-than all more expensive selectors at scale. A target from the pool is not compared with itself.
+Several tasks pick in turn, each its best record that is not picked yet. With `queries: round_robin`
+the targets of a task do the same, each with its own cosines. Cost: one forward pass per record and
+target, without logits; with turns of targets also 8 bytes per record and target. Source: Ivison et
+al. 2025 (arXiv 2503.01807), who find it better than all more expensive selectors at scale. Within
+one task their code lets the targets take turns, and their faster variant ranks by the greatest
+cosine, as here by default. A target from the pool is not compared with itself.
 """
 
-import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,6 +28,7 @@ from delift_pipeline.selection.ranking import (
     rank_by_order,
     rank_by_score,
     refuse_auto,
+    take_turns,
     target_set,
     tasks_of,
 )
@@ -39,11 +43,14 @@ class RdsPlusOptions(NoOptions):
 
     Attributes:
         target_share: Share of the pool that serves as target set if the stage has none.
-        tasks: With `round_robin` the targets' tasks pick in turn; `max` ranks by the best target.
+        tasks: With `round_robin` the targets' tasks pick in turn; `max` takes all targets as one.
+        queries: `max` ranks the records of a task by its best target. With `round_robin` the
+            targets of a task pick in turn.
     """
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
     tasks: Literal["round_robin", "max"] = "round_robin"
+    queries: Literal["max", "round_robin"] = "max"
 
 
 class RdsPlusSelector(Selector):
@@ -60,51 +67,46 @@ class RdsPlusSelector(Selector):
         """Rank the whole pool; texts beyond the window are cut in their middle.
 
         Raises:
-            InputError: The budget is `auto` and several tasks pick in turn.
+            InputError: The budget is `auto`, and several tasks or targets pick in turn.
         """
         targets = target_set(inputs, seed, options.target_share)
         pool = inputs.pool.sort("record_id")
         ids = tuple(pool["record_id"])
-        scores = similarity_by_task(inputs, pool, targets)
-        if scores.shape[1] == 1 or options.tasks == "max":
-            best = scores.max(axis=1)
-            return rank_by_score(self.name, inputs, ids, best, budget, notes=targets.notes)
+        tasks = list(tasks_of(targets.records).values())
+        if options.tasks == "max":
+            tasks = [np.arange(targets.records.height)]
+        if options.queries == "round_robin":
+            refuse_auto(self.name, inputs)
+            every = [np.array([target]) for target in range(targets.records.height)]
+            order = take_turns(similarity_by_group(inputs, pool, targets, every), tasks)
+            return rank_by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
+        scores = similarity_by_group(inputs, pool, targets, tasks)
+        if len(tasks) == 1:
+            return rank_by_score(self.name, inputs, ids, scores[:, 0], budget, notes=targets.notes)
         refuse_auto(self.name, inputs)
-        order = round_robin(scores)
+        order = take_turns(scores)
         return rank_by_order(self.name, inputs, ids, order, budget, notes=targets.notes)
 
 
-def similarity_by_task(
-    inputs: SelectionInputs, pool: pl.DataFrame, targets: TargetSet
+def similarity_by_group(
+    inputs: SelectionInputs, pool: pl.DataFrame, targets: TargetSet, groups: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Return the greatest cosine of each record to a target of each task, float64 [pool, tasks].
+    """Return the greatest cosine of each record to a target of each group, float32 [pool, groups].
 
-    A record's cosine with itself does not count. If a task has no other target, the value is -1.
+    `groups` are positions of targets. A record's cosine with itself does not count. If a group has
+    no other target, the value is -1.
     """
     both = pl.concat([pool, targets.records], how="diagonal_relaxed")
     states = hidden_states(record_texts(both), inputs.language_model, "hidden states")
     own, target_states = states[: pool.height], states[pool.height :]
     places = {record: place for place, record in enumerate(targets.ids)}
     target_of = np.array([places.get(record, -1) for record in pool["record_id"]])
-    groups = list(tasks_of(targets.records).values())
-    best = np.empty((pool.height, len(groups)))
+    best = np.empty((pool.height, len(groups)), np.float32)
     for start in range(0, pool.height, _CHUNK):
         part = slice(start, start + _CHUNK)
         cosines = np.round(own[part] @ target_states.T, COSINE_DECIMALS)
         rows = np.flatnonzero(target_of[part] >= 0)
         cosines[rows, target_of[part][rows]] = -1
-        for task, members in enumerate(groups):
-            best[part, task] = cosines[:, members].max(axis=1)
+        for group, members in enumerate(groups):
+            best[part, group] = cosines[:, members].max(axis=1)
     return best
-
-
-def round_robin(scores: np.ndarray) -> np.ndarray:
-    """Return all records in order: tasks pick in turn, each its best record not picked yet.
-
-    `scores` are float [n, tasks]. Of equal scores, the record with the smaller number comes first.
-    """
-    queues = itertools.cycle(iter(np.argsort(-one, kind="stable").tolist()) for one in scores.T)
-    order: dict[int, None] = {}
-    while len(order) < len(scores):
-        order[next(record for record in next(queues) if record not in order)] = None
-    return np.array(list(order), dtype=np.int64)
