@@ -25,6 +25,7 @@ from delift_pipeline.selection.selectors.reference import (
     RandomSelector,
 )
 from delift_pipeline.selection.selectors.selectit import SelectItSelector
+from delift_pipeline.selection.selectors.wici import WiciSelector
 
 
 def register(*selectors: type[Selector]) -> dict[str, Selector]:
@@ -78,6 +79,7 @@ SELECTORS: dict[str, Selector] = register(
     IfdSelector,
     NuggetsSelector,
     QditSelector,
+    WiciSelector,
 )
 
 
