@@ -133,7 +133,7 @@ def select(
     selector: str = Option(
         "delift_trusted",
         help="The selection method: delift_trusted, delift, delift_se, random, full, "
-        "initial, length, selectit, less, deft_ucs, rds_plus, ifd, nuggets, qdit or wici.",
+        "initial, length, selectit, less, deft_ucs, rds_plus, ifd, nuggets, qdit, wici or tsds.",
     ),
     option: list[str] | None = Option(
         None, help="An option of the selector, e.g. embedder=minilm; repeatable."

@@ -125,9 +125,7 @@ def similarities(
     ids, n = tuple(ordered["record_id"]), ordered.height
     embeddings = embed_texts(texts_of(ordered), embedder, model)
     if n <= dense_limit:
-        product = embeddings @ embeddings.T
-        cosines = product if isinstance(product, np.ndarray) else product.toarray()
-        cosines = np.clip(np.round(cosines, COSINE_DECIMALS), 0, 1).astype(np.float32)
+        cosines = np.clip(dense_cosines(embeddings, embeddings), 0, 1).astype(np.float32)
         np.fill_diagonal(cosines, 1)
         return Similarities(ids, cosines)
     from scipy.sparse import csr_matrix, eye
@@ -150,6 +148,13 @@ def coverage_similarities(
         neighbours=options.coverage_neighbours,
         model=model,
     )
+
+
+def dense_cosines(left: Any, right: Any) -> np.ndarray:
+    """Return the cosines of all pairs of rows of two embeddings, float [left, right], rounded."""
+    product = left @ right.T
+    cosines = product if isinstance(product, np.ndarray) else product.toarray()
+    return np.round(cosines, COSINE_DECIMALS)
 
 
 def cosines_at(embeddings: Any, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from delift_pipeline.selection.selectors.reference import (
     RandomSelector,
 )
 from delift_pipeline.selection.selectors.selectit import SelectItSelector
+from delift_pipeline.selection.selectors.tsds import TsdsSelector
 from delift_pipeline.selection.selectors.wici import WiciSelector
 
 
@@ -80,6 +81,7 @@ SELECTORS: dict[str, Selector] = register(
     NuggetsSelector,
     QditSelector,
     WiciSelector,
+    TsdsSelector,
 )
 
 

@@ -1,4 +1,4 @@
-"""All thirteen selectors of the comparison by the one door: demo world and public data."""
+"""All selectors of the comparison and newer ones by the one door: demo world and public data."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ THIRTEEN = (
     "initial full random length delift delift_trusted delift_se selectit less deft_ucs rds_plus "
     "ifd nuggets"
 ).split()
+ALL = (*THIRTEEN, "qdit", "wici", "tsds")
 # Small for the machine, and without a download; everything else is as shipped.
 SMALL: dict[str, dict[str, Any]] = {
     "less": {"rank": 2, "alpha": 4, "dims": 512, "epochs": 2},
     "deft_ucs": {"embedder": "tfidf"},
     "delift_se": {"embedder": "tfidf"},
     "delift": {"pairs": "neighbours"},
+    "qdit": {"embedder": "tfidf"},
+    "wici": {"embedder": "tfidf"},
+    "tsds": {"embedder": "tfidf"},
 }
 SIZES = {"initial": 0, "full": 150}
 
@@ -36,7 +40,7 @@ def test_every_selector_chooses_from_the_demo_world(tmp_path: Path, stage: Any) 
     needs = Needs("neighbours", target_pairs=True, existing_pairs=True)
     inputs = score_pool(Home.at(tmp_path), "demo", drawn, [needs]).inputs
     known = set(inputs.records["record_id"])
-    for name in THIRTEEN:
+    for name in ALL:
         found = select(inputs, name, 8, 0, SMALL.get(name, {}))
         count = {"initial": 0, "full": inputs.pool.height}.get(name, 8)
         assert len(found.ranking) == len(set(found.ranking)) == count, name
@@ -45,8 +49,8 @@ def test_every_selector_chooses_from_the_demo_world(tmp_path: Path, stage: Any) 
         assert again.ranking == found.ranking, name
 
 
-def test_the_thirteen_are_registered() -> None:
-    assert set(THIRTEEN) <= set(SELECTORS)
+def test_all_are_registered() -> None:
+    assert set(ALL) == set(SELECTORS)
 
 
 @pytest.mark.slow
@@ -61,7 +65,7 @@ def test_every_selector_chooses_from_public_data(
     ids = set(pl.read_ndjson(file)["id"])
     model = ModelOptions(model=str(stories), window=window, device="cpu", threads=1)
     home = Home.at(tmp_path / "home")
-    for name in THIRTEEN:
+    for name in ALL:
         outs = [tmp_path / f"{name}-{turn}.jsonl" for turn in (1, 2)]
         for out in outs:
             select_file(home, request(file, name, out), model, SilentProgress())

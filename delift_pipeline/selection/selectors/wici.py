@@ -24,8 +24,8 @@ from pydantic import Field
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.block import Block, duplicate_groups
 from delift_pipeline.kernel.columns import to_sparse
-from delift_pipeline.scoring.neighbours import COSINE_DECIMALS, prompt_texts
-from delift_pipeline.selection.embedding import cosines_at, embed_texts, record_texts
+from delift_pipeline.scoring.neighbours import prompt_texts
+from delift_pipeline.selection.embedding import cosines_at, dense_cosines, embed_texts, record_texts
 from delift_pipeline.selection.options import NoOptions
 from delift_pipeline.selection.ranking import DECIMALS, rank_by_score
 from delift_pipeline.selection.result import Selection
@@ -176,9 +176,7 @@ def find_distinct(embeddings: Any, order: np.ndarray, limit: float) -> np.ndarra
     for start in range(0, len(order), _CHUNK):
         part, before = order[start : start + _CHUNK], order[:start][distinct[order[:start]]]
         both = np.concatenate([before, part])
-        product = embeddings[part] @ embeddings[both].T
-        cosines = product if isinstance(product, np.ndarray) else product.toarray()
-        similar = np.round(cosines, COSINE_DECIMALS) >= limit
+        similar = dense_cosines(embeddings[part], embeddings[both]) >= limit
         for place, record in enumerate(part, start=len(before)):
             row = similar[place - len(before), :place]
             distinct[record] = not row[distinct[both[:place]]].any()
