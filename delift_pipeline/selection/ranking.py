@@ -37,11 +37,13 @@ def rank_by_score(
     *,
     ties: np.ndarray | None = None,
     notes: tuple[str, ...] = (),
+    dropped: int = 0,
 ) -> Selection:
     """Rank the records that have a score, `ids`, by `scores`, float [ids].
 
     `ties`, float [ids], decides among equal scores before the record_id does. If fewer records have
-    a score than the budget allows, fewer are ranked, and a note after `notes` says so.
+    a score than the budget allows, fewer are ranked, and a note after `notes` says so. `dropped` is
+    how many records with a score the selector left out.
 
     Raises:
         DeliftError: No record has a score, or a score is not finite.
@@ -68,7 +70,7 @@ def rank_by_score(
         value_random=float(rounded.mean() * len(picks)),
         notes=(
             *notes,
-            *inputs.unranked_notes(selector, len(ids)),
+            *inputs.unranked_notes(selector, len(ids) + dropped),
             *([short] if budget > len(ids) else ()),
         ),
     )

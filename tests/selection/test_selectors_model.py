@@ -280,6 +280,7 @@ def test_ifd_ranks_the_greatest_below_one_first(records: pl.DataFrame, home: Hom
     dropped = select(inputs, "ifd", "full", 0, {"above_one": "drop"})
     assert list(dropped.ranking) == helped
     assert any("fewer than" in note for note in dropped.notes)
+    assert not any("no scores" in note for note in dropped.notes)
 
 
 def test_golden_score_is_the_share_of_anchors_that_one_showing_helps(

@@ -149,6 +149,7 @@ def test_hard_and_alike_records_come_last_or_are_left_out(
     assert f"{len(hurt)} records have an IFD above 1, and {len(alike)} resemble" in found.notes[0]
     dropped = run(inputs(pool, measured, home), "full", alike=0.3, left_out="drop")
     assert dropped.ranking == found.ranking[: len(kept)]
+    assert not any("no scores" in note for note in dropped.notes)
 
 
 def test_prefixes_and_the_order_of_the_file_do_not_matter(

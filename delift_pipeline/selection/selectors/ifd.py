@@ -58,7 +58,7 @@ class IfdSelector(Selector):
         ids, ratios = difficulties(inputs.language_model, inputs.pool)
         ratios = np.round(ratios, DECIMALS)
         helped = ratios < 1
-        notes = ()
+        notes, known = (), len(ids)
         if hurt := int((~helped).sum()):
             what = "ranked last" if options.above_one == "last" else "left out"
             notes = (f"{hurt:,} records have a ratio of 1 or more and are {what}",)
@@ -69,7 +69,8 @@ class IfdSelector(Selector):
                 raise DeliftError("the instruction helps with no answer, so ifd cannot rank any")
             rows = np.flatnonzero(helped)
             ids, scores = tuple(ids[row] for row in rows), scores[rows]
-        return rank_by_score(self.name, inputs, ids, scores, budget, notes=notes)
+        dropped = known - len(ids)
+        return rank_by_score(self.name, inputs, ids, scores, budget, notes=notes, dropped=dropped)
 
 
 def difficulties(model: LanguageModel, pool: pl.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:

@@ -105,7 +105,10 @@ class WiciSelector(Selector):
         step = 1 + scores.max()
         ties = np.where(distinct, 0, scores - step * (1 + hurt))[rows]
         ids, gains = [near.rows[row] for row in rows], np.where(distinct, scores, 0)[rows]
-        selection = rank_by_score(self.name, inputs, ids, gains, budget, ties=ties, notes=notes)
+        dropped = len(distinct) - len(rows)
+        selection = rank_by_score(
+            self.name, inputs, ids, gains, budget, ties=ties, notes=notes, dropped=dropped
+        )
         return replace(selection, blocks={"neighbours": near.hash})
 
 
