@@ -171,7 +171,10 @@ def selection_request(
     options: Mapping[str, Any] | BaseModel,
     rules: RuleOptions | None = None,
 ) -> dict[str, Any]:
-    """Return the request of a selection for its manifest, with all defaults, and rules if any.
+    """Return the request of a selection for its manifest, and rules if any.
+
+    It has all options, also those at their defaults. Only an option that is newer than stored
+    subsets is left out at its default (`exclude_if`).
 
     Raises:
         InputError: The selector or an option is not possible.

@@ -62,6 +62,18 @@ def test_picks_are_those_of_a_loop_over_coverage_and_trust(alpha: float) -> None
     assert found.trust is not None
 
 
+def test_a_sparse_kernel_of_all_prompts_gives_the_same_picks() -> None:
+    dense = {"embedder": "tfidf"}
+    sparse = dense | {"dense_limit": 0, "coverage_neighbours": N}
+    first, second = (
+        select(inputs_of("instruction_tuning"), "qdit", "full", 0, options)
+        for options in (dense, sparse)
+    )
+    assert first.ranking == second.ranking
+    assert first.gains is not None and second.gains is not None
+    np.testing.assert_allclose(first.gains, second.gains, rtol=1e-5)
+
+
 def test_the_weight_of_quality_decides_between_coverage_and_trust() -> None:
     def mean_trust(alpha: float) -> float:
         options = {"alpha": alpha, "embedder": "tfidf"}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.manifest import read_manifest, up_to_date
 from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
-from delift_pipeline.selection.registry import SELECTORS, needs_of
+from delift_pipeline.selection.registry import SELECTORS, needs_of, options_of
 from delift_pipeline.selection.run import (
     DROPPED,
     SUBSET,
@@ -142,6 +143,20 @@ def test_the_manifest_leads_back_to_the_blocks_read(tmp_path: Path) -> None:
     assert up_to_date(tmp_path / "s", same, manifest.parents, "1") == manifest
     other = selection_request("instruction_tuning", "delift", 2, 0, {"eta": 2.0})
     assert up_to_date(tmp_path / "s", other, manifest.parents, "1") is None
+
+
+@pytest.mark.parametrize(("selector", "default"), [("less", "mean"), ("rds_plus", "max")])
+def test_an_option_newer_than_stored_subsets_is_requested_only_if_it_is_set(
+    selector: str, default: str
+) -> None:
+    def options(**values: str) -> dict[str, Any]:
+        return selection_request("task_specific", selector, 2, 0, values)["options"]
+
+    assert options(queries=default) == options()
+    assert "queries" not in options() and "target_share" in options()
+    assert options(queries="round_robin") == options() | {"queries": "round_robin"}
+    read: Any = options_of(selector, options())
+    assert read.queries == default
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:

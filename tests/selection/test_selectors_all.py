@@ -1,4 +1,4 @@
-"""All selectors of the comparison and newer ones by the one door: demo world and public data."""
+"""All selectors by the one door: demo world and public data."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from delift_pipeline.selection.selector import Needs
 from delift_pipeline.stages.file_selection import Request
 from delift_pipeline.stages.select_file import select_file
 
-THIRTEEN = (
+ALL = (
     "initial full random length delift delift_trusted delift_se selectit less deft_ucs rds_plus "
-    "ifd nuggets"
+    "ifd nuggets qdit wici tsds"
 ).split()
-ALL = (*THIRTEEN, "qdit", "wici", "tsds")
 # Small for the machine, and without a download; everything else is as shipped.
 SMALL: dict[str, dict[str, Any]] = {
     "less": {"rank": 2, "alpha": 4, "dims": 512, "epochs": 2},

@@ -1,4 +1,7 @@
-"""TSDS against its definition: mass walked from record to record with a heap, as published."""
+"""TSDS against its definition: mass walked from record to record with a heap, as published.
+
+The published code takes the first record of every target as full, and fails where it is not.
+"""
 
 import heapq
 from typing import Any

@@ -13,7 +13,7 @@ from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.records.versions import ingest
 from delift_pipeline.scoring.options import ModelOptions
-from delift_pipeline.selection.registry import SELECTORS
+from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.stages.arms import Arms, read_arms
 from delift_pipeline.stages.kernel import make_kernel
 from delift_pipeline.stages.plan import plan_pairs
@@ -31,13 +31,21 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "less": [LESS],
 }
 STAGES = {"instruction_tuning": "first", "task_specific": "first", "continual": "second"}
+
+
+def near_pairs_differ(stage: Any, selector: str, options: dict[str, Any]) -> bool:
+    """A file has near pairs among its new records, and a version has those of its whole pool."""
+    needs = needs_of(selector, stage, options)
+    near_pairs_only = needs.self_pairs == "neighbours" and not needs.existing_records
+    return stage == "continual" and near_pairs_only
+
+
 ASKED = [
     (stage, selector, number, options)
     for stage in STAGES
     for selector in SELECTORS
     for number, options in enumerate(OPTIONS.get(selector, [{}]))
-    # Near pairs of a file are those among its new records, of a version those of its whole pool.
-    if (stage, options) != ("continual", {"pairs": "neighbours"})
+    if not near_pairs_differ(stage, selector, options)
 ]
 ARMS_FILE = "arms.yaml"
 

@@ -3,12 +3,12 @@
     f(A) = (1 - alpha) sum_i max_{j in A} S_ij + alpha sum_{j in A} q_j
 
 S_ij is the cosine of the prompts of i and j, at least 0, with S_ii = 1. The quality q_j is the
-trust of the record (`selection.trust`), or its SelectIT score, mapped so that the least score of
-the pool is 0 and the greatest is 1. No term is negative, so f is monotone and submodular, and
-greedy reaches 1 - 1/e of the best f. Cost: one embedding per prompt, and the near pairs (trust) or
-5 forward passes per record (SelectIT). Source: Bukharin et al. 2023 (arXiv 2311.14736), who read
-the quality from a reward model or from a larger model. Both qualities here, and the default of
-alpha, are our choice. All stages choose from the pool alone.
+trust of the record (`selection.trust` with its defaults), or its SelectIT score, mapped so that the
+least score of the pool is 0 and the greatest is 1. No term is negative, so f is monotone and
+submodular, and greedy reaches 1 - 1/e of the best f. Cost: one embedding per prompt, and the near
+pairs (trust) or 5 forward passes per record (SelectIT). Source: Bukharin et al. 2023 (arXiv
+2311.14736), who read the quality from a reward model or from a larger model. Both qualities here,
+and the default of alpha, are our choice. All stages choose from the pool alone.
 """
 
 from dataclasses import replace

@@ -50,7 +50,10 @@ class RdsPlusOptions(NoOptions):
 
     target_share: float = Field(default=TARGET_SHARE, gt=0, le=1)
     tasks: Literal["round_robin", "max"] = "round_robin"
-    queries: Literal["max", "round_robin"] = "max"
+    # Left out of a request at its default, so subsets made before this option are kept.
+    queries: Literal["max", "round_robin"] = Field(
+        default="max", exclude_if=lambda queries: queries == "max"
+    )
 
 
 class RdsPlusSelector(Selector):

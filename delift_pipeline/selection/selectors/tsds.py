@@ -38,13 +38,15 @@ _CHUNK = 256
 
 
 class TsdsOptions(NoOptions):
-    """The options of `tsds`. The defaults are those of the published code.
+    """The options of `tsds`. The defaults are those of the published code, except `alpha`.
+
+    The published code has alpha .5. The default here is that of its port in DataFlex.
 
     Attributes:
         embedder: Of whole records: `minilm`, `tfidf`, `model` (the language model's own hidden
             states), or a sentence-transformers folder or hub id.
         alpha: Weight of nearness to the targets; that of diversity is 1 - alpha.
-        scale: C above, the scale of distances.
+        scale: C above, the scale of distances. A greater one spreads over more records.
         sigma: Records farther apart do not add to each other's density; 0 ignores density.
         neighbours: How many of its nearest records a target can spread over.
         density_neighbours: How many of its nearest records add to a record's density.
