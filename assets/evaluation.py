@@ -62,6 +62,7 @@ def report_outcome(result: ReportResult, judgement: Mapping[str, float | int]) -
     others = [(name, one.metrics, "plain") for name, one in evaluations.beside.items() if one]
     models = [(result.selector, own.metrics, "chosen"), *others]
     facts: Facts = {**own.metrics, **own.counts, **(forgotten.improvements() if forgotten else {})}
+    facts["template"] = result.template
     if result.leader:
         facts["leader"] = result.leader
     tables = {"samples": preview(own.samples, SAMPLE_COLUMNS)}

@@ -11,6 +11,7 @@ from assets.outcome import PREVIEW_ROWS, Check, Facts, Outcome, load_plot
 from delift_pipeline.core.plots import histogram_png
 from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version
+from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import portable_name
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.stages import plan, score
@@ -122,7 +123,7 @@ def scores_outcome(result: score.ScoreResult) -> Outcome:
         "shards": len(result.store.shards),
         "model": portable_name(model.model),
         "revision": model.revision or "",
-        "template": model.template,
+        "template": fingerprint_of(model).template,
         "dtype": model.dtype,
     }
     if report:

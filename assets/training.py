@@ -43,6 +43,7 @@ def adapter_outcome(result: AdapterResult) -> Outcome:
         facts={
             **manifest.counts,
             "method": log.method,
+            "template": result.template,
             **{name: mean for name, mean in log.means.items() if mean is not None},
             "training_seconds": log.seconds,
             "started_from": manifest.details["started_from"] or "the base model",

@@ -12,6 +12,7 @@ from delift_pipeline.core.home import Home, model_path
 from delift_pipeline.records.stored import version_manifest
 from delift_pipeline.scoring.options import ModelOptions, read_options
 from delift_pipeline.stages.arms import Arms, load_arms
+from delift_pipeline.stages.version_model import with_version_template
 
 if TYPE_CHECKING:
     from delift_pipeline.lineage.tracking import Tracker
@@ -121,8 +122,9 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
     revision: str = ""
     """Hub revision. Empty means the newest."""
     template: str = ""
-    """Prompt template: plain, paper, world, chat (the model's own) or a YAML file. Empty means the
-    version's template, else the preset's, else plain."""
+    """Prompt template: auto, plain, paper, world, chat (the model's own) or a YAML file. Empty
+    means the version's, else the preset's, else auto: chat if the model has a chat template that
+    works, else plain."""
     window: int = Field(default=0, ge=0)
     """Tokens in one sequence. 0 means the model's window, at most 2,048."""
     dtype: str = ""
@@ -150,10 +152,8 @@ class LanguageModelResource(dg.ConfigurableResource, use_attribute_docstrings=Tr
         settings = {
             name: getattr(self, name) or None for name in LanguageModelResource.model_fields
         }
-        template = self.template or own.get("template")
-        return read_options(
-            {**settings, "model": model, "template": template, **compute.model_settings()}
-        )
+        options = read_options({**settings, "model": model, **compute.model_settings()})
+        return options if self.template else with_version_template(home, version, options)
 
 
 class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):

@@ -68,12 +68,19 @@ def ingest(
     from delift_pipeline.records.left_out import FAULTS_FILE, left_out_notes, read_faults
     from delift_pipeline.records.versions import ingest as store
     from delift_pipeline.scoring.model_files import check_local_model
-    from delift_pipeline.scoring.options import read_options
+    from delift_pipeline.scoring.options import AUTO, read_options
     from delift_pipeline.stages.announce import announce_reading
+    from delift_pipeline.stages.version_model import template_for_ingest
 
-    if model is not None:
-        check_local_model(read_options({"model": model}, {"model": "--model"}))
+    options = None if model is None else read_options({"model": model}, {"model": "--model"})
+    if options is not None:
+        check_local_model(options)
     place = shared.writable_home(home)
+    model_template = None
+    if options is not None and template in (None, AUTO):
+        parents = [] if template == AUTO else parent or []
+        template, (model_template, notes) = None, template_for_ingest(place, parents, options)
+        shared.print_notes(notes)
     announce_reading((files, target, heldout), shared.progress())
     manifest = store(
         place,
@@ -89,6 +96,7 @@ def ingest(
         existing=existing,
         model=model,
         template=template,
+        model_template=model_template,
         keep=keep or (),
         ids=shared.parse_ids_option(ids),
         say=partial(print, file=sys.stderr),
@@ -265,7 +273,8 @@ def score(
     text = (
         f"{report['pairs_scored']:,} pairs scored, "
         f"{report['pairs_reused']:,} reused from the store, "
-        f"{report['unscorable']:,} records unscorable, {report['seconds']:.1f} s: {out}"
+        f"{report['unscorable']:,} records unscorable, prompt template {report['template']}, "
+        f"{report['seconds']:.1f} s: {out}"
     )
     shared.print_result(as_json, report, text, shared.message_stream(out))
 

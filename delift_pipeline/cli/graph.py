@@ -82,6 +82,7 @@ class GraphRuns:
         seconds: Wall time by job and partition.
         pairs_scored: Pairs that the model scored.
         pairs_reused: Pairs whose scores were stored before.
+        template: The name of the prompt template of the last version.
     """
 
     def __init__(self, home: Home, instance: "dg.DagsterInstance") -> None:
@@ -89,6 +90,7 @@ class GraphRuns:
         self.runs: list[dict[str, str]] = []
         self.seconds: dict[str, float] = {}
         self.pairs_scored = self.pairs_reused = 0
+        self.template: str | None = None
 
     @classmethod
     @contextmanager
@@ -150,6 +152,7 @@ class GraphRuns:
             if asset.asset_key.path[-1] == "in_context_logprobs":
                 self.pairs_scored += int(str(asset.metadata["pairs_scored"].value))
                 self.pairs_reused += int(str(asset.metadata["pairs_reused"].value))
+                self.template = str(asset.metadata["template"].value)
         if not result.success:
             raise _failure_of(result, label)
 

@@ -237,7 +237,7 @@ def explain(
     """
     from delift_pipeline.stages import explain as stage
 
-    options = None if model is None else flags.options(model)
+    options = None if model is None else flags.options_for(Home.at(home), version, model)
     if why is not None and version is None and arm is None and options is None:
         explanation = stage.explain_file(why, record)
     elif why is None and version is not None and arm is not None:

@@ -273,16 +273,13 @@ def _model_of_version(
     home: Home, version: str, model: str | None, flags: shared.ModelFlags
 ) -> "ModelOptions | None":
     """Return the options of the given model, else of the version's own, with its template."""
-    from dataclasses import replace
-
     from delift_pipeline.core.home import model_path
     from delift_pipeline.records.stored import version_manifest
 
     own = version_manifest(home, version).details
     stored = model_path(home, own["model"]) if own.get("model") and not model else None
     name = model or stored or os.environ.get("DELIFT_MODEL")
-    flags = replace(flags, template=flags.template or own.get("template"))
-    return flags.options(name) if name else None
+    return flags.options_for(home, version, name) if name else None
 
 
 def _cost_text(cost: "Cost") -> str:
@@ -293,6 +290,8 @@ def _cost_text(cost: "Cost") -> str:
         pairs = f"{'' if one.exact else 'at most '}{one.pairs:,}"
         kind = "every pair" if one.dense else "near pairs"
         lines.append(f"  pairs     {one.block}: {pairs} ({kind}), {one.missing:,} to score")
+    if cost.template is not None:
+        lines.append(f"  template  {cost.template}")
     time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
     rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
     lines += [

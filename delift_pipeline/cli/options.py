@@ -43,7 +43,9 @@ TARGET: Any = Option(
     help="A file with the target set: example records of the task that the model must learn.",
 )
 TEMPLATE_HELP = (
-    "The prompt template: plain, paper, world, chat (the chat template of the model), or a file."
+    "The prompt template: auto, chat (the chat template of the model), plain, paper, world, or a "
+    "file [the template of the version or preset, else auto: chat if the model has a chat template "
+    "that works, else plain]."
 )
 TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
 SKIP_BAD: Any = Option(False, "--skip-bad", help="Leave faulty records out, and list their faults.")
@@ -273,6 +275,19 @@ class ModelFlags:
         values = {COMPUTE.get(name, name): value for name, value in self.values().items()}
         options = {COMPUTE.get(n, n): f"--{n.replace('_', '-')}" for n in ("model", *vars(self))}
         return read_options({"model": model, **values}, options)
+
+    def options_for(self, home: Home, version: str | None, model: str) -> "ModelOptions":
+        """Return the options of a model; without --template it gets that of the version, if any.
+
+        Raises:
+            InputError: as `options`.
+        """
+        from delift_pipeline.stages.version_model import with_version_template
+
+        options = self.options(model)
+        if self.template or not version:
+            return options
+        return with_version_template(home, version, options)
 
     def values(self) -> dict[str, Any]:
         """Return the flags that the user set, by name."""

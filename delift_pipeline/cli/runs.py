@@ -66,8 +66,10 @@ def run(
         rows = [row for row in leaderboard_rows(place) if row["version"] == version]
         if not as_json:
             print_leaderboard(rows, Console())
+            print(f"prompt template: {graph.template}")
             return
         facts = {"version": version, "arms": [one.name for one in arms], "leaderboard": rows}
+        facts["template"] = graph.template
         facts |= {"runs": graph.runs, **graph.figures(started)}
         shared.print_json(facts)
 

@@ -19,6 +19,7 @@ from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.scoring.batches import pad_sequences
 from delift_pipeline.scoring.model import LoadedModel, load_model, load_scorer
 from delift_pipeline.scoring.options import ModelOptions, read_options
+from delift_pipeline.scoring.template_choice import with_chosen_template
 from delift_pipeline.training.batches import Example, answer_losses, collate, unwrap_model
 
 if TYPE_CHECKING:
@@ -248,7 +249,9 @@ def load_for_evaluation(
             reason = f"{adapter.name} has neither adapter_config.json nor config.json, so it is "
             reason += "neither an adapter nor a model. Give the folder that training wrote"
             raise InputError(reason, field="adapter")
-        requested = requested.model_copy(update={"model": str(adapter), "revision": None})
+        # The base model decides the template, and not the files that training wrote.
+        own = {"model": str(adapter), "revision": None}
+        requested = with_chosen_template(requested).model_copy(update=own)
     if requested.engine == "vllm":
         return VllmModel(**vars(load_scorer(requested)), adapter=adapter if is_peft else None)
     loaded = load_model(requested)

@@ -2,7 +2,7 @@
 
 `report.json` holds `format`, `kind` (`arm`, or `initial` for the base model) and:
 
-    version, arm, stage, selector, seed, budget, model, fingerprint
+    version, arm, stage, selector, seed, budget, model, fingerprint, template
     subset      {size, pool, gain}: how many records were chosen, from how many, and the sum of the
                 gains or null
     asked       {training: {...}, evaluation: {...}, ...}: the requested options
@@ -70,6 +70,7 @@ class ArmReport:
     Attributes:
         arm: Name of the arm, `stage.selector[-variant]`.
         model: The model's name, never a path.
+        template: The name of the prompt template of scoring, training and evaluation.
         pool: How many records the selector could choose from.
         subset: The chosen records in rank order: `record_id`, and `gain` if the selector has gains.
         beside: Evaluations of the same version and stage by name (`initial`, `random`, `full`);
@@ -103,6 +104,7 @@ class ArmReport:
     suspects: list[dict[str, Any]] = field(default_factory=list)
     balance: list[dict[str, Any]] = field(default_factory=list)
     forgetting: Forgetting | None = None
+    template: str = ""
 
 
 def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def write_report(folder: Path, report: ArmReport) -> dict[str, Any]:
 def _facts(report: ArmReport, gaps: Gaps, gains: list[float]) -> dict[str, Any]:
     """Return the content of `report.json` without the evaluation itself."""
     names = ("version", "arm", "stage", "selector", "seed", "budget", "model", "fingerprint")
+    names += ("template",)
     return {
         "format": FORMAT,
         "kind": "arm",

@@ -46,6 +46,7 @@ class TrackedArm:
         records: The subset, in rank order.
         parents: Name of each artifact the adapter is made of -> its hash.
         model: The base model's name, never a path.
+        template: The name of the prompt template.
     """
 
     tracker: Tracker
@@ -56,6 +57,7 @@ class TrackedArm:
     records: pl.DataFrame = field(repr=False)
     parents: Mapping[str, str]
     model: str
+    template: str
     dagster_run: str | None = None
     run_id: str = ""
     _points: list[tuple[str, int, float]] = field(default_factory=list, repr=False)
@@ -74,6 +76,7 @@ class TrackedArm:
             "version": version,
             "arm": arm,
             "model": self.model,
+            "template": self.template,
             "selector": self.settings["options"],
         }
         content = {"parents": dict(self.parents)} | {k: params[k] for k in ("training", "seed")}

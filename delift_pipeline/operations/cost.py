@@ -12,11 +12,13 @@ from delift_pipeline.core.progress import LARGE
 from delift_pipeline.lineage.artifacts import arm_artifacts, stored_versions
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
+from delift_pipeline.scoring.model_files import model_folder
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import ModelOptions
 from delift_pipeline.scoring.plan import PairBlock, PairPlan, neighbour_block, read_plan
 from delift_pipeline.scoring.report import pairs_per_second, stored_rate
 from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.scoring.template_choice import choose_template
 from delift_pipeline.selection.budget import resolve_budget
 from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
@@ -87,6 +89,7 @@ class Cost:
 
     Attributes:
         pairs: Pairs that are not scored yet, in all blocks.
+        template: The name of the prompt template; None without a model.
         rate: Pairs per second; None if neither stored scores nor a trial show it.
         seconds: Time of scoring; None if the rate is not known.
         disk_bytes: Additional disk space for scores and kernel.
@@ -99,6 +102,7 @@ class Cost:
     records: int
     blocks: list[BlockCost]
     pairs: int
+    template: str | None
     rate: float | None
     rate_from: str | None
     seconds: float | None
@@ -222,6 +226,9 @@ def _cost(
     disabled: Mapping[str, int],
 ) -> Cost:
     """Estimate the cost of pairs and trainings, from the speed of stored scores or of a trial."""
+    template = fingerprint_of(model).template if model else None
+    if model is not None:
+        notes = [*choose_template(model, model_folder(model)).notes, *notes]
     rate, rate_from = stored_rate(store) if store else None, "stored scores"
     if not rate and model is not None and measure:
         rate, rate_from = _trial_rate(pool, model), "a trial on a few records"
@@ -241,7 +248,7 @@ def _cost(
     times = [seconds, *(arm.seconds for arm in arms)]
     known = [one for one in times if one is not None]
     hours = sum(known) / 3600 if len(known) == len(times) else None
-    speed = (rate, rate_from if rate else None, seconds)
+    speed = (template, rate, rate_from if rate else None, seconds)
     extra = [
         DisabledCost(arm, more, more / rate if rate else None) for arm, more in disabled.items()
     ]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _PLACEHOLDERS = ("{role}q{place}Zx", 'Say <b>{role} {place}</b>,\n\n  "é" & {{ x }} %d\tEnd')
 """The second one shows whether a template changes markup, quotes, case, blanks or letters."""
 _ROLES = ("user", "assistant")
+_INSTEAD = "Use plain, paper, or a YAML file of your own."
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,38 @@ def read_chat_template(folder: Path) -> str | None:
     if isinstance(template, list):
         return next((t["template"] for t in template if t["name"] == "default"), None)
     return template
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Return the special tokens that a model's files name, by the names that templates use.
+
+    They are those of `tokenizer.special_tokens_map`, read without loading the tokenizer.
+    """
+    tokens: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        for key, value in (json.loads(path.read_text("utf-8")) if path.is_file() else {}).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                tokens[key] = text
+    return tokens
+
+
+def reason_unusable(source: str, tokens: Mapping[str, str]) -> str | None:
+    """Return why a chat template cannot be used, without a full stop, or None if it can.
+
+    The arguments are those of `parse_chat_template`.
+    """
+    return _reason_unusable(source, tuple(sorted(tokens.items())))
+
+
+@lru_cache(maxsize=64)
+def _reason_unusable(source: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
+    try:
+        parse_chat_template(source, dict(tokens))
+    except InputError as refused:
+        return refused.faults[0].reason.removesuffix(f". {_INSTEAD}")
+    return None
 
 
 def chat_template_digest(source: str | None) -> str:
@@ -181,8 +215,7 @@ def _require_source(source: str | None) -> str:
 
 
 def _refusal(why: str, what: str = "The model's chat template ") -> InputError:
-    instead = "Use plain, paper, or a YAML file of your own."
-    return InputError(f"{what}{why}. {instead}", field="template")
+    return InputError(f"{what}{why}. {_INSTEAD}", field="template")
 
 
 def _first_line(error: Exception) -> str:

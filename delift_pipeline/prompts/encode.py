@@ -238,6 +238,7 @@ class Encoder:
         template: Template,
         window: int,
         chat: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Prepare an encoder.
 
@@ -246,12 +247,14 @@ class Encoder:
             template: The prompt template.
             window: The largest number of tokens in one sequence.
             chat: The model's own chat template, which only templates with `chat: true` use.
+            notes: What the user should know about the choice of the template.
 
         Raises:
             InputError: The tokenizer has no end-of-text token or no fast backend, the chat template
                 cannot be used, or the window is too small for the template's own words.
         """
         self.tokenizer, self.template, self.window = tokenizer, template, window
+        self._choice_notes = tuple(notes)
         self.plain = PlainTextTokenizer(tokenizer)
         own_end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
         if not isinstance(own_end, int):
@@ -290,8 +293,8 @@ class Encoder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about the wording."""
-        return self.wording.notes
+        """What the user should know about the template and its wording."""
+        return (*self._choice_notes, *self.wording.notes)
 
     def encode(
         self, frame: pl.DataFrame, advance: Callable[[int], None] = lambda _: None

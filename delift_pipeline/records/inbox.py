@@ -331,7 +331,8 @@ def _ingest(home: Home, entry: InboxEntry) -> Manifest:
         settings = VersionFile(parents=[newest] if newest else [])
     if inherited_from is None and settings.parents and settings.parents[0] in home.versions():
         inherited_from = version_manifest(home, settings.parents[0])
-    defaults = INHERITED | (inherited_from.details if inherited_from else {})
+    # A template that was stored for a model is not inherited: the model may be another one.
+    defaults = INHERITED | (inherited_from.request if inherited_from else {})
     values = settings.model_dump()
     return ingest(
         home,

@@ -43,6 +43,7 @@ def ingest(
     existing: str = "subset",
     model: str | None = None,
     template: str | None = None,
+    model_template: str | None = None,
     keep: Sequence[str] = (),
     ids: Ids = "keep",
     say: Callable[[str], None] | None = None,
@@ -69,7 +70,9 @@ def ingest(
         coverage: Which pairs to score: `auto`, `neighbours` or `all`.
         existing: The existing records of continual selection: the parents' `subset` or `pool`.
         model: The scorer model, if the version has its own (see `portable_model_name`).
-        template: The prompt template, if the version has its own.
+        template: The prompt template, if the user named one for the version.
+        model_template: The template that the model gets where `template` is None, so that the
+            version keeps it. It is no part of the request.
         keep: Extra columns of the pool's file to store as text, for balance reports and quotas.
         ids: `ignore` drops the source ids of the files.
         say: A function that is called with each note about how the files were read.
@@ -124,6 +127,7 @@ def ingest(
         counts=counts,
         details={
             **request,
+            "template": template or model_template,
             "shape": files["pool"].shape,
             "left_out": counts["left_out"],
             **details,

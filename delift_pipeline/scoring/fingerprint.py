@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from delift_pipeline.core.hashing import digest_json
-from delift_pipeline.prompts.chat import chat_template_digest, read_chat_template
-from delift_pipeline.prompts.template import load_template
+from delift_pipeline.prompts.chat import chat_template_digest
 from delift_pipeline.scoring.model_files import (
     TOKENIZER_JSON,
     model_folder,
@@ -21,6 +20,7 @@ from delift_pipeline.scoring.model_files import (
     weight_files,
 )
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.template_choice import choose_template
 
 SCORING_VERSION = 1
 """Raise this number when the meaning of a stored score changes."""
@@ -39,6 +39,11 @@ class Fingerprint:
     digest: str
     parts: dict[str, Any]
 
+    @property
+    def template(self) -> str:
+        """The name of the prompt template."""
+        return self.parts["template"]["name"]
+
 
 def fingerprint_of(options: ModelOptions) -> Fingerprint:
     """Return the fingerprint of scores with these options.
@@ -52,7 +57,8 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
         InputError: the model or the template cannot be used; the message says why.
     """
     folder = model_folder(options)
-    config, template = read_config(folder), load_template(options.template)
+    config, choice = read_config(folder), choose_template(options, folder)
+    template = choice.template
     window = resolve_window(options, config)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     parts: dict[str, Any] = {
@@ -63,7 +69,7 @@ def fingerprint_of(options: ModelOptions) -> Fingerprint:
             "name": template.name,
             "version": template.version,
             "digest": template.digest,
-            **({"chat": chat_template_digest(read_chat_template(folder))} if template.chat else {}),
+            **({"chat": chat_template_digest(choice.chat)} if template.chat else {}),
         },
         "caps": {"window": window, "demonstration": window // 2, "target": window - window // 2},
         "dtype": options.dtype,

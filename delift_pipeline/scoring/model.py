@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from delift_pipeline.core.errors import DeliftError, InputError, is_memory_error
-from delift_pipeline.prompts.chat import read_chat_template
 from delift_pipeline.prompts.encode import Encoder
-from delift_pipeline.prompts.template import load_template
 from delift_pipeline.scoring.fingerprint import Fingerprint, fingerprint_of
 from delift_pipeline.scoring.model_files import (
     BYTES,
@@ -27,6 +25,7 @@ from delift_pipeline.scoring.model_files import (
     weight_files,
 )
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.template_choice import choose_template
 from delift_pipeline.scoring.vllm_engine import refuse_without_vllm
 
 if TYPE_CHECKING:
@@ -151,7 +150,8 @@ def load_encoder(options: ModelOptions) -> Encoder:
     folder = model_folder(options)
     tokenizer = load_tokenizer(folder, options)
     window = resolve_window(options, read_config(folder))
-    return Encoder(tokenizer, load_template(options.template), window, read_chat_template(folder))
+    choice = choose_template(options, folder)
+    return Encoder(tokenizer, choice.template, window, choice.chat, choice.notes)
 
 
 def load_tokenizer(folder: Path, options: ModelOptions) -> "PreTrainedTokenizerBase":

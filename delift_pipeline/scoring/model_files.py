@@ -210,11 +210,11 @@ def check_local_model(options: ModelOptions) -> None:
     Raises:
         InputError: there is no such folder, or its model is not complete.
     """
-    if not _is_hub_id(options.model):
+    if not is_hub_id(options.model):
         model_folder(options)
 
 
-def _is_hub_id(model: str) -> bool:
+def is_hub_id(model: str) -> bool:
     """Whether the name is a hub id and not a local path or `demo`."""
     here = model == MODEL_DEMO or Path(model).expanduser().exists()
     return not here and bool(_HUB_ID.fullmatch(model)) and ".." not in model
@@ -223,7 +223,7 @@ def _is_hub_id(model: str) -> bool:
 def _download(options: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
 
-    if not _is_hub_id(options.model):
+    if not is_hub_id(options.model):
         raise _refusal(options.model, "no such folder exists; check the path, or pass a hub id")
     patterns = {"allow_patterns": list(_MODEL_FILES), "ignore_patterns": list(_SECOND_COPIES)}
     try:

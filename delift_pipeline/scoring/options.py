@@ -17,6 +17,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from delift_pipeline.core.validation import validate
 
 PREFIX = "preset:"
+AUTO, CHAT, PLAIN = "auto", "chat", "plain"
+"""Names of templates. `auto` is the model's own (`chat`) if that works, else `plain`."""
 
 
 def _preset(model: str, dtype: str, template: str) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class ModelOptions(BaseModel):
             package.
         revision: Branch, tag or commit on the hub.
         template: A shipped prompt template's name, `chat` for the model's own, or a YAML file.
+            `auto` takes the model's own if it has one that can be used, else `plain`.
         window: Most tokens in one sequence; None for the model's own limit, at most 2,048.
         dtype: Number format of weights and activations.
         load_in: `4bit` (nf4) or `8bit` weights by bitsandbytes; None for those of `dtype`.
@@ -98,7 +101,7 @@ class ModelOptions(BaseModel):
 
     model: str = Field(min_length=1)
     revision: str | None = None
-    template: str = "plain"
+    template: str = AUTO
     window: int | None = Field(default=None, ge=8)
     dtype: Dtype = "float32"
     load_in: Literal["4bit", "8bit"] | None = None
@@ -138,6 +141,15 @@ class ModelOptions(BaseModel):
         if errors or options is None:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return options
+
+
+def options_of_other(options: ModelOptions, model: str) -> ModelOptions:
+    """Return options that run another model as `options` run theirs.
+
+    The chat template of one model is not that of another, which may have none.
+    """
+    template = AUTO if options.template == CHAT else options.template
+    return options.model_copy(update={"model": model, "revision": None, "template": template})
 
 
 def conflicts(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ import polars as pl
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import Meter, Progress, SilentProgress
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import ModelOptions, options_of_other
 from delift_pipeline.scoring.store import ScoreStore
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """Return the digest of everything that decides what the model computes."""
         return fingerprint_of(self.options).digest
+
+    @property
+    def template(self) -> str:
+        """Return the name of the prompt template."""
+        return fingerprint_of(self.options).template
 
     @cached_property
     def encoder(self) -> "Encoder":
@@ -109,8 +114,8 @@ class LanguageModel:
 
     def with_model(self, model: str) -> "LanguageModel":
         """Return another model that runs with the same options."""
-        options = self.options.model_copy(update={"model": model, "revision": None})
-        return LanguageModel(options, self.home, self.progress, self.claim)
+        other = options_of_other(self.options, model)
+        return LanguageModel(other, self.home, self.progress, self.claim)
 
 
 def reduce_hidden_states(

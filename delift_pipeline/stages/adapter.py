@@ -36,10 +36,12 @@ class AdapterResult(Result):
     A reused adapter has the same bytes as when it was trained and checked.
 
     Attributes:
+        template: The name of the prompt template that the records were written with.
         links: Addresses in MLflow by title.
     """
 
     log: TrainingLog
+    template: str
     links: dict[str, str]
 
 
@@ -63,7 +65,8 @@ def make_adapter(
     dataset, folder = load_version(home, version), home.adapter(version, arm.name)
     subset = subset_manifest(home, version, arm.name)
     records = subset_records(home, dataset, arm.name)
-    fingerprint, name = fingerprint_of(model).digest, portable_name(model.model)
+    known, name = fingerprint_of(model), portable_name(model.model)
+    fingerprint, template = known.digest, known.template
     start, start_parents = _parent_adapter(home, dataset, arm)
     parents = {
         f"subset:{version}:{arm.name}": subset.content_hash,
@@ -74,7 +77,8 @@ def make_adapter(
     request = {"training": arm.training.request, "seed": arm.seed, "dtype": model.dtype}
     run = None
     if tracker:
-        run = TrackedArm(tracker, home, dataset, arm.name, settings, records, parents, name, run_id)
+        about = (settings, records, parents, name, template, run_id)
+        run = TrackedArm(tracker, home, dataset, arm.name, *about)
     stored = up_to_date(folder, request, parents, CODE_VERSION)
     manifest = stored if stored and _is_intact(folder, stored) else None
     reused = manifest is not None
@@ -102,7 +106,11 @@ def make_adapter(
                     "steps": log.steps,
                     "trainable_parameters": log.trainable_parameters,
                 },
-                details={"method": log.method, "started_from": next(iter(start_parents), None)},
+                details={
+                    "method": log.method,
+                    "started_from": next(iter(start_parents), None),
+                    "template": template,
+                },
                 request=request,
                 code_version=CODE_VERSION,
                 run_id=run_id,
@@ -118,7 +126,7 @@ def make_adapter(
     if run and not is_tracked(run.tracker, folder, adapter=manifest.content_hash):
         run.replay(manifest, log)
     links = links_of(folder, run.tracker) if run else {}
-    return AdapterResult(home, folder, manifest, reused, log, links)
+    return AdapterResult(home, folder, manifest, reused, log, template, links)
 
 
 def subset_manifest(home: Home, version: str, arm: str) -> Manifest:

@@ -131,6 +131,7 @@ class Report:
         lines.append(
             f"{scored:,} pairs scored, {reused:,} reused from the store, {facts['seconds']:.1f} s"
         )
+        lines.append(f"prompt template: {facts['template']}")
         if facts["why"]:
             lines.append(f"reasons: {facts['why']}")
         return "\n".join(lines)
@@ -142,7 +143,7 @@ def build_report(
     selection: Selection,
     table: pl.DataFrame,
     scored: ScoreReport | None,
-    fingerprint: str,
+    reader: LanguageModel,
     seconds: float,
 ) -> Report:
     """Build the report of a selection.
@@ -189,7 +190,8 @@ def build_report(
         "unscorable": len(scored.unscorable) if scored else 0,
         "cuts": dict(scored.cuts) if scored else {},
         "seconds": round(seconds, 3),
-        "fingerprint": fingerprint,
+        "fingerprint": reader.fingerprint,
+        "template": reader.template,
         "out": str(request.out),
         "why": str(request.why) if request.why else None,
         "notes": notes,

@@ -24,7 +24,7 @@ from delift_pipeline.evaluation.judge.run import (
 )
 from delift_pipeline.evaluation.report import render
 from delift_pipeline.evaluation.result import SAMPLES, Difference, mean_and_error
-from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.options import AUTO, PLAIN, ModelOptions
 
 ROWS, FACTS, PAGE = "judged.parquet", "judged.json", "judged.html"
 
@@ -75,7 +75,11 @@ class JudgeSetup:
         """The folder of this judge's replies. The weights identify a judge that runs here."""
         from delift_pipeline.scoring.fingerprint import fingerprint_of
 
-        model = {"model": fingerprint_of(self.model).digest} if self.model else {}
+        options = self.model
+        if options is not None and options.template == AUTO:
+            # A judge reads no records. Its name stays what it was when `plain` was the default.
+            options = options.model_copy(update={"template": PLAIN})
+        model = {"model": fingerprint_of(options).digest} if options else {}
         return self.home.judgements(digest_json(self.options.identity | model)[:32])
 
     def judge(self) -> Judge:

@@ -64,12 +64,14 @@ class ReportResult(Result):
     """A stored report.
 
     Attributes:
+        template: The name of the prompt template.
         links: Addresses in MLflow by title.
         leader: One sentence on who is champion now. None if this report was logged before.
     """
 
     selector: str
     evaluations: ArmEvaluations
+    template: str
     links: dict[str, str]
     leader: str | None
 
@@ -153,7 +155,8 @@ def make_report(
     leader = track_report(subject, manifest, own, beside, tracker) if tracker else None
     links = links_of(trained, tracker) if tracker else {}
     reused = stored_own is not None
-    return ReportResult(home, folder, manifest, reused, arm.selector, evaluations, links, leader)
+    about = (arm.selector, evaluations, fingerprint_of(model).template)
+    return ReportResult(home, folder, manifest, reused, *about, links, leader)
 
 
 def _reference_evaluations(subject: Subject) -> dict[str, Evaluation | None]:
@@ -190,6 +193,7 @@ def _report(
         budget=arm.budget,
         model=portable_name(subject.model.model),
         fingerprint=subject.fingerprint,
+        template=fingerprint_of(subject.model).template,
         pool=subset.counts["pool"],
         subset=pl.read_parquet(folder / SUBSET),
         evaluation=evaluations.own,

@@ -25,7 +25,7 @@ def score_file(
     """Score every pair of records and write one row for each (`scoring.report.SCORE_SCHEMA`).
 
     Returns:
-        Counts, seconds, the fingerprint, and the path of the table.
+        Counts, seconds, the fingerprint, the name of the template, and the path of the table.
 
     Raises:
         InputError: the model cannot be used, or no record can be scored.
@@ -33,7 +33,7 @@ def score_file(
     from delift_pipeline.scoring.report import read_table
 
     started, ids = time.monotonic(), tuple(records["record_id"])
-    plan, fingerprint = PairPlan((PairBlock("self", ids, ids),)), fingerprint_of(options).digest
+    plan, fingerprint = PairPlan((PairBlock("self", ids, ids),)), fingerprint_of(options)
     announce_pairs(home, records, plan.pairs, options, progress)
     report = score_plan(home, options, records, plan, progress)
     refuse_unscorable(records, report.unscorable, "records of the file")
@@ -41,7 +41,7 @@ def score_file(
         progress.say(note)
     with open_output(out) as temporary:
         scorable = scorable_records(plan, report.unscorable)
-        write_parquet(temporary, read_table(ScoreStore(home.scores(fingerprint)), scorable))
+        write_parquet(temporary, read_table(ScoreStore(home.scores(fingerprint.digest)), scorable))
     return {
         "records": len(ids),
         "unscorable": len(report.unscorable),
@@ -49,6 +49,7 @@ def score_file(
         "pairs_reused": report.pairs_reused,
         "cuts": report.cuts,
         "seconds": round(time.monotonic() - started, 3),
-        "fingerprint": fingerprint,
+        "fingerprint": fingerprint.digest,
+        "template": fingerprint.template,
         "out": str(out),
     }

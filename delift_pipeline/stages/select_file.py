@@ -90,7 +90,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         counted = with_token_counts(counted, arm.budget, model)
         _refuse_infeasible(rules, counted, allowed)
     reader = LanguageModel(model, home, progress)
-    fingerprint, encoded, scored = reader.fingerprint, None, None
+    encoded, scored = None, None
     if needs.scores:
         pairs = _most_pairs(sets, needs, plan)
         announce_pairs(home, sets.all_records, pairs, model, progress)
@@ -121,7 +121,7 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     _write_outputs(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
     report = scored.report if scored else None
-    return build_report(request, sets, selection, table, report, fingerprint, seconds)
+    return build_report(request, sets, selection, table, report, reader, seconds)
 
 
 def _read_files(request: Request) -> Sets:

@@ -14,7 +14,7 @@ from delift_pipeline.lineage.version import find_existing_records
 from delift_pipeline.records.extra_columns import join_extra_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
-from delift_pipeline.scoring.options import ModelOptions, portable_name
+from delift_pipeline.scoring.options import ModelOptions, options_of_other, portable_name
 from delift_pipeline.selection.diagnostics import add_diagnostics
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
@@ -153,7 +153,7 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
     if needs.model and fingerprint:
         extra["model"] = fingerprint
         for name in needs.other_models:
-            other = fingerprint_of(model.model_copy(update={"model": name, "revision": None}))
+            other = fingerprint_of(options_of_other(model, name))
             extra[f"model:{portable_name(name)}"] = other.digest
     parents = subset_parents(version, dataset.manifest.content_hash, blocks, extra)
     pool = with_token_counts(join_extra_columns(home, version, pool), arm.budget, model)

@@ -28,6 +28,7 @@ from delift_pipeline.scoring.model import (
 )
 from delift_pipeline.scoring.model_files import model_folder
 from delift_pipeline.scoring.options import ModelOptions, portable_name
+from delift_pipeline.scoring.template_choice import with_chosen_template
 from delift_pipeline.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -139,8 +140,11 @@ def _load_4bit(options: ModelOptions) -> LoadedModel:
 
 
 def _load_full(options: TrainingOptions, model_options: ModelOptions, start: Path | None) -> Parts:
-    start_model = {} if start is None else {"model": str(start), "revision": None}
-    loaded = load_model(model_options.model_copy(update=start_model))
+    if start is not None:
+        # The base model decides the template, and not the files that training wrote.
+        own = {"model": str(start), "revision": None}
+        model_options = with_chosen_template(model_options).model_copy(update=own)
+    loaded = load_model(model_options)
     model = cast(Any, loaded.model)
     dtype = model.dtype
     # Steps are far smaller than the weights: in 16 bits most of them would be rounded away.

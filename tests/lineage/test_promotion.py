@@ -164,7 +164,8 @@ def make_arm(
     run = TrackedArm(
         tracker=tracker, home=home, dataset=dataset, arm=name,
         settings=load_arms(home).arm(name).model_dump(mode="json"),
-        records=dataset.pool[:3], parents={"model": FINGERPRINT}, model=MODEL, dagster_run="d" * 32,
+        records=dataset.pool[:3], parents={"model": FINGERPRINT}, model=MODEL, template="plain",
+        dagster_run="d" * 32,
     )  # fmt: skip
     run.replay(adapter, log)
     report = home.report(version, name)

@@ -80,7 +80,7 @@ def test_the_environment_comes_last(versions: Home, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DELIFT_MODEL", "from-environment")
     assert options(versions, "own").model == "demo"
     found = options(versions, "bare")
-    assert (found.model, found.template) == ("from-environment", "plain")
+    assert (found.model, found.template) == ("from-environment", "auto")
 
 
 def test_no_model_anywhere_is_refused_with_how_to_name_one(versions: Home) -> None:

@@ -165,13 +165,14 @@ def test_the_models_own_chat_template_decides_prompt_and_fingerprint(folder: Pat
     assert "has no chat template" in refusal(folder, template="chat")
     plain = digest(folder)
     (folder / "chat_template.jinja").write_text(CHAT)
-    assert digest(folder) == plain
+    assert digest(folder, template="plain") == plain
     chat = digest(folder, template="chat")
+    assert digest(folder) == chat
     coder = load_encoder(ModelOptions(model=str(folder), template="chat"))
     assert coder.tokenizer.chat_template == CHAT
     (folder / "chat_template.jinja").write_text(CHAT.replace("Task :", "Task"))
-    assert len({plain, chat, digest(folder, template="chat")}) == 3
-    assert digest(folder) == plain
+    assert len({plain, chat, digest(folder)}) == 3
+    assert digest(folder, template="plain") == plain
 
 
 def test_a_chat_template_in_the_tokenizers_config_is_found(folder: Path) -> None:
