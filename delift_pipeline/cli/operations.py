@@ -24,7 +24,7 @@ MOST_ROWS = 100
 
 def forget(
     records: list[str] = Argument(
-        ..., metavar="ID...", help="The record_id of a record, or its id in the file."
+        ..., metavar="ID", help="The record_id of a record, its beginning, or the id in your file."
     ),
     dry_run: bool = Option(False, "--dry-run", help="List what would change, and change nothing."),
     home: Path | None = shared.HOME,
@@ -39,11 +39,14 @@ def forget(
     from delift_pipeline.operations import forget as operation
 
     removal = operation.forget(_open_home(home, written=not dry_run), records, dry_run=dry_run)
-    done = "forgotten" if removal.applied else "would be forgotten (--dry-run)"
-    marked = "marked for rebuilding" if removal.applied else "would be marked"
+    done, removed, marked = (
+        ("forgotten", "removed", "marked for rebuilding")
+        if removal.applied
+        else ("would be forgotten (--dry-run)", "would be removed", "would be marked")
+    )
     lines = [f"{', '.join(removal.records)}: {done}"]
     lines += [
-        f"  removed from the {', '.join(parts)} of {v}" for v, parts in removal.versions.items()
+        f"  {removed} from the {', '.join(parts)} of {v}" for v, parts in removal.versions.items()
     ]
     lines += [f"  {marked}: {one['path']}" for one in removal.artifacts]
     lines += [f"  not cleaned, do it yourself: {line}" for line in removal.beyond]
