@@ -50,7 +50,8 @@ def main() -> None:
         default=[],
         type=_named_source,
         metavar="RECIPE=PLACE",
-        help="a recipe's data set: a local file or folder, or a hub id instead of its own",
+        help="where to read the dataset of a recipe: a local file, a local folder or a hub id "
+        "[the hub id of the recipe]",
     )
     given = parser.parse_args()
     make(given.folder, dict(given.source), given.model)

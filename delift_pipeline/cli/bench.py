@@ -75,7 +75,9 @@ def bench_quality(
     ),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare selectors on synthetic pools: train on the picks of each, and compare the answers.
+    """Compare the quality of selectors on synthetic pools.
+
+    A model is trained on the picks of each selector. Then the answers are compared.
 
     Example: delift bench quality --experiment selectors --quick
     """
@@ -175,7 +177,9 @@ def bench_scoring(
     threads: int = Option(1, min=1, help="How many CPU threads to use."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Measure how many pairs are scored per second, and compare with padded batches and vLLM.
+    """Measure how many pairs are scored per second.
+
+    Our engine is compared with padded batches and with vLLM.
 
     Example: delift bench scoring --length realistic --repeats 3
     """
@@ -233,7 +237,9 @@ def bench_selection(
     ),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Measure time and memory of greedy selection, and compare with submodlib and apricot.
+    """Measure time and memory of greedy selection.
+
+    Our algorithms are compared with submodlib and apricot.
 
     Example: delift bench selection --only 5000 --repeats 3
     """

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 def compare(
     arms: list[str] | None = Argument(
         None,
-        metavar="V/ARM V/ARM...",
+        metavar="V/ARM",
         help="The arms to compare. The output shows how much each arm differs from the first "
-        "arm. With --experiment: "
-        "the selectors to show [all].",
+        "arm. With --experiment: the selectors to show [all].",
     ),
     experiment: str | None = Option(
         None,
@@ -47,9 +46,11 @@ def compare(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Compare evaluated arms on the same held-out records, or the selectors of an experiment.
+    """Compare evaluated arms on the same held-out records.
 
-    Example: delift compare V/instruction_tuning.random V/instruction_tuning.delift
+    With --experiment: compare the selectors of an experiment.
+
+    Example: delift compare V/instruction_tuning.random V/instruction_tuning.delift_trusted
     """
     if experiment is not None:
         from delift_pipeline.bench.quality import stored_table
@@ -114,7 +115,8 @@ def _cells(side: "Side", metric: str) -> tuple[str, str]:
 def judge(
     arms: list[str] = Argument(
         ...,
-        help="The arms to judge: VERSION/ARM, or VERSION/initial (the untrained model). "
+        metavar="V/ARM",
+        help="The arms to judge. V/initial is the untrained model of the version V. "
         "The output shows how much each arm differs from the first arm.",
     ),
     model: str = Option(
@@ -161,10 +163,10 @@ def judge(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Let a language model give each stored answer of an arm a score from 1 to 5.
+    """Let a language model judge the stored answers of arms.
 
-    Scores are stored, so no answer is sent twice. The key of the endpoint is read from the
-    environment variable DELIFT_JUDGE_API_KEY.
+    Each answer gets a score from 1 to 5. Scores are stored, so no answer is sent twice. The key of
+    the endpoint is read from the environment variable DELIFT_JUDGE_API_KEY.
 
     Example: delift judge V/instruction_tuning.random V/initial --judge demo --estimate
     """

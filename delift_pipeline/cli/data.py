@@ -177,10 +177,12 @@ def select(
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: Path | None = shared.HOME,
+    home: Path | None = shared.SCORES_HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Choose the records of a file that are worth fine-tuning on, without Dagster.
+    """Choose the records of a file that are worth fine-tuning on.
+
+    Dagster is not needed.
 
     Example: delift select data.jsonl --model demo --budget 0.3 --out chosen.jsonl
     """
@@ -250,10 +252,12 @@ def score(
     ids: str = shared.IDS,
     skip_bad: bool = shared.SKIP_BAD,
     flags: shared.ModelFlags = shared.NO_FLAGS,
-    home: Path | None = shared.HOME,
+    home: Path | None = shared.SCORES_HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Score every pair of records in a file, and write the scores to a Parquet file.
+    """Score every pair of records in a file.
+
+    The scores are written to a Parquet file.
 
     Example: delift score data.jsonl --model demo --out scores.parquet
     """
@@ -297,7 +301,9 @@ def prompt(
     flags: shared.ModelFlags = shared.NO_FLAGS,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show the exact text and token ids that are scored for a target and its demonstrations.
+    """Show the exact text and the token ids that are scored.
+
+    Name one target. You may also name demonstrations, which come before it.
 
     Example: delift prompt data.jsonl --model demo --target ID --demonstration ID
     """

@@ -40,7 +40,9 @@ def lineage(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show what an adapter was made from, where a record was used, or what a version changed.
+    """Show what an adapter was made from, or where a record was used.
+
+    With --version: show what a version changed.
 
     Example: delift lineage --adapter V/instruction_tuning.delift_trusted
     """
@@ -231,7 +233,9 @@ def explain(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show why a record was chosen or dropped, and whether similar records support its answer.
+    """Show why a record was chosen or dropped.
+
+    Also show whether similar records support its answer.
 
     Example: delift explain --why reasons.jsonl --record ID
     """

@@ -24,15 +24,17 @@ MOST_ROWS = 100
 
 def forget(
     records: list[str] = Argument(
-        ..., metavar="ID", help="The record_id of a record, its beginning, or the id in your file."
+        ...,
+        metavar="ID",
+        help="The record_id of a record, the beginning of its record_id, or its id in the file.",
     ),
     dry_run: bool = Option(False, "--dry-run", help="List what would change, and change nothing."),
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Delete records for good, and mark all results that were made from them.
+    """Delete records for good.
 
-    The next run makes the marked results again.
+    All results that were made from them are marked. The next run makes these results again.
 
     Example: delift forget ID --dry-run
     """
@@ -85,7 +87,9 @@ def gc(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """List files that can be deleted: remains of killed runs, and results that nothing uses.
+    """List or delete files that nothing needs any more.
+
+    These are remains of killed runs, and results that nothing uses.
 
     Example: delift gc --apply
     """
@@ -175,7 +179,9 @@ def query(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Query records, scores, utilities, subsets, reasons, metrics and lineage with SQL.
+    """Query everything in a home with SQL.
+
+    For example: records, scores, utilities, subsets, reasons, metrics and lineage.
 
     Example: delift query "SELECT version, count(*) FROM records GROUP BY ALL"
     """
@@ -236,8 +242,8 @@ def plan(
     version: str | None = Option(None, help="A stored version."),
     arm: list[str] | None = Option(
         None,
-        help="An arm of the planned run; repeatable [all arms that apply to the version; "
-        "for FILE: instruction_tuning.delift_trusted].",
+        help="An arm of the planned run; repeatable [all enabled arms that apply to the "
+        "version; for FILE: instruction_tuning.delift_trusted].",
     ),
     model: str | None = shared.OWN_MODEL,
     measure: bool = Option(
@@ -250,7 +256,9 @@ def plan(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Estimate the pairs, time, disk space and training steps of a run before you start the run.
+    """Estimate what a run would cost, before you start it.
+
+    The estimate has the pairs, time, disk space and training steps.
 
     Example: delift plan data.jsonl --model demo
     """

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 HOME: Any = Option(
     None, "--home", envvar="DELIFT_HOME", help="The folder that holds all results [./delift_home]."
 )
+SCORES_HOME: Any = Option(
+    None,
+    "--home",
+    envvar="DELIFT_HOME",
+    help="The folder in which scores are stored and reused [./delift_home].",
+)
 AS_JSON: Any = Option(False, "--json", help="Print the result as one JSON document.")
-MODEL_HELP = "The model: a folder, a hub id, preset:NAME, or `demo` (the packaged model)."
+MODEL_HELP = (
+    "The model: a folder, a hub id, preset:NAME, or `demo` (the demo model, inside the package)."
+)
 MODEL: Any = Option(..., "--model", envvar="DELIFT_MODEL", help=MODEL_HELP)
 OWN_MODEL: Any = Option(
     None,
@@ -238,13 +246,16 @@ class ModelFlags:
     )
     load_in: str | None = _flag("Quantize the weights with bitsandbytes: 4bit or 8bit.")
     engine: str | None = _flag(
-        "The scoring engine: transformers, vllm, or naive (slow, for checks) [transformers]."
+        "The scoring engine: transformers, vllm, or naive (slow, for checks) "
+        "[the engine of the preset, else transformers]."
     )
     device: str | None = _flag("The device that runs the model: auto, cpu, cuda or cuda:N [auto].")
     device_map: str | None = _flag(
         "Spread one model over several GPUs: auto, balanced, balanced_low_0 or sequential."
     )
-    tensor_parallel: int | None = _flag("How many GPUs share one model in vLLM [1].")
+    tensor_parallel: int | None = _flag(
+        "How many GPUs share one model in vLLM [the number of the preset, else 1]."
+    )
     gpu_memory: float | None = _flag("The share of each GPU's memory that vLLM may use [0.9].")
     batch_tokens: int | None = _flag(
         "How many tokens of targets one batch may have [CPU: 2048, or 4096 for tiny "

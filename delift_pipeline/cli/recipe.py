@@ -49,10 +49,10 @@ def recipe(
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Convert a benchmark to records, or a transfer experiment to versions for the inbox.
+    """Convert a public benchmark to records.
 
-    The rows of a benchmark may have the columns of its publisher, or the columns of a
-    record (instruction, input, output).
+    A transfer experiment is converted to versions for the inbox. The rows of a benchmark may have
+    the columns of its publisher, or the columns of a record (instruction, input, output).
 
     Example: delift recipe gsm8k --out gsm8k.jsonl
     """

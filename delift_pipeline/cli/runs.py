@@ -42,9 +42,10 @@ def run(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Score, select, train and evaluate a version with Dagster, in this process.
+    """Score, select, train and evaluate a dataset version.
 
-    Ctrl-C and SIGTERM end the run within ten seconds. The next run does the rest of the work.
+    Dagster runs in this process. Ctrl-C and SIGTERM end the run within ten seconds. The next run
+    does the rest of the work.
 
     Example: delift run --version mydata-v1
     """
@@ -79,7 +80,9 @@ def ui(
     mlflow_port: int = Option(5000, min=1, max=65535, help="The port of MLflow."),
     home: Path | None = shared.HOME,
 ) -> None:
-    """Serve the user interfaces of Dagster and MLflow on 127.0.0.1 until Ctrl-C.
+    """Serve the user interfaces of Dagster and MLflow.
+
+    They are served on 127.0.0.1 until Ctrl-C.
 
     Example: delift ui --port 3001
     """
@@ -143,7 +146,9 @@ def demo(
     ),
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Run all three fine-tuning stages with a tiny model on synthetic data, and print the results.
+    """Run all three fine-tuning stages on synthetic data.
+
+    The demo uses the tiny model inside the package, and prints the results.
 
     Example: delift demo --home ./delift_demo
     """

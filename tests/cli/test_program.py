@@ -22,6 +22,16 @@ def test_help_lists_the_commands(program: Any) -> None:
     assert all(f"\n  {command} " in answer.out for command in COMMANDS)
 
 
+@pytest.mark.parametrize("group", [(), ("bench",)])
+def test_help_describes_every_command_in_a_whole_sentence(
+    monkeypatch: pytest.MonkeyPatch, delift: Any, group: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, _, commands = delift(*group, "--help").out.partition("Commands:\n")
+    assert commands and all(line.endswith(".") for line in commands.splitlines())
+    assert "..." not in commands
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(delift: Any, command: str) -> None:
     answer = delift(command, "--help")
