@@ -32,7 +32,7 @@ LONGEST = 240
 
 @pytest.fixture(scope="module")
 def options(real_model: Path) -> ModelOptions:
-    return ModelOptions(model=str(real_model), template="chat", device="cpu")
+    return ModelOptions(model=str(real_model), device="cpu")
 
 
 def short_records(path: Path, count: int) -> pl.DataFrame:
