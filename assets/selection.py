@@ -13,11 +13,13 @@ from delift_pipeline.orchestration.jobs import on_new_data_version
 from delift_pipeline.orchestration.partitions import dataset_version, version_and_arm
 from delift_pipeline.scoring.plan import read_plan
 from delift_pipeline.selection.budget import parse_budget
+from delift_pipeline.selection.contribution import changed_picks_sentence
 from delift_pipeline.selection.diagnostics import vanished_group_warnings
 from delift_pipeline.selection.language_model import LanguageModel
+from delift_pipeline.selection.registry import options_of
 from delift_pipeline.selection.result import Diagnostics
 from delift_pipeline.selection.rules import find_violations, token_cost
-from delift_pipeline.selection.run import BALANCE, SUBSET, SUSPECTS
+from delift_pipeline.selection.run import BALANCE, CHANGED, SUBSET, SUSPECTS
 from delift_pipeline.stages import subset as subset_stage
 from delift_pipeline.stages.kernel import make_kernel
 from delift_pipeline.stages.result import Result
@@ -115,8 +117,15 @@ def subset_outcome(result: subset_stage.SubsetResult) -> Outcome:
     names = ("objective", "value", "value_random", "knee", "tokens")
     known = {name: details[name] for name in names if details.get(name) is not None}
     facts: Facts = {**manifest.counts, **known}
-    if details["notes"]:
-        facts["notes"] = " ".join(details["notes"])
+    notes, changed = list(details["notes"]), details.get(CHANGED)
+    if changed is not None:
+        # Older manifests lack the number.
+        facts[CHANGED] = changed
+        if not changed:
+            options = options_of(inputs.arm.selector, inputs.arm.options)
+            notes.append(changed_picks_sentence(changed, subset.height, options))
+    if notes:
+        facts["notes"] = " ".join(notes)
     diagnostics = Diagnostics.from_json(details["diagnostics"])
     facts |= {k: v for k, v in diagnostics.as_json().items() if v is not None}
     texts = subset.join(records.drop("source_ids"), on="record_id", how="left")

@@ -184,6 +184,10 @@ def select(
 
     Dagster is not needed.
 
+    The default selector covers the file by embeddings (tf-idf, unless --option embedder names
+    another embedder). The model decides how much each record counts. The command prints how many
+    picks the model changed, compared with coverage by embeddings alone.
+
     Example: delift select data.jsonl --model demo --budget 0.3 --out chosen.jsonl
     """
     import yaml

@@ -20,7 +20,8 @@ import numpy as np
 import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.selection.embedding import Similarities, similarities
+from delift_pipeline.selection.embedding import Similarities
+from delift_pipeline.selection.options import EmbeddingOptions
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.selection.trust import SUSPECTED_BELOW, Trust, near_duplicates, trust_of
@@ -40,7 +41,9 @@ def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0
     pool = tuple(inputs.pool["record_id"])
     known = set(pool)
     picks = [record for record in selection.ranking if record in known]
-    similar = similarities(inputs.pool) if len(pool) <= COVERAGE_LIMIT else None
+    similar = None
+    if len(pool) <= COVERAGE_LIMIT:
+        similar = inputs.similarities(inputs.pool, EmbeddingOptions(embedder="tfidf"))
     numbers = _trust_numbers(trust, pool, selection.ranking)
     if similar is not None and picks:
         numbers |= _coverage_numbers(similar, picks, seed)

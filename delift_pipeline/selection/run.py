@@ -14,6 +14,7 @@ from delift_pipeline.core.errors import InputError
 from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.selection.budget import Budget, BudgetText, is_full, parse_budget
+from delift_pipeline.selection.contribution import count_changed_picks
 from delift_pipeline.selection.diagnostics import balance_table
 from delift_pipeline.selection.optimizers import knee_of
 from delift_pipeline.selection.options import Stage
@@ -32,6 +33,8 @@ from delift_pipeline.selection.trust import suspects_frame
 
 SUBSET, DROPPED = "subset.parquet", "dropped.parquet"
 SUSPECTS, BALANCE = "suspects.parquet", "balance.parquet"
+CHANGED = "picks_changed_by_model"
+"""The key of that number in a manifest and in a report; null if no language model was read."""
 
 
 def select(
@@ -66,7 +69,9 @@ def select(
         if wrong := find_violations(selection.ranking, gains, inputs.pool, allowed, rules):
             reason = f"{selection.selector} violates the budget or the rules: {'; '.join(wrong)}"
             raise InputError(f"{reason}. Choose another selector", field="budget")
-    details = dict(selection.details)
+    needs = needs_of(selector, inputs.stage, options)
+    changed = count_changed_picks(inputs, selection, needs, options)
+    details = {**selection.details, CHANGED: changed}
     if allowed.tokens is not None:
         details["tokens"] = token_cost(inputs.pool, selection.ranking)
     if selection.gains is not None and len(selection.gains):

@@ -9,12 +9,14 @@ import polars as pl
 from pydantic import BaseModel
 
 from delift_pipeline.core.errors import DeliftError
+from delift_pipeline.core.hashing import digest_text
 from delift_pipeline.kernel.block import Block, UtilityForm
 from delift_pipeline.records.schema import display_ids
 from delift_pipeline.selection.budget import Budget
 from delift_pipeline.selection.constraints import Constraints
+from delift_pipeline.selection.embedding import Similarities, coverage_similarities
 from delift_pipeline.selection.language_model import Gradients, LanguageModel
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import EmbeddingOptions, Stage, TrustedOptions
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules
 
@@ -57,6 +59,7 @@ class Needs:
         model: Whether it reads the language model itself, beyond pair scores.
         answers: Whether it cannot rank a record whose answer does not fit the window, although it
             reads no block.
+        only_tokenizer: Whether it reads nothing of the model but its tokenizer.
         other_models: Further models that it reads, by folder or hub id.
     """
 
@@ -67,6 +70,7 @@ class Needs:
     replay_pairs: bool = False
     model: bool = False
     answers: bool = False
+    only_tokenizer: bool = False
     other_models: tuple[str, ...] = ()
 
     @property
@@ -78,6 +82,11 @@ class Needs:
     def scores(self) -> bool:
         """Whether it can rank only records that can be scored."""
         return self.answers or bool(self.blocks)
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether its picks depend on what the language model computes."""
+        return self.scores or (self.model and not self.only_tokenizer)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -132,6 +141,21 @@ class SelectionInputs:
     model: LanguageModel | None = field(default=None, repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
     unscorable: Mapping[str, str] = field(default_factory=dict, repr=False)
+    _similarities: dict[Any, Similarities] = field(default_factory=dict, repr=False, compare=False)
+
+    def similarities(
+        self, frame: pl.DataFrame, options: EmbeddingOptions | TrustedOptions
+    ) -> Similarities:
+        """Return `coverage_similarities` of records, computed once for inputs and their copies.
+
+        Raises:
+            InputError: The embedder cannot be loaded.
+        """
+        limits = options.dense_limit, options.coverage_neighbours
+        key = (options.embedder, *limits, digest_text(*frame["record_id"].sort()))
+        if key not in self._similarities:
+            self._similarities[key] = coverage_similarities(frame, options, self.model)
+        return self._similarities[key]
 
     def constraints(self, candidates: Sequence[str], count: int) -> Constraints | None:
         """Return the constraints for an optimizer, or None.

@@ -12,12 +12,14 @@ from delift_pipeline.core.output import json_text
 from delift_pipeline.records.left_out import faults_path, left_out_notes
 from delift_pipeline.records.read import Ids, Inputs, RecordsFile, first_input
 from delift_pipeline.scoring.report import ScoreReport
+from delift_pipeline.selection.contribution import changed_picks_sentence
 from delift_pipeline.selection.diagnostics import vanished_group_warnings
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.registry import options_of
 from delift_pipeline.selection.result import Selection, subset_frames
 from delift_pipeline.selection.rules import RuleOptions
-from delift_pipeline.selection.run import unscorable_notes
+from delift_pipeline.selection.run import CHANGED, unscorable_notes
 from delift_pipeline.selection.token_changes import MOST_RECORDS, token_changes
 from delift_pipeline.selection.trust import evidence_of, record_line
 
@@ -170,7 +172,7 @@ def build_report(
             f"{count:,} records were shortened for scoring ({kind}); they are written whole"
             for kind, count in scored.cuts.items()
         ]
-    diagnostics = selection.diagnostics
+    diagnostics, changed = selection.diagnostics, selection.details.get(CHANGED)
     facts = {
         "pool": sets.pool.height,
         "selected": len(selection.ranking),
@@ -179,6 +181,8 @@ def build_report(
         "objective": selection.value,
         "objective_random": selection.value_random,
         "budget": str(request.budget),
+        "picks": list(selection.ranking),
+        CHANGED: changed,
         "tokens": selection.details.get("tokens"),
         "knee": selection.details.get("knee"),
         "pairs_scored": scored.pairs_scored if scored else 0,
@@ -199,6 +203,9 @@ def build_report(
         "balance": table.to_dicts(),
     }
     sentences = (*(diagnostics.lines() if diagnostics else ()), *vanished_group_warnings(table))
+    if changed is not None:
+        options = options_of(request.selector, request.options)
+        sentences += (changed_picks_sentence(changed, len(selection.ranking), options),)
     return Report(facts, sentences)
 
 

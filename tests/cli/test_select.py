@@ -19,11 +19,17 @@ KEYS = {
     "seconds",
     "fingerprint",
     "out",
+    "picks",
+    "picks_changed_by_model",
 }
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rank_of(row: dict[str, Any]) -> int:
+    return row["rank"]
 
 
 @pytest.fixture
@@ -45,6 +51,29 @@ def test_json_has_the_promised_keys(select: Any, tmp_path: Path) -> None:
     assert report["objective"] > report["objective_random"] > 0
     assert report["pairs_scored"] + report["pairs_reused"] == 24 * 24
     assert len(report["fingerprint"]) == 32
+
+
+def test_picks_are_named_in_rank_order_and_compared_with_coverage_alone(
+    select: Any, tmp_path: Path
+) -> None:
+    out, why = tmp_path / "o.jsonl", tmp_path / "why.jsonl"
+    answer = select("--budget", 0.3, "--out", out, "--why", why, "--json")
+    ranked = sorted((row for row in rows(why) if row.get("rank") is not None), key=rank_of)
+    picks = answer.json["picks"]
+    assert picks == [row["record_id"] for row in ranked]
+    embedded = ("--option", "embedder=tfidf", "--budget", 0.3, "--out", out, "--json")
+    alone = select(*embedded, selector="delift_se").json
+    changed = len(set(picks) - set(alone["picks"]))
+    assert answer.json["picks_changed_by_model"] == changed
+    assert f"the model changed {changed} of the 7 picks" in answer.err
+    assert alone["picks_changed_by_model"] is None
+
+
+def test_a_model_that_changes_no_pick_gives_a_warning(select: Any, tmp_path: Path) -> None:
+    options = ("--option", "floor=1000", "--budget", 0.3, "--out", tmp_path / "o.jsonl", "--json")
+    answer = select(*options, selector="delift_trusted")  # No record has so many near prompts.
+    assert answer.json["picks_changed_by_model"] == 0
+    assert "warning: The model changed none of the 7 picks." in answer.err
 
 
 @pytest.mark.parametrize("selector", ["delift", "random"])

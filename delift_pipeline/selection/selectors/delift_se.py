@@ -11,7 +11,7 @@ from dataclasses import replace
 import polars as pl
 
 from delift_pipeline.core.errors import DeliftError
-from delift_pipeline.selection.embedding import MODEL, coverage_similarities
+from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.objectives import build_objective, mean_random_value
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import EmbeddingOptions, Stage, objective_at
@@ -47,22 +47,33 @@ class DeliftSeSelector(Selector):
             DeliftError: The objective reads a target set, and its records are missing.
             InputError: The embedder cannot be loaded.
         """
-        ids = tuple(sorted(inputs.pool["record_id"]))
-        name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()
-        if name in TARGET_OBJECTIVES:
-            if inputs.target is None:
-                raise DeliftError("the target set's records are missing from the inputs")
-            target = tuple(inputs.target["record_id"])
-            both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
-            frame = both.unique("record_id", keep="first", maintain_order=True)
-        similar = coverage_similarities(frame, options, inputs.model)
-        existing = sorted(inputs.existing) if name == "flcg" else ()
-        sides = (ids, ids), (target, ids), (ids, existing)
-        kernels = (similar.submatrix(rows, columns) for rows, columns in sides)
-        objective = build_objective(name, *kernels, eta=options.eta, nu=options.nu)
-        part = Maximisation(objective, target if name == "fl2mi" else ids, ids)
+        part = coverage_part(inputs, tuple(sorted(inputs.pool["record_id"])), options)
         selection = maximise(self.name, inputs, [part], lazy_greedy, budget, seed)
         if len(selection.ranking) == budget:
             return selection
         # With tokens and `auto` the ranking is shorter; random subsets still have `budget` records.
-        return replace(selection, value_random=mean_random_value(objective, budget, seed))
+        return replace(selection, value_random=mean_random_value(part.objective, budget, seed))
+
+
+def coverage_part(
+    inputs: SelectionInputs, ids: tuple[str, ...], options: EmbeddingOptions
+) -> Maximisation:
+    """Return the stage's objective on embeddings, with the candidates `ids`.
+
+    Raises:
+        DeliftError: The objective reads a target set, and its records are missing.
+        InputError: The embedder cannot be loaded.
+    """
+    name, frame, target = objective_at(inputs.stage, options.objective), inputs.records, ()
+    if name in TARGET_OBJECTIVES:
+        if inputs.target is None:
+            raise DeliftError("the target set's records are missing from the inputs")
+        target = tuple(inputs.target["record_id"])
+        both = pl.concat([frame, inputs.target], how="diagonal_relaxed")
+        frame = both.unique("record_id", keep="first", maintain_order=True)
+    similar = inputs.similarities(frame, options)
+    existing = sorted(inputs.existing) if name == "flcg" else ()
+    sides = (ids, ids), (target, ids), (ids, existing)
+    kernels = (similar.submatrix(rows, columns) for rows, columns in sides)
+    objective = build_objective(name, *kernels, eta=options.eta, nu=options.nu)
+    return Maximisation(objective, target if name == "fl2mi" else ids, ids)

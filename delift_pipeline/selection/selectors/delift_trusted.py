@@ -20,7 +20,7 @@ import numpy as np
 
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.kernel.columns import Columns, as_columns, to_dense
-from delift_pipeline.selection.embedding import MODEL, Similarities, coverage_similarities
+from delift_pipeline.selection.embedding import MODEL, Similarities
 from delift_pipeline.selection.objectives import FL2MI, FLCG, FacilityLocation
 from delift_pipeline.selection.optimizers import lazy_greedy
 from delift_pipeline.selection.options import Stage, TrustedOptions
@@ -89,7 +89,7 @@ def _coverage_parts(
     inputs: SelectionInputs, candidates: tuple[str, ...], trust: Trust, options: TrustedOptions
 ) -> list[Maximisation]:
     """Return coverage of the pool, or for continual coverage beyond E, and of E for replay."""
-    similar = coverage_similarities(inputs.records, options, inputs.model)
+    similar = inputs.similarities(inputs.records, options)
     own, weights = _kernel(similar, trust, candidates, candidates), trust.of(candidates)
     existing = tuple(sorted(inputs.existing))
     if inputs.stage != "continual" or not existing:

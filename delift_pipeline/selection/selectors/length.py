@@ -35,7 +35,7 @@ class LengthSelector(Selector):
 
     def needs(self, stage: Stage, options: LengthOptions) -> Needs:
         """Return the model, of which only the tokenizer is read, or nothing."""
-        return Needs(model=options.unit == "tokens")
+        return Needs(model=options.unit == "tokens", only_tokenizer=True)
 
     def select(
         self, inputs: SelectionInputs, budget: int, seed: int, options: LengthOptions
