@@ -12,7 +12,7 @@ BLOCKING: dict[str, dict[str, str]] = {
     },
     "pair_plan": {"neighbours": "Every record has neighbours, or a reason why it has none."},
     "baseline_logprobs": {
-        "complete": "Every record of the plan has a baseline score, or is unscorable.",
+        "complete": "Every record has its scores with and without prompt, or is unscorable.",
         "finite": "Log-probabilities are finite and at most 0.",
     },
     "in_context_logprobs": {

@@ -45,6 +45,8 @@ _TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "sum_logprob": SUM_LOGPROB,
         "squared_distance": SQUARED_DISTANCE,
         "tokens": ("int32", "tokens of the answer, with the end-of-text token"),
+        "prompted": ("float32", "log-probability of the answer without its end-of-text token"),
+        "unprompted": ("float32", "the same after an empty prompt"),
     },
     "in_context_logprobs": {
         "target_id": ("string", "record whose answer is scored", "pair_plan.record_id"),

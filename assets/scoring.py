@@ -46,7 +46,10 @@ def pair_plan(step: Step) -> Outcome:
     required_resource_keys=MODEL_RESOURCES,
 )
 def baseline_logprobs(step: Step) -> Outcome:
-    """The teacher-forced log-probability of each record's answer without a demonstration."""
+    """The log-probability of each record's answer without a demonstration, with and without prompt.
+
+    It is teacher-forced. The difference is the support of the record.
+    """
     return _score_part(step, "baseline")
 
 
@@ -167,6 +170,12 @@ def _distances_png(result: score.ScoreResult) -> bytes:
 
 def _finite(result: score.ScoreResult) -> bool:
     """Whether all scores are finite with log-probabilities of at most 0."""
+    if result.part == "baseline":
+        records = score.scorable_records(result.plan, result.unscorable)
+        sums = np.concatenate(result.store.answer_sums(records))
+        # Missing ones are left out here, because the check `complete` reports them.
+        if not (np.isnan(sums) | (np.isfinite(sums) & (sums <= 0))).all():
+            return False
     return all(
         (np.isfinite(squared) & (squared >= 0) & np.isfinite(logprob) & (logprob <= 0)).all()
         for squared, logprob, _ in _scores(result)

@@ -303,11 +303,13 @@ def _cost_text(cost: "Cost") -> str:
         lines.append(f"  pairs     {one.block}: {pairs} ({kind}), {one.missing:,} to score")
     if cost.template is not None:
         lines.append(f"  template  {cost.template}")
+    if cost.passes:
+        lines.append(f"  support   {cost.passes:,} passes over answers alone, two a record")
     time = "not known" if cost.seconds is None else f"about {duration_text(cost.seconds)}"
     rate = f" ({cost.rate:,.0f} pairs a second by {cost.rate_from})" if cost.rate else ""
     lines += [
         f"  scoring   {time}{rate}"
-        if cost.pairs
+        if cost.pairs or cost.passes
         else "  scoring   nothing is missing: every score is stored",
         f"  disk      {cost.disk_bytes / 1e6:,.1f} MB more for scores and kernel",
     ]

@@ -198,7 +198,7 @@ def adapter_lineage(home: Home, version: str, arm: str) -> AdapterLineage:
         scores=[
             edge.as_json(home.root) | {"counts": edge.stored.manifest.counts if edge.stored else {}}
             for edge in edges
-            if edge.parent.startswith(("kernel:", "scores:", "plan:"))
+            if edge.parent.startswith(("kernel:", "scores:", "baseline:", "plan:"))
         ],
         runs={
             "dagster": {one.name: one.manifest.run_id for one in artifacts if one.manifest.run_id},

@@ -2,9 +2,11 @@
 
 An artifact's name is the key that manifests use in their `parents`:
 
-    dataset:V  heldout:V  plan:V  scores:V  kernel:V:BLOCK
+    dataset:V  heldout:V  plan:V  scores:V  baseline:V  kernel:V:BLOCK
     subset:V:ARM  adapter:V:ARM  report:V:ARM
     model                         (its hash is the fingerprint of the base model)
+
+A subset has the parent `baseline:V` if its selector reads support.
 """
 
 from collections.abc import Iterator
@@ -97,8 +99,8 @@ def find_artifact(home: Home, name: str, fingerprint: str | None = None) -> Arti
     elif kind == "kernel":
         folder = home.kernel(version, fingerprint)
     else:
-        scores = home.scores(fingerprint)
-        folder = scores if kind == "model" else scores / "versions" / version / "in_context"
+        part, scores = "baseline" if kind == "baseline" else "in_context", home.scores(fingerprint)
+        folder = scores if kind == "model" else scores / "versions" / version / part
     return next(_artifact_in(name, folder), None)
 
 

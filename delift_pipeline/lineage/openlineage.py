@@ -58,6 +58,7 @@ STEPS = {
     "dataset": "raw_dataset",
     "plan": "pair_plan",
     "scores": "in_context_logprobs",
+    "baseline": "baseline_logprobs",
     "kernel": "utility_kernel",
     "subset": "subset",
     "adapter": "adapter",

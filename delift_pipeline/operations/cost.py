@@ -24,12 +24,14 @@ from delift_pipeline.selection.registry import needs_of
 from delift_pipeline.selection.run import refuse_unscorable, unscorable_notes
 from delift_pipeline.stages.arms import Arm, Arms, load_arms
 from delift_pipeline.stages.plan import plan_inputs, reason_not_dense
-from delift_pipeline.stages.score import scorable_pairs, unscorable_of
+from delift_pipeline.stages.score import PASSES, missing_passes, scorable_pairs, unscorable_of
 from delift_pipeline.stages.subset import refuse_inapplicable
 from delift_pipeline.training.log import read_training_log
 
 DENSE_BYTES, SPARSE_BYTES = 8, 12
 """Bytes of one pair: two float32 scores, and in a sparse kernel also the target's number."""
+PASS_BYTES = 18
+"""Bytes of one pass over an answer alone: on average one and a half scores, each with 12 bytes."""
 RECORD_BYTES = 16
 TRIED = 64
 """A trial takes this many records at a time until some can be scored."""
@@ -90,6 +92,8 @@ class Cost:
     Attributes:
         pairs: Pairs that are not scored yet, in all blocks.
         template: The name of the prompt template; None without a model.
+        passes: Passes over answers without a demonstration that are not done yet: two a record,
+            with and without its prompt. A pass takes the time of a pair.
         rate: Pairs per second; None if neither stored scores nor a trial show it.
         seconds: Time of scoring; None if the rate is not known.
         disk_bytes: Additional disk space for scores and kernel.
@@ -112,6 +116,7 @@ class Cost:
     gpu: bool
     notes: list[str]
     disabled: list[DisabledCost]
+    passes: int
 
 
 def cost_of_records(
@@ -142,11 +147,14 @@ def cost_of_records(
         refuse_unscorable(pool, left_out, "records of the file")
         notes += unscorable_notes(pool, left_out, "records")
     ids, plan, kinds, blocks = tuple(pool["record_id"]), arms.plan, set[str](), list[BlockCost]()
+    support = False
     for arm in map(arms.arm, names):
         if arm.stage != "instruction_tuning":
             reason = f"{arm.name} needs more than a pool. Ingest the files and plan the version."
             raise InputError(reason, field="--arm")
-        kinds.add(needs_of(arm.selector, arm.stage, arm.options).self_pairs)
+        needs = needs_of(arm.selector, arm.stage, arm.options)
+        kinds.add(needs.self_pairs)
+        support |= needs.support
     if "all" in kinds:
         blocks = [_count_block(PairBlock("self", ids, ids), store, left_out)]
     elif not names or "neighbours" in kinds:
@@ -160,7 +168,8 @@ def cost_of_records(
         if needs_of(arm.selector, arm.stage, arm.options).self_pairs == "all":
             every = _count_block(PairBlock("self", ids, ids), store, left_out)
             disabled[arm.name] = every.missing
-    return _cost(name, pool, blocks, [], notes, store, model, measure, disabled)
+    passes = _count_passes(ids, store, left_out) if blocks or support else 0
+    return _cost(name, pool, blocks, [], notes, store, model, measure, disabled, passes)
 
 
 def cost_of(
@@ -207,7 +216,11 @@ def cost_of(
         why = reason_not_dense(dataset, dataset.pool.height, arms.plan)
         if dense and why:
             notes.append(f"{arm.name} also needs plan.coverage: all ({why})")
-    return _cost(version, dataset.pool, blocks, trained, notes, store, model, measure, disabled)
+    targets = dataset.target if any(block.block == "target" for block in blocks) else None
+    ids = [*dataset.pool["record_id"], *([] if targets is None else targets["record_id"])]
+    passes = _count_passes(ids, store, left_out)
+    settings = (store, model, measure, disabled, passes)
+    return _cost(version, dataset.pool, blocks, trained, notes, *settings)
 
 
 def _store(home: Home, model: ModelOptions | None) -> ScoreStore | None:
@@ -224,8 +237,9 @@ def _cost(
     model: ModelOptions | None,
     measure: bool,
     disabled: Mapping[str, int],
+    passes: int,
 ) -> Cost:
-    """Estimate the cost of pairs and trainings, from the speed of stored scores or of a trial."""
+    """Estimate the cost of scoring and trainings, from the speed of stored scores or of a trial."""
     template = fingerprint_of(model).template if model else None
     if model is not None:
         notes = [*choose_template(model, model_folder(model)).notes, *notes]
@@ -233,12 +247,13 @@ def _cost(
     if not rate and model is not None and measure:
         rate, rate_from = _trial_rate(pool, model), "a trial on a few records"
     pairs = sum(block.missing for block in blocks)
-    seconds = pairs / rate if rate else 0.0 if not pairs else None
+    seconds = (pairs + passes) / rate if rate else 0.0 if not pairs + passes else None
     if seconds is None:
         notes = [*notes, "no scores with this model are stored, so its speed is not known"]
     # Missing scores (1 % more for the files), and a kernel of all pairs that are needed.
     sizes = [(DENSE_BYTES if block.dense else SPARSE_BYTES, block) for block in blocks]
-    disk_bytes = int(1.01 * sum(size * block.missing for size, block in sizes))
+    missing_bytes = sum(size * block.missing for size, block in sizes) + PASS_BYTES * passes
+    disk_bytes = int(1.01 * missing_bytes)
     disk_bytes += sum(size * block.pairs for size, block in sizes) + RECORD_BYTES * pool.height
     gpu = False
     if model is not None and model.device != "cpu":
@@ -250,11 +265,11 @@ def _cost(
     hours = sum(known) / 3600 if len(known) == len(times) else None
     speed = (template, rate, rate_from if rate else None, seconds)
     extra = [
-        DisabledCost(arm, more, more / rate if rate else None) for arm, more in disabled.items()
+        DisabledCost(arm, more, (more + passes) / rate if rate else None)
+        for arm, more in disabled.items()
     ]
-    return Cost(
-        name, pool.height, blocks, pairs, *speed, disk_bytes, arms, hours, gpu, notes, extra
-    )
+    about = (disk_bytes, arms, hours, gpu, notes, extra, passes)
+    return Cost(name, pool.height, blocks, pairs, *speed, *about)
 
 
 def _blocks(
@@ -293,6 +308,13 @@ def _count_block(
     absent = store.missing(PairPlan((block,))).blocks if store else (block,)
     missing = sum(scorable_pairs(one, left_out) for one in absent)
     return BlockCost(block.name, block.pairs, missing, True, block.dense)
+
+
+def _count_passes(
+    record_ids: Sequence[str], store: ScoreStore | None, left_out: Mapping[str, str]
+) -> int:
+    scorable = [record for record in record_ids if record not in left_out]
+    return missing_passes(store, scorable) if store else PASSES * len(scorable)
 
 
 def _bound_near_pairs(records: int, neighbours: int) -> BlockCost:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
@@ -22,6 +23,7 @@ from delift_pipeline.selection.rules import Rules
 
 Reference = Literal["base", "random", "whole"]
 BlockLoader = Callable[[str, UtilityForm], Block]
+SupportLoader = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Needs:
         existing_pairs: Whether it reads D x D_E.
         existing_records: Whether it reads the records of D_E without scores.
         replay_pairs: Whether it reads D_E x D_E, to replay some of D_E.
+        support: Whether it reads the support of records (`scoring.support`), which needs no pairs.
         model: Whether it reads the language model itself, beyond pair scores.
         answers: Whether it cannot rank a record whose answer does not fit the window, although it
             reads no block.
@@ -68,6 +71,7 @@ class Needs:
     existing_pairs: bool = False
     existing_records: bool = False
     replay_pairs: bool = False
+    support: bool = False
     model: bool = False
     answers: bool = False
     only_tokenizer: bool = False
@@ -81,7 +85,7 @@ class Needs:
     @property
     def scores(self) -> bool:
         """Whether it can rank only records that can be scored."""
-        return self.answers or bool(self.blocks)
+        return self.answers or self.support or bool(self.blocks)
 
     @property
     def reads_model(self) -> bool:
@@ -108,6 +112,10 @@ def _refuse_block(name: str, form: UtilityForm) -> Block:
     raise LookupError(f"the selector reads the block {name} ({form}), but there is no kernel")
 
 
+def _refuse_support(_: Sequence[str]) -> np.ndarray:
+    raise LookupError("the selector reads support, but there are no scores")
+
+
 @dataclass(frozen=True)
 class SelectionInputs:
     """The data that a selector chooses from.
@@ -117,6 +125,7 @@ class SelectionInputs:
         pool: D, in file order. In the continual stage, the records that no parent has.
         block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`, `replay`)
             and form.
+        support: Returns the support of records, float64 [records]; NaN for those without scores.
         existing: record_ids of D_E (continual only).
         existing_records: The records of D_E, if the selector reads their texts.
         target: The records of D_T, if the selector reads their texts.
@@ -132,6 +141,7 @@ class SelectionInputs:
     stage: Stage
     pool: pl.DataFrame
     block: BlockLoader = field(default=_refuse_block, repr=False)
+    support: SupportLoader = field(default=_refuse_support, repr=False)
     existing: tuple[str, ...] = ()
     existing_records: pl.DataFrame | None = field(default=None, repr=False)
     target: pl.DataFrame | None = field(default=None, repr=False)

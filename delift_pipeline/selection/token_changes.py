@@ -1,13 +1,16 @@
-"""How near prompts change the log-probability of each answer token, as evidence against an answer.
+"""How prompts change the log-probability of each answer token, as evidence against an answer.
 
 For a suspected record, each answer token is scored alone and after a neighbour as demonstration. A
-token that becomes less likely contradicts the neighbour's answer.
+token that becomes less likely contradicts the neighbour's answer. Each token can also be scored
+without and with the record's own prompt. The sum of these changes is support (`scoring.support`),
+and a token that becomes less likely does not fit the prompt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from delift_pipeline.selection.language_model import LanguageModel
@@ -29,13 +32,15 @@ TOKENS_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class TokenChange:
-    """The log-probabilities of a record's answer tokens after one demonstration.
+    """The log-probabilities of a record's answer tokens after one demonstration, or its own prompt.
 
     Attributes:
-        record_id: The demonstration.
+        record_id: The demonstration, or the record itself if the change is that of its own prompt.
         tokens: The answer's tokens as text, the end-of-text token included.
-        alone: Log-probability of each token without a demonstration, in nats.
-        after: Log-probability of each token after the demonstration.
+        alone: Log-probability of each token without a demonstration, in nats; for the record's own
+            prompt, without that prompt.
+        after: Log-probability of each token after the demonstration; for the record's own prompt,
+            after that prompt.
     """
 
     record_id: str
@@ -83,22 +88,59 @@ def token_changes(
     }
 
 
+def prompt_changes(
+    reader: LanguageModel, texts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, TokenChange]:
+    """Score the answer tokens of records without and with their own prompt.
+
+    `texts` are rows of a frame of records by record_id. The model is not loaded if there are none.
+
+    Returns:
+        The change of every record that fits the window.
+
+    Raises:
+        InputError: The model cannot be used.
+    """
+    if not texts:
+        return {}
+    encoded = reader.encoder.encode(pl.DataFrame(list(texts.values())))
+    bare, loaded = reader.encoder.without_prompts(encoded), reader.loaded_model
+    return {
+        record: TokenChange(
+            record,
+            _answer_tokens(loaded, encoded, record),
+            *(_logprobs(loaded, own, record, [own.prefix()])[0] for own in (bare, encoded)),
+        )
+        for record in encoded.ids
+    }
+
+
 def _changes(
     loaded: "LoadedModel", encoded: "EncodedRecords", record: str, near: Sequence[str]
 ) -> list[TokenChange]:
+    fitting = [other for other in near if other in encoded.rows]
+    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in fitting)]
+    alone, *after = _logprobs(loaded, encoded, record, prefixes)
+    tokens = _answer_tokens(loaded, encoded, record)
+    pairs = zip(fitting, after, strict=True)
+    return [TokenChange(other, tokens, alone, logprobs) for other, logprobs in pairs]
+
+
+def _logprobs(
+    loaded: "LoadedModel", encoded: "EncodedRecords", record: str, prefixes: Sequence[np.ndarray]
+) -> list[list[float]]:
+    """Return log p of each answer token of a record after each prefix, rounded."""
     from delift_pipeline.scoring.engine import Job
     from delift_pipeline.scoring.engines import NaiveEngine
 
-    row = pl.Series([encoded.rows[record]]).to_numpy()
-    fitting = [other for other in near if other in encoded.rows]
-    prefixes = [encoded.prefix(), *(encoded.prefix(encoded.rows[other]) for other in fitting)]
-    jobs = [Job(prefix, row) for prefix in prefixes]
-    scores = NaiveEngine(loaded.model).score(encoded, jobs)
-    alone, *after = ([round(float(x), DECIMALS) for x in one.logprobs] for one in scores)
+    row = np.asarray([encoded.rows[record]])
+    scores = NaiveEngine(loaded.model).score(encoded, [Job(prefix, row) for prefix in prefixes])
+    return [[round(float(x), DECIMALS) for x in one.logprobs] for one in scores]
+
+
+def _answer_tokens(loaded: "LoadedModel", encoded: "EncodedRecords", record: str) -> list[str]:
     answer = encoded.answer(encoded.rows[record]).tolist()
-    tokens = [str(loaded.encoder.tokenizer.decode([token])) for token in answer]
-    pairs = zip(fitting, after, strict=True)
-    return [TokenChange(other, tokens, alone, logprobs) for other, logprobs in pairs]
+    return [str(loaded.encoder.tokenizer.decode([token])) for token in answer]
 
 
 def changes_frame(changes: Mapping[str, Sequence[TokenChange]]) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -30,6 +30,10 @@ CODE_VERSION = "1"
 Part = Literal["baseline", "in_context"]
 DISTANCES_PLOT = "distances.png"
 PARTS: tuple[Part, ...] = ("baseline", "in_context")
+PASSES = 2
+"""How many passes the part `baseline` takes for each answer: after its prompt, and without it."""
+REQUESTS: dict[Part, dict[str, Any]] = {"baseline": {"passes": PASSES}, "in_context": {}}
+"""What each part computes. A version without passes for support gets them when it is next made."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ScoreResult(Result):
     """The scores of a version: baseline or in-context.
 
     Attributes:
+        plan: The version's plan. The baseline's has the whole pool in it, even without pairs.
         store: The store of these scores. It also holds those of other versions.
         report: What was scored now. None if the manifest said that every score is stored.
     """
@@ -66,7 +71,8 @@ def score_version(
 ) -> ScoreResult:
     """Compute the missing scores of a version's plan. A kill loses at most one unfinished shard.
 
-    `part` is `baseline` for each answer alone, or `in_context` for each planned pair.
+    `part` is `baseline` for each answer alone, with and without its prompt, or `in_context` for
+    each planned pair. The baseline has all records of the plan and of the pool.
     `with_baseline` scores both with one load of the model. `encoded` holds the records of the plan
     if they are encoded already.
 
@@ -81,14 +87,17 @@ def score_version(
         "model": fingerprint,
     }
     plan, store = read_plan(home.plan(version)), ScoreStore(home.scores(fingerprint))
-    manifest = up_to_date(folder, {}, parents, CODE_VERSION)
+    dataset = load_version(home, version)
+    if part == "baseline":
+        pool = PairBlock("self", tuple(dataset.pool["record_id"]), ())
+        plan = PairPlan((*plan.blocks, pool))
+    manifest = up_to_date(folder, REQUESTS[part], parents, CODE_VERSION)
     if manifest and not missing_scores(store, plan, part, manifest.details["unscorable"]):
         planned, shards = manifest.counts["wanted"], len(store.shards)
         progress.say(f"all {planned:,} scores are stored already, in {shards:,} shards")
         return ScoreResult(home, folder, manifest, True, part, model, plan, store, None)
     from delift_pipeline.scoring.model import load_encoder
 
-    dataset = load_version(home, version)
     ids = pl.DataFrame({"record_id": list(plan.records())})
     frame = ids.join(
         known_records(home, dataset), on="record_id", how="inner", maintain_order="left"
@@ -102,15 +111,16 @@ def score_version(
         content = digest_json({block.name: store.digest(block) for block in plan.blocks})
     else:
         records = scorable_records(plan, report.unscorable)
-        scores = (array.tobytes() for array in store.baseline(records))
-        content = digest_json([list(records), digest_bytes(*scores)])
+        scores = (*store.baseline(records), *store.answer_sums(records))
+        arrays = digest_bytes(*(array.tobytes() for array in scores))
+        content = digest_json([list(records), arrays])
     manifest = Manifest(
         kind="scores",
         content_hash=content,
         parents=parents,
         fingerprint=fingerprint,
         counts={
-            "wanted": len(list(plan.records())) if part == "baseline" else plan.pairs,
+            "wanted": PASSES * len(list(plan.records())) if part == "baseline" else plan.pairs,
             "pairs": report.pairs_scored + report.pairs_reused,
             "left_out": report.pairs_left_out,
             "unscorable": len(report.unscorable),
@@ -120,6 +130,7 @@ def score_version(
             "cuts": report.cuts,
             "engine": report.engine,
         },
+        request=REQUESTS[part],
         code_version=CODE_VERSION,
         run_id=run_id,
     )
@@ -179,7 +190,7 @@ def score_plan(
         pairs, alone = PairRequest(plan, encoded, store), parts[-1] == "baseline"
         return ScoreReport(
             pairs_scored=0,
-            pairs_reused=len(encoded.ids) if alone else pairs.pairs,
+            pairs_reused=PASSES * len(encoded.ids) if alone else pairs.pairs,
             pairs_left_out=0 if alone else pairs.left_out,
             shards_before=len(store.shards),
             shards_written=0,
@@ -205,7 +216,7 @@ def score_plan(
             rate = pairs_per_second(engine_for(model), encoded)
         announce_scoring(frame.height, missing["in_context"], rate, progress)
     score = {
-        "baseline": lambda: score_baseline(model, store, encoded, progress),
+        "baseline": lambda: score_baseline(model, store, encoded, progress, support=True),
         "in_context": lambda: score_pairs(model, store, encoded, plan, progress),
     }
     return [score[part]() for part in parts][-1]
@@ -216,8 +227,15 @@ def missing_scores(
 ) -> int:
     """Count the scores of a plan that are not stored, without those of unscorable records."""
     if part == "baseline":
-        return int((store.baseline(scorable_records(plan, unscorable)).tokens == 0).sum())
+        return missing_passes(store, scorable_records(plan, unscorable))
     return sum(scorable_pairs(block, unscorable) for block in store.missing(plan).blocks)
+
+
+def missing_passes(store: ScoreStore, record_ids: Sequence[str]) -> int:
+    """Count the passes over answers without a demonstration that are not stored."""
+    prompted, unprompted = (np.isnan(sums) for sums in store.answer_sums(record_ids))
+    alone = prompted | (store.baseline(record_ids).tokens == 0)
+    return int(alone.sum() + unprompted.sum())
 
 
 def scorable_records(plan: PairPlan, unscorable: Mapping[str, str]) -> tuple[str, ...]:

@@ -90,10 +90,11 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
         counted = with_token_counts(counted, arm.budget, model)
         _refuse_infeasible(rules, counted, allowed)
     reader = LanguageModel(model, home, progress)
-    encoded, scored = None, None
+    encoded, report = None, None
     if needs.scores:
         pairs = _most_pairs(sets, needs, plan)
-        announce_pairs(home, sets.all_records, pairs, model, progress)
+        if pairs:
+            announce_pairs(home, sets.all_records, pairs, model, progress)
         encoded = encode_records(reader.encoder, sets.all_records, progress)
         bad, what = encoded.unscorable, "records of the file"
         share, replayable = refuse_unreachable_budget(arm, pool, sets.existing, bad, what)
@@ -107,20 +108,25 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     with tempfile.TemporaryDirectory() as scratch:
         work = Home(Path(scratch), shared=home)
         _store_versions(work, sets, needs, file_only)
-        if needs.blocks:
+        if needs.blocks or needs.support:
             arms = replace(arms, plan=plan, arms=(arm,))
             plan_pairs(work, FILE, arms, progress=progress, near_for_trust=False)
-            scored = score_version(
+        if needs.blocks:
+            report = score_version(
                 work, FILE, "in_context", model, progress, with_baseline=True, encoded=encoded
-            )
+            ).report
             make_kernel(work, FILE, model)
+        if needs.support:
+            # With blocks both parts are scored by now, and this only stores their manifest.
+            alone = score_version(work, FILE, "baseline", model, progress, encoded=encoded).report
+            if report is None and alone is not None:
+                report = replace(alone, pairs_scored=0, pairs_reused=0)
         chosen = make_subset(work, FILE, arm, model, reader=reader, unscorable=unscorable)
     selection = chosen.selection
     assert selection is not None  # a temporary home has no stored subset to reuse
     table = balance_table(pool, selection.ranking, columns)
     _write_outputs(request, sets, selection, reader, unscorable)
     seconds = time.monotonic() - started
-    report = scored.report if scored else None
     return build_report(request, sets, selection, table, report, reader, seconds)
 
 

@@ -1,8 +1,9 @@
 """The stage behind `subset`: choose an arm's records, and store the reasons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
 from delift_pipeline.core.errors import InputError
@@ -15,6 +16,7 @@ from delift_pipeline.records.extra_columns import join_extra_columns
 from delift_pipeline.records.stored import DatasetVersion, load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.options import ModelOptions, options_of_other, portable_name
+from delift_pipeline.scoring.support import support_of
 from delift_pipeline.selection.diagnostics import add_diagnostics
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import needs_of
@@ -31,7 +33,7 @@ from delift_pipeline.selection.selector import SelectionInputs
 from delift_pipeline.stages.arms import Arm
 from delift_pipeline.stages.cost import cost_sentence, with_token_counts
 from delift_pipeline.stages.result import Result, required_manifest
-from delift_pipeline.stages.score import unscorable_of
+from delift_pipeline.stages.score import REQUESTS, unscorable_of
 from delift_pipeline.training.influence import LowRankGradients
 
 CODE_VERSION = "2"
@@ -141,7 +143,8 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
     if needs.reads_existing:
         existing_records = find_existing_records(home, dataset, arm.name)
         existing, extra = existing_records.records, dict(existing_records.parents)
-    fingerprint = fingerprint_of(model).digest if needs.blocks or needs.model else None
+    reads_model = bool(needs.blocks) or needs.support or needs.model
+    fingerprint = fingerprint_of(model).digest if reads_model else None
     if needs.blocks and fingerprint:
         reason = f"{version} has no kernel for this model yet. Materialise utility_kernel first"
         kernel = required_manifest(home.kernel(version, fingerprint), reason, field="arm")
@@ -150,6 +153,13 @@ def _read_inputs(home: Home, version: str, arm: Arm, model: ModelOptions) -> Sub
             reason = cost_sentence(home, dataset, arm, fingerprint, absent)
             raise InputError(reason, field="arm")
         blocks = {name: known[name] for name in needs.blocks}
+    if needs.support and fingerprint:
+        reason = f"{version} has no support for this model yet. Materialise baseline_logprobs first"
+        folder = home.version_scores(version, fingerprint, "baseline")
+        baseline = required_manifest(folder, reason, field="arm")
+        if baseline.request != REQUESTS["baseline"]:
+            raise InputError(reason, field="arm")
+        extra[f"baseline:{version}"] = baseline.content_hash
     if needs.model and fingerprint:
         extra["model"] = fingerprint
         for name in needs.other_models:
@@ -172,10 +182,14 @@ def _select(
         fingerprint = inputs.fingerprint or reader.fingerprint
         return load_block(home, dataset.version, fingerprint, name, form)
 
+    def support(record_ids: Sequence[str]) -> np.ndarray:
+        return support_of(reader.scores, record_ids)
+
     selection_inputs = SelectionInputs(
         stage=arm.stage,
         pool=inputs.pool,
         block=block,
+        support=support,
         existing=() if existing is None else tuple(existing["record_id"]),
         existing_records=existing,
         target=dataset.target,
