@@ -19,6 +19,7 @@ TRAINED = "v1/instruction_tuning.random"
 ADDED = "instruction_tuning.delift_trusted"
 HOMES = ("DELIFT_HOME", "DAGSTER_HOME", "DELIFT_MODEL")
 MODEL = ("--model", "demo", "--template", "world")
+SHARD = re.compile(r"(shards/\d{8})-[0-9a-f]{8}")
 HASH = re.compile(r"^[0-9a-f]{16,}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 FLAG = re.compile(r"^ +(--[a-z][a-z-]*)( / (--[a-z-]+))?", re.MULTILINE)
 Run = Callable[..., dict[str, Any]]
@@ -196,6 +197,7 @@ def files(home: Path) -> dict[str, Any]:
         if path.suffix in (".lock", ".duckdb"):  # The catalogue comes with the first query.
             continue
         name = "/".join("HASH" if HASH.match(part) else part for part in parts)
+        name = SHARD.sub(r"\1-HASH", name)
         found[name] = "file"
         if path.suffix == ".json":
             found[name] = shape_of(json.loads(path.read_text(encoding="utf-8")))
