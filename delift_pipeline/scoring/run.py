@@ -118,7 +118,8 @@ class _Run:
             targets = max(self.request.pairs // self.request.demonstrations, 1)
             in_flight = int(self.settings.get("in_flight", 1))
             self.in_flight = max(min(in_flight, CALL_PAIRS // targets), 1)
-            with self.leases, progress.track(name, sum(missing.values()), "pairs") as self.meter:
+            unit = "passes" if name == "baseline" else "pairs"
+            with self.leases, progress.track(name, sum(missing.values()), unit) as self.meter:
                 try:
                     self._score_missing(list(missing))
                 finally:
