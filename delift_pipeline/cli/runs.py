@@ -10,20 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import typer
 from typer import Option
 
 from delift_pipeline.cli import options as shared
-from delift_pipeline.core.atomic import write_text
 from delift_pipeline.core.home import Home, check_version
 from delift_pipeline.core.signals import SIGNALS, SignalWatch, exit_status
 
 DEMO_HOME = "delift_demo"
-DEMO_TEMPLATE = "world"
 # The matrices of the demo model are so small that more threads would slow it down.
 ONE_THREAD = {"compute": {"config": {"threads": 1}}}
 INTERRUPTED_NOTE = (
@@ -150,55 +148,50 @@ def demo(
 
     The demo uses the tiny model inside the package, and prints the results.
 
+    The whole pipeline runs on a first pool. The same arms run on four further pools, so that the
+    results are means over five pools.
+
     Example: delift demo --home ./delift_demo
     """
     from rich.console import Console
 
     from delift_pipeline.cli.graph import GraphRuns
-    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION
-    from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows, print_leaderboard
-    from delift_pipeline.stages.arms import load_arms
+    from delift_pipeline.demo.pools import POOLS, SEEDS, Pairs, demo_arms, prepare_demo, run_pool
+    from delift_pipeline.demo.results import pool_rows, print_stages, stages_json, summarise_pools
+    from delift_pipeline.evaluation.leaderboard import PAGE, leaderboard_rows
 
     started = time.monotonic()
     place = shared.writable_home(home or Path(DEMO_HOME))
     print(f"the demo writes to {place.root}", file=sys.stderr)
     with end_on_signal(place):
         prepare_demo(place)
-        arms = load_arms(place)
         with GraphRuns.open(place) as graph:
-            others = [arm.name for arm in arms if arm.stage != "continual"]
-            graph.run_version(FIRST_VERSION, others, ONE_THREAD)
-            continual = [arm.name for arm in arms if arm.stage == "continual"]
-            graph.run_version(SECOND_VERSION, continual, ONE_THREAD)
+            for version, arms in demo_arms(place):
+                graph.run_version(version, [arm.name for arm in arms], ONE_THREAD)
             graph.refresh_leaderboard()
-    rows, page, figures = leaderboard_rows(place), place.leaderboard / PAGE, graph.figures(started)
-    facts = {"leaderboard": rows, "report": str(page), **figures}
+        pairs, seconds = Pairs(graph.pairs_scored, graph.pairs_reused), dict[str, float]()
+        for number, seed in enumerate(SEEDS[1:], start=2):
+            print(f"pool {number} of {POOLS}: the same arms", file=sys.stderr, flush=True)
+            before = time.monotonic()
+            pairs += run_pool(place, seed)
+            seconds[f"pool:{seed}"] = round(time.monotonic() - before, 2)
+        results = [row for seed in SEEDS for row in pool_rows(place, seed)]
+    stages, page = summarise_pools(results), place.leaderboard / PAGE
+    figures = graph.figures(started)
+    facts = {
+        "leaderboard": leaderboard_rows(place),
+        "report": str(page),
+        "pairs_scored": pairs.scored,
+        "pairs_reused": pairs.reused,
+        "seconds": seconds | figures["seconds"],
+        "stages": stages_json(stages),
+        "pools": [asdict(row) for row in results],
+    }
     if not as_json:
-        print_leaderboard(rows, Console())
+        print_stages(stages, Console())
     text = (
-        f"{graph.pairs_scored:,} pairs scored, {graph.pairs_reused:,} reused from the store, "
-        f"{figures['seconds']['total']:.0f} s\nreport: {page}\n"
+        f"{pairs.scored:,} pairs scored, {pairs.reused:,} reused from the store, "
+        f"{figures['seconds']['total']:.0f} s\nreport on the first pool: {page}\n"
         f"to look at the results: delift ui --home {place.root}"
     )
     shared.print_result(as_json, facts, text)
-
-
-def prepare_demo(home: Home) -> None:
-    """Write the demo's files and arms, and store its versions. A second call changes nothing."""
-    from delift_pipeline.demo import verify_demo_model
-    from delift_pipeline.demo.dataset import FIRST_VERSION, SECOND_VERSION, write_demo_files
-    from delift_pipeline.records.versions import ingest
-    from delift_pipeline.scoring.options import MODEL_DEMO
-    from delift_pipeline.stages.arms import load_arms
-
-    verify_demo_model()
-    if not home.arms_file.is_file():
-        arms = resources.files("delift_pipeline.demo").joinpath("arms.yaml").read_text("utf-8")
-        write_text(home.arms_file, arms)
-    load_arms(home)  # Refuses a faulty file before anything else is written.
-    files = write_demo_files(home.root / "demo_files")
-    store = partial(ingest, home, model=MODEL_DEMO, template=DEMO_TEMPLATE, dataset="demo")
-    targets, first = files.first_target, files.first_heldout
-    store(files.first_pool, version=FIRST_VERSION, target=targets, heldout=first)
-    second, parents = files.second_heldout, (FIRST_VERSION,)
-    store(files.second_pool, version=SECOND_VERSION, parents=parents, heldout=second)
