@@ -19,10 +19,12 @@ from delift_pipeline.demo.draws import Truth
 from delift_pipeline.demo.pools import MODEL, demo_arms, pool_home, truth_file
 from delift_pipeline.evaluation.leaderboard import STAGES, leaderboard_rows
 from delift_pipeline.evaluation.options import METRICS
+from delift_pipeline.evaluation.result import stage_heldout
 from delift_pipeline.records.stored import load_version
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.selection.run import SUBSET
+from delift_pipeline.stages.arms import Arm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,14 +60,18 @@ MEASURES: dict[str, Measure] = {
 """The columns of the table, by their names in `PoolRow`."""
 
 LEGEND = """\
-wrong:    picks with a wrong answer. We made 15 % of each pool's answers wrong on purpose.
-facts:    different facts that the picks state with a right answer.
-exact:    share of the held-out questions that the trained model answers exactly. Best arm first.
-loss:     negative log-probability of the right answers, a mean over tokens. Lower is better.
+exact:    share of the questions that the model answers exactly. Best arm first.
+loss:     negative log-probability of the right answers; a mean over tokens.
+          Lower is better.
+wrong:    picks with a wrong answer. We made 15 % of each pool's answers wrong.
+facts:    different facts that the picks state with a right answer. In the stage
+          task_specific only facts of the tasks that the questions are about.
 - random: exact match minus the exact match of random on the same pool.
-Each number is a mean over pools, with its standard error over pools after ±. A difference of more
-than two standard errors is resolved. All other differences may be chance: they are not resolved.
-initial is the untrained model. full is trained on the whole pool, for as many steps as the others.\
+Numbers are means over pools, with the standard error over pools after ±. A
+difference of more than two standard errors is resolved. Any other difference
+may be chance: it is not resolved, and we call it not clearly different.
+initial is the untrained model. full is trained on the whole pool. All other
+arms are trained on their picks. All train for the same number of steps.\
 """
 
 
@@ -81,7 +87,8 @@ class PoolRow:
         exact_match: Share of exact answers, or None if it was not measured.
         answer_loss: Mean loss, or None if it was not measured.
         wrong: How many picks have a wrong answer. None for the untrained model.
-        facts: How many different facts have a pick with a right answer. None as above.
+        facts: How many different facts have a pick with a right answer. Only facts of tasks that
+            the questions are about count. None for the untrained model.
     """
 
     seed: int
@@ -159,15 +166,13 @@ class StageMeans:
 def pool_rows(home: Home, seed: int) -> list[PoolRow]:
     """Return the results on one pool: its enabled arms and the untrained model."""
     place, fingerprint = pool_home(home, seed), fingerprint_of(MODEL).digest
-    arms = {arm.name for _, chosen in demo_arms(place) for arm in chosen}
-    lines = truth_file(place).read_text("utf-8").splitlines()
-    truths: dict[str, Truth] = {truth["id"]: truth for truth in map(json.loads, lines)}
+    arms = {arm.name: arm for _, chosen in demo_arms(place) for arm in chosen}
     rows = []
     for row in leaderboard_rows(place):
         is_base = row["arm"] == BASE_MODEL
         if row["fingerprint"] != fingerprint or not (is_base or row["arm"] in arms):
             continue  # An arm that was disabled later, or scores of another model.
-        picks = None if is_base else _picked_truths(place, row["version"], row["arm"], truths)
+        counts = None if is_base else _count_picks(place, row["version"], arms[row["arm"]])
         copied = {name: row[name] for name in ("stage", "arm", "selector", "records", "pool")}
         rows.append(
             PoolRow(
@@ -176,18 +181,25 @@ def pool_rows(home: Home, seed: int) -> list[PoolRow]:
                 heldout=row["heldout"],
                 exact_match=row["metrics"].get(EXACT),
                 answer_loss=row["metrics"].get(LOSS),
-                wrong=None if picks is None else sum(not one["correct"] for one in picks),
-                facts=None if picks is None else len({t["fact"] for t in picks if t["correct"]}),
+                wrong=counts and counts[0],
+                facts=counts and counts[1],
             )
         )
     return rows
 
 
-def _picked_truths(home: Home, version: str, arm: str, truths: dict[str, Truth]) -> list[Truth]:
-    picks = pl.read_parquet(home.subset(version, arm) / SUBSET, columns=["record_id"])
-    pool = load_version(home, version).pool.select("record_id", "source_ids")
-    ids = picks.join(pool, on="record_id", how="left")["source_ids"]
-    return [truths[sources[0]] for sources in ids]
+def _count_picks(home: Home, version: str, arm: Arm) -> tuple[int, int]:
+    """Return how many picks of an arm are wrong, and how many facts of asked tasks are right."""
+    dataset = load_version(home, version)
+    lines = truth_file(home).read_text("utf-8").splitlines()
+    truths: dict[str, Truth] = {truth["id"]: truth for truth in map(json.loads, lines)}
+    picks = pl.read_parquet(home.subset(version, arm.name) / SUBSET, columns=["record_id"])
+    sources = picks.join(dataset.pool, on="record_id", how="left")["source_ids"]
+    picked = [truths[ids[0]] for ids in sources]
+    asked = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)["task"]
+    tasks = set(asked)
+    facts = {one["fact"] for one in picked if one["correct"] and one["task"] in tasks}
+    return sum(not one["correct"] for one in picked), len(facts)
 
 
 def summarise_pools(rows: Iterable[PoolRow]) -> list[StageMeans]:

@@ -26,7 +26,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +246,16 @@ def render(template: str, folder: Path = HERE, **values: Any) -> str:
 
     Markdown (`.md.j2`) is not escaped, so text from data needs the filter `code` or `quoted`.
     """
+    environment = _environment(folder, template.endswith(".html.j2"))
+    return environment.get_template(template).render(**values)
+
+
+@cache
+def _environment(folder: Path, escape: bool) -> Environment:
+    """Return the environment of a folder's templates. It keeps each template once compiled."""
     environment = Environment(
         loader=FileSystemLoader([folder, HERE]),
-        autoescape=template.endswith(".html.j2"),
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -266,7 +273,7 @@ def render(template: str, folder: Path = HERE, **values: Any) -> str:
         quoted=json.dumps,
         count="{:,}".format,
     )
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _code(text: str) -> str:
