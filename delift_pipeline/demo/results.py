@@ -196,8 +196,8 @@ def _count_picks(home: Home, version: str, arm: Arm) -> tuple[int, int]:
     picks = pl.read_parquet(home.subset(version, arm.name) / SUBSET, columns=["record_id"])
     sources = picks.join(dataset.pool, on="record_id", how="left")["source_ids"]
     picked = [truths[ids[0]] for ids in sources]
-    asked = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)["task"]
-    tasks = set(asked)
+    questions = stage_heldout(dataset.heldout, dataset.target, arm.stage, arm.evaluation)["task"]
+    tasks = set(questions)
     facts = {one["fact"] for one in picked if one["correct"] and one["task"] in tasks}
     return sum(not one["correct"] for one in picked), len(facts)
 
@@ -265,7 +265,7 @@ def verdict_sentence(label: str, minus_random: dict[str, Mean]) -> str | None:
         digits = 3 if name in (EXACT, LOSS) else measure.digits
         outcomes[style].append(f"{measure.name} ({gap.text(digits, sign=True)})")
     words = {"good": "better in", "bad": "worse in", "soft": "not clearly different in"}
-    parts = [f"{words[style]} {_listed(found)}" for style, found in outcomes.items() if found]
+    parts = [f"{words[style]} {_listed(texts)}" for style, texts in outcomes.items() if texts]
     return f"Compared with random, {label} is {'; '.join(parts)}." if parts else None
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from delift_pipeline.cli import runs
 from delift_pipeline.core.errors import DeliftError
 from delift_pipeline.core.home import Home
+from delift_pipeline.demo import pools
 
 
 @pytest.mark.parametrize("option", [(), ("--home", "elsewhere")])
@@ -20,7 +20,7 @@ def test_the_demo_writes_to_a_folder_of_its_own_whatever_delift_home_says(
         used.append(home)
         raise DeliftError("far enough")
 
-    monkeypatch.setattr(runs, "prepare_demo", stop)
+    monkeypatch.setattr(pools, "prepare_demo", stop)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DELIFT_HOME", str(tmp_path / "mine"))
     answer = delift("demo", *option)

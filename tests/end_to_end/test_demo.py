@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from delift_pipeline.demo.pools import SEEDS
 from delift_pipeline.graph import build_assets
 from delift_pipeline.stages.arms import load_arms
 
@@ -20,7 +22,7 @@ from delift_pipeline.stages.arms import load_arms
 pytestmark = pytest.mark.slow
 
 STAGES = ("instruction_tuning", "task_specific", "continual")
-SELECTORS = ("initial", "random", "full", "delift")
+SELECTORS = ("initial", "random", "full", "delift", "delift_trusted")
 ROW_KEYS = {"stage", "selector", "budget", "seed", "metrics"}
 METRICS = {"answer_loss", "exact_match", "rouge1", "rougeL", "embedding_similarity"}
 
@@ -77,9 +79,11 @@ def second(runs: tuple[Demo, Demo]) -> dict[str, Any]:
 
 
 def test_json_has_the_promised_keys(first: dict[str, Any]) -> None:
-    assert set(first) == {"leaderboard", "report", "seconds", "pairs_scored", "pairs_reused"}
+    promised = {"leaderboard", "report", "seconds", "pairs_scored", "pairs_reused"}
+    assert set(first) == promised | {"stages", "pools"}
     assert first["seconds"]["total"] > 0
-    assert first["pairs_scored"] > 160**2
+    # Five pools; each record of a pool has at least 20 near prompts.
+    assert first["pairs_scored"] > 5 * 160 * 20
     for row in first["leaderboard"]:
         assert set(row) >= ROW_KEYS
         assert set(row["metrics"]) >= METRICS
@@ -96,6 +100,39 @@ def test_every_arm_trained_on_its_budget(first: dict[str, Any]) -> None:
         pool = 100 if row["stage"] == "continual" else 160
         expected = {"initial": 0, "full": pool}.get(row["selector"], round(0.3 * pool))
         assert row["records"] == expected, row["arm"]
+
+
+def test_every_arm_and_the_untrained_model_is_measured_on_each_pool(first: dict[str, Any]) -> None:
+    measured = {(row["seed"], row["stage"], row["selector"]) for row in first["pools"]}
+    assert measured == {(s, stage, one) for s in SEEDS for stage in STAGES for one in SELECTORS}
+    assert len(first["pools"]) == len(measured)
+    for row in first["pools"]:
+        if row["selector"] == "full":
+            assert row["wrong"] == round(0.15 * row["records"])
+
+
+def test_stages_are_the_means_of_the_pools_best_exact_match_first(first: dict[str, Any]) -> None:
+    assert [stage["stage"] for stage in first["stages"]] == list(STAGES)
+    for stage in first["stages"]:
+        assert stage["verdict"].startswith("Compared with random, delift_trusted is ")
+        exact = [arm["means"]["exact_match"] for arm in stage["arms"]]
+        assert [one["mean"] for one in exact] == sorted((e["mean"] for e in exact), reverse=True)
+        for arm in stage["arms"]:
+            rows = [
+                r for r in first["pools"] if (r["stage"], r["arm"]) == (stage["stage"], arm["arm"])
+            ]
+            values = [row["exact_match"] for row in rows]
+            assert arm["means"]["exact_match"]["mean"] == pytest.approx(statistics.fmean(values))
+            assert arm["means"]["exact_match"]["pools"] == len(SEEDS)
+
+
+def test_the_first_pool_is_the_one_in_the_home(first: dict[str, Any]) -> None:
+    board = {(row["stage"], row["arm"]): row["metrics"] for row in first["leaderboard"]}
+    for row in first["pools"]:
+        if row["seed"] == SEEDS[0]:
+            metrics = board[row["stage"], row["arm"]]
+            assert row["exact_match"] == metrics["exact_match"]
+            assert row["answer_loss"] == metrics["answer_loss"]
 
 
 def test_all_nine_assets_are_materialised_in_the_demos_home(
@@ -124,7 +161,8 @@ def test_second_run_scores_nothing(second: dict[str, Any]) -> None:
 
 
 def test_second_run_gives_the_same_numbers(first: dict[str, Any], second: dict[str, Any]) -> None:
-    assert second["leaderboard"] == first["leaderboard"]
+    for key in ("leaderboard", "pools", "stages"):
+        assert second[key] == first[key]
 
 
 def test_second_run_takes_less_than_a_quarter_of_the_time(
