@@ -265,11 +265,11 @@ def verdict_sentence(label: str, minus_random: dict[str, Mean]) -> str | None:
         digits = 3 if name in (EXACT, LOSS) else measure.digits
         outcomes[style].append(f"{measure.name} ({gap.text(digits, sign=True)})")
     words = {"good": "better in", "bad": "worse in", "soft": "not clearly different in"}
-    parts = [f"{words[style]} {_listed(texts)}" for style, texts in outcomes.items() if texts]
+    parts = [f"{words[style]} {_join_words(texts)}" for style, texts in outcomes.items() if texts]
     return f"Compared with random, {label} is {'; '.join(parts)}." if parts else None
 
 
-def _listed(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
