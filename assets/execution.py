@@ -36,7 +36,7 @@ from delift_pipeline.orchestration.dagster_internals import (
 
 BAR_VARIABLE = "DELIFT_PROGRESS_BAR"
 REFUSAL_CHECK = "schema"
-"""The check of `raw_dataset` that fails if a data set is refused."""
+"""The check of `raw_dataset` that fails if a dataset is refused."""
 
 
 GPU_POOL = "gpu"
@@ -177,7 +177,7 @@ def _image(title: str, png: bytes) -> dg.MetadataValue:
 
 
 def _refusal_checks(name: str, refused: InputError) -> Iterator[dg.AssetCheckResult]:
-    """Yield a failed check for a refused data set, so that the web interface shows the faults.
+    """Yield a failed check for a refused dataset, so that the web interface shows the faults.
 
     In a failed run, Dagster shows a check without a result as failed. So the other checks are
     warnings that say that they were not evaluated.
@@ -186,7 +186,7 @@ def _refusal_checks(name: str, refused: InputError) -> Iterator[dg.AssetCheckRes
         return
     for check in (*BLOCKING[name], *WARNING[name]):
         own = check == REFUSAL_CHECK
-        others = f"not evaluated, because the data set was refused: see check {REFUSAL_CHECK}"
+        others = f"not evaluated, because the dataset was refused: see check {REFUSAL_CHECK}"
         yield dg.AssetCheckResult(
             check_name=check,
             passed=False,

@@ -1,3 +1,3 @@
-"""DELIFT: choose the part of an instruction data set worth fine-tuning on."""
+"""DELIFT: choose the part of an instruction dataset worth fine-tuning on."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Compute the utility of each record for each other one, with the packaged demo model."""
+"""Compute the utility of each record for each other one, with the demo model."""
 
 import tempfile
 from pathlib import Path

@@ -160,8 +160,8 @@ class EmbedderResource(dg.ConfigurableResource, use_attribute_docstrings=True):
     """The embedder of prompts, which finds each record's neighbours."""
 
     name: str = ""
-    """tfidf, minilm, or a sentence-transformers folder or hub id. Empty means `plan.embedder` of
-    arms.yaml."""
+    """tfidf, minilm (all-MiniLM-L6-v2, installed with the package), or a sentence-transformers
+    folder or hub id. Empty means `plan.embedder` of arms.yaml."""
 
     def apply_to(self, arms: Arms) -> Arms:
         """Return the arms with this embedder in their plan options, if one is named."""

@@ -77,7 +77,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The public data sets' folder."""
+    """The public datasets' folder."""
     return test_data_root() / "data"
 
 

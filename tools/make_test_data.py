@@ -1,4 +1,4 @@
-"""Make the folder that `DELIFT_TEST_DATA` names: samples of public data sets, and a small model.
+"""Make the folder that `DELIFT_TEST_DATA` names: samples of public datasets, and a small model.
 
 `docs/tests.md` says how to call it, lists the files, and says what the tests assume of them.
 """
@@ -100,7 +100,7 @@ def write_alpaca(folder: Path, sources: Mapping[str, str]) -> None:
 
 
 def published(recipe: Recipe, sources: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of an Alpaca data set as they are, empty answers included."""
+    """The rows of an Alpaca dataset as they are, empty answers included."""
     rows: list[dict[str, Any]] = []
     for path in split_files(recipe, sources.get(recipe.name), "train"):
         text = "" if path.suffix == ".parquet" else path.read_text(encoding="utf-8")

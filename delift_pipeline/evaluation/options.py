@@ -160,7 +160,8 @@ class EvaluationOptions(BaseModel):
     )
     embedder: str = Field(
         default="minilm",
-        description="minilm for the packaged all-MiniLM-L6-v2, or a sentence-transformers model.",
+        description="minilm (all-MiniLM-L6-v2, installed with the package), or a "
+        "sentence-transformers folder or hub id.",
     )
     batch_size: int = Field(
         default=32,

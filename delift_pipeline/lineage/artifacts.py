@@ -194,6 +194,6 @@ def folders(root: Path) -> list[Path]:
 
 
 def stored_versions(home: Home, kind: str) -> list[str]:
-    """Return the versions with a folder of one kind of artifact, even if the data set is gone."""
+    """Return the versions with a folder of one kind of artifact, even if the dataset is gone."""
     names = (folder.name for folder in folders(home.root / ARM_KINDS[kind]))
     return [name for name in names if NAME_PATTERN.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""Decide which adapter is champion and which is challenger of a data set, stage and base model.
+"""Decide which adapter is champion and which is challenger of a dataset, stage and base model.
 
 One metric decides: the first one, in the order of tables, that any candidate has.
 

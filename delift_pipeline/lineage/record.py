@@ -90,7 +90,7 @@ def _reachable_versions(home: Home, holders: pl.Series) -> set[str]:
     """Return the versions whose artifacts may have a record: those with it, and all that follow.
 
     A subset chooses records from its version and earlier ones, and an adapter may continue an
-    earlier one. Versions whose data set is gone are included as well.
+    earlier one. Versions whose dataset is gone are included as well.
     """
     parents = {name: version_manifest(home, name).details["parents"] for name in home.versions()}
     reached, grew = set(holders), True

@@ -1,7 +1,7 @@
-"""Logging an arm to MLflow: one run with its data sets, curves, subset, adapter and metrics.
+"""Logging an arm to MLflow: one run with its datasets, curves, subset, adapter and metrics.
 
 The adapter is a logged model of the run and a version of a registered model. A registered model
-has all adapters for one data set, stage and base model of a project: what one would deploy.
+has all adapters for one dataset, stage and base model of a project: what one would deploy.
 """
 
 import os
@@ -68,7 +68,7 @@ class TrackedArm:
         return self.home.adapter(self.dataset.version, self.arm)
 
     def begin(self) -> None:
-        """Start the run with parameters, tags that lead to the home, and data sets as inputs."""
+        """Start the run with parameters, tags that lead to the home, and datasets as inputs."""
         arm, version, manifest = self.arm, self.dataset.version, self.dataset.manifest
         details, dataset = manifest.details, {"dataset": manifest.details["dataset"]}
         logged = ("budget", "seed", "training", "evaluation")
@@ -149,7 +149,7 @@ class TrackedArm:
 
 
 def registered_name(project: str, dataset: str, stage: str, model: str) -> str:
-    """Return the name of the registered model for a project's data set, stage and base model.
+    """Return the name of the registered model for a project's dataset, stage and base model.
 
     The project (the MLflow experiment) is part of the name, because a server has one registry for
     all projects. `/` and `:` are replaced, because MLflow refuses them.

@@ -236,7 +236,7 @@ class Tracker:
     def log_dataset(
         self, run_id: str, frame: pl.DataFrame, name: str, digest: str, context: str, source: str
     ) -> None:
-        """Log a frame as a data set input: its schema, size, digest and source.
+        """Log a frame as a dataset input: its schema, size, digest and source.
 
         `name` is the name that MLflow shows (`alpaca-v1/pool`), `context` is `pool`, `training` or
         `evaluation`, and `source` is the path of the rows relative to the home.

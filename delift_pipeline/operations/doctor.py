@@ -63,7 +63,7 @@ def examine(
 ) -> list[Finding]:
     """Examine a home, which need not exist yet. An unexpected error is a finding too.
 
-    The self-test scores and selects a few records with the packaged model. The examinations in
+    The self-test scores and selects a few records with the demo model. The examinations in
     `more` run after that of the databases.
     """
     all_of_them = [_packages, _gpu, _disk, _arms, _models, _store, _databases, *more]
@@ -252,7 +252,7 @@ def _waste(home: Home) -> Iterator[Finding]:
 
 
 def _self_test(home: Home) -> Iterator[Finding]:
-    """Score and select a few records with the packaged model, in a temporary home."""
+    """Score and select a few records with the demo model, in a temporary home."""
     from delift_pipeline.core.progress import SilentProgress
     from delift_pipeline.scoring.options import ModelOptions
     from delift_pipeline.stages.file_selection import Request

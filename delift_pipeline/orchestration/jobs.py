@@ -42,7 +42,7 @@ ALL_JOBS = [score_job, select_job, arm_job, leaderboard_job]
 def weekly_reselection_schedule(
     context: dg.ScheduleEvaluationContext, store: StoreResource
 ) -> Iterator[dg.RunRequest]:
-    """Score what is missing of the newest version of each data set.
+    """Score what is missing of the newest version of each dataset.
 
     Stored scores are reused, so a week without changes costs seconds. If the kernel is new, the
     sensor `applicable_arms_sensor` starts its arms.

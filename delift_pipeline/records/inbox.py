@@ -44,7 +44,7 @@ TEMPORARY_SUFFIXES = (
 class VersionFile(BaseModel):
     """The fields of a `version.yaml`: the options of `delift ingest`. All of them are optional.
 
-    `version` has to be the folder's name. The default of `dataset` is the first parent's data set;
+    `version` has to be the folder's name. The default of `dataset` is the first parent's dataset;
     without a parent it is the folder's name up to its last `-`. See `INHERITED` for the others.
     """
 
@@ -78,7 +78,7 @@ def read_version_file(folder: Path) -> VersionFile:
 
 @dataclass(frozen=True)
 class InboxEntry:
-    """One file or folder of the inbox, with the version and data set that its name gives.
+    """One file or folder of the inbox, with the version and dataset that its name gives.
 
     Attributes:
         signature: A digest of the names, sizes and modification times of its files.
@@ -169,7 +169,7 @@ def scan_inbox(home: Home, seen: Mapping[str, str], busy: Mapping[str, str]) -> 
     """Find out which entries can be ingested now.
 
     A version waits for its parents. They are named in its `version.yaml`; for a single file they
-    are the earlier versions of its data set. A parent may still be in the inbox, or in use.
+    are the earlier versions of its dataset. A parent may still be in the inbox, or in use.
 
     Args:
         home: The home of the inbox.

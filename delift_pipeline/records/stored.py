@@ -69,7 +69,7 @@ def version_manifest(home: Home, version: str) -> Manifest:
 
 
 def newest_versions(home: Home) -> dict[str, str]:
-    """Return the newest version of each data set that is not the parent of another version."""
+    """Return the newest version of each dataset that is not the parent of another version."""
     manifests = {name: version_manifest(home, name) for name in home.versions()}
     followed = {parent for manifest in manifests.values() for parent in manifest.details["parents"]}
     last = sorted(manifests.keys() - followed, key=lambda name: (manifests[name].created, name))

@@ -162,7 +162,7 @@ def input_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the files of several inputs in order, and notes about files that are left out.
 
     `-` is standard input. A folder stands for its data files in the order of their names, or for
-    the data set that `datasets` saved there.
+    the dataset that `datasets` saved there.
 
     Raises:
         InputError: An input is a URL or a folder without data; every such fault is listed.
@@ -226,11 +226,11 @@ def _split_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """Return the files of a data set that `datasets` saved, in the order of its `state.json`."""
+    """Return the files of a dataset that `datasets` saved, in the order of its `state.json`."""
     state = _read_json_object(folder / STATE_FILE)
     files = [folder / shard["filename"] for shard in state.get("_data_files") or []]
     if state.get("_indices_data_files") or not files:
-        reason = "It lists no plain shards. Save the data set again with `save_to_disk`."
+        reason = "It lists no plain shards. Save the dataset again with `save_to_disk`."
         raise InputError(Fault(reason, str(folder / STATE_FILE)))
     return files
 

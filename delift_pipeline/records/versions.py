@@ -62,7 +62,7 @@ def ingest(
         parents: The stored versions that it continues.
         target: The target set.
         heldout: The held-out set.
-        dataset: The name of its data set. The default is the first parent's data set, or else the
+        dataset: The name of its dataset. The default is the first parent's dataset, or else the
             version's name up to its last `-`.
         skip_bad: Whether to leave faulty rows out of all files, count them and list their faults
             in the version's `faults.jsonl`.

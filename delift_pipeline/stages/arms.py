@@ -54,7 +54,7 @@ class PlanOptions(BaseModel):
             every pair and the pool is within `dense_limit`). None uses the version's own value.
         dense_limit: The largest pool for which `auto` plans every pair.
         neighbours: How many near prompts are scored for each record.
-        embedder: `tfidf`, `minilm`, or a sentence-transformers folder or hub id.
+        embedder: `tfidf`, `minilm` (all-MiniLM-L6-v2), or a sentence-transformers folder or hub id.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

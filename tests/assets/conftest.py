@@ -143,7 +143,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
-    """Both versions of a small demonstration data set."""
+    """Both versions of a small demonstration dataset."""
     return write_demo_files(tmp_path_factory.mktemp("files"), sizes=SIZES)
 
 

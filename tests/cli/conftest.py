@@ -1,4 +1,4 @@
-"""A small data set to feed the program."""
+"""A small dataset to feed the program."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
-    """A small demonstration data set as files."""
+    """A small demonstration dataset as files."""
     return write_demo_files(tmp_path_factory.mktemp("files"), sizes=SIZES)
 
 

@@ -1,4 +1,4 @@
-"""Runs, metrics, data sets and models in MLflow."""
+"""Runs, metrics, datasets and models in MLflow."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Folders, data sets that `datasets` saved, several files, and addresses."""
+"""Folders, datasets that `datasets` saved, several files, and addresses."""
 
 import json
 import os

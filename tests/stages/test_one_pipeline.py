@@ -52,7 +52,7 @@ ARMS_FILE = "arms.yaml"
 
 @dataclass(frozen=True)
 class Data:
-    """A home with two versions of a data set, and the files they were made of.
+    """A home with two versions of a dataset, and the files they were made of.
 
     Attributes:
         home: The home; both versions are planned, scored and have their kernels.

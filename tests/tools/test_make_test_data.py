@@ -1,4 +1,4 @@
-"""The script that makes the folder of `DELIFT_TEST_DATA`, on local copies of the data sets."""
+"""The script that makes the folder of `DELIFT_TEST_DATA`, on local copies of the datasets."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def alpaca(number: int, output: str) -> dict[str, str]:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, str]:
-    """A few rows of each data set in its publishers' columns, one prompt given twice."""
+    """A few rows of each dataset in its publishers' columns, one prompt given twice."""
     folder = tmp_path / "sources"
     for name, column in QUESTION.items():
         row = PUBLISHED[name][0]

@@ -38,7 +38,7 @@ def benchmark_rows(
         split: `train` or `test`.
         limit: The largest number of rows. They are drawn with `seed` and stay in file order.
         seed: The seed of that draw.
-        revision: The revision of the data set at the hub.
+        revision: The revision of the dataset at the hub.
 
     Raises:
         InputError: There is no file, a row cannot be read, or a row has none of the known columns.
@@ -84,7 +84,7 @@ def split_files(
             folder = Path(snapshot_download(hub_id, repo_type="dataset", **download_options))
         except (HFValidationError, OSError) as error:
             first = str(error).splitlines()[0]
-            reason = f"This is neither a file, a folder nor a data set at the hub: {first}"
+            reason = f"This is neither a file, a folder nor a dataset at the hub: {first}"
             raise InputError(Fault(reason, file=hub_id)) from error
     for pattern in patterns:
         if files := sorted(folder.glob(pattern)):

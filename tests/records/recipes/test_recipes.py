@@ -199,7 +199,7 @@ def test_what_is_no_benchmark_is_refused_with_its_lines(tmp_path: Path) -> None:
         find_recipe("unknown")
     with pytest.raises(InputError, match="give the files of p3 by --source"):
         benchmark_rows(find_recipe("p3"), None)
-    with pytest.raises(InputError, match="neither a file, a folder nor a data set"):
+    with pytest.raises(InputError, match="neither a file, a folder nor a dataset"):
         benchmark_rows(find_recipe("gsm8k"), str(tmp_path / "nowhere"))
 
 
