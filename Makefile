@@ -9,7 +9,7 @@ VLLM_INSTALLED = $(VLLM_VENV)/.installed
 WORKERS ?= 2
 DEMO_HOME ?= delift_demo
 
-.PHONY: demo test test-slow test-endings test-browser screenshots test-real real-model test-vllm lint format ui bench check install clean
+.PHONY: demo test test-slow test-endings test-browser screenshots test-real real-model bench-real test-vllm lint format ui bench check install clean
 
 install: $(INSTALLED)
 
@@ -44,6 +44,12 @@ real-model: $(INSTALLED)
 
 test-real: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real tests/real
+
+# Is selection worth it on DATA? The smallest comparison with a real model: minutes on two cores.
+REAL_MODEL ?= $(or $(DELIFT_REAL_MODEL),.cache/real-model)
+bench-real: $(INSTALLED)
+	test -n "$(DATA)" || { echo "name a file of records: make bench-real DATA=data.jsonl" >&2; exit 2; }
+	$(BIN)/delift bench quality --data "$(DATA)" --model "$(REAL_MODEL)" --dtype bfloat16 --pools 1 --pool-size 100 --heldout-size 60 --wrong 0.15 --budgets 0.3 --selectors random,full,delift_trusted --out bench_real
 
 # vLLM asks for an older fastapi than the rest needs, and its CPU build fails beside the torch add-ons.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt

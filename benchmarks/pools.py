@@ -1,23 +1,20 @@
 """Draw pools of the demo world for the quality benchmark, with held-out sets, and score them."""
 
-import json
 import random
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from benchmarks.splits import make_pool_heldout, split_continual
+from delift_pipeline.bench.pools import read_rows
 from delift_pipeline.core.home import Home
 from delift_pipeline.core.progress import SilentProgress
-from delift_pipeline.demo.draws import Record, make_heldout, make_pool, make_target
+from delift_pipeline.demo.draws import make_heldout, make_pool, make_target
 from delift_pipeline.demo.world import TASK_NAMES, make_world
 from delift_pipeline.kernel.kernel import build_kernel, load_block
-from delift_pipeline.records.read import read_records
 from delift_pipeline.scoring.fingerprint import fingerprint_of
 from delift_pipeline.scoring.neighbours import embed, nearest, prompt_texts
 from delift_pipeline.scoring.options import MODEL_DEMO, ModelOptions
@@ -88,19 +85,19 @@ def draw_pool(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Stag
     """Draw a pool and its held-out sets, in which all answers are right."""
     world = make_world(seed)
     records, truths = make_pool(world, sizes.pool, seed, wrong_share)
-    pool, facts = _records_frame(records), {truth["fact"] for truth in truths}
+    pool, facts = read_rows(records), {truth["fact"] for truth in truths}
     by_source = dict(zip(pool["source_ids"].list.first(), pool["record_id"], strict=True))
     wrong = frozenset(
         by_source[t["id"]] for t in truths if not t["correct"] and t["id"] in by_source
     )
-    balanced = _records_frame(make_heldout(world, sizes.heldout_per_task, seed, facts=facts))
+    balanced = read_rows(make_heldout(world, sizes.heldout_per_task, seed, facts=facts))
 
     def of_tasks(tasks: Iterable[str]) -> pl.DataFrame:
         return balanced.filter(pl.col("task").is_in(list(tasks)))
 
     if stage == "task_specific":
         tasks = random.Random(f"bench target {seed}").sample(list(TASK_NAMES), TARGET_TASKS)
-        target = _records_frame(make_target(world, tasks, sizes.target, seed, facts=facts))
+        target = read_rows(make_target(world, tasks, sizes.target, seed, facts=facts))
         return StagePool(stage, pool, wrong, {"": of_tasks(tasks)}, target=target)
     if stage == "continual":
         split = split_continual(records, seed)
@@ -111,16 +108,8 @@ def draw_pool(stage: Stage, seed: int, wrong_share: float, sizes: Sizes) -> Stag
         heldout = {"_new": of_tasks(new), "_old": of_tasks(split.old_tasks)}
         return StagePool(stage, pool, wrong, heldout, existing=existing)
     rows = sizes.heldout_per_task * len(TASK_NAMES)
-    pooled = _records_frame(make_pool_heldout(world, rows, seed, truths))
+    pooled = read_rows(make_pool_heldout(world, rows, seed, truths))
     return StagePool(stage, pool, wrong, {"": balanced, "_pool": pooled})
-
-
-def _records_frame(records: Iterable[Record]) -> pl.DataFrame:
-    """Return records in the form in which they are read from a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records.jsonl"
-        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        return read_records(path).frame
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,20 @@
 All draws depend on a seed, the records and their order only.
 """
 
+import json
 import random
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from delift_pipeline.core.errors import InputError
+from delift_pipeline.core.output import write_output
+from delift_pipeline.demo.draws import make_heldout, make_pool
+from delift_pipeline.demo.world import TASK_NAMES, make_world
+from delift_pipeline.records.read import read_records
 from delift_pipeline.records.schema import record_id
 
 Prompt = tuple[str, str]
@@ -132,6 +140,42 @@ def plant_wrong_answers(
         )
     changed = pl.DataFrame({name: [row[name] for row in rows] for name in ("record_id", "output")})
     return pool.with_columns(changed), frozenset(wrong)
+
+
+def demo_pool(
+    seed: int, size: int, wrong_share: float, heldout_size: int
+) -> tuple[pl.DataFrame, frozenset[str], pl.DataFrame]:
+    """Draw a pool of the demo world that the seed makes.
+
+    Returns:
+        The pool, the record ids of its wrong answers, and held-out records of its facts.
+    """
+    world = make_world(seed)
+    records, truths = make_pool(world, size, seed, wrong_share)
+    per_task = max(1, heldout_size // len(TASK_NAMES))
+    heldout = make_heldout(world, per_task, seed, facts={truth["fact"] for truth in truths})
+    pool = read_rows(records)
+    false = {truth["id"] for truth in truths if not truth["correct"]}
+    names = zip(pool["source_ids"].list.first(), pool["record_id"], strict=True)
+    return pool, frozenset(record for name, record in names if name in false), read_rows(heldout)
+
+
+def read_rows(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Return rows as records, as if they were read from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_records(path).frame
+
+
+def write_pool(pool: pl.DataFrame, path: Path) -> Path:
+    """Write a pool as JSON Lines, and return the path."""
+    rows = pool.select(
+        "instruction", "input", "output", "source", "task", id=pl.col("source_ids").list.first()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(path, rows.write_ndjson().encode("utf-8"))
+    return path
 
 
 def _plain(text: str) -> str:

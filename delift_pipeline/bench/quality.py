@@ -100,7 +100,7 @@ def run_quality(
         `experiment`, `commit`, `commits_of_cells`, `seeds`, `notes` and `rows`; also stored at
         `table_path`.
     """
-    missing = [unit for unit in units if not _result_path(folder, unit).exists()]
+    missing = [unit for unit in units if not result_path(folder, unit).exists()]
     with progress.track("cells", len(units), "cells") as meter:
         meter.advance(len(units) - len(missing))
         if workers == 1 or len(missing) < 2:
@@ -114,7 +114,7 @@ def run_quality(
                 ):
                     done.result()
                     meter.advance()
-    results = [(unit, read_json(_result_path(folder, unit))) for unit in units]
+    results = [(unit, read_json(result_path(folder, unit))) for unit in units]
     table = {
         "experiment": name,
         "commit": git_commit(),
@@ -152,10 +152,11 @@ def stored_table(folder: Path, name: str, contenders: Sequence[str] = ()) -> dic
     return {**table, "rows": rows}
 
 
-def _result_path(folder: Path, unit: Unit) -> Path:
+def result_path(folder: Path, unit: Unit) -> Path:
+    """Return the path of a cell's result."""
     return folder / "cells" / f"{unit.key}.json"
 
 
 def _run_unit(folder: Path, unit: Unit) -> None:
     rows = unit.run(folder)
-    write_json(_result_path(folder, unit), {"commit": git_commit(), "rows": rows})
+    write_json(result_path(folder, unit), {"commit": git_commit(), "rows": rows})

@@ -48,11 +48,11 @@ def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]
     """Return the rows of all contenders of one group, best first."""
     shared = dict(zip(GROUP_COLUMNS, key, strict=True))
     sign = -1 if lower_is_better(shared["metric"]) else 1
-    values = {name: _mean_by_pool(pools, "value") for name, pools in group.items()}
+    values = {name: mean_by_pool(pools, "value") for name, pools in group.items()}
     best = max(values, key=lambda name: sign * mean(values[name].values()))
     rows = []
     for name, own in values.items():
-        behind, behind_se = _difference(own, values[best])
+        behind, behind_se = paired_difference(own, values[best])
         near = behind is not None and sign * behind >= -(behind_se or 0.0)
         rows.append(
             {
@@ -63,9 +63,9 @@ def _group_rows(key: tuple[Any, ...], group: Mapping[str, Mapping[int, list[Row]
                 "se": _standard_error(list(own.values())),
                 **_comparisons(name, own, values),
                 "within_error_of_best": name == best or near,
-                "wrong_in_subset": mean(_mean_by_pool(group[name], "wrong").values()),
-                "records": mean(_mean_by_pool(group[name], "size").values()),
-                "pairs_per_record": mean(_mean_by_pool(group[name], "pairs_per_record").values()),
+                "wrong_in_subset": mean(mean_by_pool(group[name], "wrong").values()),
+                "records": mean(mean_by_pool(group[name], "size").values()),
+                "pairs_per_record": mean(mean_by_pool(group[name], "pairs_per_record").values()),
             }
         )
     return sorted(rows, key=lambda row: -sign * row["mean"])
@@ -77,7 +77,7 @@ def _comparisons(name: str, own: Values, values: Mapping[str, Values]) -> Row:
     for short, other in COMPARED_WITH.items():
         gap, error, verdict = None, None, None
         if other in values and other != name:
-            gap, error = _difference(own, values[other])
+            gap, error = paired_difference(own, values[other])
         if gap is not None:
             resolved = error is not None and abs(gap) > RESOLVED_ERRORS * error
             verdict = "not resolved" if not resolved else "higher" if gap > 0 else "lower"
@@ -102,11 +102,12 @@ def difference_text(row: Row, short: str, doubt: str) -> str:
     return text + (doubt if row[f"{short}_verdict"] == "not resolved" else "")
 
 
-def _mean_by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:
+def mean_by_pool(pools: Mapping[int, list[Row]], name: str) -> dict[int, float]:
+    """Return the mean of a column over the draws of each pool."""
     return {seed: mean(row[name] for row in rows) for seed, rows in sorted(pools.items())}
 
 
-def _difference(own: Values, other: Values) -> tuple[float | None, float | None]:
+def paired_difference(own: Values, other: Values) -> tuple[float | None, float | None]:
     """Return the mean paired difference over the pools that both have, and its standard error."""
     gaps = [own[seed] - other[seed] for seed in own if seed in other]
     return (mean(gaps), _standard_error(gaps)) if gaps else (None, None)

@@ -9,7 +9,16 @@ from typing import Any
 import typer
 from typer import Option
 
-from delift_pipeline.cli.options import AS_JSON, check_outputs, print_json, progress
+from delift_pipeline.cli.options import (
+    AS_JSON,
+    NO_FLAGS,
+    TARGET,
+    ModelFlags,
+    check_outputs,
+    print_json,
+    progress,
+    with_model_flags,
+)
 from delift_pipeline.core.errors import Fault, InputError
 from delift_pipeline.core.output import refuse_unwritable_folder
 
@@ -24,7 +33,13 @@ app = typer.Typer(help="Measure speed, and compare the quality of selectors.", n
 
 
 @app.command("quality")
+@with_model_flags
 def bench_quality(
+    data: Path | None = Option(
+        None,
+        help="A file of your records, or `demo` (the demo world): draw pools from it, and compare "
+        "selectors on them. The options from --heldout to --json belong to it.",
+    ),
     experiment: str = Option(
         "selectors",
         help="The experiment: selectors, stages, budget, annotation_budget, tuning, "
@@ -43,7 +58,11 @@ def bench_quality(
     seeds: str | None = Option(
         None, help="The seeds of the pools, e.g. 500-509 or 500,503 [the seeds of the experiment]."
     ),
-    model: str = Option("demo", help="With --experiment tuning: the model to train."),
+    model: str | None = Option(
+        None,
+        help="With --data: the model that scores and is trained. With --experiment tuning: the "
+        "model to train [demo].",
+    ),
     judge: str | None = Option(
         None,
         help="With --experiment stages: the judge, which is the name of a model at "
@@ -73,14 +92,95 @@ def bench_quality(
     markdown: Path | None = Option(
         None, help="Also write the tables of exact match to this file, as Markdown."
     ),
+    heldout: Path | None = Option(
+        None, help="A file of records to evaluate on [a fifth of the records, at most 200]."
+    ),
+    heldout_size: int = Option(200, min=1, help="The greatest number of held-out records."),
+    target: Path | None = TARGET,
+    selectors: list[str] | None = Option(
+        None,
+        help="The selectors to compare, separated by commas; with options as in "
+        "delift_se:embedder=minilm [initial, random, full, delift_se, delift_trusted]. "
+        "The selector random is always included.",
+    ),
+    budgets: str = Option("0.1,0.3", help="The budgets: shares of a pool."),
+    wrong: str = Option(
+        "0", help="The shares of records that get the answer of another record of their task."
+    ),
+    pools: int = Option(5, min=1, help="How many pools are drawn. --seeds names them instead."),
+    pool_size: int | None = Option(
+        None, min=2, help="How many records a pool has [400, or all if there are fewer]."
+    ),
+    skew: float | None = Option(
+        None,
+        min=0,
+        help="Draw the k-th task of a pool with a share in proportion to k to the power of minus "
+        "SKEW, e.g. 0.7; the seed draws the order of the tasks [each task keeps its share].",
+    ),
+    steps: int | None = Option(
+        None, min=1, help="Train every run for this many steps [5 passes over a subset]."
+    ),
+    epochs: float | None = Option(
+        None, min=0.01, help="Train every run for this many passes over its own records instead."
+    ),
+    learning_rate: float | None = Option(
+        None, min=0, help="The highest learning rate of LoRA [0.001]."
+    ),
+    train: bool = Option(
+        True,
+        "--train/--no-train",
+        help="Without training: compare wrong answers, tasks and costs of the picks only.",
+    ),
+    generate: bool = Option(
+        False, "--generate", help="Also generate answers: exact match and ROUGE-L. This is slow."
+    ),
+    flags: ModelFlags = NO_FLAGS,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare the quality of selectors on synthetic pools.
+    """Compare the quality of selectors.
 
-    A model is trained on the picks of each selector. Then the answers are compared.
+    A model is trained on the picks of each selector. Then the answers are compared. With --data the
+    pools are drawn from your own records, and the last line is an advice for your data. Otherwise
+    an experiment on synthetic pools is run, in a source checkout.
 
-    Example: delift bench quality --experiment selectors --quick
+    Example: delift bench quality --data data.jsonl --model M --budgets 0.3 --out bench
     """
+    if data is not None:
+        from delift_pipeline.bench import own_data
+        from delift_pipeline.bench.sources import read_source
+
+        is_demo = str(data) == own_data.MODEL_DEMO
+        if model is None and not is_demo:
+            raise InputError("--data needs a model that scores and is trained", field="--model")
+        if steps is not None and epochs is not None:
+            raise InputError("use either --steps or --epochs", field="--epochs")
+        model_options = flags.options(model or own_data.MODEL_DEMO)
+        if model_options.model == own_data.MODEL_DEMO and flags.template is None:
+            model_options = model_options.model_copy(update={"template": "world"})
+        refuse_unwritable_folder(out, "--out")
+        source = read_source(
+            None if is_demo else data,
+            heldout,
+            target,
+            skew=skew,
+            pool_size=pool_size,
+            heldout_size=heldout_size,
+        )
+        listed = [one.strip() for names in selectors or () for one in names.split(",")]
+        table = own_data.compare_on_data(
+            out,
+            source,
+            model_options,
+            progress(),
+            selectors=listed or own_data.SELECTORS,
+            budgets=_parse_shares(budgets, "--budgets"),
+            wrong_shares=_parse_shares(wrong, "--wrong"),
+            seeds=_parse_seeds(seeds) or range(pools),
+            training=own_data.Training(steps, epochs, learning_rate) if train else None,
+            generate=generate,
+        )
+        show_table(table, None, as_json)
+        return
     from delift_pipeline.bench.quality import load_experiments
 
     planned = load_experiments().plan(
@@ -88,7 +188,7 @@ def bench_quality(
         only=[name.strip() for names in only or [] for name in names.split(",")],
         seeds=_parse_seeds(seeds),
         quick=quick,
-        model=model,
+        model=model or "demo",
         judge=judge,
         endpoint=endpoint,
         mode=judge_mode,
@@ -98,6 +198,18 @@ def bench_quality(
     refuse_unwritable_folder(out, "--out")
     table, page = planned.run(out, progress(), workers, markdown=markdown, track=track)
     show_table(table, page, as_json)
+
+
+def _parse_shares(text: str, field: str) -> tuple[float, ...]:
+    """Read `0.1,0.3` as numbers.
+
+    Raises:
+        InputError: a part is no number.
+    """
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"{text!r} are no shares: write 0.1,0.3", field=field) from error
 
 
 def _parse_seeds(text: str | None) -> tuple[int, ...]:
@@ -120,10 +232,13 @@ def _parse_seeds(text: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
-    """Print an experiment's table as JSON, or one table for each stage, mode, budget and metric."""
+def show_table(table: dict[str, Any], page: Path | None, as_json: bool) -> None:
+    """Print a table as JSON, or one table for each stage, mode, budget and metric.
+
+    `page` is the page of an experiment; a comparison on the user's data has an advice instead.
+    """
     if as_json:
-        print_json({**table, "page": str(page)})
+        print_json(table if page is None else {**table, "page": str(page)})
         return
     from rich.console import Console
     from rich.table import Table
@@ -137,13 +252,15 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
         stage, wrong, mode, budget, metric = key
         title = f"{stage}: {metric}, {mode}, {wrong:.0%} wrong answers, budget {budget:.0%}"
         printed = Table("selector", title=title, title_justify="left")
-        for column in ("mean", "- random", "- tf-idf", "- delift", "wrong", "pairs"):
+        others = {"random": "- random", "tfidf": "- tf-idf", "delift": "- delift"}
+        compared = list(others) if page is not None else ["random"]
+        for column in ("mean", *(others[one] for one in compared), "wrong", "pairs"):
             printed.add_column(column, justify="right")
         for row in group:
             printed.add_row(
                 row["selector"] + (" *" if row["within_error_of_best"] else ""),
                 with_error(row["mean"], row["se"], ascii_only=True),
-                *(difference_text(row, o, " not resolved") for o in ("random", "tfidf", "delift")),
+                *(difference_text(row, other, " not resolved") for other in compared),
                 f"{row['wrong_in_subset']:.0%}",
                 f"{row['pairs_per_record']:.1f}",
             )
@@ -151,8 +268,13 @@ def show_table(table: dict[str, Any], page: Path, as_json: bool) -> None:
     console.print("means over pools ± one standard error; differences paired by pool; * within one")
     console.print("standard error of the best; wrong: share of wrong answers in the subset; pairs:")
     console.print("scored pairs a record of the pool.")
-    for line in (*table["notes"], page):
+    for line in table["notes"]:
         print(line)
+    if page is not None:
+        print(page)
+        return
+    print(f"{table['pairs_scored']:,} pairs scored, {table['seconds']:,.0f} s")
+    print(table["advice"])
 
 
 @app.command("scoring")

@@ -327,10 +327,12 @@ NO_FLAGS = ModelFlags()
 def with_model_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's parameter `flags` by one option for each field of `ModelFlags`.
 
-    Typer reads options from the signature of a command and has no groups of options.
+    A field that the command has as its own option is left out. Typer reads options from the
+    signature of a command and has no groups of options.
     """
     kind, group = inspect.Parameter.KEYWORD_ONLY, {}
-    for one in fields(ModelFlags):
+    own = inspect.signature(command).parameters
+    for one in (one for one in fields(ModelFlags) if one.name not in own):
         name = f"--{one.name.replace('_', '-')}"
         option = Option(one.default, name, help=one.metadata["help"])
         group[one.name] = inspect.Parameter(one.name, kind, default=option, annotation=one.type)
