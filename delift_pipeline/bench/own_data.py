@@ -185,8 +185,8 @@ class DataCell:
         tasks = dict(zip(pool.records["record_id"], pool.records["task"], strict=True))
         rows = []
         for one in (subset for subset in subsets if subset.contender.selector != INITIAL):
-            kept = len({tasks[record] for record in one.records}) / len(set(tasks.values()))
-            facts = {"tasks_kept": kept, "selection_seconds": one.cost.seconds}
+            share_kept = len({tasks[record] for record in one.records}) / len(set(tasks.values()))
+            facts = {"tasks_kept": share_kept, "selection_seconds": one.cost.seconds}
             rows += [self._row(pool, one, "selection", *fact) for fact in facts.items()]
         if self.training is not None:
             for subset, values in self._train(pool, subsets):
@@ -267,8 +267,8 @@ class DataCell:
         loaded = self.load()
         device = loaded.device.type
         examples = {one.record_id: one for one in encode_examples(loaded.encoder, pool.records)[0]}
-        asked = encode_examples(loaded.encoder, pool.heldout)[0]
-        if not asked:
+        questions = encode_examples(loaded.encoder, pool.heldout)[0]
+        if not questions:
             raise DeliftError("no held-out record fits into the window. Widen --window")
         groups: dict[tuple[float, int], list[Subset]] = {}
         for subset in subsets:
@@ -288,7 +288,7 @@ class DataCell:
             for part in parts:
                 sets = [[examples[r] for r in s.records if r in examples] for s in part]
                 trained = sets if presentations else sets[:1]
-                values = self._measure(loaded, pool, trained, options, asked)
+                values = self._measure(loaded, pool, trained, options, questions)
                 results += zip(part, values * (len(part) // len(values)), strict=True)
         return results
 
@@ -303,7 +303,7 @@ class DataCell:
         pool: Pool,
         sets: "Sequence[Sequence[Example]]",
         options: TrainingOptions,
-        asked: "Sequence[Example]",
+        questions: "Sequence[Example]",
     ) -> list[dict[str, float]]:
         """Train runs together, and return the metrics of each; half of them if memory runs out."""
         from delift_pipeline.training.stacked_layers import StackedLora, measure, train
@@ -315,7 +315,7 @@ class DataCell:
             else:
                 lora = StackedLora(loaded.model, seeds, options)
             seconds = (time.monotonic() - started) / len(sets)
-            results = measure(lora, asked, TOKENS_AT_ONCE.get(loaded.device.type, 4_096))
+            results = measure(lora, questions, TOKENS_AT_ONCE.get(loaded.device.type, 4_096))
             values = [
                 {
                     "answer_loss": float(loss.mean()),
@@ -340,7 +340,7 @@ class DataCell:
         if values is not None:
             return values
         parts = sets[: len(sets) // 2], sets[len(sets) // 2 :]
-        return [one for p in parts for one in self._measure(loaded, pool, p, options, asked)]
+        return [one for p in parts for one in self._measure(loaded, pool, p, options, questions)]
 
     def _generate(
         self, loaded: "LoadedModel", lora: "StackedLora", run: int, heldout: pl.DataFrame
@@ -351,8 +351,8 @@ class DataCell:
 
         names = ("exact_match", "rougeL")
         with lora.only(run):
-            found = evaluate_model(loaded, heldout, EvaluationOptions(metrics=names))
-        return {name: float(found.metrics[name]) for name in names}
+            evaluation = evaluate_model(loaded, heldout, EvaluationOptions(metrics=names))
+        return {name: float(evaluation.metrics[name]) for name in names}
 
 
 def compare_on_data(
@@ -401,9 +401,10 @@ def compare_on_data(
     def load() -> "LoadedModel":
         from delift_pipeline.scoring.model import load_model
 
-        # Loaded once, and only if a cell is missing.
+        # Loaded once, and only if a cell is missing. Quantised weights that were evaluated once may
+        # give wrong gradients later, so the model is loaded whole.
         if not loaded:
-            loaded.append(load_model(model))
+            loaded.append(load_model(model.model_copy(update={"load_in": None})))
         return loaded[0]
 
     cells = [

@@ -87,22 +87,25 @@ def read_source(
     records = read["data"].frame
     if heldout is None:
         size = min(heldout_size, records.height // 5)
-        records, asked = split_heldout(records, size, 0)
-        notes.append(f"{asked.height} records of the file are held out, by seed.")
+        records, questions = split_heldout(records, size, 0)
+        notes.append(f"{questions.height} records of the file are held out, by seed.")
     else:
-        asked = read["heldout"].frame
-        asked = draw_pool(asked, min(heldout_size, asked.height), 0)
-    for name, frame in (("held-out", asked), ("target", read["target"].frame if target else None)):
+        questions = read["heldout"].frame
+        questions = draw_pool(questions, min(heldout_size, questions.height), 0)
+    for name, frame in (
+        ("held-out", questions),
+        ("target", read["target"].frame if target else None),
+    ):
         left = records if frame is None else records.join(frame, prompt, "anti")
         if left.height < records.height:
             count = records.height - left.height
             notes.append(f"{count} records with the prompt of a {name} record are in no pool.")
             records = left
-    if records.is_empty() or asked.is_empty():
+    if records.is_empty() or questions.is_empty():
         raise InputError("there are too few records. Pass a larger file", field="--data")
     size = min(POOL_SIZE, records.height) if pool_size is None else pool_size
     draw_pool(records, size, 0, skew)
     if 2 * size > records.height:
         overlap = f"Pools overlap: each has {size} of the same {records.height} records"
         notes.append(f"{overlap}, so the standard errors are too small.")
-    return Source(records, asked, target, skew, size, heldout_size, tuple(notes))
+    return Source(records, questions, target, skew, size, heldout_size, tuple(notes))
