@@ -185,8 +185,8 @@ class DataCell:
         tasks = dict(zip(pool.records["record_id"], pool.records["task"], strict=True))
         rows = []
         for one in (subset for subset in subsets if subset.contender.selector != INITIAL):
-            share_kept = len({tasks[record] for record in one.records}) / len(set(tasks.values()))
-            facts = {"tasks_kept": share_kept, "selection_seconds": one.cost.seconds}
+            share = len({tasks[record] for record in one.records}) / len(set(tasks.values()))
+            facts = {"tasks_kept": share, "selection_seconds": one.cost.seconds}
             rows += [self._row(pool, one, "selection", *fact) for fact in facts.items()]
         if self.training is not None:
             for subset, values in self._train(pool, subsets):
