@@ -163,7 +163,7 @@ def trust_check(diagnostics: Diagnostics) -> Check:
     """Check whether the picks have about the trust of the pool. A failure only warns."""
     gap = diagnostics.trust_difference
     if gap is None:
-        return Check(True, "no near pairs are scored, so trust is not known")
+        return Check(True, "nothing is scored, so trust is not known")
     return Check(not diagnostics.warnings, diagnostics.lines()[0], {"trust_difference": gap})
 
 

@@ -1,4 +1,4 @@
-"""`delift ingest`, `select`, `score` and `prompt`: commands that read files of records."""
+"""`delift ingest`, `select`, `score`, `find-wrong` and `prompt`: commands that read records."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -285,6 +285,70 @@ def score(
         f"{report['seconds']:.1f} s: {out}"
     )
     shared.print_result(as_json, report, text, shared.message_stream(out))
+
+
+@shared.with_model_flags
+def find_wrong(
+    files: list[Path] = FILES,
+    model: str = shared.MODEL,
+    out: Path | None = Option(
+        None,
+        help="Also write record_id, source_ids, support and trust of each record that can be "
+        "scored to this file. Its suffix decides the format: .jsonl, .csv or .parquet.",
+    ),
+    show: int = Option(20, min=0, help="How many records to list, the least supported first."),
+    column: list[str] | None = shared.COLUMN,
+    ids: str = shared.IDS,
+    skip_bad: bool = shared.SKIP_BAD,
+    flags: shared.ModelFlags = shared.NO_FLAGS,
+    home: Path | None = shared.HOME,
+    as_json: bool = shared.AS_JSON,
+) -> None:
+    """List the records whose answers probably belong to other prompts.
+
+    Support is the information that the prompt gives the model about the answer. The records with
+    the least support are listed, with the answer tokens that the prompt makes less likely and the
+    near prompts that have other answers. The model reads each answer twice, and no pairs. The
+    estimated number of wrong answers is calibrated for swapped answers, and with one small model.
+    Errors that stay plausible, such as a wrong letter or a wrong number, are not found.
+
+    Example: delift find-wrong data.jsonl --model demo
+    """
+    from delift_pipeline.stages.find_wrong import find_wrong as rank_by_support
+
+    shared.check_outputs({"--out": out}, read=files, as_json=as_json)
+    records = shared.read_input(files, column, skip_bad, ids)
+    found = rank_by_support(
+        Home.at(home), records.frame, flags.options(model), shared.progress(), count=show, out=out
+    )
+    shared.print_result(as_json, found, _wrong_text(found), shared.message_stream(out))
+
+
+def _wrong_text(found: Mapping[str, Any]) -> str:
+    """Return what `find-wrong` found as lines for people."""
+    lines = []
+    for one in found["least_supported"]:
+        own = next(iter(one["source_ids"]), one["record_id"])
+        numbers = f"support {one['support']:+.2f}, trust {one['trust']:.2f}"
+        lines.append(f"{one['rank']:>4}. {own} ({numbers}): {one['text']}")
+        if one["tokens"]:
+            changes = "  ".join(f"{t['token']!r} {t['change']:+.2f}" for t in one["tokens"])
+            lines.append(f"      less likely after the prompt: {changes}")
+        lines += [
+            f"      near prompt (cosine {near['similarity']:.2f}): {near['text']}"
+            for near in one["near"]
+        ]
+    if found["left_out"]:
+        first = found["left_out"][0]["reason"]
+        lines.append(f"{len(found['left_out']):,} records cannot be scored (first: {first})")
+    return "\n".join(
+        [
+            *lines,
+            f"about {found['estimated_wrong']:,} of {found['scored']:,} answers are wrong "
+            f"({found['estimated_share']:.0%}), if wrong answers are swapped ones",
+            f"{found['passes']:,} passes, no pairs, {found['seconds']:.1f} s",
+        ]
+    )
 
 
 @shared.with_model_flags

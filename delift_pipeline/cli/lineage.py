@@ -300,18 +300,20 @@ def _record_lines(title: str, records: list[dict[str, str]]) -> list[str]:
 
 def _trust_lines(evidence: dict[str, Any] | None) -> list[str]:
     if evidence is None:
-        return ["trust: not known, because no near pairs were scored"]
+        return ["trust: not known, because the record was not scored"]
     verdict = "SUSPECTED WRONG" if evidence["suspected"] else "not suspected"
-    relative = evidence.get("relative") or 0.0
-    why = ""
+    relative, support = evidence.get("relative") or 0.0, evidence.get("support")
+    why = "" if support is None else f": support {support:+.2f} nats"
     if relative < 0 and evidence["trust"] == 1:
         why = f": its nearest prompts are too far to be believed (weight {evidence['weight']:.3f})"
-    elif "agreement" in evidence:
-        agreed = f"near prompts agree {evidence['agreement']:+.3f}"
-        why = f": {agreed}, {relative:+.3f} against its surroundings"
+    elif (agreement := evidence.get("agreement")) is not None:
+        agreed = f"near prompts agree {agreement:+.3f}"
+        why = f"{why}: {agreed}, {relative:+.3f} against its surroundings"
     lines = [f"trust {evidence['trust']:.3f} ({verdict}){why}"]
     for one in evidence["neighbours"]:
         verb = "disagrees" if one["disagrees"] else "agrees"
+        if one["helps"] is None and one["helped"] is None:
+            verb = "is near"
         helped, helps = _format_utility(one["helps"]), _format_utility(one["helped"])
         lines.append(
             f"  {one['source_id']} {verb} (prompt cosine {one['similarity']:.2f}, helped by this "

@@ -46,7 +46,7 @@ def options(
 
 
 for command in (
-    *(runs.demo, data.ingest, recipe.recipe, data.select, data.score, data.prompt),
+    *(runs.demo, data.ingest, recipe.recipe, data.select, data.score, data.find_wrong, data.prompt),
     *(lineage.explain, runs.run, runs.ui, operations.plan, compare.compare, lineage.lineage),
     *(compare.judge, operations.query, operations.catalog, operations.forget),
     *(operations.doctor, operations.gc, operations.verify),

@@ -291,9 +291,24 @@ def write_records(
     if name is None and source is not None and is_standard_output(path):
         name = file_kind(source).format
         name = None if name == "parquet" else name
-    output_format = FORMATS[name or "jsonl"]
-    if output_format is JSON_LINES and file.raw is not None:
+    if FORMATS[name or "jsonl"] is JSON_LINES and file.raw is not None:
         data = "".join(f"{file.raw[at]}\n" for at in chosen).encode("utf-8")
+        write_output(path, compress(data, file_kind(path).codec))
     else:
-        data = output_format.write([file.rows[at] for at in chosen], file.schema)
-    write_output(path, compress(data, file_kind(path).codec))
+        write_rows(path, [file.rows[at] for at in chosen], file.schema, name)
+
+
+def write_rows(
+    path: Path, rows: list[dict[str, Any]], schema: pl.Schema | None = None, name: str | None = None
+) -> None:
+    """Write rows to a file, a pipe or device, or to `-` for standard output.
+
+    The format is `name`, else what the suffix of `path` says, else JSON Lines; `.gz` and `.zst`
+    compress. `schema` has the column types of a columnar format.
+
+    Raises:
+        DeliftError: The rows do not fit the format.
+    """
+    kind = file_kind(path)
+    data = FORMATS[name or kind.format or "jsonl"].write(rows, schema)
+    write_output(path, compress(data, kind.codec))

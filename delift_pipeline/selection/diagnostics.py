@@ -24,7 +24,13 @@ from delift_pipeline.selection.embedding import Similarities
 from delift_pipeline.selection.options import EmbeddingOptions
 from delift_pipeline.selection.result import Diagnostics, Selection
 from delift_pipeline.selection.selector import SelectionInputs
-from delift_pipeline.selection.trust import SUSPECTED_BELOW, Trust, near_duplicates, trust_of
+from delift_pipeline.selection.trust import (
+    SUSPECTED_BELOW,
+    Trust,
+    near_duplicates,
+    trust_from_agreement,
+    trust_from_support,
+)
 
 COVERAGE_LIMIT = 20_000
 """Above this many records embedding coverage is not computed, since it compares all pairs."""
@@ -33,11 +39,7 @@ RANDOM_DRAWS = 20
 
 def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
     """Return the selection with diagnostics, and with trust and near duplicates if known."""
-    trust = selection.trust
-    if trust is None:
-        # The selector did not read near pairs, but another arm may have had them scored.
-        with suppress(DeliftError, LookupError):
-            trust = trust_of(inputs.block("neighbours", "distance"), inputs.neighbourhood)
+    trust = _known_trust(inputs) if selection.trust is None else selection.trust
     pool = tuple(inputs.pool["record_id"])
     known = set(pool)
     picks = [record for record in selection.ranking if record in known]
@@ -51,6 +53,16 @@ def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0
     return replace(
         selection, diagnostics=Diagnostics(**numbers), trust=trust, duplicates=duplicates
     )
+
+
+def _known_trust(inputs: SelectionInputs) -> Trust | None:
+    """Return trust from what other arms had scored: from near pairs, else from support."""
+    with suppress(DeliftError, LookupError):
+        return trust_from_agreement(inputs.block("neighbours", "distance"), inputs.neighbourhood)
+    with suppress(LookupError):
+        trust = trust_from_support(inputs.neighbourhood, inputs.support)
+        return trust if trust.ids else None
+    return None
 
 
 def _trust_numbers(

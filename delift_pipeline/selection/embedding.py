@@ -1,6 +1,9 @@
-"""Similarity of whole records by their embeddings, which measures coverage.
+"""Similarity of records by the embeddings of their texts, which measures coverage.
 
-    S_ij = max(cos(e_i, e_j), 0),  S_ii = 1        e_i = embedding of prompt and answer of record i
+    S_ij = max(cos(e_i, e_j), 0),  S_ii = 1        e_i = embedding of a text of record i
+
+The text is the prompt, or prompt and answer. A wrong answer joins two topics, so by prompt and
+answer it seems to cover more than a right one.
 
 Cosines are rounded to six decimals, and records are embedded in order of record_id. So the choice
 depends neither on the order of the file nor on the order of a sum.
@@ -141,12 +144,14 @@ def coverage_similarities(
     frame: pl.DataFrame, options: EmbeddingOptions | TrustedOptions, model: LanguageModel | None
 ) -> Similarities:
     """Return `similarities` of records with the embedder and limits of a selector's options."""
+    prompts = isinstance(options, TrustedOptions) and options.covers == "prompts"
     return similarities(
         frame,
         options.embedder,
         dense_limit=options.dense_limit,
         neighbours=options.coverage_neighbours,
         model=model,
+        texts_of=prompt_texts if prompts else record_texts,
     )
 
 

@@ -13,6 +13,7 @@ STAGES: tuple[Stage, ...] = ("instruction_tuning", "task_specific", "continual")
 Scaling = Literal["clip", "min_max"]
 Diagonal = Literal["mask", "keep"]
 ObjectiveName = Literal["fl", "flmi", "fl1mi", "fl2mi", "flcg"]
+Covers = Literal["prompts", "records"]
 OptimizerName = Literal["naive", "lazy", "stochastic", "lazier", "blocked", "submodlib"]
 
 STAGE_OBJECTIVE: dict[Stage, ObjectiveName] = {
@@ -87,11 +88,16 @@ class TrustedOptions(NoOptions):
     """The options of `delift_trusted`; the experiments in docs/results.md use the defaults.
 
     Attributes:
-        embedder: Of prompts (trust) and of whole records (coverage): `tfidf`, `minilm`, `model`
-            (the language model's own hidden states), or a sentence-transformers folder or hub id.
-        floor: A record whose neighbour weights (fourth powers of cosines) sum to less has trust 1,
-            because too few near prompts can judge it. The default is one prompt of cosine .47. It
-            was not tuned.
+        embedder: Of the text that is covered, and of prompts for trust from agreement: `tfidf`,
+            `minilm`, `model` (the language model's own hidden states), or a sentence-transformers
+            folder or hub id.
+        covers: The text whose similarity is coverage: `prompts`, or whole `records`.
+        trust: `support` needs two passes a record and no pairs. `agreement` needs near pairs.
+            `both` is their product.
+        scale: Support in nats from which trust is 1.
+        floor: For trust from agreement. A record whose neighbour weights (fourth powers of cosines)
+            sum to less has trust 1, because too few near prompts can judge it. The default is one
+            prompt of cosine .47. It was not tuned.
         eta: Weight of each pick's own relevance to the target set (task-specific).
         nu: Weight of the coverage that the existing records already give (continual).
         replay: Share of the picks replayed from the existing records (continual).
@@ -100,6 +106,14 @@ class TrustedOptions(NoOptions):
     """
 
     embedder: str = Field(default="tfidf", min_length=1)
+    # The three are left out of a request at their defaults, so subsets made before them are kept.
+    covers: Covers = Field(default="records", exclude_if=lambda value: value == "records")
+    trust: Literal["support", "agreement", "both"] = Field(
+        default="agreement", exclude_if=lambda value: value == "agreement"
+    )
+    scale: float = Field(
+        default=2.5, gt=0, allow_inf_nan=False, exclude_if=lambda value: value == 2.5
+    )
     floor: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     eta: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     nu: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -125,7 +125,6 @@ class SelectionInputs:
         pool: D, in file order. In the continual stage, the records that no parent has.
         block: Loads a kernel block by name (`self`, `neighbours`, `target`, `existing`, `replay`)
             and form.
-        support: Returns the support of records, float64 [records]; NaN for those without scores.
         existing: record_ids of D_E (continual only).
         existing_records: The records of D_E, if the selector reads their texts.
         target: The records of D_T, if the selector reads their texts.
@@ -136,12 +135,12 @@ class SelectionInputs:
         model: The language model, if the selector needs one.
         gradients: Gradients of that model, if the selector needs them.
         unscorable: record_id -> why it cannot be scored, for records known to be unscorable.
+        support: Returns the support of records, float64 [records]; NaN for those without scores.
     """
 
     stage: Stage
     pool: pl.DataFrame
     block: BlockLoader = field(default=_refuse_block, repr=False)
-    support: SupportLoader = field(default=_refuse_support, repr=False)
     existing: tuple[str, ...] = ()
     existing_records: pl.DataFrame | None = field(default=None, repr=False)
     target: pl.DataFrame | None = field(default=None, repr=False)
@@ -151,6 +150,7 @@ class SelectionInputs:
     model: LanguageModel | None = field(default=None, repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
     unscorable: Mapping[str, str] = field(default_factory=dict, repr=False)
+    support: SupportLoader = field(default=_refuse_support, repr=False)
     _similarities: dict[Any, Similarities] = field(default_factory=dict, repr=False, compare=False)
 
     def similarities(

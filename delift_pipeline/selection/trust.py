@@ -1,4 +1,18 @@
-"""Trust of each record: do the answers of near prompts agree with its answer?
+"""Trust of each record: how far its answer can be believed, from 0 to 1.
+
+From support (two passes a record, no pairs):
+
+    m_j = sum_i w_ij s_i / sum_i w_ij                       mean support of near prompts
+    c_j = 1 - [m_j] (1 - [s_j / scale])                     [x] = min(1, max(0, x))
+
+s is support in nats (`scoring.support`), and w as below, over the 20 nearest prompts. The prompt of
+a record with a right answer tells the model about that answer, so its support is high. With a
+swapped answer it is about 0. Where near prompts have no support either, the model cannot tell, and
+the record keeps its trust. An error that the prompt makes plausible (a wrong letter,
+a wrong number) is not found. Measured on four pools of real text with 15 % swapped answers: area
+under the curve .87 to .95, mean .90.
+
+From agreement, the default, which needs near pairs: do near prompts' answers agree with its answer?
 
     w_ij = s_ij^4,  s_ij = max(cos of the prompts of i and j, 0),  w_ii = 0
     t_j  = sum_i w_ij (U_ij + U_ji) / sum_i w_ij (|U_ij| + |U_ji|)     agreement, in [-1, 1]
@@ -11,10 +25,12 @@ relative, whole tasks that the model cannot learn from a demonstration keep thei
 sum_i w_ij is below a floor, there are too few near prompts, and trust is 1. Exact copies of a
 record do not count. An error that near prompts share is not found. Measured on synthetic data: area
 under the curve of wrong against right records .875 (standard error .012, 10 pools, 20 neighbours).
+
+From both: the product of the two.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,34 +39,40 @@ import polars as pl
 
 from delift_pipeline.kernel.block import Block, duplicate_groups
 from delift_pipeline.kernel.columns import to_sparse
-from delift_pipeline.scoring.neighbours import prompt_texts
+from delift_pipeline.scoring.neighbours import nearest, prompt_texts
 from delift_pipeline.selection.embedding import Similarities, cosines_at, embed_texts
 from delift_pipeline.selection.language_model import LanguageModel
 
+DEFAULT_SCALE = 2.5
+"""Support in nats from which a record has trust 1."""
 WEIGHT_POWER = 4
 SHARPNESS = 2.0
 SUSPECTED_BELOW = 0.5
-"""A record with less trust is suspected to be wrong: r is below -1/4."""
+"""A record with less trust is suspected to be wrong."""
+SUSPECTED_RIGHT, SUSPECTED_WRONG = 0.05, 0.70
+"""Shares of right and of swapped answers that trust from support suspects."""
 DEFAULT_FLOOR = 0.05
 """The weight of one prompt of cosine .47, or of twenty of .22; below it, trust is 1."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Trust of scored records, and the pairs that it is computed from.
+    """Trust of scored records, and what it is computed from.
 
     Attributes:
         ids: n record_ids.
         trust: c, float64 [n], in [0, 1].
-        agreement: t, float64 [n].
+        support: s, float64 [n]; NaN if trust is from agreement alone.
+        agreement: t, float64 [n]; NaN if trust is from support alone, like the next one.
         relative: r, float64 [n].
         weight: Sum of the weights of near prompts, float64 [n].
-        weights: w, SciPy CSC [n, n], symmetric.
+        weights: w, SciPy CSC [n, n]; column j has the near prompts of record j.
         utilities: U of scored pairs, SciPy CSC [n, n]; the column helps the row.
     """
 
     ids: tuple[str, ...]
     trust: np.ndarray = field(repr=False)
+    support: np.ndarray = field(repr=False)
     agreement: np.ndarray = field(repr=False)
     relative: np.ndarray = field(repr=False)
     weight: np.ndarray = field(repr=False)
@@ -73,7 +95,7 @@ class Trust:
         return np.array([known.get(record, 1.0) for record in records], dtype=np.float64)
 
 
-def trust_of(
+def trust_from_agreement(
     block: Block,
     frame: pl.DataFrame,
     embedder: str = "tfidf",
@@ -116,7 +138,68 @@ def trust_of(
     relative = agreement - _ratio(np.asarray(weights.T @ agreement).ravel(), weight)
     trust = np.clip(1 + SHARPNESS * np.minimum(relative, 0), 0, 1)
     trust[weight < floor] = 1.0
-    return Trust(block.rows, trust, agreement, relative, weight, weights, utilities)
+    none = np.full(n, np.nan)
+    return Trust(block.rows, trust, none, agreement, relative, weight, weights, utilities)
+
+
+def trust_from_support(
+    frame: pl.DataFrame,
+    support_of: Callable[[Sequence[str]], np.ndarray],
+    scale: float = DEFAULT_SCALE,
+    embedder: str = "tfidf",
+    model: LanguageModel | None = None,
+) -> Trust:
+    """Compute the trust of the records of a frame that have support.
+
+    `support_of` returns the support of records, NaN for those without scores. Few near prompts
+    count less: their mean is drawn towards the mean of all records with the weight
+    `DEFAULT_FLOOR`.
+
+    Raises:
+        InputError: The embedder cannot be loaded.
+    """
+    from scipy.sparse import csc_matrix
+
+    ordered = frame.sort("record_id")
+    support = np.asarray(support_of(ordered["record_id"].to_list()), dtype=np.float64)
+    known = np.isfinite(support)
+    ids, support = tuple(ordered["record_id"].filter(known)), support[known]
+    shape = len(ids), len(ids)
+    weights = csc_matrix(shape)
+    if len(ids) > 1:
+        # tf-idf also counts the words of prompts without scores.
+        embeddings = embed_texts(prompt_texts(ordered), embedder, model)[np.flatnonzero(known)]
+        near = nearest(embeddings, NEAR_PROMPTS)
+        rows, slots = np.nonzero(near.indices >= 0)
+        values = near.cosine[rows, slots].astype(np.float64) ** WEIGHT_POWER
+        weights = csc_matrix((values, (rows, near.indices[rows, slots])), shape=shape)
+        weights = weights.maximum(weights.T).tocsc()
+    weight = _column_sums(weights)
+    overall = support.mean() if len(ids) else 0.0
+    mean = (weights.T @ support + DEFAULT_FLOOR * overall) / (weight + DEFAULT_FLOOR)
+    trust = 1 - np.clip(mean, 0, 1) * (1 - np.clip(support / scale, 0, 1))
+    none = np.full(len(ids), np.nan)
+    return Trust(ids, trust, support, none, none, weight, weights, csc_matrix(shape))
+
+
+def trust_from_both(agreement: Trust, support: Trust) -> Trust:
+    """Multiply trust from agreement and from support; records without support keep the former."""
+    both = dict(zip(support.ids, zip(support.trust, support.support, strict=True), strict=True))
+    factors = [both.get(record, (1.0, np.nan)) for record in agreement.ids]
+    factor, values = np.array(factors, dtype=np.float64).reshape(-1, 2).T
+    return replace(agreement, trust=agreement.trust * factor, support=values)
+
+
+def estimate_wrong_share(trust: np.ndarray) -> float:
+    """Estimate which share of records has a wrong answer, from their trust from support.
+
+    Of right answers the share `SUSPECTED_RIGHT` is suspected, of swapped ones `SUSPECTED_WRONG`.
+    The estimate is the share of wrong answers for which these give the share of suspected records
+    that is seen. Measured with SmolLM2-135M-Instruct on four pools of 400 real records with 0, 5,
+    15 and 30 % swapped answers: within 2.3 points, on the pools that gave the two constants.
+    """
+    seen = float((trust < SUSPECTED_BELOW).mean()) if len(trust) else 0.0
+    return float(np.clip((seen - SUSPECTED_RIGHT) / (SUSPECTED_WRONG - SUSPECTED_RIGHT), 0, 1))
 
 
 def _column_sums(matrix: Any) -> np.ndarray:
@@ -131,11 +214,13 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 NEAR_DUPLICATE = 0.95
 """Records with at least this cosine (prompt and answer) are near duplicates."""
 EVIDENCE_NEIGHBOURS = 3
+NEAR_PROMPTS = 20
+"""How many near prompts of each record count for trust from support."""
 
 _NEAR = {"record_id": pl.String()} | dict.fromkeys(("similarity", "helps", "helped"), pl.Float64())
 SUSPECT_SCHEMA = pl.Schema(
     {"record_id": pl.String()}
-    | dict.fromkeys(("trust", "agreement", "relative"), pl.Float64())
+    | dict.fromkeys(("trust", "support", "agreement", "relative"), pl.Float64())
     | {"selected": pl.Boolean(), "neighbours": pl.List(pl.Struct(_NEAR))}
 )
 
@@ -164,12 +249,17 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Trust of one record, with its neighbours, the strongest evidence against it first."""
+    """Trust of one record, with its neighbours, the strongest evidence against it first.
+
+    Support is None if trust is from agreement alone. Agreement is None if it is from support alone;
+    then the nearest prompts come first.
+    """
 
     record_id: str
     trust: float
-    agreement: float
-    relative: float
+    support: float | None
+    agreement: float | None
+    relative: float | None
     weight: float
     neighbours: tuple[Neighbour, ...] = ()
 
@@ -197,10 +287,13 @@ def evidence_of(trust: Trust, record: str, count: int = EVIDENCE_NEIGHBOURS) -> 
         similarity = float(weight) ** (1 / WEIGHT_POWER)
         neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
         votes.append(weight * ((helps or 0) + (helped or 0)))
-    measures = ("trust", "agreement", "relative", "weight")
+    measures = ("trust", "support", "agreement", "relative", "weight")
     numbers = {name: float(getattr(trust, name)[j]) for name in measures}
+    known = {name: None if np.isnan(number) else number for name, number in numbers.items()}
+    if known["agreement"] is None:
+        votes = -trust.weights.data[near]
     order = np.argsort(votes, kind="stable")[:count]
-    return Evidence(record, **numbers, neighbours=tuple(neighbours[int(i)] for i in order))
+    return Evidence(record, **known, neighbours=tuple(neighbours[int(i)] for i in order))
 
 
 def _utility_at(utilities: Any, i: int, j: int) -> float | None:

@@ -7,6 +7,7 @@ The explanation is read from the stored subset of a version, or from the file of
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from delift_pipeline.core.manifest import Manifest
 from delift_pipeline.kernel.kernel import load_block
 from delift_pipeline.records.stored import find_record, load_version
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.scoring.store import ScoreStore
+from delift_pipeline.scoring.support import support_of
 from delift_pipeline.selection.embedding import MODEL
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.registry import traits_of
 from delift_pipeline.selection.run import DROPPED, SUBSET
 from delift_pipeline.selection.token_changes import token_changes
 from delift_pipeline.selection.trust import (
+    DEFAULT_FLOOR,
+    DEFAULT_SCALE,
     SUSPECTED_BELOW,
     Evidence,
     evidence_of,
     record_line,
-    trust_of,
+    trust_from_agreement,
+    trust_from_both,
+    trust_from_support,
 )
 from delift_pipeline.stages.arms import load_arms
 from delift_pipeline.stages.result import known_records, required_manifest
@@ -166,18 +173,28 @@ def _read_evidence(
     """Compute the record's trust from the kernel that the subset was chosen with."""
     if manifest.fingerprint is None:
         return None
-    trust_options = {}
+    options: dict[str, Any] = {}
     if traits_of(manifest.request["selector"]).weighs_trust:
         options = manifest.request["options"]
-        trust_options = {key: options[key] for key in ("embedder", "floor") if key in options}
-    if trust_options.get("embedder") == MODEL and reader is None:
+    embedder = options.get("embedder", "tfidf")
+    if embedder == MODEL and reader is None:
         reason = "Trust was computed here with the model's own embeddings. Pass --model"
         raise InputError(reason, field="--model")
+    kind, support = options.get("trust", "agreement"), None
+    if kind != "agreement":
+        support_reader = partial(support_of, ScoreStore(home.scores(manifest.fingerprint)))
+        settings = (options.get("scale", DEFAULT_SCALE), embedder, reader)
+        support = trust_from_support(pool, support_reader, *settings)
+        if kind == "support":
+            return evidence_of(support, name, NEIGHBOURS)
     try:
         block = load_block(home, version, manifest.fingerprint, "neighbours")
     except DeliftError:
         return None
-    return evidence_of(trust_of(block, pool, **trust_options, model=reader), name, NEIGHBOURS)
+    floor = options.get("floor", DEFAULT_FLOOR)
+    trust = trust_from_agreement(block, pool, embedder, floor, reader)
+    trust = trust if support is None else trust_from_both(trust, support)
+    return evidence_of(trust, name, NEIGHBOURS)
 
 
 def explain_file(path: Path, record: str) -> Explanation:

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from delift_pipeline.core.home import Home
+from delift_pipeline.core.progress import SilentProgress
 from delift_pipeline.evaluation.options import EvaluationOptions
 from delift_pipeline.evaluation.run import evaluate
 from delift_pipeline.records.read import read_records
@@ -14,6 +16,7 @@ from delift_pipeline.records.schema import RECORD_SCHEMA, record_id
 from delift_pipeline.scoring.engine import reduce_scores
 from delift_pipeline.scoring.model import load_model
 from delift_pipeline.scoring.options import ModelOptions
+from delift_pipeline.stages.find_wrong import find_wrong
 from delift_pipeline.training.options import TrainingOptions
 from delift_pipeline.training.run import train
 from tests.prompts.test_chat import message
@@ -88,6 +91,24 @@ def test_lora_on_real_records_lowers_the_loss_on_others_of_the_dataset(
     drop = before - after
     assert drop.mean() >= 0.2
     assert drop.mean() >= 3 * drop.std(ddof=1) / np.sqrt(len(drop))
+
+
+@pytest.mark.data
+def test_support_finds_planted_swaps(
+    options: ModelOptions, shared_data: Path, tmp_path: Path
+) -> None:
+    files = ("gsm8k/train.jsonl", "query_rewriting_canard/train.jsonl")
+    frame = pl.concat(short_records(shared_data / file, 16) for file in files)
+    rows = frame.to_dicts()
+    for place in (0, 1, 16, 17):
+        row = {**rows[place], "output": frame["output"][place + 8]}
+        texts = {name: row[name] for name in ("instruction", "input", "output")}
+        rows[place] = {**row, "record_id": record_id(**texts)}
+    swapped = {rows[place]["record_id"] for place in (0, 1, 16, 17)}
+    records = pl.DataFrame(rows, schema=frame.schema)
+    found = find_wrong(Home.at(tmp_path), records, options, SilentProgress(), count=6)
+    assert swapped <= {one["record_id"] for one in found["least_supported"]}
+    assert found["estimated_wrong"] <= 8
 
 
 @pytest.mark.parametrize(

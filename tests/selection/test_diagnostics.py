@@ -24,7 +24,7 @@ from delift_pipeline.selection.trust import (
     near_duplicates,
     record_line,
     suspects_frame,
-    trust_of,
+    trust_from_agreement,
 )
 
 IDS = tuple("abcdefgh")
@@ -62,7 +62,7 @@ def inputs() -> SelectionInputs:
 
 
 def test_a_planted_wrong_record_is_named_with_the_neighbours_that_disagree() -> None:
-    trust = trust_of(near(), pool())
+    trust = trust_from_agreement(near(), pool())
     found = suspects_frame(trust, {"c"}, pool())
     assert found["record_id"].to_list() == [WRONG] and found["selected"].to_list() == [True]
     neighbours = found["neighbours"].to_list()[0]
@@ -86,7 +86,7 @@ def test_trusted_selection_leaves_the_wrong_record_to_the_last() -> None:
 def test_every_selection_is_diagnosed(selector: str) -> None:
     options = {"embedder": "tfidf"} if selector == "delift_se" else {}
     found = add_diagnostics(inputs(), select(inputs(), selector, 4, 0, options))
-    numbers, trust = found.diagnostics, trust_of(near(), pool())
+    numbers, trust = found.diagnostics, trust_from_agreement(near(), pool())
     assert numbers is not None and numbers.coverage is not None
     assert numbers.trust_picks == pytest.approx(trust.of(found.ranking).mean())
     assert numbers.trust_pool == pytest.approx(trust.trust.mean())

@@ -1,5 +1,6 @@
 """Trusted coverage against its definition, written out with loops."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,21 @@ from delift_pipeline.kernel.block import Block
 from delift_pipeline.kernel.columns import as_columns
 from delift_pipeline.scoring.neighbours import embed, prompt_texts
 from delift_pipeline.selection.embedding import record_texts, similarities
-from delift_pipeline.selection.options import Stage
+from delift_pipeline.selection.options import Stage, TrustedOptions
 from delift_pipeline.selection.ranking import interleave, replay_schedule
-from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.registry import SELECTORS, needs_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.run import select
 from delift_pipeline.selection.selector import Needs, SelectionInputs
-from delift_pipeline.selection.trust import trust_of
+from delift_pipeline.selection.trust import (
+    SUSPECTED_RIGHT,
+    SUSPECTED_WRONG,
+    estimate_wrong_share,
+    evidence_of,
+    trust_from_agreement,
+    trust_from_both,
+    trust_from_support,
+)
 
 RNG = np.random.default_rng(5)
 WORDS = ("red", "green", "blue", "round", "flat", "sharp")
@@ -109,7 +118,7 @@ def greedy(value: Any, n: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("floor", [0.0, 0.05, 0.4, 100.0])
 def test_trust_is_its_definition(floor: float) -> None:
-    found = trust_of(block("neighbours"), frame(), floor=floor)
+    found = trust_from_agreement(block("neighbours"), frame(), floor=floor)
     assert found.by_id == pytest.approx(definition(floor), abs=1e-6)
     assert 0 <= min(found.trust) <= max(found.trust) <= 1
     if floor == 100:
@@ -223,7 +232,7 @@ def test_copies_do_not_vouch_for_each_other() -> None:
         {"record_id": ids, "instruction": same, "input": [""] * 3, "output": ["x", "x", "y"]}
     )
     utility = np.array([[0, 0.9, -0.5], [0.9, 0, -0.5], [-0.5, -0.5, 0]], dtype=np.float32)
-    found = trust_of(Block("neighbours", ids, ids, as_columns(utility)), records)
+    found = trust_from_agreement(Block("neighbours", ids, ids, as_columns(utility)), records)
     assert found.agreement.tolist() == [-1, -1, -1] and found.weights[0, 1] == 0
 
 
@@ -286,7 +295,99 @@ def test_embedding_similarity_to_a_target_set(objective: str) -> None:
 
 def test_where_nothing_was_scored_there_is_no_trust_and_nothing_breaks() -> None:
     empty = replace(block("neighbours").restrict((), ()), unscorable=frozenset(IDS))
-    assert trust_of(empty, frame()).by_id == {}
+    assert trust_from_agreement(empty, frame()).by_id == {}
     with pytest.raises(DeliftError, match="no record of the pool has scores"):
         given = inputs("instruction_tuning", load=lambda n, f: empty)
         select(given, "delift_trusted", 2, 0, {})
+
+
+SUPPORT = {record: 3.0 - 0.37 * k for k, record in enumerate(IDS)}
+
+
+def support(records: Sequence[str]) -> np.ndarray:
+    return np.array([SUPPORT.get(record, np.nan) for record in records])
+
+
+def supported(scale: float, values: dict[str, float]) -> dict[str, float]:
+    """The definition, with loops; every other prompt is among the 20 nearest."""
+    near, trust = cosines(prompt_texts(frame())) ** 4, {}
+    overall = sum(values.values()) / N
+    for j, record in enumerate(IDS):
+        total, weight = 0.05 * overall, 0.05
+        for i, other in enumerate(IDS):
+            if i != j:
+                total, weight = total + near[i, j] * values[other], weight + near[i, j]
+        mean, own = min(1, max(0, total / weight)), min(1, max(0, values[record] / scale))
+        trust[record] = 1 - mean * (1 - own)
+    return trust
+
+
+def test_trust_from_support_is_its_definition() -> None:
+    found = trust_from_support(frame(), support, scale=2.0)
+    assert found.by_id == pytest.approx(supported(2.0, SUPPORT), abs=1e-6)
+    assert min(found.trust) < 0.5 and max(found.trust) == 1
+    evidence = evidence_of(found, IDS[-1])
+    assert evidence is not None and evidence.agreement is None
+    assert evidence.support == pytest.approx(SUPPORT[IDS[-1]]) and evidence.is_suspected
+    near = cosines(prompt_texts(frame()))
+    np.fill_diagonal(near, 0)
+    best = sorted(near[:, N - 1], reverse=True)[: len(evidence.neighbours)]
+    assert [one.similarity for one in evidence.neighbours] == pytest.approx(best, abs=1e-6)
+    assert not any(one.disagrees for one in evidence.neighbours)
+
+
+def test_where_near_prompts_have_no_support_a_record_keeps_its_trust() -> None:
+    hard = trust_from_support(frame(), lambda ids: np.linspace(-0.01, 0.01, len(ids)))
+    assert min(hard.trust) > 0.98
+
+
+def test_records_without_support_have_no_trust_from_it() -> None:
+    found = trust_from_support(frame(), lambda ids: np.where(np.arange(len(ids)) < 2, np.nan, 1))
+    assert found.ids == IDS[2:]
+    none = trust_from_support(frame(), lambda ids: np.full(len(ids), np.nan))
+    assert none.ids == () and none.by_id == {}
+
+
+def test_trust_from_both_is_the_product() -> None:
+    agreement = trust_from_agreement(block("neighbours"), frame())
+    alone = trust_from_support(frame(), support)
+    both = trust_from_both(agreement, alone)
+    product = {one: agreement.by_id[one] * alone.by_id[one] for one in IDS}
+    assert both.by_id == pytest.approx(product)
+    assert both.by_id != pytest.approx(agreement.by_id)
+    part = trust_from_support(frame(IDS[:3]), support)
+    kept = trust_from_both(agreement, part).by_id
+    assert {one: kept[one] for one in IDS[3:]} == {one: agreement.by_id[one] for one in IDS[3:]}
+
+
+def test_support_alone_reads_no_pairs_and_covers_prompts() -> None:
+    def refuse(name: str, form: str = "distance") -> Block:
+        raise AssertionError(f"the block {name} was read")
+
+    read = replace(inputs("instruction_tuning", load=refuse), support=support)
+    options = {"trust": "support", "covers": "prompts"}
+    found = select(read, "delift_trusted", 5, 0, options)
+    c = np.array([supported(2.5, SUPPORT)[one] for one in IDS])
+    s = cosines(prompt_texts(frame()))
+    np.fill_diagonal(s, 1)
+    k = s * c
+    wanted = greedy(lambda a: float(c @ k[:, a].max(1)), N, 5)
+    assert found.ranking == tuple(IDS[j] for j in wanted)
+    assert found.blocks == {}
+    needs = SELECTORS["delift_trusted"].needs("instruction_tuning", TrustedOptions(**options))
+    assert needs.blocks == () and needs.support and needs.scores
+
+
+def test_the_new_options_are_in_a_request_only_if_they_differ_from_their_defaults() -> None:
+    new = {"trust", "covers", "scale"}
+    assert not new & set(TrustedOptions().model_dump())
+    assert new < set(TrustedOptions(trust="support", covers="prompts", scale=1.0).model_dump())
+
+
+def test_the_estimate_solves_for_the_share_of_wrong_answers() -> None:
+    for share in (0.0, 0.15, 1.0):
+        seen = share * SUSPECTED_WRONG + (1 - share) * SUSPECTED_RIGHT
+        trust = np.ones(2000)
+        trust[: round(seen * 2000)] = 0
+        assert estimate_wrong_share(trust) == pytest.approx(share, abs=1e-3)
+    assert estimate_wrong_share(np.ones(4)) == 0 and estimate_wrong_share(np.zeros(4)) == 1

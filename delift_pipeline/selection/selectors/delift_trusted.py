@@ -1,4 +1,4 @@
-"""DELIFT trusted, the default: embeddings measure coverage, utilities of near pairs give trust.
+"""DELIFT trusted, the default: embeddings measure coverage, scores give trust.
 
     instruction tuning  f(A)     = sum_i c_i max_{j in A} c_j S_ij
     task-specific       f(A; T)  = sum_{t in T} max_{j in A} c_j max(U_tj, 0)
@@ -6,12 +6,13 @@
     continual           f(A | E) = sum_i c_i max(0, max_{j in A} c_j S_ij
                                                     - nu max_{e in E} c_e S_ie)
 
-c is the trust (`selection.trust`), and S the similarity of whole records (`selection.embedding`)
-with its diagonal. S and c are fixed and at least 0, so f is monotone and submodular, and greedy
-reaches 1 - 1/e of the best f. In the continual stage a share of the picks is replayed from the
-existing records E, chosen by f over E alone, and every prefix has this share. Only near pairs are
-scored, about 40 per record, and one row per target record. Source: this project; docs/results.md
-has the experiments.
+c is the trust (`selection.trust`), and S the similarity of whole records or of prompts
+(`selection.embedding`) with its diagonal. S and c are fixed and at least 0, so f is monotone and
+submodular, and greedy reaches 1 - 1/e of the best f. In the continual stage a share of the picks is
+replayed from the existing records E, chosen by f over E alone, and every prefix has this share.
+Trust from agreement needs near pairs, about 40 per record. Trust from support needs two passes a
+record. The task-specific stage also needs one row of pairs per target record. Source: this project;
+docs/results.md has the experiments.
 """
 
 from dataclasses import replace
@@ -27,7 +28,12 @@ from delift_pipeline.selection.options import Stage, TrustedOptions
 from delift_pipeline.selection.ranking import Maximisation, maximise
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.selector import Needs, SelectionInputs, Selector, Traits
-from delift_pipeline.selection.trust import Trust, trust_of
+from delift_pipeline.selection.trust import (
+    Trust,
+    trust_from_agreement,
+    trust_from_both,
+    trust_from_support,
+)
 
 PREFIX = "trusted_"
 
@@ -42,9 +48,10 @@ class DeliftTrustedSelector(Selector):
     )
 
     def needs(self, stage: Stage, options: TrustedOptions) -> Needs:
-        """Return near pairs, and by stage the target set's pairs or the existing records."""
+        """Return support or near pairs, and by stage the target set's pairs or existing records."""
         return Needs(
-            "neighbours",
+            "none" if options.trust == "support" else "neighbours",
+            support=options.trust != "agreement",
             target_pairs=stage == "task_specific",
             existing_records=stage == "continual",
             model=options.embedder == MODEL,
@@ -59,9 +66,7 @@ class DeliftTrustedSelector(Selector):
             DeliftError: A block lacks records, or no record of the pool could be scored.
             InputError: The embedder cannot be loaded.
         """
-        near = inputs.block("neighbours", "distance")
-        trust = trust_of(near, inputs.neighbourhood, options.embedder, options.floor, inputs.model)
-        blocks = {"neighbours": near.hash}
+        trust, blocks = _trust(inputs, options)
         candidates = tuple(sorted(set(trust.ids) & set(inputs.pool["record_id"])))
         if not candidates:
             raise DeliftError(f"no record of the pool has scores, so {self.name} cannot rank any")
@@ -83,6 +88,20 @@ class DeliftTrustedSelector(Selector):
             details={**replayed, **selection.details},
             trust=trust,
         )
+
+
+def _trust(inputs: SelectionInputs, options: TrustedOptions) -> tuple[Trust, dict[str, str]]:
+    """Return the trust that the options ask for, and the hash of each block that it reads."""
+    support = None
+    if options.trust != "agreement":
+        settings = (options.scale, options.embedder, inputs.model)
+        support = trust_from_support(inputs.records, inputs.support, *settings)
+        if options.trust == "support":
+            return support, {}
+    near = inputs.block("neighbours", "distance")
+    settings = (options.embedder, options.floor, inputs.model)
+    trust = trust_from_agreement(near, inputs.neighbourhood, *settings)
+    return trust if support is None else trust_from_both(trust, support), {"neighbours": near.hash}
 
 
 def _coverage_parts(

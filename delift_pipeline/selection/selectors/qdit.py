@@ -33,7 +33,7 @@ from delift_pipeline.selection.selectors.selectit import (
     sentence_scores,
     token_scores,
 )
-from delift_pipeline.selection.trust import trust_of
+from delift_pipeline.selection.trust import trust_from_agreement
 
 
 class QditOptions(NoOptions):
@@ -90,7 +90,8 @@ class QditSelector(Selector):
         ids, trust, blocks = tuple(sorted(inputs.pool["record_id"])), None, {}
         if options.quality == "trust":
             near = inputs.block("neighbours", "distance")
-            trust, blocks = trust_of(near, inputs.neighbourhood), {"neighbours": near.hash}
+            trust = trust_from_agreement(near, inputs.neighbourhood)
+            blocks = {"neighbours": near.hash}
             ids = tuple(record for record in ids if record in trust.places)
         if not ids:
             raise DeliftError(f"no record of the pool has scores, so {self.name} cannot rank any")
