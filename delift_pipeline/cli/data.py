@@ -146,6 +146,13 @@ def select(
     option: list[str] | None = Option(
         None, help="An option of the selector, e.g. embedder=minilm; repeatable."
     ),
+    pairs: int | None = Option(
+        None,
+        min=0,
+        help="How many near prompts of each record are scored with it [plan.neighbours in "
+        "arms.yaml]. 0 scores no pairs: delift_trusted then judges each record by its own prompt, "
+        "which takes two passes (trust=support and covers=prompts).",
+    ),
     target: Path | None = shared.TARGET,
     existing: Path | None = Option(None, help="A file of records that the model was trained on."),
     balance: list[str] | None = Option(
@@ -207,6 +214,7 @@ def select(
         stage=stage,
         selector=selector,
         options={name: yaml.safe_load(value) for name, value in options.items()},
+        pairs=pairs,
         budget=budget,
         seed=seed,
         mapping=shared.column_mapping(column),
@@ -318,16 +326,16 @@ def find_wrong(
 
     shared.check_outputs({"--out": out}, read=files, as_json=as_json)
     records = shared.read_input(files, column, skip_bad, ids)
-    found = rank_by_support(
+    summary = rank_by_support(
         Home.at(home), records.frame, flags.options(model), shared.progress(), count=show, out=out
     )
-    shared.print_result(as_json, found, _wrong_text(found), shared.message_stream(out))
+    shared.print_result(as_json, summary, _wrong_text(summary), shared.message_stream(out))
 
 
-def _wrong_text(found: Mapping[str, Any]) -> str:
-    """Return what `find-wrong` found as lines for people."""
+def _wrong_text(summary: Mapping[str, Any]) -> str:
+    """Return the summary of `find-wrong` for people."""
     lines = []
-    for one in found["least_supported"]:
+    for one in summary["least_supported"]:
         own = next(iter(one["source_ids"]), one["record_id"])
         numbers = f"support {one['support']:+.2f}, trust {one['trust']:.2f}"
         lines.append(f"{one['rank']:>4}. {own} ({numbers}): {one['text']}")
@@ -338,15 +346,16 @@ def _wrong_text(found: Mapping[str, Any]) -> str:
             f"      near prompt (cosine {near['similarity']:.2f}): {near['text']}"
             for near in one["near"]
         ]
-    if found["left_out"]:
-        first = found["left_out"][0]["reason"]
-        lines.append(f"{len(found['left_out']):,} records cannot be scored (first: {first})")
+    if summary["left_out"]:
+        first = summary["left_out"][0]["reason"]
+        lines.append(f"{len(summary['left_out']):,} records cannot be scored (first: {first})")
     return "\n".join(
         [
             *lines,
-            f"about {found['estimated_wrong']:,} of {found['scored']:,} answers are wrong "
-            f"({found['estimated_share']:.0%}), if wrong answers are swapped ones",
-            f"{found['passes']:,} passes, no pairs, {found['seconds']:.1f} s",
+            f"about {summary['estimated_wrong']:,} of {summary['scored']:,} answers are wrong "
+            f"({summary['estimated_share']:.0%}), if wrong answers are swapped ones",
+            f"prompt template: {summary['template']}",
+            f"{summary['passes_done']:,} passes made, no pairs, {summary['seconds']:.1f} s",
         ]
     )
 

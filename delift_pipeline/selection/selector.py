@@ -162,7 +162,8 @@ class SelectionInputs:
             InputError: The embedder cannot be loaded.
         """
         limits = options.dense_limit, options.coverage_neighbours
-        key = (options.embedder, *limits, digest_text(*frame["record_id"].sort()))
+        covers = options.covers if isinstance(options, TrustedOptions) else "records"
+        key = (options.embedder, covers, *limits, digest_text(*frame["record_id"].sort()))
         if key not in self._similarities:
             self._similarities[key] = coverage_similarities(frame, options, self.model)
         return self._similarities[key]

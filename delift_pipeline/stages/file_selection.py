@@ -35,6 +35,8 @@ class Request:
         target: Example records of the task to choose for, or None.
         existing: Records that the model was already trained on, or None.
         stage: The fine-tuning stage. None takes the stage that fits the other files.
+        pairs: How many near prompts of each record are scored with it; 0 scores no pairs. None
+            takes the number from the arms of the home.
         budget: A share, a count, a number of tokens, `full` or `auto`, as the user typed it.
         mapping: The column of the file for each field.
         skip_bad: Leave faulty rows out, and list their faults in a file next to `out`.
@@ -53,6 +55,7 @@ class Request:
     existing: Path | None = None
     stage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    pairs: int | None = None
     seed: int = 0
     mapping: Mapping[str, str] | None = None
     skip_bad: bool = False

@@ -88,7 +88,7 @@ def find_wrong(
         "estimated_share": round(share, 4),
         "suspected": int((trust.trust < SUSPECTED_BELOW).sum()),
         "least_supported": [
-            _listed(trust, texts, changes, rank, record)
+            _entry(trust, texts, changes, rank, record)
             for rank, record in enumerate(order[:count], 1)
         ],
         "left_out": [
@@ -101,6 +101,7 @@ def find_wrong(
         "pairs_scored": 0,
         "seconds": round(time.monotonic() - started, 3),
         "fingerprint": reader.fingerprint,
+        "template": reader.template,
         "out": None if out is None else str(out),
     }
 
@@ -111,7 +112,7 @@ def _row(trust: Trust, texts: Mapping[str, Mapping[str, Any]], record: str) -> d
     return {"record_id": record, "source_ids": list(texts[record]["source_ids"]), **numbers}
 
 
-def _listed(
+def _entry(
     trust: Trust,
     texts: Mapping[str, Mapping[str, Any]],
     changes: Mapping[str, TokenChange],

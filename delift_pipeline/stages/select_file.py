@@ -27,7 +27,7 @@ from delift_pipeline.selection.diagnostics import balance_table
 from delift_pipeline.selection.language_model import LanguageModel
 from delift_pipeline.selection.options import STAGES, Stage
 from delift_pipeline.selection.ranking import replay_schedule
-from delift_pipeline.selection.registry import needs_of
+from delift_pipeline.selection.registry import needs_of, traits_of
 from delift_pipeline.selection.result import Selection
 from delift_pipeline.selection.rules import Rules, resolve_record_ids
 from delift_pipeline.selection.run import check_budget, refuse_unscorable
@@ -64,12 +64,16 @@ def select_file(home: Home, request: Request, model: ModelOptions, progress: Pro
     started = time.monotonic()
     announce_reading((request.file, request.target, request.existing), progress)
     sets = _read_files(request)
+    if request.pairs == 0:
+        request = _without_pairs(request, sets.stage)
     file, pool = sets.read["file"], sets.pool
     columns = file_columns(pool, file, request.balance, "--balance")
     needs = needs_of(request.selector, sets.stage, request.options)
     # A selector that needs every pair gets it, however large the file is.
     arms = load_arms(home)
-    plan = arms.plan.model_copy(update={"coverage": "auto", "dense_limit": sys.maxsize})
+    near = request.pairs or arms.plan.neighbours
+    settings = {"coverage": "auto", "dense_limit": sys.maxsize, "neighbours": near}
+    plan = arms.plan.model_copy(update=settings)
     rules = _record_rules(request, pool)
     quota_columns = dict.fromkeys(quota.column for quota in rules.quotas)
     further = [name for name in quota_columns if name not in pool.columns]
@@ -158,6 +162,21 @@ def _read_files(request: Request) -> Sets:
             "Every record of the file is in --existing too. Pass new records", field="FILE"
         )
     return Sets(stage, read, pool, target, existing)
+
+
+def _without_pairs(request: Request, stage: Stage) -> Request:
+    """Return the request with options under which its selector scores no pairs.
+
+    Raises:
+        InputError: the selector scores pairs at this stage, whatever its options.
+    """
+    if traits_of(request.selector).weighs_trust:
+        options = {"trust": "support", "covers": "prompts", **request.options}
+        request = replace(request, options=options)
+    if blocks := needs_of(request.selector, stage, request.options).blocks:
+        reason = f"{request.selector} scores pairs at the stage {stage} ({', '.join(blocks)})"
+        raise InputError(f"{reason}. Leave out --pairs 0", field="--pairs")
+    return request
 
 
 def _stage_of(request: Request) -> tuple[Stage, list[Fault]]:

@@ -89,3 +89,40 @@ def test_a_second_run_scores_nothing_again(
     second = json.loads(delift(*args).out)
     assert first["passes_done"] == first["passes"] and second["passes_done"] == 0
     assert first["least_supported"] == second["least_supported"]
+
+
+def test_select_without_pairs_reads_support_and_covers_prompts(
+    swapped: tuple[Path, set[str]], delift: Any, tmp_path: Path
+) -> None:
+    path, wrong = swapped
+    args = ("select", path, *MODEL, "--home", tmp_path, "--budget", 10, "--json")
+    answer = delift(*args, "--pairs", 0, "--out", tmp_path / "a.jsonl")
+    assert answer.status == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["pairs_scored"] == 0 and found["objective"] is not None
+    assert not wrong & {json.loads(line)["id"] for line in (tmp_path / "a.jsonl").open()}
+    options = ("--option", "trust=support", "--option", "covers=prompts")
+    assert delift(*args, *options, "--out", tmp_path / "b.jsonl").status == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_pairs_says_how_many_near_prompts_are_scored(
+    swapped: tuple[Path, set[str]], delift: Any, tmp_path: Path
+) -> None:
+    scored = []
+    for pairs in (1, 3):
+        home, out = tmp_path / str(pairs), tmp_path / f"{pairs}.jsonl"
+        options = ("--budget", 5, "--pairs", pairs, "--home", home, "--out", out, "--json")
+        answer = delift("select", swapped[0], *MODEL, *options)
+        assert answer.status == 0, answer.err
+        scored.append(json.loads(answer.out)["pairs_scored"])
+    assert 0 < scored[0] <= 2 * 30 < scored[1] <= 6 * 30
+
+
+def test_a_selector_that_needs_pairs_refuses_to_go_without(
+    swapped: tuple[Path, set[str]], delift: Any, tmp_path: Path
+) -> None:
+    args = ("select", swapped[0], *MODEL, "--home", tmp_path, "--budget", 5, "--pairs", 0)
+    answer = delift(*args, "--selector", "delift", "--out", tmp_path / "o.jsonl")
+    assert answer.status == 2 and "--pairs" in answer.err
+    assert not (tmp_path / "o.jsonl").exists()
