@@ -312,9 +312,9 @@ def find_wrong(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """List the records whose answers probably belong to other prompts.
+    """List the records that probably have wrong answers.
 
-    Support is the information that the prompt gives the model about the answer. The records with
+    Support is the information that a prompt gives the model about its answer. The records with
     the least support are listed, with the answer tokens that the prompt makes less likely and the
     near prompts that have other answers. The model reads each answer twice, and no pairs. The
     estimated number of wrong answers is calibrated for swapped answers, and with one small model.
