@@ -40,7 +40,7 @@ def lineage(
     home: Path | None = shared.HOME,
     as_json: bool = shared.AS_JSON,
 ) -> None:
-    """Show what an adapter was made from, or where a record was used.
+    """Show what an adapter was made from, or what used a record.
 
     With --version: show what a version changed.
 

@@ -220,7 +220,7 @@ def _escape_unprintable(letter: str) -> str:
 
 
 def catalog(home: Path | None = shared.HOME, as_json: bool = shared.AS_JSON) -> None:
-    """Rebuild catalog.duckdb, the database that `delift query` reads.
+    """Rebuild catalog.duckdb, which `delift query` reads.
 
     Example: delift catalog --home ~/delift
     """

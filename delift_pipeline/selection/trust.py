@@ -287,13 +287,15 @@ def evidence_of(trust: Trust, record: str, count: int = EVIDENCE_NEIGHBOURS) -> 
         similarity = float(weight) ** (1 / WEIGHT_POWER)
         neighbours.append(Neighbour(trust.ids[i], similarity, helps, helped))
         votes.append(weight * ((helps or 0) + (helped or 0)))
-    measures = ("trust", "support", "agreement", "relative", "weight")
-    numbers = {name: float(getattr(trust, name)[j]) for name in measures}
-    known = {name: None if np.isnan(number) else number for name, number in numbers.items()}
-    if known["agreement"] is None:
+    support, agreement, relative = (
+        None if np.isnan(values[j]) else float(values[j])
+        for values in (trust.support, trust.agreement, trust.relative)
+    )
+    if agreement is None:
         votes = -trust.weights.data[near]
     order = np.argsort(votes, kind="stable")[:count]
-    return Evidence(record, **known, neighbours=tuple(neighbours[int(i)] for i in order))
+    numbers = float(trust.trust[j]), support, agreement, relative, float(trust.weight[j])
+    return Evidence(record, *numbers, tuple(neighbours[int(i)] for i in order))
 
 
 def _utility_at(utilities: Any, i: int, j: int) -> float | None:

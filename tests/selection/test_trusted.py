@@ -365,7 +365,7 @@ def test_support_alone_reads_no_pairs_and_covers_prompts() -> None:
         raise AssertionError(f"the block {name} was read")
 
     read = replace(inputs("instruction_tuning", load=refuse), support=support)
-    options = {"trust": "support", "covers": "prompts"}
+    options = TrustedOptions(trust="support", covers="prompts")
     found = select(read, "delift_trusted", 5, 0, options)
     c = np.array([supported(2.5, SUPPORT)[one] for one in IDS])
     s = cosines(prompt_texts(frame()))
@@ -374,7 +374,7 @@ def test_support_alone_reads_no_pairs_and_covers_prompts() -> None:
     wanted = greedy(lambda a: float(c @ k[:, a].max(1)), N, 5)
     assert found.ranking == tuple(IDS[j] for j in wanted)
     assert found.blocks == {}
-    needs = SELECTORS["delift_trusted"].needs("instruction_tuning", TrustedOptions(**options))
+    needs = SELECTORS["delift_trusted"].needs("instruction_tuning", options)
     assert needs.blocks == () and needs.support and needs.scores
 
 
