@@ -53,7 +53,7 @@ RUNS_AT_ONCE = 32
 """The most runs that are stacked."""
 RECORDS_AT_ONCE = {"cpu": 4, "cuda": 16}
 """How many records of one run are in one forward pass. With few, little of it is padding."""
-TRAINED_TOKENS = {"cpu": 2_048, "cuda": 49_152}
+TRAINED_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 """How many tokens of all stacked runs one pass has at most. More only cost memory: a model of 135
 million parameters keeps more than a megabyte for each token."""
 TOKENS_AT_ONCE = {"cpu": 4_096, "cuda": 65_536}

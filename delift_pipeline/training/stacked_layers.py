@@ -156,20 +156,38 @@ def train(
     decides its adapter's initial weights and the order of its records.
 
     Returns:
-        The adapters, which stay in the model until they are removed.
+        The adapters, which stay in the model until they are removed. If training fails, they are
+        removed.
     """
     sizes = {options.presentations(len(examples)) for examples in sets}
     if len(sizes) != 1:
         raise ValueError("runs of different lengths cannot be stacked")
     lora = StackedLora(model, seeds, options)
+    model.train()
+    try:
+        _run_steps(lora, sets, seeds, options, progress or SilentProgress())
+    except BaseException:
+        lora.remove()
+        raise
+    finally:
+        model.eval()
+    return lora
+
+
+def _run_steps(
+    lora: StackedLora,
+    sets: Sequence[Sequence[Example]],
+    seeds: Sequence[int],
+    options: TrainingOptions,
+    progress: Progress,
+) -> None:
     device = lora.parameters[0].device
     optimizer = torch.optim.AdamW(
         lora.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     orders = [step_records(options, len(s), seed) for s, seed in zip(sets, seeds, strict=True)]
     steps = options.total_steps(len(sets[0]))
-    model.train()
-    with (progress or SilentProgress()).track("train", steps, "steps") as meter:
+    with progress.track("train", steps, "steps") as meter:
         for step, positions in enumerate(zip(*orders, strict=True)):
             # Sorted by length, so forward passes need little padding.
             chosen = [
@@ -179,15 +197,13 @@ def train(
             tokens = torch.tensor([sum(len(e.answer) for e in own) for own in chosen]).to(device)
             for start in range(0, len(chosen[0]), options.batch_size):
                 parts = [own[start : start + options.batch_size] for own in chosen]
-                (_sums(lora, _stack(parts, device))[0] / tokens).sum().backward()
+                (_sums(lora, _stack(parts, device)) / tokens).sum().backward()
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate_at(step, steps)
             clip_each_run(lora.parameters, options.gradient_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             meter.advance()
-    model.eval()
-    return lora
 
 
 def _stack(parts: Sequence[Sequence[Example]], device: torch.device) -> Batch:
@@ -195,11 +211,11 @@ def _stack(parts: Sequence[Sequence[Example]], device: torch.device) -> Batch:
     return collate([example for part in parts for example in part]).to(device)
 
 
-def _sums(lora: StackedLora, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of each run, [R], and of each answer token, both in nats."""
+def _sums(lora: StackedLora, batch: Batch) -> torch.Tensor:
+    """Return the summed loss of each run's answer tokens, [R], in nats."""
     losses = functional.cross_entropy(lora.answer_logits(batch), batch.labels, reduction="none")
     run = batch.rows // (len(batch.input_ids) // lora.runs)
-    return losses.new_zeros(lora.runs).index_add(0, run, losses), losses
+    return losses.new_zeros(lora.runs).index_add(0, run, losses)
 
 
 def clip_each_run(parameters: Sequence[torch.Tensor], limit: float | None) -> None:

@@ -185,15 +185,15 @@ def test_runs_that_do_not_fit_into_memory_together_are_trained_in_halves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    train, sizes = stacked_layers.train, []
+    clip, sizes = stacked_layers.clip_each_run, []
 
-    def short_of_memory(model: Any, sets: Any, *rest: Any) -> Any:
-        sizes.append(len(sets))
-        if len(sets) > 1:
+    def short_of_memory(parameters: Any, limit: float | None) -> None:
+        sizes.append(len(parameters[0]))
+        if sizes[-1] > 1:
             raise MemoryError
-        return train(model, sets, *rest)
+        clip(parameters, limit)
 
-    monkeypatch.setattr(stacked_layers, "train", short_of_memory)
+    monkeypatch.setattr(stacked_layers, "clip_each_run", short_of_memory)
     again = compare(tmp_path, source, tiny, wrong_shares=(0.0,))
     assert max(sizes) > 1 and 1 in sizes
 
