@@ -36,7 +36,7 @@ def count_changed_picks(
 ) -> int | None:
     """Return how many picks coverage alone would not make; None if no model was read.
 
-    It is also None at the stage `task_specific` if the inputs lack the target set's texts.
+    It is also None if the inputs lack the texts of the target set or of existing records.
 
     `inputs` are those of the selection, with its rules and allowance.
 
@@ -44,7 +44,8 @@ def count_changed_picks(
         InputError: The embedder cannot be loaded.
     """
     targetless = inputs.stage == "task_specific" and inputs.target is None
-    if not needs.reads_model or targetless:
+    textless = not set(inputs.existing) <= set(inputs.records["record_id"])
+    if not needs.reads_model or targetless or textless:
         return None
     old = set() if selection.replayed is None else set(selection.replayed["record_id"])
     new = [record for record in selection.ranking if record not in old]
