@@ -149,9 +149,9 @@ def select(
     pairs: int | None = Option(
         None,
         min=0,
-        help="How many near prompts of each record are scored with it [plan.neighbours in "
-        "arms.yaml]. 0 scores no pairs: delift_trusted then judges each record by its own prompt, "
-        "which takes two passes (trust=support and covers=prompts).",
+        help="With how many of its nearest prompts each record is paired [plan.neighbours in "
+        "arms.yaml]. 0 scores no pairs: delift_trusted then takes trust from support, with two "
+        "passes for each record (trust=support and covers=prompts).",
     ),
     target: Path | None = shared.TARGET,
     existing: Path | None = Option(None, help="A file of records that the model was trained on."),
@@ -301,8 +301,8 @@ def find_wrong(
     model: str = shared.MODEL,
     out: Path | None = Option(
         None,
-        help="Also write record_id, source_ids, support and trust of each record that can be "
-        "scored to this file. Its suffix decides the format: .jsonl, .csv or .parquet.",
+        help="Also write this file: record_id, source_ids, support and trust of each record that "
+        "can be scored. The file's suffix decides the format: .jsonl, .csv or .parquet.",
     ),
     show: int = Option(20, min=0, help="How many records to list, the least supported first."),
     column: list[str] | None = shared.COLUMN,
@@ -314,10 +314,10 @@ def find_wrong(
 ) -> None:
     """List the records that probably have wrong answers.
 
-    Support is the information that a prompt gives the model about its answer. The records with
-    the least support are listed, with the answer tokens that the prompt makes less likely and the
-    near prompts that have other answers. The model reads each answer twice, and no pairs. The
-    estimated number of wrong answers is calibrated for swapped answers, and with one small model.
+    Support says how much the prompt of a record tells the model about the record's answer. The
+    records with the least support are listed, with the answer tokens that the prompt makes less
+    likely and the near prompts that have other answers. The model reads each answer twice: after
+    its prompt and after an empty prompt. It scores no pairs. The estimated number of wrong answers is calibrated for swapped answers, and with one small model.
     Errors that stay plausible, such as a wrong letter or a wrong number, are not found.
 
     Example: delift find-wrong data.jsonl --model demo

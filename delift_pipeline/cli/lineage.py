@@ -235,7 +235,7 @@ def explain(
 ) -> None:
     """Show why a record was chosen or dropped.
 
-    Also show whether similar records support its answer.
+    Also show how far its answer can be believed, and why.
 
     Example: delift explain --why reasons.jsonl --record ID
     """
