@@ -38,7 +38,8 @@ def bench_quality(
     data: Path | None = Option(
         None,
         help="A file of your records, or `demo` (the demo world): draw pools from it, and compare "
-        "selectors on them. The options from --heldout to --trust-remote-code work only with --data.",
+        "selectors on them. The options from --heldout to --trust-remote-code work only with "
+        "--data.",
     ),
     experiment: str = Option(
         "selectors",

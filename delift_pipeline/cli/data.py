@@ -317,8 +317,9 @@ def find_wrong(
     Support says how much the prompt of a record tells the model about the record's answer. The
     records with the least support are listed, with the answer tokens that the prompt makes less
     likely and the near prompts that have other answers. The model reads each answer twice: after
-    its prompt and after an empty prompt. It scores no pairs. The estimated number of wrong answers is calibrated for swapped answers, and with one small model.
-    Errors that stay plausible, such as a wrong letter or a wrong number, are not found.
+    its prompt and after an empty prompt. It scores no pairs. The estimated number of wrong answers
+    is calibrated for swapped answers, and with one small model. Errors that stay plausible, such as
+    a wrong letter or a wrong number, are not found.
 
     Example: delift find-wrong data.jsonl --model demo
     """
