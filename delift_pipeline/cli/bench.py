@@ -108,7 +108,9 @@ def bench_quality(
     wrong: str = Option(
         "0", help="The shares of records that get the answer of another record of their task."
     ),
-    pools: int = Option(5, min=1, help="How many pools are drawn. --seeds names them instead."),
+    pools: int = Option(
+        5, min=1, help="How many pools are drawn. With --seeds, one pool is drawn for each seed."
+    ),
     pool_size: int | None = Option(
         None, min=2, help="How many records a pool has [400, or all if there are fewer]."
     ),

@@ -52,8 +52,8 @@ TARGET: Any = Option(
 )
 TEMPLATE_HELP = (
     "The prompt template: auto, chat (the chat template of the model), plain, paper, world, or a "
-    "file [the template of the version or preset, else auto: chat if the model has a chat template "
-    "that works, else plain]."
+    "file [the stored template if the command is about a version, else that of the preset, else "
+    "auto: chat if the model has a chat template that works, else plain]."
 )
 TEMPLATE: Any = Option(None, help=TEMPLATE_HELP)
 SKIP_BAD: Any = Option(False, "--skip-bad", help="Leave faulty records out, and list their faults.")
