@@ -207,12 +207,14 @@ def _parse_shares(text: str, field: str) -> tuple[float, ...]:
     """Read `0.1,0.3` as numbers.
 
     Raises:
-        InputError: a part is no number.
+        InputError: a part is not a number.
     """
     try:
         return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError as error:
-        raise InputError(f"{text!r} are no shares: write 0.1,0.3", field=field) from error
+        raise InputError(
+            f"{text!r} is not a list of shares. Write for example 0.1,0.3", field=field
+        ) from error
 
 
 def _parse_seeds(text: str | None) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ RANDOM_DRAWS = 20
 
 def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0) -> Selection:
     """Return the selection with diagnostics, and with trust and near duplicates if known."""
-    trust = _known_trust(inputs) if selection.trust is None else selection.trust
+    trust = _trust_from_scores(inputs) if selection.trust is None else selection.trust
     pool = tuple(inputs.pool["record_id"])
     known = set(pool)
     picks = [record for record in selection.ranking if record in known]
@@ -55,7 +55,7 @@ def add_diagnostics(inputs: SelectionInputs, selection: Selection, seed: int = 0
     )
 
 
-def _known_trust(inputs: SelectionInputs) -> Trust | None:
+def _trust_from_scores(inputs: SelectionInputs) -> Trust | None:
     """Return trust from what other arms had scored: from near pairs, else from support."""
     with suppress(DeliftError, LookupError):
         return trust_from_agreement(inputs.block("neighbours", "distance"), inputs.neighbourhood)
