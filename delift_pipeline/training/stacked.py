@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from delift_pipeline.training.batches import Example, collate
 from delift_pipeline.training.options import TrainingOptions, step_records
+from delift_pipeline.training.stacked_layers import clip_each_run
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -205,7 +206,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate_at(step, steps)
         step_losses(lora, stack_batches(batches)).sum().backward()
-        _clip(lora.parameters, options.gradient_clip)
+        clip_each_run(lora.parameters, options.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     lora.merge()
@@ -217,17 +218,6 @@ def step_losses(lora: StackedLora, stack: Stack) -> torch.Tensor:
     logits = lora.logits(stack).flatten(0, 1)
     losses = functional.cross_entropy(logits, stack.labels.flatten(), reduction="none")
     return losses.view(lora.runs, -1).sum(1) / (stack.labels != NO_LABEL).sum(1)
-
-
-def _clip(parameters: Sequence[torch.Tensor], limit: float | None) -> None:
-    """Clip each run's gradient by its own norm."""
-    if limit is None:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor[:, None, None])
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def compare(folder: Path, source: Source, model: ModelOptions, **changed: Any) -
 
 
 @pytest.fixture(scope="module")
-def done(
+def comparison(
     tmp_path_factory: pytest.TempPathFactory, source: Source, tiny: ModelOptions
 ) -> tuple[Path, dict[str, Any]]:
     """A folder of results, and its table."""
@@ -88,9 +88,9 @@ def picks_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_table_has_the_rows_of_an_experiment_and_an_advice(
-    done: tuple[Path, dict[str, Any]],
+    comparison: tuple[Path, dict[str, Any]],
 ) -> None:
-    folder, table = done
+    folder, table = comparison
     assert {*table} == {
         *("experiment", "commit", "commits_of_cells", "seeds", "notes", "rows"),
         *("advice", "seconds", "pairs_scored"),
@@ -116,12 +116,14 @@ def test_the_table_has_the_rows_of_an_experiment_and_an_advice(
 
 
 def test_the_untrained_model_has_the_loss_that_evaluation_gives_it(
-    done: tuple[Path, dict[str, Any]], source: Source, tiny: ModelOptions
+    comparison: tuple[Path, dict[str, Any]], source: Source, tiny: ModelOptions
 ) -> None:
     assert source.heldout is not None
     found = evaluate(tiny, None, source.heldout, EvaluationOptions(metrics=("answer_loss",)))
     rows = [
-        r for r in done[1]["rows"] if (r["selector"], r["metric"]) == ("initial", "answer_loss")
+        r
+        for r in comparison[1]["rows"]
+        if (r["selector"], r["metric"]) == ("initial", "answer_loss")
     ]
     for row in rows:
         assert row["mean"] == pytest.approx(found.metrics["answer_loss"], abs=1e-5)
@@ -129,9 +131,9 @@ def test_the_untrained_model_has_the_loss_that_evaluation_gives_it(
 
 
 def test_no_pool_has_a_heldout_prompt_and_each_pair_is_scored_once(
-    done: tuple[Path, dict[str, Any]], source: Source
+    comparison: tuple[Path, dict[str, Any]], source: Source
 ) -> None:
-    folder, table = done
+    folder, table = comparison
     assert source.heldout is not None
     asked = {tuple(row) for row in source.heldout.select("instruction", "input").rows()}
     pairs = set()
@@ -144,9 +146,9 @@ def test_no_pool_has_a_heldout_prompt_and_each_pair_is_scored_once(
 
 
 def test_a_smaller_budget_takes_the_start_of_the_ranking(
-    done: tuple[Path, dict[str, Any]],
+    comparison: tuple[Path, dict[str, Any]],
 ) -> None:
-    for facts in picks_of(done[0]):
+    for facts in picks_of(comparison[0]):
         picks = {(name, budget, draw): ids for name, budget, draw, ids in facts["picks"]}
         assert len({draw for name, _, draw in picks if name == "random"}) == 2
         for (name, budget, draw), ids in picks.items():
@@ -155,12 +157,12 @@ def test_a_smaller_budget_takes_the_start_of_the_ranking(
 
 
 def test_a_comparison_resumes_with_the_cells_that_are_missing(
-    done: tuple[Path, dict[str, Any]],
+    comparison: tuple[Path, dict[str, Any]],
     source: Source,
     tiny: ModelOptions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, table = done
+    folder, table = comparison
     runs = []
     run = own_data.DataCell.run
     monkeypatch.setattr(
@@ -179,7 +181,7 @@ def test_a_comparison_resumes_with_the_cells_that_are_missing(
 
 
 def test_runs_that_do_not_fit_into_memory_together_are_trained_in_halves(
-    done: tuple[Path, dict[str, Any]],
+    comparison: tuple[Path, dict[str, Any]],
     source: Source,
     tiny: ModelOptions,
     tmp_path: Path,
@@ -204,7 +206,7 @@ def test_runs_that_do_not_fit_into_memory_together_are_trained_in_halves(
             if row["metric"] == "answer_loss" and not row["wrong_share"]
         }
 
-    assert losses(again) == pytest.approx(losses(done[1]), abs=1e-5)
+    assert losses(again) == pytest.approx(losses(comparison[1]), abs=1e-5)
 
 
 def test_equal_epochs_train_the_full_data_longer(
